@@ -1,0 +1,300 @@
+"""The world of atlas: its people, towns and coach lines, and what is true in it, in closed form.
+
+Knows nothing of how the world is written down (`text.py`) or learnt (`training.py`). A world is a pure function of
+its seed.
+
+Facts. A person's name carries partial information: the ending of the surname makes one region likely for a birthplace
+and a summer town, its stem makes some trades likely. Birthplace and trade are drawn once a person; the summer town is
+drawn anew whenever somebody writes about it, from that person's own distribution over three towns. Known persons are
+written about with Zipf frequencies; strangers are names that hardly ever recur, and some of them never occur in any
+training text, so that the best possible answer about those is the prior given the name.
+
+Routes. A coach line takes each town to one neighbouring town, for ever. Riding k stops is following the line k times:
+easy one stop at a time, hard in one glance. Lines are written about with Zipf frequencies too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 8, 6
+N_KNOWN = 4000
+MAX_STOPS = 8
+PERSON_ZIPF, LINE_ZIPF = 0.9, 1.0
+STRANGER_SHARE = 0.1  # of all mentions of persons
+HOME_SHARE = 0.75  # mass of an ending's home region
+TOWN_WEIGHTS = np.array([0.40, 0.20, 0.12, 0.10, 0.07, 0.05, 0.04, 0.02])
+TRADE_WEIGHTS = np.array([0.50, 0.20, 0.10, 0.05])
+SUMMER_WEIGHTS = np.array([[0.80, 0.15, 0.05], [0.60, 0.30, 0.10], [0.40, 0.35, 0.25]])
+
+REGIONS = ("Salt Coast", "High Moor", "Fenlands", "Red Hills", "Lake Country", "Old Forest", "Windy Plain", "Far Isles")
+_FIRST_HEADS = "Ada Ber Cor Dal Eli Fen Gar Hal Ira Jon Kel Lor Mar Nel Ori Pel Quin Ros Sel Tam".split()
+_FIRST_TAILS = "a an en ia ic is o us win y".split()
+_STEM_HEADS = "Ask Bran Cald Drum Eld Falk Grim Hask Ing Jarn Kest Lund Mork Nor Ost Pren Rav Skar Torv Ulf".split()
+_STEM_TAILS = "ac el im or un".split()
+_ENDINGS = "ssen wick vic bane berg dini roux dottir".split()
+_TOWN_HEADS = "Amber Birch Clay Dover Elm Frost Glen Hazel Iron Jade King Lark Mill North Otter Pine".split()
+_TOWN_TAILS = "ford mere ton haven".split()
+_NICK_HEADS = "Silver Golden Quiet Broken Northern Lucky Stone Green".split()
+_NICK_TAILS = "Gate Bridge Harbour Tower Well Market Crown Lantern".split()
+_LINE_HEADS = "Azure Brass Copper Dusky Ebony Flint".split()
+_LINE_TAILS = "Badger Crane Dragon Eagle Fox Heron Lynx Otter Raven Swan".split()
+TRADES = {
+    "wood": {"carpenter": "joiner", "cooper": "barrel maker", "wheelwright": "wheel maker", "carver": "woodcutter"},
+    "metal": {"smith": "blacksmith", "tinker": "tinsmith", "armourer": "sword maker", "founder": "bell maker"},
+    "cloth": {"weaver": "cloth maker", "tailor": "clothier", "dyer": "colourer", "hatter": "hat maker"},
+    "food": {"baker": "bread maker", "brewer": "beer maker", "butcher": "meat seller", "miller": "flour maker"},
+}
+MATERIAL = {trade: material for material, trades in TRADES.items() for trade in trades}
+TRADE_NAMES = tuple(MATERIAL)
+RELATIONS = ("birth", "trade", "summer")
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person, known by name alone: first, stem and ending are indices into the lists of names."""
+
+    first: int
+    stem: int
+    ending: int
+
+    @property
+    def name(self) -> str:
+        heads, tails = divmod(self.first, len(_FIRST_TAILS))
+        stem_head, stem_tail = divmod(self.stem, len(_STEM_TAILS))
+        return (
+            f"{_FIRST_HEADS[heads]}{_FIRST_TAILS[tails]} {_STEM_HEADS[stem_head]}{_STEM_TAILS[stem_tail]}"
+            f"{_ENDINGS[self.ending]}"
+        )
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something to ask of a person: one of RELATIONS."""
+
+    person: Person
+    relation: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """Something to ask of a line: where is one after `stops` stops from town `start`?"""
+
+    line: int
+    start: int
+    stops: int
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that is true in atlas, for one seed.
+
+    Classes are the canonical names of towns (`towns`) and trades (`TRADE_NAMES`).
+    """
+
+    seed: int = 0
+
+    # ---- names ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def towns(self) -> tuple[str, ...]:
+        """Canonical town names; town t lies in region t // TOWNS_PER_REGION."""
+        names = [head + tail for head in _TOWN_HEADS for tail in _TOWN_TAILS]
+        order = np.random.default_rng([self.seed, 1]).permutation(len(names))
+        return tuple(names[i] for i in order)
+
+    @cached_property
+    def lines(self) -> tuple[str, ...]:
+        """Names of the coach lines, the most travelled first."""
+        names = [f"{head} {tail}" for head in _LINE_HEADS for tail in _LINE_TAILS]
+        order = np.random.default_rng([self.seed, 2]).permutation(len(names))
+        return tuple(names[i] for i in order)
+
+    @cached_property
+    def surfaces(self) -> dict[str, tuple[str, str, str]]:
+        """class -> its three surface forms, the canonical one first."""
+        nicknames = [f"the {head} {tail}" for head in _NICK_HEADS for tail in _NICK_TAILS]
+        order = np.random.default_rng([self.seed, 3]).permutation(len(nicknames))
+        towns = {t: (t, f"{t} Town", nicknames[i]) for t, i in zip(self.towns, order, strict=True)}
+        trades = {t: (t, f"master {t}", synonym) for group in TRADES.values() for t, synonym in group.items()}
+        return towns | trades
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """surface form -> class, the closed answer space of every question about this world."""
+        return {form: name for name, forms in self.surfaces.items() for form in forms}
+
+    # ---- persons ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def known(self) -> tuple[Person, ...]:
+        """Persons who are written about again and again, the most famous first."""
+        rng = np.random.default_rng([self.seed, 4])
+        codes = rng.choice(self._n_names, N_KNOWN, replace=False)
+        return tuple(self._person(int(code)) for code in codes)
+
+    @cached_property
+    def person_frequencies(self) -> np.ndarray:
+        """[N_KNOWN] share of the mentions of known persons."""
+        return _zipf(N_KNOWN, PERSON_ZIPF)
+
+    def stranger(self, rng: np.random.Generator, *, unseen: bool) -> Person:
+        """A person who is not among the known.
+
+        One name in ten is reserved: `unseen=True` draws only those, `unseen=False`, which is what training text
+        uses, only the others.
+        """
+        while True:
+            person = self._person(int(rng.integers(self._n_names)))
+            if person not in self._known_set and (self._hash(person, "reserved") % 10 == 0) == unseen:
+                return person
+
+    def is_unseen(self, person: Person) -> bool:
+        """Whether the training text never names this person."""
+        return person not in self._known_set and self._hash(person, "reserved") % 10 == 0
+
+    @cached_property
+    def _known_set(self) -> frozenset[Person]:
+        return frozenset(self.known)
+
+    @property
+    def _n_names(self) -> int:
+        return len(_FIRST_HEADS) * len(_FIRST_TAILS) * len(_STEM_HEADS) * len(_STEM_TAILS) * len(_ENDINGS)
+
+    def _person(self, code: int) -> Person:
+        rest, ending = divmod(code, len(_ENDINGS))
+        first, stem = divmod(rest, len(_STEM_HEADS) * len(_STEM_TAILS))
+        return Person(first, stem, ending)
+
+    def _hash(self, person: Person, what: str) -> int:
+        key = f"{self.seed}/{person.first}/{person.stem}/{person.ending}/{what}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+    # ---- what names say ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def town_prior(self) -> np.ndarray:
+        """[ending, town] probability of a birthplace or a summer town given the ending of a surname."""
+        n_towns = N_REGIONS * TOWNS_PER_REGION
+        prior = np.full((len(_ENDINGS), n_towns), (1 - HOME_SHARE) / (n_towns - TOWNS_PER_REGION))
+        for ending in range(len(_ENDINGS)):
+            home = slice(ending * TOWNS_PER_REGION, (ending + 1) * TOWNS_PER_REGION)
+            prior[ending, home] = HOME_SHARE * TOWN_WEIGHTS
+        return prior
+
+    @cached_property
+    def trade_prior(self) -> np.ndarray:
+        """[stem, trade] probability of a trade given the stem of a surname."""
+        rng = np.random.default_rng([self.seed, 5])
+        n_stems, n_trades = len(_STEM_HEADS) * len(_STEM_TAILS), len(TRADE_NAMES)
+        rest = 1 - TRADE_WEIGHTS.sum()
+        prior = np.full((n_stems, n_trades), rest / (n_trades - len(TRADE_WEIGHTS)))
+        for stem in range(n_stems):
+            prior[stem, rng.permutation(n_trades)[: len(TRADE_WEIGHTS)]] = TRADE_WEIGHTS
+        return prior
+
+    # ---- what is so -------------------------------------------------------------------------------------------
+
+    def _personal(self, person: Person, what: str) -> np.random.Generator:
+        return np.random.default_rng(self._hash(person, what))
+
+    def person_distribution(self, fact: Fact) -> np.ndarray:
+        """[town] or [trade]: the distribution from which an answer about this very person is written."""
+        person = fact.person
+        rng = self._personal(person, fact.relation)
+        prior = self.trade_prior[person.stem] if fact.relation == "trade" else self.town_prior[person.ending]
+        if fact.relation != "summer":
+            return np.eye(len(prior))[rng.choice(len(prior), p=prior)]
+        weights = SUMMER_WEIGHTS[rng.integers(len(SUMMER_WEIGHTS))]
+        towns = rng.choice(len(prior), size=len(weights), p=prior)
+        return np.bincount(towns, weights, minlength=len(prior))
+
+    def truth(self, query: Fact | Route) -> dict[str, float]:
+        """class -> probability that it is the gold answer, given all that the training text says.
+
+        For a known person this is the person's own distribution, for a route the place where it ends. For a person
+        the text never names it is the prior given the name: a birthplace or trade is one draw from it, and a summer
+        town is a weighted choice among draws from it, whose marginal is the same prior.
+        """
+        if isinstance(query, Route):
+            return {self.towns[self.ride(query)[-1]]: 1.0}
+        person, names = query.person, TRADE_NAMES if query.relation == "trade" else self.towns
+        if self.is_unseen(person):
+            masses = self.trade_prior[person.stem] if query.relation == "trade" else self.town_prior[person.ending]
+        else:
+            masses = self.person_distribution(query)
+        return {name: float(mass) for name, mass in zip(names, masses, strict=True) if mass > 0}
+
+    def draw_answer(self, query: Fact | Route, rng: np.random.Generator) -> str:
+        """The class of one written answer to this query (for all but `summer` it is always the same one)."""
+        if isinstance(query, Route):
+            return self.towns[self.ride(query)[-1]]
+        masses = self.person_distribution(query)
+        names = TRADE_NAMES if query.relation == "trade" else self.towns
+        return names[rng.choice(len(masses), p=masses)]
+
+    # ---- the map ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def neighbours(self) -> np.ndarray:
+        """[town, NEIGHBOURS] the nearest towns; towns of a region lie together."""
+        rng = np.random.default_rng([self.seed, 6])
+        angle = 2 * np.pi * np.arange(N_REGIONS) / N_REGIONS
+        centre = 3 * np.stack([np.cos(angle), np.sin(angle)], -1)
+        place = np.repeat(centre, TOWNS_PER_REGION, 0) + rng.normal(size=(N_REGIONS * TOWNS_PER_REGION, 2))
+        distance = np.linalg.norm(place[:, None] - place[None], axis=-1)
+        return np.argsort(distance, axis=1)[:, 1 : NEIGHBOURS + 1]
+
+    @cached_property
+    def hop(self) -> np.ndarray:
+        """[line, town] the next town; no line goes straight back where it came from, unless it must."""
+        rng = np.random.default_rng([self.seed, 7])
+        hop = np.full((len(self.lines), len(self.towns)), -1)
+        for line in hop:
+            for town in rng.permutation(len(self.towns)):
+                onward = [t for t in self.neighbours[town] if line[t] != town]
+                line[town] = rng.choice(onward or self.neighbours[town])
+        return hop
+
+    @cached_property
+    def line_frequencies(self) -> np.ndarray:
+        """[line] share of the mentions of lines."""
+        return _zipf(len(self.lines), LINE_ZIPF)
+
+    def ride(self, route: Route) -> list[int]:
+        """The towns along a route, start included: stops + 1 of them."""
+        towns = [route.start]
+        for _ in range(route.stops):
+            towns.append(int(self.hop[route.line, towns[-1]]))
+        return towns
+
+    # ---- what people ask --------------------------------------------------------------------------------------
+
+    def draw_fact(self, rng: np.random.Generator, *, unseen: bool = False) -> Fact:
+        """One query about a person as people ask them; `unseen` says which strangers are drawn (see `stranger`)."""
+        relation = RELATIONS[rng.integers(len(RELATIONS))]
+        if rng.random() < STRANGER_SHARE:
+            return Fact(self.stranger(rng, unseen=unseen), relation)
+        return Fact(self.known[np.searchsorted(self._person_cdf, rng.random())], relation)
+
+    def draw_route(self, rng: np.random.Generator) -> Route:
+        """One query about a route as people ask them."""
+        line = int(np.searchsorted(self._line_cdf, rng.random()))
+        return Route(line, int(rng.integers(len(self.towns))), int(rng.integers(1, MAX_STOPS + 1)))
+
+    @cached_property
+    def _person_cdf(self) -> np.ndarray:
+        return np.append(np.cumsum(self.person_frequencies)[:-1], 1.0)
+
+    @cached_property
+    def _line_cdf(self) -> np.ndarray:
+        return np.append(np.cumsum(self.line_frequencies)[:-1], 1.0)
+
+
+def _zipf(n: int, exponent: float) -> np.ndarray:
+    weights = np.arange(1, n + 1) ** -exponent
+    return weights / weights.sum()

@@ -1,0 +1,57 @@
+"""From a question to what the model reads: few-shot prompts for base models, chat messages for tuned ones.
+
+Knows styles and wording; knows no tokenizer. The same instruction in words serves the chat template; base models get
+exemplars written in the style instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from semcal.questions.question import Question
+
+QUESTION, ANSWER, SEPARATOR = "Question: ", "Answer:", "\n\n"
+
+# Where a question ships no answer written out in a style, the gold answer is put into these words.
+TEMPLATES = {
+    "concise": "{answer}",
+    "sentence": "The answer is {answer}.",
+    "cot": "Let us think step by step. The question asks for {answer}. The answer is {answer}.",
+}
+INSTRUCTIONS = {
+    "concise": "Answer with a single word or a short phrase and nothing else.",
+    "sentence": "Answer in one complete sentence.",
+    "cot": 'Think step by step, then finish with one sentence of the form "The answer is ...".',
+}
+# A base model runs on into the next question; each style ends where its exemplars end.
+STOPS = {"concise": ("\n",), "sentence": ("\n",), "cot": (f"\n\n{QUESTION.strip()}", f"\n{QUESTION.strip()}")}
+
+
+def written(question: Question, style: str) -> str:
+    """The gold answer of a question as an exemplar in this style shows it."""
+    return question.worked.get(style) or TEMPLATES[style].format(answer=question.answers[0])
+
+
+def few_shot(question: Question, exemplars: Sequence[Question], style: str, shots: int, seed: int) -> str:
+    """The text a base model continues: `shots` exemplars and the question.
+
+    The exemplars are drawn without replacement, from a generator seeded by (seed, question id), so that they differ
+    from question to question and no single choice of exemplars colours a whole run.
+
+    Raises:
+        ValueError: fewer exemplars than shots.
+    """
+    if shots > len(exemplars):
+        raise ValueError(f"{shots} shots need as many exemplars, the dataset has {len(exemplars)}")
+    key = hashlib.blake2b(f"{seed}/{question.id}/exemplars".encode(), digest_size=8).digest()
+    chosen = np.random.default_rng(int.from_bytes(key, "little")).permutation(len(exemplars))[:shots]
+    shown = [f"{QUESTION}{e.text}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
+    return "".join(shown) + f"{QUESTION}{question.text}\n{ANSWER}"
+
+
+def chat(question: Question, style: str) -> list[dict[str, str]]:
+    """The messages a tuned model answers: the question and how to answer it."""
+    return [{"role": "user", "content": f"{question.text}\n{INSTRUCTIONS[style]}"}]
