@@ -1,0 +1,43 @@
+"""Is the confidence earned? Measures, nulls and intervals for pairs of (confidence, correctness).
+
+Knows class counts and a gold index; knows no model, no text and no torch.
+"""
+
+from semcal.calibration.bootstrap import Groups, Interval, bootstrap, groups
+from semcal.calibration.confidence import Confidences, SplitHalf, confidences, split_half
+from semcal.calibration.diagram import reliability_diagram
+from semcal.calibration.kernel import Convention
+from semcal.calibration.measures import auroc, brier, ece, ece_edges, signed_gap, weighted_mean
+from semcal.calibration.null import Band, Null, null_band, simulated_null
+from semcal.calibration.smece import ReliabilityCurve, SmoothECE, smece, smece_batch, smooth_curve
+from semcal.calibration.summary import Calibration, calibrate
+
+__all__ = [
+    "Band",
+    "Calibration",
+    "Confidences",
+    "Convention",
+    "Groups",
+    "Interval",
+    "Null",
+    "ReliabilityCurve",
+    "SmoothECE",
+    "SplitHalf",
+    "auroc",
+    "bootstrap",
+    "brier",
+    "calibrate",
+    "confidences",
+    "ece",
+    "ece_edges",
+    "groups",
+    "null_band",
+    "reliability_diagram",
+    "signed_gap",
+    "simulated_null",
+    "smece",
+    "smece_batch",
+    "smooth_curve",
+    "split_half",
+    "weighted_mean",
+]

@@ -1,0 +1,21 @@
+"""What is asked: Question and Dataset records, readers of the named datasets, prompts by style.
+
+Knows no model and no tokenizer.
+"""
+
+from semcal.questions.build import build
+from semcal.questions.continuation import read_continuations
+from semcal.questions.files import read_jsonl, read_simpleqa, read_triviaqa
+from semcal.questions.question import CONTINUATION, STYLES, Dataset, Question
+
+__all__ = [
+    "CONTINUATION",
+    "STYLES",
+    "Dataset",
+    "Question",
+    "build",
+    "read_continuations",
+    "read_jsonl",
+    "read_simpleqa",
+    "read_triviaqa",
+]

@@ -6,12 +6,10 @@ exemplars written in the style instead.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
-import numpy as np
-
-from semcal.questions.question import Question
+from semcal.questions.question import CONTINUATION, Question
+from semcal.seeds import keyed_generator
 
 QUESTION, ANSWER, SEPARATOR = "Question: ", "Answer:", "\n\n"
 
@@ -27,7 +25,12 @@ INSTRUCTIONS = {
     "cot": 'Think step by step, then finish with one sentence of the form "The answer is ...".',
 }
 # A base model runs on into the next question; each style ends where its exemplars end.
-STOPS = {"concise": ("\n",), "sentence": ("\n",), "cot": (f"\n\n{QUESTION.strip()}", f"\n{QUESTION.strip()}")}
+STOPS = {
+    "concise": ("\n",),
+    "sentence": ("\n",),
+    "cot": (f"\n{QUESTION.strip()}",),
+    CONTINUATION: (),
+}
 
 
 def written(question: Question, style: str) -> str:
@@ -46,8 +49,7 @@ def few_shot(question: Question, exemplars: Sequence[Question], style: str, shot
     """
     if shots > len(exemplars):
         raise ValueError(f"{shots} shots need as many exemplars, the dataset has {len(exemplars)}")
-    key = hashlib.blake2b(f"{seed}/{question.id}/exemplars".encode(), digest_size=8).digest()
-    chosen = np.random.default_rng(int.from_bytes(key, "little")).permutation(len(exemplars))[:shots]
+    chosen = keyed_generator(seed, question.id, "exemplars").permutation(len(exemplars))[:shots]
     shown = [f"{QUESTION}{e.text}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
     return "".join(shown) + f"{QUESTION}{question.text}\n{ANSWER}"
 

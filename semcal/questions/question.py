@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 STYLES = ("concise", "sentence", "cot")
+CONTINUATION = "continuation"  # the style of a text that is simply to be continued
 
 
 @dataclass(frozen=True)

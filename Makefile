@@ -1,0 +1,43 @@
+# make demo, make test: each works alone on a machine with Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo demo-smoke test lint horizon questions clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch" numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+# The main job on the bundled organism: 1,000 questions a cell, six cells.
+demo: $(STAMP)
+	$(BIN)/semcal run experiments/studies/demo.yaml
+
+# The same stages on 60 questions a cell, for CI.
+demo-smoke: $(STAMP)
+	$(BIN)/semcal run experiments/studies/demo.yaml --set name=demo-smoke --set output=$(VENV)/smoke \
+		--set datasets.0.n=60 --set datasets.1.n=60 --set calibration.bootstrap=100 --set calibration.null_draws=100 \
+		--set probes.permutations=10
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# A real model on real text; needs the checkpoint and the text, see the head of the study.
+horizon: $(STAMP)
+	$(BIN)/semcal run experiments/studies/horizon.yaml
+
+questions: $(STAMP)
+	$(BIN)/semcal run experiments/studies/questions.yaml
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,227 @@
+"""The command `semcal`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from semcal.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Is a language model's confidence in what it means earned, and does it know it before it speaks?",
+)
+console = Console()
+complaints = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
+Targets = Annotated[list[str], typer.Argument(help="A study file, or run folders (or folders of them).")]
+
+
+@app.command()
+def run(study: Annotated[Path, typer.Argument(help="A study file.")], set: Sets = None) -> None:
+    """Run every cell of a study that is not finished yet; print a summary, write figures and pages."""
+    from experiments.config import load_study
+    from experiments.study import prepare_study, run_study
+
+    prepared = prepare_study(load_study(study, set or []))
+    with _Screen() as screen:
+        run_study(prepared, screen)
+    _print_summary([(c.label, r) for c, r in zip(prepared.cells, prepared.runs, strict=True)])
+    console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
+
+
+@app.command()
+def score(targets: Targets, set: Sets = None) -> None:
+    """Collapse and calibrate again, without the model."""
+    _again(targets, set or [], "score")
+
+
+@app.command()
+def probe(targets: Targets, set: Sets = None) -> None:
+    """Fit probes again, without the model."""
+    _again(targets, set or [], "probe")
+
+
+@app.command()
+def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
+    """Runs, their state and headline figures."""
+    from experiments.report.table import cells_of, headline
+    from experiments.study import find_runs
+
+    table = Table()
+    for title in ("run", "state", "n", "smECE", "excess", "KL explained"):
+        table.add_column(title, overflow="fold", justify="left" if title in ("run", "state") else "right")
+    for found in find_runs([folder]):
+        figures = headline(found)
+        text = cells_of(figures)
+        state = _state(found)
+        table.add_row(str(found.folder), state, str(figures["n"] or "—"), text["smece"], text["excess"], text["kl"])
+    console.print(table)
+
+
+@app.command()
+def train(
+    organism: Annotated[str, typer.Argument(help="A bundled organism: atlas.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("runs/atlas"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the shipped model's if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and of the order of documents.")] = 0,
+) -> None:
+    """Train a bundled organism again from nothing."""
+    from semcal.errors import nearest
+
+    if organism != "atlas":
+        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; there is atlas")
+    from experiments.organisms.atlas.training import Progress as Step
+    from experiments.organisms.atlas.training import TrainingSettings, train_base
+
+    settings = TrainingSettings(seed=seed) if steps is None else TrainingSettings(seed=seed, steps=steps)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("steps", total=settings.steps, facts="")
+
+        def show(step: Step) -> None:
+            facts = f"loss {step.loss:.3f} nats · {step.tokens / 1e6:.2f} M tokens · {step.seconds_left / 60:.1f} min left"
+            bar.update(task, completed=step.step, facts=facts)
+
+        folder = train_base(settings, out, on_progress=show)
+    console.print(f"final checkpoint: {folder}", soft_wrap=True)
+
+
+def _again(targets: list[str], overrides: list[str], what: str) -> None:
+    """Redo an analysis for a study file or for run folders."""
+    from experiments.cell import open_cell
+    from experiments.config import Cell, load_study, parse
+    from experiments.study import analyse, find_runs
+
+    cells: list[Cell] = []
+    for target in targets:
+        if Path(target).suffix in (".yaml", ".yml") and Path(target).name != "config.yaml":
+            cells += load_study(target, overrides).cells()
+        elif overrides:
+            raise UserError("--set goes with a study file, not with run folders")
+        else:
+            cells += [
+                parse(Cell, r.config() | {"folder": str(r.folder)}, str(r.folder / "config.yaml")) for r in find_runs([target])
+            ]
+    rows = []
+    for cell in cells:
+        if not (Path(cell.folder) / "config.yaml").is_file():
+            raise UserError(f"{cell.folder} has not been run yet; `semcal run` its study first")
+    with _Screen() as screen:
+        for cell in cells:
+            found = open_cell(cell)
+            if missing := found.missing_shards() or (["all"] if not found.shard_keys() else []):
+                raise UserError(
+                    f"{found.folder} is not sampled to its end ({len(missing)} shards missing); `semcal run` its study first"
+                )
+            analyse(cell, found, screen, again=[what])
+            rows.append((cell.label, found))
+    _print_summary(rows)
+
+
+def _print_summary(rows) -> None:
+    from experiments.config import Cell
+    from experiments.report.table import remarks, summary
+
+    console.print(summary(rows))
+    for label, found in rows:
+        for remark in remarks(Cell.model_validate(found.config()), found):
+            console.print(f"[yellow]{label}:[/yellow] {remark}", soft_wrap=True, highlight=False)
+
+
+def _state(found) -> str:
+    if not found.sampled:
+        keys, missing = found.shard_keys(), found.missing_shards()
+        return f"sampling {1 - len(missing) / len(keys):.0%}" if keys else "begun"
+    if not found.calibration():
+        return "sampled"
+    return "scored" if found.probes().empty else "finished"
+
+
+class _Screen:
+    """Shows a study as it runs: a bar of questions with rate and time left, and the stage of each cell."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=complaints,
+        )
+        self._task = None
+
+    def __enter__(self) -> _Screen:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.__exit__(*error)
+
+    def sampling(self, cell, questions: int, done: int) -> None:
+        self._task = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
+
+    def answered(self, questions: int) -> None:
+        assert self._task is not None
+        self._bar.advance(self._task, questions)
+        speed = self._bar.tasks[self._task].speed
+        self._bar.update(self._task, rate=f"{speed:.1f} questions/s" if speed else "")
+
+    def stage(self, cell, what: str) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("", total=1, completed=1, rate="")
+        self._bar.update(self._task, description=f"{cell.label}: {what}")
+
+    def finished(self, cell) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("", total=1, completed=1, rate="")
+        self._bar.update(self._task, description=f"{cell.label}: finished")
+        self._bar.stop_task(self._task)
+        self._task = None
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one line on stderr and exit code 2; Ctrl-C is 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=complaints, show_time=False, show_path=False)]
+    )
+    try:
+        _quiet()
+        app(standalone_mode=True)
+    except UserError as error:
+        complaints.print(f"[bold red]semcal:[/bold red] {_escaped(' '.join(str(error).split()))}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        complaints.print("semcal: stopped; what was finished is kept, run the same command again to go on")
+        raise SystemExit(130) from None
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _quiet() -> None:
+    """Progress bars of our own are enough; libraries keep their warnings."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""From questions to token ids: what a model will really read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.config import Cell
+from semcal.errors import UserError
+from semcal.models import LanguageModel
+from semcal.questions import CONTINUATION, Dataset, Question
+from semcal.questions.prompts import STOPS, chat, few_shot
+from semcal.sampling import Prompt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and what the model reads for it."""
+
+    question: Question
+    text: str
+    prompt: Prompt
+
+    @property
+    def ids_hash(self) -> str:
+        return hashlib.sha256(",".join(map(str, self.prompt.ids)).encode()).hexdigest()[:16]
+
+
+def stop_strings(cell: Cell) -> tuple[str, ...]:
+    """The stop strings of a cell: those set, else the style's; under a chat template the model ends by itself."""
+    stop = cell.sampling.stop
+    if isinstance(stop, dict):
+        stop = stop.get(cell.style)
+    if stop is not None:
+        return tuple(stop)
+    return () if cell.model.prompt == "chat" else STOPS[cell.style]
+
+
+def prompt_text(cell: Cell, dataset: Dataset, model: LanguageModel, question: Question) -> str:
+    """The prompt of one question as text."""
+    if cell.style == CONTINUATION:
+        return question.text
+    if cell.model.prompt == "chat":
+        return model.render_chat(chat(question, cell.style))
+    return few_shot(question, dataset.exemplars, cell.style, cell.prompting.shots, cell.seed)
+
+
+def ask_all(cell: Cell, dataset: Dataset, model: LanguageModel) -> list[Asked]:
+    """Every question with its prompt, those whose prompt leaves no room refused or dropped as the study says.
+
+    Raises:
+        UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named).
+    """
+    asked = []
+    for question in dataset.questions:
+        text = prompt_text(cell, dataset, model, question)
+        in_chat = cell.style != CONTINUATION and cell.model.prompt == "chat"
+        ids = model.encode_rendered(text) if in_chat else model.encode(text)
+        asked.append(Asked(question, text, Prompt(question.id, ids)))
+    return _fitting(cell, asked, model.context)
+
+
+def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:
+    room = context - cell.sampling.length(cell.style)
+    if room < 1:
+        raise UserError(
+            f"{cell.label}: max_new_tokens is {cell.sampling.length(cell.style)}, the model's context {context}; lower it"
+        )
+    long = [a for a in asked if len(a.prompt.ids) > room]
+    if not long:
+        return list(asked)
+    names = ", ".join(a.question.id for a in long[:5]) + (", ..." if len(long) > 5 else "")
+    longest = max(len(a.prompt.ids) for a in long)
+    what = (
+        f"{cell.label}: {len(long)} of {len(asked)} prompts ({names}) are longer than the {room} tokens that the context "
+        f"of {context} leaves beside max_new_tokens {context - room} (longest {longest})"
+    )
+    kept = [a for a in asked if len(a.prompt.ids) <= room]
+    if cell.prompting.on_long_prompt == "refuse":
+        raise UserError(f"{what}; lower prompting.shots or max_new_tokens, or set prompting.on_long_prompt: drop")
+    if not kept:
+        raise UserError(f"{what}; dropping them leaves nothing")
+    log.warning("%s; dropped", what)
+    return kept

@@ -1,0 +1,122 @@
+"""The headline figures of runs, a row each, and what a reader must be told about them in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from experiments.config import Cell
+from semcal.store import Run
+
+COLUMNS = {
+    "smece": "smECE",
+    "null": "null mean (95 %)",
+    "excess": "excess",
+    "p": "p",
+    "gap": "signed gap",
+    "confidence": "confidence",
+    "accuracy": "accuracy",
+    "kl": "KL explained",
+}
+
+
+def headline(run: Run) -> dict[str, Any]:
+    """Figures of one run by name; None where a stage is still to come."""
+    c = run.calibration()
+    best = best_layer(run.probes(), "classes")
+    return {
+        "n": c.get("n"),
+        "m": c.get("m"),
+        "smece": c.get("smece"),
+        "smece_low": c.get("smece_low"),
+        "smece_high": c.get("smece_high"),
+        "null_mean": c.get("null_mean"),
+        "null_q95": c.get("null_q95"),
+        "excess": c.get("excess"),
+        "p_value": c.get("p_value"),
+        "signed_gap": c.get("signed_gap"),
+        "signed_gap_low": c.get("signed_gap_low"),
+        "signed_gap_high": c.get("signed_gap_high"),
+        "confidence": c.get("confidence"),
+        "accuracy": c.get("accuracy"),
+        "auroc": c.get("auroc"),
+        "unparsed_share": c.get("unparsed_share"),
+        "truncated_share": c.get("truncated_share"),
+        "kl_explained": None if best is None else float(best["explained"]),
+        "kl_low": None if best is None else float(best["low"]),
+        "kl_high": None if best is None else float(best["high"]),
+        "kl_layer": None if best is None else str(best["layer"]),
+    }
+
+
+def best_layer(probes: pd.DataFrame, target: str) -> pd.Series | None:
+    """The last layer's row for a target.
+
+    Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every layer
+    stands in probes.parquet and in the layer curve.
+    """
+    rows = probes[probes["target"] == target] if not probes.empty else probes
+    return None if rows.empty else rows.iloc[-1]
+
+
+def cells_of(figures: dict[str, Any]) -> dict[str, str]:
+    """The same figures as text, by column of the table."""
+    f = figures
+    return {
+        "smece": _with_interval(f, "smece"),
+        "null": f"{_number(f['null_mean'])} ({_number(f['null_q95'])})",
+        "excess": _number(f["excess"], sign=True),
+        "p": _number(f["p_value"]),
+        "gap": _with_interval(f, "signed_gap", sign=True),
+        "confidence": _number(f["confidence"]),
+        "accuracy": _number(f["accuracy"]),
+        "kl": "—" if f["kl_explained"] is None else f"{100 * f['kl_explained']:.0f} % [{100 * f['kl_low']:.0f}, {100 * f['kl_high']:.0f}]",
+    }
+
+
+def summary(rows: list[tuple[str, Run]]) -> Table:
+    """A rich table of labelled runs."""
+    table = Table(title=None, caption="intervals: 95 % bootstrap by group; KL explained: linear probe, last layer")
+    table.add_column("run", overflow="fold")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for label, run in rows:
+        text = cells_of(headline(run))
+        table.add_row(label, *(text[c] for c in COLUMNS))
+    return table
+
+
+def remarks(cell: Cell, run: Run) -> list[str]:
+    """What must be said in words beside the figures, worst first."""
+    c = run.calibration()
+    said = []
+    if c["accuracy"] < 0.02:
+        said.append(
+            f"Accuracy is {c['accuracy']:.3f}: this model hardly answers any of these questions. Its calibration figure says "
+            "how confident it is in wrong answers, and nothing about knowledge."
+        )
+    if c["unparsed_share"] > 0.05:
+        said.append(f"{c['unparsed_share']:.1%} of the samples hold no answer in style {cell.style!r} (class unparsed).")
+    if c["truncated_share"] > 0.05:
+        said.append(
+            f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens"
+            + (" (as a continuation task means them to be)." if cell.style == "continuation" else "; raise sampling.max_new_tokens.")
+        )
+    if c["n"] < 500:
+        said.append(f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess.")
+    if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
+        said.append("Temperature, top-k or top-p change what is sampled: these are not samples from the model's own p.")
+    return said
+
+
+def _with_interval(figures: dict[str, Any], name: str, *, sign: bool = False) -> str:
+    if figures[name] is None:
+        return "—"
+    low, high = _number(figures[f"{name}_low"], sign=sign), _number(figures[f"{name}_high"], sign=sign)
+    return f"{_number(figures[name], sign=sign)} [{low}, {high}]"
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "—" if value is None else f"{value:{'+' if sign else ''}.3f}"

@@ -1,0 +1,140 @@
+"""A study, run: every cell of the grid that is not finished yet, in an order that loads each model once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from experiments.cell import SamplingJob, open_cell, prepare, probe, sample_cell, score
+from experiments.config import Cell, ModelConfig, Study
+from experiments.datasets import load_dataset
+from experiments.organisms.atlas.weights import bundled
+from experiments.report.page import write_report
+from experiments.tracking import track
+from semcal.errors import UserError
+from semcal.models import LanguageModel, check_path
+from semcal.models.load import weights_fingerprint
+from semcal.questions import Dataset
+from semcal.store import Run
+
+log = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """Told what happens, so that a terminal can show it; a study runs as well without one."""
+
+    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
+
+    def answered(self, questions: int) -> None: ...
+
+    def stage(self, cell: Cell, what: str) -> None: ...
+
+    def finished(self, cell: Cell) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study whose configuration, files and folders have been checked; no model is loaded yet."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    runs: tuple[Run, ...]
+    datasets: dict[str, Dataset]
+
+
+def prepare_study(study: Study) -> Prepared:
+    """Check everything that can be checked without a model: paths, files, run folders.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    for model in study.models:
+        check_path(model_path(model), allow_pickle=model.allow_pickle)
+    shots = study.prompting.exemplars if any(m.prompt == "few-shot" for m in study.models) else 0
+    datasets = {d.name: load_dataset(d, shots) for d in study.datasets}
+    cells = study.cells()
+    return Prepared(study, tuple(cells), tuple(open_cell(c) for c in cells), datasets)
+
+
+def run_study(prepared: Prepared, reporter: Reporter) -> None:
+    """Sample, capture, score, probe, report and track every cell that is not finished."""
+    for model_config in prepared.study.models:
+        mine = [(c, r) for c, r in zip(prepared.cells, prepared.runs, strict=True) if c.model == model_config]
+        pending = [(c, r) for c, r in mine if not r.sampled or _other_weights(model_config, r)]
+        model = load_model(model_config) if pending else None
+        for cell, run in mine:
+            if model is not None and (cell, run) in pending:
+                job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+                _sample(job, model, reporter)
+            analyse(cell, run, reporter)
+            if cell.tracking.wandb != "disabled":
+                reporter.stage(cell, "tracking")
+                track(cell, run)
+            reporter.finished(cell)
+
+
+def _sample(job: SamplingJob, model: LanguageModel, reporter: Reporter) -> None:
+    reporter.sampling(job.cell, len(job.asked), len(job.asked) - job.questions_left)
+    if job.todo:
+        sample_cell(job, model, reporter.answered)
+
+
+def analyse(cell: Cell, run: Run, reporter: Reporter, *, again: Sequence[str] = ()) -> None:
+    """Whatever needs no model and is missing, or is named in `again` ("score", "probe")."""
+    changed = False
+    if "score" in again or not run.calibration():
+        reporter.stage(cell, "scoring")
+        score(cell, run)
+        changed = True
+    if cell.probes.enabled and ("probe" in again or run.probes().empty):
+        reporter.stage(cell, "probing")
+        probe(cell, run)
+        changed = True
+    if changed or not (run.folder / "report.html").is_file():
+        reporter.stage(cell, "drawing")
+        write_report(cell, run)
+
+
+def load_model(config: ModelConfig) -> LanguageModel:
+    """The model of a configuration."""
+    model = LanguageModel.load(
+        model_path(config),
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if config.prompt == "chat" and not model.has_chat_template:
+        raise UserError(f"{config.name} has no chat template; set its prompt to few-shot")
+    return model
+
+
+def model_path(config: ModelConfig) -> str:
+    """The folder or Hub id behind `path`; `atlas:STAGE` is a bundled organism."""
+    prefix, colon, stage = config.path.partition(":")
+    return str(bundled(stage)) if colon and prefix == "atlas" else config.path
+
+
+def _other_weights(config: ModelConfig, run: Run) -> bool:
+    """Whether a local folder holds other weights than the run was made with; a Hub commit cannot change."""
+    path = model_path(config)
+    return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs at or below some folders, in order of their names.
+
+    Raises:
+        UserError: a path with no run at or below it.
+    """
+    found: list[Run] = []
+    for path in map(Path, paths):
+        below = sorted({f.parent for f in path.rglob("config.yaml")}) if path.is_dir() else []
+        if not below:
+            raise UserError(f"no run at or below {path}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them")
+        found += [Run(folder) for folder in below]
+    return found

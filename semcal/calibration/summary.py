@@ -1,0 +1,185 @@
+"""One run's calibration in one record: every headline figure with its interval, its null and its finite-M checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from semcal.calibration.bootstrap import Interval
+from semcal.calibration.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.checks import FloatArray
+from semcal.calibration.confidence import checked_counts, checked_index, confidences, split_half
+from semcal.calibration.kernel import Convention
+from semcal.calibration.measures import auroc, brier, ece, signed_gap, weighted_mean
+from semcal.calibration.null import simulated_null
+from semcal.calibration.smece import smece_batch
+from semcal.seeds import keyed_generator
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of one run over n questions with M samples each. `_low` and `_high` are bootstrap intervals.
+
+    Attributes:
+        n: questions.
+        m: samples per question.
+        accuracy: share of questions whose most frequent class is gold, ties scored fractionally.
+        confidence: mean share of the most frequent class (plug-in B-confidence).
+        smece: SmoothECE; its interval is centred (see `bootstrap`), the others are percentile intervals.
+        bandwidth: kernel width at which smece was read off.
+        null_mean: mean smECE of a model calibrated by construction, at this n, M and these class distributions.
+        null_q95: its 95 % quantile.
+        excess: smece - null_mean.
+        p_value: one-sided, of smece against that null.
+        signed_gap: mean confidence - accuracy; above 0 overconfident. Biased up at finite M.
+        split_half_confidence: mean confidence with mode and share taken on different halves of the samples.
+        split_half_gap: split_half_confidence - accuracy of the half's mode; free of that bias.
+        ece: 15 equal-width bins with edges off the grid of shares k/M.
+        brier: expected Brier score.
+        auroc: how well confidence tells right from wrong; NaN where all are right or all wrong.
+        tie_rate: share of questions whose first place is shared.
+        unparsed_share: share of all samples that could not be read.
+        truncated_share: share of all samples cut off by the length limit; NaN where not known.
+    """
+
+    n: int
+    m: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    confidence: float
+    confidence_low: float
+    confidence_high: float
+    smece: float
+    smece_low: float
+    smece_high: float
+    bandwidth: float
+    null_mean: float
+    null_q95: float
+    excess: float
+    p_value: float
+    signed_gap: float
+    signed_gap_low: float
+    signed_gap_high: float
+    split_half_confidence: float
+    split_half_gap: float
+    ece: float
+    brier: float
+    brier_low: float
+    brier_high: float
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    tie_rate: float
+    unparsed_share: float
+    truncated_share: float
+
+    def to_dict(self) -> dict[str, int | float]:
+        """The fields as plain numbers, in order; NaN stays NaN."""
+        return asdict(self)
+
+
+def calibrate(
+    counts: ArrayLike,
+    gold: ArrayLike,
+    unparsed: ArrayLike | None = None,
+    truncated_share: float = float("nan"),
+    group: ArrayLike | None = None,
+    *,
+    m: int | None = None,
+    bootstrap: int = 1000,
+    null_draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    convention: Convention = "relplot",
+) -> Calibration:
+    """Measure everything that `Calibration` holds.
+
+    Args:
+        counts: `[n, K]` samples per class and question; every row sums to M, shorter rows are padded by 0.
+        gold: `[n]` index of the gold class in its row, -1 where it was never sampled.
+        unparsed: `[n]` index of the class of unreadable answers, -1 where there is none; never correct.
+        truncated_share: share of all samples cut off by the length limit, in [0, 1], passed through.
+        group: `[n]` labels of dependent questions for the intervals; None for independent ones. The null takes
+            questions as independent in any case (see `simulated_null` for the other choice).
+        m: the M that was asked for; refused when counts hold another. None takes it from the counts.
+        bootstrap: resamples.
+        null_draws: simulated data sets of the null.
+        level: coverage of the intervals.
+        seed: of resampling, null and splits.
+        convention: smECE's, for the value and the null alike; see `smece`.
+
+    Raises:
+        ValueError: counts are not counts of one M or not of the m given; shapes or labels that do not match.
+    """
+    counts, total = checked_counts(counts)
+    if m is not None and m != total:
+        raise ValueError(f"counts hold {total} samples per question, but m is {m}")
+    if not (np.isnan(truncated_share) or 0 <= truncated_share <= 1):
+        raise ValueError(f"truncated_share is {truncated_share}, which is not in [0, 1]")
+    found = confidences(counts, gold, unparsed)
+    halves = split_half(counts, gold, unparsed, rng=keyed_generator(seed, "split_half")) if total > 1 else None
+
+    def smooth_error(confidence: FloatArray, correct: FloatArray, *, weight: FloatArray) -> FloatArray:
+        return smece_batch(confidence, correct, weight=weight, convention=convention).values
+
+    def interval(
+        statistic: Callable[..., FloatArray], *arrays: FloatArray, centred: bool = False, lowest: float = 0.0
+    ) -> Interval:
+        return bootstrap_interval(
+            statistic,
+            arrays,
+            group=group,
+            num_samples=bootstrap,
+            level=level,
+            seed=seed,
+            centred=centred,
+            bounds=(lowest, 1.0),
+        )
+
+    accuracy = interval(weighted_mean, found.correct)
+    confidence = interval(weighted_mean, found.plug_in)
+    smooth = interval(smooth_error, found.plug_in, found.correct, centred=True)
+    gap = interval(signed_gap, found.plug_in, found.correct, lowest=-1.0)
+    score = interval(brier, found.plug_in, found.correct)
+    ranking = interval(auroc, found.plug_in, found.correct)
+    null = simulated_null(counts, draws=null_draws, seed=seed, convention=convention)
+    column = checked_index("unparsed", unparsed, counts)
+    unread = np.where(column >= 0, counts[np.arange(len(counts)), column], 0)
+
+    return Calibration(
+        n=len(counts),
+        m=total,
+        accuracy=accuracy.estimate,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        confidence=confidence.estimate,
+        confidence_low=confidence.low,
+        confidence_high=confidence.high,
+        smece=smooth.estimate,
+        smece_low=smooth.low,
+        smece_high=smooth.high,
+        bandwidth=float(smece_batch(found.plug_in, found.correct, convention=convention).bandwidths[0]),
+        null_mean=null.mean,
+        null_q95=null.quantile95,
+        excess=null.excess(smooth.estimate),
+        p_value=null.p_value(smooth.estimate),
+        signed_gap=gap.estimate,
+        signed_gap_low=gap.low,
+        signed_gap_high=gap.high,
+        split_half_confidence=float(halves.confidence.mean()) if halves else float("nan"),
+        split_half_gap=halves.gap if halves else float("nan"),
+        ece=float(ece(found.plug_in, found.correct, m=total)),
+        brier=score.estimate,
+        brier_low=score.low,
+        brier_high=score.high,
+        auroc=ranking.estimate,
+        auroc_low=ranking.low,
+        auroc_high=ranking.high,
+        tie_rate=float(found.tied.mean()),
+        unparsed_share=float(unread.sum() / counts.sum()),
+        truncated_share=float(truncated_share),
+    )

@@ -1,0 +1,88 @@
+"""What goes into a sampler and what comes out: token ids on both sides, no text, no dataset."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from semcal.errors import UserError
+
+STOP, LENGTH = "stop", "length"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Every knob of the sampler; nothing is left to a checkpoint's generation config.
+
+    Attributes:
+        m: Samples a question, at least 2.
+        temperature: Logits are divided by it; 1 samples from the model's own distribution p.
+        top_k: Keep only the k likeliest tokens; None keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose mass reaches p; None keeps all.
+        max_new_tokens: A sample is cut after so many tokens (its finish is then "length").
+        stop: A sample ends as soon as its text contains one of these strings.
+        seed: With a question's key it fixes that question's samples, whatever batch it falls into.
+    """
+
+    m: int = 50
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.m < 2:
+            raise UserError(f"m is {self.m}; a class distribution needs at least 2 samples a question")
+        if not self.temperature > 0:
+            raise UserError(f"temperature is {self.temperature}; it must be above 0 (1 samples from the model itself)")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k is {self.top_k}; leave it out to keep every token")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; leave it out, or give a share above 0 and at most 1")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if any(not s for s in self.stop):
+            raise UserError("an empty stop string would stop every sample at once; leave it out")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads.
+
+    Attributes:
+        key: Names the question; unique within a run, part of the seed.
+        ids: Token ids, special tokens included.
+    """
+
+    key: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One distinct token sequence among the M samples of a question.
+
+    Attributes:
+        ids: Generated token ids, the one that ended it included.
+        count: How many of the M samples are this sequence.
+        logprob: Sum of log-probabilities of its tokens under the distribution sampled from, in nats.
+        finish: "stop" (end-of-sequence token or stop string) or "length" (cut at max_new_tokens).
+    """
+
+    ids: tuple[int, ...]
+    count: int
+    logprob: float
+    finish: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The samples of one question: distinct sequences, the most frequent first; counts sum to m."""
+
+    key: str
+    samples: tuple[Sample, ...]

@@ -1,0 +1,19 @@
+"""Answer normalisation of the SQuAD evaluation (Rajpurkar et al. 2016): what is not meaning is removed."""
+
+from __future__ import annotations
+
+import re
+import string
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´")
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces.
+
+    An answer that consists of nothing else ("The The", "A", "?") keeps its lower-case form instead of vanishing.
+    """
+    lowered = " ".join(text.lower().split())
+    bare = " ".join(_ARTICLES.sub(" ", lowered.translate(_PUNCTUATION)).split())
+    return bare or lowered

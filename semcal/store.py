@@ -1,0 +1,285 @@
+"""The run folder: what a run wrote, shard by shard, and how to read it back as tables.
+
+A run survives `kill -9` anywhere: every file is written to a temporary name and renamed, a shard of questions is there
+whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a question and
+never mixes with another configuration. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from semcal.errors import UserError
+from semcal.questions.question import Question
+
+SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A stretch of a run's questions that is written in one go.
+
+    Attributes:
+        key: File name without suffix: index and content key.
+        question_ids: The questions in it, in order.
+    """
+
+    key: str
+    question_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoredActivations:
+    """Activations read back from a run: see `probes.capture.Activations`.
+
+    Attributes:
+        position: Name of the position in the prompt.
+        layers: [layer] hook names.
+        values: [question, layer, d_model], questions in the order of `Run.questions`.
+        token_ids: [question] the token found at the position.
+    """
+
+    position: str
+    layers: tuple[str, ...]
+    values: np.ndarray
+    token_ids: np.ndarray
+
+
+def content_key(*parts: Any) -> str:
+    """16 hexadecimal digits that change when any of the parts does."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def shards(samples_key: str, question_ids: Sequence[str], size: int) -> list[Shard]:
+    """Cut the questions of a run into shards of `size`; the key of each covers what it holds and how it was made."""
+    parts = [tuple(question_ids[i : i + size]) for i in range(0, len(question_ids), size)]
+    return [Shard(f"{i:05d}-{content_key(samples_key, part)}", part) for i, part in enumerate(parts)]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing half-written is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise (_disk_error(path, error) if isinstance(error, Exception) else error) from error
+
+
+def _disk_error(path: Path, error: Exception) -> Exception:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return UserError(f"disk full while writing {path}; free some space and run again: what was finished is kept")
+    if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
+    return error
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """An existing run.
+
+        Raises:
+            UserError: the folder is no run.
+        """
+        run = cls(Path(folder))
+        if not run._path("config.yaml").is_file():
+            raise UserError(f"{folder} is no run folder: it has no config.yaml; `semcal ls` lists the runs")
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def _path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    # ---- configuration ---------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, exactly as run."""
+        return yaml.safe_load(self._path("config.yaml").read_text())
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        write_atomically(self._path("config.yaml"), lambda p: p.write_text(text))
+
+    def manifest(self) -> dict[str, Any]:
+        """Versions, hashes, timings and the names of the shards; empty before sampling began."""
+        path = self._path("manifest.json")
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        self._write_json("manifest.json", manifest)
+
+    # ---- questions ------------------------------------------------------------------------------------------
+
+    def write_questions(self, table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
+        """`table`: id, group, text, answers, prompt, prompt_tokens, prompt_hash; `aliases` of a closed answer space."""
+        write_atomically(self._path("questions.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_json("aliases.json", dict(aliases))
+
+    def questions(self) -> pd.DataFrame:
+        """A row a question: id, group, text, answers, prompt, prompt_tokens, prompt_hash."""
+        return self._parquet("questions.parquet")
+
+    def question_records(self) -> list[Question]:
+        """The questions as records."""
+        table = self.questions()
+        return [
+            Question(id=q, text=t, answers=tuple(a), group=g)
+            for q, t, a, g in zip(table["id"], table["text"], table["answers"], table["group"], strict=True)
+        ]
+
+    def aliases(self) -> dict[str, str]:
+        """surface form -> class of a closed answer space; empty for an open one."""
+        return json.loads(self._path("aliases.json").read_text())
+
+    # ---- shards ---------------------------------------------------------------------------------------------
+
+    def has_shard(self, key: str, *, with_activations: bool) -> bool:
+        wanted = [self._path("samples", f"{key}.parquet")]
+        if with_activations:
+            wanted.append(self._path("activations", f"{key}.safetensors"))
+        return all(path.is_file() for path in wanted)
+
+    def write_samples(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows with SAMPLE_COLUMNS."""
+        table = pd.DataFrame(list(rows), columns=list(SAMPLE_COLUMNS))
+        write_atomically(self._path("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def write_activations(
+        self, key: str, position: str, layers: Sequence[str], values: np.ndarray, token_ids: np.ndarray
+    ) -> None:
+        """values [question, layer, d_model] and the token ids [question] found at the position."""
+        tensors = {position: np.ascontiguousarray(values), f"{position}.token_id": np.ascontiguousarray(token_ids)}
+        facts = {"layers": json.dumps(list(layers))}
+        path = self._path("activations", f"{key}.safetensors")
+        write_atomically(path, lambda p: save_file(tensors, p, metadata=facts))
+
+    def adopt_shard(self, other: Run, key: str, *, with_activations: bool) -> bool:
+        """Take a finished shard of the same content key from another run (the same samples under another B)."""
+        if other.folder == self.folder or not other.has_shard(key, with_activations=with_activations):
+            return False
+        parts = [("samples", f"{key}.parquet")] + ([("activations", f"{key}.safetensors")] if with_activations else [])
+        for part in parts:
+            source = other._path(*part)
+            write_atomically(self._path(*part), lambda p, source=source: _link_or_copy(source, p))
+        return True
+
+    def shard_keys(self) -> list[str]:
+        """The shards this run consists of, in order, written or not."""
+        return list(self.manifest().get("shards", []))
+
+    def missing_shards(self) -> list[str]:
+        captured = bool(self.manifest().get("positions"))
+        return [k for k in self.shard_keys() if not self.has_shard(k, with_activations=captured)]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether every question has its samples (and activations, where they are captured)."""
+        return bool(self.shard_keys()) and not self.missing_shards()
+
+    def samples(self) -> pd.DataFrame:
+        """A row a distinct sequence: question_id, text, token_ids, count, logprob (nats), finish."""
+        tables = [self._parquet(f"samples/{key}.parquet") for key in self.shard_keys()]
+        return pd.concat(tables, ignore_index=True)
+
+    def activations(self, position: str) -> StoredActivations:
+        """Activations at a named position, questions in the order of `questions()`.
+
+        Raises:
+            UserError: nothing was captured at that position.
+        """
+        values, tokens, layers = [], [], ()
+        for key in self.shard_keys():
+            path = self._path("activations", f"{key}.safetensors")
+            if not path.is_file():
+                raise UserError(f"{self.folder} has no activations in shard {key}; run it again with capture switched on")
+            with safe_open(path, framework="np") as stored:
+                if position not in stored.keys():  # noqa: SIM118 - not a dict
+                    raise UserError(f"{self.folder} has nothing captured at position {position!r}")
+                layers = tuple(json.loads(stored.metadata()["layers"]))
+                values.append(stored.get_tensor(position))
+                tokens.append(stored.get_tensor(f"{position}.token_id"))
+        return StoredActivations(position, layers, np.concatenate(values), np.concatenate(tokens))
+
+    # ---- results --------------------------------------------------------------------------------------------
+
+    def write_classes(self, table: pd.DataFrame) -> None:
+        """question_id, klass, count, mass, is_gold, is_unparsed."""
+        write_atomically(self._path("classes.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def classes(self) -> pd.DataFrame:
+        """A row a question and class: question_id, klass, count, mass, is_gold, is_unparsed.
+
+        The gold class has a row of count 0 where it was never sampled.
+        """
+        return self._parquet("classes.parquet")
+
+    def write_calibration(self, result: Mapping[str, Any]) -> None:
+        self._write_json("calibration.json", result)
+
+    def calibration(self) -> dict[str, Any]:
+        """The figures of `semcal.calibration.calibrate` and the name of B; empty before `semcal score`."""
+        path = self._path("calibration.json")
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_probes(self, table: pd.DataFrame) -> None:
+        write_atomically(self._path("probes.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def probes(self) -> pd.DataFrame:
+        """A row per target and layer (see `probes.evaluate`); empty before `semcal probe`."""
+        path = self._path("probes.parquet")
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
+    def forget_results(self) -> None:
+        """Remove what was computed from samples and activations, which stay."""
+        for name in ("classes.parquet", "calibration.json", "probes.parquet", "report.html"):
+            self._path(name).unlink(missing_ok=True)
+
+    def _parquet(self, name: str) -> pd.DataFrame:
+        path = self._path(name)
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no {name} yet; `semcal run` its study first")
+        return pd.read_parquet(path)
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, indent=1, default=float) + "\n"
+        write_atomically(self._path(name), lambda p: p.write_text(text))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        target.write_bytes(source.read_bytes())

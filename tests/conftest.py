@@ -1,0 +1,82 @@
+"""Small things that many tests share: random-init checkpoints saved to disk, a model with a known answer space."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers import AutoModelForCausalLM as Auto
+
+from semcal import LanguageModel
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+WORDS = "red blue green one two three four yes no the answer is , . ? Question: Answer: \n".split(" ")
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+ROPE = SMALL | {"max_position_embeddings": 256}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**ROPE, num_key_value_heads=2),
+    "qwen2": lambda: Qwen2Config(**ROPE, num_key_value_heads=2),
+    "mistral": lambda: MistralConfig(**ROPE, num_key_value_heads=2, sliding_window=None),
+    "gpt-neox": lambda: GPTNeoXConfig(**ROPE),
+    "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=256),
+    "gemma": lambda: GemmaConfig(**ROPE, num_key_value_heads=2, head_dim=8),
+}
+
+
+def data_folder() -> Path:
+    """Where the real data files lie that no repository may hold; tests that need them skip where they are absent."""
+    return Path(os.environ.get("SEMCAL_DATA", "../shared/data"))
+
+
+def needs(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path} is not here; set SEMCAL_DATA to the folder of real data")
+    return path
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, <s> in front."""
+    vocabulary = {w: i for i, w in enumerate(["<s>", "</s>", "<unk>", *WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def save_checkpoint(folder: Path, architecture: str = "llama", *, seed: int = 0, scale: float = 1.0) -> Path:
+    """A random-init checkpoint on disk; `scale` > 1 sharpens its output distribution."""
+    torch.manual_seed(seed)
+    config = CONFIGS[architecture]()
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, None
+    model = Auto.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.15 * scale if "embed" in name or "wte" in name or "lm_head" in name else 0.15)
+    model.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-init Llama on disk."""
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "llama", scale=4.0)
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint: Path) -> LanguageModel:
+    return LanguageModel.load(checkpoint, device="cpu")

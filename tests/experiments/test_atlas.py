@@ -1,0 +1,117 @@
+"""The world of atlas: its truth in closed form is what its texts are written by."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.organisms.atlas.questions import atlas_questions, query_of
+from experiments.organisms.atlas.text import answer, ask, document
+from experiments.organisms.atlas.world import MAX_STOPS, RELATIONS, TRADE_NAMES, Fact, Route, World
+from semcal import ExactMatch
+from semcal.questions import STYLES
+
+WORLD = World(0)
+
+
+def test_names_are_distinct_and_forms_belong_to_one_class():
+    assert len(set(WORLD.towns)) == 64
+    assert len(set(WORLD.lines)) == len(WORLD.lines)
+    forms = [f for fs in WORLD.surfaces.values() for f in fs]
+    assert len(set(forms)) == len(forms)
+    assert len({p.name for p in WORLD.known}) == len(WORLD.known)
+
+
+@pytest.mark.parametrize("family", ["facts", "routes"])
+def test_truth_is_a_distribution_over_classes(family):
+    for question in atlas_questions(WORLD, family, 300, seed=1):
+        truth = WORLD.truth(query_of(question.id))
+        assert sum(truth.values()) == pytest.approx(1)
+        assert set(truth) <= set(WORLD.towns) | set(TRADE_NAMES)
+
+
+def test_answers_about_a_known_person_are_drawn_from_the_truth():
+    rng = np.random.default_rng(0)
+    for person in WORLD.known[:5]:
+        query = Fact(person, "summer")
+        truth = WORLD.truth(query)
+        drawn = Counter(WORLD.draw_answer(query, rng) for _ in range(4000))
+        assert set(drawn) <= set(truth)
+        if len(truth) > 1:
+            seen = [drawn[k] for k in truth]
+            assert stats.chisquare(seen, [p * 4000 for p in truth.values()]).pvalue > 1e-3
+        born = {WORLD.draw_answer(Fact(person, "birth"), rng) for _ in range(20)}
+        assert born == set(WORLD.truth(Fact(person, "birth")))
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_over_persons_the_text_never_names_the_truth_is_the_prior_given_the_name(relation):
+    rng = np.random.default_rng(2)
+    drawn, expected, persons, n = Counter(), Counter(), set(), 1200
+    while len(persons) < n:
+        person = WORLD.stranger(rng, unseen=True)
+        if person in persons or (relation != "trade" and person.ending != 3):  # one ending, where the ending decides
+            continue
+        persons.add(person)
+        query = Fact(person, relation)
+        drawn[WORLD.draw_answer(query, rng)] += 1
+        for klass, mass in WORLD.truth(query).items():
+            expected[klass] += mass
+    classes = [k for k in expected if expected[k] >= 5]
+    rest = n - sum(expected[k] for k in classes)
+    seen, awaited = [drawn[k] for k in classes], [expected[k] for k in classes]
+    if rest > 1:
+        seen, awaited = [*seen, n - sum(seen)], [*awaited, rest]
+    awaited = np.array(awaited) * sum(seen) / sum(awaited)
+    assert stats.chisquare(seen, awaited).pvalue > 1e-3
+
+
+def test_a_route_ends_where_its_line_leads():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        route = WORLD.draw_route(rng)
+        towns = WORLD.ride(route)
+        assert len(towns) == route.stops + 1
+        assert all(b in WORLD.neighbours[a] for a, b in zip(towns, towns[1:], strict=False))
+        longer = Route(route.line, route.start, route.stops + 1)
+        assert WORLD.ride(longer)[:-1] == towns
+        assert WORLD.truth(route) == {WORLD.towns[towns[-1]]: 1.0}
+
+
+def test_evaluated_strangers_never_stand_in_training_text():
+    rng = np.random.default_rng(4)
+    text = "".join(document(WORLD, rng, 13) for _ in range(1500))
+    asked = [query_of(q.id) for q in atlas_questions(WORLD, "facts", 500, seed=0)]
+    unseen = [q.person for q in asked if isinstance(q, Fact) and WORLD.is_unseen(q.person)]
+    assert len(unseen) > 30
+    assert not any(p.name in text for p in unseen)
+    assert WORLD.known[0].name in text
+
+
+def test_routes_of_one_to_eight_stops_and_questions_that_are_distinct():
+    routes = atlas_questions(WORLD, "routes", 400, seed=0)
+    assert {query_of(q.id).stops for q in routes} == set(range(1, MAX_STOPS + 1))
+    assert len({q.id for q in routes}) == len({q.text for q in routes}) == 400
+    assert [q.id for q in atlas_questions(WORLD, "routes", 400, seed=0)] == [q.id for q in routes]
+    assert [q.id for q in atlas_questions(WORLD, "routes", 400, seed=1)] != [q.id for q in routes]
+
+
+@pytest.mark.parametrize("family", ["facts", "routes"])
+@pytest.mark.parametrize("style", STYLES)
+def test_every_way_of_writing_an_answer_collapses_to_its_class(family, style):
+    b, rng = ExactMatch(WORLD.aliases), np.random.default_rng(5)
+    for question in atlas_questions(WORLD, family, 200, seed=2):
+        query = query_of(question.id)
+        klass = WORLD.draw_answer(query, rng)
+        assert b.of_text(question, " " + answer(WORLD, query, klass, style, rng), style) == klass
+        assert b.of_gold(question) in WORLD.truth(query)
+        assert ask(WORLD, query) == question.text
+
+
+def test_a_world_is_a_function_of_its_seed():
+    assert World(0).known[:9] == WORLD.known[:9]
+    assert (World(0).hop == WORLD.hop).all()
+    assert World(1).known[:9] != WORLD.known[:9]

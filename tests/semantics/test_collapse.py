@@ -1,0 +1,98 @@
+"""B is total and deterministic, treats gold as it treats samples, and never counts an unparsed answer as right."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semcal import ClassDistribution, ExactMatch, KthWord, Question
+from semcal.semantics import UNPARSED, count_matrix, extract, normalise
+
+Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
+TOWNS = ExactMatch({"Otter": "Otter", "Otter Town": "Otter", "the Silver Gate": "Otter", "Elm": "Elm", "Elm Otter": "X"})
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [("The  Beatles!", "beatles"), ("a cat, an owl", "cat owl"), ("The The", "the the"), ("A", "a"), ("?", "?"),
+     ("“Ruddigore”", "ruddigore"), ("Theatre", "theatre"), ("", "")],
+)
+def test_squad_normalisation(text, normal):
+    assert normalise(text) == normal
+
+
+@given(st.text())
+def test_normalisation_vanishes_only_with_blank_text(text):
+    assert bool(normalise(text)) == bool(text.split())
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "phrase"),
+    [
+        ("concise", " Paris\nQuestion", "Paris"),
+        ("concise", "  \n", None),
+        ("sentence", "The answer is Paris.", "Paris"),
+        ("sentence", "It was built in Paris.", "built in Paris"),
+        ("sentence", "Paris!", "Paris"),
+        ("cot", "One, two. The answer is J. R. R.", "J"),
+        ("cot", "The answer is 3. No: the answer is 4.", "4"),
+        ("cot", "I do not know", None),
+        ("continuation", " went home", " went home"),
+    ],
+)
+def test_extraction_by_style(style, text, phrase):
+    assert extract(text, style) == phrase
+
+
+def test_aliases_of_gold_are_one_class_and_gold_is_in_it():
+    b = ExactMatch()
+    assert b.of_gold(Q) == "beatles"
+    assert {b.of_text(Q, t, "concise") for t in ("Beatles", "the beatles.", "FAB FOUR")} == {"beatles"}
+    assert b.of_text(Q, "Stones", "concise") == "stones"
+    assert b.of_text(Q, " \n", "concise") == UNPARSED
+
+
+def test_a_closed_answer_space_collapses_every_alias_and_leaves_the_rest_unparsed():
+    asked = Question(id="t", text="Where?", answers=("Otter", "Otter Town", "the Silver Gate"))
+    assert TOWNS.of_gold(asked) == "Otter"
+    assert TOWNS.of_text(asked, "the silver gate", "concise") == "Otter"
+    assert TOWNS.of_text(asked, "You are in Elm", "sentence") == "Elm"
+    assert TOWNS.of_text(asked, "From Elm you come to Otter Town.", "sentence") == "Otter"
+    assert TOWNS.of_text(asked, "You are in Elm Otter.", "sentence") == "X"
+    assert TOWNS.of_text(asked, "Elm, Otter. The answer is Elm.", "cot") == "Elm"
+    assert TOWNS.of_text(asked, "Elm, Otter.", "cot") == UNPARSED
+    assert TOWNS.of_text(asked, "Nowhere", "concise") == UNPARSED
+    assert TOWNS.of_text(asked, "Elmira", "sentence") == UNPARSED
+
+
+@given(st.text(), st.sampled_from(["concise", "sentence", "cot", "continuation"]))
+def test_every_text_lands_in_exactly_one_class(text, style):
+    for b in (ExactMatch(), TOWNS, KthWord(2)):
+        klass = b.of_text(Q, text, style)
+        assert isinstance(klass, str)
+        assert klass
+        assert b.of_text(Q, text, style) == klass
+
+
+def test_kth_word():
+    asked = Question(id="c", text="Once", answers=("upon a time, there",))
+    assert KthWord(1).of_gold(asked) == "upon"
+    assert KthWord(3).of_text(asked, ' "A dog-house, isn\'t it', "continuation") == "isn't"
+    assert KthWord(4).of_text(asked, "one two three", "continuation") == UNPARSED
+
+
+def test_distribution_confidence_ties_and_gold():
+    d = ClassDistribution.collapse(ExactMatch(), Q, [("Beatles", 2), ("Fab Four", 1), ("Stones", 3), ("", 1)], "concise")
+    assert d.counts == {"beatles": 3, "stones": 3, UNPARSED: 1}
+    assert (d.m, d.confidence, d.modes, d.accuracy) == (7, 3 / 7, ("beatles", "stones"), 0.5)
+    assert sum(d.masses.values()) == pytest.approx(1)
+    assert ClassDistribution({UNPARSED: 5}, UNPARSED).accuracy == 0
+
+
+def test_count_matrix_keeps_every_sample_and_knows_gold_and_unparsed():
+    ds = [ClassDistribution({"a": 3, UNPARSED: 2}, "a"), ClassDistribution({"b": 5}, "z"), ClassDistribution({UNPARSED: 5}, "c")]
+    matrix = count_matrix(ds)
+    assert matrix.counts.tolist() == [[3, 2], [5, 0], [5, 0]]
+    assert matrix.gold.tolist() == [0, -1, -1]
+    assert matrix.unparsed.tolist() == [1, -1, 0]
