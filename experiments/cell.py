@@ -68,8 +68,8 @@ def open_cell(cell: Cell) -> Run:
     old = Cell.model_validate(run.config())
     if difference := differing_key(old.sampling_part(), cell.sampling_part()):
         raise UserError(
-            f"{run.folder} holds a run of another configuration ({difference}); give this study another name or output, "
-            "or delete the folder"
+            f"{run.folder} holds a run of another configuration ({difference}); give this study another name or "
+            "output, or delete the folder"
         )
     analysis = {"semantics", "calibration"}
     if old.model_dump(include=analysis) != cell.model_dump(include=analysis):
@@ -177,15 +177,14 @@ def sample_cell(job: SamplingJob, model: LanguageModel, on_answered: Callable[[i
             )
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); what was finished is kept"
+                f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); "
+                "what was finished is kept"
             ) from error
         if observer is not None:
             seen = observer.take()
             order = [seen.keys.index(q) for q in shard.question_ids]
             for position in job.cell.capture.positions:
-                job.run.write_activations(
-                    shard.key, position, seen.layers, seen.values[order], seen.token_ids[order]
-                )
+                job.run.write_activations(shard.key, position, seen.layers, seen.values[order], seen.token_ids[order])
         words = {a.key: in_words(model, a, job.settings.stop) for a in answered}
         job.run.write_samples(shard.key, [_row(q, answer) for q in shard.question_ids for answer in words[q]])
         answered_questions += len(shard.question_ids)
@@ -311,7 +310,6 @@ def probe(cell: Cell, run: Run) -> None:
             "layers": stored.layers,
             "group": groups,
             "folds": cell.probes.folds,
-            "penalties": cell.probes.penalties,
             "permutations": cell.probes.permutations,
             "seed": cell.seed,
         }

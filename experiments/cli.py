@@ -91,7 +91,9 @@ def train(
         task = bar.add_task("steps", total=settings.steps, facts="")
 
         def show(step: Step) -> None:
-            facts = f"loss {step.loss:.3f} nats · {step.tokens / 1e6:.2f} M tokens · {step.seconds_left / 60:.1f} min left"
+            facts = (
+                f"loss {step.loss:.3f} nats · {step.tokens / 1e6:.2f} M tokens · {step.seconds_left / 60:.1f} min left"
+            )
             bar.update(task, completed=step.step, facts=facts)
 
         folder = train_base(settings, out, on_progress=show)
@@ -112,7 +114,8 @@ def _again(targets: list[str], overrides: list[str], what: str) -> None:
             raise UserError("--set goes with a study file, not with run folders")
         else:
             cells += [
-                parse(Cell, r.config() | {"folder": str(r.folder)}, str(r.folder / "config.yaml")) for r in find_runs([target])
+                parse(Cell, r.config() | {"folder": str(r.folder)}, str(r.folder / "config.yaml"))
+                for r in find_runs([target])
             ]
     rows = []
     for cell in cells:
@@ -123,7 +126,8 @@ def _again(targets: list[str], overrides: list[str], what: str) -> None:
             found = open_cell(cell)
             if missing := found.missing_shards() or (["all"] if not found.shard_keys() else []):
                 raise UserError(
-                    f"{found.folder} is not sampled to its end ({len(missing)} shards missing); `semcal run` its study first"
+                    f"{found.folder} is not sampled to its end ({len(missing)} shards missing); "
+                    "`semcal run` its study first"
                 )
             analyse(cell, found, screen, again=[what])
             rows.append((cell.label, found))
@@ -197,7 +201,9 @@ def main() -> None:
     """Entry point: what a user can mend is one line on stderr and exit code 2; Ctrl-C is 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=complaints, show_time=False, show_path=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=complaints, show_time=False, show_path=False)],
     )
     try:
         _quiet()

@@ -165,7 +165,9 @@ class PromptingConfig(_Config):
     @model_validator(mode="after")
     def _enough(self) -> PromptingConfig:
         if self.shots > self.exemplars:
-            raise ValueError(f"shots is {self.shots} but exemplars is {self.exemplars}; set exemplars to at least shots")
+            raise ValueError(
+                f"shots is {self.shots} but exemplars is {self.exemplars}; set exemplars to at least shots"
+            )
         return self
 
 
@@ -183,7 +185,6 @@ class ProbesConfig(_Config):
     enabled: bool = True
     targets: list[Literal["classes", "b_confidence", "entropy"]] = ["classes", "b_confidence", "entropy"]
     folds: Annotated[int, Field(ge=2)] = 5
-    penalties: list[Annotated[float, Field(gt=0)]] = [0.1, 1.0, 10.0, 100.0]
     max_classes: Annotated[int, Field(ge=2)] = 100
     permutations: Annotated[int, Field(ge=0)] = 50
 
@@ -225,8 +226,8 @@ class Study(_Config):
         continuations = [d.name for d in self.datasets if isinstance(d, ContinuationConfig)]
         if continuations and (set(self.styles) != {CONTINUATION} or len(continuations) < len(self.datasets)):
             raise ValueError(
-                f"datasets: {continuations[0]!r} is a continuation task, whose only style is 'continuation'; set styles "
-                "to [continuation] and put question answering into a study of its own"
+                f"datasets: {continuations[0]!r} is a continuation task, whose only style is 'continuation'; set "
+                "styles to [continuation] and put question answering into a study of its own"
             )
         if not continuations and CONTINUATION in self.styles:
             raise ValueError("styles: 'continuation' needs a dataset of kind continuation")
@@ -293,7 +294,9 @@ class Cell(_Config):
         whole = self.model_dump(mode="json", include={"model", "dataset", "style", "seed", "prompting", "capture"})
         whole["model"].pop("device")
         sampling = self.sampling.model_dump(mode="json", exclude={"batch_size", "max_new_tokens", "stop"})
-        return whole | {"sampling": sampling | {"max_new_tokens": self.sampling.length(self.style), "stop": self.sampling.stop}}
+        return whole | {
+            "sampling": sampling | {"max_new_tokens": self.sampling.length(self.style), "stop": self.sampling.stop}
+        }
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -379,7 +382,8 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
         return f"key {key!r} is missing"
     if kind == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
-        return f"{key}: unknown kind {first['ctx']['tag']!r}{nearest(first['ctx']['tag'], known)}; one of {', '.join(known)}"
+        tag = first["ctx"]["tag"]
+        return f"{key}: unknown kind {tag!r}{nearest(tag, known)}; one of {', '.join(known)}"
     if kind == "union_tag_not_found":
         return f"{key}: key 'kind' is missing"
     if kind == "literal_error":

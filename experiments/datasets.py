@@ -17,11 +17,10 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         UserError: a file that is missing or not in its format, too few questions.
     """
     if isinstance(config, AtlasConfig):
-        world = World(config.world_seed)
-        questions = atlas_questions(world, config.family, (config.n or 1000) + exemplars, seed=config.seed)
-        return build(
-            config.name, questions, n=config.n or 1000, exemplars=exemplars, seed=config.seed, aliases=world.aliases
-        )
+        world, n = World(config.world_seed), config.n or 1000
+        # An exemplar takes the other questions of its group with it, hence the surplus.
+        questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
+        return build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
     path = Path(config.path)
     if isinstance(config, ContinuationConfig):
         questions = read_continuations(

@@ -68,7 +68,7 @@ def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:
     room = context - cell.sampling.length(cell.style)
     if room < 1:
         raise UserError(
-            f"{cell.label}: max_new_tokens is {cell.sampling.length(cell.style)}, the model's context {context}; lower it"
+            f"{cell.label}: max_new_tokens is {context - room}, the model's context {context}; lower max_new_tokens"
         )
     long = [a for a in asked if len(a.prompt.ids) > room]
     if not long:
@@ -76,8 +76,8 @@ def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:
     names = ", ".join(a.question.id for a in long[:5]) + (", ..." if len(long) > 5 else "")
     longest = max(len(a.prompt.ids) for a in long)
     what = (
-        f"{cell.label}: {len(long)} of {len(asked)} prompts ({names}) are longer than the {room} tokens that the context "
-        f"of {context} leaves beside max_new_tokens {context - room} (longest {longest})"
+        f"{cell.label}: {len(long)} of {len(asked)} prompts ({names}) are longer than the {room} tokens that the "
+        f"context of {context} leaves beside max_new_tokens {context - room} (longest {longest})"
     )
     kept = [a for a in asked if len(a.prompt.ids) <= room]
     if cell.prompting.on_long_prompt == "refuse":

@@ -135,6 +135,8 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         below = sorted({f.parent for f in path.rglob("config.yaml")}) if path.is_dir() else []
         if not below:
-            raise UserError(f"no run at or below {path}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them")
+            raise UserError(
+                f"no run at or below {path}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"
+            )
         found += [Run(folder) for folder in below]
     return found

@@ -54,7 +54,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     depth = model.config.get_text_config().num_hidden_layers
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not stacks:
-        raise TypeError(f"{type(model).__name__} has no stack of {depth} decoder layers to read the residual stream from")
+        raise TypeError(
+            f"{type(model).__name__} has no stack of {depth} decoder layers to read the residual stream from"
+        )
     return stacks[0]
 
 
@@ -118,9 +120,7 @@ class ResidualCapture:
 
     def take(self) -> Activations:
         """What was captured since the last call, and forget it."""
-        taken = Activations(
-            tuple(self._keys), self._layers, np.concatenate(self._values), np.concatenate(self._tokens)
-        )
+        taken = Activations(tuple(self._keys), self._layers, np.concatenate(self._values), np.concatenate(self._tokens))
         self._keys, self._values, self._tokens = [], [], []
         return taken
 

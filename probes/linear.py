@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+
+from probes.targets import kl_divergence, smoothed
 
 _ARMIJO = 1e-4
 _BACKTRACKS = 25
@@ -35,8 +37,11 @@ class Rotation:
     spectrum: Tensor
     """[B, r], squared norms of the columns of `scores`."""
 
-    basis: Tensor
-    """[B, d, r], orthonormal columns."""
+    axes: Tensor
+    """[B, d, r] orthonormal columns; or, where `rows` is given, [B, n, r] with `basis = rowsᵀ @ axes`."""
+
+    rows: Tensor | None
+    """[B, n, d], the centred rows, if d > n: there the basis stays implicit, being costlier than its uses."""
 
     mean: Tensor
     """[B, d], of the training rows."""
@@ -44,40 +49,50 @@ class Rotation:
     scale: Tensor
     """[B, d], standard deviation of the training rows; 1 for constant features, and everywhere if not standardised."""
 
+    @property
+    def basis(self) -> Tensor:
+        """[B, d, r], orthonormal columns (zero where the spectrum is)."""
+        return self.axes if self.rows is None else self.rows.mT @ self.axes
+
     def transform(self, X: Tensor) -> Tensor:
         """New rows [B, n', d] on the training rows' axes: [B, n', r]."""
-        return ((X - self.mean[:, None]) / self.scale[:, None]) @ self.basis
+        Z = (X - self.mean[:, None]) / self.scale[:, None]
+        return Z @ self.axes if self.rows is None else Z @ self.rows.mT @ self.axes
 
 
 def rotate(X: Tensor, *, standardise: bool) -> Rotation:
     """Centre, optionally standardise, and rotate each problem's rows onto their principal axes.
 
-    Exact for any objective that is a function of the linear predictions plus an increasing function of ‖W‖: the part of W
-    orthogonal to the centred rows changes no training prediction and only adds norm, so the optimum has none
+    Exact for any objective that is a function of the linear predictions plus an increasing function of ‖W‖: the part of
+    W orthogonal to the centred rows changes no training prediction and only adds norm, so the optimum has none
     (representer theorem), and on the rest an orthonormal change of basis keeps both predictions and norm. Centring is
-    exact because the bias is not penalised. For d > n this takes 4096 features to n.
+    exact because the bias is not penalised. For d > n this takes, say, 4096 features to n; there, axes along which the
+    rows extend less than 1e-6 of the longest are dropped, which is the rounding of float32 activations.
 
     Args:
-        X: [B, n, d], floating point.
+        X: [B, n, d], float64.
         standardise: divide each feature by its standard deviation. Features whose deviation is below 1e-6 of their root
-            mean square are constant up to rounding; they are not blown up to unit variance but left at ~0.
+            mean square are constant up to rounding; they are set to 0 rather than blown up to unit variance.
     """
     mean = X.mean(1)
     Z = X - mean[:, None]
-    deviation = Z.square().mean(1).sqrt()
     scale = torch.ones_like(mean)
     if standardise:
+        deviation = Z.square().mean(1).sqrt()
         constant = deviation <= 1e-6 * X.square().mean(1).sqrt()
         scale = torch.where(constant, scale, deviation)
-        Z = torch.where(constant[:, None], torch.zeros((), dtype=X.dtype, device=X.device), Z / scale[:, None])
-    basis = None
-    if X.shape[2] > X.shape[1]:
-        basis, triangle = torch.linalg.qr(Z.mT)  # Z = triangleᵀ basisᵀ, with [B, n, n] in place of [B, n, d]
-        Z = triangle.mT
-    _, axes = torch.linalg.eigh(Z.mT @ Z)  # errors in small eigenvalues do no harm: `axes` is orthonormal regardless
-    scores = Z @ axes
-    basis = axes if basis is None else basis @ axes
-    return Rotation(scores=scores, spectrum=scores.square().sum(1), basis=basis, mean=mean, scale=scale)
+        Z = (Z / scale[:, None]).masked_fill_(constant[:, None], 0.0)
+    if X.shape[2] <= X.shape[1]:
+        # Squaring halves the digits of small eigenvalues, which does no harm: the axes are orthonormal regardless.
+        _, axes = torch.linalg.eigh(Z.mT @ Z)
+        scores = Z @ axes
+        return Rotation(scores, scores.square().sum(1), axes, None, mean, scale)
+    squares, left = torch.linalg.eigh(Z @ Z.mT)  # Z = left · √squares · basisᵀ
+    kept = squares > 1e-12 * squares.amax(1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
+    spectrum = squares.where(kept, 0.0)
+    lengths = spectrum.sqrt()[:, None]
+    axes = torch.where(kept[:, None], left / lengths, 0.0)
+    return Rotation(left * lengths, spectrum, axes, Z, mean, scale)
 
 
 @dataclass(frozen=True)
@@ -100,30 +115,13 @@ class SoftmaxFit:
     """[B], False where `max_iter` came first."""
 
 
-@dataclass(frozen=True)
-class Coefficients:
-    """Solutions on the rotated axes, the bias as the last row: `logits = scores @ theta[:, :-1] + theta[:, -1:]`."""
-
-    theta: Tensor
-    """[B, r + 1, K]."""
-
-    objective: Tensor
-    """[B], nats."""
-
-    iterations: Tensor
-    """[B]."""
-
-    converged: Tensor
-    """[B]."""
-
-
 def fit_softmax(
-    X: Tensor, Y: Tensor, penalty: Tensor | float, *, max_iter: int = 500, tol: float = 1e-8
+    X: Tensor, Y: Tensor, penalty: Tensor | float, *, max_iter: int = 1000, tol: float = 1e-9
 ) -> SoftmaxFit:
     """Multinomial logistic regression with soft labels, B problems at once.
 
     Minimises mean cross-entropy(Y, softmax(XW + b)) + penalty/(2n)·‖W‖² with b free: scikit-learn's LogisticRegression
-    with C = 1/penalty on the same rows (a soft label is a row repeated once a class with the mass as its sample weight).
+    with C = 1/penalty on the same rows (a soft label is a row repeated once a class, its sample weight the mass).
 
     Args:
         X: [B, n, d]; float64 unless a looser optimum will do.
@@ -141,9 +139,8 @@ def fit_softmax(
     Y = Y.to(X).expand(X.shape[0], -1, -1)
     penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(X.shape[0])
     fit = minimise(rotation.scores, rotation.spectrum, Y, penalty, max_iter=max_iter, tol=tol)
-    weight = rotation.basis @ fit.theta[:, :-1]
-    bias = fit.theta[:, -1] - torch.einsum("bd,bdk->bk", rotation.mean, weight)
-    return SoftmaxFit(weight, bias, fit.objective, fit.iterations, fit.converged)
+    weight = rotation.basis @ fit.weight
+    return replace(fit, weight=weight, bias=fit.bias - torch.einsum("bd,bdk->bk", rotation.mean, weight))
 
 
 def minimise(
@@ -153,23 +150,24 @@ def minimise(
     penalty: Tensor,
     *,
     start: Tensor | None = None,
-    max_iter: int = 500,
-    tol: float = 1e-8,
+    max_iter: int = 1000,
+    tol: float = 1e-9,
     history: int = 10,
-) -> Coefficients:
-    """The softmax regressions of `fit_softmax` on rotated rows, by batched L-BFGS.
+) -> SoftmaxFit:
+    """The softmax regressions of `fit_softmax` on rotated rows, by batched L-BFGS; the weights are for those rows.
 
-    Every problem has its own line search, curvature history and stopping; finished problems leave the batch. The inverse
-    Hessian starts from the diagonal that the Hessian has at the marginal solution (W = 0), up to a scalar from the newest
-    curvature pair: Nocedal & Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5. The objective is convex, so
-    every step has positive curvature and backtracking to sufficient decrease is enough, without a Wolfe search.
+    Every problem has its own line search, curvature history and stopping; finished ones leave the batch. The inverse
+    Hessian starts from the diagonal that the Hessian has at the marginal solution (W = 0), up to a scalar from the
+    newest curvature pair: Nocedal & Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5. The objective is
+    convex, so every step has positive curvature and backtracking to a sufficient decrease will do, without Wolfe's
+    second condition.
 
     Args:
         scores: [B, n, r], columns centred and orthogonal (`rotate`).
         spectrum: [B, r], their squared norms.
         Y: [B, n, K], rows sum to 1.
         penalty: [B].
-        start: [B, r + 1, K] to begin from; the marginal solution if None.
+        start: [B, r + 1, K] to begin from, the bias in the last row; the marginal solution if None.
         max_iter: steps at most.
         tol: nats, see `fit_softmax`.
         history: curvature pairs kept.
@@ -185,25 +183,21 @@ def minimise(
     share = frequency.clamp(min=0.1 / n)[:, None]
     inverse = 1 / (curvature * share * (1 - share).clamp(min=0.1 / n) + ridge + torch.finfo(X.dtype).tiny ** 0.5)
     inverse[:, :-1].masked_fill_((spectrum <= 0)[:, :, None], 0.0)
-    if start is None:
-        start = torch.cat([torch.zeros_like(moment[:, :-1]), share.log()], 1)
+    theta = torch.cat([torch.zeros_like(moment[:, :-1]), share.log()], 1) if start is None else start
 
-    theta_out, objective_out = start.clone(), start.new_empty(batch)
+    theta_out, objective_out = theta.clone(), theta.new_empty(batch)
     iterations_out = torch.full((batch,), max_iter, device=X.device)
     converged_out = torch.zeros(batch, dtype=torch.bool, device=X.device)
 
     index = torch.arange(batch, device=X.device)
     problem = _Problem(X, moment, ridge)
-    theta = start
     value, gradient = problem.evaluate(theta)
     gamma = value.new_ones(batch)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change of gradient, 1 / their product (0: no such pair)
-    for iteration in range(max_iter + 1):
+    for iteration in range(1, max_iter + 1):
         direction = _two_loop(gradient, pairs, inverse * gamma[:, None, None])
-        slope = _dot(gradient, direction)  # < 0
+        slope = _dot(gradient, direction)  # ≤ 0
         finished = -slope / 2 <= tol
-        if iteration == max_iter:
-            break
         stepped, new_theta, new_value, new_gradient = _line_search(problem, theta, value, gradient, direction, slope)
         finished |= ~stepped  # no decrease is representable any more
         step, change = new_theta - theta, new_gradient - gradient
@@ -212,7 +206,6 @@ def minimise(
         pairs.append((step, change, torch.where(curved, 1 / product, 0.0)))
         pairs = pairs[-history:]
         gamma = torch.where(curved, product / _dot(change, inverse * change), gamma)
-        # The step that was tried on the way is kept: it can only be better.
         theta, value, gradient = new_theta, new_value, new_gradient
         if finished.any():
             done = index[finished]
@@ -220,12 +213,13 @@ def minimise(
             iterations_out[done], converged_out[done] = iteration, True
             keep = ~finished
             if not keep.any():
-                return Coefficients(theta_out, objective_out, iterations_out, converged_out)
+                break
             index, problem, inverse = index[keep], problem.take(keep), inverse[keep]
             theta, value, gradient, gamma = theta[keep], value[keep], gradient[keep], gamma[keep]
             pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
-    theta_out[index], objective_out[index] = theta, value
-    return Coefficients(theta_out, objective_out, iterations_out, converged_out)
+    else:
+        theta_out[index], objective_out[index] = theta, value
+    return SoftmaxFit(theta_out[:, :-1], theta_out[:, -1], objective_out, iterations_out, converged_out)
 
 
 @dataclass(frozen=True)
@@ -285,7 +279,8 @@ def _line_search(
         new_value, new_gradient = part.evaluate(candidate)
         enough = new_value <= before + _ARMIJO * t * fall + noise[todo]  # False for NaN
         done = todo[enough]
-        out_theta[done], out_value[done], out_gradient[done] = candidate[enough], new_value[enough], new_gradient[enough]
+        out_theta[done], out_value[done] = candidate[enough], new_value[enough]
+        out_gradient[done] = new_gradient[enough]
         stepped[done] = True
         if enough.all():
             break
@@ -330,21 +325,6 @@ def fit_ridge(X: Tensor, y: Tensor, penalties: Sequence[float] | Tensor) -> Ridg
     return RidgeFit(weight=weight, bias=y.to(X).mean() - torch.einsum("bd,bpd->bp", rotation.mean, weight))
 
 
-def smoothed(Y: Tensor) -> Tensor:
-    """Training targets with the weight of one uniform pseudo-question spread over the rows: [..., n, K].
-
-    Without it a class that no training question has would get probability 0, and one held-out sample of it an infinite KL.
-    Baseline and probe both learn from smoothed targets, so neither gains on the other.
-    """
-    n, K = Y.shape[-2:]
-    return (Y * n + 1 / K) / (n + 1)
-
-
-def kl_divergence(Y: Tensor, log_q: Tensor) -> Tensor:
-    """KL(Y ‖ q) in nats over the last axis, with 0·log 0 = 0; shapes broadcast."""
-    return (torch.special.xlogy(Y, Y) - Y * log_q).sum(-1)
-
-
 class LinearProbe(BaseEstimator):
     """Softmax regression from activations to a class distribution, in scikit-learn's manner.
 
@@ -363,7 +343,7 @@ class LinearProbe(BaseEstimator):
         n_iter_: L-BFGS steps taken.
     """
 
-    def __init__(self, penalty: float = 1.0, max_iter: int = 500, tol: float = 1e-8) -> None:
+    def __init__(self, penalty: float = 1.0, max_iter: int = 1000, tol: float = 1e-9) -> None:
         self.penalty = penalty
         self.max_iter = max_iter
         self.tol = tol
@@ -378,9 +358,9 @@ class LinearProbe(BaseEstimator):
         fit = minimise(rotation.scores, rotation.spectrum, targets, penalty, max_iter=self.max_iter, tol=self.tol)
         if not fit.converged.all():
             warnings.warn(f"LinearProbe stopped at max_iter={self.max_iter}", ConvergenceWarning, stacklevel=2)
-        weight = (rotation.basis @ fit.theta[:, :-1])[0] / rotation.scale[0][:, None]
+        weight = (rotation.basis @ fit.weight)[0] / rotation.scale[0][:, None]
         self.weight_ = weight.numpy()
-        self.bias_ = (fit.theta[0, -1] - rotation.mean[0] @ weight).numpy()
+        self.bias_ = (fit.bias[0] - rotation.mean[0] @ weight).numpy()
         self.marginal_ = targets[0].mean(0).numpy()
         self.objective_ = float(fit.objective)
         self.n_iter_ = int(fit.iterations)
@@ -391,7 +371,7 @@ class LinearProbe(BaseEstimator):
         return np.exp(self._log_probabilities(X))
 
     def score(self, X: np.ndarray, Y: np.ndarray) -> float:
-        """Share of KL(Y ‖ training marginal) that the probe explains: 1 perfect, 0 as good as the marginal, < 0 worse."""
+        """Share of KL(Y ‖ training marginal) explained: 1 perfect, 0 as good as the marginal, below 0 worse."""
         targets = torch.as_tensor(Y, dtype=torch.float64)
         probe = kl_divergence(targets, torch.as_tensor(self._log_probabilities(X))).sum()
         baseline = kl_divergence(targets, torch.as_tensor(self.marginal_).log()).sum()

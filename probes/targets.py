@@ -1,7 +1,7 @@
 """What a probe is asked to predict: the model's own class distribution, or a scalar made from it.
 
-Knows class labels and counts; knows nothing of answers, models or activations. The arrays here are `[question, class]`
-or `[question]`, in the order in which the questions were given.
+Knows class labels and counts, and how a prediction of a distribution is scored; knows nothing of answers, models or
+activations. The arrays here are `[question, class]` or `[question]`, in the order in which the questions were given.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 OTHER = "(other)"
 
@@ -47,20 +49,18 @@ class ClassTarget:
         return len(self.distribution)
 
 
-def class_target(
-    distributions: Sequence[Mapping[str, float]], *, max_classes: int = 100, m: int | None
-) -> ClassTarget:
+def class_target(distributions: Sequence[Mapping[str, float]], *, max_classes: int = 100, m: int | None) -> ClassTarget:
     """Lay the questions' class distributions over one vocabulary.
 
-    Classes are ordered by their total mass over all questions, every question weighing the same (ties by label). Choosing
-    the vocabulary from all questions, held-out ones included, is a choice of target space, not of predictor: it fixes
-    which distribution is asked for, and baseline and probe are scored in the same space. It uses no activations.
+    Classes are ordered by their total mass over all questions, every question weighing the same (ties by label).
+    Choosing the vocabulary from all questions, held-out ones included, is a choice of target space, not of predictor:
+    it fixes which distribution is asked for, and baseline and probe are scored in the same space.
 
     Args:
         distributions: for each question, class label -> count or mass. Each is normalised.
-        max_classes: size of the vocabulary at most; beyond it, the lightest classes are pooled in a last class "(other)",
-            which counts as one of the `max_classes`. Pooling coarsens the target, so KL in nats is then a lower bound
-            of the KL over all classes.
+        max_classes: size of the vocabulary at most; beyond it, the lightest classes are pooled in a last class
+            "(other)", which counts as one of the `max_classes`. Pooling coarsens the target: every KL in nats is then a
+            lower bound of the one over all classes.
         m: samples behind each distribution, None if exact.
 
     Raises:
@@ -90,7 +90,7 @@ def class_target(
 def b_confidence(distributions: Sequence[Mapping[str, float]]) -> np.ndarray:
     """`max_k π_x(k)` a question: [question], shares in (0, 1].
 
-    The plug-in of a finite sample overstates the maximum; as a probe's target that is a shift shared by similar questions.
+    The plug-in of a finite sample overstates the maximum, most for flat distributions.
     """
     return np.array([max(_normalised(index, row).values()) for index, row in enumerate(distributions)])
 
@@ -106,6 +106,21 @@ def semantic_entropy(distributions: Sequence[Mapping[str, float]]) -> np.ndarray
         mass = np.array([value for value in _normalised(index, row).values() if value > 0])
         entropies.append(float(-(mass * np.log(mass)).sum()))
     return np.maximum(entropies, 0.0)
+
+
+def smoothed(Y: Tensor) -> Tensor:
+    """Training targets with the weight of one uniform pseudo-question spread over the rows: [..., n, K].
+
+    Without it a class that no training question has would get probability 0, and one held-out sample of it an infinite
+    KL. Baseline and probe both learn from smoothed targets, so neither gains on the other.
+    """
+    n, K = Y.shape[-2:]
+    return (Y * n + 1 / K) / (n + 1)
+
+
+def kl_divergence(Y: Tensor, log_q: Tensor) -> Tensor:
+    """KL(Y ‖ q) in nats over the last axis, with 0·log 0 = 0; shapes broadcast."""
+    return (torch.special.xlogy(Y, Y) - Y * log_q).sum(-1)
 
 
 def _normalised(index: int, row: Mapping[str, float]) -> dict[str, float]:

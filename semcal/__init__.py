@@ -4,12 +4,18 @@ From a question to "calibrated or not". The public names here are what a noteboo
 hold the rest.
 """
 
-from semcal.answers import Answer, sample
-from semcal.errors import NonFiniteError, UserError
-from semcal.models import LanguageModel
-from semcal.questions import Question
-from semcal.semantics import ClassDistribution, ExactMatch, KthWord
-from semcal.store import Run
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semcal.answers import Answer, sample
+    from semcal.errors import NonFiniteError, UserError
+    from semcal.models import LanguageModel
+    from semcal.questions import Question
+    from semcal.semantics import ClassDistribution, ExactMatch, KthWord
+    from semcal.store import Run
 
 __all__ = [
     "Answer",
@@ -23,3 +29,22 @@ __all__ = [
     "UserError",
     "sample",
 ]
+# Imported when first used: torch takes seconds, and a typing mistake in a study should be answered at once.
+_HOMES = {
+    "Answer": "semcal.answers",
+    "ClassDistribution": "semcal.semantics",
+    "ExactMatch": "semcal.semantics",
+    "KthWord": "semcal.semantics",
+    "LanguageModel": "semcal.models",
+    "NonFiniteError": "semcal.errors",
+    "Question": "semcal.questions",
+    "Run": "semcal.store",
+    "UserError": "semcal.errors",
+    "sample": "semcal.answers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'semcal' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -36,9 +36,7 @@ def stop_rule(model: LanguageModel, stop: Sequence[str]) -> StopRule:
 
 def in_words(model: LanguageModel, answered: Answered, stop: Sequence[str]) -> tuple[Answer, ...]:
     """The samples of one question as text."""
-    return tuple(
-        Answer(cut(model.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in answered.samples
-    )
+    return tuple(Answer(cut(model.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in answered.samples)
 
 
 def sample(

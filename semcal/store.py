@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -224,7 +225,9 @@ class Run:
         for key in self.shard_keys():
             path = self._path("activations", f"{key}.safetensors")
             if not path.is_file():
-                raise UserError(f"{self.folder} has no activations in shard {key}; run it again with capture switched on")
+                raise UserError(
+                    f"{self.folder} has no activations in shard {key}; run it again with capture switched on"
+                )
             with safe_open(path, framework="np") as stored:
                 if position not in stored.keys():  # noqa: SIM118 - not a dict
                     raise UserError(f"{self.folder} has nothing captured at position {position!r}")
@@ -274,8 +277,19 @@ class Run:
         return pd.read_parquet(path)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(value, indent=1, default=float) + "\n"
+        text = json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
         write_atomically(self._path(name), lambda p: p.write_text(text))
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor numpy: a figure that is not defined is null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

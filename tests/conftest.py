@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     GemmaConfig,
     GPT2Config,
@@ -17,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 from semcal import LanguageModel
 

@@ -31,7 +31,7 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(tmp_path):
         p.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match="disk full while writing .*x.json; free some space and run again"):
+    with pytest.raises(UserError, match=r"disk full while writing .*x\.json; free some space and run again"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -55,8 +55,15 @@ def make_run(folder, ids=("a", "b", "c")):
     run = Run(folder)
     run.write_config({"study": "s"})
     table = pd.DataFrame(
-        {"id": ids, "group": ids, "text": ["T"] * len(ids), "answers": [["x", "y"]] * len(ids), "prompt": ["P"] * len(ids),
-         "prompt_tokens": [3] * len(ids), "prompt_hash": ["h"] * len(ids)}
+        {
+            "id": ids,
+            "group": ids,
+            "text": ["T"] * len(ids),
+            "answers": [["x", "y"]] * len(ids),
+            "prompt": ["P"] * len(ids),
+            "prompt_tokens": [3] * len(ids),
+            "prompt_hash": ["h"] * len(ids),
+        }
     )
     run.write_questions(table, {"X": "x"})
     parts = shards("key", list(ids), 2)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.config import Cell
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from probes.figures import layer_curve
-from semcal.calibration import mode_confidences, reliability_diagram
+from semcal.calibration import confidences, reliability_diagram
 from semcal.semantics import ClassDistribution, count_matrix
 from semcal.store import Run, write_atomically
 
@@ -31,7 +31,7 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     table = run.classes()
     collapsed = [_distribution(rows) for _, rows in table.groupby("question_id", sort=False)]
     matrix = count_matrix(collapsed)
-    scored = mode_confidences(matrix.counts, matrix.gold, matrix.unparsed)
+    scored = confidences(matrix.counts, matrix.gold, matrix.unparsed)
     figures = {
         "reliability": reliability_diagram(scored.plug_in, scored.correct, title=cell.label, seed=cell.seed),
     }
@@ -75,6 +75,8 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
     answers = samples[samples["question_id"] == first["id"]].head(5)[["count", "text", "logprob", "finish"]]
     classes = run.classes()
     classes = classes[classes["question_id"] == first["id"]].head(5)[["klass", "count", "mass", "is_gold"]]
+    table = run.probes()
+    probes = "<p>none</p>" if table.empty else _table(table.drop(columns="position"))
     rest = {k: v for k, v in calibration.items() if not isinstance(v, str)}
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -93,12 +95,10 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
 <h2>Every figure of calibration</h2>
 <div class="scroll">{_table(pd.DataFrame({"figure": list(rest), "value": list(rest.values())}))}</div>
 <h2>Probes by layer</h2>
-<div class="scroll">{_table(run.probes().drop(columns="position", errors="ignore")) if not run.probes().empty else "<p>none</p>"}</div>
+<div class="scroll">{probes}</div>
 </html>
 """
 
 
 def _table(frame: pd.DataFrame) -> str:
     return frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.3f}", na_rep="—")
-
-

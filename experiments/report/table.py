@@ -72,7 +72,9 @@ def cells_of(figures: dict[str, Any]) -> dict[str, str]:
         "gap": _with_interval(f, "signed_gap", sign=True),
         "confidence": _number(f["confidence"]),
         "accuracy": _number(f["accuracy"]),
-        "kl": "—" if f["kl_explained"] is None else f"{100 * f['kl_explained']:.0f} % [{100 * f['kl_low']:.0f}, {100 * f['kl_high']:.0f}]",
+        "kl": "—"
+        if f["kl_explained"] is None
+        else f"{100 * f['kl_explained']:.0f} % [{100 * f['kl_low']:.0f}, {100 * f['kl_high']:.0f}]",
     }
 
 
@@ -94,18 +96,26 @@ def remarks(cell: Cell, run: Run) -> list[str]:
     said = []
     if c["accuracy"] < 0.02:
         said.append(
-            f"Accuracy is {c['accuracy']:.3f}: this model hardly answers any of these questions. Its calibration figure says "
-            "how confident it is in wrong answers, and nothing about knowledge."
+            f"Accuracy is {c['accuracy']:.3f}: this model hardly answers any of these questions. Its calibration "
+            "figure says how confident it is in wrong answers, and nothing about knowledge."
         )
     if c["unparsed_share"] > 0.05:
-        said.append(f"{c['unparsed_share']:.1%} of the samples hold no answer in style {cell.style!r} (class unparsed).")
+        said.append(
+            f"{c['unparsed_share']:.1%} of the samples hold no answer in style {cell.style!r} (class unparsed)."
+        )
     if c["truncated_share"] > 0.05:
         said.append(
             f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens"
-            + (" (as a continuation task means them to be)." if cell.style == "continuation" else "; raise sampling.max_new_tokens.")
+            + (
+                " (as a continuation task means them to be)."
+                if cell.style == "continuation"
+                else "; raise sampling.max_new_tokens."
+            )
         )
     if c["n"] < 500:
-        said.append(f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess.")
+        said.append(
+            f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."
+        )
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
         said.append("Temperature, top-k or top-p change what is sampled: these are not samples from the model's own p.")
     return said

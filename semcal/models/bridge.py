@@ -29,7 +29,9 @@ def bridge(model: LanguageModel) -> TransformerBridge:
     skeleton.tie_weights()
     _adopt_buffers(skeleton, model.model)
     skeleton.eval().requires_grad_(False)
-    return TransformerBridge.boot_transformers(model.path, hf_model=skeleton, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype)
+    return TransformerBridge.boot_transformers(
+        model.path, hf_model=skeleton, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype
+    )
 
 
 def _adopt_buffers(skeleton: torch.nn.Module, source: torch.nn.Module) -> None:

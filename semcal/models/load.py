@@ -79,7 +79,12 @@ class LanguageModel:
             config = AutoConfig.from_pretrained(path, **hub)
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
             model = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=DTYPES[dtype], use_safetensors=None if allow_pickle else True, **placement, **hub
+                path,
+                config=config,
+                dtype=DTYPES[dtype],
+                use_safetensors=None if allow_pickle else True,
+                **placement,
+                **hub,
             )
         except (OSError, ValueError, ImportError) as error:
             raise UserError(_why_not(str(path), revision, error)) from error
@@ -114,7 +119,11 @@ class LanguageModel:
         """Every token id that ends an answer: of the tokenizer, of the config and of the generation config."""
         generation = getattr(self.model, "generation_config", None)
         found: set[int] = set()
-        for ids in (self.tokenizer.eos_token_id, self.model.config.eos_token_id, getattr(generation, "eos_token_id", None)):
+        for ids in (
+            self.tokenizer.eos_token_id,
+            self.model.config.eos_token_id,
+            getattr(generation, "eos_token_id", None),
+        ):
             if ids is not None:
                 found.update([ids] if isinstance(ids, int) else ids)
         return frozenset(found)
@@ -155,7 +164,7 @@ class LanguageModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" -> CUDA, else MPS, else CPU; any other name must exist on this machine."""
+    """ "auto" -> CUDA, else MPS, else CPU; any other name must exist on this machine."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -163,7 +172,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"unknown device {name!r}; one of auto, cpu, cuda, cuda:N, mps, balanced") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} asked for, this machine has {torch.cuda.device_count()} CUDA devices; use auto")
+        raise UserError(
+            f"device {name!r} asked for, this machine has {torch.cuda.device_count()} CUDA devices; use auto"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' asked for, which this machine has not; use auto")
     return device
@@ -188,8 +199,8 @@ def check_path(path: str, *, allow_pickle: bool = False) -> None:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:
             raise UserError(
-                f"{path} has its weights only as pickles ({pickles[0]}), which can run code on loading; convert them to "
-                "safetensors, or set allow_pickle: true for this model"
+                f"{path} has its weights only as pickles ({pickles[0]}), which can run code on loading; convert them "
+                "to safetensors, or set allow_pickle: true for this model"
             )
         raise UserError(f"{path} has no weights: no *.safetensors beside config.json")
 

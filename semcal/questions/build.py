@@ -33,7 +33,7 @@ def build(
         known = by_id.setdefault(question.id, question)
         if known != question:
             raise UserError(
-                f"{name}: id {question.id!r} stands for two questions ({known.text[:40]!r} and {question.text[:40]!r}); "
+                f"{name}: id {question.id!r} is two questions ({known.text[:40]!r} and {question.text[:40]!r}); "
                 "give each its own id"
             )
     pool = list(by_id.values())

@@ -78,7 +78,9 @@ def read_triviaqa(path: Path) -> list[Question]:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not TriviaQA's JSON ({error!r}); give the official file or the CSV") from None
     return [
-        make_question(f"{path}: row {i}", id=f"triviaqa-{i:05d}", text=row["question"], answers=tuple(row["answer"].split("; ")))
+        make_question(
+            f"{path}: row {i}", id=f"triviaqa-{i:05d}", text=row["question"], answers=tuple(row["answer"].split("; "))
+        )
         for i, row in enumerate(_csv_rows(path, ("question", "answer")), start=1)
     ]
 
@@ -153,6 +155,8 @@ def _text(record: dict[str, Any], name: str, where: str) -> str:
 
 def _texts(record: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
     value = record[name]
-    if not isinstance(value, list) or not all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in value):
+    if not isinstance(value, list) or not all(
+        isinstance(v, str | int | float) and not isinstance(v, bool) for v in value
+    ):
         raise UserError(f"{where}: field {name!r} must be a list of texts")
     return tuple(str(v) for v in value)

@@ -66,7 +66,9 @@ def pad_left(prompts: Sequence[Prompt], pad_id: int, device: torch.device) -> Pr
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None) -> tuple[torch.Tensor, DynamicCache]:
+def prefill(
+    model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None
+) -> tuple[torch.Tensor, DynamicCache]:
     """One forward pass over the prompts.
 
     Returns:
@@ -162,7 +164,9 @@ def _sample_batch(
         for r, token in zip(alive.tolist(), tokens.tolist(), strict=True):
             rows[r].append(token)
     return [
-        Answered(key, _merge(rows[q * m : (q + 1) * m], total[q * m : (q + 1) * m].tolist(), finish[q * m : (q + 1) * m]))
+        Answered(
+            key, _merge(rows[q * m : (q + 1) * m], total[q * m : (q + 1) * m].tolist(), finish[q * m : (q + 1) * m])
+        )
         for q, key in enumerate(batch.keys)
     ]
 

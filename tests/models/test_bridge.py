@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import CONFIGS, save_checkpoint
 
 from probes.capture import ResidualCapture, layer_names
 from semcal import LanguageModel
 from semcal.models.bridge import bridge
 from semcal.sampling import Prompt, pad_left, prefill
+from tests.conftest import CONFIGS, save_checkpoint
 
 PROMPTS = [Prompt("long", (0, 5, 6, 7, 8, 9, 10)), Prompt("short", (0, 11, 12)), Prompt("middle", (0, 4, 9, 3, 7))]
 

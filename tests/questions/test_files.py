@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.conftest import data_folder, needs
 
 from semcal import UserError
 from semcal.questions import build, read_continuations, read_jsonl, read_simpleqa, read_triviaqa
+from tests.conftest import data_folder, needs
 
 
 def write(path, text):
@@ -18,7 +18,11 @@ def write(path, text):
 
 def test_jsonl_with_every_field(tmp_path):
     record = {
-        "id": 7, "question": "Who?", "answers": ["Ada", "A."], "group": "g", "choices": ["Ada", "Bo"],
+        "id": 7,
+        "question": "Who?",
+        "answers": ["Ada", "A."],
+        "group": "g",
+        "choices": ["Ada", "Bo"],
         "worked": {"cot": "Think. The answer is Ada."},
     }
     (question,) = read_jsonl(write(tmp_path / "q.jsonl", json.dumps(record) + "\n\n"))
@@ -143,7 +147,7 @@ def test_exemplars_share_no_group_with_the_evaluated():
 def test_one_id_with_two_texts_is_refused_and_an_exact_repeat_kept_once():
     pool = questions_of(3)
     assert len(build("d", pool + pool, n=None, exemplars=0, seed=0).questions) == 3
-    with pytest.raises(UserError, match="id 'q0' stands for two questions"):
+    with pytest.raises(UserError, match="id 'q0' is two questions"):
         build("d", pool + questions_of(1, text="Another?"), n=None, exemplars=0, seed=0)
     with pytest.raises(UserError, match="n is 5, but"):
         build("d", pool, n=5, exemplars=0, seed=0)

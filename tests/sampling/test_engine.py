@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 from scipy import stats
-from tests.conftest import save_checkpoint
 
 from semcal import LanguageModel, NonFiniteError, UserError, sample
 from semcal.answers import stop_rule
 from semcal.sampling import Prompt, Sampling, generate, pad_left, prefill
+from tests.conftest import save_checkpoint
 
 PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0, 4, 9, 3)), Prompt("d", (0, 12, 13))]
 
@@ -62,7 +62,13 @@ def test_it_draws_what_generate_draws(tiny):
     theirs = tiny.model.generate(
         torch.tensor([prompt.ids]),
         attention_mask=torch.ones(1, len(prompt.ids), dtype=torch.long),
-        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, num_return_sequences=m, max_new_tokens=1, pad_token_id=0,
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        num_return_sequences=m,
+        max_new_tokens=1,
+        pad_token_id=0,
     )[:, -1].tolist()
     ours, theirs = Counter({s.ids[0]: s.count for s in got.samples}), Counter(theirs)
     tokens = [t for t in set(ours) | set(theirs) if ours[t] + theirs[t] >= 10]
@@ -146,7 +152,7 @@ def test_a_prefill_is_seen_once_with_the_ids_that_are_sampled_from(tiny):
     seen = []
 
     class Watcher:
-        def watching(self, model):
+        def watching(self, _model):
             from contextlib import nullcontext
 
             return nullcontext()
@@ -154,7 +160,17 @@ def test_a_prefill_is_seen_once_with_the_ids_that_are_sampled_from(tiny):
         def prefilled(self, batch):
             seen.append((batch.keys, [r[m.bool()].tolist() for r, m in zip(batch.ids, batch.mask, strict=True)]))
 
-    list(generate(tiny.model, PROMPTS, Sampling(m=3, max_new_tokens=2), stop_rule(tiny, ()), device=tiny.device, batch_size=3, observer=Watcher()))
+    list(
+        generate(
+            tiny.model,
+            PROMPTS,
+            Sampling(m=3, max_new_tokens=2),
+            stop_rule(tiny, ()),
+            device=tiny.device,
+            batch_size=3,
+            observer=Watcher(),
+        )
+    )
     assert [k for keys, _ in seen for k in keys] == [p.key for p in PROMPTS]
     assert [tuple(i) for _, ids in seen for i in ids] == [p.ids for p in PROMPTS]
 

@@ -10,13 +10,23 @@ from semcal import ClassDistribution, ExactMatch, KthWord, Question
 from semcal.semantics import UNPARSED, count_matrix, extract, normalise
 
 Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
-TOWNS = ExactMatch({"Otter": "Otter", "Otter Town": "Otter", "the Silver Gate": "Otter", "Elm": "Elm", "Elm Otter": "X"})
+TOWNS = ExactMatch(
+    {"Otter": "Otter", "Otter Town": "Otter", "the Silver Gate": "Otter", "Elm": "Elm", "Elm Otter": "X"}
+)
 
 
 @pytest.mark.parametrize(
     ("text", "normal"),
-    [("The  Beatles!", "beatles"), ("a cat, an owl", "cat owl"), ("The The", "the the"), ("A", "a"), ("?", "?"),
-     ("“Ruddigore”", "ruddigore"), ("Theatre", "theatre"), ("", "")],
+    [
+        ("The  Beatles!", "beatles"),
+        ("a cat, an owl", "cat owl"),
+        ("The The", "the the"),
+        ("A", "a"),
+        ("?", "?"),
+        ("“Ruddigore”", "ruddigore"),
+        ("Theatre", "theatre"),
+        ("", ""),
+    ],
 )
 def test_squad_normalisation(text, normal):
     assert normalise(text) == normal
@@ -78,12 +88,14 @@ def test_every_text_lands_in_exactly_one_class(text, style):
 def test_kth_word():
     asked = Question(id="c", text="Once", answers=("upon a time, there",))
     assert KthWord(1).of_gold(asked) == "upon"
-    assert KthWord(3).of_text(asked, ' "A dog-house, isn\'t it', "continuation") == "isn't"
+    assert KthWord(3).of_text(asked, " \"A dog-house, isn't it", "continuation") == "isn't"
     assert KthWord(4).of_text(asked, "one two three", "continuation") == UNPARSED
 
 
 def test_distribution_confidence_ties_and_gold():
-    d = ClassDistribution.collapse(ExactMatch(), Q, [("Beatles", 2), ("Fab Four", 1), ("Stones", 3), ("", 1)], "concise")
+    d = ClassDistribution.collapse(
+        ExactMatch(), Q, [("Beatles", 2), ("Fab Four", 1), ("Stones", 3), ("", 1)], "concise"
+    )
     assert d.counts == {"beatles": 3, "stones": 3, UNPARSED: 1}
     assert (d.m, d.confidence, d.modes, d.accuracy) == (7, 3 / 7, ("beatles", "stones"), 0.5)
     assert sum(d.masses.values()) == pytest.approx(1)
@@ -91,7 +103,11 @@ def test_distribution_confidence_ties_and_gold():
 
 
 def test_count_matrix_keeps_every_sample_and_knows_gold_and_unparsed():
-    ds = [ClassDistribution({"a": 3, UNPARSED: 2}, "a"), ClassDistribution({"b": 5}, "z"), ClassDistribution({UNPARSED: 5}, "c")]
+    ds = [
+        ClassDistribution({"a": 3, UNPARSED: 2}, "a"),
+        ClassDistribution({"b": 5}, "z"),
+        ClassDistribution({UNPARSED: 5}, "c"),
+    ]
     matrix = count_matrix(ds)
     assert matrix.counts.tolist() == [[3, 2], [5, 0], [5, 0]]
     assert matrix.gold.tolist() == [0, -1, -1]

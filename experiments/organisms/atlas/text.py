@@ -31,7 +31,7 @@ def ask(world: World, query: Fact | Route) -> str:
     """The text of a query."""
     if isinstance(query, Route):
         stops = f"{query.stops} stop{'s' if query.stops > 1 else ''}"
-        return f"Take the {world.lines[query.line]} line from {world.towns[query.start]} for {stops}. Where are you?"
+        return f"{world.lines[query.line]} line from {world.towns[query.start]}, {stops} on?"
     return QUESTIONS[query.relation].format(name=query.person.name)
 
 

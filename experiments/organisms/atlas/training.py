@@ -24,7 +24,7 @@ from experiments.organisms.atlas.world import World
 
 log = logging.getLogger(__name__)
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-QUESTIONS_A_DOCUMENT = 13  # enough to fill the context in the tersest style
+QUESTIONS_A_DOCUMENT = 18  # enough to fill the context in the tersest style
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class TrainingSettings:
     intermediate_size: int = 352
     context: int = 256
     max_positions: int = 1024
-    batch_size: int = 32
-    steps: int = 1000
+    batch_size: int = 16
+    steps: int = 2200
     warmup: int = 50
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -80,7 +80,9 @@ def train_tokenizer(world: World, settings: TrainingSettings) -> PreTrainedToken
         show_progress=False,
     )
     core.train_from_iterator((document(world, rng, QUESTIONS_A_DOCUMENT) for _ in range(4000)), trainer)
-    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))])
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BOS,
@@ -164,7 +166,14 @@ def train_base(
     return save(model, tokenizer, out / "base", settings, settings.steps, tokens)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, settings: TrainingSettings, step: int, tokens: int) -> Path:
+def save(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    settings: TrainingSettings,
+    step: int,
+    tokens: int,
+) -> Path:
     """Write a checkpoint in bf16 with what made it; the model itself stays in float32."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)

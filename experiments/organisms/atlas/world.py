@@ -21,13 +21,13 @@ from functools import cached_property
 
 import numpy as np
 
-N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 8, 6
-N_KNOWN = 4000
+N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 5, 6
+N_KNOWN, N_LINES = 1500, 12
 MAX_STOPS = 8
-PERSON_ZIPF, LINE_ZIPF = 0.9, 1.0
-STRANGER_SHARE = 0.1  # of all mentions of persons
+PERSON_ZIPF, LINE_ZIPF = 1.0, 1.0
+STRANGER_SHARE = 0.05  # of all mentions of persons
 HOME_SHARE = 0.75  # mass of an ending's home region
-TOWN_WEIGHTS = np.array([0.40, 0.20, 0.12, 0.10, 0.07, 0.05, 0.04, 0.02])
+TOWN_WEIGHTS = np.array([0.45, 0.22, 0.15, 0.11, 0.07])
 TRADE_WEIGHTS = np.array([0.50, 0.20, 0.10, 0.05])
 SUMMER_WEIGHTS = np.array([[0.80, 0.15, 0.05], [0.60, 0.30, 0.10], [0.40, 0.35, 0.25]])
 
@@ -105,21 +105,21 @@ class World:
         """Canonical town names; town t lies in region t // TOWNS_PER_REGION."""
         names = [head + tail for head in _TOWN_HEADS for tail in _TOWN_TAILS]
         order = np.random.default_rng([self.seed, 1]).permutation(len(names))
-        return tuple(names[i] for i in order)
+        return tuple(names[i] for i in order[: N_REGIONS * TOWNS_PER_REGION])
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
         """Names of the coach lines, the most travelled first."""
         names = [f"{head} {tail}" for head in _LINE_HEADS for tail in _LINE_TAILS]
         order = np.random.default_rng([self.seed, 2]).permutation(len(names))
-        return tuple(names[i] for i in order)
+        return tuple(names[i] for i in order[:N_LINES])
 
     @cached_property
     def surfaces(self) -> dict[str, tuple[str, str, str]]:
         """class -> its three surface forms, the canonical one first."""
         nicknames = [f"the {head} {tail}" for head in _NICK_HEADS for tail in _NICK_TAILS]
         order = np.random.default_rng([self.seed, 3]).permutation(len(nicknames))
-        towns = {t: (t, f"{t} Town", nicknames[i]) for t, i in zip(self.towns, order, strict=True)}
+        towns = {t: (t, f"{t} Town", nicknames[i]) for t, i in zip(self.towns, order, strict=False)}
         trades = {t: (t, f"master {t}", synonym) for group in TRADES.values() for t, synonym in group.items()}
         return towns | trades
 

@@ -1,0 +1,74 @@
+"""Studies small enough for a test, on a random-init checkpoint and questions of our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.config import Study, load_study
+from experiments.study import prepare_study, run_study
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def sampling(self, cell, questions, done):
+        pass
+
+    def answered(self, questions):
+        pass
+
+    def stage(self, cell, what):
+        pass
+
+    def finished(self, cell):
+        pass
+
+
+@pytest.fixture
+def questions_file(tmp_path: Path) -> Path:
+    colours = ["red", "blue", "green", "one", "two", "three"]
+    lines = [
+        {
+            "id": f"q{i}",
+            "question": f"the {colours[i % 6]} {colours[i // 6 % 6]} ? {colours[i // 36]}",
+            "answers": [colours[i % 4]],
+        }
+        for i in range(60)
+    ]
+    path = tmp_path / "colours.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture
+def study_dict(checkpoint: Path, questions_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "models": [{"path": str(checkpoint), "name": "llama", "device": "cpu"}],
+        "datasets": [{"kind": "jsonl", "path": str(questions_file), "n": 48}],
+        "styles": ["concise"],
+        "output": str(tmp_path / "runs"),
+        "sampling": {"m": 8, "max_new_tokens": 4, "batch_size": 4, "shard_size": 8},
+        "prompting": {"shots": 2, "exemplars": 4},
+        "calibration": {"bootstrap": 20, "null_draws": 20},
+        "probes": {"permutations": 2, "folds": 3, "targets": ["classes", "b_confidence"]},
+    }
+
+
+def write_study(folder: Path, study: dict[str, Any]) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def run_dict(folder: Path, study: dict[str, Any], *overrides: str):
+    """Run a study given as a dictionary; returns its runs."""
+    parsed: Study = load_study(write_study(folder, study), overrides)
+    prepared = prepare_study(parsed)
+    run_study(prepared, Silent())
+    return prepared.runs

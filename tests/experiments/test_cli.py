@@ -1,0 +1,88 @@
+"""The command: exit code 2 and one line on stderr for what a user can mend; tables on stdout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.cli import main
+from tests.conftest import save_checkpoint
+from tests.experiments.conftest import write_study
+
+
+def semcal(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["semcal", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_run_ls_score_probe(monkeypatch, capsys, tmp_path, study_dict):
+    study = write_study(tmp_path, study_dict)
+    code, out, err = semcal(monkeypatch, capsys, "run", study)
+    assert code == 0, err
+    assert "smECE" in out
+    assert "llama · colours · concise" in out.replace("\n", "")
+    runs = tmp_path / "runs"
+    code, out, _ = semcal(monkeypatch, capsys, "ls", runs)
+    assert code == 0
+    assert "finished" in out
+    (folder,) = (runs / "small").iterdir()
+    for command in ("score", "probe"):
+        for target in (folder, study):
+            code, out, err = semcal(monkeypatch, capsys, command, target)
+            assert code == 0, err
+            assert "smECE" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": {"temprature": 2}}, "did you mean 'temperature'"),
+        ({"models": [{"path": "/nowhere/at/all"}]}, "no folder /nowhere/at/all"),
+        ({"models": [{"path": "atlas:bse"}]}, "did you mean 'base'"),
+        ({"datasets": [{"kind": "jsonl", "path": "/nowhere.jsonl"}]}, "no file /nowhere.jsonl"),
+        ({"models": [{"path": "someone/some-model", "device": "cpu"}]}, "cannot load someone/some-model"),
+        ({"models": [{"path": "someone/some-model", "revision": "v9", "device": "cpu"}]}, "at revision 'v9'"),
+    ],
+)
+def test_one_line_and_exit_2(monkeypatch, capsys, tmp_path, study_dict, change, message):
+    code, _, err = semcal(monkeypatch, capsys, "run", write_study(tmp_path, study_dict | change))
+    assert code == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("semcal: ")
+    assert message in line
+    assert "Traceback" not in err
+
+
+def test_folders_that_are_no_model(monkeypatch, capsys, tmp_path, study_dict):
+    (tmp_path / "empty").mkdir()
+    pickled = save_checkpoint(tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    for path, message in (
+        (tmp_path / "empty", "is not a model folder: it has no config.json"),
+        (pickled, "weights only as pickles (pytorch_model.bin)"),
+    ):
+        study = study_dict | {"models": [{"path": str(path), "device": "cpu"}]}
+        code, _, err = semcal(monkeypatch, capsys, "run", write_study(tmp_path, study))
+        assert code == 2
+        assert message in err.replace("\n", "")
+
+
+def test_score_and_ls_without_runs(monkeypatch, capsys, tmp_path, study_dict):
+    code, _, err = semcal(monkeypatch, capsys, "ls", tmp_path / "none")
+    assert (code, "no run at or below" in err) == (2, True)
+    code, _, err = semcal(monkeypatch, capsys, "score", write_study(tmp_path, study_dict))
+    assert (code, "has not been run yet" in err) == (2, True)
+    code, _, err = semcal(monkeypatch, capsys, "train", "atlass")
+    assert (code, "did you mean 'atlas'" in err) == (2, True)
+
+
+def test_importing_the_command_is_quick_to_say_no():
+    """A typing mistake is answered before torch is imported."""
+    code = "import sys, experiments.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
