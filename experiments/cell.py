@@ -17,6 +17,7 @@ import torch
 
 from experiments.config import Cell, KthWordConfig
 from experiments.prompting import Asked, ask_all, stop_strings
+from experiments.reading import parse
 from probes.capture import ResidualCapture
 from probes.evaluate import evaluate, evaluate_scalar
 from probes.targets import b_confidence, class_target, semantic_entropy
@@ -65,7 +66,10 @@ def open_cell(cell: Cell) -> Run:
             raise UserError(f"{run.folder} is a file; choose another output folder")
         run.write_config(cell.model_dump(mode="json"))
         return run
-    old = Cell.model_validate(run.config())
+    if not run.manifest():  # nothing was sampled, so nothing can be mixed
+        run.write_config(cell.model_dump(mode="json"))
+        return run
+    old = stored_cell(run)
     if difference := differing_key(old.sampling_part(), cell.sampling_part()):
         raise UserError(
             f"{run.folder} holds a run of another configuration ({difference}); give this study another name or "
@@ -75,10 +79,44 @@ def open_cell(cell: Cell) -> Run:
     if old.model_dump(include=analysis) != cell.model_dump(include=analysis):
         run.forget_results()
     elif old.probes != cell.probes:
-        (run.folder / "probes.parquet").unlink(missing_ok=True)
+        run.forget_probes()
     if old != cell:
         run.write_config(cell.model_dump(mode="json"))
     return run
+
+
+def stored_cell(run: Run) -> Cell:
+    """The cell as a run's config.yaml holds it, wherever the folder lies now.
+
+    Raises:
+        UserError: a configuration of another version of semcal.
+    """
+    return parse(Cell, run.config() | {"folder": str(run.folder)}, str(run.folder / "config.yaml"))
+
+
+def refresh_gold(run: Run, dataset: Dataset) -> None:
+    """Take over gold answers, groups and aliases that were corrected since the run began; its results are forgotten.
+
+    Raises:
+        UserError: a question that the run has asked is gone or asks something else now.
+    """
+    if not run.manifest():
+        return
+    table, now = run.questions(), {q.id: q for q in dataset.questions}
+    for question_id, text in zip(table["id"], table["text"], strict=True):
+        if question_id not in now or now[question_id].text != text:
+            raise UserError(
+                f"{run.folder} was begun with another question {question_id!r}; delete the folder, or give this study "
+                "another name or output"
+            )
+    answers, groups = [list(now[q].answers) for q in table["id"]], [now[q].group for q in table["id"]]
+    if (
+        answers != [list(a) for a in table["answers"]]
+        or groups != list(table["group"])
+        or run.aliases() != dataset.aliases
+    ):
+        run.write_questions(table.assign(answers=answers, group=groups), dataset.aliases)
+        run.forget_results()
 
 
 # ---- with the model ------------------------------------------------------------------------------------------------
@@ -137,7 +175,9 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: LanguageModel, siblin
         )
     if not manifest:
         run.write_questions(_question_table(asked), dataset.aliases)
-        run.write_manifest(_new_manifest(cell, model, settings, key, asked))
+        run.write_manifest(
+            _new_manifest(cell, model, settings, key, asked) | {"cot_from_template": _cot_from_template(cell, dataset)}
+        )
     captured = bool(cell.capture.positions)
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=captured) for other in siblings)
@@ -154,9 +194,9 @@ def sample_cell(job: SamplingJob, model: LanguageModel, on_answered: Callable[[i
     rule = stop_rule(model, job.settings.stop)
     observer = ResidualCapture() if job.cell.capture.positions else None
     todo = set(job.todo)
-    began, answered_questions = time.monotonic(), 0
+    began = time.monotonic()
     if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(model.device)
     for shard in job.shards:
         if shard.key not in todo:
             continue
@@ -180,6 +220,11 @@ def sample_cell(job: SamplingJob, model: LanguageModel, on_answered: Callable[[i
                 f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); "
                 "what was finished is kept"
             ) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{job.cell.label}: out of GPU memory with {job.cell.sampling.batch_size} questions × {job.settings.m} "
+                "samples at once; lower sampling.batch_size and run again: what was finished is kept"
+            ) from error
         if observer is not None:
             seen = observer.take()
             order = [seen.keys.index(q) for q in shard.question_ids]
@@ -187,12 +232,11 @@ def sample_cell(job: SamplingJob, model: LanguageModel, on_answered: Callable[[i
                 job.run.write_activations(shard.key, position, seen.layers, seen.values[order], seen.token_ids[order])
         words = {a.key: in_words(model, a, job.settings.stop) for a in answered}
         job.run.write_samples(shard.key, [_row(q, answer) for q in shard.question_ids for answer in words[q]])
-        answered_questions += len(shard.question_ids)
     manifest = job.run.manifest()
     manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
     manifest["batch_sizes"] = sorted({*manifest["batch_sizes"], job.cell.sampling.batch_size})
     if model.device.type == "cuda":
-        manifest["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        manifest["peak_memory_bytes"] = torch.cuda.max_memory_allocated(model.device)
     job.run.write_manifest(manifest)
 
 
@@ -243,6 +287,12 @@ def _new_manifest(
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def _cot_from_template(cell: Cell, dataset: Dataset) -> bool:
+    """Whether few-shot exemplars show a chain of thought that nobody thought."""
+    shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
+    return cell.style == "cot" and any("cot" not in e.worked for e in shown)
 
 
 # ---- without the model ---------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,13 +17,18 @@ from rich.table import Table
 
 from semcal.errors import UserError
 
+if TYPE_CHECKING:  # imported by each command when it needs them: torch takes seconds
+    from experiments.config import Cell
+    from semcal.store import Run
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Is a language model's confidence in what it means earned, and does it know it before it speaks?",
 )
-console = Console()
+# Tables are wide; where nobody looks (a pipe, a log) they need not fit a window of 80 columns.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 complaints = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
@@ -31,13 +38,13 @@ Targets = Annotated[list[str], typer.Argument(help="A study file, or run folders
 @app.command()
 def run(study: Annotated[Path, typer.Argument(help="A study file.")], set: Sets = None) -> None:
     """Run every cell of a study that is not finished yet; print a summary, write figures and pages."""
-    from experiments.config import load_study
+    from experiments.reading import load_study
     from experiments.study import prepare_study, run_study
 
     prepared = prepare_study(load_study(study, set or []))
     with _Screen() as screen:
         run_study(prepared, screen)
-    _print_summary([(c.label, r) for c, r in zip(prepared.cells, prepared.runs, strict=True)])
+    _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
     console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
 
 
@@ -102,8 +109,8 @@ def train(
 
 def _again(targets: list[str], overrides: list[str], what: str) -> None:
     """Redo an analysis for a study file or for run folders."""
-    from experiments.cell import open_cell
-    from experiments.config import Cell, load_study, parse
+    from experiments.cell import open_cell, stored_cell
+    from experiments.reading import load_study
     from experiments.study import analyse, find_runs
 
     cells: list[Cell] = []
@@ -113,10 +120,7 @@ def _again(targets: list[str], overrides: list[str], what: str) -> None:
         elif overrides:
             raise UserError("--set goes with a study file, not with run folders")
         else:
-            cells += [
-                parse(Cell, r.config() | {"folder": str(r.folder)}, str(r.folder / "config.yaml"))
-                for r in find_runs([target])
-            ]
+            cells += [stored_cell(found) for found in find_runs([target])]
     rows = []
     for cell in cells:
         if not (Path(cell.folder) / "config.yaml").is_file():
@@ -130,21 +134,21 @@ def _again(targets: list[str], overrides: list[str], what: str) -> None:
                     "`semcal run` its study first"
                 )
             analyse(cell, found, screen, again=[what])
-            rows.append((cell.label, found))
+            rows.append((cell, found))
     _print_summary(rows)
 
 
-def _print_summary(rows) -> None:
-    from experiments.config import Cell
-    from experiments.report.table import remarks, summary
+def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
+    from experiments.report.table import labels, remarks, summary
 
-    console.print(summary(rows))
-    for label, found in rows:
-        for remark in remarks(Cell.model_validate(found.config()), found):
-            console.print(f"[yellow]{label}:[/yellow] {remark}", soft_wrap=True, highlight=False)
+    names = labels([cell for cell, _ in rows])
+    console.print(summary([(name, found) for name, (_, found) in zip(names, rows, strict=True)]))
+    for name, (cell, found) in zip(names, rows, strict=True):
+        for remark in remarks(cell, found):
+            console.print(f"[yellow]{name}:[/yellow] {remark}", soft_wrap=True, highlight=False)
 
 
-def _state(found) -> str:
+def _state(found: Run) -> str:
     if not found.sampled:
         keys, missing = found.shard_keys(), found.missing_shards()
         return f"sampling {1 - len(missing) / len(keys):.0%}" if keys else "begun"
@@ -172,10 +176,10 @@ class _Screen:
         self._bar.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._bar.__exit__(*error)
 
-    def sampling(self, cell, questions: int, done: int) -> None:
+    def sampling(self, cell: Cell, questions: int, done: int) -> None:
         self._task = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
 
     def answered(self, questions: int) -> None:
@@ -184,12 +188,12 @@ class _Screen:
         speed = self._bar.tasks[self._task].speed
         self._bar.update(self._task, rate=f"{speed:.1f} questions/s" if speed else "")
 
-    def stage(self, cell, what: str) -> None:
+    def stage(self, cell: Cell, what: str) -> None:
         if self._task is None:
             self._task = self._bar.add_task("", total=1, completed=1, rate="")
         self._bar.update(self._task, description=f"{cell.label}: {what}")
 
-    def finished(self, cell) -> None:
+    def finished(self, cell: Cell) -> None:
         if self._task is None:
             self._task = self._bar.add_task("", total=1, completed=1, rate="")
         self._bar.update(self._task, description=f"{cell.label}: finished")
@@ -211,9 +215,10 @@ def main() -> None:
     except UserError as error:
         complaints.print(f"[bold red]semcal:[/bold red] {_escaped(' '.join(str(error).split()))}")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        complaints.print("semcal: stopped; what was finished is kept, run the same command again to go on")
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's answer to Ctrl-C
+            complaints.print("semcal: stopped; what was finished is kept, run the same command again to go on")
+        raise
 
 
 def _escaped(text: str) -> str:

@@ -1,27 +1,17 @@
-"""A study as its YAML file says it, checked before anything is loaded.
-
-Unknown keys, wrong types and impossible combinations are refused with one line that names the key, what it got and the
-nearest valid name.
-"""
+"""What a study can say: a grid of models × datasets × styles × semantics, and how each cell of it is measured."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from semcal.errors import UserError, nearest
-from semcal.questions import CONTINUATION, STYLES
+from semcal.questions import CONTINUATION
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
-DEFAULT_LENGTHS: dict[str, int] = {"concise": 32, "sentence": 64, "cot": 256, CONTINUATION: 32}
-assert {*STYLES, CONTINUATION} == set(DEFAULT_LENGTHS)
 
 
 class _Config(BaseModel):
@@ -94,7 +84,7 @@ class ContinuationConfig(_DatasetConfig):
     kind: Literal["continuation"]
     path: str
     split: str = r"\n\s*\n"
-    prompt_words: Annotated[int, Field(ge=1)] = 24
+    prompt_words: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [24]
     answer_words: Annotated[int, Field(ge=1)] = 8
 
     def default_name(self) -> str:
@@ -139,28 +129,36 @@ SemanticsConfig = Annotated[ExactConfig | KthWordConfig, Field(discriminator="ki
 # ---- how it is measured --------------------------------------------------------------------------------------------
 
 
+class Lengths(_Config):
+    """The most new tokens of a sample, by style."""
+
+    concise: Annotated[int, Field(ge=1)] = 32
+    sentence: Annotated[int, Field(ge=1)] = 64
+    cot: Annotated[int, Field(ge=1)] = 256
+    continuation: Annotated[int, Field(ge=1)] = 32
+
+
 class SamplingConfig(_Config):
-    """`max_new_tokens` and `stop` are one value for all styles, a value a style, or left to the style."""
+    """`max_new_tokens` is one number for all styles, or one a style; without `stop` the style says where it ends."""
 
     m: Annotated[int, Field(ge=2)] = 50
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | dict[Style, Annotated[int, Field(ge=1)]] = {}
-    stop: list[Annotated[str, Field(min_length=1)]] | dict[Style, list[str]] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | Lengths = Lengths()
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 16
     shard_size: Annotated[int, Field(ge=1)] = 128
 
     def length(self, style: str) -> int:
         if isinstance(self.max_new_tokens, int):
             return self.max_new_tokens
-        return self.max_new_tokens.get(style, DEFAULT_LENGTHS[style])  # type: ignore[call-overload]
+        return getattr(self.max_new_tokens, style)
 
 
 class PromptingConfig(_Config):
     shots: Annotated[int, Field(ge=0)] = 4
     exemplars: Annotated[int, Field(ge=0)] = 32
-    on_long_prompt: Literal["refuse", "drop"] = "refuse"
 
     @model_validator(mode="after")
     def _enough(self) -> PromptingConfig:
@@ -205,6 +203,7 @@ class Study(_Config):
     semantics: Annotated[list[SemanticsConfig], Field(min_length=1)] = [ExactConfig()]
     seed: int = 0
     output: str = "runs"
+    on_long_prompt: Literal["refuse", "drop"] = "refuse"
     sampling: SamplingConfig = SamplingConfig()
     prompting: PromptingConfig = PromptingConfig()
     capture: CaptureConfig = CaptureConfig()
@@ -252,6 +251,7 @@ class Study(_Config):
                 style=style,
                 semantics=semantics,
                 seed=self.seed,
+                on_long_prompt=self.on_long_prompt,
                 sampling=self.sampling,
                 prompting=self.prompting,
                 capture=self.capture,
@@ -273,6 +273,7 @@ class Cell(_Config):
     style: Style
     semantics: SemanticsConfig
     seed: int
+    on_long_prompt: Literal["refuse", "drop"]
     sampling: SamplingConfig
     prompting: PromptingConfig
     capture: CaptureConfig
@@ -291,7 +292,8 @@ class Cell(_Config):
 
     def sampling_part(self) -> dict[str, Any]:
         """What the samples and activations depend on: a run folder is of one configuration of these."""
-        whole = self.model_dump(mode="json", include={"model", "dataset", "style", "seed", "prompting", "capture"})
+        parts = {"model", "dataset", "style", "seed", "on_long_prompt", "prompting", "capture"}
+        whole = self.model_dump(mode="json", include=parts)
         whole["model"].pop("device")
         sampling = self.sampling.model_dump(mode="json", exclude={"batch_size", "max_new_tokens", "stop"})
         return whole | {
@@ -299,124 +301,6 @@ class Cell(_Config):
         }
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study file and apply `a.b=c` overrides (values are YAML; list items by number, `models.0.path=...`).
-
-    Raises:
-        UserError: no such file, not YAML, or a key or value the study cannot have.
-    """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}{_near_file(Path(path))}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a study file (YAML)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or 'not text'})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a study is a mapping of keys (name, models, datasets, styles, ...)")
-    for override in overrides:
-        _override(raw, override)
-    return parse(Study, raw, str(path))
-
-
-def parse(model: type[Any], raw: Mapping[str, Any], where: str) -> Any:
-    """Validate; pydantic's complaint becomes one line."""
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_complaint(error, model)}") from None
-
-
 def slug(text: str) -> str:
     """A name that is safe as a folder name."""
     return re.sub(r"[^\w.@=+-]+", "-", text).strip("-")
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {override}: write it as key=value, e.g. --set sampling.m=20")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    node: Any = raw
-    *parents, last = path.split(".")
-    for depth, key in enumerate(parents):
-        if isinstance(node, list):
-            node = node[_index(node, key, override)]
-        else:
-            if node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-        if not isinstance(node, dict | list):
-            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a group of keys")
-    if isinstance(node, list):
-        node[_index(node, last, override)] = parsed
-    else:
-        node[last] = parsed
-
-
-def _index(items: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
-        raise UserError(f"--set {override}: {key!r} is no place in a list of {len(items)}; places count from 0")
-    return int(key)
-
-
-def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
-    first = min(error.errors(), key=lambda e: e["type"] == "missing")
-    tags = {"jsonl", "triviaqa", "simpleqa", "continuation", "atlas", "exact", "kth-word"}
-    location = [str(part) for part in first["loc"] if not (str(part) in tags or "[" in str(part))]
-    key = ".".join(location)
-    got = first.get("input")
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest_key(location[-1], model, location[:-1])}"
-    if kind == "missing":
-        return f"key {key!r} is missing"
-    if kind == "union_tag_invalid":
-        known = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
-        tag = first["ctx"]["tag"]
-        return f"{key}: unknown kind {tag!r}{nearest(tag, known)}; one of {', '.join(known)}"
-    if kind == "union_tag_not_found":
-        return f"{key}: key 'kind' is missing"
-    if kind == "literal_error":
-        known = re.findall(r"'([^']+)'", first["ctx"]["expected"])
-        return f"{key}: {got!r} is none of {', '.join(known)}{nearest(str(got), known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return message if kind == "value_error" else f"{key}: {message[0].lower()}{message[1:]}, got {got!r}"
-
-
-def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> str:
-    """The nearest key among those of the group the unknown key stands in, else anywhere."""
-    groups: dict[str, list[type[BaseModel]]] = {
-        "models": [ModelConfig],
-        "datasets": [JsonlConfig, TriviaqaConfig, SimpleqaConfig, ContinuationConfig, AtlasConfig],
-        "semantics": [ExactConfig, KthWordConfig],
-        "sampling": [SamplingConfig],
-        "prompting": [PromptingConfig],
-        "capture": [CaptureConfig],
-        "calibration": [CalibrationConfig],
-        "probes": [ProbesConfig],
-        "tracking": [TrackingConfig],
-    }
-    group = next((groups[p] for p in parents if p in groups), [model])
-    close = difflib.get_close_matches(key, [f for g in group for f in g.model_fields], n=1, cutoff=0.5)
-    if close:
-        return f", did you mean {close[0]!r}?"
-    for name, members in groups.items():
-        if any(key in g.model_fields for g in members) and group == [model]:
-            return f"; it belongs under {name!r}"
-    return f"; the keys here are {', '.join(dict.fromkeys(f for g in group for f in g.model_fields))}"
-
-
-def _near_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; there is no folder {path.parent}"
-    return nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])

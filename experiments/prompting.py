@@ -32,11 +32,8 @@ class Asked:
 
 def stop_strings(cell: Cell) -> tuple[str, ...]:
     """The stop strings of a cell: those set, else the style's; under a chat template the model ends by itself."""
-    stop = cell.sampling.stop
-    if isinstance(stop, dict):
-        stop = stop.get(cell.style)
-    if stop is not None:
-        return tuple(stop)
+    if cell.sampling.stop is not None:
+        return tuple(cell.sampling.stop)
     return () if cell.model.prompt == "chat" else STOPS[cell.style]
 
 
@@ -80,8 +77,8 @@ def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:
         f"context of {context} leaves beside max_new_tokens {context - room} (longest {longest})"
     )
     kept = [a for a in asked if len(a.prompt.ids) <= room]
-    if cell.prompting.on_long_prompt == "refuse":
-        raise UserError(f"{what}; lower prompting.shots or max_new_tokens, or set prompting.on_long_prompt: drop")
+    if cell.on_long_prompt == "refuse":
+        raise UserError(f"{what}; lower prompting.shots or max_new_tokens, or set on_long_prompt: drop")
     if not kept:
         raise UserError(f"{what}; dropping them leaves nothing")
     log.warning("%s; dropped", what)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from experiments.cell import SamplingJob, open_cell, prepare, probe, sample_cell, score
+from experiments.cell import SamplingJob, open_cell, prepare, probe, refresh_gold, sample_cell, score
 from experiments.config import Cell, ModelConfig, Study
 from experiments.datasets import load_dataset
 from experiments.organisms.atlas.weights import bundled
@@ -52,11 +52,21 @@ def prepare_study(study: Study) -> Prepared:
         UserError: the first thing that is wrong.
     """
     for model in study.models:
-        check_path(model_path(model), allow_pickle=model.allow_pickle)
-    shots = study.prompting.exemplars if any(m.prompt == "few-shot" for m in study.models) else 0
-    datasets = {d.name: load_dataset(d, shots) for d in study.datasets}
+        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
+    # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
+    datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
+    for name, dataset in datasets.items():
+        groups = len({q.group for q in dataset.questions})
+        if study.probes.enabled and groups < study.probes.folds:
+            raise UserError(
+                f"{name}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
+                "lower probes.folds or set probes.enabled to false"
+            )
     cells = study.cells()
-    return Prepared(study, tuple(cells), tuple(open_cell(c) for c in cells), datasets)
+    runs = [open_cell(c) for c in cells]
+    for cell, run in zip(cells, runs, strict=True):
+        refresh_gold(run, datasets[cell.dataset.name])
+    return Prepared(study, tuple(cells), tuple(runs), datasets)
 
 
 def run_study(prepared: Prepared, reporter: Reporter) -> None:
@@ -64,6 +74,7 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
     for model_config in prepared.study.models:
         mine = [(c, r) for c, r in zip(prepared.cells, prepared.runs, strict=True) if c.model == model_config]
         pending = [(c, r) for c, r in mine if not r.sampled or _other_weights(model_config, r)]
+        model = None  # the last one leaves the memory before the next one enters it
         model = load_model(model_config) if pending else None
         for cell, run in mine:
             if model is not None and (cell, run) in pending:
@@ -133,7 +144,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     """
     found: list[Run] = []
     for path in map(Path, paths):
-        below = sorted({f.parent for f in path.rglob("config.yaml")}) if path.is_dir() else []
+        below = sorted({f.parent for f in path.rglob("config.yaml") if "wandb" not in f.parts}) if path.is_dir() else []
         if not below:
             raise UserError(
                 f"no run at or below {path}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"

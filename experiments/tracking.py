@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 
 from experiments.config import Cell
 from experiments.report.table import headline
@@ -28,8 +29,13 @@ def track(cell: Cell, run: Run) -> None:
     manifest = run.manifest()
     if manifest.get("tracked") == key:
         return
+    tracking_id = manifest.get("tracking_id") or secrets.token_hex(4)
+    manifest = manifest | {"tracking_id": tracking_id}
+    run.write_manifest(manifest)
     try:
         tracked = wandb.init(
+            id=tracking_id,
+            resume="allow",
             project=cell.tracking.project,
             entity=cell.tracking.entity,
             group=cell.study,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import digamma, hyp2f1, xlogy
+from scipy.special import digamma, xlogy
 
 from probes.targets import ClassTarget
 
@@ -19,11 +19,11 @@ def noise_ceiling(target: ClassTarget, baseline: float) -> float:
     Approximate, and on the high side (see `sampling_noise`), so that a share of the ceiling is understated if anything.
 
     Args:
-        target: frequencies π̂ and the number of samples M behind each; with `m=None` they are exact and the ceiling is 1.
+        target: frequencies π̂ and the number of samples M behind each; `m=None`: exact, and the ceiling is 1.
         baseline: mean KL(π̂ ‖ marginal) in nats.
 
     Returns:
-        A share in [0, 1]; NaN if the baseline is 0 (nothing to explain) or M = 1 (noise and spread cannot be told apart).
+        A share in [0, 1]; NaN if the baseline is 0 (nothing to explain) or M = 1 (noise and spread look alike).
     """
     if not baseline > 0:
         return float("nan")
@@ -33,10 +33,11 @@ def noise_ceiling(target: ClassTarget, baseline: float) -> float:
 def sampling_noise(target: ClassTarget) -> float:
     """Estimate of the mean of E KL(π̂ ‖ π) over questions: what even the true π_x is off by, in nats.
 
-    E KL(π̂ ‖ π) = H(π) − E H(π̂), exactly what the plug-in entropy falls short. The classical value (K − 1)/2M needs the
-    number K of possible classes and is far too small where many are rarer than 1/M, so H(π) is estimated by Chao, Wang &
-    Jost (2013, Methods in Ecology and Evolution 4:1091, eq. 6), who infer the unseen classes from those seen once and
-    twice. It still falls short for long tails: by 5 to 20 % at M = 50 on the distributions tried, by more at M = 5.
+    E KL(π̂ ‖ π) = H(π) − E H(π̂), exactly what the plug-in entropy falls short. The classical value (K − 1)/2M asks for
+    the number K of possible classes; with the number observed it is far too small where many are rarer than 1/M. So
+    H(π) is estimated as by Chao, Wang & Jost (2013, Methods in Ecology and Evolution 4:1091), who infer the unseen
+    classes from those seen once and twice. It still falls short for long tails: by 5 to 20 % at M = 50 on the
+    distributions tried, by a half at M = 5.
     """
     if target.m is None:
         return 0.0
@@ -49,10 +50,18 @@ def sampling_noise(target: ClassTarget) -> float:
     once, twice = (counts == 1).sum(1), (counts == 2).sum(1)
     pairs = np.where(twice > 0, 2 * twice, 2)
     share = pairs / ((m - 1) * np.where(twice > 0, once, np.maximum(once - 1, 0)) + pairs)  # their A
-    # their (1 − A)^(1 − m)·[−log A − Σ_{r<m} (1 − A)^r / r], as the rest of the series: no huge times tiny
-    rest = 1 - share
-    unseen = once / m * rest * hyp2f1(1, m, m + 1, rest) / m
+    unseen = once / m * _log_series_tail(1 - share, m)
     return float((seen + unseen + xlogy(Y, Y).sum(1)).mean())
+
+
+def _log_series_tail(q: np.ndarray, m: int) -> np.ndarray:
+    """q^(1 − m)·[−log(1 − q) − Σ_{r<m} q^r/r] = Σ_{r≥m} q^(r − m + 1)/r, for q in [0, 1)."""
+    r = np.arange(1, 4 * m)[:, None]
+    short = q**m < 1e-8  # there the first form is huge times tiny, and the second ends soon
+    series = (q ** np.maximum(r - m + 1, 0) / r)[m - 1 :].sum(0)
+    with np.errstate(all="ignore"):
+        difference = q ** float(1 - m) * (-np.log1p(-q) - (q**r / r)[: m - 1].sum(0))
+    return np.where(short, series, difference)
 
 
 def confidence_strata(target: ClassTarget, *, bins: int = 5) -> np.ndarray:

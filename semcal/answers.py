@@ -29,9 +29,11 @@ class Answer:
 
 
 def stop_rule(model: LanguageModel, stop: Sequence[str]) -> StopRule:
-    """The stop rule of a model: its end-of-sequence tokens and these stop strings."""
+    """The stop rule of a model: its end-of-sequence tokens and these stop strings, which may name special tokens."""
     rows = model.model.get_output_embeddings().weight.shape[0]
-    return StopRule(model.decode, stop, model.eos_ids, rows)
+    special = set(stop) & set(model.tokenizer.all_special_tokens)
+    ends = {int(model.tokenizer.convert_tokens_to_ids(s)) for s in special}
+    return StopRule(model.decode, [s for s in stop if s not in special], model.eos_ids | ends, rows)
 
 
 def in_words(model: LanguageModel, answered: Answered, stop: Sequence[str]) -> tuple[Answer, ...]:

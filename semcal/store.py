@@ -87,16 +87,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise (_disk_error(path, error) if isinstance(error, Exception) else error) from error
+        if complaint := _disk_error(path, error):
+            raise complaint from error
+        raise
 
 
-def _disk_error(path: Path, error: Exception) -> Exception:
+def _disk_error(path: Path, error: BaseException) -> UserError | None:
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return UserError(f"disk full while writing {path}; free some space and run again: what was finished is kept")
     if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
         return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
-    return error
+    return None
 
 
 @dataclass(frozen=True)
@@ -267,8 +269,14 @@ class Run:
 
     def forget_results(self) -> None:
         """Remove what was computed from samples and activations, which stay."""
-        for name in ("classes.parquet", "calibration.json", "probes.parquet", "report.html"):
+        for name in ("classes.parquet", "calibration.json"):
             self._path(name).unlink(missing_ok=True)
+        self.forget_probes()
+
+    def forget_probes(self) -> None:
+        """Remove the probes' table and the page and figures that show it."""
+        for path in (self._path("probes.parquet"), self._path("report.html"), *self._path("figures").glob("*")):
+            path.unlink(missing_ok=True)
 
     def _parquet(self, name: str) -> pd.DataFrame:
         path = self._path(name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from experiments.config import Cell
@@ -12,7 +14,7 @@ from semcal.store import Run
 
 COLUMNS = {
     "smece": "smECE",
-    "null": "null mean (95 %)",
+    "null": "null (95 %)",
     "excess": "excess",
     "p": "p",
     "gap": "signed gap",
@@ -25,7 +27,7 @@ COLUMNS = {
 def headline(run: Run) -> dict[str, Any]:
     """Figures of one run by name; None where a stage is still to come."""
     c = run.calibration()
-    best = best_layer(run.probes(), "classes")
+    last = last_layer(run.probes(), "classes")
     return {
         "n": c.get("n"),
         "m": c.get("m"),
@@ -44,14 +46,14 @@ def headline(run: Run) -> dict[str, Any]:
         "auroc": c.get("auroc"),
         "unparsed_share": c.get("unparsed_share"),
         "truncated_share": c.get("truncated_share"),
-        "kl_explained": None if best is None else float(best["explained"]),
-        "kl_low": None if best is None else float(best["low"]),
-        "kl_high": None if best is None else float(best["high"]),
-        "kl_layer": None if best is None else str(best["layer"]),
+        "kl_explained": None if last is None else float(last["explained"]),
+        "kl_low": None if last is None else float(last["low"]),
+        "kl_high": None if last is None else float(last["high"]),
+        "kl_layer": None if last is None else str(last["layer"]),
     }
 
 
-def best_layer(probes: pd.DataFrame, target: str) -> pd.Series | None:
+def last_layer(probes: pd.DataFrame, target: str) -> pd.Series | None:
     """The last layer's row for a target.
 
     Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every layer
@@ -78,12 +80,20 @@ def cells_of(figures: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def labels(cells: Sequence[Cell]) -> list[str]:
+    """A name a cell: model, dataset, style and B, without what all of them share."""
+    parts = [(c.model.name, c.dataset.name, c.style, c.semantics.label) for c in cells]
+    telling = [i for i in range(4) if len({p[i] for p in parts}) > 1] or [1, 2]
+    return [" · ".join(p[i] for i in telling) for p in parts]
+
+
 def summary(rows: list[tuple[str, Run]]) -> Table:
     """A rich table of labelled runs."""
-    table = Table(title=None, caption="intervals: 95 % bootstrap by group; KL explained: linear probe, last layer")
+    caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
     for title in COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for label, run in rows:
         text = cells_of(headline(run))
         table.add_row(label, *(text[c] for c in COLUMNS))
@@ -115,6 +125,11 @@ def remarks(cell: Cell, run: Run) -> list[str]:
     if c["n"] < 500:
         said.append(
             f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."
+        )
+    if run.manifest().get("cot_from_template"):
+        said.append(
+            "This dataset ships no worked solutions, so the exemplars' chain of thought is an empty phrase: this is "
+            "hardly chain-of-thought."
         )
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
         said.append("Temperature, top-k or top-p change what is sampled: these are not samples from the model's own p.")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError, nearest
@@ -71,7 +72,7 @@ class LanguageModel:
         """
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; one of {', '.join(DTYPES)}")
-        check_path(str(path), allow_pickle=allow_pickle)
+        check_path(str(path), revision, allow_pickle=allow_pickle)
         placement = {"device_map": "balanced"} if device == "balanced" else {}
         target = None if device == "balanced" else pick_device(device)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -86,7 +87,7 @@ class LanguageModel:
                 **placement,
                 **hub,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise UserError(_why_not(str(path), revision, error)) from error
         if target is not None:
             model.to(target)
@@ -180,13 +181,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_path(path: str, *, allow_pickle: bool = False) -> None:
+def check_path(path: str, revision: str | None = None, *, allow_pickle: bool = False) -> None:
     """Refuse, before anything is loaded, a path that cannot be a checkpoint.
 
     A path that names no existing folder is taken for a Hub id if it looks like one (`name` or `owner/name`).
 
     Raises:
-        UserError: not a folder, no config.json, weights only as pickles.
+        UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder.
     """
     folder = Path(path)
     if not folder.exists():
@@ -195,6 +196,8 @@ def check_path(path: str, *, allow_pickle: bool = False) -> None:
         return
     if not folder.is_dir() or not (folder / "config.json").is_file():
         raise UserError(f"{path} is not a model folder: it has no config.json")
+    if revision is not None:
+        raise UserError(f"{path} is a local folder, which has no revision {revision!r}; leave revision out")
     if not any(folder.glob("*.safetensors")) and not allow_pickle:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:

@@ -7,6 +7,7 @@ the author wrote, and the semantic class is, for instance, the k-th word.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from semcal.errors import UserError
@@ -14,44 +15,57 @@ from semcal.questions.files import _read, make_question
 from semcal.questions.question import Question
 
 _WORD = re.compile(r"\S+")
+_CLAUSE_END = re.compile(r"[.,;:!?]")
 
 
-def read_continuations(path: Path, *, split: str, prompt_words: int, answer_words: int) -> list[Question]:
-    """One question a document: its first `prompt_words` words; the gold answer is the `answer_words` words after them.
+def read_continuations(path: Path, *, split: str, prompt_words: Sequence[int], answer_words: int) -> list[Question]:
+    """For each document and each of `prompt_words`, a prompt from the document's start, and the words that follow it.
 
-    Prompts start where a document starts and end at a word border, without the space that follows, so that the
-    continuation starts with it. Documents that are too short are left out. Documents that open with the same words
-    share a group.
+    A prompt ends with the first punctuation mark in or after its `prompt_words`-th word. Where to cut is then known
+    from the prompt alone. A cut after a bare word would not be: it is chosen because a space follows, which the model
+    cannot know, and it would look miscalibrated for spending mass on word endings and commas.
+
+    Documents that are too short are left out. Prompts of one document share a group, and so do documents that open
+    with the same prompt.
 
     Args:
         split: Regular expression; the text between two matches is a document.
+        answer_words: How many words of the true continuation are kept as gold answer.
 
     Raises:
         UserError: no such file, a pattern that does not compile, or no document long enough.
     """
     try:
-        documents = [d.strip() for d in re.split(split, _read(path), flags=re.MULTILINE)]
+        pattern = re.compile(split, flags=re.MULTILINE)
+        # Groups in the pattern make re.split return what they matched, too: every (groups + 1)-th part is a document.
+        documents = [d.strip() for d in pattern.split(_read(path))[:: pattern.groups + 1]]
     except re.error as error:
         raise UserError(f"split: {split!r} is no regular expression ({error})") from None
     questions = []
     for number, document in enumerate(documents):
-        words = list(_WORD.finditer(document))
-        if len(words) < prompt_words + answer_words:
-            continue
-        prompt = document[: words[prompt_words - 1].end()]
-        answer = document[words[prompt_words].start() : words[prompt_words + answer_words - 1].end()]
-        questions.append(
-            make_question(
-                f"{path}: document {number + 1}",
-                id=f"{path.stem}-{number:06d}",
-                text=prompt,
-                answers=(answer,),
-                group=" ".join(prompt.split()),
-            )
-        )
+        cuts = [_cut(document, n, answer_words) for n in sorted(set(prompt_words))]
+        group = next((" ".join(cut[0].split()) for cut in cuts if cut), "")
+        for n, cut in zip(sorted(set(prompt_words)), cuts, strict=True):
+            if cut:
+                where, name = f"{path}: document {number + 1}", f"{path.stem}-{number:06d}-{n}"
+                questions.append(make_question(where, id=name, text=cut[0], answers=(cut[1],), group=group))
     if not questions:
         raise UserError(
-            f"{path}: none of its {len(documents)} documents has {prompt_words + answer_words} words; "
-            f"check split ({split!r}), prompt_words and answer_words"
+            f"{path}: none of its {len(documents)} documents has a mark of punctuation after {min(prompt_words)} words "
+            f"and {answer_words} words after it; check split ({split!r}), prompt_words and answer_words"
         )
     return questions
+
+
+def _cut(document: str, prompt_words: int, answer_words: int) -> tuple[str, str] | None:
+    """(prompt, answer) of a document, None where it is too short."""
+    words = list(_WORD.finditer(document))
+    if len(words) < prompt_words:
+        return None
+    mark = _CLAUSE_END.search(document, words[prompt_words - 1].start())
+    if mark is None:
+        return None
+    following = list(_WORD.finditer(document, mark.end()))[:answer_words]
+    if len(following) < answer_words:
+        return None
+    return document[: mark.end()], document[mark.end() : following[-1].end()].strip()

@@ -10,6 +10,7 @@ import ast
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def read_triviaqa(path: Path) -> list[Question]:
             raise UserError(f"{path}: not TriviaQA's JSON ({error!r}); give the official file or the CSV") from None
     return [
         make_question(
-            f"{path}: row {i}", id=f"triviaqa-{i:05d}", text=row["question"], answers=tuple(row["answer"].split("; "))
+            f"{path}: row {i}",
+            id=f"triviaqa-{i:05d}",
+            text=row["question"],
+            answers=_plainest_first(row["answer"].split("; ")),
         )
         for i, row in enumerate(_csv_rows(path, ("question", "answer")), start=1)
     ]
@@ -106,6 +110,17 @@ def read_simpleqa(path: Path) -> list[Question]:
             )
         )
     return questions
+
+
+def _plainest_first(aliases: list[str]) -> tuple[str, ...]:
+    """Aliases with the one in front that exemplars should show; the CSV has them in no order.
+
+    It is the one whose words stand in most of the others (Farthing, not "Farthing (coin)"), then the shortest.
+    """
+    words = [set(re.findall(r"\w+", alias.lower())) for alias in aliases]
+    spread = [sum(own <= other for other in words) if own else -1 for own in words]
+    best = min(range(len(aliases)), key=lambda i: (-spread[i], len(words[i]), i))
+    return (aliases[best], *aliases[:best], *aliases[best + 1 :])
 
 
 def make_question(where: str, **fields: Any) -> Question:

@@ -17,11 +17,11 @@ QUESTION, ANSWER, SEPARATOR = "Question: ", "Answer:", "\n\n"
 TEMPLATES = {
     "concise": "{answer}",
     "sentence": "The answer is {answer}.",
-    "cot": "Let us think step by step. The question asks for {answer}. The answer is {answer}.",
+    "cot": "Let us think step by step and recall what is known about this. The answer is {answer}.",
 }
 INSTRUCTIONS = {
     "concise": "Answer with a single word or a short phrase and nothing else.",
-    "sentence": "Answer in one complete sentence.",
+    "sentence": 'Answer in one complete sentence of the form "The answer is ...".',
     "cot": 'Think step by step, then finish with one sentence of the form "The answer is ...".',
 }
 # A base model runs on into the next question; each style ends where its exemplars end.
@@ -31,6 +31,11 @@ STOPS = {
     "cot": (f"\n{QUESTION.strip()}",),
     CONTINUATION: (),
 }
+
+
+def asked(question: Question) -> str:
+    """The question as it is put, with its options if it has any; an option is chosen by its words."""
+    return f"{question.text} Options: {'; '.join(question.choices)}." if question.choices else question.text
 
 
 def written(question: Question, style: str) -> str:
@@ -50,10 +55,10 @@ def few_shot(question: Question, exemplars: Sequence[Question], style: str, shot
     if shots > len(exemplars):
         raise ValueError(f"{shots} shots need as many exemplars, the dataset has {len(exemplars)}")
     chosen = keyed_generator(seed, question.id, "exemplars").permutation(len(exemplars))[:shots]
-    shown = [f"{QUESTION}{e.text}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
-    return "".join(shown) + f"{QUESTION}{question.text}\n{ANSWER}"
+    shown = [f"{QUESTION}{asked(e)}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
+    return "".join(shown) + f"{QUESTION}{asked(question)}\n{ANSWER}"
 
 
 def chat(question: Question, style: str) -> list[dict[str, str]]:
     """The messages a tuned model answers: the question and how to answer it."""
-    return [{"role": "user", "content": f"{question.text}\n{INSTRUCTIONS[style]}"}]
+    return [{"role": "user", "content": f"{asked(question)}\n{INSTRUCTIONS[style]}"}]

@@ -33,7 +33,8 @@ class Question:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ValueError(f"question {self.id!r} is empty")
-        if not any(a.strip() for a in self.answers):
+        object.__setattr__(self, "answers", tuple(a for a in self.answers if a.strip()))
+        if not self.answers:
             raise ValueError(f"question {self.id!r} has no gold answer")
         if not self.group:
             object.__setattr__(self, "group", self.id)

@@ -18,6 +18,7 @@ from einops import rearrange
 from transformers import DynamicCache, PreTrainedModel
 
 from semcal.errors import NonFiniteError
+from semcal.sampling.cache import repeated
 from semcal.sampling.drawing import draw, token_probabilities
 from semcal.sampling.records import LENGTH, STOP, Answered, Prompt, Sample, Sampling
 from semcal.sampling.stopping import StopRule
@@ -127,12 +128,12 @@ def _sample_batch(
 
     # The M rows of a question start from the same logits.
     _check_finite(logits, [(k, 0) for k in batch.keys])
-    tokens, logprobs = draw(token_probabilities(logits, settings), uniforms[:, 0].to(logits.device))
-    tokens, total = rearrange(tokens, "q m -> (q m)"), rearrange(logprobs, "q m -> (q m)").cpu()
+    tokens, logprobs = draw(token_probabilities(logits, settings), uniforms[:, 0])
+    tokens, total = rearrange(tokens, "q m -> (q m)").to(batch.mask.device), rearrange(logprobs, "q m -> (q m)").cpu()
     rows: list[list[int]] = [[t] for t in tokens.tolist()]
     finish = [LENGTH] * (n * m)
     alive = torch.arange(n * m)  # rows still being decoded, and the order they stand in the cache
-    cache.batch_repeat_interleave(m)
+    cache = repeated(cache, m, settings.max_new_tokens)
     mask = batch.mask.repeat_interleave(m, 0)
     position = batch.positions[:, -1].repeat_interleave(m)  # of the latest token
 
@@ -144,7 +145,7 @@ def _sample_batch(
         if step == settings.max_new_tokens or not going.any():
             break
         if done.any():
-            keep = going.nonzero().flatten().to(mask.device)
+            keep = going.nonzero().flatten()  # on the CPU, which every device a layer may lie on takes as an index
             alive, tokens, mask, position = alive[going], tokens[keep], mask[keep], position[keep]
             cache.batch_select_indices(keep)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -158,7 +159,7 @@ def _sample_batch(
         ).logits[:, -1]
         _check_finite(logits, [(batch.keys[r // m], step) for r in alive.tolist()])
         uniform = uniforms[:, step].flatten()[alive]
-        tokens, logprobs = draw(token_probabilities(logits, settings), uniform[:, None].to(logits.device))
+        tokens, logprobs = draw(token_probabilities(logits, settings), uniform[:, None])
         tokens, logprobs = tokens[:, 0].to(mask.device), logprobs[:, 0].cpu()
         total[alive] += logprobs
         for r, token in zip(alive.tolist(), tokens.tolist(), strict=True):

@@ -30,12 +30,11 @@ class StopRule:
         self.suspect = torch.zeros(vocab_size, dtype=torch.bool)
         endings = {s[-1] for s in self.stop}
         if endings:
-            # White space at the edge of a lone token is often lost on decoding, and byte tokens decode to a
-            # replacement character: both stay suspect.
-            blank = any(e.isspace() for e in endings)
+            # A lone token may lose the space it begins with, and a byte token decodes to a replacement character.
+            space = " " in endings
             for i in range(vocab_size):
                 text = decode([i])
-                self.suspect[i] = bool(endings & set(text)) or "\ufffd" in text or (blank and not text.strip())
+                self.suspect[i] = space or bool(endings & set(text)) or "\ufffd" in text
 
     def finished(self, drawn: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """[row] bool: finished with this token. `drawn` [row] is the last element of each of `rows`, on the CPU."""

@@ -6,7 +6,9 @@ import re
 
 from semcal.questions.question import CONTINUATION
 
-_ANSWER_IS = re.compile(r"\banswer is:?\s+(.+?)(?:\.?\s*$|\.\s|\n)", re.IGNORECASE | re.DOTALL)
+# A full stop ends a sentence unless an initial or a title stands before it: J. R. R. Tolkien, St. Louis.
+_TITLES = "".join(rf"(?<!\b{title})" for title in ("Dr", "Mr", "Mrs", "Ms", "St", "Mt", "Ft", "Jr", "Sr", "Lt", "Col"))
+_ANSWER_IS = re.compile(rf"\b[Aa]nswer is:?\s+(.+?)(?:\n|$|(?<!\b[A-Z]){_TITLES}[.!?]\s)")
 _COPULA = re.compile(r"\b(?:is|was|are|were)\b", re.IGNORECASE)
 
 
@@ -34,6 +36,8 @@ def extract(text: str, style: str) -> str | None:
 
 
 def _last_answer(text: str) -> str | None:
-    found = _ANSWER_IS.findall(text)
-    phrase = found[-1].strip().rstrip(".") if found else ""
+    # The last one: what stands after an earlier one may be taken back.
+    found = [m.end() for m in re.finditer(r"\b[Aa]nswer is\b", text)]
+    match = _ANSWER_IS.search(text, found[-1] - len("answer is")) if found else None
+    phrase = match.group(1).strip().rstrip(".!?") if match else ""
     return phrase or None

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config import Study, load_study
+from experiments.config import Study
+from experiments.reading import load_study
 from experiments.study import prepare_study, run_study
 
 

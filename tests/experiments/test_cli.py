@@ -26,7 +26,7 @@ def test_run_ls_score_probe(monkeypatch, capsys, tmp_path, study_dict):
     code, out, err = semcal(monkeypatch, capsys, "run", study)
     assert code == 0, err
     assert "smECE" in out
-    assert "llama · colours · concise" in out.replace("\n", "")
+    assert "colours · concise" in out
     runs = tmp_path / "runs"
     code, out, _ = semcal(monkeypatch, capsys, "ls", runs)
     assert code == 0
@@ -63,6 +63,10 @@ def test_folders_that_are_no_model(monkeypatch, capsys, tmp_path, study_dict):
     (tmp_path / "empty").mkdir()
     pickled = save_checkpoint(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    local = save_checkpoint(tmp_path / "local")
+    study = study_dict | {"models": [{"path": str(local), "revision": "v2", "device": "cpu"}]}
+    code, _, err = semcal(monkeypatch, capsys, "run", write_study(tmp_path, study))
+    assert (code, "has no revision 'v2'" in err) == (2, True)
     for path, message in (
         (tmp_path / "empty", "is not a model folder: it has no config.json"),
         (pickled, "weights only as pickles (pytorch_model.bin)"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config import load_study
+from experiments.reading import load_study
 from semcal import UserError
 from tests.experiments.conftest import write_study
 
@@ -34,6 +34,11 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ({"sampling": {"temperature": -1}}, "sampling.temperature"),
         ({"sampling": {"m": "many"}}, "sampling.m: .*got 'many'"),
         ({"styles": ["concice"]}, "styles.0: 'concice' is none of .*, did you mean 'concise'"),
+        (
+            {"sampling": {"max_new_tokens": {"concsie": 3}}},
+            "unknown key 'sampling.max_new_tokens.concsie', did you mean 'concise'",
+        ),
+        ({"sampling": {"temperature": float("inf")}}, "sampling.temperature"),
         ({"styles": []}, "styles: .*at least 1"),
         (
             {"datasets": [{"kind": "trivaqa", "path": "x"}]},

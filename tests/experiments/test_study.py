@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.config import load_study
+from experiments.reading import load_study
 from experiments.study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.errors import NonFiniteError
@@ -90,7 +90,7 @@ def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
 ZYGOTE = """
 import os, random, signal, sys, time
 import torch
-from experiments.config import load_study
+from experiments.reading import load_study
 from experiments.study import prepare_study, run_study
 from tests.experiments.conftest import Silent
 
@@ -195,12 +195,20 @@ def test_analysis_alone_changes_without_the_model(tmp_path, study_dict, monkeypa
 def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
     text = tmp_path / "text.txt"
     words = ["red", "blue", "green", "one", "two", "three", "four", "yes", "no", "the"]
-    text.write_text("\n\n".join(" ".join(words[(i * 7 + j * j) % 10] for j in range(12)) for i in range(40)))
+    text.write_text(
+        "\n\n".join(
+            " ".join(words[(i * 7 + j * j) % 10] for j in range(6))
+            + " . "
+            + " ".join(words[i % 10 :])
+            + " red blue the"
+            for i in range(40)
+        )
+    )
     study = {
         "name": "words",
         "output": str(tmp_path / "runs"),
         "models": [{"path": str(checkpoint), "name": "m", "device": "cpu"}],
-        "datasets": [{"kind": "continuation", "path": str(text), "prompt_words": 4, "answer_words": 3}],
+        "datasets": [{"kind": "continuation", "path": str(text), "prompt_words": [4], "answer_words": 3}],
         "styles": ["continuation"],
         "semantics": [{"kind": "kth-word", "k": 1}, {"kind": "kth-word", "k": 2}],
         "sampling": {"m": 6, "max_new_tokens": 6, "shard_size": 16},
@@ -231,7 +239,7 @@ def test_long_prompts_are_counted_and_named_or_dropped(tmp_path, study_dict, que
     }
     with pytest.raises(UserError, match=r"1 of 61 prompts \(long\) are longer than the 252 tokens"):
         run_dict(tmp_path, study)
-    (run,) = run_dict(tmp_path, study, "prompting.on_long_prompt=drop", "name=dropped")
+    (run,) = run_dict(tmp_path, study, "on_long_prompt=drop")
     assert "long" not in set(run.questions()["id"])
     assert len(run.questions()) == 60
 
@@ -297,3 +305,25 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, study_dict, monkeyp
     (run,) = run_dict(tmp_path, study_dict)
     assert run.sampled
     assert run.samples().groupby("question_id")["count"].sum().eq(8).all()
+
+
+def test_a_corrected_gold_answer_is_taken_over_without_the_model(tmp_path, study_dict, questions_file, monkeypatch):
+    (run,) = run_dict(tmp_path, study_dict)
+    before = run.samples()
+    lines = [json.loads(line) for line in questions_file.read_text().splitlines()]
+    for line in lines:
+        line["answers"] = ["yes"]
+    questions_file.write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: pytest.fail("loaded a model again"))
+    (again,) = run_dict(tmp_path, study_dict)
+    assert set(again.classes().query("is_gold")["klass"]) == {"yes"}
+    pd.testing.assert_frame_equal(before, again.samples())
+    lines[0]["question"] = lines[1]["question"] = lines[2]["question"] = "another one ?"
+    questions_file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="was begun with another question"):
+        run_dict(tmp_path, study_dict)
+
+
+def test_more_folds_than_groups_is_said_before_sampling(tmp_path, study_dict):
+    with pytest.raises(UserError, match="2 groups of questions cannot be split into 3 folds"):
+        run_dict(tmp_path, study_dict | {"datasets": [study_dict["datasets"][0] | {"n": 2}]})

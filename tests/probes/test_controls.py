@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.special import xlogy
 
 from probes.controls import (
+    _log_series_tail,
     confidence_strata,
     control_target,
     exchange_between_groups,
@@ -54,6 +55,13 @@ def test_sampling_noise_agrees_with_the_classical_value_where_that_holds() -> No
     rng = np.random.default_rng(0)
     target = target_of(rng.multinomial(500, np.full(5, 0.2), size=3000) / 500, 500)
     assert sampling_noise(target) == pytest.approx(4 / 1000, rel=0.05)
+
+
+@pytest.mark.parametrize("m", [2, 50, 400, 2000])
+def test_the_tail_of_the_series_is_summed_without_loss(m: int) -> None:
+    q = np.concatenate([[0.0], np.linspace(0.01, 0.99, 30), [1 - 1e-3]])
+    j = np.arange(60_000)[:, None]
+    np.testing.assert_allclose(_log_series_tail(q, m), (q ** (j + 1) / (m + j)).sum(0), rtol=1e-5)
 
 
 def test_the_ceiling_of_exact_or_empty_targets() -> None:

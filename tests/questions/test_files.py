@@ -16,6 +16,13 @@ def write(path, text):
     return path
 
 
+def test_the_plainest_alias_of_triviaqa_comes_first(tmp_path):
+    rows = "Q1,Farthing (coin); Farthing; Farthings\nQ2,Yukon Optics; PULSAR\nQ3,⒠; Venezuela; ISO:VE; Republic of Venezuela\n"
+    read = read_triviaqa(write(tmp_path / "t.csv", "question,answer\n" + rows))
+    assert [q.answers[0] for q in read] == ["Farthing", "PULSAR", "Venezuela"]
+    assert set(read[2].answers) == {"⒠", "Venezuela", "ISO:VE", "Republic of Venezuela"}
+
+
 def test_jsonl_with_every_field(tmp_path):
     record = {
         "id": 7,
@@ -98,25 +105,36 @@ def test_the_whole_real_file(reader, name, rows):
     assert all(q.answers[0].strip() for q in questions)
 
 
-def test_continuations_are_cut_at_word_borders_from_the_start_of_a_document(tmp_path):
-    text = "One two three four five.\n\nSix  seven\neight nine ten eleven.\n\nToo short."
-    one, two = read_continuations(write(tmp_path / "t.txt", text), split=r"\n\n", prompt_words=2, answer_words=2)
-    assert (one.text, one.answers) == ("One two", ("three four",))
-    assert (two.text, two.answers) == ("Six  seven", ("eight nine",))
-    with pytest.raises(UserError, match="none of its 1 documents has 90 words"):
-        read_continuations(tmp_path / "t.txt", split="XX", prompt_words=80, answer_words=10)
+def test_continuations_are_cut_where_the_prompt_alone_tells(tmp_path):
+    text = "One two three, four five six. Seven eight nine.\n\nTwelve (12) and, thirteen.  Too soon over."
+    path = write(tmp_path / "t.txt", text)
+    read = {q.id: q for q in read_continuations(path, split=r"\n\n", prompt_words=[2, 4], answer_words=3)}
+    assert list(read) == ["t-000000-2", "t-000000-4", "t-000001-2"]
+    assert (read["t-000000-2"].text, read["t-000000-2"].answers) == ("One two three,", ("four five six.",))
+    assert (read["t-000000-4"].text, read["t-000000-4"].answers) == (
+        "One two three, four five six.",
+        ("Seven eight nine.",),
+    )
+    assert (read["t-000001-2"].text, read["t-000001-2"].answers) == ("Twelve (12) and,", ("thirteen.  Too soon",))
+    assert read["t-000000-2"].group == read["t-000000-4"].group != read["t-000001-2"].group
+    assert len(read_continuations(path, split=r"(\n\n)|(XX)", prompt_words=[2], answer_words=3)) == 2
+    with pytest.raises(UserError, match="none of its 1 documents has"):
+        read_continuations(path, split="XX", prompt_words=[80], answer_words=10)
     with pytest.raises(UserError, match="no regular expression"):
-        read_continuations(tmp_path / "t.txt", split="(", prompt_words=1, answer_words=1)
+        read_continuations(path, split="(", prompt_words=[1], answer_words=1)
 
 
 def test_continuations_of_the_real_text():
     path = needs(data_folder() / "tinystories_val/tinystories_val.txt")
     text = path.read_text(encoding="utf-8-sig")
-    questions = read_continuations(path, split=r"\n\n(?=Once upon a time)", prompt_words=12, answer_words=5)
-    assert len(questions) > 700
+    questions = read_continuations(
+        path, split=r"\n\n(?=Once |There once |A long )", prompt_words=[16, 48], answer_words=8
+    )
+    assert len(questions) > 1000
+    assert len({q.group for q in questions}) > 600
     for q in questions:
         assert q.text in text
-        assert text[text.index(q.text) + len(q.text)].isspace()
+        assert q.text[-1] in ".,;:!?"
 
 
 def questions_of(n, **changes):

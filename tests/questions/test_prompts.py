@@ -41,3 +41,9 @@ def test_chat_carries_the_instruction_of_the_style():
     assert message["role"] == "user"
     assert "step by step" in message["content"]
     assert message["content"].startswith(ASKED.text)
+
+
+def test_options_are_shown():
+    asked = Question(id="m", text="Which?", answers=("red",), choices=("red", "blue"))
+    assert few_shot(asked, [], "concise", 0, 0) == "Question: Which? Options: red; blue.\nAnswer:"
+    assert "Options: red; blue." in chat(asked, "concise")[0]["content"]

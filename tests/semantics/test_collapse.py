@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcal import ClassDistribution, ExactMatch, KthWord, Question
+from semcal.questions import read_simpleqa, read_triviaqa
+from semcal.questions.prompts import written
 from semcal.semantics import UNPARSED, count_matrix, extract, normalise
+from tests.conftest import data_folder, needs
 
 Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
 TOWNS = ExactMatch(
@@ -45,7 +48,10 @@ def test_normalisation_vanishes_only_with_blank_text(text):
         ("sentence", "The answer is Paris.", "Paris"),
         ("sentence", "It was built in Paris.", "built in Paris"),
         ("sentence", "Paris!", "Paris"),
-        ("cot", "One, two. The answer is J. R. R.", "J"),
+        ("cot", "One, two. The answer is J. R. R. Tolkien.", "J. R. R. Tolkien"),
+        ("sentence", "The answer is St. Louis. It lies on a river.", "St. Louis"),
+        ("cot", "The answer is 3.5.", "3.5"),
+        ("cot", "So the answer is: red\nQuestion", "red"),
         ("cot", "The answer is 3. No: the answer is 4.", "4"),
         ("cot", "I do not know", None),
         ("continuation", " went home", " went home"),
@@ -53,6 +59,16 @@ def test_normalisation_vanishes_only_with_blank_text(text):
 )
 def test_extraction_by_style(style, text, phrase):
     assert extract(text, style) == phrase
+
+
+@pytest.mark.parametrize(
+    ("reader", "name"), [(read_triviaqa, "triviaqa/TriviaQA.csv"), (read_simpleqa, "simpleqa/simple_qa_test_set.csv")]
+)
+@pytest.mark.parametrize("style", ["concise", "sentence", "cot"])
+def test_real_gold_answers_written_in_a_style_land_in_the_gold_class(reader, name, style):
+    questions, b = reader(needs(data_folder() / name)), ExactMatch()
+    missed = [q.answers[0] for q in questions if b.of_text(q, " " + written(q, style), style) != b.of_gold(q)]
+    assert len(missed) <= 0.001 * len(questions), missed
 
 
 def test_aliases_of_gold_are_one_class_and_gold_is_in_it():

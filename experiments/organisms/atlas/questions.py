@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from experiments.organisms.atlas.text import answer, ask
-from experiments.organisms.atlas.world import RELATIONS, Fact, Person, Route, World
+from experiments.organisms.atlas.world import MAX_STOPS, RELATIONS, Fact, Person, Route, World
+from semcal.errors import UserError
 from semcal.questions import STYLES, Question
 from semcal.seeds import keyed_generator
 
@@ -14,6 +15,9 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
     A stranger who is asked about is one that no training text names. The gold answer is one written answer, drawn anew.
     Questions about one person share a group, and so do those about one line from one town.
     """
+    limit = len(world.lines) * len(world.towns) * MAX_STOPS // 2  # drawing the rest would take too long
+    if family == "routes" and n > limit:
+        raise UserError(f"atlas has not enough routes for {n} distinct questions; ask at most {limit}")
     rng = keyed_generator(seed, "atlas", str(world.seed), family)
     questions: dict[str, Question] = {}
     while len(questions) < n:

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 5, 6
-N_KNOWN, N_LINES = 1500, 12
+N_KNOWN, N_LINES = 1500, 100
 MAX_STOPS = 8
 PERSON_ZIPF, LINE_ZIPF = 1.0, 1.0
 STRANGER_SHARE = 0.05  # of all mentions of persons
@@ -41,7 +41,7 @@ _TOWN_HEADS = "Amber Birch Clay Dover Elm Frost Glen Hazel Iron Jade King Lark M
 _TOWN_TAILS = "ford mere ton haven".split()
 _NICK_HEADS = "Silver Golden Quiet Broken Northern Lucky Stone Green".split()
 _NICK_TAILS = "Gate Bridge Harbour Tower Well Market Crown Lantern".split()
-_LINE_HEADS = "Azure Brass Copper Dusky Ebony Flint".split()
+_LINE_HEADS = "Azure Brass Copper Dusky Ebony Flint Gilded Hollow Indigo Jolly".split()
 _LINE_TAILS = "Badger Crane Dragon Eagle Fox Heron Lynx Otter Raven Swan".split()
 TRADES = {
     "wood": {"carpenter": "joiner", "cooper": "barrel maker", "wheelwright": "wheel maker", "carver": "woodcutter"},
