@@ -138,12 +138,13 @@ def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> st
         "tracking": [TrackingConfig],
     }
     group = next((groups[p] for p in parents if p in groups), [model])
+    if group == [model]:
+        for name, members in groups.items():
+            if any(key in g.model_fields for g in members):
+                return f"; it belongs under {name!r}"
     close = difflib.get_close_matches(key, [f for g in group for f in g.model_fields], n=1, cutoff=0.5)
     if close:
         return f", did you mean {close[0]!r}?"
-    for name, members in groups.items():
-        if any(key in g.model_fields for g in members) and group == [model]:
-            return f"; it belongs under {name!r}"
     return f"; the keys here are {', '.join(dict.fromkeys(f for g in group for f in g.model_fields))}"
 
 

@@ -21,8 +21,7 @@ from transformers import (
 
 from semcal import LanguageModel
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 WORDS = "red blue green one two three four yes no the answer is , . ? Question: Answer: \n".split(" ")
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 ROPE = SMALL | {"max_position_embeddings": 256}

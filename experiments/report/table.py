@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.config import Cell
+from semcal.questions import CONTINUATION
 from semcal.store import Run
 
 COLUMNS = {
@@ -113,14 +114,10 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         said.append(
             f"{c['unparsed_share']:.1%} of the samples hold no answer in style {cell.style!r} (class unparsed)."
         )
-    if c["truncated_share"] > 0.05:
+    if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is meant to be cut
         said.append(
-            f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens"
-            + (
-                " (as a continuation task means them to be)."
-                if cell.style == "continuation"
-                else "; raise sampling.max_new_tokens."
-            )
+            f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; raise "
+            "sampling.max_new_tokens."
         )
     if c["n"] < 500:
         said.append(

@@ -6,8 +6,9 @@ import re
 
 from semcal.questions.question import CONTINUATION
 
+_ABBREVIATED = "Dr Prof Mr Mrs Ms St Sts Mt Ft Jr Sr Lt Col Gen Capt Sgt Rev Rep Sen Gov No vs"
 # A full stop ends a sentence unless an initial or a title stands before it: J. R. R. Tolkien, St. Louis.
-_TITLES = "".join(rf"(?<!\b{title})" for title in ("Dr", "Mr", "Mrs", "Ms", "St", "Mt", "Ft", "Jr", "Sr", "Lt", "Col"))
+_TITLES = "".join(rf"(?<!\b{title})" for title in _ABBREVIATED.split())
 _ANSWER_IS = re.compile(rf"\b[Aa]nswer is:?\s+(.+?)(?:\n|$|(?<!\b[A-Z]){_TITLES}[.!?]\s)")
 _COPULA = re.compile(r"\b(?:is|was|are|were)\b", re.IGNORECASE)
 

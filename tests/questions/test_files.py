@@ -109,7 +109,7 @@ def test_continuations_are_cut_where_the_prompt_alone_tells(tmp_path):
     text = "One two three, four five six. Seven eight nine.\n\nTwelve (12) and, thirteen.  Too soon over."
     path = write(tmp_path / "t.txt", text)
     read = {q.id: q for q in read_continuations(path, split=r"\n\n", prompt_words=[2, 4], answer_words=3)}
-    assert list(read) == ["t-000000-2", "t-000000-4", "t-000001-2"]
+    assert list(read) == ["t-000000-2", "t-000000-4", "t-000001-2", "t-000001-4"]
     assert (read["t-000000-2"].text, read["t-000000-2"].answers) == ("One two three,", ("four five six.",))
     assert (read["t-000000-4"].text, read["t-000000-4"].answers) == (
         "One two three, four five six.",
