@@ -322,7 +322,7 @@ def score(cell: Cell, run: Run) -> None:
     collapsed = distributions(cell, run)
     table = run.questions()
     samples = run.samples()
-    run.write_classes(_class_table(table["id"], collapsed))
+    run.write_classes(_class_table(list(table["id"]), collapsed))
     truncated = float(samples.loc[samples["finish"] == LENGTH, "count"].sum() / samples["count"].sum())
     matrix = count_matrix(collapsed)
     result = calibrate(

@@ -216,7 +216,7 @@ class Study(_Config):
         for what, names in (
             ("models", [m.name for m in self.models]),
             ("datasets", [d.name for d in self.datasets]),
-            ("styles", self.styles),
+            ("styles", [str(s) for s in self.styles]),
             ("semantics", [s.label for s in self.semantics]),
         ):
             twice = next((n for n in names if names.count(n) > 1), None)

@@ -105,20 +105,20 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
     tags = {"jsonl", "triviaqa", "simpleqa", "continuation", "atlas", "exact", "kth-word", "Lengths", "constrained-int"}
     location = [str(part) for part in first["loc"] if str(part) not in tags and "[" not in str(part)]
     key = ".".join(location)
-    got = first.get("input")
+    got, context = first.get("input"), first.get("ctx", {})
     kind = first["type"]
     if kind == "extra_forbidden":
         return f"unknown key {key!r}{_nearest_key(location[-1], model, location[:-1])}"
     if kind == "missing":
         return f"key {key!r} is missing"
     if kind == "union_tag_invalid":
-        known = re.findall(r"'([^']+)'", first["ctx"]["expected_tags"])
-        tag = first["ctx"]["tag"]
+        known = re.findall(r"'([^']+)'", context["expected_tags"])
+        tag = context["tag"]
         return f"{key}: unknown kind {tag!r}{nearest(tag, known)}; one of {', '.join(known)}"
     if kind == "union_tag_not_found":
         return f"{key}: key 'kind' is missing"
     if kind == "literal_error":
-        known = re.findall(r"'([^']+)'", first["ctx"]["expected"])
+        known = re.findall(r"'([^']+)'", context["expected"])
         return f"{key}: {got!r} is none of {', '.join(known)}{nearest(str(got), known)}"
     message = first["msg"].removeprefix("Value error, ")
     return message if kind == "value_error" else f"{key}: {message[0].lower()}{message[1:]}, got {got!r}"

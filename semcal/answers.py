@@ -30,10 +30,9 @@ class Answer:
 
 def stop_rule(model: LanguageModel, stop: Sequence[str]) -> StopRule:
     """The stop rule of a model: its end-of-sequence tokens and these stop strings, which may name special tokens."""
-    rows = model.model.get_output_embeddings().weight.shape[0]
     special = set(stop) & set(model.tokenizer.all_special_tokens)
-    ends = {int(model.tokenizer.convert_tokens_to_ids(s)) for s in special}
-    return StopRule(model.decode, [s for s in stop if s not in special], model.eos_ids | ends, rows)
+    ends = {model.tokenizer.get_vocab()[s] for s in special}
+    return StopRule(model.decode, [s for s in stop if s not in special], model.eos_ids | ends, model.output_size)
 
 
 def in_words(model: LanguageModel, answered: Answered, stop: Sequence[str]) -> tuple[Answer, ...]:

@@ -37,7 +37,7 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     }
     probes = run.probes()
     if not probes.empty:
-        figures["layers"] = layer_curve(probes[probes["target"] == probes["target"].iloc[0]], title=cell.label)
+        figures["layers"] = layer_curve(probes.loc[probes["target"] == probes["target"].iloc[0], :], title=cell.label)
     return figures
 
 
@@ -72,9 +72,9 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
     )
     first = run.questions().iloc[0]
     samples = run.samples()
-    answers = samples[samples["question_id"] == first["id"]].head(5)[["count", "text", "logprob", "finish"]]
+    answers = samples.loc[samples["question_id"] == first["id"], ["count", "text", "logprob", "finish"]].head(5)
     classes = run.classes()
-    classes = classes[classes["question_id"] == first["id"]].head(5)[["klass", "count", "mass", "is_gold"]]
+    classes = classes.loc[classes["question_id"] == first["id"], ["klass", "count", "mass", "is_gold"]].head(5)
     table = run.probes()
     probes = "<p>none</p>" if table.empty else _table(table.drop(columns="position"))
     rest = {k: v for k, v in calibration.items() if not isinstance(v, str)}

@@ -54,14 +54,14 @@ def headline(run: Run) -> dict[str, Any]:
     }
 
 
-def last_layer(probes: pd.DataFrame, target: str) -> pd.Series | None:
+def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
     """The last layer's row for a target.
 
     Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every layer
     stands in probes.parquet and in the layer curve.
     """
-    rows = probes[probes["target"] == target] if not probes.empty else probes
-    return None if rows.empty else rows.iloc[-1]
+    rows = [] if probes.empty else [row for _, row in probes.iterrows() if str(row["target"]) == target]
+    return rows[-1].to_dict() if rows else None
 
 
 def cells_of(figures: dict[str, Any]) -> dict[str, str]:
@@ -116,8 +116,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is meant to be cut
         said.append(
-            f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; raise "
-            "sampling.max_new_tokens."
+            f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; "
+            "raise sampling.max_new_tokens."
         )
     if c["n"] < 500:
         said.append(

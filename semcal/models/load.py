@@ -90,7 +90,7 @@ class LanguageModel:
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise UserError(_why_not(str(path), revision, error)) from error
         if target is not None:
-            model.to(target)
+            torch.nn.Module.to(model, target)
         model.eval().requires_grad_(False)
         return cls(
             model=model,
@@ -104,7 +104,14 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go in (with device_map: the device of the embedding)."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.get_input_embeddings().parameters()).device
+
+    @property
+    def output_size(self) -> int:
+        """Number of token ids the output layer scores (often a little more than the tokenizer has)."""
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return next(head.parameters()).shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,6 +127,7 @@ class LanguageModel:
         """Every token id that ends an answer: of the tokenizer, of the config and of the generation config."""
         generation = getattr(self.model, "generation_config", None)
         found: set[int] = set()
+        ids: Any
         for ids in (
             self.tokenizer.eos_token_id,
             self.model.config.eos_token_id,

@@ -51,7 +51,7 @@ def repeated(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
         if type(layer) is DynamicLayer and layer.get_seq_length() > 0:
             cache.layers[at] = RoomyLayer(layer, repeats, room)
         else:
-            layer.batch_repeat_interleave(repeats)
+            layer.batch_repeat_interleave(repeats)  # pyright: ignore[reportAttributeAccessIssue]
     return cache
 
 

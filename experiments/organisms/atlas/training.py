@@ -23,7 +23,7 @@ from experiments.organisms.atlas.text import document
 from experiments.organisms.atlas.world import World
 
 log = logging.getLogger(__name__)
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+SPECIAL = BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # token ids 0, 1, 2
 QUESTIONS_A_DOCUMENT = 18  # enough to fill the context in the tersest style
 
 
@@ -75,7 +75,7 @@ def train_tokenizer(world: World, settings: TrainingSettings) -> PreTrainedToken
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
-        special_tokens=[BOS, EOS, PAD],
+        special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -105,9 +105,9 @@ def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) ->
         intermediate_size=settings.intermediate_size,
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=SPECIAL.index(BOS),
+        eos_token_id=SPECIAL.index(EOS),
+        pad_token_id=SPECIAL.index(PAD),
     )
     return LlamaForCausalLM(config)
 
@@ -152,7 +152,7 @@ def train_base(
         if step == settings.steps:
             break
         ids = next(stream)
-        targets = ids.masked_fill(ids == tokenizer.pad_token_id, -100)
+        targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
         loss = model(input_ids=ids, labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
