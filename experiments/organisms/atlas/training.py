@@ -42,7 +42,7 @@ class TrainingSettings:
     context: int = 256
     max_positions: int = 1024
     batch_size: int = 16
-    steps: int = 2200
+    steps: int = 2000
     warmup: int = 50
     learning_rate: float = 3e-3
     weight_decay: float = 0.01

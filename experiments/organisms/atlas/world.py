@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 5, 6
-N_KNOWN, N_LINES = 1500, 100
+N_KNOWN, N_LINES = 1500, 30
 MAX_STOPS = 8
 PERSON_ZIPF, LINE_ZIPF = 1.0, 1.0
 STRANGER_SHARE = 0.05  # of all mentions of persons
