@@ -30,7 +30,7 @@ test: $(STAMP) lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # A real model on real text; needs the checkpoint and the text, see the head of the study.
 horizon: $(STAMP)
