@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ def headline(run: Run) -> dict[str, Any]:
     """Figures of one run by name; None where a stage is still to come."""
     c = run.calibration()
     last = last_layer(run.probes(), "classes")
+    if last is not None and math.isnan(last["explained"]):  # one class for every question: nothing to explain
+        last = None
     return {
         "n": c.get("n"),
         "m": c.get("m"),
