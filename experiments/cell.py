@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import re
 import time
@@ -30,7 +29,6 @@ from semcal.sampling import LENGTH, Sampling, generate
 from semcal.semantics import UNPARSED, ClassDistribution, Collapse, ExactMatch, KthWord, count_matrix
 from semcal.store import Run, Shard, content_key, shards
 
-log = logging.getLogger(__name__)
 PACKAGES = ("semcal", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")
 
 

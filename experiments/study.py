@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from semcal.models import LanguageModel, check_path
 from semcal.models.load import weights_fingerprint
 from semcal.questions import Dataset
 from semcal.store import Run
-
-log = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):

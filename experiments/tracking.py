@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 
 from experiments.config import Cell
 from experiments.report.table import headline
 from semcal.errors import UserError
 from semcal.store import Run, content_key
-
-log = logging.getLogger(__name__)
 
 
 def track(cell: Cell, run: Run) -> None:

@@ -7,7 +7,6 @@ distribution the model was trained on.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from experiments.organisms.atlas.text import document
 from experiments.organisms.atlas.world import World
 
-log = logging.getLogger(__name__)
 SPECIAL = BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # token ids 0, 1, 2
 QUESTIONS_A_DOCUMENT = 18  # enough to fill the context in the tersest style
 
