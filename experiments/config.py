@@ -21,8 +21,19 @@ class _Config(BaseModel):
 # ---- who answers ---------------------------------------------------------------------------------------------------
 
 
+class ServedConfig(_Config):
+    """How a served model is asked; see `semcal.models.served.Endpoint`."""
+
+    model: str = ""
+    server: Literal["auto", "vllm", "sglang", "llama.cpp", "transformers", "openai"] = "auto"
+    concurrency: Annotated[int, Field(ge=1)] = 8
+    tries: Annotated[int, Field(ge=1)] = 6
+    timeout: Annotated[float, Field(gt=0)] = 120.0
+
+
 class ModelConfig(_Config):
-    """A checkpoint. `path` is a local folder, a Hub id, or `atlas:base` for the bundled organism."""
+    """A checkpoint. `path` is a local folder, a Hub id, `atlas:base` for the bundled organism, or the address of an
+    OpenAI-compatible server such as http://localhost:8000/v1."""
 
     path: str
     name: str = ""
@@ -32,12 +43,21 @@ class ModelConfig(_Config):
     prompt: Literal["few-shot", "chat"] = "few-shot"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    served: ServedConfig = ServedConfig()
+
+    @property
+    def is_served(self) -> bool:
+        return self.path.startswith(("http://", "https://"))
 
     @model_validator(mode="after")
     def _named(self) -> ModelConfig:
+        if self.served != ServedConfig() and not self.is_served:
+            raise ValueError(f"served is for the address of a server, and path is {self.path!r}; leave served out")
+        if self.is_served and self.prompt == "chat":
+            raise ValueError("a served model is asked through its completions endpoint; set its prompt to few-shot")
         if not self.name:
             revision = f"@{self.revision}" if self.revision else ""
-            base = Path(self.path).name if Path(self.path).exists() else self.path
+            base = Path(self.path).name if Path(self.path).exists() else self.served.model or self.path
             object.__setattr__(self, "name", slug(base + revision))
         return self
 
@@ -138,8 +158,19 @@ class Lengths(_Config):
     continuation: Annotated[int, Field(ge=1)] = 32
 
 
+class ExactSearchConfig(_Config):
+    """Enumerate answers instead of drawing them; see `semcal.sampling.enumerate_answers`."""
+
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    row_budget: Annotated[int, Field(ge=1)] = 2000
+
+
 class SamplingConfig(_Config):
-    """`max_new_tokens` is one number for all styles, or one a style; without `stop` the style says where it ends."""
+    """`max_new_tokens` is one number for all styles, or one a style; without `stop` the style says where it ends.
+
+    `max_rows` distinct answers are decoded in one pass (what suits the device, if it is left out). With `exact` the
+    answers are enumerated with their probabilities, and m plays no part.
+    """
 
     m: Annotated[int, Field(ge=2)] = 50
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -147,7 +178,8 @@ class SamplingConfig(_Config):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | Lengths = Lengths()
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    exact: ExactSearchConfig | None = None
     shard_size: Annotated[int, Field(ge=1)] = 128
 
     def length(self, style: str) -> int:
@@ -157,8 +189,12 @@ class SamplingConfig(_Config):
 
 
 class PromptingConfig(_Config):
+    """`vary` says whether every question draws exemplars of its own, or all of a run share one choice of them, which
+    is read only once; then vary the study's seed, for one choice of exemplars colours all answers."""
+
     shots: Annotated[int, Field(ge=0)] = 4
     exemplars: Annotated[int, Field(ge=0)] = 32
+    vary: Literal["question", "run"] = "question"
 
     @model_validator(mode="after")
     def _enough(self) -> PromptingConfig:
@@ -232,6 +268,14 @@ class Study(_Config):
             raise ValueError("styles: 'continuation' needs a dataset of kind continuation")
         if continuations and any(isinstance(s, ExactConfig) for s in self.semantics):
             raise ValueError("semantics: a continuation has no exact match; use [{kind: kth-word, k: 1}]")
+        for served in (m for m in self.models if m.is_served):
+            if self.capture.positions:
+                raise ValueError(
+                    f"models: {served.name!r} is served, so nothing can be captured; set capture.positions to [] and "
+                    "probes.enabled to false"
+                )
+            if self.sampling.exact is not None:
+                raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
         if not self.capture.positions and self.probes.enabled:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         return self
@@ -295,7 +339,7 @@ class Cell(_Config):
         parts = {"model", "dataset", "style", "seed", "on_long_prompt", "prompting", "capture"}
         whole = self.model_dump(mode="json", include=parts)
         whole["model"].pop("device")
-        sampling = self.sampling.model_dump(mode="json", exclude={"batch_size", "max_new_tokens", "stop"})
+        sampling = self.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
         return whole | {
             "sampling": sampling | {"max_new_tokens": self.sampling.length(self.style), "stop": self.sampling.stop}
         }

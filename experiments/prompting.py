@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.config import Cell
 from semcal.errors import UserError
@@ -14,12 +15,16 @@ from semcal.questions import CONTINUATION, Dataset, Question
 from semcal.questions.prompts import STOPS, chat, few_shot
 from semcal.sampling import Prompt
 
+if TYPE_CHECKING:  # it needs the extra `serve`
+    from semcal.models.served import ServedModel
+
+Answerer: TypeAlias = "LanguageModel | ServedModel"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and what the model reads for it."""
+    """A question and what the model reads for it; a served model reads text, so its prompt has no token ids here."""
 
     question: Question
     text: str
@@ -27,7 +32,9 @@ class Asked:
 
     @property
     def ids_hash(self) -> str:
-        return hashlib.sha256(",".join(map(str, self.prompt.ids)).encode()).hexdigest()[:16]
+        """Of the token ids, or of the text where there are none."""
+        read = ",".join(map(str, self.prompt.ids)) or self.text
+        return hashlib.sha256(read.encode()).hexdigest()[:16]
 
 
 def stop_strings(cell: Cell) -> tuple[str, ...]:
@@ -37,28 +44,33 @@ def stop_strings(cell: Cell) -> tuple[str, ...]:
     return () if cell.model.prompt == "chat" else STOPS[cell.style]
 
 
-def prompt_text(cell: Cell, dataset: Dataset, model: LanguageModel, question: Question) -> str:
+def prompt_text(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> str:
     """The prompt of one question as text."""
     if cell.style == CONTINUATION:
         return question.text
     if cell.model.prompt == "chat":
+        assert isinstance(model, LanguageModel)  # a served one is refused by the configuration
         return model.render_chat(chat(question, cell.style))
-    return few_shot(question, dataset.exemplars, cell.style, cell.prompting.shots, cell.seed)
+    prompting = cell.prompting
+    return few_shot(question, dataset.exemplars, cell.style, prompting.shots, cell.seed, vary=prompting.vary)
 
 
-def ask_all(cell: Cell, dataset: Dataset, model: LanguageModel) -> list[Asked]:
+def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:
     """Every question with its prompt, those whose prompt leaves no room refused or dropped as the study says.
 
     Raises:
         UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named).
     """
-    asked = []
+    asked: list[Asked] = []
     for question in dataset.questions:
         text = prompt_text(cell, dataset, model, question)
+        if not isinstance(model, LanguageModel):
+            asked.append(Asked(question, text, Prompt(question.id, ())))
+            continue
         in_chat = cell.style != CONTINUATION and cell.model.prompt == "chat"
         ids = model.encode_rendered(text) if in_chat else model.encode(text)
         asked.append(Asked(question, text, Prompt(question.id, ids)))
-    return _fitting(cell, asked, model.context)
+    return _fitting(cell, asked, model.context) if isinstance(model, LanguageModel) else asked
 
 
 def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from experiments.cell import SamplingJob, open_cell, prepare, probe, refresh_gold, sample_cell, score
+from experiments.analysis import probe, score
+from experiments.answering import sample_cell
+from experiments.cell import SamplingJob, open_cell, prepare, refresh_gold
 from experiments.config import Cell, ModelConfig, Study
 from experiments.datasets import load_dataset
 from experiments.organisms.atlas.weights import bundled
+from experiments.prompting import Answerer
 from experiments.report.page import write_report
 from experiments.tracking import track
 from semcal.errors import UserError
@@ -48,7 +51,7 @@ def prepare_study(study: Study) -> Prepared:
     Raises:
         UserError: the first thing that is wrong.
     """
-    for model in study.models:
+    for model in (m for m in study.models if not m.is_served):
         check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
@@ -84,7 +87,7 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
             reporter.finished(cell)
 
 
-def _sample(job: SamplingJob, model: LanguageModel, reporter: Reporter) -> None:
+def _sample(job: SamplingJob, model: Answerer, reporter: Reporter) -> None:
     reporter.sampling(job.cell, len(job.asked), len(job.asked) - job.questions_left)
     if job.todo:
         sample_cell(job, model, reporter.answered)
@@ -106,8 +109,10 @@ def analyse(cell: Cell, run: Run, reporter: Reporter, *, again: Sequence[str] = 
         write_report(cell, run)
 
 
-def load_model(config: ModelConfig) -> LanguageModel:
-    """The model of a configuration."""
+def load_model(config: ModelConfig) -> Answerer:
+    """The model of a configuration, loaded or reached."""
+    if config.is_served:
+        return _reach(config)
     model = LanguageModel.load(
         model_path(config),
         revision=config.revision,
@@ -119,6 +124,14 @@ def load_model(config: ModelConfig) -> LanguageModel:
     if config.prompt == "chat" and not model.has_chat_template:
         raise UserError(f"{config.name} has no chat template; set its prompt to few-shot")
     return model
+
+
+def _reach(config: ModelConfig) -> Answerer:
+    try:
+        from semcal.models.served import Endpoint, ServedModel
+    except ImportError as error:
+        raise UserError(f"{config.path} is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
+    return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
 
 
 def model_path(config: ModelConfig) -> str:

@@ -71,9 +71,7 @@ class ResidualCapture:
     def __init__(self) -> None:
         self._layers: tuple[str, ...] = ()
         self._seen: dict[str, torch.Tensor] = {}
-        self._keys: list[str] = []
-        self._values: list[np.ndarray] = []
-        self._tokens: list[np.ndarray] = []
+        self._found: dict[str, tuple[np.ndarray, int]] = {}  # key -> ([layer, d_model], token id)
 
     @contextmanager
     def watching(self, model: PreTrainedModel) -> Iterator[None]:
@@ -114,15 +112,16 @@ class ResidualCapture:
             raise NonFiniteError(
                 f"question {batch.keys[question]!r}: activations at {self._layers[layer]} are NaN or infinite"
             )
-        self._keys += batch.keys
-        self._values.append(rearrange(values, "layer question d -> question layer d").numpy())
-        self._tokens.append(batch.ids[:, -1].cpu().numpy())
+        by_question = rearrange(values, "layer question d -> question layer d").numpy()
+        for key, found, token in zip(batch.keys, by_question, batch.ids[:, -1].tolist(), strict=True):
+            self._found[key] = (found.copy(), token)  # a copy, so that a question taken is memory given back
 
-    def take(self) -> Activations:
-        """What was captured since the last call, and forget it."""
-        taken = Activations(tuple(self._keys), self._layers, np.concatenate(self._values), np.concatenate(self._tokens))
-        self._keys, self._values, self._tokens = [], [], []
-        return taken
+    def take(self, keys: Sequence[str] | None = None) -> Activations:
+        """What was captured for these questions (for all, in the order they were read), and forget it."""
+        wanted = tuple(self._found if keys is None else keys)
+        taken = [self._found.pop(key) for key in wanted]
+        values, tokens = np.stack([v for v, _ in taken]), np.array([t for _, t in taken])
+        return Activations(wanted, self._layers, values, tokens)
 
 
 def capture(model: LanguageModel, prompts: Sequence[str] | Sequence[Prompt], *, batch_size: int = 16) -> Activations:

@@ -177,7 +177,7 @@ class Run:
 
     def write_samples(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows with SAMPLE_COLUMNS."""
-        table = pd.DataFrame(list(rows), columns=list(SAMPLE_COLUMNS))
+        table = pd.DataFrame(list(rows), columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
         write_atomically(self._path("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
 
     def write_activations(
@@ -213,7 +213,10 @@ class Run:
         return bool(self.shard_keys()) and not self.missing_shards()
 
     def samples(self) -> pd.DataFrame:
-        """A row a distinct sequence: question_id, text, token_ids, count, logprob (nats), finish."""
+        """A row a distinct sequence: question_id, text, token_ids, count, logprob (nats), finish.
+
+        `count` is absent after exact enumeration, `token_ids` is empty and `logprob` may be NaN for served models.
+        """
         tables = [self._parquet(f"samples/{key}.parquet") for key in self.shard_keys()]
         return pd.concat(tables, ignore_index=True)
 
@@ -241,15 +244,24 @@ class Run:
     # ---- results --------------------------------------------------------------------------------------------
 
     def write_classes(self, table: pd.DataFrame) -> None:
-        """question_id, klass, count, mass, is_gold, is_unparsed."""
+        """question_id, klass, count, mass, mass_high, is_gold, is_unparsed."""
         write_atomically(self._path("classes.parquet"), lambda p: table.to_parquet(p, index=False))
 
     def classes(self) -> pd.DataFrame:
-        """A row a question and class: question_id, klass, count, mass, is_gold, is_unparsed.
+        """A row a question and class: question_id, klass, count, mass, mass_high, is_gold, is_unparsed.
 
-        The gold class has a row of count 0 where it was never sampled.
+        The gold class has a row of mass 0 where it was never sampled. After exact enumeration `count` is absent and the
+        true mass lies between `mass` and `mass_high`; otherwise the two are the same share of the samples.
         """
         return self._parquet("classes.parquet")
+
+    def write_intermediate(self, table: pd.DataFrame) -> None:
+        """question_id, token, expected_confidence."""
+        write_atomically(self._path("intermediate.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def intermediate(self) -> pd.DataFrame:
+        """A row a question and token index i: see `semcal.semantics.intermediate`."""
+        return self._parquet("intermediate.parquet")
 
     def write_calibration(self, result: Mapping[str, Any]) -> None:
         self._write_json("calibration.json", result)
@@ -269,7 +281,7 @@ class Run:
 
     def forget_results(self) -> None:
         """Remove what was computed from samples and activations, which stay."""
-        for name in ("classes.parquet", "calibration.json"):
+        for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
             self._path(name).unlink(missing_ok=True)
         self.forget_probes()
 

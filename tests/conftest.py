@@ -10,13 +10,18 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from semcal import LanguageModel
@@ -32,6 +37,19 @@ CONFIGS = {
     "gpt-neox": lambda: GPTNeoXConfig(**ROPE),
     "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=256),
     "gemma": lambda: GemmaConfig(**ROPE, num_key_value_heads=2, head_dim=8),
+}
+# What the sampler serves beyond those: windows shorter than the prompts, soft-capped scores, normed queries.
+WINDOWED = ROPE | {"num_key_value_heads": 2, "sliding_window": 6}
+MORE_CONFIGS = {
+    "llama-one-kv-head": lambda: LlamaConfig(**ROPE, num_key_value_heads=1),
+    "qwen3": lambda: Qwen3Config(**ROPE, num_key_value_heads=2, head_dim=8),
+    "qwen2-window": lambda: Qwen2Config(**WINDOWED, use_sliding_window=True, max_window_layers=1),
+    "mistral-window": lambda: MistralConfig(**WINDOWED),
+    "gemma2": lambda: Gemma2Config(**WINDOWED, head_dim=8, attn_logit_softcapping=2.0, query_pre_attn_scalar=8),
+    "gemma3": lambda: Gemma3TextConfig(**WINDOWED, head_dim=8, query_pre_attn_scalar=8),
+    "olmo2": lambda: Olmo2Config(**ROPE, num_key_value_heads=2),
+    "phi3": lambda: Phi3Config(**ROPE, num_key_value_heads=2, sliding_window=None, pad_token_id=0),
+    "phi3-window": lambda: Phi3Config(**WINDOWED, pad_token_id=0),
 }
 
 
@@ -58,7 +76,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def save_checkpoint(folder: Path, architecture: str = "llama", *, seed: int = 0, scale: float = 1.0) -> Path:
     """A random-init checkpoint on disk; `scale` > 1 sharpens its output distribution."""
     torch.manual_seed(seed)
-    config = CONFIGS[architecture]()
+    config = (CONFIGS | MORE_CONFIGS)[architecture]()
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, None
     model = Auto.from_config(config)
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,8 +13,9 @@ from matplotlib.figure import Figure
 from experiments.config import Cell
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from probes.figures import layer_curve
-from semcal.calibration import confidences, reliability_diagram
+from semcal.calibration import confidences, confidences_of_masses, reliability_diagram
 from semcal.semantics import ClassDistribution, count_matrix
+from semcal.semantics.figures import knowing_curve
 from semcal.store import Run, write_atomically
 
 STYLE = """
@@ -31,10 +33,14 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     table = run.classes()
     collapsed = [_distribution(rows) for _, rows in table.groupby("question_id", sort=False)]
     matrix = count_matrix(collapsed)
-    scored = confidences(matrix.counts, matrix.gold, matrix.unparsed)
+    score = confidences if cell.sampling.exact is None else confidences_of_masses
+    scored = score(matrix.counts, matrix.gold, matrix.unparsed)
     figures = {
         "reliability": reliability_diagram(scored.plug_in, scored.correct, title=cell.label, seed=cell.seed),
     }
+    intermediate = run.intermediate()
+    if not intermediate.empty:
+        figures["knowing"] = knowing_curve({cell.style: intermediate}, title=cell.label)
     probes = run.probes()
     if not probes.empty:
         figures["layers"] = layer_curve(probes.loc[probes["target"] == probes["target"].iloc[0], :], title=cell.label)
@@ -43,8 +49,11 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
 
 def _distribution(rows: pd.DataFrame) -> ClassDistribution:
     gold = str(rows.loc[rows["is_gold"], "klass"].iloc[0])
-    sampled = rows[rows["count"] > 0]
-    return ClassDistribution(dict(zip(sampled["klass"], sampled["count"], strict=True)), gold)
+    found = rows[rows["mass"] > 0]
+    counts = list(found["count"])
+    if not counts or any(pd.isna(c) for c in counts):
+        return ClassDistribution(dict(zip(found["klass"], found["mass"], strict=True)), gold, exact=True)
+    return ClassDistribution(dict(zip(found["klass"], map(int, counts), strict=True)), gold)
 
 
 def write_report(cell: Cell, run: Run) -> None:
@@ -82,8 +91,8 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(cell.label)}</title><style>{STYLE}</style>
 <h1>{html.escape(cell.label)}</h1>
-<p>{manifest["questions"]} questions, {manifest["sampling"]["m"]} samples each at temperature
-{manifest["sampling"]["temperature"]:g}; B: {html.escape(str(calibration["semantics"]))}; model
+<p>{manifest["questions"]} questions, {_drawn(manifest)} at temperature
+{manifest["sampling"]["temperature"]:g} ({_path(manifest)}); B: {html.escape(str(calibration["semantics"]))}; model
 {html.escape(str(manifest["model"]))} ({html.escape(str(manifest["weights_hash"]))}, {manifest["dtype"]}).</p>
 {said}
 <div class="scroll">{_table(pd.DataFrame([figures]).rename(columns=COLUMNS))}</div>
@@ -98,6 +107,21 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
 <div class="scroll">{probes}</div>
 </html>
 """
+
+
+def _drawn(manifest: dict[str, Any]) -> str:
+    exact = manifest["exact"]
+    return (
+        f"{manifest['sampling']['m']} samples each" if exact is None else f"answers enumerated to {exact['epsilon']:g}"
+    )
+
+
+def _path(manifest: dict[str, Any]) -> str:
+    """How the answers were drawn, in words."""
+    work = next((w for w in manifest["sampling_work"] if w), {})
+    path = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
+    why = f" because {work['why']}" if work.get("why") else ""
+    return html.escape(path.get(work.get("path", ""), f"{work.get('path', 'samples of another run')}{why}"))
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -122,6 +122,15 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; "
             "raise sampling.max_new_tokens."
         )
+    for work in run.manifest()["sampling_work"]:
+        if check := work.get("check"):
+            said.append(f"Served by {work['server']}: what it draws {check}.")
+            break
+    if c["unexplored"] > 0.05:
+        said.append(
+            f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds that far "
+            "off; raise sampling.exact.row_budget."
+        )
     if c["n"] < 500:
         said.append(
             f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."

@@ -4,13 +4,13 @@ Knows class counts and a gold index; knows no model, no text and no torch.
 """
 
 from semcal.calibration.bootstrap import Groups, Interval, bootstrap, groups
-from semcal.calibration.confidence import Confidences, SplitHalf, confidences, split_half
+from semcal.calibration.confidence import Confidences, SplitHalf, confidences, confidences_of_masses, split_half
 from semcal.calibration.diagram import reliability_diagram
 from semcal.calibration.kernel import Convention
 from semcal.calibration.measures import auroc, brier, ece, ece_edges, signed_gap, weighted_mean
-from semcal.calibration.null import Band, Null, null_band, simulated_null
+from semcal.calibration.null import Band, Null, exact_null, null_band, simulated_null
 from semcal.calibration.smece import ReliabilityCurve, SmoothECE, smece, smece_batch, smooth_curve
-from semcal.calibration.summary import Calibration, calibrate
+from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
 
 __all__ = [
     "Band",
@@ -27,9 +27,12 @@ __all__ = [
     "bootstrap",
     "brier",
     "calibrate",
+    "calibrate_masses",
     "confidences",
+    "confidences_of_masses",
     "ece",
     "ece_edges",
+    "exact_null",
     "groups",
     "null_band",
     "reliability_diagram",

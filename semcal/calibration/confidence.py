@@ -67,7 +67,7 @@ def checked_counts(counts: ArrayLike) -> tuple[IntArray, int]:
     return whole, m
 
 
-def checked_index(name: str, index: ArrayLike | None, counts: IntArray) -> IntArray:
+def checked_index(name: str, index: ArrayLike | None, counts: IntArray | FloatArray) -> IntArray:
     """Class indices `[n]` in [-1, K), -1 (None: all) meaning "no such class in this row"; ValueError otherwise."""
     n, classes = counts.shape
     array = np.full(n, -1) if index is None else np.asarray(index)
@@ -104,6 +104,29 @@ def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None =
     top = counts.max(axis=1)
     first = counts == top[:, None]
     return Confidences(top / counts.sum(axis=1), share_of(first, gold), first.sum(axis=1) > 1)
+
+
+def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None = None) -> Confidences:
+    """Confidence and correctness from exact class masses, as exact enumeration gives them.
+
+    Args:
+        masses: `[n, K]` probability of each class, at least 0; rows sum to at most 1, what is missing being unexplored.
+        gold, unparsed: as in `confidences`.
+
+    Raises:
+        ValueError: wrong shapes, a mass below 0, a row above 1.
+    """
+    array = np.asarray(masses, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"masses must be [questions, classes] and not empty, got shape {array.shape}")
+    refused = ~(array >= 0).all(axis=1) | (array.sum(axis=1) > 1 + 1e-6)
+    if refused.any():
+        raise ValueError(f"row {int(np.argmax(refused))} of masses is negative somewhere or sums to more than 1")
+    answerable = _answerable(array, gold, unparsed)
+    top = array.max(axis=1)
+    first = (array == top[:, None]) & (top > 0)[:, None]
+    correct = np.where(top > 0, share_of(first | (top == 0)[:, None], answerable), 0.0)
+    return Confidences(np.minimum(top, 1.0), correct, first.sum(axis=1) > 1)
 
 
 def split_half(
@@ -149,7 +172,7 @@ def split_half(
     return SplitHalf(confidence.mean(axis=0), correct.mean(axis=0))
 
 
-def _answerable(counts: IntArray, gold: ArrayLike, unparsed: ArrayLike | None) -> IntArray:
+def _answerable(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> IntArray:
     """Gold indices `[n]`, -1 where gold was never sampled or is itself the unparsed class."""
     gold = checked_index("gold", gold, counts)
     return np.where(gold == checked_index("unparsed", unparsed, counts), -1, gold)

@@ -95,6 +95,22 @@ def simulated_null(
     return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
 
 
+def exact_null(confidence: ArrayLike, *, draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
+    """The null where confidence is known exactly: only whether the top class is gold is left to chance.
+
+    A draw makes each question correct with probability `confidence`, independently, and measures smECE.
+
+    Args:
+        confidence: `[n]` B-confidence in [0, 1].
+        draws, seed, convention: as in `simulated_null`.
+    """
+    exact = np.asarray(confidence, dtype=np.float64)
+    uniform = keyed_generator(seed, "null", "gold").random((draws, len(exact)))
+    correct = (uniform < exact).astype(np.float64)
+    values = smece_batch(np.broadcast_to(exact, correct.shape), correct, convention=convention).values
+    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
+
+
 def null_band(
     counts: ArrayLike,
     *,

@@ -11,10 +11,18 @@ from numpy.typing import ArrayLike
 from semcal.calibration.bootstrap import Interval
 from semcal.calibration.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.checks import FloatArray
-from semcal.calibration.confidence import checked_counts, checked_index, confidences, split_half
+from semcal.calibration.confidence import (
+    Confidences,
+    SplitHalf,
+    checked_counts,
+    checked_index,
+    confidences,
+    confidences_of_masses,
+    split_half,
+)
 from semcal.calibration.kernel import Convention
 from semcal.calibration.measures import auroc, brier, ece, signed_gap, weighted_mean
-from semcal.calibration.null import simulated_null
+from semcal.calibration.null import Null, exact_null, simulated_null
 from semcal.calibration.smece import smece_batch
 from semcal.seeds import keyed_generator
 
@@ -25,7 +33,8 @@ class Calibration:
 
     Attributes:
         n: questions.
-        m: samples per question.
+        m: samples per question; None where class masses are exact.
+        unexplored: mean mass that exact enumeration did not follow; 0 for samples.
         accuracy: share of questions whose most frequent class is gold, ties scored fractionally.
         confidence: mean share of the most frequent class (plug-in B-confidence).
         smece: SmoothECE; its interval is centred (see `bootstrap`), the others are percentile intervals.
@@ -46,7 +55,8 @@ class Calibration:
     """
 
     n: int
-    m: int
+    m: int | None
+    unexplored: float
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -77,7 +87,7 @@ class Calibration:
     unparsed_share: float
     truncated_share: float
 
-    def to_dict(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, int | float | None]:
         """The fields as plain numbers, in order; NaN stays NaN."""
         return asdict(self)
 
@@ -120,9 +130,83 @@ def calibrate(
         raise ValueError(f"counts hold {total} samples per question, but m is {m}")
     if not (np.isnan(truncated_share) or 0 <= truncated_share <= 1):
         raise ValueError(f"truncated_share is {truncated_share}, which is not in [0, 1]")
-    found = confidences(counts, gold, unparsed)
-    halves = split_half(counts, gold, unparsed, rng=keyed_generator(seed, "split_half")) if total > 1 else None
+    column = checked_index("unparsed", unparsed, counts)
+    unread = np.where(column >= 0, counts[np.arange(len(counts)), column], 0)
+    return _measured(
+        confidences(counts, gold, unparsed),
+        simulated_null(counts, draws=null_draws, seed=seed, convention=convention),
+        split_half(counts, gold, unparsed, rng=keyed_generator(seed, "split_half")) if total > 1 else None,
+        group,
+        m=total,
+        unexplored=0.0,
+        unparsed_share=float(unread.sum() / counts.sum()),
+        truncated_share=truncated_share,
+        bootstrap=bootstrap,
+        level=level,
+        seed=seed,
+        convention=convention,
+    )
 
+
+def calibrate_masses(
+    masses: ArrayLike,
+    gold: ArrayLike,
+    unparsed: ArrayLike | None = None,
+    truncated_share: float = float("nan"),
+    group: ArrayLike | None = None,
+    *,
+    bootstrap: int = 1000,
+    null_draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    convention: Convention = "relplot",
+) -> Calibration:
+    """The same from exact class masses: no sampling noise, so the null has only the chance of being right.
+
+    Confidence is the mass found for the top class, a lower bound that `unexplored` says the slack of.
+
+    Args:
+        masses: `[n, K]` probability of each class; rows sum to at most 1.
+        others: as in `calibrate`.
+
+    Raises:
+        ValueError: see `confidences_of_masses`.
+    """
+    found = confidences_of_masses(masses, gold, unparsed)
+    array = np.asarray(masses, dtype=np.float64)
+    column = checked_index("unparsed", unparsed, array)
+    unread = np.where(column >= 0, array[np.arange(len(array)), column], 0)
+    return _measured(
+        found,
+        exact_null(found.plug_in, draws=null_draws, seed=seed, convention=convention),
+        None,
+        group,
+        m=None,
+        unexplored=float(np.maximum(0.0, 1 - array.sum(axis=1)).mean()),
+        unparsed_share=float(unread.mean()),
+        truncated_share=truncated_share,
+        bootstrap=bootstrap,
+        level=level,
+        seed=seed,
+        convention=convention,
+    )
+
+
+def _measured(
+    found: Confidences,
+    null: Null,
+    halves: SplitHalf | None,
+    group: ArrayLike | None,
+    *,
+    m: int | None,
+    unexplored: float,
+    unparsed_share: float,
+    truncated_share: float,
+    bootstrap: int,
+    level: float,
+    seed: int,
+    convention: Convention,
+) -> Calibration:
     def smooth_error(confidence: FloatArray, correct: FloatArray, *, weight: FloatArray) -> FloatArray:
         return smece_batch(confidence, correct, weight=weight, convention=convention).values
 
@@ -146,13 +230,11 @@ def calibrate(
     gap = interval(signed_gap, found.plug_in, found.correct, lowest=-1.0)
     score = interval(brier, found.plug_in, found.correct)
     ranking = interval(auroc, found.plug_in, found.correct)
-    null = simulated_null(counts, draws=null_draws, seed=seed, convention=convention)
-    column = checked_index("unparsed", unparsed, counts)
-    unread = np.where(column >= 0, counts[np.arange(len(counts)), column], 0)
 
     return Calibration(
-        n=len(counts),
-        m=total,
+        n=len(found.plug_in),
+        m=m,
+        unexplored=unexplored,
         accuracy=accuracy.estimate,
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
@@ -172,7 +254,7 @@ def calibrate(
         signed_gap_high=gap.high,
         split_half_confidence=float(halves.confidence.mean()) if halves else float("nan"),
         split_half_gap=halves.gap if halves else float("nan"),
-        ece=float(ece(found.plug_in, found.correct, m=total)),
+        ece=float(ece(found.plug_in, found.correct, m=m)),
         brier=score.estimate,
         brier_low=score.low,
         brier_high=score.high,
@@ -180,6 +262,6 @@ def calibrate(
         auroc_low=ranking.low,
         auroc_high=ranking.high,
         tie_rate=float(found.tied.mean()),
-        unparsed_share=float(unread.sum() / counts.sum()),
+        unparsed_share=unparsed_share,
         truncated_share=float(truncated_share),
     )

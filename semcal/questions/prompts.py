@@ -43,18 +43,22 @@ def written(question: Question, style: str) -> str:
     return question.worked.get(style) or TEMPLATES[style].format(answer=question.answers[0])
 
 
-def few_shot(question: Question, exemplars: Sequence[Question], style: str, shots: int, seed: int) -> str:
+def few_shot(
+    question: Question, exemplars: Sequence[Question], style: str, shots: int, seed: int, *, vary: str = "question"
+) -> str:
     """The text a base model continues: `shots` exemplars and the question.
 
-    The exemplars are drawn without replacement, from a generator seeded by (seed, question id), so that they differ
-    from question to question and no single choice of exemplars colours a whole run.
+    The exemplars are drawn without replacement. With vary="question" the generator is seeded by (seed, question id), so
+    that they differ from question to question and no single choice of exemplars colours a whole run. With vary="run"
+    all questions see those of the seed: the sampler then reads them once a run, and seeds must be varied instead.
 
     Raises:
         ValueError: fewer exemplars than shots.
     """
     if shots > len(exemplars):
         raise ValueError(f"{shots} shots need as many exemplars, the dataset has {len(exemplars)}")
-    chosen = keyed_generator(seed, question.id, "exemplars").permutation(len(exemplars))[:shots]
+    keys = (question.id, "exemplars") if vary == "question" else ("exemplars",)
+    chosen = keyed_generator(seed, *keys).permutation(len(exemplars))[:shots]
     shown = [f"{QUESTION}{asked(e)}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
     return "".join(shown) + f"{QUESTION}{asked(question)}\n{ANSWER}"
 

@@ -3,22 +3,31 @@
 Knows no dataset and no probe; text enters only where a sample stops by a string.
 """
 
-from semcal.sampling.engine import Observer, PromptBatch, generate, pad_left, prefill
-from semcal.sampling.records import LENGTH, STOP, Answered, Prompt, Sample, Sampling
+from semcal.sampling.decoders import Observer, PromptBatch, pad_left, prefill
+from semcal.sampling.engine import EXPANDED, SHARED, Budget, Sampler, Work
+from semcal.sampling.exact import enumerate_answers
+from semcal.sampling.records import LENGTH, STOP, Answered, Enumerated, Outcome, Prompt, Sample, Sampling
 from semcal.sampling.stopping import StopRule, cut
 
 __all__ = [
+    "EXPANDED",
     "LENGTH",
+    "SHARED",
     "STOP",
     "Answered",
+    "Budget",
+    "Enumerated",
     "Observer",
+    "Outcome",
     "Prompt",
     "PromptBatch",
     "Sample",
+    "Sampler",
     "Sampling",
     "StopRule",
+    "Work",
     "cut",
-    "generate",
+    "enumerate_answers",
     "pad_left",
     "prefill",
 ]

@@ -1,196 +1,339 @@
 """The sampler: token ids in, distinct token sequences with counts out.
 
-One prefill a question, its keys and values repeated for M rows, every row decoded to its end. The prefill can be
-watched by an observer (`probes.capture` is one), so that activations and samples come from the same forward pass over
-the same token ids.
+Questions are read in (one prefill each, which an observer may watch), their samples branch as they disagree, finished
+answers leave at once and new questions take their place. How many are in flight follows a budget of rows and of keys
+and values; where the device runs out of memory all the same, the budget is halved and the questions in flight begin
+again, which changes nothing in their samples.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn
 
-import numpy as np
+import psutil
 import torch
-from einops import rearrange
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from semcal.errors import NonFiniteError
-from semcal.sampling.cache import repeated
-from semcal.sampling.drawing import draw, token_probabilities
-from semcal.sampling.records import LENGTH, STOP, Answered, Prompt, Sample, Sampling
+from semcal.errors import NonFiniteError, UserError
+from semcal.sampling.branches import Branches, Moves
+from semcal.sampling.decoders import Decoder, ExpandedDecoder, Observer, TreeDecoder, pad_left, prefill, shared_prefix
+from semcal.sampling.drawing import draw
+from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
-from semcal.seeds import keyed_generator
+
+log = logging.getLogger(__name__)
+
+SHARED, EXPANDED = "shared-prefix", "expanded"
+_PREFILL_TOKENS = 8192  # padding included, in one pass
+_MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of what is free, for keys and values
+_ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
+_LOGITS_AT_ONCE = 2**28
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # nats, between two exact computations
+
+
+@dataclass
+class Work:
+    """What a sampler has done.
+
+    Attributes:
+        path: "shared-prefix" or "expanded".
+        why: Why it is not the former, or "".
+        prefix_tokens: Tokens that all prompts begin with, read once.
+        prompt_tokens: Other prompt tokens read.
+        rows_decoded: Rows times steps, as decoded.
+        rows_plain: The same for a sampler that decodes each of the M samples by itself.
+        peak_kv_bytes: Most keys and values held at once.
+        restarts: Questions begun again because memory ran out.
+    """
+
+    path: str = SHARED
+    why: str = ""
+    prefix_tokens: int = 0
+    prompt_tokens: int = 0
+    rows_decoded: int = 0
+    rows_plain: int = 0
+    peak_kv_bytes: int = 0
+    restarts: int = 0
 
 
 @dataclass(frozen=True)
-class PromptBatch:
-    """Prompts padded on the left to one length.
+class Budget:
+    """How much may be in flight.
 
     Attributes:
-        keys: [question].
-        ids: [question, position] token ids.
-        mask: [question, position] 1 for a token, 0 for padding.
-        positions: [question, position] position ids; the first token of a prompt has 0.
+        rows: Answers decoded in one pass; the aim, not a limit.
+        positions: Keys and values held for questions and answers, in token positions; the limit.
     """
 
-    keys: tuple[str, ...]
-    ids: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
+    rows: int
+    positions: int
 
-
-class Observer(Protocol):
-    """Sees every prefill; knows nothing of sampling, and the sampler nothing of it."""
-
-    def watching(self, model: PreTrainedModel) -> AbstractContextManager[object]:
-        """Entered around the forward pass of a prefill."""
-        ...
-
-    def prefilled(self, batch: PromptBatch) -> None:
-        """Called after that pass, before anything is drawn."""
-        ...
-
-
-def pad_left(prompts: Sequence[Prompt], pad_id: int, device: torch.device) -> PromptBatch:
-    """Prompts as one batch; padding is masked out, so `pad_id` may be any token."""
-    length = max(len(p.ids) for p in prompts)
-    ids = torch.full((len(prompts), length), pad_id)
-    mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt.ids) :] = torch.tensor(prompt.ids)
-        mask[row, length - len(prompt.ids) :] = 1
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    return PromptBatch(tuple(p.key for p in prompts), ids.to(device), mask.to(device), positions.to(device))
-
-
-@torch.inference_mode()
-def prefill(
-    model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None
-) -> tuple[torch.Tensor, DynamicCache]:
-    """One forward pass over the prompts.
-
-    Returns:
-        (logits of the next token [question, vocab], the cache)
-    """
-    cache = DynamicCache(config=model.config)
-    with observer.watching(model) if observer else nullcontext():
-        out = model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+    @classmethod
+    def of(cls, model: PreTrainedModel, device: torch.device, rows: int | None = None) -> Budget:
+        """What suits a device as it is now."""
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        config = model.config.get_text_config()
+        queries = getattr(config, "num_attention_heads", 1)  # a model without attention has its state instead
+        heads = getattr(config, "num_key_value_heads", None) or queries
+        width = getattr(config, "head_dim", None) or config.hidden_size // queries
+        a_position = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+        affordable = max(16, _LOGITS_AT_ONCE // config.vocab_size)
+        return cls(
+            rows or min(_ROWS.get(device.type, 768), affordable),
+            int(free * _MEMORY_SHARE.get(device.type, 0.25)) // a_position,
         )
-    if observer:
-        observer.prefilled(batch)
-    return out.logits[:, -1], cache
+
+    def halved(self) -> Budget:
+        return Budget(max(1, self.rows // 2), max(1, self.positions // 2))
 
 
-def generate(
-    model: PreTrainedModel,
-    prompts: Sequence[Prompt],
-    settings: Sampling,
-    stop_rule: StopRule,
-    *,
-    device: torch.device,
-    batch_size: int = 16,
-    observer: Observer | None = None,
-    on_answered: Callable[[int], None] = lambda _: None,
-) -> Iterator[Answered]:
-    """Sample M answers to every prompt, in the order of the prompts.
+class Sampler:
+    """Draws M answers to every prompt.
 
     Args:
-        batch_size: Prompts a batch; batch_size x m rows are decoded together. It does not change the samples beyond
-            rounding: each question draws from its own generator, seeded by (settings.seed, key).
-        on_answered: Called with the number of questions just finished.
+        model: A causal LM; it may be used for nothing else while samples are being drawn.
+        settings: Every knob.
+        stop_rule: Where an answer ends.
+        device: Where token ids go in.
+        max_rows: Answers decoded in one pass; None suits the device. It does not change the samples beyond rounding.
+        path: "shared-prefix", "expanded", or None: the former where it agrees with a plain forward pass.
 
-    Raises:
-        NonFiniteError: the model returned NaN or infinity, naming the question and the token.
+    Attributes:
+        work: What has been done so far.
     """
-    for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        answered = _sample_batch(model, pad_left(part, 0, device), settings, stop_rule, observer)
-        on_answered(len(part))
-        yield from answered
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: Sampling,
+        stop_rule: StopRule,
+        *,
+        device: torch.device,
+        max_rows: int | None = None,
+        path: str | None = None,
+    ) -> None:
+        self.model, self.settings, self.stop_rule, self.device = model, settings, stop_rule, device
+        self.max_rows, self.path, self.work = max_rows, path, Work()
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        observer: Observer | None = None,
+        on_answered: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[Answered]:
+        """Answers in the order in which they are finished, which is roughly that of the prompts.
+
+        Args:
+            prompts: With keys that differ. Neighbours of similar length waste the least padding.
+            observer: Watches every prefill.
+            on_answered: Called with the number of questions just finished.
+
+        Raises:
+            NonFiniteError: the model returned NaN or infinity, naming the question and the token.
+            UserError: not even one question fits into memory.
+        """
+        if not prompts:
+            return
+        if len({p.key for p in prompts}) < len(prompts):
+            raise ValueError("two prompts have the same key")
+        waiting = deque(prompts)
+        budget = Budget.of(self.model, self.device, self.max_rows)
+        while waiting:
+            flight = None
+            try:
+                flight = self._take_off(prompts, budget)
+                for answered in flight.run(waiting, observer):
+                    on_answered(1)
+                    yield answered
+            except torch.OutOfMemoryError as error:
+                if flight is None or flight.smallest:
+                    raise UserError(
+                        "out of GPU memory with a single question; lower max_new_tokens or m, or take a smaller model "
+                        "or dtype"
+                    ) from error
+                again = flight.abandon()
+                waiting.extendleft(reversed(again))
+                self.work.restarts += len(again)
+                budget = budget.halved()
+                log.warning("out of GPU memory: %d questions begin again with half the budget", len(again))
+            del flight
+            if self.device.type == "cuda" and waiting:
+                torch.cuda.empty_cache()
+
+    def _take_off(self, prompts: Sequence[Prompt], budget: Budget) -> _Flight:
+        prefix = prompts[0].ids[: shared_prefix(prompts)]
+        if self.path is None:
+            self.path, self.work.why = choose_path(self.model, self.device, prompts)
+        self.work.path = self.path
+        if self.path == EXPANDED:
+            decoder, widest = ExpandedDecoder(self.model, self.device), max(len(p.ids) for p in prompts)
+        else:
+            decoder, widest = TreeDecoder(self.model, self.device, prefix), 0
+            self.work.prefix_tokens = len(prefix)
+        return _Flight(decoder, Branches(self.settings, self.stop_rule), budget, self.work, len(prefix), widest)
 
 
-@torch.inference_mode()
-def _sample_batch(
-    model: PreTrainedModel, batch: PromptBatch, settings: Sampling, stop_rule: StopRule, observer: Observer | None
-) -> list[Answered]:
-    m, n = settings.m, len(batch.keys)
-    logits, cache = prefill(model, batch, observer)
-    uniforms = _uniforms(batch.keys, settings)  # [question, step, m]
+class _Flight:
+    """Questions in the air, until none waits or memory runs out.
 
-    # The M rows of a question start from the same logits.
-    _check_finite(logits, [(k, 0) for k in batch.keys])
-    tokens, logprobs = draw(token_probabilities(logits, settings), uniforms[:, 0])
-    tokens, total = rearrange(tokens, "q m -> (q m)").to(batch.mask.device), rearrange(logprobs, "q m -> (q m)").cpu()
-    rows: list[list[int]] = [[t] for t in tokens.tolist()]
-    finish = [LENGTH] * (n * m)
-    alive = torch.arange(n * m)  # rows still being decoded, and the order they stand in the cache
-    cache = repeated(cache, m, settings.max_new_tokens)
-    mask = batch.mask.repeat_interleave(m, 0)
-    position = batch.positions[:, -1].repeat_interleave(m)  # of the latest token
+    Args:
+        offset: Tokens that all prompts share.
+        carried: Prompt positions that every row carries along (in the expanded path).
+    """
 
-    for step in range(1, settings.max_new_tokens + 1):
-        done = stop_rule.finished(tokens.cpu(), [rows[r] for r in alive.tolist()])
-        for r in alive[done].tolist():
-            finish[r] = STOP
-        going = ~done
-        if step == settings.max_new_tokens or not going.any():
-            break
-        if done.any():
-            keep = going.nonzero().flatten()  # on the CPU, which every device a layer may lie on takes as an index
-            alive, tokens, mask, position = alive[going], tokens[keep], mask[keep], position[keep]
-            cache.batch_select_indices(keep)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        position = position + 1
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        _check_finite(logits, [(batch.keys[r // m], step) for r in alive.tolist()])
-        uniform = uniforms[:, step].flatten()[alive]
-        tokens, logprobs = draw(token_probabilities(logits, settings), uniform[:, None])
-        tokens, logprobs = tokens[:, 0].to(mask.device), logprobs[:, 0].cpu()
-        total[alive] += logprobs
-        for r, token in zip(alive.tolist(), tokens.tolist(), strict=True):
-            rows[r].append(token)
-    return [
-        Answered(
-            key, _merge(rows[q * m : (q + 1) * m], total[q * m : (q + 1) * m].tolist(), finish[q * m : (q + 1) * m])
+    def __init__(
+        self, decoder: Decoder, branches: Branches, budget: Budget, work: Work, offset: int, carried: int
+    ) -> None:
+        self.decoder, self.branches, self.budget, self.work = decoder, branches, budget, work
+        self.offset, self.carried = offset, carried
+        self.tails = 0  # longest question part of those in flight
+        # Rows and tokens that a question comes to: a guess, then the mean of those finished lately. Where questions in
+        # flight cannot be given up one by one, the worst case.
+        self.spread, self.length = (8.0, 8.0) if decoder.joins else (float(branches.settings.m), 32.0)
+
+    @property
+    def smallest(self) -> bool:
+        return len(self.branches.questions) <= 1
+
+    def abandon(self) -> list[Prompt]:
+        """The questions in flight, to be begun again."""
+        return [q.prompt for q in self.branches.questions.values()]
+
+    def run(self, waiting: deque[Prompt], observer: Observer | None) -> Iterator[Answered]:
+        while waiting or self.branches.questions:
+            if n := self._room(waiting):
+                self._read([waiting.popleft() for _ in range(n)], observer)
+            yield from self._closed()
+            while self._too_much():
+                waiting.appendleft(self._drop_youngest())
+            if len(self.branches):
+                self._extend()
+                yield from self._closed()
+            if not self.branches.questions:
+                self.tails = 0
+
+    def _room(self, waiting: deque[Prompt]) -> int:
+        """How many questions to read in now."""
+        rows, flying = len(self.branches), len(self.branches.questions)
+        if not waiting or (flying and (not self.decoder.joins or rows > self.budget.rows / 2)):
+            return 0
+        n = int((self.budget.rows - rows) / self.spread)
+        tail = max(self.tails, len(waiting[0].ids) - self.offset)
+        each = tail + self.spread * (self.length + self.carried)
+        n = min(n, int((self.budget.positions - self._held()) / each), len(waiting))
+        widest = 0
+        for i in range(n):
+            widest = max(widest, len(waiting[i].ids) - self.offset)
+            if (i + 1) * widest > _PREFILL_TOKENS:
+                n = i
+                break
+        return max(n, 0 if flying else 1)
+
+    def _held(self) -> int:
+        rows = len(self.branches)
+        longest = int(self.branches.lengths.max()) + 1 if rows else 0
+        return len(self.branches.questions) * self.tails + rows * (longest + self.carried)
+
+    def _too_much(self) -> bool:
+        return self._held() > self.budget.positions and len(self.branches.questions) > 1 and self.decoder.joins
+
+    def _drop_youngest(self) -> Prompt:
+        youngest = max(self.branches.questions.values(), key=lambda q: q.order)
+        prompt, moves = self.branches.drop(youngest.slot)
+        self._move(moves)
+        self.work.restarts += 1
+        return prompt
+
+    def _read(self, prompts: list[Prompt], observer: Observer | None) -> None:
+        slots = self.branches.free_slots(len(prompts))
+        rows, uniform = self.branches.open(prompts, slots)
+        logits = self.decoder.read(prompts, torch.tensor(slots), observer)
+        self.tails = max(self.tails, *(len(p.ids) - self.offset for p in prompts))
+        self.work.prompt_tokens += sum(len(p.ids) - self.offset for p in prompts)
+        tokens, logprobs, bad = draw(logits, self.branches.settings, rows, uniform)
+        if len(bad):
+            refuse(prompts[int(bad[0])].key, 0)
+        moves = self.branches.begin(slots, tokens, logprobs)
+        if not self.decoder.joins:
+            self._move(moves)
+
+    def _extend(self) -> None:
+        branches = self.branches
+        lengths = branches.lengths
+        logits = self.decoder.extend(
+            torch.from_numpy(branches.last_tokens), torch.from_numpy(branches.slots), torch.from_numpy(lengths - 1)
         )
-        for q, key in enumerate(batch.keys)
-    ]
+        rows, uniform = branches.uniforms()
+        self.work.rows_decoded += len(branches)
+        self.work.rows_plain += len(rows)
+        self.work.peak_kv_bytes = max(self.work.peak_kv_bytes, self.decoder.nbytes)
+        tokens, logprobs, bad = draw(logits, branches.settings, rows, uniform)
+        if len(bad):
+            row = int(bad[0])
+            refuse(branches.questions[int(branches.slots[row])].prompt.key, int(lengths[row]))
+        self._move(branches.grow(tokens, logprobs), int(lengths.max()))
+
+    def _move(self, moves: Moves, length: int | None = None) -> None:
+        longest = int(self.branches.lengths.max()) if len(self.branches) else 0
+        self.decoder.move(moves.rows, length or longest, torch.from_numpy(moves.target), torch.from_numpy(moves.source))
+
+    def _closed(self) -> Iterator[Answered]:
+        for question, answered in self.branches.close():
+            self.spread += (question.widest - self.spread) / 16
+            longest = max(len(s.ids) for s in answered.samples)
+            self.length += (longest - self.length) / 16
+            yield answered
 
 
-def _uniforms(keys: Sequence[str], settings: Sampling) -> torch.Tensor:
-    """[question, step, m] uniform numbers; a question's depend on the seed and its key alone."""
-    shape = (settings.max_new_tokens, settings.m)
-    return torch.from_numpy(np.stack([keyed_generator(settings.seed, key, "sampling").random(shape) for key in keys]))
+def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt]) -> tuple[str, str]:
+    """Whether the shared-prefix path serves a model: it must agree with plain forward passes on the first prompts.
+
+    Returns:
+        (SHARED, "") or (EXPANDED, why)
+    """
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if kinds:
+        return EXPANDED, f"layers of kind {', '.join(sorted(kinds))}"
+    some = sorted({p.ids: p for p in prompts[:64]}.values(), key=lambda p: len(p.ids))
+    some = some[:: max(1, len(some) - 1)][:2]  # a short one and a long one
+    prefix = some[0].ids[: shared_prefix(some)]
+    slots, zeros = torch.arange(len(some)), torch.zeros(len(some), dtype=torch.long)
+    try:
+        decoder = TreeDecoder(model, device, prefix)
+        first = decoder.read(some, slots, None)
+        tokens = first.argmax(-1).cpu()
+        second = decoder.extend(tokens, slots, zeros)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever goes wrong in this trial, the plain path is right
+        return EXPANDED, f"{type(error).__name__}: {error}"[:200]
+    tolerance = _TOLERANCE.get(model.dtype, 1e-3)
+    longer = [Prompt(p.key, (*p.ids, t)) for p, t in zip(some, tokens.tolist(), strict=True)]
+    for asked, ours in ((some, first), (longer, second)):
+        plain, _ = prefill(model, pad_left(asked, 0, device))
+        apart = _apart(plain, ours)
+        if not apart <= tolerance:
+            return EXPANDED, f"log-probabilities differ by {apart:.2g} nats from a plain forward pass"
+    return SHARED, ""
 
 
-def _merge(rows: Sequence[list[int]], logprobs: Sequence[float], finish: Sequence[str]) -> tuple[Sample, ...]:
-    """The distinct sequences among the rows of one question, with their counts."""
-    counts: dict[tuple[int, ...], int] = {}
-    facts: dict[tuple[int, ...], tuple[float, str]] = {}
-    for ids, logprob, end in zip(map(tuple, rows), logprobs, finish, strict=True):
-        counts[ids] = counts.get(ids, 0) + 1
-        facts.setdefault(ids, (logprob, end))
-    order = sorted(counts, key=lambda ids: (-counts[ids], ids))
-    return tuple(Sample(ids, counts[ids], *facts[ids]) for ids in order)
+def _apart(plain: torch.Tensor, ours: torch.Tensor) -> float:
+    """Largest difference of log-probabilities, of tokens that matter; 0 where both are NaN, which is found later."""
+    a, b = plain.float().log_softmax(-1), ours.float().log_softmax(-1)
+    matter = a > -10
+    return float((a - b)[matter].abs().max()) if matter.any() else 0.0
 
 
-def _check_finite(logits: torch.Tensor, rows: Sequence[tuple[str, int]]) -> None:
-    bad = (logits.isnan() | (logits == torch.inf)).any(-1)
-    if bad.any():
-        key, step = rows[int(bad.nonzero()[0])]
-        raise NonFiniteError(f"question {key!r}: logits of new token {step} (output layer) are NaN or infinite")
+def refuse(key: str, token: int) -> NoReturn:
+    """
+    Raises:
+        NonFiniteError: always.
+    """
+    raise NonFiniteError(f"question {key!r}: logits of new token {token} (output layer) are NaN or infinite")

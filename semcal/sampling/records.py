@@ -86,3 +86,35 @@ class Answered:
 
     key: str
     samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One answer of a question, found by exact enumeration.
+
+    Attributes:
+        ids: Generated token ids, the one that ended it included.
+        logprob: Of this very sequence, in nats.
+        finish: "stop" or "length".
+    """
+
+    ids: tuple[int, ...]
+    logprob: float
+    finish: str
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """The answers of one question, the likeliest first, and what is known of the rest.
+
+    Attributes:
+        key: The question.
+        outcomes: Distinct answers with their probabilities.
+        unexplored: Mass of all answers that are not among them.
+        rows: Prefixes decoded.
+    """
+
+    key: str
+    outcomes: tuple[Outcome, ...]
+    unexplored: float
+    rows: int

@@ -1,11 +1,13 @@
 """What answers mean: extraction, the collapsing functions B, class distributions. Imports no torch."""
 
 from semcal.semantics.collapse import UNPARSED, Collapse, ExactMatch, KthWord
-from semcal.semantics.distribution import ClassDistribution, CountMatrix, count_matrix
+from semcal.semantics.distribution import UNEXPLORED, ClassDistribution, CountMatrix, count_matrix
 from semcal.semantics.extract import extract
+from semcal.semantics.intermediate import expected_confidence
 from semcal.semantics.normalise import normalise
 
 __all__ = [
+    "UNEXPLORED",
     "UNPARSED",
     "ClassDistribution",
     "Collapse",
@@ -13,6 +15,7 @@ __all__ = [
     "ExactMatch",
     "KthWord",
     "count_matrix",
+    "expected_confidence",
     "extract",
     "normalise",
 ]

@@ -11,49 +11,60 @@ import numpy as np
 from semcal.questions.question import Question
 from semcal.semantics.collapse import UNPARSED, Collapse
 
+UNEXPLORED = "(unexplored)"
+
 
 @dataclass(frozen=True)
 class ClassDistribution:
-    """How often the samples of one question fell into each class.
+    """The distribution of one question's answers over semantic classes, sampled or exact.
 
     Attributes:
-        counts: class -> number of samples, the most frequent first; sums to m. The unparsed class is one of them.
+        counts: class -> number of samples, the most frequent first; sums to m. The unparsed class is one of them. After
+            exact enumeration: class -> mass, a lower bound; they sum to 1 with `unexplored`.
         gold: The class of the gold answer, whether it was sampled or not.
+        unexplored: Mass of the answers that enumeration did not follow; any class may have that much more.
+        exact: Whether `counts` are masses.
     """
 
-    counts: dict[str, int]
+    counts: dict[str, int] | dict[str, float]
     gold: str
+    unexplored: float = 0.0
+    exact: bool = False
 
     @classmethod
     def collapse(
         cls, collapse: Collapse, question: Question, texts: Iterable[tuple[str, int]], style: str
     ) -> ClassDistribution:
         """Collapse (text, count) pairs of one question."""
-        counts: Counter[str] = Counter()
-        for text, count in texts:
-            counts[collapse.of_text(question, text, style)] += count
-        ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-        return cls(ordered, collapse.of_gold(question))
+        return cls(_by_class(collapse, question, texts, style), collapse.of_gold(question))
+
+    @classmethod
+    def enumerated(
+        cls, collapse: Collapse, question: Question, texts: Iterable[tuple[str, float]], style: str
+    ) -> ClassDistribution:
+        """Collapse (text, probability) pairs of one question that exact enumeration found."""
+        masses = _by_class(collapse, question, texts, style)
+        return cls(masses, collapse.of_gold(question), max(0.0, 1.0 - sum(masses.values())), exact=True)
 
     @property
-    def m(self) -> int:
-        """Number of samples."""
-        return sum(self.counts.values())
+    def m(self) -> int | None:
+        """Number of samples; None for exact masses."""
+        return None if self.exact else int(sum(self.counts.values()))
 
     @property
     def masses(self) -> dict[str, float]:
-        """class -> share of the samples: the estimate of pi_x."""
-        return {k: c / self.m for k, c in self.counts.items()}
+        """class -> share of the samples, the estimate of pi_x; or its mass, a lower bound."""
+        return {k: c / (self.m or 1) for k, c in self.counts.items()}
 
     @property
     def confidence(self) -> float:
-        """B-confidence, plug-in: the largest share."""
-        return max(self.counts.values()) / self.m
+        """B-confidence, plug-in: the largest share; after enumeration its lower bound."""
+        return max(self.masses.values(), default=0.0)
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The classes that share the largest count; more than one is a tie."""
-        top = max(self.counts.values())
+        top = max(self.counts.values(), default=0)
         return tuple(k for k, c in self.counts.items() if c == top)
 
     @property
@@ -62,7 +73,16 @@ class ClassDistribution:
 
         The unparsed class is never correct.
         """
-        return (self.gold in self.modes and self.gold != UNPARSED) / len(self.modes)
+        return (self.gold in self.modes and self.gold != UNPARSED) / max(1, len(self.modes))
+
+
+def _by_class(
+    collapse: Collapse, question: Question, texts: Iterable[tuple[str, float]], style: str
+) -> dict[str, float]:
+    weight: Counter[str] = Counter()
+    for text, its in texts:
+        weight[collapse.of_text(question, text, style)] += its  # pyright: ignore[reportArgumentType]
+    return dict(sorted(weight.items(), key=lambda item: (-item[1], item[0])))
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,8 @@ class CountMatrix:
     """The class distributions of many questions as arrays; classes are numbered a question, so K is the most any has.
 
     Attributes:
-        counts: [question, K] samples a class, 0 where a question has fewer classes; rows sum to m.
+        counts: [question, K] samples a class, 0 where a question has fewer classes; rows sum to m. Masses where they
+            are exact.
         gold: [question] column of the gold class, -1 where it was never sampled.
         unparsed: [question] column of the unparsed class, -1 where every sample parsed.
     """
@@ -82,7 +103,9 @@ class CountMatrix:
 
 def count_matrix(distributions: Sequence[ClassDistribution]) -> CountMatrix:
     """Stack class distributions, the most frequent class of each question first."""
-    counts = np.zeros((len(distributions), max(len(d.counts) for d in distributions)), dtype=np.int64)
+    width = max(1, *(len(d.counts) for d in distributions))
+    exact = any(d.exact for d in distributions)
+    counts = np.zeros((len(distributions), width), dtype=np.float64 if exact else np.int64)
     gold, unparsed = np.full(len(distributions), -1), np.full(len(distributions), -1)
     for row, d in enumerate(distributions):
         for column, (klass, count) in enumerate(d.counts.items()):

@@ -54,7 +54,7 @@ def study_dict(checkpoint: Path, questions_file: Path, tmp_path: Path) -> dict[s
         "datasets": [{"kind": "jsonl", "path": str(questions_file), "n": 48}],
         "styles": ["concise"],
         "output": str(tmp_path / "runs"),
-        "sampling": {"m": 8, "max_new_tokens": 4, "batch_size": 4, "shard_size": 8},
+        "sampling": {"m": 8, "max_new_tokens": 4, "max_rows": 4, "shard_size": 8},
         "prompting": {"shots": 2, "exemplars": 4},
         "calibration": {"bootstrap": 20, "null_draws": 20},
         "probes": {"permutations": 2, "folds": 3, "targets": ["classes", "b_confidence"]},

@@ -74,8 +74,8 @@ def test_a_finished_study_is_not_run_again(tmp_path, study_dict, monkeypatch):
 
 
 def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
-    (one,) = run_dict(tmp_path, study_dict, "name=one", "sampling.batch_size=1")
-    (two,) = run_dict(tmp_path, study_dict, "name=two", "sampling.batch_size=7", "sampling.shard_size=48")
+    (one,) = run_dict(tmp_path, study_dict, "name=one", "sampling.max_rows=1")
+    (two,) = run_dict(tmp_path, study_dict, "name=two", "sampling.max_rows=7", "sampling.shard_size=48")
     columns = ["question_id", "token_ids", "count", "finish"]
     key = [s[columns].astype({"token_ids": str}) for s in (one.samples(), two.samples())]
     same = [
@@ -122,7 +122,7 @@ assert os.waitpid(attempt("broken"), 0)[1] == 0
 
 
 def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, study_dict):
-    slower = {"m": 40, "max_new_tokens": 12, "shard_size": 2, "batch_size": 2}
+    slower = {"m": 40, "max_new_tokens": 12, "shard_size": 2, "max_rows": 2}
     study = write_study(tmp_path, study_dict | {"sampling": slower})
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -171,7 +171,7 @@ def test_a_folder_of_another_configuration_is_refused_and_untouched(tmp_path, st
     with pytest.raises(UserError, match=r"another configuration \(sampling\.m was 8, is now 9\)"):
         run_dict(tmp_path, study_dict, "sampling.m=9")
     assert (run.folder / "config.yaml").read_text() == before
-    run_dict(tmp_path, study_dict, "sampling.batch_size=2")
+    run_dict(tmp_path, study_dict, "sampling.max_rows=2")
 
 
 def test_new_weights_under_the_old_path_are_refused(tmp_path, study_dict):

@@ -11,16 +11,18 @@ from scipy import stats
 
 from semcal import LanguageModel, NonFiniteError, UserError, sample
 from semcal.answers import stop_rule
-from semcal.sampling import Prompt, Sampling, generate, pad_left, prefill
+from semcal.sampling import Prompt, Sampler, Sampling, pad_left, prefill
 from tests.conftest import save_checkpoint
 
 PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0, 4, 9, 3)), Prompt("d", (0, 12, 13))]
 
 
-def answered(model: LanguageModel, prompts=PROMPTS, batch_size=16, stop=(), **settings):
+def answered(model: LanguageModel, prompts=PROMPTS, max_rows=None, stop=(), **settings):
     chosen = Sampling(**{"max_new_tokens": 4, "stop": tuple(stop)} | settings)
     rule = stop_rule(model, stop)
-    return list(generate(model.model, prompts, chosen, rule, device=model.device, batch_size=batch_size))
+    sampler = Sampler(model.model, chosen, rule, device=model.device, max_rows=max_rows)
+    found = {a.key: a for a in sampler.sample(prompts)}
+    return [found[p.key] for p in prompts]
 
 
 def next_token_law(model: LanguageModel, ids, temperature=1.0) -> torch.Tensor:
@@ -95,8 +97,8 @@ def test_top_k_and_top_p_keep_what_they_say(tiny):
 
 def test_samples_depend_on_seed_and_key_but_not_on_the_batch(tiny):
     reference = answered(tiny, m=50, max_new_tokens=8)
-    for batch_size in (1, 2, 3):
-        again = answered(tiny, m=50, max_new_tokens=8, batch_size=batch_size)
+    for max_rows in (1, 20, 70):
+        again = answered(tiny, m=50, max_new_tokens=8, max_rows=max_rows)
         assert [[(s.ids, s.count) for s in a.samples] for a in again] == [
             [(s.ids, s.count) for s in a.samples] for a in reference
         ]
@@ -160,19 +162,11 @@ def test_a_prefill_is_seen_once_with_the_ids_that_are_sampled_from(tiny):
         def prefilled(self, batch):
             seen.append((batch.keys, [r[m.bool()].tolist() for r, m in zip(batch.ids, batch.mask, strict=True)]))
 
-    list(
-        generate(
-            tiny.model,
-            PROMPTS,
-            Sampling(m=3, max_new_tokens=2),
-            stop_rule(tiny, ()),
-            device=tiny.device,
-            batch_size=3,
-            observer=Watcher(),
-        )
-    )
+    sampler = Sampler(tiny.model, Sampling(m=3, max_new_tokens=2), stop_rule(tiny, ()), device=tiny.device, max_rows=8)
+    list(sampler.sample(PROMPTS, Watcher()))
     assert [k for keys, _ in seen for k in keys] == [p.key for p in PROMPTS]
-    assert [tuple(i) for _, ids in seen for i in ids] == [p.ids for p in PROMPTS]
+    shared = PROMPTS[0].ids[:1]  # read once, before
+    assert [(*shared, *i) for _, ids in seen for i in ids] == [p.ids for p in PROMPTS]
 
 
 def test_prefill_logits_are_those_of_the_unpadded_prompt(tiny):

@@ -39,8 +39,8 @@ class TrainingSettings:
     intermediate_size: int = 352
     context: int = 256
     max_positions: int = 1024
-    batch_size: int = 16
-    steps: int = 2000
+    batch_size: int = 8
+    steps: int = 3300
     warmup: int = 50
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -139,6 +139,7 @@ def train_base(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=settings.learning_rate,
         betas=(0.9, 0.95),
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, settings))
     keep = set(checkpoint_steps(settings.steps, settings.checkpoints))

@@ -22,9 +22,9 @@ from functools import cached_property
 import numpy as np
 
 N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 5, 6
-N_KNOWN, N_LINES = 1500, 30
+N_KNOWN, N_LINES = 1200, 24
 MAX_STOPS = 8
-PERSON_ZIPF, LINE_ZIPF = 1.0, 1.0
+PERSON_ZIPF, LINE_ZIPF = 0.5, 0.5
 STRANGER_SHARE = 0.05  # of all mentions of persons
 HOME_SHARE = 0.75  # mass of an ending's home region
 TOWN_WEIGHTS = np.array([0.45, 0.22, 0.15, 0.11, 0.07])

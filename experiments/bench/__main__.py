@@ -1,0 +1,55 @@
+"""`python -m experiments.bench NAME [--json]`: one comparison, as a table or as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="sampler, capture or growth")],
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    figure: Annotated[Path | None, typer.Option(help="Where growth draws its figure.")] = None,
+) -> None:
+    """Run one comparison side by side with what a user would otherwise run."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from experiments.bench.growth import draw, growth_cases
+    from experiments.bench.sampler import capture_cases, sampler_cases
+
+    disable_progress_bar()
+    benches = {"sampler": sampler_cases, "capture": capture_cases, "growth": growth_cases}
+    if name not in benches:
+        raise typer.BadParameter(f"there is no {name!r}; one of {', '.join(benches)}")
+    cases = []
+    progress = Console(stderr=True)
+    for case in benches[name](device):
+        progress.print(f"{case.case}: {case.ratio:.3g}×", highlight=False)
+        cases.append(case)
+    if figure is not None:
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(cases).savefig(figure, dpi=150)
+    rows = [c.to_dict() for c in cases]
+    if as_json:
+        typer.echo(json.dumps({"name": name, "cases": rows}))
+        return
+    table = Table(title=f"bench {name}")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "case" else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(bench)

@@ -1,0 +1,106 @@
+"""The sampler against `model.generate(num_return_sequences=50)`, and against a loop of single-return calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from scipy import stats
+
+from experiments.bench.subjects import M, Subject, subjects
+from experiments.bench.timing import Case, seconds, side_by_side
+from probes.capture import ResidualCapture
+from semcal.answers import stop_rule
+from semcal.sampling import Prompt, Sampler, Sampling
+
+LOOP_QUESTIONS = 2  # the loop is slow, and its time is proportional to the questions
+
+
+def sampler_cases(device: str = "auto") -> Iterator[Case]:
+    """Ours against `generate`; the facts hold the ratio to the loop, rows and bytes."""
+    for subject in subjects(device):
+        sampler = ours(subject)
+        check(subject, sampler)
+        loop = seconds(lambda s=subject: [generate(s, p, 1) for p in s.prompts[:LOOP_QUESTIONS] for _ in range(M)])
+        before = sampler.work.rows_decoded, sampler.work.rows_plain
+        case = side_by_side(
+            subject.name,
+            lambda s=subject, a=sampler: list(a.sample(s.prompts)),
+            lambda s=subject: [generate(s, p, M) for p in s.prompts],
+        )
+        runs = len(range(5))
+        facts = {
+            "questions": len(subject.prompts),
+            "prompt_tokens": len(subject.prompts[0].ids),
+            "loop_ratio": loop / LOOP_QUESTIONS * len(subject.prompts) / case.ours_s,
+            "rows_decoded": (sampler.work.rows_decoded - before[0]) // runs,
+            "rows_plain": (sampler.work.rows_plain - before[1]) // runs,
+            "kv_bytes": sampler.work.peak_kv_bytes,
+            "path": sampler.work.path,
+        }
+        yield Case(case.case, case.ours_s, case.theirs_s, case.ratio, facts)
+
+
+def capture_cases(device: str = "auto") -> Iterator[Case]:
+    """Sampling with capture (ours) against sampling alone (theirs): the ratio is to be 0.95 at least."""
+    for subject in subjects(device)[:3]:
+        sampler, watched = ours(subject), ours(subject)
+        alone = list(sampler.sample(subject.prompts))
+        seen = ResidualCapture()
+        assert sorted(a.key for a in watched.sample(subject.prompts, seen)) == sorted(a.key for a in alone)
+        assert set(seen.take().keys) == {p.key for p in subject.prompts}
+        yield side_by_side(
+            subject.name,
+            lambda s=subject, a=watched: list(a.sample(s.prompts, ResidualCapture())),
+            lambda s=subject, a=sampler: list(a.sample(s.prompts)),
+            repeats=21,
+        )
+
+
+def ours(subject: Subject, m: int = M) -> Sampler:
+    settings = Sampling(m=m, max_new_tokens=subject.new_tokens, stop=subject.stop)
+    return Sampler(subject.model.model, settings, stop_rule(subject.model, subject.stop), device=subject.model.device)
+
+
+@torch.inference_mode()
+def generate(subject: Subject, prompt: Prompt, n: int) -> torch.Tensor:
+    """What a user would otherwise run: [n, token] new tokens; it stops at the stop string, given as a token id."""
+    ids = torch.tensor([prompt.ids], device=subject.model.device)
+    ends = sorted({i for s in subject.stop for i in _ends_in(subject.model.decode, subject.model.output_size, s)})
+    out = subject.model.model.generate(  # pyright: ignore[reportCallIssue]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=n,
+        max_new_tokens=subject.new_tokens,
+        pad_token_id=0,
+        eos_token_id=[*subject.model.eos_ids, *ends] or None,
+    )
+    return out[:, len(prompt.ids) :]
+
+
+_cache: dict[str, list[int]] = {}
+
+
+def _ends_in(decode, size: int, stop: str) -> list[int]:
+    if stop not in _cache:
+        _cache[stop] = [i for i in range(size) if stop in decode([i])]
+    return _cache[stop]
+
+
+def check(subject: Subject, sampler: Sampler) -> None:
+    """Both draw from one law: first tokens of all questions together, by a chi-square test of homogeneity."""
+    drawn, theirs = Counter[int](), Counter[int]()
+    for answered in sampler.sample(subject.prompts):
+        for s in answered.samples:
+            drawn[s.ids[0] % 64] += s.count
+    torch.manual_seed(0)
+    for prompt in subject.prompts:
+        theirs.update(t % 64 for t in generate(subject, prompt, M)[:, 0].tolist())
+    kept = [t for t in sorted({*drawn, *theirs}) if drawn[t] + theirs[t] >= 20]
+    p = float(stats.chi2_contingency([[drawn[t] for t in kept], [theirs[t] for t in kept]])[1])  # pyright: ignore[reportArgumentType]
+    assert p > 1e-4, f"{subject.name}: the two samplers draw from different laws (p = {p:.1e})"

@@ -1,0 +1,391 @@
+"""A model behind an OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, others.
+
+Text in, text out. Servers add a top-k, a top-p or penalties of their own unless told otherwise, in a dialect each:
+`_neutral` says it to them, and `check` says whether what came back agrees with it. `n` and log-probabilities are used
+where the server honours them; where it ignores them, a request is repeated with another seed and log-probabilities
+are absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from semcal.errors import UserError, nearest
+from semcal.sampling.records import LENGTH, STOP, Sampling
+from semcal.sampling.stopping import cut
+from semcal.seeds import keyed_generator
+
+SERVERS = ("vllm", "sglang", "llama.cpp", "transformers", "openai")
+_OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
+_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
+_TOP = 5  # alternatives asked for beside a token, the most that every server grants
+
+
+class _Hiccup(Exception):
+    """Something that may be better at the next try; says what."""
+
+    def __init__(self, what: str, wait: float = 0.0) -> None:
+        super().__init__(what)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a served model is reached.
+
+    Attributes:
+        url: Base address, e.g. http://localhost:8000/v1.
+        model: The name the server knows it by; "" takes the only one it lists.
+        server: One of SERVERS; "auto" asks the server.
+        concurrency: Most requests at once.
+        tries: Tries a request before it is an error.
+        timeout: Seconds a request may take.
+        api_key_env: Environment variable that holds the key, if the server wants one.
+    """
+
+    url: str
+    model: str = ""
+    server: str = "auto"
+    concurrency: int = 8
+    tries: int = 6
+    timeout: float = 120.0
+    api_key_env: str = "SEMCAL_API_KEY"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One distinct answer of a served model.
+
+    Attributes:
+        text: Up to the stop string that ended it, exclusive.
+        count: How many of the M samples it is.
+        logprob: Of its tokens in nats, of the first sample with this text; None where the server gives none.
+        finish: "stop" or "length".
+    """
+
+    text: str
+    count: int
+    logprob: float | None
+    finish: str
+
+
+@dataclass
+class ServedWork:
+    """What a served model was asked and what is known of how it drew.
+
+    Attributes:
+        path: "served".
+        server: Its dialect.
+        honours_n: Whether one request gave several samples; None before the first request.
+        logprobs: Whether it gave log-probabilities.
+        requests, retries: How many.
+        check: Whether the draws agree with the stated probabilities, in words.
+    """
+
+    path: str = "served"
+    server: str = ""
+    honours_n: bool | None = None
+    logprobs: bool = False
+    requests: int = 0
+    retries: int = 0
+    check: str = "not checked: nothing was sampled"
+
+
+@dataclass
+class _Evidence:
+    """First tokens drawn against their stated probabilities: how often one of the stated ones was drawn."""
+
+    draws: int = 0
+    hits: int = 0
+    expected: float = 0.0
+    variance: float = 0.0
+
+    def verdict(self, settings: Sampling) -> str:
+        if not self.draws:
+            return "not checked: the server gives no log-probabilities, so truncation by it would not be seen"
+        if settings.temperature != 1 or settings.top_k is not None or settings.top_p is not None:
+            return "not checked: stated probabilities are those at temperature 1 without truncation"
+        z = (self.hits - self.expected) / math.sqrt(max(self.variance, 1e-9))
+        facts = (
+            f"{self.hits} of {self.draws} first tokens are among the {_TOP} likeliest, "
+            f"{self.expected:.0f} expected (z = {z:+.1f})"
+        )
+        return f"{'DISAGREES with' if abs(z) > 4 else 'agrees with'} the stated probabilities: {facts}"
+
+
+@dataclass
+class ServedModel:
+    """A served model that has answered; made by `connect`."""
+
+    endpoint: Endpoint
+    name: str
+    server: str
+    client: httpx.Client
+    work: ServedWork = field(default_factory=ServedWork)
+    _lock: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def connect(cls, endpoint: Endpoint) -> ServedModel:
+        """Ask the server what it serves.
+
+        Raises:
+            UserError: it cannot be reached, it does not serve that model, or `server` is unknown.
+        """
+        if endpoint.server not in ("auto", *SERVERS):
+            hint = nearest(endpoint.server, SERVERS)
+            raise UserError(f"unknown server {endpoint.server!r}{hint}; one of auto, {', '.join(SERVERS)}")
+        key = os.environ.get(endpoint.api_key_env)
+        client = httpx.Client(
+            base_url=endpoint.url.rstrip("/") + "/",
+            timeout=endpoint.timeout,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=endpoint.concurrency),
+        )
+        model = cls(endpoint, endpoint.model, endpoint.server, client)
+        listed = model._listing()
+        names = [str(entry.get("id")) for entry in listed]
+        if not model.name:
+            if len(names) != 1:
+                raise UserError(f"{endpoint.url} lists {len(names)} models; name one: {', '.join(names[:10])}")
+            model.name = names[0]
+        owner: str | None = next((str(e.get("owned_by", "")) for e in listed if e.get("id") == model.name), None)
+        if owner is None and names and endpoint.server not in ("auto", "transformers"):
+            raise UserError(f"{endpoint.url} does not serve {model.name!r}{nearest(model.name, names)}")
+        if model.server == "auto":
+            model.server = _OWNERS.get((owner or "").lower()) or model._is_transformers()
+        model.work.server = model.server
+        return model
+
+    # What a manifest wants to know, in the words of `LanguageModel`.
+
+    @property
+    def path(self) -> str:
+        return f"{self.name} at {self.endpoint.url}"
+
+    @property
+    def weights_hash(self) -> str:
+        """A server does not show its weights: the model's name stands for them."""
+        return f"served:{self.name}"
+
+    revision = None
+    tokenizer_hash = dtype = device = "served"
+
+    def answer(
+        self,
+        prompts: Sequence[tuple[str, str]],
+        settings: Sampling,
+        on_answered: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[tuple[str, tuple[Reply, ...]]]:
+        """(key, text) in; (key, its distinct answers) out, in the order in which they are finished; counts sum to m.
+
+        Raises:
+            UserError: the server failed a request as often as `tries`, or refused it.
+        """
+        evidence = _Evidence()
+        pool = ThreadPoolExecutor(self.endpoint.concurrency)
+        jobs: dict[Future[tuple[Reply, ...]], str] = {
+            pool.submit(self._sample, key, text, settings, evidence): key for key, text in prompts
+        }
+        try:
+            for done in as_completed(jobs):
+                replies = done.result()
+                self.work.check = evidence.verdict(settings)
+                on_answered(1)
+                yield jobs[done], replies
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- one question --------------------------------------------------------------------------------------------
+
+    def _sample(self, key: str, text: str, settings: Sampling, evidence: _Evidence) -> tuple[Reply, ...]:
+        seeds = keyed_generator(settings.seed, key, "served")
+        found: dict[tuple[str, str], tuple[int, float | None]] = {}
+        left = settings.m
+        while left:
+            n = 1 if self.work.honours_n is False else left
+            body = _body(self.server, self.name, text, settings, n, int(seeds.integers(2**31)))
+            choices = self._ask("POST", "completions", body, _choices)[:n]
+            if n > 1:
+                self.work.honours_n = self.work.honours_n or len(choices) > 1
+            self._weigh(choices, evidence)
+            for choice in choices:
+                answer = cut(str(choice["text"]), settings.stop)
+                finish = LENGTH if choice.get("finish_reason") == "length" and answer == choice["text"] else STOP
+                count, logprob = found.get((answer, finish), (0, _logprob(choice)))
+                found[answer, finish] = (count + 1, logprob)
+            left -= len(choices)
+        order = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
+        return tuple(Reply(text, count, logprob, finish) for (text, finish), (count, logprob) in order)
+
+    def _weigh(self, choices: Sequence[dict[str, Any]], evidence: _Evidence) -> None:
+        for choice in choices:
+            stated = choice.get("logprobs") or {}
+            tokens, tops = stated.get("tokens") or [], stated.get("top_logprobs") or []
+            if not tokens or not tops or not tops[0]:
+                continue
+            mass = min(1.0, sum(math.exp(p) for p in sorted(tops[0].values(), reverse=True)[:_TOP]))
+            likely = sorted(tops[0], key=tops[0].__getitem__, reverse=True)[:_TOP]
+            with self._lock:
+                self.work.logprobs = True
+                evidence.draws += 1
+                evidence.hits += tokens[0] in likely
+                evidence.expected += mass
+                evidence.variance += mass * (1 - mass)
+
+    # ---- one request ---------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[httpx.Response], Any],
+        *,
+        any_status: bool = False,
+    ) -> Any:
+        tries = Retrying(
+            retry=retry_if_exception_type(_Hiccup),
+            stop=stop_after_attempt(self.endpoint.tries),
+            wait=_wait,
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+        try:
+            return tries(self._once, method, path, body, read, any_status)
+        except _Hiccup as error:
+            raise UserError(
+                f"{self.endpoint.url} failed {self.endpoint.tries} times, last: {error}; see that the server runs and "
+                "what it logs, then run again"
+            ) from error
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[httpx.Response], Any],
+        any_status: bool,
+    ) -> Any:
+        with self._lock:
+            self.work.requests += 1
+        try:
+            response = self.client.request(method, path, json=body)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _Hiccup(f"{type(error).__name__} {error}".strip()) from error
+        except httpx.InvalidURL as error:
+            raise UserError(f"{self.endpoint.url} is no address; write e.g. http://localhost:8000/v1") from error
+        if response.status_code in _AGAIN and not any_status:
+            raise _Hiccup(_complaint(response), _seconds(response.headers.get("Retry-After")))
+        if response.status_code >= 400 and not any_status:
+            raise UserError(f"{self.endpoint.url} refused a request: {_complaint(response)}")
+        try:
+            return read(response)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _Hiccup(f"an answer that is not what it should be ({error}): {response.text[:80]!r}") from error
+
+    def _count_retry(self, _: RetryCallState) -> None:
+        with self._lock:
+            self.work.retries += 1
+
+    def _listing(self) -> list[dict[str, Any]]:
+        """The models the server lists; none where it answers but cannot tell (`transformers serve` without a cache)."""
+
+        def read(response: httpx.Response) -> list[dict[str, Any]]:
+            return list(response.json()["data"]) if response.status_code == 200 else []
+
+        return self._ask("GET", "models", None, read, any_status=True)
+
+    def _is_transformers(self) -> str:
+        """`transformers serve` says in words of its own that it does not know a field."""
+        unknown = {"model": self.name, "prompt": "", "semcal": 1}
+        said = self._ask("POST", "completions", unknown, lambda response: response.text, any_status=True)
+        return "transformers" if "Unexpected fields in the request" in said else "openai"
+
+
+def _body(server: str, model: str, text: str, settings: Sampling, n: int, seed: int) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": text,
+        "max_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_p": 1.0 if settings.top_p is None else settings.top_p,
+        "seed": seed,
+    }
+    if settings.stop:
+        body["stop"] = list(settings.stop)
+    if server != "transformers":  # which ignores both
+        body |= {"n": n, "logprobs": _TOP}
+    return body | _neutral(server, settings)
+
+
+def _neutral(server: str, settings: Sampling) -> dict[str, Any]:
+    """What tells a server to sample from the model itself, but for what the settings ask for."""
+    if server in ("vllm", "sglang"):
+        return {"top_k": settings.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    if server == "llama.cpp":
+        return {"top_k": settings.top_k or 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0}
+    if server == "transformers":
+        config = {
+            "do_sample": True,
+            "top_k": settings.top_k or 0,
+            "top_p": 1.0 if settings.top_p is None else settings.top_p,
+            "min_p": 0.0,
+            "typical_p": 1.0,
+            "epsilon_cutoff": 0.0,
+            "eta_cutoff": 0.0,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "temperature": settings.temperature,
+            "max_new_tokens": settings.max_new_tokens,
+        }
+        return {"generation_config": json.dumps(config)}
+    return {}
+
+
+def _choices(response: httpx.Response) -> list[dict[str, Any]]:
+    choices = list(response.json()["choices"])
+    if not choices or not all(isinstance(c["text"], str) for c in choices):
+        raise ValueError("no choices in it")
+    return choices
+
+
+def _logprob(choice: dict[str, Any]) -> float | None:
+    stated = (choice.get("logprobs") or {}).get("token_logprobs")
+    return float(sum(stated)) if stated and None not in stated else None
+
+
+def _complaint(response: httpx.Response) -> str:
+    try:
+        said = response.json()
+        error = said.get("error", said) if isinstance(said, dict) else said
+        text = error.get("message") or error.get("detail") or error if isinstance(error, dict) else error
+    except ValueError:
+        text = response.text
+    return f"{response.status_code} {' '.join(str(text).split())[:200]}"
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:
+        return 0.0
+
+
+_jitter = wait_random_exponential(multiplier=0.5, max=30)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Exponential backoff with full jitter, never less than the server asked for (a minute at most)."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(_jitter(state), min(60.0, getattr(error, "wait", 0.0)))

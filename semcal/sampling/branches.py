@@ -1,0 +1,207 @@
+"""The answers being written, each distinct one once, with the samples that share it.
+
+Pure bookkeeping: no model, no tensor. Each of the M samples of a question draws its own token at every step, from one
+uniform number that depends on (seed, question, step, sample) alone; samples that have drawn the same tokens so far
+share a row. So the multiset of answers is that of M independent samples, exactly, and a row is decoded once however
+many samples share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from semcal.sampling.records import LENGTH, STOP, Answered, Prompt, Sample, Sampling
+from semcal.sampling.stopping import StopRule
+from semcal.seeds import keyed_generator
+
+
+@dataclass
+class OpenQuestion:
+    """A question some of whose samples are not finished.
+
+    Attributes:
+        prompt: What was asked.
+        slot: Where its keys and values lie.
+        generator: Yields m uniform numbers a step.
+        order: When it was opened.
+        finished: Distinct answers so far.
+        left: Samples still being written.
+        widest: Most rows it has had at once.
+    """
+
+    prompt: Prompt
+    slot: int
+    generator: np.random.Generator
+    order: int
+    left: int
+    finished: list[Sample] = field(default_factory=list)
+    widest: int = 1
+
+    def answered(self) -> Answered:
+        order = sorted(self.finished, key=lambda s: (-s.count, s.ids))
+        return Answered(self.prompt.key, tuple(order))
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How rows are renumbered: there are `rows` now, and row target[i] continues what was row source[i]."""
+
+    rows: int
+    target: np.ndarray
+    source: np.ndarray
+
+
+class Branches:
+    """Rows 0..R-1, one for every distinct unfinished answer.
+
+    Attributes:
+        ids: [row] token ids of the answer so far.
+        logprob: [row] of those tokens, in nats.
+        slots: [row] slot of its question.
+        questions: slot -> question.
+    """
+
+    def __init__(self, settings: Sampling, stop_rule: StopRule) -> None:
+        self.settings, self.stop_rule = settings, stop_rule
+        self.questions: dict[int, OpenQuestion] = {}
+        self._opened = 0
+        self.ids: list[list[int]] = []
+        self.logprob = np.zeros(0)
+        self.slots = np.zeros(0, dtype=np.int64)
+        self._row = np.zeros(0, dtype=np.int64)  # [sample] ascending
+        self._number = np.zeros(0, dtype=np.int64)  # [sample] which of the m it is
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[row] tokens so far."""
+        return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
+
+    @property
+    def last_tokens(self) -> np.ndarray:
+        return np.fromiter((i[-1] for i in self.ids), dtype=np.int64, count=len(self.ids))
+
+    def free_slots(self, n: int) -> list[int]:
+        """The n lowest slots that no open question has."""
+        free = (s for s in range(len(self.questions) + n) if s not in self.questions)
+        return [next(free) for _ in range(n)]
+
+    def open(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Begin new questions; (row, uniform) of their first draws, row i being the i-th of these prompts."""
+        uniform = []
+        for prompt, slot in zip(prompts, slots, strict=True):
+            generator = keyed_generator(self.settings.seed, prompt.key, "sampling")
+            self.questions[slot] = OpenQuestion(prompt, slot, generator, self._opened, self.settings.m)
+            self._opened += 1
+            uniform.append(generator.random(self.settings.m))
+        return np.repeat(np.arange(len(prompts)), self.settings.m), np.concatenate(uniform)
+
+    def uniforms(self) -> tuple[np.ndarray, np.ndarray]:
+        """(row, uniform) of the next draw of every sample, rows ascending."""
+        numbers = np.empty((max(self.questions) + 1, self.settings.m))
+        for slot, question in self.questions.items():
+            numbers[slot] = question.generator.random(self.settings.m)
+        return self._row, numbers[self.slots[self._row], self._number]
+
+    def begin(self, slots: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray) -> Moves:
+        """Take the first draws of newly opened questions; their rows come after those there are.
+
+        The source of a move is the number of the question among `slots`.
+        """
+        m, before = self.settings.m, len(self)
+        start = _Rows([[] for _ in slots], np.zeros(len(slots)), np.asarray(slots))
+        samples = np.repeat(np.arange(len(slots)), m), np.tile(np.arange(m), len(slots))
+        parent, grown, (row, number) = self._grow(start, *samples, tokens, logprobs)
+        self._set(
+            [*self.ids, *grown.ids],
+            np.concatenate([self.logprob, grown.logprob]),
+            np.concatenate([self.slots, grown.slots]),
+            np.concatenate([self._row, row + before]),
+            np.concatenate([self._number, number]),
+        )
+        return Moves(len(self), before + np.arange(len(parent)), parent)
+
+    def grow(self, tokens: np.ndarray, logprobs: np.ndarray) -> Moves:
+        """Take one draw of every sample. A row whose samples disagree splits; what is finished leaves."""
+        old = _Rows(self.ids, self.logprob, self.slots)
+        parent, grown, (row, number) = self._grow(old, self._row, self._number, tokens, logprobs)
+        return self._renumber(parent, grown, row, number)
+
+    def drop(self, slot: int) -> tuple[Prompt, Moves]:
+        """Give a question up, as if it had never been asked."""
+        prompt = self.questions.pop(slot).prompt
+        parent = (self.slots != slot).nonzero()[0]
+        kept = _Rows([self.ids[i] for i in parent], self.logprob[parent], self.slots[parent])
+        stay = self.slots[self._row] != slot
+        new_row = np.searchsorted(parent, self._row[stay])
+        return prompt, self._renumber(parent, kept, new_row, self._number[stay])
+
+    def close(self) -> list[tuple[OpenQuestion, Answered]]:
+        """Questions all of whose samples are finished, with their answers; they leave."""
+        done = [q for q in self.questions.values() if q.left == 0]
+        for question in done:
+            del self.questions[question.slot]
+        return [(q, q.answered()) for q in done]
+
+    def _grow(
+        self, old: _Rows, row: np.ndarray, number: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
+    ) -> tuple[np.ndarray, _Rows, tuple[np.ndarray, np.ndarray]]:
+        """(parents of the rows that go on, those rows, (their samples' rows, their samples' numbers))."""
+        vocabulary = len(self.stop_rule.eos)
+        children, first, child_of, counts = np.unique(
+            row * vocabulary + tokens, return_index=True, return_inverse=True, return_counts=True
+        )
+        parent, token = np.divmod(children, vocabulary)
+        logprob = old.logprob[parent] + logprobs[first]
+        ids = [[*old.ids[p], t] for p, t in zip(parent.tolist(), token.tolist(), strict=True)]
+        stopped = self.stop_rule.finished(torch.from_numpy(token), ids).numpy()
+        done = stopped | np.fromiter((len(i) >= self.settings.max_new_tokens for i in ids), dtype=bool, count=len(ids))
+        slots = old.slots[parent]
+        for i in done.nonzero()[0].tolist():
+            question = self.questions[int(slots[i])]
+            finish = STOP if stopped[i] else LENGTH
+            question.finished.append(Sample(tuple(ids[i]), int(counts[i]), float(logprob[i]), finish))
+            question.left -= int(counts[i])
+        going = (~done).nonzero()[0]
+        for slot, rows in zip(*np.unique(slots[going], return_counts=True), strict=True):
+            question = self.questions[int(slot)]
+            question.widest = max(question.widest, int(rows))
+        new_row = np.cumsum(~done) - 1
+        stay = ~done[child_of]
+        rows = _Rows([ids[i] for i in going.tolist()], logprob[going], slots[going])
+        return parent[going], rows, (new_row[child_of[stay]], number[stay])
+
+    def _renumber(self, parent: np.ndarray, rows: _Rows, row: np.ndarray, number: np.ndarray) -> Moves:
+        """Keep as many rows as possible in their places: the first child of each takes its parent's."""
+        n = len(parent)
+        first = np.ones(n, dtype=bool)
+        first[1:] = parent[1:] != parent[:-1]
+        stay = first & (parent < n)
+        place = np.empty(n, dtype=np.int64)
+        place[stay] = parent[stay]
+        taken = np.zeros(n, dtype=bool)
+        taken[parent[stay]] = True
+        place[~stay] = (~taken).nonzero()[0]
+        inverse = np.argsort(place)
+        ids = [rows.ids[i] for i in inverse.tolist()]
+        self._set(ids, rows.logprob[inverse], rows.slots[inverse], place[row], number)
+        return Moves(n, place[~stay], parent[~stay])
+
+    def _set(
+        self, ids: list[list[int]], logprob: np.ndarray, slots: np.ndarray, row: np.ndarray, number: np.ndarray
+    ) -> None:
+        order = np.argsort(row, kind="stable")
+        self.ids, self.logprob, self.slots, self._row, self._number = ids, logprob, slots, row[order], number[order]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    ids: list[list[int]]
+    logprob: np.ndarray
+    slots: np.ndarray

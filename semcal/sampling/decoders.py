@@ -1,0 +1,219 @@
+"""The two ways to decode a tree of answers, behind one interface.
+
+`TreeDecoder` keeps what prompts share once and every question once (`attention.py`); questions come and go while
+others are being decoded. `ExpandedDecoder` is plain Hugging Face with its own cache, a row for every distinct answer:
+it serves any causal LM, in waves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from semcal.sampling.attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
+from semcal.sampling.records import Prompt
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts in one forward pass, padded on the left to one length.
+
+    Attributes:
+        keys: [question].
+        ids: [question, position] token ids, from `offset` on; the last column is the last prompt token.
+        mask: [question, position] 1 for a token, 0 for padding.
+        positions: [question, position] position ids; the first token of a prompt has 0.
+        offset: Tokens that all prompts begin with and that this pass does not show, because they were read before.
+    """
+
+    keys: tuple[str, ...]
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    offset: int = 0
+
+
+class Observer(Protocol):
+    """Sees every prefill; knows nothing of sampling, and the sampler nothing of it."""
+
+    def watching(self, model: PreTrainedModel) -> AbstractContextManager[object]:
+        """Entered around the forward pass of a prefill."""
+        ...
+
+    def prefilled(self, batch: PromptBatch) -> None:
+        """Called after that pass, before anything is drawn."""
+        ...
+
+
+def pad_left(prompts: Sequence[Prompt], pad_id: int, device: torch.device, offset: int = 0) -> PromptBatch:
+    """Prompts as one batch; padding is masked out, so `pad_id` may be any token."""
+    tails = [p.ids[offset:] for p in prompts]
+    length = max(map(len, tails))
+    ids = torch.full((len(prompts), length), pad_id)
+    mask = torch.zeros(len(prompts), length, dtype=torch.long)
+    for row, tail in enumerate(tails):
+        ids[row, length - len(tail) :] = torch.tensor(tail)
+        mask[row, length - len(tail) :] = 1
+    positions = offset + (mask.cumsum(-1) - 1).clamp(min=0)
+    return PromptBatch(tuple(p.key for p in prompts), ids.to(device), mask.to(device), positions.to(device), offset)
+
+
+@torch.inference_mode()
+def prefill(
+    model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None
+) -> tuple[torch.Tensor, DynamicCache]:
+    """One plain forward pass over whole prompts.
+
+    Returns:
+        (logits of the next token [question, vocab], the cache)
+    """
+    cache = DynamicCache(config=model.config)
+    with observer.watching(model) if observer else nullcontext():
+        out = model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    if observer:
+        observer.prefilled(batch)
+    return out.logits[:, -1], cache
+
+
+def shared_prefix(prompts: Sequence[Prompt]) -> int:
+    """How many tokens all prompts begin with, the last token of each left out."""
+    first, shortest = min(prompts, key=lambda p: p.ids).ids, min(len(p.ids) for p in prompts)
+    last = max(prompts, key=lambda p: p.ids).ids
+    limit = min(shortest - 1, len(first), len(last))
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+class Decoder(Protocol):
+    """Reads prompts and continues answers. Answers are numbered rows; a row is moved, not searched.
+
+    Attributes:
+        joins: Whether questions may be read in while answers of others are being decoded.
+    """
+
+    joins: bool
+
+    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:
+        """Prefill prompts into slots; [question, vocab] logits of their first new token."""
+        ...
+
+    def extend(self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """One more token for rows 0..R-1, given how many each has had; [row, vocab] logits of the next."""
+        ...
+
+    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
+        """From now on there are so many rows, of which target[i] continues what was row source[i]."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class TreeDecoder:
+    """Shared prefix, a slot a question, a row a distinct answer.
+
+    Args:
+        model: Its attention must be served, see `attention.py`.
+        device: Where token ids go in.
+        prefix: Token ids that every prompt begins with; may be empty.
+    """
+
+    joins = True
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, prefix: Sequence[int]) -> None:
+        self.model, self.device, self.offset = model, device, len(prefix)
+        self.store = TreeStore()
+        self.tail_lengths = torch.zeros(0, dtype=torch.long)  # [slot]
+        if prefix:
+            ids = torch.tensor([list(prefix)], device=device)
+            self._forward(PrefixPass(self.store), ids, torch.arange(len(prefix), device=device)[None])
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:
+        batch = pad_left(prompts, 0, self.device, self.offset)
+        if int(slots.max()) >= len(self.tail_lengths):
+            grown = torch.zeros(int(slots.max()) + 1, dtype=torch.long)
+            grown[: len(self.tail_lengths)] = self.tail_lengths
+            self.tail_lengths = grown
+        self.tail_lengths[slots] = batch.mask.sum(-1).cpu()
+        with observer.watching(self.model) if observer else nullcontext():
+            logits = self._forward(TailPass(self.store, batch.mask, slots), batch.ids, batch.positions)
+        if observer:
+            observer.prefilled(batch)
+        return logits
+
+    @torch.inference_mode()
+    def extend(
+        self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As the protocol says; with `rows`, those stored answers are extended instead of the first R."""
+        positions = (self.offset + self.tail_lengths[slots] + lengths)[:, None]
+        answers = AnswerPass(self.store, rows, slots, lengths, self.tail_lengths)
+        return self._forward(answers, tokens[:, None].to(self.device), positions.to(self.device))
+
+    @torch.inference_mode()
+    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
+        self.store.move_answers(rows, lengths, target, source)
+
+    @property
+    def nbytes(self) -> int:
+        return self.store.nbytes
+
+    @torch.inference_mode()
+    def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        with tree_attention_in(self.model):
+            out = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, tree=tree)
+        return out.logits[:, -1]
+
+
+class ExpandedDecoder:
+    """Hugging Face's own attention and cache; every distinct answer carries its whole prompt along."""
+
+    joins = False
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:  # noqa: ARG002
+        batch = pad_left(prompts, 0, self.device)
+        logits, self.cache = prefill(self.model, batch, observer)
+        self.mask, self.position = batch.mask, batch.positions[:, -1:]
+        return logits
+
+    @torch.inference_mode()
+    def extend(self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        self.position = self.position + 1
+        return self.model(
+            input_ids=tokens[:, None].to(self.device),
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+    @torch.inference_mode()
+    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ARG002
+        order = torch.arange(rows)
+        order[target] = source
+        if rows == len(self.mask) and bool((order == torch.arange(rows)).all()):
+            return
+        self.cache.reorder_cache(order.to(self.device))
+        self.mask, self.position = self.mask[order.to(self.device)], self.position[order.to(self.device)]
+
+    @property
+    def nbytes(self) -> int:
+        parts = ((layer.keys, layer.values) for layer in self.cache.layers)  # pyright: ignore[reportAttributeAccessIssue]
+        return sum(part.nbytes for pair in parts for part in pair if isinstance(part, torch.Tensor))

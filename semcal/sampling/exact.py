@@ -1,0 +1,190 @@
+"""Exact enumeration: every answer that matters with its probability, and a bound on all the others together.
+
+Best-first over the tree of answers: the likeliest prefix not yet followed is followed next, until the answers that
+were followed to their end hold all but epsilon of the mass, or the budget of rows is spent. No sampling noise: a class
+has at least the mass of its answers, and at most that plus what is unexplored.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from semcal.errors import UserError
+from semcal.sampling.decoders import Observer, TreeDecoder, shared_prefix
+from semcal.sampling.drawing import token_probabilities
+from semcal.sampling.engine import EXPANDED, Budget, choose_path, refuse
+from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
+from semcal.sampling.stopping import StopRule
+
+_AT_ONCE = 16  # prefixes of one question followed in one pass
+
+
+@dataclass
+class _Node:
+    """A prefix that was followed: its likely continuations, the likeliest first.
+
+    Attributes:
+        ids: Tokens of the prefix.
+        row: Where its keys and values lie; -1 for the question itself.
+        tokens, logprobs: [child] continuations and the log-probability of prefix and continuation together, in nats.
+    """
+
+    ids: tuple[int, ...]
+    row: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+
+
+@dataclass
+class _Search:
+    prompt: Prompt
+    slot: int
+    frontier: list[tuple[float, int, _Node, int]] = field(default_factory=list)  # (-logprob, tie, node, child)
+    outcomes: list[Outcome] = field(default_factory=list)
+    explored: float = 0.0
+    rows: list[int] = field(default_factory=list)
+    decoded: int = 0
+    pushed: int = 0
+
+    def push(self, node: _Node, child: int) -> None:
+        if child < len(node.tokens):
+            self.pushed += 1
+            heapq.heappush(self.frontier, (-float(node.logprobs[child]), self.pushed, node, child))
+
+    def result(self) -> Enumerated:
+        outcomes = sorted(self.outcomes, key=lambda o: (-o.logprob, o.ids))
+        return Enumerated(self.prompt.key, tuple(outcomes), max(0.0, 1.0 - self.explored), self.decoded)
+
+
+@torch.inference_mode()
+def enumerate_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    settings: Sampling,
+    stop_rule: StopRule,
+    *,
+    device: torch.device,
+    epsilon: float = 0.01,
+    row_budget: int = 2000,
+    observer: Observer | None = None,
+    on_answered: Callable[[int], None] = lambda _: None,
+) -> Iterator[Enumerated]:
+    """Answers of every prompt with their probabilities.
+
+    Args:
+        settings: Temperature, top-k, top-p, length and stop strings; m and the seed play no part.
+        epsilon: The search ends when less than this mass is unexplored.
+        row_budget: Or when so many prefixes of the question have been decoded. A continuation of less than
+            epsilon / row_budget mass is never followed: that many of them together could not close the gap.
+
+    Raises:
+        UserError: epsilon outside (0, 1), or a model that only the expanded path serves.
+        NonFiniteError: NaN or infinity in the logits.
+    """
+    if not 0 < epsilon < 1:
+        raise UserError(f"epsilon is {epsilon}; it is a share of mass, above 0 and below 1")
+    if row_budget < 1:
+        raise UserError(f"row_budget is {row_budget}; it must be at least 1")
+    if not prompts:
+        return
+    path, why = choose_path(model, device, prompts)
+    if path == EXPANDED:
+        raise UserError(f"exact enumeration needs the shared-prefix path, which does not serve this model: {why}")
+    prefix = prompts[0].ids[: shared_prefix(prompts)]
+    decoder = TreeDecoder(model, device, prefix)
+    budget = Budget.of(model, device)
+    longest = max(len(p.ids) for p in prompts) - len(prefix)
+    worst = longest + row_budget * settings.max_new_tokens
+    in_flight = max(1, min(budget.rows // _AT_ONCE, budget.positions // worst))
+    floor = np.log(epsilon / row_budget)
+    waiting, open_, free, top = deque(prompts), dict[int, _Search](), list[int](), 0
+
+    while waiting or open_:
+        if n := min(in_flight - len(open_), len(waiting)):
+            slots = [s for s in range(in_flight) if s not in open_][:n]
+            new = [_Search(waiting.popleft(), slot) for slot in slots]
+            logits = decoder.read([s.prompt for s in new], torch.tensor(slots), observer)
+            for search, node in zip(new, _nodes(logits, settings, floor, [((), -1, 0.0)] * n, new), strict=True):
+                search.push(node, 0)
+                open_[search.slot] = search
+        chosen: list[tuple[_Search, _Node, int]] = []
+        for search in list(open_.values()):
+            followed = _follow(search, settings, stop_rule, epsilon, row_budget)
+            if followed:
+                chosen += [(search, node, child) for node, child in followed]
+                continue
+            free += search.rows
+            del open_[search.slot]
+            on_answered(1)
+            yield search.result()
+        if not chosen:
+            continue
+        rows = [free.pop() if free else (top := top + 1) - 1 for _ in chosen]
+        parents = [node.row for _, node, _ in chosen]
+        lengths = [len(node.ids) for _, node, _ in chosen]
+        moved = [i for i, parent in enumerate(parents) if parent >= 0]
+        targets, sources = (torch.tensor([a[i] for i in moved], dtype=torch.long) for a in (rows, parents))
+        decoder.move(top, max(lengths), targets, sources)
+        tokens = [int(node.tokens[child]) for _, node, child in chosen]
+        slots = torch.tensor([search.slot for search, _, _ in chosen])
+        logits = decoder.extend(torch.tensor(tokens), slots, torch.tensor(lengths), torch.tensor(rows))
+        at = [
+            ((*node.ids, token), row, float(node.logprobs[child]))
+            for (_, node, child), token, row in zip(chosen, tokens, rows, strict=True)
+        ]
+        nodes = _nodes(logits, settings, floor, at, [search for search, _, _ in chosen])
+        for (search, _, _), node, row in zip(chosen, nodes, rows, strict=True):
+            search.decoded += 1
+            search.rows.append(row)
+            search.push(node, 0)
+
+
+def _follow(
+    search: _Search, settings: Sampling, stop_rule: StopRule, epsilon: float, row_budget: int
+) -> list[tuple[_Node, int]]:
+    """Take from the frontier what is to be decoded next; answers that are finished are put down. Empty at the end."""
+    followed: list[tuple[_Node, int]] = []
+    while search.frontier and len(followed) < _AT_ONCE and 1 - search.explored >= epsilon:
+        _, _, node, child = search.frontier[0]
+        token = int(node.tokens[child])
+        ids = (*node.ids, token)
+        stopped = bool(stop_rule.finished(torch.tensor([token]), [ids])[0])
+        if not stopped and len(ids) < settings.max_new_tokens and search.decoded + len(followed) >= row_budget:
+            break
+        heapq.heappop(search.frontier)
+        search.push(node, child + 1)
+        if stopped or len(ids) == settings.max_new_tokens:
+            logprob = float(node.logprobs[child])
+            search.outcomes.append(Outcome(ids, logprob, STOP if stopped else LENGTH))
+            search.explored += float(np.exp(logprob))
+        else:
+            followed.append((node, child))
+    return followed
+
+
+def _nodes(
+    logits: torch.Tensor,
+    settings: Sampling,
+    floor: float,
+    at: Sequence[tuple[tuple[int, ...], int, float]],
+    searches: Sequence[_Search],
+) -> list[_Node]:
+    """The nodes that [row, vocab] logits belong to; `at` holds (ids, row, log-probability) of each prefix."""
+    probabilities = token_probabilities(logits, settings)
+    if not probabilities.isfinite().all():
+        bad = int((~probabilities.isfinite()).any(-1).nonzero()[0])
+        refuse(searches[bad].prompt.key, len(at[bad][0]))
+    logprobs, tokens = probabilities.log().sort(-1, descending=True)
+    logprobs, tokens = logprobs.double().cpu().numpy(), tokens.cpu().numpy()
+    nodes = []
+    for (ids, row, before), its, whole in zip(at, tokens, logprobs, strict=True):
+        keep = int(np.searchsorted(-(whole + before), -floor, side="right"))
+        nodes.append(_Node(ids, row, its[:keep].astype(np.int32), whole[:keep] + before))
+    return nodes
