@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.cell import SamplingJob
 from experiments.prompting import Answerer, Asked
@@ -14,33 +14,40 @@ from semcal.answers import Answer, enumerated_in_words, in_words, served_in_word
 from semcal.errors import NonFiniteError, UserError
 from semcal.models import LanguageModel
 from semcal.sampling import SHARED, Sampler, enumerate_answers
-from semcal.store import Shard
 
-Answered = tuple[str, tuple[Answer, ...]]  # question id, its distinct answers
+if TYPE_CHECKING:  # it needs the extra `serve`
+    from semcal.models.served import ServedModel
+
+# Answers some questions of a shard: (question id, rows of its distinct answers), as they are finished.
+Rows = list[dict[str, Any]]
+Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
 
 
 def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
     """Sample and capture every missing shard; a shard is on disk as soon as it is finished.
 
+    Shards are sampled one by one, so that what a question is computed beside does not depend on where a run was
+    interrupted, and a resumed run ends with the very same tables.
+
     Raises:
         NonFiniteError: naming model, question and layer; shards finished before it stay.
         UserError: out of memory, or a server that fails; likewise.
     """
-    todo = [s for s in job.shards if s.key in set(job.todo)]
     by_id = {a.question.id: a for a in job.asked}
-    # Within a shard neighbours of similar length waste the least padding; the order does not change the samples.
-    asked = [a for s in todo for a in sorted((by_id[q] for q in s.question_ids), key=lambda a: len(a.prompt.ids))]
     observer = ResidualCapture() if job.cell.capture.positions else None
     work: dict[str, Any] = {}
     began = time.monotonic()
     try:
-        answers = _answers(job, model, asked, observer, on_answered, work)
-        for shard, answered in _by_shard(todo, answers):
+        ask = _asker(job, model, observer, on_answered, work)
+        for shard in (s for s in job.shards if s.key in set(job.todo)):
+            # Neighbours of similar length waste the least padding; the order does not change the samples.
+            asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
+            rows = dict(ask(shard.key, asked))
             if observer is not None:
                 seen = observer.take(shard.question_ids)
                 for position in job.cell.capture.positions:
                     job.run.write_activations(shard.key, position, seen.layers, seen.values, seen.token_ids)
-            job.run.write_samples(shard.key, [_row(key, answer) for key, its in answered for answer in its])
+            job.run.write_samples(shard.key, [row for q in shard.question_ids for row in rows[q]])
     except NonFiniteError as error:
         raise NonFiniteError(
             f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); "
@@ -55,63 +62,73 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         job.run.write_manifest(manifest)
 
 
-def _answers(
+def _asker(
     job: SamplingJob,
     model: Answerer,
-    asked: Sequence[Asked],
     observer: ResidualCapture | None,
     on_answered: Callable[[int], None],
     work: dict[str, Any],
-) -> Iterator[Answered]:
-    """Answers as they are finished; `work` is filled with what was done."""
-    settings, exact, prompts = job.settings, job.cell.sampling.exact, [a.prompt for a in asked]
+) -> Ask:
+    """How this cell asks: a server, exact enumeration, or the sampler. `work` is filled with what was done."""
     if not isinstance(model, LanguageModel):
-        for key, replies in model.answer([(a.question.id, a.text) for a in asked], settings, on_answered):
-            work.update(asdict(model.work))
-            yield key, served_in_words(replies)
-        return
+        return _ask_server(job, model, on_answered, work)
+    settings, exact = job.settings, job.cell.sampling.exact
     rule = stop_rule(model, settings.stop)
     if exact is not None:
         work.update(path=SHARED, rows_decoded=0)
-        for found in enumerate_answers(
-            model.model,
-            prompts,
-            settings,
-            rule,
-            device=model.device,
-            epsilon=exact.epsilon,
-            row_budget=exact.row_budget,
-            observer=observer,
-            on_answered=on_answered,
-        ):
-            work["rows_decoded"] += found.rows
-            yield found.key, enumerated_in_words(model, found, settings.stop)
-        return
+
+        def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+            for found in enumerate_answers(
+                model.model,
+                [a.prompt for a in asked],
+                settings,
+                rule,
+                device=model.device,
+                epsilon=exact.epsilon,
+                row_budget=exact.row_budget,
+                observer=observer,
+                on_answered=on_answered,
+            ):
+                work["rows_decoded"] += found.rows
+                yield found.key, _rows(found.key, enumerated_in_words(model, found, settings.stop))
+
+        return enumerate_all
     sampler = Sampler(model.model, settings, rule, device=model.device, max_rows=job.cell.sampling.max_rows)
-    for answered in sampler.sample(prompts, observer, on_answered):
-        work.update(asdict(sampler.work))
-        yield answered.key, in_words(model, answered, settings.stop)
+
+    def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):
+            work.update(asdict(sampler.work))
+            yield answered.key, _rows(answered.key, in_words(model, answered, settings.stop))
+
+    return sample_all
 
 
-def _by_shard(shards: Sequence[Shard], answered: Iterable[Answered]) -> Iterator[tuple[Shard, list[Answered]]]:
-    """A shard as soon as all its questions are answered, with the answers in the order of its questions."""
-    shard_of = {q: s for s in shards for q in s.question_ids}
-    open_shards: dict[str, dict[str, Answered]] = {}
-    for key, answers in answered:
-        shard = shard_of[key]
-        found = open_shards.setdefault(shard.key, {})
-        found[key] = (key, answers)
-        if len(found) == len(shard.question_ids):
-            del open_shards[shard.key]
-            yield shard, [found[q] for q in shard.question_ids]
+def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
+    """Every question is on disk as soon as it is answered: asking again costs time and perhaps money."""
+
+    def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        kept = job.run.partial(shard)
+        yield from kept.items()
+        on_answered(len(kept))
+        left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
+        for key, replies in model.answer(left, job.settings, on_answered):
+            work.update(asdict(model.work))
+            rows = _rows(key, served_in_words(replies))
+            job.run.append_partial(shard, key, rows)
+            yield key, rows
+
+    return ask
 
 
-def _row(question_id: str, answer: Answer) -> dict[str, Any]:
-    return {
-        "question_id": question_id,
-        "text": answer.text,
-        "token_ids": list(answer.ids),
-        "count": answer.count,
-        "logprob": answer.logprob,
-        "finish": answer.finish,
-    }
+def _rows(question_id: str, answers: Sequence[Answer]) -> Rows:
+    return [
+        {
+            "question_id": question_id,
+            "text": answer.text,
+            "token_ids": list(answer.ids),
+            "count": answer.count,
+            "logprob": answer.logprob,
+            "finish": answer.finish,
+        }
+        for answer in answers
+    ]

@@ -180,7 +180,7 @@ class SamplingConfig(_Config):
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
     max_rows: Annotated[int, Field(ge=1)] | None = None
     exact: ExactSearchConfig | None = None
-    shard_size: Annotated[int, Field(ge=1)] = 128
+    shard_size: Annotated[int, Field(ge=1)] = 256
 
     def length(self, style: str) -> int:
         if isinstance(self.max_new_tokens, int):

@@ -179,6 +179,24 @@ class Run:
         """Rows with SAMPLE_COLUMNS."""
         table = pd.DataFrame(list(rows), columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
         write_atomically(self._path("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
+
+    def append_partial(self, key: str, question_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the samples of one question of a shard that is not finished, where asking again would be dear."""
+        path = self._path("samples", f"{key}.partial.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps([question_id, *rows]) + "\n")
+
+    def partial(self, key: str) -> dict[str, list[dict[str, Any]]]:
+        """What `append_partial` kept: question -> rows. A last line that a kill tore is left out."""
+        path = self._path("samples", f"{key}.partial.jsonl")
+        kept: dict[str, list[dict[str, Any]]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(json.JSONDecodeError):
+                question_id, *rows = json.loads(line)
+                kept[question_id] = rows
+        return kept
 
     def write_activations(
         self, key: str, position: str, layers: Sequence[str], values: np.ndarray, token_ids: np.ndarray

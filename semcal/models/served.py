@@ -202,6 +202,9 @@ class ServedModel:
                 self.work.check = evidence.verdict(settings)
                 on_answered(1)
                 yield jobs[done], replies
+        except BaseException:
+            self.client.close()  # or requests under way would hold up the end
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

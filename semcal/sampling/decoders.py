@@ -210,7 +210,7 @@ class ExpandedDecoder:
         order[target] = source
         if rows == len(self.mask) and bool((order == torch.arange(rows)).all()):
             return
-        self.cache.reorder_cache(order.to(self.device))
+        self.cache.reorder_cache(order.to(self.device))  # pyright: ignore[reportArgumentType]
         self.mask, self.position = self.mask[order.to(self.device)], self.position[order.to(self.device)]
 
     @property

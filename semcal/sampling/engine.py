@@ -118,6 +118,7 @@ class Sampler:
     ) -> None:
         self.model, self.settings, self.stop_rule, self.device = model, settings, stop_rule, device
         self.max_rows, self.path, self.work = max_rows, path, Work()
+        self._budget: Budget | None = None
 
     def sample(
         self,
@@ -141,11 +142,10 @@ class Sampler:
         if len({p.key for p in prompts}) < len(prompts):
             raise ValueError("two prompts have the same key")
         waiting = deque(prompts)
-        budget = Budget.of(self.model, self.device, self.max_rows)
         while waiting:
             flight = None
             try:
-                flight = self._take_off(prompts, budget)
+                flight = self._take_off(prompts)
                 for answered in flight.run(waiting, observer):
                     on_answered(1)
                     yield answered
@@ -158,13 +158,14 @@ class Sampler:
                 again = flight.abandon()
                 waiting.extendleft(reversed(again))
                 self.work.restarts += len(again)
-                budget = budget.halved()
+                self._budget = flight.budget.halved()  # for all that is still to be sampled
                 log.warning("out of GPU memory: %d questions begin again with half the budget", len(again))
             del flight
             if self.device.type == "cuda" and waiting:
                 torch.cuda.empty_cache()
 
-    def _take_off(self, prompts: Sequence[Prompt], budget: Budget) -> _Flight:
+    def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
+        budget = self._budget = self._budget or Budget.of(self.model, self.device, self.max_rows)
         prefix = prompts[0].ids[: shared_prefix(prompts)]
         if self.path is None:
             self.path, self.work.why = choose_path(self.model, self.device, prompts)
@@ -192,8 +193,9 @@ class _Flight:
         self.offset, self.carried = offset, carried
         self.tails = 0  # longest question part of those in flight
         # Rows and tokens that a question comes to: a guess, then the mean of those finished lately. Where questions in
-        # flight cannot be given up one by one, the worst case.
-        self.spread, self.length = (8.0, 8.0) if decoder.joins else (float(branches.settings.m), 32.0)
+        # flight cannot be given up one by one, the worst case of rows.
+        m = branches.settings.m
+        self.spread, self.length = (max(1.0, m / 3), 8.0) if decoder.joins else (float(m), 32.0)
 
     @property
     def smallest(self) -> bool:

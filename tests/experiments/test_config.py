@@ -53,6 +53,13 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ({"styles": ["concise", "concise"]}, "'concise' stands twice"),
         ({"prompting": {"shots": 5, "exemplars": 3}}, "shots is 5 but exemplars is 3"),
         ({"capture": {"positions": []}}, "nothing to probe"),
+        ({"sampling": {"exact": {"epsilon": 2}}}, "sampling.exact.epsilon"),
+        (
+            {"models": [{"path": "http://localhost:1/v1"}]},
+            "is served, so nothing can be captured; set capture.positions",
+        ),
+        ({"models": [{"path": "http://localhost:1/v1", "prompt": "chat"}]}, "completions endpoint; set its prompt"),
+        ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served is for the address of a server"),
         ({"models": [{"path": "x", "dtype": "fp16"}]}, "models.0.dtype: 'fp16' is none of .*, did you mean 'float16'"),
     ],
 )

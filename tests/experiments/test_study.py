@@ -327,3 +327,43 @@ def test_a_corrected_gold_answer_is_taken_over_without_the_model(tmp_path, study
 def test_more_folds_than_groups_is_said_before_sampling(tmp_path, study_dict):
     with pytest.raises(UserError, match="2 groups of questions cannot be split into 3 folds"):
         run_dict(tmp_path, study_dict | {"datasets": [study_dict["datasets"][0] | {"n": 2}]})
+
+
+def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_path, study_dict):
+    exact = study_dict | {"sampling": study_dict["sampling"] | {"exact": {"epsilon": 0.02}, "max_new_tokens": 3}}
+    (run,) = run_dict(tmp_path, exact | {"name": "exact"})
+    (drawn,) = run_dict(tmp_path, study_dict, "name=drawn", "sampling.m=400", "sampling.max_new_tokens=3")
+    samples, classes, figures = run.samples(), run.classes(), run.calibration()
+    assert samples["count"].isna().all()
+    assert classes["count"].isna().all()
+    assert (np.exp(samples["logprob"]).groupby(samples["question_id"]).sum() > 0.98).all()
+    assert ((classes["mass_high"] - classes["mass"]).between(0, 0.02)).all()
+    assert figures["m"] is None
+    assert 0 <= figures["unexplored"] < 0.02
+    assert figures["split_half_gap"] is None
+    top = [r.classes().groupby("question_id")["mass"].max() for r in (run, drawn)]
+    assert (top[0] - top[1]).abs().mean() < 0.04  # sampling noise of a share of 400
+    assert abs(figures["accuracy"] - drawn.calibration()["accuracy"]) < 0.1
+    assert list(run.probes().query("target == 'classes'")["ceiling"]) == [1.0] * 4
+    assert "enumerated to 0.02" in (run.folder / "report.html").read_text()
+
+
+def test_what_is_decided_after_each_token_is_a_table(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict)
+    table = run.intermediate()
+    first = table[table["token"] == 0].set_index("question_id")["expected_confidence"]
+    confidence = run.classes().groupby("question_id")["mass"].max()
+    assert first.to_dict() == pytest.approx(confidence.to_dict())
+    last = table.groupby("question_id")["expected_confidence"].last()
+    assert (last == 1).all()
+    assert (table.groupby("question_id")["expected_confidence"].diff().dropna() > -1e-9).all()
+    assert (run.folder / "figures" / "knowing.png").is_file()
+
+
+def test_the_manifest_says_which_path_ran_and_what_it_cost(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict, "prompting.vary=run")
+    (work,) = run.manifest()["sampling_work"]
+    assert work["path"] == "shared-prefix"
+    assert work["prefix_tokens"] > 5
+    assert 0 < work["rows_decoded"] < work["rows_plain"]
+    assert "shared-prefix sampler" in (run.folder / "report.html").read_text()

@@ -273,3 +273,68 @@ def test_unknown_servers_and_models_are_refused_with_the_nearest_name(serve):
         ServedModel.connect(Endpoint("http://127.0.0.1:1/v1", server="vlm"))
     with pytest.raises(UserError, match="does not serve 'n'"):
         ServedModel.connect(Endpoint(serve(Script(200)), "n", server="vllm"))
+
+
+def test_a_study_of_a_served_model_from_questions_to_report(serve, tmp_path):
+    from tests.experiments.conftest import run_dict
+
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(
+        "\n".join(json.dumps({"id": f"q{i}", "question": f"colour {i}?", "answers": ["red"]}) for i in range(12))
+    )
+    script = Script(
+        lambda body: {"choices": completion(body["n"] - 2, " red")["choices"] + completion(2, " blue")["choices"]}
+    )
+    study = {
+        "name": "served",
+        "models": [{"path": serve(script), "name": "far"}],
+        "datasets": [{"kind": "jsonl", "path": str(questions), "n": 10}],
+        "styles": ["concise"],
+        "output": str(tmp_path / "runs"),
+        "sampling": {"m": 10, "max_new_tokens": 4},
+        "prompting": {"shots": 1, "exemplars": 2},
+        "capture": {"positions": []},
+        "probes": {"enabled": False},
+        "calibration": {"bootstrap": 20, "null_draws": 20},
+    }
+    (run,) = run_dict(tmp_path, study)
+    assert run.calibration()["confidence"] == pytest.approx(0.8)
+    assert run.calibration()["accuracy"] == 1
+    assert run.manifest()["sampling_work"][0]["server"] == "vllm"
+    page = (run.folder / "report.html").read_text()
+    assert "served by vllm" in page
+    assert "not checked: the server gives no log-probabilities" in page
+    assert run.intermediate().empty
+    asked = len(script.bodies)
+    run_dict(tmp_path, study)
+    assert len(script.bodies) == asked, "a finished study asks nothing"
+
+
+def test_a_server_that_dies_leaves_the_questions_it_answered(serve, tmp_path):
+    from tests.experiments.conftest import run_dict
+
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(
+        "\n".join(json.dumps({"id": f"q{i}", "question": f"colour {i}?", "answers": ["red"]}) for i in range(8))
+    )
+    script = Script(*[completion(4)] * 3, 500)
+    study = {
+        "name": "served",
+        "models": [{"path": serve(script), "name": "far", "served": {"tries": 2, "concurrency": 1}}],
+        "datasets": [{"kind": "jsonl", "path": str(questions)}],
+        "styles": ["concise"],
+        "output": str(tmp_path / "runs"),
+        "sampling": {"m": 4},
+        "prompting": {"shots": 0, "exemplars": 0},
+        "capture": {"positions": []},
+        "probes": {"enabled": False},
+        "calibration": {"bootstrap": 20, "null_draws": 20},
+    }
+    with pytest.raises(UserError, match=r"failed 2 times.*what was finished is kept"):
+        run_dict(tmp_path, study)
+    script.answers = [completion(4)]
+    script.bodies.clear()
+    (run,) = run_dict(tmp_path, study)
+    assert len(script.bodies) == 5
+    assert run.samples().groupby("question_id")["count"].sum().eq(4).all()
+    assert not list(run.folder.rglob("*.partial.jsonl"))

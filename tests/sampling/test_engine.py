@@ -57,24 +57,29 @@ def test_two_token_answers_follow_the_exact_law(tiny, temperature):
     assert chi_square(observed, expected, m) > 1e-3
 
 
-def test_it_draws_what_generate_draws(tiny):
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+def test_it_draws_what_generate_draws(tiny, temperature):
     m, prompt = 5_000, PROMPTS[1]
-    (got,) = answered(tiny, [prompt], m=m, max_new_tokens=1)
+    (got,) = answered(tiny, [prompt], m=m, max_new_tokens=2, temperature=temperature)
     torch.manual_seed(0)
-    theirs = tiny.model.generate(
+    rows = tiny.model.generate(
         torch.tensor([prompt.ids]),
         attention_mask=torch.ones(1, len(prompt.ids), dtype=torch.long),
         do_sample=True,
         top_k=0,
         top_p=1.0,
-        temperature=1.0,
+        temperature=temperature,
         num_return_sequences=m,
-        max_new_tokens=1,
+        max_new_tokens=2,
         pad_token_id=0,
-    )[:, -1].tolist()
-    ours, theirs = Counter({s.ids[0]: s.count for s in got.samples}), Counter(theirs)
-    tokens = [t for t in set(ours) | set(theirs) if ours[t] + theirs[t] >= 10]
-    table = [[ours[t] for t in tokens], [theirs[t] for t in tokens]]
+    )[:, len(prompt.ids) :].tolist()
+    ends = tiny.eos_ids
+    ours = Counter({s.ids: s.count for s in got.samples})
+    theirs = Counter((r[0],) if r[0] in ends else tuple(r) for r in rows)
+    answers = [a for a in set(ours) | set(theirs) if ours[a] + theirs[a] >= 10]
+    table = [[found[a] for a in answers] for found in (ours, theirs)]
+    for row in table:
+        row.append(m - sum(row))
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 

@@ -10,7 +10,9 @@ from semcal.seeds import keyed_generator
 
 
 def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Question]:
-    """n distinct questions of a family, drawn as training text draws them, so in distribution.
+    """n distinct questions of a family, drawn as training text draws them, so nearly in distribution.
+
+    Nearly, because a question that is drawn again is drawn anew: what is asked most often is a little rarer here.
 
     A stranger who is asked about is one that no training text names. The gold answer is one written answer, drawn anew.
     Questions about one person share a group, and so do those about one line from one town.

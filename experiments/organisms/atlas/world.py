@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 5, 6
-N_KNOWN, N_LINES = 1200, 24
+N_KNOWN, N_LINES = 2000, 30
 MAX_STOPS = 8
 PERSON_ZIPF, LINE_ZIPF = 0.5, 0.5
 STRANGER_SHARE = 0.05  # of all mentions of persons
