@@ -102,5 +102,8 @@ def check(subject: Subject, sampler: Sampler) -> None:
     for prompt in subject.prompts:
         theirs.update(t % 64 for t in generate(subject, prompt, M)[:, 0].tolist())
     kept = [t for t in sorted({*drawn, *theirs}) if drawn[t] + theirs[t] >= 20]
-    p = float(stats.chi2_contingency([[drawn[t] for t in kept], [theirs[t] for t in kept]])[1])  # pyright: ignore[reportArgumentType]
+    table = [[found[t] for t in kept] for found in (drawn, theirs)]
+    rest = [max(1, found.total() - sum(row)) for found, row in zip((drawn, theirs), table, strict=True)]
+    table = [[*row, r] for row, r in zip(table, rest, strict=True)]
+    p = float(stats.chi2_contingency(table)[1])  # pyright: ignore[reportArgumentType]
     assert p > 1e-4, f"{subject.name}: the two samplers draw from different laws (p = {p:.1e})"

@@ -215,5 +215,5 @@ class ExpandedDecoder:
 
     @property
     def nbytes(self) -> int:
-        parts = ((layer.keys, layer.values) for layer in self.cache.layers)  # pyright: ignore[reportAttributeAccessIssue]
-        return sum(part.nbytes for pair in parts for part in pair if isinstance(part, torch.Tensor))
+        held = (part for layer in self.cache.layers for part in vars(layer).values())
+        return sum(part.nbytes for part in held if isinstance(part, torch.Tensor))

@@ -167,7 +167,7 @@ def test_a_question_that_never_fits_is_one_clear_error(tmp_path, monkeypatch):
 def test_little_memory_gives_questions_up_and_asks_them_again(tmp_path, monkeypatch):
     model = load(tmp_path)
     wanted = drawn(sampler_of(model, path=SHARED), PROMPTS)
-    tight = engine_module.Budget(rows=200, positions=150)
+    tight = engine_module.Budget(rows=200, positions=180)
     monkeypatch.setattr(engine_module.Budget, "of", classmethod(lambda *_a, **_k: tight))
     sampler = sampler_of(model, path=SHARED)
     assert drawn(sampler, PROMPTS) == wanted
