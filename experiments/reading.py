@@ -103,7 +103,11 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
         error.errors(), key=lambda e: (e["type"] == "int_type" and isinstance(e["input"], dict), e["type"] == "missing")
     )
     tags = {"jsonl", "triviaqa", "simpleqa", "continuation", "atlas", "exact", "kth-word", "Lengths", "constrained-int"}
-    location = [str(part) for part in first["loc"] if str(part) not in tags and "[" not in str(part)]
+    loc = [str(part) for part in first["loc"]]
+    # `exact` is a kind of semantics, and a key of sampling.
+    location = [
+        part for part in loc if (part not in tags or (loc[0] == "sampling" and part == "exact")) and "[" not in part
+    ]
     key = ".".join(location)
     got, context = first.get("input"), first.get("ctx", {})
     kind = first["type"]
