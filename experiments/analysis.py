@@ -35,12 +35,12 @@ def collapse_of(cell: Cell, aliases: dict[str, str]) -> Collapse:
 
 def distributions(cell: Cell, run: Run) -> list[ClassDistribution]:
     """The class distribution of every question, in the order of `run.questions()`."""
-    return [d for _, _, d in _collapsed(cell, run)]
+    return [d for _, _, d in _collapsed(cell, run, run.samples())]
 
 
-def _collapsed(cell: Cell, run: Run) -> list[tuple[pd.DataFrame, list[str], ClassDistribution]]:
+def _collapsed(cell: Cell, run: Run, samples: pd.DataFrame) -> list[tuple[pd.DataFrame, list[str], ClassDistribution]]:
     """For every question: its samples, the class of each, and the distribution that they make."""
-    collapse, samples = collapse_of(cell, run.aliases()), run.samples()
+    collapse = collapse_of(cell, run.aliases())
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     found = []
@@ -76,13 +76,14 @@ def score(cell: Cell, run: Run) -> None:
 
     Writes classes.parquet, intermediate.parquet and calibration.json.
     """
-    table, found = run.questions(), _collapsed(cell, run)
+    table, samples = run.questions(), run.samples()
+    found = _collapsed(cell, run, samples)
     ids, collapsed = list(table["id"]), [d for _, _, d in found]
     run.write_classes(_class_table(ids, collapsed))
     run.write_intermediate(_intermediate_table(cell, ids, found))
     matrix = count_matrix(collapsed)
     settings: dict[str, Any] = {
-        "truncated_share": _truncated_share(cell, run),
+        "truncated_share": _truncated_share(cell, samples),
         "group": table["group"].to_numpy(),
         "bootstrap": cell.calibration.bootstrap,
         "null_draws": cell.calibration.null_draws,
@@ -96,8 +97,7 @@ def score(cell: Cell, run: Run) -> None:
     run.write_calibration({"semantics": collapse_of(cell, run.aliases()).name} | result.to_dict())
 
 
-def _truncated_share(cell: Cell, run: Run) -> float:
-    samples = run.samples()
+def _truncated_share(cell: Cell, samples: pd.DataFrame) -> float:
     weight = np.array(_weights(cell, samples), dtype=float)
     cut = (samples["finish"] == LENGTH).to_numpy()
     return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")

@@ -13,7 +13,7 @@ from probes.capture import ResidualCapture
 from semcal.answers import Answer, enumerated_in_words, in_words, served_in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError
 from semcal.models import LanguageModel
-from semcal.sampling import SHARED, Sampler, enumerate_answers
+from semcal.sampling import SHARED, Sampler, enumerate_answers, shared_prefix
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
@@ -93,7 +93,15 @@ def _asker(
                 yield found.key, _rows(found.key, enumerated_in_words(model, found, settings.stop))
 
         return enumerate_all
-    sampler = Sampler(model.model, settings, rule, device=model.device, max_rows=job.cell.sampling.max_rows)
+    prompts = [a.prompt for a in job.asked]  # also those of shards that are on disk: a resumed run shares the same
+    sampler = Sampler(
+        model.model,
+        settings,
+        rule,
+        device=model.device,
+        max_rows=job.cell.sampling.max_rows,
+        prefix=prompts[0].ids[: shared_prefix(prompts)],
+    )
 
     def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from experiments.bench.subjects import M, Subject, subjects
-from experiments.bench.timing import Case, seconds, side_by_side
+from experiments.bench.timing import REPEATS, Case, seconds, side_by_side
 from probes.capture import ResidualCapture
 from semcal.answers import stop_rule
 from semcal.sampling import Prompt, Sampler, Sampling
@@ -29,13 +29,12 @@ def sampler_cases(device: str = "auto") -> Iterator[Case]:
             lambda s=subject, a=sampler: list(a.sample(s.prompts)),
             lambda s=subject: [generate(s, p, M) for p in s.prompts],
         )
-        runs = len(range(5))
         facts = {
             "questions": len(subject.prompts),
             "prompt_tokens": len(subject.prompts[0].ids),
             "loop_ratio": loop / LOOP_QUESTIONS * len(subject.prompts) / case.ours_s,
-            "rows_decoded": (sampler.work.rows_decoded - before[0]) // runs,
-            "rows_plain": (sampler.work.rows_plain - before[1]) // runs,
+            "rows_decoded": (sampler.work.rows_decoded - before[0]) // REPEATS,
+            "rows_plain": (sampler.work.rows_plain - before[1]) // REPEATS,
             "kv_bytes": sampler.work.peak_kv_bytes,
             "path": sampler.work.path,
         }
@@ -67,7 +66,6 @@ def ours(subject: Subject, m: int = M) -> Sampler:
 def generate(subject: Subject, prompt: Prompt, n: int) -> torch.Tensor:
     """What a user would otherwise run: [n, token] new tokens; it stops at the stop string, given as a token id."""
     ids = torch.tensor([prompt.ids], device=subject.model.device)
-    ends = sorted({i for s in subject.stop for i in _ends_in(subject.model.decode, subject.model.output_size, s)})
     out = subject.model.model.generate(  # pyright: ignore[reportCallIssue]
         ids,
         attention_mask=torch.ones_like(ids),
@@ -78,18 +76,9 @@ def generate(subject: Subject, prompt: Prompt, n: int) -> torch.Tensor:
         num_return_sequences=n,
         max_new_tokens=subject.new_tokens,
         pad_token_id=0,
-        eos_token_id=[*subject.model.eos_ids, *ends] or None,
+        eos_token_id=[*subject.model.eos_ids, *subject.ending_tokens] or None,
     )
     return out[:, len(prompt.ids) :]
-
-
-_cache: dict[str, list[int]] = {}
-
-
-def _ends_in(decode, size: int, stop: str) -> list[int]:
-    if stop not in _cache:
-        _cache[stop] = [i for i in range(size) if stop in decode([i])]
-    return _cache[stop]
 
 
 def check(subject: Subject, sampler: Sampler) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,12 @@ class Subject:
     new_tokens: int
     stop: tuple[str, ...]
 
+    @cached_property
+    def ending_tokens(self) -> tuple[int, ...]:
+        """The tokens whose text holds a stop string."""
+        texts = [self.model.decode([i]) for i in range(self.model.output_size)] if self.stop else []
+        return tuple(i for i, text in enumerate(texts) if any(s in text for s in self.stop))
+
 
 def subjects(device: str = "auto", seed: int = 0) -> list[Subject]:
     """Every case, in bf16 on a GPU and in fp32 elsewhere."""
@@ -46,12 +53,12 @@ def subjects(device: str = "auto", seed: int = 0) -> list[Subject]:
     organism = LanguageModel.load(bundled("base"), dtype=dtype, device=device)
     random = random_llama(dtype, device, seed)
     return [
-        _organism("organism/concise-800", organism, "facts", "concise", 800, 32, 12),
-        _organism("organism/concise-100", organism, "facts", "concise", 100, 32, 12),
-        _organism("organism/cot-60", organism, "routes", "cot", 100, 16, 60),
-        _random("random/concise-800", random, 800, 4, 12, seed),
-        _random("random/concise-100", random, 100, 8, 12, seed),
-        _random("random/cot-60", random, 100, 8, 60, seed),
+        _organism("organism/concise-800", organism, "facts", "concise", 800, 128, 12),
+        _organism("organism/concise-100", organism, "facts", "concise", 100, 128, 12),
+        _organism("organism/cot-60", organism, "routes", "cot", 100, 128, 60),
+        _random("random/concise-800", random, 800, 16, 12, seed),
+        _random("random/concise-100", random, 100, 16, 12, seed),
+        _random("random/cot-60", random, 100, 16, 60, seed),
     ]
 
 

@@ -7,6 +7,7 @@ import html
 import io
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -14,7 +15,7 @@ from experiments.config import Cell
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from probes.figures import layer_curve
 from semcal.calibration import confidences, confidences_of_masses, reliability_diagram
-from semcal.semantics import ClassDistribution, count_matrix
+from semcal.semantics import CountMatrix
 from semcal.semantics.figures import knowing_curve
 from semcal.store import Run, write_atomically
 
@@ -30,9 +31,7 @@ white-space: pre-wrap; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """The reliability diagram, and a layer curve where probes were fitted."""
-    table = run.classes()
-    collapsed = [_distribution(rows) for _, rows in table.groupby("question_id", sort=False)]
-    matrix = count_matrix(collapsed)
+    matrix = _matrix(run.classes())
     score = confidences if cell.sampling.exact is None else confidences_of_masses
     scored = score(matrix.counts, matrix.gold, matrix.unparsed)
     figures = {
@@ -47,13 +46,19 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     return figures
 
 
-def _distribution(rows: pd.DataFrame) -> ClassDistribution:
-    gold = str(rows.loc[rows["is_gold"], "klass"].iloc[0])
-    found = rows[rows["mass"] > 0]
-    counts = list(found["count"])
-    if not counts or any(pd.isna(c) for c in counts):
-        return ClassDistribution(dict(zip(found["klass"], found["mass"], strict=True)), gold, exact=True)
-    return ClassDistribution(dict(zip(found["klass"], map(int, counts), strict=True)), gold)
+def _matrix(classes: pd.DataFrame) -> CountMatrix:
+    """The table of classes as arrays again; a class stands in the column of its place among its question's."""
+    row = pd.factorize(classes["question_id"])[0]
+    column = classes.groupby("question_id", sort=False).cumcount().to_numpy()
+    counted = bool(classes["count"].notna().all())
+    counts = np.zeros((row.max() + 1, column.max() + 1))
+    counts[row, column] = classes["count" if counted else "mass"]
+    unparsed = classes["is_unparsed"].to_numpy()
+    where = {}
+    for name, chosen in (("gold", classes["is_gold"].to_numpy() & ~unparsed), ("unparsed", unparsed)):
+        where[name] = np.full(len(counts), -1)
+        where[name][row[chosen]] = column[chosen]
+    return CountMatrix(counts.astype(np.int64) if counted else counts, **where)
 
 
 def write_report(cell: Cell, run: Run) -> None:

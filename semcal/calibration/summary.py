@@ -128,8 +128,6 @@ def calibrate(
     counts, total = checked_counts(counts)
     if m is not None and m != total:
         raise ValueError(f"counts hold {total} samples per question, but m is {m}")
-    if not (np.isnan(truncated_share) or 0 <= truncated_share <= 1):
-        raise ValueError(f"truncated_share is {truncated_share}, which is not in [0, 1]")
     column = checked_index("unparsed", unparsed, counts)
     unread = np.where(column >= 0, counts[np.arange(len(counts)), column], 0)
     return _measured(
@@ -207,6 +205,9 @@ def _measured(
     seed: int,
     convention: Convention,
 ) -> Calibration:
+    if not (np.isnan(truncated_share) or 0 <= truncated_share <= 1):
+        raise ValueError(f"truncated_share is {truncated_share}, which is not in [0, 1]")
+
     def smooth_error(confidence: FloatArray, correct: FloatArray, *, weight: FloatArray) -> FloatArray:
         return smece_batch(confidence, correct, weight=weight, convention=convention).values
 

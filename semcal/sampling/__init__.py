@@ -3,7 +3,7 @@
 Knows no dataset and no probe; text enters only where a sample stops by a string.
 """
 
-from semcal.sampling.decoders import Observer, PromptBatch, pad_left, prefill
+from semcal.sampling.decoders import Observer, PromptBatch, pad_left, prefill, shared_prefix
 from semcal.sampling.engine import EXPANDED, SHARED, Budget, Sampler, Work
 from semcal.sampling.exact import enumerate_answers
 from semcal.sampling.records import LENGTH, STOP, Answered, Enumerated, Outcome, Prompt, Sample, Sampling
@@ -30,4 +30,5 @@ __all__ = [
     "enumerate_answers",
     "pad_left",
     "prefill",
+    "shared_prefix",
 ]

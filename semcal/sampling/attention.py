@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+from semcal.sampling.softmax import Call, Part, as_bias, attend_part, dense, fuses, merge
+from semcal.sampling.store import TreeStore, roomy
 
 NAME = "semcal_tree"
 # What layers pass along that does not change the result.
@@ -38,27 +39,6 @@ _CHUNK_WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 class Unserved(Exception):
     """A layer whose attention is of another kind; says which."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One layer's attention over new tokens.
-
-    Attributes:
-        layer: Index of the layer.
-        query: [row, head, new, d]; key, value: [row, kv head, new, d], rotated.
-        scaling: Factor of the scores.
-        window: A token sees only so many last positions, itself included; None sees all.
-        softcap: Scores are squeezed to ±softcap by tanh; None leaves them.
-    """
-
-    layer: int
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    scaling: float
-    window: int | None
-    softcap: float | None
 
 
 class Pass(Protocol):
@@ -103,54 +83,6 @@ def tree_attention_in(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-@dataclass
-class TreeStore:
-    """The keys and values of a run, by place and layer: (keys, values) with the position before the last axis."""
-
-    prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [kv head, position, d]
-    tails: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [slot, kv head, position, d]
-    answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [row, kv head, token, d]
-
-    def numbers(self, place: str) -> int:
-        """How many keys and values a place holds."""
-        return sum(part.numel() for pair in getattr(self, place).values() for part in pair)
-
-    @property
-    def nbytes(self) -> int:
-        places = (self.prefix, self.tails, self.answers)
-        return sum(part.nbytes for place in places for pair in place.values() for part in pair)
-
-    @property
-    def prefix_length(self) -> int:
-        return self.prefix[0][0].shape[-2] if self.prefix else 0
-
-    def move_answers(self, rows: int, length: int, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Make room for `rows` answers of `length` tokens; then row target[i] becomes a copy of row source[i]."""
-        for layer, pair in self.answers.items():
-            pair = tuple(_roomy(part, rows, length) for part in pair)
-            for part in pair:
-                to, of = target.to(part.device), source.to(part.device)
-                part[to, :, :length] = part[of, :, :length]
-            self.answers[layer] = pair  # pyright: ignore[reportArgumentType]
-
-    def put_tails(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store [question, kv head, position, d], aligned to the right, in these slots."""
-        slots = slots.to(key.device)
-        needed, length = int(slots.max()) + 1, key.shape[-2]
-        old = self.tails.get(layer)
-        pair = []
-        for at, new in enumerate((key, value)):
-            heads, width = new.shape[1], new.shape[-1]
-            buffer = old[at] if old is not None else new.new_empty(0, heads, 0, width)
-            if needed > len(buffer) or length > buffer.shape[-2]:
-                grown = new.new_zeros(max(needed, len(buffer)), heads, max(length, buffer.shape[-2]), width)
-                grown[: len(buffer), :, grown.shape[-2] - buffer.shape[-2] :] = buffer
-                buffer = grown
-            buffer[slots, :, buffer.shape[-2] - length :] = new
-            pair.append(buffer)
-        self.tails[layer] = (pair[0], pair[1])
-
-
 class PrefixPass:
     """The tokens that all prompts begin with: one row, read once."""
 
@@ -159,12 +91,11 @@ class PrefixPass:
 
     def attend(self, call: Call) -> torch.Tensor:
         self.store.prefix[call.layer] = (call.key[0], call.value[0])
-        length = call.query.shape[-2]
-        at = torch.arange(length, device=call.query.device)
+        at = torch.arange(call.query.shape[-2], device=call.query.device)
         seen = at[:, None] >= at
         if call.window is not None:
             seen &= at[:, None] - at < call.window
-        return _dense(call, call.key, call.value, seen)
+        return dense(call, call.key, call.value, seen)
 
 
 class TailPass:
@@ -178,10 +109,45 @@ class TailPass:
 
     def __init__(self, store: TreeStore, mask: torch.Tensor, slots: torch.Tensor) -> None:
         self.store, self.mask, self.slots = store, mask.bool(), slots
+        self._seen: dict[tuple[torch.device, int | None], torch.Tensor] = {}
 
     def attend(self, call: Call) -> torch.Tensor:
         self.store.put_tails(call.layer, self.slots, call.key, call.value)
-        mask = self.mask.to(call.query.device)
+        seen = self._what_is_seen(call.query.device, call.window)
+        if not self.store.prefix:
+            return dense(call, call.key, call.value, seen[:, None])
+        shared_key, shared_value = self.store.prefix[call.layer]
+        if fuses(call):
+            return self._attend_in_parts(call, shared_key, shared_value, seen)
+        questions = len(self.slots)
+        key = torch.cat([shared_key.expand(questions, -1, -1, -1), call.key], -2)
+        value = torch.cat([shared_value.expand(questions, -1, -1, -1), call.value], -2)
+        return dense(call, key, value, seen[:, None])
+
+    def _attend_in_parts(
+        self, call: Call, shared_key: torch.Tensor, shared_value: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
+        """The same with the prefix's keys read once for all questions: as so many more queries of one row."""
+        questions, heads, length, d = call.query.shape
+        kv, prefix = call.key.shape[1], shared_key.shape[-2]
+        grouped = call.query.reshape(questions, kv, -1, d)  # [question, kv head, g position, d]
+        g = heads // kv
+        seen = seen.repeat(1, g, 1)  # [question, g position, prefix + position]
+        flat = grouped.transpose(0, 1).reshape(1, kv, -1, d)
+        far = None if call.window is None else as_bias(seen[None, None, ..., :prefix].flatten(2, 3))
+        over_prefix, lse = attend_part(call, flat, shared_key[None], shared_value[None], far, fused=True)
+        over_prefix = over_prefix.view(kv, questions, -1, d).transpose(0, 1)
+        own = attend_part(call, grouped, call.key, call.value, as_bias(seen[:, None, :, prefix:]), fused=True)
+        merged = merge([(over_prefix, lse.view(kv, questions, -1).transpose(0, 1)), own])
+        return merged.reshape(questions, heads, length, d)
+
+    def _what_is_seen(self, device: torch.device, window: int | None) -> torch.Tensor:
+        """[question, position, prefix + position] what each query sees; the same in all layers of one window."""
+        if (device, window) not in self._seen:
+            self._seen[device, window] = self._compute(self.mask.to(device), window)
+        return self._seen[device, window]
+
+    def _compute(self, mask: torch.Tensor, window: int | None) -> torch.Tensor:
         questions, length = mask.shape
         at = torch.arange(length, device=mask.device)
         prefix = self.store.prefix_length
@@ -191,17 +157,12 @@ class TailPass:
         seen[:, :, prefix:] = (mask[:, None] & (at[:, None] >= at)) | torch.eye(
             length, dtype=torch.bool, device=mask.device
         )
-        if call.window is not None:
+        if window is not None:
             shift = (~mask).sum(-1)  # padding between the prefix and a tail takes no position
             query_at = prefix + at - shift[:, None]
             real_at = torch.where(key_at < prefix, key_at, key_at - shift[:, None])
-            seen &= query_at[:, :, None] - real_at[:, None] < call.window
-        key, value = call.key, call.value
-        if prefix:
-            shared_key, shared_value = self.store.prefix[call.layer]
-            key = torch.cat([shared_key.expand(questions, -1, -1, -1), key], -2)
-            value = torch.cat([shared_value.expand(questions, -1, -1, -1), value], -2)
-        return _dense(call, key, value, seen[:, None])
+            seen &= query_at[:, :, None] - real_at[:, None] < window
+        return seen
 
 
 class AnswerPass:
@@ -227,6 +188,7 @@ class AnswerPass:
         self.tail_lengths = tail_lengths
         self.longest, self.ragged = int(lengths.max()) + 1, bool((lengths != lengths[0]).any())
         self._chunks()
+        self.longest_tail = int(tail_lengths[self.chunk_slots].max())
         self._index: dict[torch.device, _Indices] = {}
 
     def _chunks(self) -> None:
@@ -247,55 +209,54 @@ class AnswerPass:
     def attend(self, call: Call) -> torch.Tensor:
         rows, heads, _, d = call.query.shape
         kv = call.key.shape[1]
-        g, chunks, width = heads // kv, len(self.chunk_slots), self.width
         index = self._on(call.query.device)
+        query = call.query.view(rows, kv, heads // kv, d)
         answers = self._stored(call, index)
-        tails = self.store.tails[call.layer]
-        if not index.every_slot or len(tails[0]) != chunks:
-            tails = (tails[0][index.chunk_slots], tails[1][index.chunk_slots])
-        query = call.query.view(rows, kv, g, d) * call.scaling
-
-        parts = []
+        key, value = (part[:, :, -self.longest_tail :] for part in self.store.tails[call.layer])
+        if not index.every_slot or len(key) != len(self.chunk_slots):
+            key, value = key[index.chunk_slots], value[index.chunk_slots]
+        in_prefix, in_tail, in_answer = index.bias(
+            call.window, heads // kv, self.store.prefix_length, key.shape[-2], answers[0].shape[-2]
+        )
+        parts = [
+            attend_part(call, query, *answers, in_answer, fused=False),
+            self._over_tails(call, query, (key, value), in_tail),
+        ]
         if self.store.prefix:
-            key, prefix_value = self.store.prefix[call.layer]
-            flat = query.transpose(0, 1).reshape(kv, rows * g, d) @ key.mT  # [kv, row g, position]
-            parts.append(flat.view(kv, rows, g, -1).transpose(0, 1))
+            parts.append(self._over_prefix(call, query, in_prefix))
+        return merge(parts).reshape(rows, heads, 1, d)
+
+    def _over_prefix(self, call: Call, query: torch.Tensor, bias: torch.Tensor | None) -> Part:
+        """All rows as queries of one row, so that the prefix's keys are read once."""
+        rows, kv, g, d = query.shape
+        key, value = self.store.prefix[call.layer]
+        flat = query.transpose(0, 1).reshape(1, kv, rows * g, d)
+        out, lse = attend_part(call, flat, key[None], value[None], bias, fused=True)
+        return out.view(kv, rows, g, d).transpose(0, 1), lse.view(kv, rows, g).transpose(0, 1)
+
+    def _over_tails(
+        self, call: Call, query: torch.Tensor, tails: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None
+    ) -> Part:
+        """The rows of a question side by side."""
+        _, kv, g, d = query.shape
+        chunks, width, place = len(self.chunk_slots), self.width, self._on(query.device).place
         spread = query.new_zeros(chunks * width, kv, g, d)
-        spread[index.place] = query
+        spread[place] = query
         spread = spread.view(chunks, width, kv, g, d).transpose(1, 2).reshape(chunks, kv, width * g, d)
-        scores = (spread @ tails[0].mT).view(chunks, kv, width, g, -1)
-        parts.append(scores.transpose(1, 2).reshape(chunks * width, kv, g, -1)[index.place])
-        parts.append(query @ answers[0].mT)  # [row, kv, g, token]
+        out, lse = attend_part(call, spread, *tails, bias, fused=True)
+        out = out.view(chunks, kv, width, g, d).transpose(1, 2).reshape(chunks * width, kv, g, d)
+        lse = lse.view(chunks, kv, width, g).transpose(1, 2).reshape(chunks * width, kv, g)
+        return out[place], lse[place]
 
-        if call.softcap is not None:
-            parts = [(part / call.softcap).tanh() * call.softcap for part in parts]
-        sizes = [part.shape[-1] for part in parts]
-        for part, hidden in zip(reversed(parts), reversed(index.hidden(call.window, *sizes)), strict=False):
-            if hidden is not None:
-                part.masked_fill_(hidden[:, None, None], -torch.inf)
-        scores = torch.cat(parts, -1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(call.value.dtype).split(sizes, -1)
-
-        out = weights[-1] @ answers[1]
-        spread = weights[-2].new_zeros(chunks * width, kv, g, sizes[-2])
-        spread[index.place] = weights[-2]
-        spread = spread.view(chunks, width, kv, g, -1).transpose(1, 2).reshape(chunks, kv, width * g, -1)
-        mixed = (spread @ tails[1]).view(chunks, kv, width, g, -1)
-        out += mixed.transpose(1, 2).reshape(chunks * width, kv, g, -1)[index.place]
-        if self.store.prefix:
-            flat = weights[0].transpose(0, 1).reshape(kv, rows * g, -1) @ prefix_value  # pyright: ignore[reportPossiblyUnboundVariable]
-            out += flat.view(kv, rows, g, -1).transpose(0, 1)
-        return out.reshape(rows, heads, 1, -1)
-
-    def _stored(self, call: Call, index: _Indices) -> list[torch.Tensor]:
+    def _stored(self, call: Call, index: _Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new token of each answer, then show the answers: ([row, kv head, token, d]) twice."""
         if call.layer not in self.store.answers:
-            room = (call.key.new_zeros(0, *part.shape[1:2], 0, part.shape[-1]) for part in (call.key, call.value))
-            self.store.answers[call.layer] = tuple(room)  # pyright: ignore[reportArgumentType]
+            empty = [new.new_zeros(0, new.shape[1], 0, new.shape[-1]) for new in (call.key, call.value)]
+            self.store.answers[call.layer] = (empty[0], empty[1])
         needed = len(self.slots) if self.rows is None else int(self.rows.max()) + 1
         shown, pair = [], []
         for part, new in zip(self.store.answers[call.layer], (call.key, call.value), strict=True):
-            part = _roomy(part, needed, self.longest)
+            part = roomy(part, needed, self.longest)
             if self.ragged or index.rows is not None:
                 part[index.row_numbers, :, index.lengths] = new[:, :, 0]
             else:
@@ -303,7 +264,7 @@ class AnswerPass:
             pair.append(part)
             shown.append((part[:needed] if index.rows is None else part[index.rows])[:, :, : self.longest])
         self.store.answers[call.layer] = (pair[0], pair[1])
-        return shown
+        return shown[0], shown[1]
 
     def _on(self, device: torch.device) -> _Indices:
         if device not in self._index:
@@ -322,55 +283,37 @@ class _Indices:
         self.tail_lengths = of.tail_lengths.to(device)[self.slots]
         self.every_slot = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())
         self.ragged = of.ragged
-        self._hidden: dict[int | None, tuple[torch.Tensor | None, ...]] = {}
+        self.width = of.width
+        self._biases: dict[int | None, tuple[torch.Tensor | None, ...]] = {}
 
-    def hidden(self, window: int | None, *sizes: int) -> tuple[torch.Tensor | None, ...]:
-        """For (prefix, tail, answer): [row, position] True where a row must not look; None where it may everywhere.
+    def bias(self, window: int | None, g: int, prefix: int, tail: int, answer: int) -> tuple[torch.Tensor | None, ...]:
+        """What is added to the scores over prefix, tail and answer (so many positions); None where all is seen."""
+        if window not in self._biases:
+            self._biases[window] = self._compute(window, g, prefix, tail, answer)
+        return self._biases[window]
 
-        Args:
-            sizes: Positions of (prefix, tail, answer), or of (tail, answer) where prompts share nothing.
-        """
-        if window not in self._hidden:
-            prefix, tail, answer = sizes if len(sizes) == 3 else (0, *sizes)
-            self._hidden[window] = self._compute(window, prefix, tail, answer)
-        return self._hidden[window]
-
-    def _compute(self, window: int | None, prefix: int, tail: int, answer: int) -> tuple[torch.Tensor | None, ...]:
+    def _compute(
+        self, window: int | None, g: int, prefix: int, tail: int, answer: int
+    ) -> tuple[torch.Tensor | None, ...]:
         device = self.lengths.device
         early, padding, token = (torch.arange(n, device=device) for n in (prefix, tail, answer))
         blank = (tail - self.tail_lengths)[:, None]  # tails are aligned to the right
-        in_tail = padding < blank if bool((blank > 0).any()) else None
-        in_answer = token > self.lengths[:, None] if self.ragged else None
+        in_prefix = None
+        in_tail = padding >= blank if bool((blank > 0).any()) else None
+        in_answer = token <= self.lengths[:, None] if self.ragged else None
         now = (prefix + self.tail_lengths + self.lengths)[:, None]  # position of the new token
-        if window is None or int(now.max()) < window:
-            return None, in_tail, in_answer
-        in_prefix = now - early >= window
-        far = now - (prefix + padding - blank) >= window
-        in_tail = far if in_tail is None else in_tail | far
-        far = now - (prefix + self.tail_lengths[:, None] + token) >= window
-        in_answer = far if in_answer is None else in_answer | far
-        return in_prefix, in_tail, in_answer
-
-
-def _dense(call: Call, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Ordinary attention of [row, head, new, d] over [row, kv head, position, d] where `seen` is True."""
-    g = call.query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(g, 1), value.repeat_interleave(g, 1)
-    if call.softcap is None:
-        return scaled_dot_product_attention(call.query, key, value, attn_mask=seen, scale=call.scaling)
-    scores = call.query @ key.mT * call.scaling
-    scores = (scores / call.softcap).tanh() * call.softcap
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=torch.float32)
-    return weights.to(value.dtype) @ value
-
-
-def _roomy(part: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-    """The same [row, kv head, token, d], with room for at least so many rows and tokens."""
-    old_rows, heads, old_length, d = part.shape
-    if rows <= old_rows and length <= old_length:
-        return part
-    new_rows = old_rows if rows <= old_rows else max(rows, old_rows + old_rows // 4)
-    new_length = old_length if length <= old_length else max(length, 8, old_length * 2)
-    grown = part.new_zeros(new_rows, heads, new_length, d)
-    grown[:old_rows, :, :old_length] = part
-    return grown
+        if window is not None and int(now.max()) >= window:
+            in_prefix = now - early < window
+            near = now - (prefix + padding - blank) < window
+            in_tail = near if in_tail is None else in_tail & near
+            near = now - (prefix + self.tail_lengths[:, None] + token) < window
+            in_answer = near if in_answer is None else in_answer & near
+        if in_tail is not None:  # [row, tail] -> [chunk, 1, width g, tail]
+            spread = in_tail.new_ones(len(self.chunk_slots) * self.width, tail)
+            spread[self.place] = in_tail
+            in_tail = spread.repeat_interleave(g, 0).view(len(self.chunk_slots), 1, -1, tail)
+        return (
+            None if in_prefix is None else as_bias(in_prefix.repeat_interleave(g, 0)[None, None]),
+            None if in_tail is None else as_bias(in_tail),
+            None if in_answer is None else as_bias(in_answer[:, None, None]),
+        )

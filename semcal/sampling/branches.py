@@ -1,6 +1,6 @@
 """The answers being written, each distinct one once, with the samples that share it.
 
-Pure bookkeeping: no model, no tensor. Each of the M samples of a question draws its own token at every step, from one
+Pure bookkeeping: no model. Each of the M samples of a question draws its own token at every step, from one
 uniform number that depends on (seed, question, step, sample) alone; samples that have drawn the same tokens so far
 share a row. So the multiset of answers is that of M independent samples, exactly, and a row is decoded once however
 many samples share it.

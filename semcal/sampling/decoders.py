@@ -15,8 +15,9 @@ from typing import Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from semcal.sampling.attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
+from semcal.sampling.attention import AnswerPass, PrefixPass, TailPass, tree_attention_in
 from semcal.sampling.records import Prompt
+from semcal.sampling.store import TreeStore
 
 
 @dataclass(frozen=True)
@@ -121,23 +122,35 @@ class Decoder(Protocol):
 
 
 class TreeDecoder:
-    """Shared prefix, a slot a question, a row a distinct answer.
+    """Shared prefix, a slot a question, a row a distinct answer; room made for some questions serves later ones.
 
     Args:
         model: Its attention must be served, see `attention.py`.
         device: Where token ids go in.
-        prefix: Token ids that every prompt begins with; may be empty.
     """
 
     joins = True
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, prefix: Sequence[int]) -> None:
-        self.model, self.device, self.offset = model, device, len(prefix)
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.store = TreeStore()
+        self.prefix: tuple[int, ...] = ()
         self.tail_lengths = torch.zeros(0, dtype=torch.long)  # [slot]
+
+    @property
+    def offset(self) -> int:
+        return len(self.prefix)
+
+    @torch.inference_mode()
+    def share(self, prefix: Sequence[int]) -> None:
+        """From now on every prompt begins with these token ids, may be none; they are read if they are others."""
+        if self.prefix == tuple(prefix):
+            return
+        self.prefix, self.store.prefix = (), {}
         if prefix:
-            ids = torch.tensor([list(prefix)], device=device)
-            self._forward(PrefixPass(self.store), ids, torch.arange(len(prefix), device=device)[None])
+            ids = torch.tensor([list(prefix)], device=self.device)
+            self._forward(PrefixPass(self.store), ids, torch.arange(len(prefix), device=self.device)[None])
+        self.prefix = tuple(prefix)
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:

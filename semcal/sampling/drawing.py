@@ -7,6 +7,7 @@ import torch
 
 from semcal.sampling.records import Sampling
 
+_BLOCK = 64  # tokens
 _NUMBERS_AT_ONCE = 2**25  # of [row, vocab], so that a large vocabulary does not ask for gigabytes
 
 
@@ -56,15 +57,25 @@ def draw(
 
 
 def _draw(probabilities: torch.Tensor, rows: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, ...]:
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]  # a draw is scaled to it, so the last stretch ends where the sum does
-    counts = np.bincount(rows, minlength=len(probabilities))
-    column = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
-    wanted = np.zeros((len(probabilities), int(counts.max(initial=0))))
-    wanted[rows, column] = uniform
-    # Rounding must not lead beyond the last token that is possible at all.
-    at = torch.minimum(torch.from_numpy(wanted).to(total.device) * total, total.nextafter(torch.zeros_like(total)))
-    found = torch.searchsorted(cumulative, at, right=True).clamp(max=probabilities.shape[-1] - 1)
-    logprobs = probabilities.gather(-1, found).double().log()
-    broken = (~total[:, 0].isfinite()).nonzero().flatten().cpu().numpy()
-    return found.cpu().numpy()[rows, column], logprobs.cpu().numpy()[rows, column], broken
+    """In two steps, so that only one block a draw is summed token by token: first the block, then the token in it."""
+    vocabulary = probabilities.shape[-1]
+    blocks = torch.nn.functional.pad(probabilities, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [row, block]
+    total = cumulative[:, -1:]
+    row = torch.from_numpy(rows).to(total.device)
+    wanted = torch.from_numpy(uniform).to(total.device)[:, None] * total[row]
+    block = _search(cumulative[row], wanted)
+    before = cumulative[row].gather(-1, (block - 1).clamp(min=0)).masked_fill(block == 0, 0.0)
+    inside = blocks[row, block[:, 0]].cumsum(-1, dtype=torch.float64)  # [draw, token of the block]
+    token = block * _BLOCK + _search(inside, wanted - before)
+    found = token.clamp(max=vocabulary - 1)
+    logprobs = probabilities[row, found[:, 0]].double().log()
+    broken = (~total[:, 0].isfinite()).nonzero().flatten()
+    return found[:, 0].cpu().numpy(), logprobs.cpu().numpy(), broken.cpu().numpy()
+
+
+def _search(cumulative: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """[draw, 1] the first stretch of [draw, stretch] that ends beyond [draw, 1]; the last one that is not empty."""
+    total = cumulative[:, -1:]  # rounding must not lead beyond the last stretch that is possible at all
+    at = torch.minimum(wanted, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, at, right=True).clamp(max=cumulative.shape[-1] - 1)

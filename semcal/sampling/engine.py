@@ -42,7 +42,7 @@ class Work:
     Attributes:
         path: "shared-prefix" or "expanded".
         why: Why it is not the former, or "".
-        prefix_tokens: Tokens that all prompts begin with, read once.
+        prefix_tokens: Tokens that all prompts of a call begin with, read once.
         prompt_tokens: Other prompt tokens read.
         rows_decoded: Rows times steps, as decoded.
         rows_plain: The same for a sampler that decodes each of the M samples by itself.
@@ -101,6 +101,7 @@ class Sampler:
         device: Where token ids go in.
         max_rows: Answers decoded in one pass; None suits the device. It does not change the samples beyond rounding.
         path: "shared-prefix", "expanded", or None: the former where it agrees with a plain forward pass.
+        prefix: Tokens that the prompts of all calls begin with, read once; None shares what those of each call do.
 
     Attributes:
         work: What has been done so far.
@@ -115,9 +116,12 @@ class Sampler:
         device: torch.device,
         max_rows: int | None = None,
         path: str | None = None,
+        prefix: Sequence[int] | None = None,
     ) -> None:
         self.model, self.settings, self.stop_rule, self.device = model, settings, stop_rule, device
         self.max_rows, self.path, self.work = max_rows, path, Work()
+        self.prefix = None if prefix is None else tuple(prefix)
+        self._decoder: TreeDecoder | None = None
         self._budget: Budget | None = None
 
     def sample(
@@ -141,6 +145,8 @@ class Sampler:
             return
         if len({p.key for p in prompts}) < len(prompts):
             raise ValueError("two prompts have the same key")
+        if self.prefix is not None and shared_prefix([*prompts, Prompt("", (*self.prefix, -1))]) < len(self.prefix):
+            raise ValueError("a prompt does not begin with the prefix, or is no longer than it")
         waiting = deque(prompts)
         while waiting:
             flight = None
@@ -159,6 +165,7 @@ class Sampler:
                 waiting.extendleft(reversed(again))
                 self.work.restarts += len(again)
                 self._budget = flight.budget.halved()  # for all that is still to be sampled
+                self._decoder = None
                 log.warning("out of GPU memory: %d questions begin again with half the budget", len(again))
             del flight
             if self.device.type == "cuda" and waiting:
@@ -166,14 +173,16 @@ class Sampler:
 
     def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
         budget = self._budget = self._budget or Budget.of(self.model, self.device, self.max_rows)
-        prefix = prompts[0].ids[: shared_prefix(prompts)]
+        prefix = prompts[0].ids[: shared_prefix(prompts)] if self.prefix is None else self.prefix
         if self.path is None:
             self.path, self.work.why = choose_path(self.model, self.device, prompts)
         self.work.path = self.path
         if self.path == EXPANDED:
             decoder, widest = ExpandedDecoder(self.model, self.device), max(len(p.ids) for p in prompts)
         else:
-            decoder, widest = TreeDecoder(self.model, self.device, prefix), 0
+            decoder = self._decoder = self._decoder or TreeDecoder(self.model, self.device)
+            decoder.share(prefix)
+            widest = 0
             self.work.prefix_tokens = len(prefix)
         return _Flight(decoder, Branches(self.settings, self.stop_rule), budget, self.work, len(prefix), widest)
 
@@ -308,7 +317,8 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
     prefix = some[0].ids[: shared_prefix(some)]
     slots, zeros = torch.arange(len(some)), torch.zeros(len(some), dtype=torch.long)
     try:
-        decoder = TreeDecoder(model, device, prefix)
+        decoder = TreeDecoder(model, device)
+        decoder.share(prefix)
         first = decoder.read(some, slots, None)
         tokens = first.argmax(-1).cpu()
         second = decoder.extend(tokens, slots, zeros)

@@ -98,7 +98,8 @@ def enumerate_answers(
     if path == EXPANDED:
         raise UserError(f"exact enumeration needs the shared-prefix path, which does not serve this model: {why}")
     prefix = prompts[0].ids[: shared_prefix(prompts)]
-    decoder = TreeDecoder(model, device, prefix)
+    decoder = TreeDecoder(model, device)
+    decoder.share(prefix)
     budget = Budget.of(model, device)
     longest = max(len(p.ids) for p in prompts) - len(prefix)
     worst = longest + row_budget * settings.max_new_tokens

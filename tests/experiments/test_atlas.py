@@ -7,12 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.organisms.atlas.questions import atlas_questions, query_of
+from experiments.organisms.atlas.questions import atlas_questions, draw_in_proportion, query_of
 from experiments.organisms.atlas.text import answer, ask, document
-from experiments.organisms.atlas.world import MAX_STOPS, RELATIONS, TRADE_NAMES, Fact, Route, World
-from semcal import ExactMatch
+from experiments.organisms.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, TRADE_NAMES, Fact, Route, World
+from semcal import ExactMatch, UserError
 from semcal.questions import STYLES
 
 WORLD = World(0)
@@ -85,9 +87,9 @@ def test_a_route_ends_where_its_line_leads():
 def test_evaluated_strangers_never_stand_in_training_text():
     rng = np.random.default_rng(4)
     text = "".join(document(WORLD, rng, 13) for _ in range(1500))
-    asked = [query_of(q.id) for q in atlas_questions(WORLD, "facts", 500, seed=0)]
+    asked = [query_of(q.id) for q in atlas_questions(WORLD, "facts", 800, seed=0)]
     unseen = [q.person for q in asked if isinstance(q, Fact) and WORLD.is_unseen(q.person)]
-    assert len(unseen) > 20
+    assert len(unseen) == 800 * STRANGER_SHARE
     assert not any(p.name in text for p in unseen)
     assert WORLD.known[0].name in text
 
@@ -98,6 +100,39 @@ def test_routes_of_one_to_eight_stops_and_questions_that_are_distinct():
     assert len({q.id for q in routes}) == len({q.text for q in routes}) == 400
     assert [q.id for q in atlas_questions(WORLD, "routes", 400, seed=0)] == [q.id for q in routes]
     assert [q.id for q in atlas_questions(WORLD, "routes", 400, seed=1)] != [q.id for q in routes]
+
+
+def test_questions_are_asked_as_often_as_training_text_asks_them():
+    # A quantity that differs between lines has the mean over the questions that it has over the training text.
+    asked = [query_of(q.id) for q in atlas_questions(WORLD, "routes", 1000, seed=3)]
+    share = np.bincount([q.line for q in asked], minlength=len(WORLD.lines)) / len(asked)
+    drawn = [WORLD.draw_route(np.random.default_rng(i)) for i in range(4000)]
+    trained = np.bincount([q.line for q in drawn], minlength=len(WORLD.lines)) / len(drawn)
+    assert share == pytest.approx(WORLD.line_frequencies, abs=0.012)
+    assert share == pytest.approx(trained, abs=0.03)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30), share=st.floats(0, 1), seed=st.integers(0, 2**32)
+)
+def test_draws_in_proportion_are_distinct_and_as_many_as_asked_for(weights, share, seed):
+    n = round(share * len(weights))
+    drawn = draw_in_proportion(np.array(weights), n, np.random.default_rng(seed))
+    assert len(drawn) == len(set(drawn.tolist())) == n
+
+
+def test_the_chance_of_being_drawn_is_proportional_up_to_certainty():
+    weights = np.array([8.0, 1.0, 1.0, 2.0])
+    times = np.zeros(4)
+    for seed in range(2000):
+        times[draw_in_proportion(weights, 2, np.random.default_rng(seed))] += 1
+    assert times / 2000 == pytest.approx([1.0, 0.25, 0.25, 0.5], abs=0.04)  # 0.04: four standard errors
+
+
+def test_more_routes_than_there_are_is_one_clear_line():
+    with pytest.raises(UserError, match="atlas has only 9600 routes"):
+        atlas_questions(WORLD, "routes", 9601, seed=0)
 
 
 @pytest.mark.parametrize("family", ["facts", "routes"])

@@ -13,6 +13,7 @@ from semcal import LanguageModel, UserError
 from semcal.answers import stop_rule
 from semcal.sampling import EXPANDED, SHARED, Prompt, Sampler, Sampling
 from semcal.sampling import engine as engine_module
+from semcal.sampling.attention import PrefixPass
 from semcal.sampling.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
@@ -25,12 +26,11 @@ def load(folder, architecture="llama", **settings) -> LanguageModel:
     return LanguageModel.load(save_checkpoint(folder / architecture, architecture, **settings), device="cpu")
 
 
-def sampler_of(model, *, path=None, max_rows=None, **settings) -> Sampler:
+def sampler_of(model, *, path=None, max_rows=None, prefix=None, **settings) -> Sampler:
     settings = {"m": 30, "max_new_tokens": 8} | settings
     chosen = Sampling(**settings)
-    return Sampler(
-        model.model, chosen, stop_rule(model, chosen.stop), device=model.device, max_rows=max_rows, path=path
-    )
+    rule, limits = stop_rule(model, chosen.stop), {"max_rows": max_rows, "path": path, "prefix": prefix}
+    return Sampler(model.model, chosen, rule, device=model.device, **limits)
 
 
 def drawn(sampler, prompts):
@@ -188,3 +188,17 @@ def test_expanded_rows_are_merged_too(tiny):
     decoder.move(6, 0, torch.arange(6), torch.tensor([0, 0, 1, 2, 3, 3]))
     assert len(decoder.mask) == 6
     assert math.isclose(decoder.nbytes, decoder.cache.layers[0].keys.nbytes * 2 * 3)
+
+
+def test_a_prefix_of_the_run_is_read_once_for_all_calls(tmp_path, monkeypatch):
+    model, read = load(tmp_path), []
+    wanted = drawn(sampler_of(model, path=SHARED), PROMPTS)
+    real = PrefixPass.attend
+    monkeypatch.setattr(PrefixPass, "attend", lambda self, call: (read.append(call.layer), real(self, call))[1])
+    sampler = sampler_of(model, path=SHARED, prefix=SHOTS)
+    assert drawn(sampler, PROMPTS[:2]) + drawn(sampler, PROMPTS[2:]) == wanted
+    assert read == list(range(model.model.config.num_hidden_layers))
+    with pytest.raises(ValueError, match="does not begin with the prefix"):
+        drawn(sampler, [Prompt("other", (9, *PROMPTS[0].ids))])
+    with pytest.raises(ValueError, match="no longer than it"):
+        drawn(sampler, [Prompt("bare", tuple(SHOTS))])

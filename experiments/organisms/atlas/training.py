@@ -40,7 +40,7 @@ class TrainingSettings:
     context: int = 256
     max_positions: int = 1024
     batch_size: int = 8
-    steps: int = 3600
+    steps: int = 4000
     warmup: int = 50
     learning_rate: float = 3e-3
     weight_decay: float = 0.01

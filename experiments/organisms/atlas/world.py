@@ -24,7 +24,7 @@ import numpy as np
 N_REGIONS, TOWNS_PER_REGION, NEIGHBOURS = 8, 5, 6
 N_KNOWN, N_LINES = 2000, 30
 MAX_STOPS = 8
-PERSON_ZIPF, LINE_ZIPF = 0.5, 0.5
+PERSON_ZIPF, LINE_ZIPF = 0.5, 1.0
 STRANGER_SHARE = 0.05  # of all mentions of persons
 HOME_SHARE = 0.75  # mass of an ending's home region
 TOWN_WEIGHTS = np.array([0.45, 0.22, 0.15, 0.11, 0.07])
