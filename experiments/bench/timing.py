@@ -36,10 +36,19 @@ class Case:
 
 
 def side_by_side(
-    case: str, ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = REPEATS, **facts: Any
+    case: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    repeats: int = REPEATS,
+    scale: float = 1.0,
+    **facts: Any,
 ) -> Case:
-    """Time both in turns; the medians and the median of the ratios of neighbouring runs."""
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    """Time both in turns; the medians and the median of the ratios of neighbouring runs.
+
+    `scale` is how many times a run of theirs the whole of ours would take them.
+    """
+    pairs = [(seconds(ours), seconds(theirs) * scale) for _ in range(repeats)]
     return Case(
         case,
         statistics.median(a for a, _ in pairs),
