@@ -33,11 +33,6 @@ def collapse_of(cell: Cell, aliases: dict[str, str]) -> Collapse:
     return KthWord(cell.semantics.k) if isinstance(cell.semantics, KthWordConfig) else ExactMatch(aliases)
 
 
-def distributions(cell: Cell, run: Run) -> list[ClassDistribution]:
-    """The class distribution of every question, in the order of `run.questions()`."""
-    return [d for _, _, d in _collapsed(cell, run, run.samples())]
-
-
 def _collapsed(cell: Cell, run: Run, samples: pd.DataFrame) -> list[tuple[pd.DataFrame, list[str], ClassDistribution]]:
     """For every question: its samples, the class of each, and the distribution that they make."""
     collapse = collapse_of(cell, run.aliases())
@@ -49,8 +44,8 @@ def _collapsed(cell: Cell, run: Run, samples: pd.DataFrame) -> list[tuple[pd.Dat
         rows = empty if rows is None else rows
         texts, weights = _readable(rows, cell.style), _weights(cell, rows)
         classes = [collapse.of_text(question, t, cell.style) for t in texts]
-        make = ClassDistribution.collapse if cell.sampling.exact is None else ClassDistribution.enumerated
-        found.append((rows, classes, make(collapse, question, zip(texts, weights, strict=True), cell.style)))
+        exact = cell.sampling.exact is not None
+        found.append((rows, classes, ClassDistribution.of(classes, weights, collapse.of_gold(question), exact=exact)))
     return found
 
 
@@ -128,9 +123,8 @@ def _intermediate_table(
 
 
 def probe(cell: Cell, run: Run) -> None:
-    """Fit probes on the captured activations; writes probes.parquet."""
-    # After enumeration: the classes that were found, or a class of its own where none was.
-    collapsed = [d.counts or {UNEXPLORED: 1.0} for d in distributions(cell, run)]
+    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet."""
+    collapsed = _masses(run.classes())
     groups = list(run.questions()["group"])
     frames = []
     for position in cell.capture.positions:
@@ -152,3 +146,10 @@ def probe(cell: Cell, run: Run) -> None:
                 frame = evaluate_scalar(stored.values, values, name=target, **settings)
             frames.append(frame.assign(position=position))
     run.write_probes(pd.concat(frames, ignore_index=True))
+
+
+def _masses(classes: pd.DataFrame) -> list[dict[str, float]]:
+    """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
+    by_question = classes.groupby("question_id", sort=False)
+    found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]
+    return [masses or {UNEXPLORED: 1.0} for masses in found]

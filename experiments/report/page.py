@@ -67,7 +67,7 @@ def write_report(cell: Cell, run: Run) -> None:
     for name, figure in run_figures(cell, run).items():
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight")
+            figure.savefig(buffer, format=suffix, dpi=150)
             body = buffer.getvalue()
             write_atomically(run.folder / "figures" / f"{name}.{suffix}", lambda p, body=body: p.write_bytes(body))
             pictures[name, suffix] = body

@@ -213,7 +213,9 @@ class AnswerPass:
         query = call.query.view(rows, kv, heads // kv, d)
         answers = self._stored(call, index)
         key, value = (part[:, :, -self.longest_tail :] for part in self.store.tails[call.layer])
-        if not index.every_slot or len(key) != len(self.chunk_slots):
+        if index.first_slots:
+            key, value = key[: len(self.chunk_slots)], value[: len(self.chunk_slots)]
+        else:
             key, value = key[index.chunk_slots], value[index.chunk_slots]
         in_prefix, in_tail, in_answer = index.bias(
             call.window, heads // kv, self.store.prefix_length, key.shape[-2], answers[0].shape[-2]
@@ -281,7 +283,7 @@ class _Indices:
         self.slots, self.lengths = of.slots.to(device), of.lengths.to(device)
         self.place, self.chunk_slots = of.place.to(device), of.chunk_slots.to(device)
         self.tail_lengths = of.tail_lengths.to(device)[self.slots]
-        self.every_slot = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())
+        self.first_slots = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())  # a chunk each
         self.ragged = of.ragged
         self.width = of.width
         self._biases: dict[int | None, tuple[torch.Tensor | None, ...]] = {}

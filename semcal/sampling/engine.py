@@ -42,7 +42,7 @@ class Work:
     Attributes:
         path: "shared-prefix" or "expanded".
         why: Why it is not the former, or "".
-        prefix_tokens: Tokens that all prompts of a call begin with, read once.
+        prefix_tokens: Tokens that all prompts of a run (of a call, if it was not told them) begin with, read once.
         prompt_tokens: Other prompt tokens read.
         rows_decoded: Rows times steps, as decoded.
         rows_plain: The same for a sampler that decodes each of the M samples by itself.
@@ -155,6 +155,9 @@ class Sampler:
                 for answered in flight.run(waiting, observer):
                     on_answered(1)
                     yield answered
+            except NonFiniteError:
+                self._decoder = None  # NaN in room that later questions would be given
+                raise
             except torch.OutOfMemoryError as error:
                 if flight is None or flight.smallest:
                     raise UserError(

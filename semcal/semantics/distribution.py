@@ -32,19 +32,24 @@ class ClassDistribution:
     exact: bool = False
 
     @classmethod
+    def of(
+        cls, classes: Iterable[str], weights: Iterable[float], gold: str, *, exact: bool = False
+    ) -> ClassDistribution:
+        """From the class of each answer and its weight: a count of samples, or a probability that enumeration found."""
+        weight: Counter[str] = Counter()
+        for klass, its in zip(classes, weights, strict=True):
+            weight[klass] += its  # pyright: ignore[reportArgumentType]
+        ordered = dict(sorted(weight.items(), key=lambda item: (-item[1], item[0])))
+        return cls(ordered, gold, max(0.0, 1.0 - sum(ordered.values())) if exact else 0.0, exact)
+
+    @classmethod
     def collapse(
         cls, collapse: Collapse, question: Question, texts: Iterable[tuple[str, int]], style: str
     ) -> ClassDistribution:
         """Collapse (text, count) pairs of one question."""
-        return cls(_by_class(collapse, question, texts, style), collapse.of_gold(question))
-
-    @classmethod
-    def enumerated(
-        cls, collapse: Collapse, question: Question, texts: Iterable[tuple[str, float]], style: str
-    ) -> ClassDistribution:
-        """Collapse (text, probability) pairs of one question that exact enumeration found."""
-        masses = _by_class(collapse, question, texts, style)
-        return cls(masses, collapse.of_gold(question), max(0.0, 1.0 - sum(masses.values())), exact=True)
+        pairs = list(texts)
+        classes = [collapse.of_text(question, text, style) for text, _ in pairs]
+        return cls.of(classes, [count for _, count in pairs], collapse.of_gold(question))
 
     @property
     def m(self) -> int | None:
@@ -74,15 +79,6 @@ class ClassDistribution:
         The unparsed class is never correct.
         """
         return (self.gold in self.modes and self.gold != UNPARSED) / max(1, len(self.modes))
-
-
-def _by_class(
-    collapse: Collapse, question: Question, texts: Iterable[tuple[str, float]], style: str
-) -> dict[str, float]:
-    weight: Counter[str] = Counter()
-    for text, its in texts:
-        weight[collapse.of_text(question, text, style)] += its  # pyright: ignore[reportArgumentType]
-    return dict(sorted(weight.items(), key=lambda item: (-item[1], item[0])))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import string
+from functools import lru_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´")
 
 
+@lru_cache(maxsize=2**16)  # the same few answers come again and again
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces.
 
