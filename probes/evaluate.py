@@ -25,8 +25,9 @@ from probes.controls import (
     permuted_rows,
     share_interval,
 )
-from probes.linear import Rotation, minimise, rotate
-from probes.targets import ClassTarget, kl_divergence, smoothed
+from probes.heads import Head, RidgeHead, SoftmaxHead
+from probes.linear import Rotation, rotate
+from probes.targets import ClassTarget
 
 PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
 COLUMNS = ["target", "layer", "measure", "explained", "low", "high", "ceiling", "control", "selectivity"]
@@ -96,7 +97,7 @@ def evaluate(
     fold_seed, control_seed, null_seed, bootstrap_seed = np.random.SeedSequence(seed).generate_state(4)
     control = control_target(target, group, confidence_strata(target), control_seed)
     result = _cross_validate(
-        _Softmax(),
+        SoftmaxHead(),
         activations,
         np.stack([target.distribution, control.distribution]),
         splits=_nested_folds(group, folds, fold_seed),
@@ -149,7 +150,7 @@ def evaluate_scalar(
     fold_seed, control_seed, null_seed, bootstrap_seed = np.random.SeedSequence(seed).generate_state(4)
     donor = exchange_between_groups(group, np.zeros(len(y), dtype=int), seed=control_seed)
     result = _cross_validate(
-        _Ridge(),
+        RidgeHead(),
         activations,
         np.stack([y, y[donor]])[:, :, None],
         splits=_nested_folds(group, folds, fold_seed),
@@ -195,41 +196,6 @@ def _nested_folds(group: Sequence[str], folds: int, seed: int) -> list[_Fold]:
     return nested
 
 
-class _Softmax:
-    """Log-linear class probabilities. Outputs are linear, [..., question, K]; losses are KL in nats."""
-
-    def constant(self, Y: Tensor) -> Tensor:
-        """Output [T, 1, K] of the baseline learnt from training targets [T, n, K]."""
-        return smoothed(Y).mean(1, keepdim=True).log()
-
-    def fit(self, rotation: Rotation, Y: Tensor, penalty: Tensor, start: Tensor | None, tol: float) -> Tensor:
-        """Coefficients [B, r + 1, K], the bias last, from B rotated problems and targets [B, n, K]."""
-        fit = minimise(rotation.scores, rotation.spectrum, smoothed(Y), penalty, start=start, tol=tol)
-        return torch.cat([fit.weight, fit.bias[:, None]], 1)
-
-    def loss(self, output: Tensor, Y: Tensor) -> Tensor:
-        """[..., question]."""
-        return kl_divergence(Y, torch.log_softmax(output, -1))
-
-
-class _Ridge:
-    """The same for a scalar, K = 1: outputs are predictions, losses squared errors."""
-
-    def constant(self, Y: Tensor) -> Tensor:
-        return Y.mean(1, keepdim=True)
-
-    def fit(self, rotation: Rotation, Y: Tensor, penalty: Tensor, start: Tensor | None, tol: float) -> Tensor:  # noqa: ARG002
-        centre = Y.mean(1, keepdim=True)
-        theta = (rotation.scores.mT @ (Y - centre)) / (rotation.spectrum + penalty[:, None])[:, :, None]
-        return torch.cat([theta, centre], 1)
-
-    def loss(self, output: Tensor, Y: Tensor) -> Tensor:
-        return (output - Y).square().sum(-1)
-
-
-_Head = _Softmax | _Ridge
-
-
 @dataclass(frozen=True)
 class _Split:
     """One train/test split of some layers, on the axes of the training rows.
@@ -247,15 +213,18 @@ class _Split:
         return cls(rotation, exact.transform(X[:, test]).float())
 
     def probe(
-        self, head: _Head, layer: Tensor, fitted: Tensor, penalty: Tensor, start: Tensor | None, tol: float
+        self, head: Head, layer: Tensor, fitted: Tensor, penalty: Tensor, start: Tensor | None, tol: float
     ) -> Tensor:
         """Coefficients [B, r + 1, K] of probes on layers [B], fitted to targets [B, n, K]."""
-        chosen = replace(self.rotation, scores=self.rotation.scores[layer], spectrum=self.rotation.spectrum[layer])
-        return head.fit(chosen, fitted, penalty, start, tol)
+        return head.fit(self.rotation, layer, fitted, penalty, start, tol)
 
-    def losses(self, head: _Head, layer: Tensor, theta: Tensor, scored: Tensor) -> Tensor:
+    def losses(self, head: Head, layer: Tensor, theta: Tensor, scored: Tensor) -> Tensor:
         """Losses [B, n_test] of such probes on the held-out targets [B, n_test, K]."""
-        output = torch.baddbmm(theta[:, -1:], self.held_out[layer], theta[:, :-1])
+        output = theta.new_empty(len(theta), self.held_out.shape[1], theta.shape[2])
+        for own in range(len(self.held_out)):  # likewise
+            mine = layer == own
+            product = torch.einsum("nr,brk->bnk", self.held_out[own], theta[mine, :-1])
+            output[mine] = product + theta[mine, -1:]
         return head.loss(output.double(), scored.double())
 
 
@@ -268,7 +237,7 @@ class _Result:
 
 
 def _cross_validate(
-    head: _Head,
+    head: Head,
     activations: np.ndarray,
     targets: np.ndarray,
     *,
@@ -311,7 +280,7 @@ def _cross_validate(
 
 
 def _choose(
-    head: _Head, split: _Split, fold: _Fold, Y: Tensor, layer: Tensor, target: Tensor, penalties: Sequence[float]
+    head: Head, split: _Split, fold: _Fold, Y: Tensor, layer: Tensor, target: Tensor, penalties: Sequence[float]
 ) -> Tensor:
     """The penalty [B] with the least validation loss, for each pair of layer and target of Y [target, question, K].
 
@@ -341,7 +310,7 @@ def _choose(
 
 
 def _permuted_losses(
-    head: _Head, split: _Split, Y: Tensor, fold: _Fold, rows: np.ndarray, penalty: Tensor
+    head: Head, split: _Split, Y: Tensor, fold: _Fold, rows: np.ndarray, penalty: Tensor
 ) -> np.ndarray:
     """Summed held-out losses of probe and baseline under each of `rows`: [2, layer, permutation]."""
     depth, n, rank = split.rotation.scores.shape

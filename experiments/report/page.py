@@ -68,6 +68,7 @@ def write_report(cell: Cell, run: Run) -> None:
         for suffix in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=150)
+            figure.set_layout_engine("none")  # it lies where it lies; finding that out is half of the work
             body = buffer.getvalue()
             write_atomically(run.folder / "figures" / f"{name}.{suffix}", lambda p, body=body: p.write_bytes(body))
             pictures[name, suffix] = body

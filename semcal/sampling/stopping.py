@@ -12,7 +12,8 @@ class StopRule:
 
     A stop string is looked for in the decoded answer, so it may begin or end inside a token. Decoding every row at
     every step would cost more than the model; only tokens whose own text holds the last character of a stop string
-    can complete one, and only rows that just drew such a token are decoded.
+    can complete one, and only rows that just drew such a token are decoded. A token that holds a whole one completes it
+    whatever came before.
 
     Args:
         decode: Token ids -> text.
@@ -27,6 +28,7 @@ class StopRule:
         self.decode, self.stop = decode, tuple(stop)
         self.eos = torch.zeros(vocab_size, dtype=torch.bool)
         self.eos[[i for i in eos_ids if i < vocab_size]] = True
+        self.certain = self.eos.clone()
         self.suspect = torch.zeros(vocab_size, dtype=torch.bool)
         endings = {s[-1] for s in self.stop}
         if endings:
@@ -34,11 +36,12 @@ class StopRule:
             space = " " in endings
             for i in range(vocab_size):
                 text = decode([i])
+                self.certain[i] |= any(s in text for s in self.stop)
                 self.suspect[i] = space or bool(endings & set(text)) or "\ufffd" in text
 
     def finished(self, drawn: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """[row] bool: finished with this token. `drawn` [row] is the last element of each of `rows`, on the CPU."""
-        done = self.eos[drawn].clone()
+        done = self.certain[drawn]
         for r in torch.nonzero(self.suspect[drawn] & ~done).flatten().tolist():
             text = self.decode(rows[r])
             done[r] = any(s in text for s in self.stop)
