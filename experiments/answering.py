@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from experiments.cell import SamplingJob
 from experiments.prompting import Answerer, Asked
@@ -58,8 +62,18 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     finally:
         manifest = job.run.manifest()
         manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
-        manifest["sampling_work"] = [*manifest["sampling_work"], work]
+        manifest["sampling_work"] = [*manifest["sampling_work"], work | _peak_memory(model)]
         job.run.write_manifest(manifest)
+
+
+def _peak_memory(model: Answerer) -> dict[str, int]:
+    """The most memory that this process has held so far, and on a GPU the most that its tensors have; in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if isinstance(model, LanguageModel) and model.device.type == "cuda":
+        devices = range(torch.cuda.device_count())
+        peak["peak_gpu_bytes"] = sum(torch.cuda.max_memory_allocated(d) for d in devices)
+    return peak
 
 
 def _asker(

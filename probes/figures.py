@@ -31,7 +31,8 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
         raise ValueError(f"the frame has {len(kinds)} targets; want the rows of exactly one")
     measure = str(kinds[0][1])
     x = np.arange(len(frame))
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0))
+    figure.set_layout_engine("constrained", w_pad=0.15)
     axes = figure.add_subplot()
 
     null = float(frame["null_q95"].iloc[0])

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.config import Cell
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from probes.figures import layer_curve
-from semcal.calibration import confidences, confidences_of_masses, reliability_diagram
+from semcal.calibration import confidences, confidences_of_masses, null_band, reliability_diagram
 from semcal.semantics import CountMatrix
 from semcal.semantics.figures import knowing_curve
 from semcal.store import Run, write_atomically
@@ -32,10 +32,20 @@ white-space: pre-wrap; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """The reliability diagram, and a layer curve where probes were fitted."""
     matrix = _matrix(run.classes())
-    score = confidences if cell.sampling.exact is None else confidences_of_masses
-    scored = score(matrix.counts, matrix.gold, matrix.unparsed)
+    sampled = cell.sampling.exact is None
+    scored = (confidences if sampled else confidences_of_masses)(matrix.counts, matrix.gold, matrix.unparsed)
+    width = float(run.calibration()["bandwidth"])
+    band = null_band(matrix.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed) if sampled else None
     figures = {
-        "reliability": reliability_diagram(scored.plug_in, scored.correct, title=cell.label, seed=cell.seed),
+        "reliability": reliability_diagram(
+            scored.plug_in,
+            scored.correct,
+            title=cell.label,
+            null_band=band,
+            group=run.questions()["group"].to_numpy(),
+            level=cell.calibration.level,
+            seed=cell.seed,
+        ),
     }
     intermediate = run.intermediate()
     if not intermediate.empty:
@@ -124,7 +134,7 @@ def _drawn(manifest: dict[str, Any]) -> str:
 
 def _path(manifest: dict[str, Any]) -> str:
     """How the answers were drawn, in words."""
-    work = next((w for w in manifest["sampling_work"] if w), {})
+    work = next((w for w in manifest["sampling_work"] if "path" in w), {})
     path = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
     why = f" because {work['why']}" if work.get("why") else ""
     return html.escape(path.get(work.get("path", ""), f"{work.get('path', 'samples of another run')}{why}"))

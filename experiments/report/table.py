@@ -131,7 +131,7 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds that far "
             "off; raise sampling.exact.row_budget."
         )
-    if c["n"] < 500:
+    if c["n"] < 500 and c["null_mean"] >= 0.0005:
         said.append(
             f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."
         )

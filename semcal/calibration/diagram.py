@@ -71,7 +71,7 @@ def reliability_diagram(
     leeway = 1.01 * curve.grid[1]  # a little over one step, so that a single confidence still shows
     seen = (curve.grid >= pairs.confidence.min() - leeway) & (curve.grid <= pairs.confidence.max() + leeway)
 
-    figure = Figure(figsize=(4.6, 6.2), layout="compressed")
+    figure = Figure(figsize=(5.0, 6.4), layout="compressed")
     figure.suptitle(title, fontsize=11)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     if null_band is not None:

@@ -18,7 +18,8 @@ def knowing_curve(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Fig
         tables: name of a line -> question_id, token, expected_confidence (`Run.intermediate`). The line is the mean
             over questions, one that has ended staying at 1; the band holds the middle half of the questions.
     """
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.4))
+    figure.set_layout_engine("constrained", w_pad=0.1)
     axes = figure.add_subplot()
     for (name, table), (colour, dashes) in zip(tables.items(), _LINES * len(tables), strict=False):
         curves = table.pivot(index="question_id", columns="token", values="expected_confidence").ffill(axis=1)
