@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import cycle, islice
 
 from matplotlib.figure import Figure
 
-from experiments.bench.sampler import generate, ours
+from experiments.bench.sampler import THEIRS_QUESTIONS, generate, ours
 from experiments.bench.subjects import M, Subject, subjects
-from experiments.bench.timing import Case, seconds
+from experiments.bench.timing import Case, side_by_side
 from semcal.sampling import Prompt
 
 SAMPLES = (5, 10, 20, 50, 100, 200)
@@ -30,15 +30,14 @@ def growth_cases(device: str = "auto") -> Iterator[Case]:
 
 
 def _case(name: str, subject: Subject, m: int) -> Case:
-    sampler = ours(subject, m)
-
-    def median(run: Callable[[], object]) -> float:
-        run()
-        return statistics.median(seconds(run) for _ in range(5))
-
-    mine = median(lambda: list(sampler.sample(subject.prompts)))
-    theirs = median(lambda: [generate(subject, p, m) for p in subject.prompts])
-    return Case(name, mine, theirs, theirs / mine)
+    sampler, turns = ours(subject, m), cycle(subject.prompts)
+    list(sampler.sample(subject.prompts))  # warm up
+    return side_by_side(
+        name,
+        lambda: list(sampler.sample(subject.prompts)),
+        lambda: [generate(subject, p, m) for p in islice(turns, THEIRS_QUESTIONS)],
+        scale=len(subject.prompts) / THEIRS_QUESTIONS,
+    )
 
 
 def draw(cases: list[Case]) -> Figure:
