@@ -3,50 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.config import Cell, KthWordConfig
+from experiments.config import Cell
+from experiments.semantics import collapse_of
 from probes.evaluate import evaluate, evaluate_scalar
 from probes.targets import b_confidence, class_target, semantic_entropy
-from semcal.calibration import calibrate, calibrate_masses
+from semcal.calibration import Calibration, calibrate, calibrate_masses
 from semcal.questions import CONTINUATION
 from semcal.sampling import LENGTH
 from semcal.semantics import (
     UNEXPLORED,
     UNPARSED,
     ClassDistribution,
+    Clustered,
     Collapse,
-    ExactMatch,
-    KthWord,
+    Judge,
     count_matrix,
     expected_confidence,
 )
 from semcal.store import Run
 
 
-def collapse_of(cell: Cell, aliases: dict[str, str]) -> Collapse:
-    """The collapsing function B of a cell."""
-    return KthWord(cell.semantics.k) if isinstance(cell.semantics, KthWordConfig) else ExactMatch(aliases)
+@dataclass(frozen=True)
+class Read:
+    """One question's samples, read by a collapsing function.
+
+    Attributes:
+        samples: The rows of its distinct answers.
+        weights: [answer] counts, or the probabilities that enumeration gives.
+        classes: [answer] semantic classes.
+        distribution: What they make.
+    """
+
+    samples: pd.DataFrame
+    weights: list[Any]
+    classes: tuple[str, ...]
+    distribution: ClassDistribution
 
 
-def _collapsed(cell: Cell, run: Run, samples: pd.DataFrame) -> list[tuple[pd.DataFrame, list[str], ClassDistribution]]:
-    """For every question: its samples, the class of each, and the distribution that they make."""
-    collapse = collapse_of(cell, run.aliases())
+def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
+    """The answers of every question as classes, in the order of `run.questions()`."""
+    questions, samples = run.question_records(), run.samples()
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
-    found = []
-    for question in run.question_records():
-        rows = by_question.get(question.id)
-        rows = empty if rows is None else rows
-        texts, weights = _readable(rows, cell.style), _weights(cell, rows)
-        classes = [collapse.of_text(question, t, cell.style) for t in texts]
-        exact = cell.sampling.exact is not None
-        found.append((rows, classes, ClassDistribution.of(classes, weights, collapse.of_gold(question), exact=exact)))
-    return found
+    rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
+    found = collapse.collapse(questions, [_readable(its, cell.style) for its in rows], cell.style)
+    exact = cell.sampling.exact is not None
+    read = []
+    for its, collapsed in zip(rows, found, strict=True):
+        weights = _weights(cell, its)
+        distribution = ClassDistribution.of(collapsed.classes, weights, collapsed.gold, exact=exact)
+        read.append(Read(its, weights, collapsed.classes, distribution))
+    return read
 
 
 def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
@@ -66,58 +80,66 @@ def _whole_words(text: str) -> str:
     return re.sub(r"\S+$", "", text)
 
 
-def score(cell: Cell, run: Run) -> None:
-    """Collapse answers into classes and measure calibration.
+def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Collapse answers into classes and measure calibration; `tell` hears how far a B that asks a model has come.
 
     Writes classes.parquet, intermediate.parquet and calibration.json.
     """
-    table, samples = run.questions(), run.samples()
-    found = _collapsed(cell, run, samples)
-    ids, collapsed = list(table["id"]), [d for _, _, d in found]
-    run.write_classes(_class_table(ids, collapsed))
-    run.write_intermediate(_intermediate_table(cell, ids, found))
-    matrix = count_matrix(collapsed)
+    collapse = collapse_of(cell.semantics, run.aliases(), tell)
+    read, table = read_answers(cell, run, collapse), run.questions()
+    ids = list(table["id"])
+    run.write_classes(_class_table(ids, [r.distribution for r in read]))
+    run.write_intermediate(_intermediate_table(ids, read))
+    result = measure(cell, run, read)
+    run.write_calibration({"semantics": collapse.name, **_failures(collapse), **result.to_dict()})
+
+
+def _failures(collapse: Collapse) -> dict[str, int]:
+    """What a judge could not say, by kind."""
+    judge = collapse.cluster if isinstance(collapse, Clustered) else None
+    return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
+
+
+def measure(cell: Cell, run: Run, read: Sequence[Read]) -> Calibration:
+    """Every figure of calibration of answers that have been read."""
+    matrix = count_matrix([r.distribution for r in read])
     settings: dict[str, Any] = {
-        "truncated_share": _truncated_share(cell, samples),
-        "group": table["group"].to_numpy(),
+        "truncated_share": _truncated_share(read),
+        "group": run.questions()["group"].to_numpy(),
         "bootstrap": cell.calibration.bootstrap,
         "null_draws": cell.calibration.null_draws,
         "level": cell.calibration.level,
         "seed": cell.seed,
     }
     if cell.sampling.exact is None:
-        result = calibrate(matrix.counts, matrix.gold, matrix.unparsed, m=cell.sampling.m, **settings)
-    else:
-        result = calibrate_masses(matrix.counts, matrix.gold, matrix.unparsed, **settings)
-    run.write_calibration({"semantics": collapse_of(cell, run.aliases()).name} | result.to_dict())
+        return calibrate(matrix.counts, matrix.gold, matrix.unparsed, m=cell.sampling.m, **settings)
+    return calibrate_masses(matrix.counts, matrix.gold, matrix.unparsed, **settings)
 
 
-def _truncated_share(cell: Cell, samples: pd.DataFrame) -> float:
-    weight = np.array(_weights(cell, samples), dtype=float)
-    cut = (samples["finish"] == LENGTH).to_numpy()
+def _truncated_share(read: Sequence[Read]) -> float:
+    weight = np.concatenate([np.array(r.weights, dtype=float) for r in read])
+    cut = np.concatenate([(r.samples["finish"] == LENGTH).to_numpy() for r in read])
     return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")
 
 
 def _class_table(ids: Sequence[str], collapsed: Sequence[ClassDistribution]) -> pd.DataFrame:
     rows = []
     for question_id, d in zip(ids, collapsed, strict=True):
-        masses = d.masses if d.gold in d.masses else {**d.masses, d.gold: 0.0}
+        masses = d.masses | dict.fromkeys(sorted(d.gold - d.masses.keys()), 0.0)
         for klass, mass in masses.items():
             count = None if d.exact else d.counts.get(klass, 0)
-            rows.append((question_id, klass, count, mass, mass + d.unexplored, klass == d.gold, klass == UNPARSED))
+            rows.append((question_id, klass, count, mass, mass + d.unexplored, klass in d.gold, klass == UNPARSED))
     columns = ["question_id", "klass", "count", "mass", "mass_high", "is_gold", "is_unparsed"]
     return pd.DataFrame(rows, columns=columns).astype({"count": "Int64"})
 
 
-def _intermediate_table(
-    cell: Cell, ids: Sequence[str], found: Sequence[tuple[pd.DataFrame, list[str], ClassDistribution]]
-) -> pd.DataFrame:
+def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
     """A row a question and token index, where token ids are known (not for served models)."""
     rows = []
-    for question_id, (samples, classes, _) in zip(ids, found, strict=True):
-        tokens = [tuple(t) for t in samples["token_ids"]]
+    for question_id, its in zip(ids, read, strict=True):
+        tokens = [tuple(t) for t in its.samples["token_ids"]]
         if tokens and all(tokens):
-            expected = expected_confidence(tokens, _weights(cell, samples), classes)
+            expected = expected_confidence(tokens, its.weights, its.classes)
             rows += [(question_id, i, float(value)) for i, value in enumerate(expected)]
     return pd.DataFrame(rows, columns=["question_id", "token", "expected_confidence"])
 

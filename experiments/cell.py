@@ -18,7 +18,7 @@ from experiments.config import Cell
 from experiments.prompting import Answerer, Asked, ask_all, stop_strings
 from experiments.reading import parse
 from semcal.errors import UserError
-from semcal.questions import Dataset
+from semcal.questions import Dataset, Question
 from semcal.sampling import Sampling
 from semcal.store import Run, Shard, content_key, shards
 
@@ -95,13 +95,9 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
                 f"{run.folder} was begun with another question {question_id!r}; delete the folder, or give this study "
                 "another name or output"
             )
-    answers, groups = [list(now[q].answers) for q in table["id"]], [now[q].group for q in table["id"]]
-    if (
-        answers != [list(a) for a in table["answers"]]
-        or groups != list(table["group"])
-        or run.aliases() != dataset.aliases
-    ):
-        run.write_questions(table.assign(answers=answers, group=groups), dataset.aliases)
+    known = [now[q] for q in table["id"]]
+    if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
+        run.write_questions(table.assign(**_gold_columns(known)), dataset.aliases)
         run.forget_results()
 
 
@@ -175,14 +171,24 @@ def _question_table(asked: Sequence[Asked]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": [a.question.id for a in asked],
-            "group": [a.question.group for a in asked],
             "text": [a.question.text for a in asked],
-            "answers": [list(a.question.answers) for a in asked],
+            **_gold_columns([a.question for a in asked]),
+            "choices": [list(a.question.choices) for a in asked],
             "prompt": [a.text for a in asked],
             "prompt_tokens": [len(a.prompt.ids) for a in asked],
             "prompt_hash": [a.ids_hash for a in asked],
         }
     )
+
+
+def _gold_columns(questions: Sequence[Question]) -> dict[str, list[Any]]:
+    """What the analysis takes from a question's record and may be corrected after it was asked."""
+    return {
+        "group": [q.group for q in questions],
+        "answers": [list(q.answers) for q in questions],
+        "others": [[list(forms) for forms in q.others] for q in questions],
+        "incorrect": [list(q.incorrect) for q in questions],
+    }
 
 
 def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, asked: Sequence[Asked]) -> dict[str, Any]:

@@ -49,9 +49,57 @@ def run(study: Annotated[Path, typer.Argument(help="A study file.")], set: Sets 
 
 
 @app.command()
-def score(targets: Targets, set: Sets = None) -> None:
-    """Collapse and calibrate again, without the model."""
-    _again(targets, set or [], "score")
+def prompts(
+    study: Annotated[Path, typer.Argument(help="A study file.")],
+    set: Sets = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Questions a cell.")] = 2,
+) -> None:
+    """What each model will really read: a few prompts a cell, with special tokens and token counts."""
+    from experiments.datasets import load_dataset
+    from experiments.prompting import look
+    from experiments.reading import load_study
+    from experiments.study import model_to_look_at
+
+    read = load_study(study, set or [])
+    datasets = {d.name: load_dataset(d, read.prompting.exemplars) for d in read.datasets}
+    models = {m.name: model_to_look_at(m) for m in read.models}
+    for cell in {(c.model.name, c.dataset.name, c.style): c for c in read.cells()}.values():
+        console.rule(f"{cell.model.name} · {cell.dataset.name} · {cell.style}")
+        for told in look(cell, datasets[cell.dataset.name], models[cell.model.name], n):
+            facts, _, text = told.partition("\n")
+            console.print(facts, style="bold", highlight=False, markup=False, soft_wrap=True)
+            console.print(text + "▌\n", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def score(
+    targets: Targets,
+    set: Sets = None,
+    semantics: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare Bs on the same samples: exact,numeric,choice,wordK,entailment:PATH,embedding:PATH,"
+            "judge:MODEL@URL,custom:MODULE:NAME. The runs stay as they are."
+        ),
+    ] = None,
+) -> None:
+    """Collapse and calibrate again, without the model; or compare collapsing functions."""
+    if semantics is None:
+        _again(targets, set or [], "score")
+        return
+    from experiments.agreement import agreement_table, compare
+    from experiments.reading import named_semantics
+
+    chosen = named_semantics(semantics)
+    found = []
+    with _Screen() as screen:
+        for cell, its in _sampled(targets, set or []):
+            found.append((cell, compare(cell, its, chosen, lambda far, c=cell: screen.stage(c, f"reading, {far}"))))
+            screen.finished(cell)
+    for cell, agreement in found:
+        console.rule(cell.label)
+        for table in agreement_table(agreement):
+            console.print(table)
 
 
 @app.command()
@@ -107,11 +155,15 @@ def train(
     console.print(f"final checkpoint: {folder}", soft_wrap=True)
 
 
-def _again(targets: list[str], overrides: list[str], what: str) -> None:
-    """Redo an analysis for a study file or for run folders."""
+def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]:
+    """The cells of study files and run folders, with their runs.
+
+    Raises:
+        UserError: one that has not been sampled to its end.
+    """
     from experiments.cell import open_cell, stored_cell
     from experiments.reading import load_study
-    from experiments.study import analyse, find_runs
+    from experiments.study import find_runs
 
     cells: list[Cell] = []
     for target in targets:
@@ -121,20 +173,27 @@ def _again(targets: list[str], overrides: list[str], what: str) -> None:
             raise UserError("--set goes with a study file, not with run folders")
         else:
             cells += [stored_cell(found) for found in find_runs([target])]
-    rows = []
+    found = []
     for cell in cells:
         if not (Path(cell.folder) / "config.yaml").is_file():
             raise UserError(f"{cell.folder} has not been run yet; `semcal run` its study first")
+        run = open_cell(cell)
+        if missing := run.missing_shards() or (["all"] if not run.shard_keys() else []):
+            raise UserError(
+                f"{run.folder} is not sampled to its end ({len(missing)} shards missing); `semcal run` its study first"
+            )
+        found.append((cell, run))
+    return found
+
+
+def _again(targets: list[str], overrides: list[str], what: str) -> None:
+    """Redo an analysis for a study file or for run folders."""
+    from experiments.study import analyse
+
+    rows = _sampled(targets, overrides)
     with _Screen() as screen:
-        for cell in cells:
-            found = open_cell(cell)
-            if missing := found.missing_shards() or (["all"] if not found.shard_keys() else []):
-                raise UserError(
-                    f"{found.folder} is not sampled to its end ({len(missing)} shards missing); "
-                    "`semcal run` its study first"
-                )
+        for cell, found in rows:
             analyse(cell, found, screen, again=[what])
-            rows.append((cell, found))
     _print_summary(rows)
 
 

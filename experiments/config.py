@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from experiments.datasets import ContinuationConfig, DatasetConfig, default_semantics
+from experiments.semantics import ExactConfig, SemanticsConfig
+from experiments.settings import Settings, slug
 from semcal.questions import CONTINUATION
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 # ---- who answers ---------------------------------------------------------------------------------------------------
 
 
-class ServedConfig(_Config):
+class ServedConfig(Settings):
     """How a served model is asked; see `semcal.models.served.Endpoint`."""
 
     model: str = ""
@@ -31,7 +29,7 @@ class ServedConfig(_Config):
     timeout: Annotated[float, Field(gt=0)] = 120.0
 
 
-class ModelConfig(_Config):
+class ModelConfig(Settings):
     """A checkpoint. `path` is a local folder, a Hub id, `atlas:base` for the bundled organism, or the address of an
     OpenAI-compatible server such as http://localhost:8000/v1."""
 
@@ -62,94 +60,10 @@ class ModelConfig(_Config):
         return self
 
 
-# ---- what is asked -------------------------------------------------------------------------------------------------
-
-
-class _DatasetConfig(_Config):
-    name: str = ""
-    n: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _named(self) -> Any:
-        if not self.name:
-            object.__setattr__(self, "name", self.default_name())
-        return self
-
-    def default_name(self) -> str:
-        return self.kind  # type: ignore[attr-defined]
-
-
-class JsonlConfig(_DatasetConfig):
-    kind: Literal["jsonl"]
-    path: str
-
-    def default_name(self) -> str:
-        return slug(Path(self.path).stem)
-
-
-class TriviaqaConfig(_DatasetConfig):
-    kind: Literal["triviaqa"]
-    path: str
-
-
-class SimpleqaConfig(_DatasetConfig):
-    kind: Literal["simpleqa"]
-    path: str
-
-
-class ContinuationConfig(_DatasetConfig):
-    """`split` is a regular expression between documents; see `semcal.questions.read_continuations`."""
-
-    kind: Literal["continuation"]
-    path: str
-    split: str = r"\n\s*\n"
-    prompt_words: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [24]
-    answer_words: Annotated[int, Field(ge=1)] = 8
-
-    def default_name(self) -> str:
-        return slug(Path(self.path).stem)
-
-
-class AtlasConfig(_DatasetConfig):
-    kind: Literal["atlas"]
-    family: Literal["facts", "routes"]
-    world_seed: int = 0
-
-    def default_name(self) -> str:
-        return f"atlas-{self.family}"
-
-
-DatasetConfig = Annotated[
-    JsonlConfig | TriviaqaConfig | SimpleqaConfig | ContinuationConfig | AtlasConfig, Field(discriminator="kind")
-]
-
-# ---- what answers mean ---------------------------------------------------------------------------------------------
-
-
-class ExactConfig(_Config):
-    kind: Literal["exact"] = "exact"
-
-    @property
-    def label(self) -> str:
-        return "exact"
-
-
-class KthWordConfig(_Config):
-    kind: Literal["kth-word"]
-    k: Annotated[int, Field(ge=1)]
-
-    @property
-    def label(self) -> str:
-        return f"word{self.k}"
-
-
-SemanticsConfig = Annotated[ExactConfig | KthWordConfig, Field(discriminator="kind")]
-
 # ---- how it is measured --------------------------------------------------------------------------------------------
 
 
-class Lengths(_Config):
+class Lengths(Settings):
     """The most new tokens of a sample, by style."""
 
     concise: Annotated[int, Field(ge=1)] = 32
@@ -158,14 +72,14 @@ class Lengths(_Config):
     continuation: Annotated[int, Field(ge=1)] = 32
 
 
-class ExactSearchConfig(_Config):
+class ExactSearchConfig(Settings):
     """Enumerate answers instead of drawing them; see `semcal.sampling.enumerate_answers`."""
 
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.01
     row_budget: Annotated[int, Field(ge=1)] = 2000
 
 
-class SamplingConfig(_Config):
+class SamplingConfig(Settings):
     """`max_new_tokens` is one number for all styles, or one a style; without `stop` the style says where it ends.
 
     `max_rows` distinct answers are decoded in one pass (what suits the device, if it is left out). With `exact` the
@@ -188,7 +102,7 @@ class SamplingConfig(_Config):
         return getattr(self.max_new_tokens, style)
 
 
-class PromptingConfig(_Config):
+class PromptingConfig(Settings):
     """`vary` says whether every question draws exemplars of its own, or all of a run share one choice of them, which
     is read only once; then vary the study's seed, for one choice of exemplars colours all answers."""
 
@@ -205,38 +119,38 @@ class PromptingConfig(_Config):
         return self
 
 
-class CaptureConfig(_Config):
-    positions: list[Literal["last_prompt_token"]] = ["last_prompt_token"]
+class CaptureConfig(Settings):
+    positions: list[Literal["last_prompt_token"]] = Field(default=["last_prompt_token"])
 
 
-class CalibrationConfig(_Config):
+class CalibrationConfig(Settings):
     bootstrap: Annotated[int, Field(ge=10)] = 1000
     null_draws: Annotated[int, Field(ge=10)] = 1000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
-class ProbesConfig(_Config):
+class ProbesConfig(Settings):
     enabled: bool = True
-    targets: list[Literal["classes", "b_confidence", "entropy"]] = ["classes", "b_confidence", "entropy"]
+    targets: list[Literal["classes", "b_confidence", "entropy"]] = Field(default=["classes", "b_confidence", "entropy"])
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100
     permutations: Annotated[int, Field(ge=0)] = 50
 
 
-class TrackingConfig(_Config):
+class TrackingConfig(Settings):
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     project: str = "semcal"
     entity: str | None = None
 
 
-class Study(_Config):
+class Study(Settings):
     """A grid of models × datasets × styles × semantics, and how each cell is measured."""
 
     name: str
     models: Annotated[list[ModelConfig], Field(min_length=1)]
     datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
     styles: Annotated[list[Style], Field(min_length=1)]
-    semantics: Annotated[list[SemanticsConfig], Field(min_length=1)] = [ExactConfig()]
+    semantics: Annotated[list[SemanticsConfig], Field(min_length=1)] | None = None  # each dataset's own
     seed: int = 0
     output: str = "runs"
     on_long_prompt: Literal["refuse", "drop"] = "refuse"
@@ -253,7 +167,7 @@ class Study(_Config):
             ("models", [m.name for m in self.models]),
             ("datasets", [d.name for d in self.datasets]),
             ("styles", [str(s) for s in self.styles]),
-            ("semantics", [s.label for s in self.semantics]),
+            ("semantics", [s.label for s in self.semantics or ()]),
         ):
             twice = next((n for n in names if names.count(n) > 1), None)
             if twice is not None:
@@ -266,7 +180,7 @@ class Study(_Config):
             )
         if not continuations and CONTINUATION in self.styles:
             raise ValueError("styles: 'continuation' needs a dataset of kind continuation")
-        if continuations and any(isinstance(s, ExactConfig) for s in self.semantics):
+        if continuations and any(isinstance(s, ExactConfig) for s in self.semantics or [ExactConfig()]):
             raise ValueError("semantics: a continuation has no exact match; use [{kind: kth-word, k: 1}]")
         for served in (m for m in self.models if m.is_served):
             if self.capture.positions:
@@ -286,7 +200,6 @@ class Study(_Config):
 
     def cells(self) -> list[Cell]:
         """The grid, row by row: models vary slowest, semantics fastest, so that a model is loaded once."""
-        grid = itertools.product(self.models, self.datasets, self.styles, self.semantics)
         return [
             Cell(
                 study=self.name,
@@ -304,11 +217,12 @@ class Study(_Config):
                 tracking=self.tracking,
                 folder=str(self.folder / slug("__".join((model.name, dataset.name, style, semantics.label)))),
             )
-            for model, dataset, style, semantics in grid
+            for model, dataset, style in itertools.product(self.models, self.datasets, self.styles)
+            for semantics in self.semantics or [default_semantics(dataset)]
         ]
 
 
-class Cell(_Config):
+class Cell(Settings):
     """One run: one model × dataset × style × B. This is what a run's config.yaml holds."""
 
     study: str
@@ -343,8 +257,3 @@ class Cell(_Config):
         return whole | {
             "sampling": sampling | {"max_new_tokens": self.sampling.length(self.style), "stop": self.sampling.stop}
         }
-
-
-def slug(text: str) -> str:
-    """A name that is safe as a folder name."""
-    return re.sub(r"[^\w.@=+-]+", "-", text).strip("-")

@@ -55,22 +55,46 @@ def prompt_text(cell: Cell, dataset: Dataset, model: Answerer, question: Questio
     return few_shot(question, dataset.exemplars, cell.style, prompting.shots, cell.seed, vary=prompting.vary)
 
 
+def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> Asked:
+    """One question with its prompt."""
+    text = prompt_text(cell, dataset, model, question)
+    if not isinstance(model, LanguageModel):
+        return Asked(question, text, Prompt(question.id, ()))
+    in_chat = cell.style != CONTINUATION and cell.model.prompt == "chat"
+    return Asked(question, text, Prompt(question.id, model.encode_rendered(text) if in_chat else model.encode(text)))
+
+
 def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:
     """Every question with its prompt, those whose prompt leaves no room refused or dropped as the study says.
 
     Raises:
         UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named).
     """
-    asked: list[Asked] = []
-    for question in dataset.questions:
-        text = prompt_text(cell, dataset, model, question)
-        if not isinstance(model, LanguageModel):
-            asked.append(Asked(question, text, Prompt(question.id, ())))
-            continue
-        in_chat = cell.style != CONTINUATION and cell.model.prompt == "chat"
-        ids = model.encode_rendered(text) if in_chat else model.encode(text)
-        asked.append(Asked(question, text, Prompt(question.id, ids)))
+    asked = [ask(cell, dataset, model, question) for question in dataset.questions]
     return _fitting(cell, asked, model.context) if isinstance(model, LanguageModel) else asked
+
+
+def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> list[str]:
+    """What the model will really read for the first n questions, in words: ids, special tokens, where it stops."""
+    told = []
+    for question in dataset.questions[:n]:
+        if model is None:  # a server keeps its tokenizer to itself
+            shots, vary = cell.prompting.shots, cell.prompting.vary
+            text = few_shot(question, dataset.exemplars, cell.style, shots, cell.seed, vary=vary)
+            told.append(f"{question.id} · token ids are the server's own\n{text}")
+            continue
+        asked = ask(cell, dataset, model, question)
+        ids, tokenizer = asked.prompt.ids, model.tokenizer
+        begins = sum(i == tokenizer.bos_token_id for i in ids)
+        facts = [
+            f"{len(ids)} tokens of {model.context - cell.sampling.length(cell.style)} that fit",
+            f"{begins} × {tokenizer.bos_token}" if tokenizer.bos_token_id is not None else "no BOS token",
+            f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}, where activations are captured",
+            f"stops at {', '.join(map(repr, stop_strings(cell))) or 'its end-of-sequence token'}",
+            f"gold {question.answers[0]!r}",
+        ]
+        told.append(f"{question.id} · {' · '.join(facts)}\n{tokenizer.decode(list(ids), skip_special_tokens=False)}")
+    return told
 
 
 def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:

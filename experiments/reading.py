@@ -9,29 +9,26 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from experiments.config import (
-    AtlasConfig,
     CalibrationConfig,
     CaptureConfig,
-    ContinuationConfig,
-    ExactConfig,
-    JsonlConfig,
-    KthWordConfig,
     Lengths,
     ModelConfig,
     ProbesConfig,
     PromptingConfig,
     SamplingConfig,
-    SimpleqaConfig,
+    ServedConfig,
     Study,
     TrackingConfig,
-    TriviaqaConfig,
 )
+from experiments.datasets import DATASETS
+from experiments.semantics import SEMANTICS, SemanticsConfig
+from experiments.settings import Settings
 from semcal.errors import UserError, nearest
 
 
@@ -64,6 +61,32 @@ def parse(model: type[Any], raw: Mapping[str, Any], where: str) -> Any:
         return model.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {_complaint(error, model)}") from None
+
+
+class _OneB(Settings):
+    semantics: SemanticsConfig
+
+
+def named_semantics(names: str) -> list[SemanticsConfig]:
+    """The Bs of a comma-separated list: exact, numeric, choice, wordK, entailment:PATH, embedding:PATH,
+    judge:MODEL@URL, custom:MODULE:NAME.
+
+    Raises:
+        UserError: a name that is none of these.
+    """
+    return [_named(name.strip()) for name in names.split(",")]
+
+
+def _named(name: str) -> SemanticsConfig:
+    kind, _, rest = name.partition(":")
+    fields: dict[str, Any] = {"kind": kind}
+    if kind.startswith("word") and kind[4:].isdigit():
+        fields = {"kind": "kth-word", "k": int(kind[4:])}
+    elif kind == "judge":
+        fields["model"], _, fields["url"] = rest.partition("@")
+    elif rest:
+        fields["path"] = rest
+    return parse(_OneB, {"semantics": fields}, f"--semantics {name}").semantics
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -102,7 +125,8 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
     first = min(
         error.errors(), key=lambda e: (e["type"] == "int_type" and isinstance(e["input"], dict), e["type"] == "missing")
     )
-    tags = {"jsonl", "triviaqa", "simpleqa", "continuation", "atlas", "exact", "kth-word", "Lengths", "constrained-int"}
+    kinds = {tag for config in (*DATASETS, *SEMANTICS) for tag in get_args(config.model_fields["kind"].annotation)}
+    tags = {*kinds, "Lengths", "constrained-int"}
     loc = [str(part) for part in first["loc"]]
     # `exact` is a kind of semantics, and a key of sampling.
     location = [
@@ -132,8 +156,9 @@ def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> st
     """The nearest key among those of the group the unknown key stands in, else anywhere."""
     groups: dict[str, list[type[BaseModel]]] = {
         "models": [ModelConfig],
-        "datasets": [JsonlConfig, TriviaqaConfig, SimpleqaConfig, ContinuationConfig, AtlasConfig],
-        "semantics": [ExactConfig, KthWordConfig],
+        "served": [ServedConfig],
+        "datasets": list(DATASETS),
+        "semantics": list(SEMANTICS),
         "sampling": [SamplingConfig, Lengths],
         "prompting": [PromptingConfig],
         "capture": [CaptureConfig],

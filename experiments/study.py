@@ -15,6 +15,7 @@ from experiments.datasets import load_dataset
 from experiments.organisms.atlas.weights import bundled
 from experiments.prompting import Answerer
 from experiments.report.page import write_report
+from experiments.semantics import check_semantics
 from experiments.tracking import track
 from semcal.errors import UserError
 from semcal.models import LanguageModel, check_path
@@ -63,6 +64,8 @@ def prepare_study(study: Study) -> Prepared:
                 "lower probes.folds or set probes.enabled to false"
             )
     cells = study.cells()
+    for cell in {(c.dataset.name, c.style, c.semantics.label): c for c in cells}.values():
+        check_semantics(cell.semantics, datasets[cell.dataset.name], cell.style)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
         refresh_gold(run, datasets[cell.dataset.name])
@@ -98,7 +101,7 @@ def analyse(cell: Cell, run: Run, reporter: Reporter, *, again: Sequence[str] = 
     changed = False
     if "score" in again or not run.calibration():
         reporter.stage(cell, "scoring")
-        score(cell, run)
+        score(cell, run, lambda how_far: reporter.stage(cell, f"scoring, {how_far}"))
         changed = True
     if cell.probes.enabled and ("probe" in again or run.probes().empty):
         reporter.stage(cell, "probing")
@@ -121,9 +124,25 @@ def load_model(config: ModelConfig) -> Answerer:
         allow_pickle=config.allow_pickle,
         trust_remote_code=config.trust_remote_code,
     )
+    _check_chat(config, model)
+    return model
+
+
+def model_to_look_at(config: ModelConfig) -> LanguageModel | None:
+    """Tokenizer and configuration of a checkpoint; None for a served model."""
+    if config.is_served:
+        return None
+    check_path(model_path(config), config.revision, allow_pickle=config.allow_pickle)
+    model = LanguageModel.without_weights(
+        model_path(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    _check_chat(config, model)
+    return model
+
+
+def _check_chat(config: ModelConfig, model: LanguageModel) -> None:
     if config.prompt == "chat" and not model.has_chat_template:
         raise UserError(f"{config.name} has no chat template; set its prompt to few-shot")
-    return model
 
 
 def _reach(config: ModelConfig) -> Answerer:

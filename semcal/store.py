@@ -147,20 +147,28 @@ class Run:
     # ---- questions ------------------------------------------------------------------------------------------
 
     def write_questions(self, table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
-        """`table`: id, group, text, answers, prompt, prompt_tokens, prompt_hash; `aliases` of a closed answer space."""
+        """`table`: as `questions` returns it; `aliases` of a closed answer space."""
         write_atomically(self._path("questions.parquet"), lambda p: table.to_parquet(p, index=False))
         self._write_json("aliases.json", dict(aliases))
 
     def questions(self) -> pd.DataFrame:
-        """A row a question: id, group, text, answers, prompt, prompt_tokens, prompt_hash."""
+        """A row a question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash."""
         return self._parquet("questions.parquet")
 
     def question_records(self) -> list[Question]:
         """The questions as records."""
         table = self.questions()
         return [
-            Question(id=q, text=t, answers=tuple(a), group=g)
-            for q, t, a, g in zip(table["id"], table["text"], table["answers"], table["group"], strict=True)
+            Question(
+                id=row["id"],
+                text=row["text"],
+                answers=tuple(row["answers"]),
+                group=row["group"],
+                others=tuple(map(tuple, row.get("others", ()))),  # runs of early versions have none of these
+                incorrect=tuple(row.get("incorrect", ())),
+                choices=tuple(row.get("choices", ())),
+            )
+            for row in table.to_dict("records")
         ]
 
     def aliases(self) -> dict[str, str]:
@@ -272,6 +280,10 @@ class Run:
         true mass lies between `mass` and `mass_high`; otherwise the two are the same share of the samples.
         """
         return self._parquet("classes.parquet")
+
+    def write_agreement(self, agreement: Mapping[str, Any]) -> None:
+        """How the samples look under several collapsing functions."""
+        self._write_json("agreement.json", agreement)
 
     def write_intermediate(self, table: pd.DataFrame) -> None:
         """question_id, token, expected_confidence."""

@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="sampler, capture or growth")],
+    name: Annotated[str, typer.Argument(help="sampler, capture, growth or semantics")],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     figure: Annotated[Path | None, typer.Option(help="Where growth draws its figure.")] = None,
@@ -27,9 +27,15 @@ def bench(
 
     from experiments.bench.growth import draw, growth_cases
     from experiments.bench.sampler import capture_cases, sampler_cases
+    from experiments.bench.semantics import semantics_cases
 
     disable_progress_bar()
-    benches = {"sampler": sampler_cases, "capture": capture_cases, "growth": growth_cases}
+    benches = {
+        "sampler": sampler_cases,
+        "capture": capture_cases,
+        "growth": growth_cases,
+        "semantics": semantics_cases,
+    }
     if name not in benches:
         raise typer.BadParameter(f"there is no {name!r}; one of {', '.join(benches)}")
     cases = []

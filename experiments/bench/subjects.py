@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from experiments.config import AtlasConfig
-from experiments.datasets import load_dataset
+from experiments.datasets import AtlasConfig, load_dataset
 from experiments.organisms.atlas.weights import bundled
 from semcal.models import LanguageModel
 from semcal.questions.prompts import STOPS, few_shot

@@ -64,11 +64,10 @@ def _matrix(classes: pd.DataFrame) -> CountMatrix:
     counts = np.zeros((row.max() + 1, column.max() + 1))
     counts[row, column] = classes["count" if counted else "mass"]
     unparsed = classes["is_unparsed"].to_numpy()
-    where = {}
-    for name, chosen in (("gold", classes["is_gold"].to_numpy() & ~unparsed), ("unparsed", unparsed)):
-        where[name] = np.full(len(counts), -1)
-        where[name][row[chosen]] = column[chosen]
-    return CountMatrix(counts.astype(np.int64) if counted else counts, **where)
+    gold, at = np.zeros(counts.shape, dtype=bool), np.full(len(counts), -1)
+    gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
+    at[row[unparsed]] = column[unparsed]
+    return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
 
 
 def write_report(cell: Cell, run: Run) -> None:

@@ -122,6 +122,11 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; "
             "raise sampling.max_new_tokens."
         )
+    if lost := c.get("judge_failed_to_shorten", 0) + c.get("judge_failed_to_compare", 0):
+        said.append(
+            f"The judge failed {lost} times: {c['judge_failed_to_shorten']} answers count as unparsed, "
+            f"{c['judge_failed_to_compare']} pairs of phrases as different."
+        )
     for work in run.manifest()["sampling_work"]:
         if check := work.get("check"):
             said.append(f"Served by {work['server']}: what it draws {check}.")

@@ -1,6 +1,6 @@
 """From class counts to confidence and correctness: plug-in on all samples, and split-half on disjoint halves.
 
-Knows counts and a gold index; knows neither texts nor how classes were formed.
+Knows counts and which classes are gold; knows neither texts nor how classes were formed.
 """
 
 from __future__ import annotations
@@ -87,12 +87,18 @@ def share_of(chosen: NDArray[np.bool_], gold: IntArray) -> FloatArray:
     return hit / chosen.sum(axis=-1)
 
 
+def share_within(chosen: NDArray[np.bool_], gold: NDArray[np.bool_]) -> FloatArray:
+    """Chance that one class drawn evenly from the `chosen [..., K]` is one of the `gold [..., K]`."""
+    return (chosen & gold).sum(axis=-1) / chosen.sum(axis=-1)
+
+
 def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None = None) -> Confidences:
     """Plug-in confidence and correctness of every question.
 
     Args:
         counts: `[n, K]` samples per class; every row sums to M, and rows with fewer classes are padded by 0.
-        gold: `[n]` index of the gold class in its row, -1 where it was never sampled.
+        gold: `[n]` index of the gold class in its row, -1 where it was never sampled; or, where several classes may be
+            correct, `[n, K]` bool.
         unparsed: `[n]` index of the class of answers that could not be read, -1 where there is none. It may be the
             mode, for the model is then confident of nothing usable, but it is never correct.
 
@@ -103,7 +109,7 @@ def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None =
     gold = _answerable(counts, gold, unparsed)
     top = counts.max(axis=1)
     first = counts == top[:, None]
-    return Confidences(top / counts.sum(axis=1), share_of(first, gold), first.sum(axis=1) > 1)
+    return Confidences(top / counts.sum(axis=1), share_within(first, gold), first.sum(axis=1) > 1)
 
 
 def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None = None) -> Confidences:
@@ -125,7 +131,7 @@ def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLik
     answerable = _answerable(array, gold, unparsed)
     top = array.max(axis=1)
     first = (array == top[:, None]) & (top > 0)[:, None]
-    correct = np.where(top > 0, share_of(first | (top == 0)[:, None], answerable), 0.0)
+    correct = np.where(top > 0, share_within(first | (top == 0)[:, None], answerable), 0.0)
     return Confidences(np.minimum(top, 1.0), correct, first.sum(axis=1) > 1)
 
 
@@ -168,11 +174,19 @@ def split_half(
     first = half == half.max(axis=-1, keepdims=True)  # [repeats, n, K]
     held_out = (counts - half) / (m - m // 2)
     confidence = (held_out * first).sum(axis=-1) / first.sum(axis=-1)
-    correct = share_of(first, np.broadcast_to(gold, (repeats, n)))
+    correct = share_within(first, gold)
     return SplitHalf(confidence.mean(axis=0), correct.mean(axis=0))
 
 
-def _answerable(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> IntArray:
-    """Gold indices `[n]`, -1 where gold was never sampled or is itself the unparsed class."""
-    gold = checked_index("gold", gold, counts)
-    return np.where(gold == checked_index("unparsed", unparsed, counts), -1, gold)
+def _answerable(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> NDArray[np.bool_]:
+    """Which classes `[n, K]` are correct, the unparsed one never."""
+    array = np.asarray(gold)
+    if array.dtype == bool and array.ndim == 2:
+        if array.shape != counts.shape:
+            raise ValueError(f"gold has shape {array.shape} but counts has shape {counts.shape}")
+        mask = array.copy()
+    else:
+        mask = checked_index("gold", gold, counts)[:, None] == np.arange(counts.shape[1])
+    column = checked_index("unparsed", unparsed, counts)
+    mask[np.arange(len(mask))[column >= 0], column[column >= 0]] = False
+    return mask

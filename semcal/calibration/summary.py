@@ -110,7 +110,7 @@ def calibrate(
 
     Args:
         counts: `[n, K]` samples per class and question; every row sums to M, shorter rows are padded by 0.
-        gold: `[n]` index of the gold class in its row, -1 where it was never sampled.
+        gold: `[n]` index of the gold class in its row, -1 where it was never sampled; or `[n, K]` bool (`confidences`).
         unparsed: `[n]` index of the class of unreadable answers, -1 where there is none; never correct.
         truncated_share: share of all samples cut off by the length limit, in [0, 1], passed through.
         group: `[n]` labels of dependent questions for the intervals; None for independent ones. The null takes

@@ -99,6 +99,25 @@ class LanguageModel:
             tokenizer_hash=_tokenizer_hash(tokenizer),
         )
 
+    @classmethod
+    def without_weights(
+        cls, path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> LanguageModel:
+        """Its tokenizer and configuration, for looking at prompts; it computes nothing and has no hash of weights.
+
+        Raises:
+            UserError: as `load`.
+        """
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            config = AutoConfig.from_pretrained(path, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(_why_not(str(path), revision, error)) from error
+        return cls(model, tokenizer, str(path), revision, "", _tokenizer_hash(tokenizer))
+
     @property
     def device(self) -> torch.device:
         """Where token ids go in (with device_map: the device of the embedding)."""

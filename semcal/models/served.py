@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -18,25 +17,16 @@ from threading import Lock
 from typing import Any
 
 import httpx
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from semcal.errors import UserError, nearest
+from semcal.models.http import Server
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut
 from semcal.seeds import keyed_generator
 
 SERVERS = ("vllm", "sglang", "llama.cpp", "transformers", "openai")
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 _TOP = 5  # alternatives asked for beside a token, the most that every server grants
-
-
-class _Hiccup(Exception):
-    """Something that may be better at the next try; says what."""
-
-    def __init__(self, what: str, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ class ServedModel:
     endpoint: Endpoint
     name: str
     server: str
-    client: httpx.Client
+    connection: Server
     work: ServedWork = field(default_factory=ServedWork)
     _lock: Lock = field(default_factory=Lock)
 
@@ -144,14 +134,14 @@ class ServedModel:
         if endpoint.server not in ("auto", *SERVERS):
             hint = nearest(endpoint.server, SERVERS)
             raise UserError(f"unknown server {endpoint.server!r}{hint}; one of auto, {', '.join(SERVERS)}")
-        key = os.environ.get(endpoint.api_key_env)
-        client = httpx.Client(
-            base_url=endpoint.url.rstrip("/") + "/",
+        connection = Server(
+            endpoint.url,
+            concurrency=endpoint.concurrency,
+            tries=endpoint.tries,
             timeout=endpoint.timeout,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=endpoint.concurrency),
+            api_key_env=endpoint.api_key_env,
         )
-        model = cls(endpoint, endpoint.model, endpoint.server, client)
+        model = cls(endpoint, endpoint.model, endpoint.server, connection)
         listed = model._listing()
         names = [str(entry.get("id")) for entry in listed]
         if not model.name:
@@ -200,13 +190,17 @@ class ServedModel:
             for done in as_completed(jobs):
                 replies = done.result()
                 self.work.check = evidence.verdict(settings)
+                self._count()
                 on_answered(1)
                 yield jobs[done], replies
         except BaseException:
-            self.client.close()  # or requests under way would hold up the end
+            self.connection.close()  # or requests under way would hold up the end
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self) -> None:
+        self.work.requests, self.work.retries = self.connection.requests, self.connection.retries
 
     # ---- one question --------------------------------------------------------------------------------------------
 
@@ -217,7 +211,7 @@ class ServedModel:
         while left:
             n = 1 if self.work.honours_n is False else left
             body = _body(self.server, self.name, text, settings, n, int(seeds.integers(2**31)))
-            choices = self._ask("POST", "completions", body, _choices)[:n]
+            choices = self.connection.ask("POST", "completions", body, _choices)[:n]
             if n > 1:
                 self.work.honours_n = self.work.honours_n or len(choices) > 1
             self._weigh(choices, evidence)
@@ -245,60 +239,7 @@ class ServedModel:
                 evidence.expected += mass
                 evidence.variance += mass * (1 - mass)
 
-    # ---- one request ---------------------------------------------------------------------------------------------
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        read: Callable[[httpx.Response], Any],
-        *,
-        any_status: bool = False,
-    ) -> Any:
-        tries = Retrying(
-            retry=retry_if_exception_type(_Hiccup),
-            stop=stop_after_attempt(self.endpoint.tries),
-            wait=_wait,
-            before_sleep=self._count_retry,
-            reraise=True,
-        )
-        try:
-            return tries(self._once, method, path, body, read, any_status)
-        except _Hiccup as error:
-            raise UserError(
-                f"{self.endpoint.url} failed {self.endpoint.tries} times, last: {error}; see that the server runs and "
-                "what it logs, then run again"
-            ) from error
-
-    def _once(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        read: Callable[[httpx.Response], Any],
-        any_status: bool,
-    ) -> Any:
-        with self._lock:
-            self.work.requests += 1
-        try:
-            response = self.client.request(method, path, json=body)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Hiccup(f"{type(error).__name__} {error}".strip()) from error
-        except httpx.InvalidURL as error:
-            raise UserError(f"{self.endpoint.url} is no address; write e.g. http://localhost:8000/v1") from error
-        if response.status_code in _AGAIN and not any_status:
-            raise _Hiccup(_complaint(response), _seconds(response.headers.get("Retry-After")))
-        if response.status_code >= 400 and not any_status:
-            raise UserError(f"{self.endpoint.url} refused a request: {_complaint(response)}")
-        try:
-            return read(response)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _Hiccup(f"an answer that is not what it should be ({error}): {response.text[:80]!r}") from error
-
-    def _count_retry(self, _: RetryCallState) -> None:
-        with self._lock:
-            self.work.retries += 1
+    # ---- what it is ---------------------------------------------------------------------------------------------
 
     def _listing(self) -> list[dict[str, Any]]:
         """The models the server lists; none where it answers but cannot tell (`transformers serve` without a cache)."""
@@ -306,12 +247,12 @@ class ServedModel:
         def read(response: httpx.Response) -> list[dict[str, Any]]:
             return list(response.json()["data"]) if response.status_code == 200 else []
 
-        return self._ask("GET", "models", None, read, any_status=True)
+        return self.connection.ask("GET", "models", None, read, any_status=True)
 
     def _is_transformers(self) -> str:
         """`transformers serve` says in words of its own that it does not know a field."""
         unknown = {"model": self.name, "prompt": "", "semcal": 1}
-        said = self._ask("POST", "completions", unknown, lambda response: response.text, any_status=True)
+        said = self.connection.ask("POST", "completions", unknown, lambda response: response.text, any_status=True)
         return "transformers" if "Unexpected fields in the request" in said else "openai"
 
 
@@ -366,29 +307,3 @@ def _choices(response: httpx.Response) -> list[dict[str, Any]]:
 def _logprob(choice: dict[str, Any]) -> float | None:
     stated = (choice.get("logprobs") or {}).get("token_logprobs")
     return float(sum(stated)) if stated and None not in stated else None
-
-
-def _complaint(response: httpx.Response) -> str:
-    try:
-        said = response.json()
-        error = said.get("error", said) if isinstance(said, dict) else said
-        text = error.get("message") or error.get("detail") or error if isinstance(error, dict) else error
-    except ValueError:
-        text = response.text
-    return f"{response.status_code} {' '.join(str(text).split())[:200]}"
-
-
-def _seconds(header: str | None) -> float:
-    try:
-        return max(0.0, float(header or 0))
-    except ValueError:
-        return 0.0
-
-
-_jitter = wait_random_exponential(multiplier=0.5, max=30)
-
-
-def _wait(state: RetryCallState) -> float:
-    """Exponential backoff with full jitter, never less than the server asked for (a minute at most)."""
-    error = state.outcome.exception() if state.outcome else None
-    return max(_jitter(state), min(60.0, getattr(error, "wait", 0.0)))

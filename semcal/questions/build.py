@@ -1,13 +1,17 @@
-"""From a list of questions to a Dataset: duplicates, exemplars, and the choice of n."""
+"""From a list of questions to a Dataset: duplicates, groups, exemplars, the order of options, and the choice of n."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from semcal.errors import UserError
 from semcal.questions.question import Dataset, Question
 from semcal.seeds import keyed_generator
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -22,11 +26,12 @@ def build(
 ) -> Dataset:
     """Shuffle by seed, set `exemplars` questions aside, keep n of the others.
 
-    Exemplars never share a group or a normalised text with an evaluated question. A record that stands twice, letter
-    for letter, is kept once.
+    Questions of one normalised text get one group, and so do those that share a group label through others. Exemplars
+    never share a group, and so no text, with an evaluated question. A record that stands twice, letter for letter, is
+    kept once. The options of a question are shuffled by seed and id.
 
     Raises:
-        UserError: one id with two texts; fewer questions than n asks for.
+        UserError: one id with two texts; fewer questions than n and the exemplars ask for.
     """
     by_id: dict[str, Question] = {}
     for question in questions:
@@ -36,12 +41,16 @@ def build(
                 f"{name}: id {question.id!r} is two questions ({known.text[:40]!r} and {question.text[:40]!r}); "
                 "give each its own id"
             )
-    pool = list(by_id.values())
+    pool = _grouped(name, list(by_id.values()))
+    if len(pool) < exemplars:
+        raise UserError(
+            f"{name}: {exemplars} exemplars are wanted, and there are only {len(pool)} questions; lower exemplars"
+        )
     order = keyed_generator(seed, name, "order").permutation(len(pool))
-    shuffled = [pool[i] for i in order]
+    shuffled = [_options_shuffled(name, pool[i], seed) for i in order]
     aside = shuffled[:exemplars]
-    shown = {_bare(q.text) for q in aside} | {q.group for q in aside}
-    rest = [q for q in shuffled[exemplars:] if _bare(q.text) not in shown and q.group not in shown]
+    shown = {q.group for q in aside}
+    rest = [q for q in shuffled[exemplars:] if q.group not in shown]
     if n is not None and len(rest) < n:
         raise UserError(f"{name}: n is {n}, but beside {len(aside)} exemplars there are only {len(rest)} questions")
     if not rest:
@@ -49,5 +58,42 @@ def build(
     return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {}, continuation)
 
 
+def _grouped(name: str, questions: list[Question]) -> list[Question]:
+    """The questions, one group label for all that are tied by text or label, directly or through others (union-find).
+
+    The label that is kept is that of the first of them.
+    """
+    parent: dict[str, str] = {}
+
+    def root(label: str) -> str:
+        while parent.setdefault(label, label) != label:
+            parent[label] = parent[parent[label]]
+            label = parent[label]
+        return label
+
+    label_of_text: dict[str, str] = {}
+    repeats = []
+    for question in questions:
+        text = _bare(question.text)
+        if text in label_of_text:
+            repeats.append(question.id)
+        twin, own = root(label_of_text.setdefault(text, question.group)), root(question.group)
+        if twin != own:
+            parent[own] = twin
+    if repeats:
+        some = ", ".join(repeats[:3]) + (", …" if len(repeats) > 3 else "")
+        logger.warning("%s: %d questions repeat the text of another and join its group (%s)", name, len(repeats), some)
+    return [replace(question, group=root(question.group)) for question in questions]
+
+
+def _options_shuffled(name: str, question: Question, seed: int) -> Question:
+    """Files put the right option first; which letter it gets must tell nothing."""
+    if not question.choices:
+        return question
+    order = keyed_generator(seed, name, question.id, "choices").permutation(len(question.choices))
+    return replace(question, choices=tuple(question.choices[i] for i in order))
+
+
 def _bare(text: str) -> str:
-    return re.sub(r"\W+", " ", text).casefold().strip()
+    """The words of a text; the text itself where it has none."""
+    return re.sub(r"\W+", " ", text).casefold().strip() or text

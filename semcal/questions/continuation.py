@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semcal.errors import UserError
-from semcal.questions.files import _read, make_question
 from semcal.questions.question import Question
+from semcal.questions.rows import make_question, read_text
 
 _WORD = re.compile(r"\S+")
 _CLAUSE_END = re.compile(r"[.,;:!?]")
@@ -38,7 +38,7 @@ def read_continuations(path: Path, *, split: str, prompt_words: Sequence[int], a
     try:
         pattern = re.compile(split, flags=re.MULTILINE)
         # Groups in the pattern make re.split return what they matched, too: every (groups + 1)-th part is a document.
-        documents = [d.strip() for d in pattern.split(_read(path))[:: pattern.groups + 1]]
+        documents = [d.strip() for d in pattern.split(read_text(path))[:: pattern.groups + 1]]
     except re.error as error:
         raise UserError(f"split: {split!r} is no regular expression ({error})") from None
     questions = []

@@ -7,6 +7,7 @@ exemplars written in the style instead.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 from semcal.questions.question import CONTINUATION, Question
 from semcal.seeds import keyed_generator
@@ -24,6 +25,15 @@ INSTRUCTIONS = {
     "sentence": 'Answer in one complete sentence of the form "The answer is ...".',
     "cot": 'Think step by step, then finish with one sentence of the form "The answer is ...".',
 }
+# The same where there are options to choose from.
+CHOICE_INSTRUCTIONS = {
+    "concise": "Answer with the letter of the right option and nothing else.",
+    "sentence": 'Answer in one complete sentence of the form "The answer is ...", with the letter of the right option.',
+    "cot": (
+        'Think step by step, then finish with one sentence of the form "The answer is ...", with the letter of the '
+        "right option."
+    ),
+}
 # A base model runs on into the next question; each style ends where its exemplars end.
 STOPS = {
     "concise": ("\n",),
@@ -33,14 +43,20 @@ STOPS = {
 }
 
 
+def options(question: Question) -> dict[str, str]:
+    """letter -> option, in the order in which they are shown."""
+    return dict(zip(ascii_uppercase, question.choices, strict=False))
+
+
 def asked(question: Question) -> str:
-    """The question as it is put, with its options if it has any; an option is chosen by its words."""
-    return f"{question.text} Options: {'; '.join(question.choices)}." if question.choices else question.text
+    """The question as it is put, with its options, if it has any, each on a line of its own."""
+    return "\n".join([question.text, *(f"{letter}) {option}" for letter, option in options(question).items())])
 
 
 def written(question: Question, style: str) -> str:
-    """The gold answer of a question as an exemplar in this style shows it."""
-    return question.worked.get(style) or TEMPLATES[style].format(answer=question.answers[0])
+    """The gold answer of a question as an exemplar in this style shows it; an option is named by letter and text."""
+    right = [f"{letter}) {option}" for letter, option in options(question).items() if option in question.answers]
+    return question.worked.get(style) or TEMPLATES[style].format(answer=(right or question.answers)[0])
 
 
 def few_shot(
@@ -65,4 +81,5 @@ def few_shot(
 
 def chat(question: Question, style: str) -> list[dict[str, str]]:
     """The messages a tuned model answers: the question and how to answer it."""
-    return [{"role": "user", "content": f"{asked(question)}\n{INSTRUCTIONS[style]}"}]
+    instructions = CHOICE_INSTRUCTIONS if question.choices else INSTRUCTIONS
+    return [{"role": "user", "content": f"{asked(question)}\n{instructions[style]}"}]

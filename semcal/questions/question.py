@@ -19,6 +19,8 @@ class Question:
         answers: Surface forms of the gold answer; the first one names its semantic class, all of them mean the same.
         group: Questions of one group never straddle a split (paraphrases, one entity); the id where none is given.
         choices: The options of a multiple-choice question, empty otherwise.
+        others: Further correct answers that do not mean the same as `answers`, each as its surface forms.
+        incorrect: Answers known to be wrong; a class that holds more of them than of correct ones is not correct.
         worked: style -> the gold answer written out in that style, for few-shot exemplars; a style that is missing
             is written from a template (`semcal.questions.prompts`).
     """
@@ -28,6 +30,8 @@ class Question:
     answers: tuple[str, ...]
     group: str = ""
     choices: tuple[str, ...] = ()
+    others: tuple[tuple[str, ...], ...] = ()
+    incorrect: tuple[str, ...] = ()
     worked: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -36,6 +40,8 @@ class Question:
         object.__setattr__(self, "answers", tuple(a for a in self.answers if a.strip()))
         if not self.answers:
             raise ValueError(f"question {self.id!r} has no gold answer")
+        others = (tuple(form for form in forms if form.strip()) for forms in self.others)
+        object.__setattr__(self, "others", tuple(forms for forms in others if forms))
         if not self.group:
             object.__setattr__(self, "group", self.id)
 

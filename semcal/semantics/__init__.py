@@ -1,21 +1,43 @@
 """What answers mean: extraction, the collapsing functions B, class distributions. Imports no torch."""
 
-from semcal.semantics.collapse import UNPARSED, Collapse, ExactMatch, KthWord
+from semcal.semantics.agreement import adjusted_rand
+from semcal.semantics.choice import Choice
+from semcal.semantics.clustered import Clustered
+from semcal.semantics.collapse import UNPARSED, Cluster, Collapse, Collapsed, ExactMatch, KthWord, Pointwise
+from semcal.semantics.custom import check_contract, load_custom, unreadable_gold
+from semcal.semantics.decisions import Decisions
 from semcal.semantics.distribution import UNEXPLORED, ClassDistribution, CountMatrix, count_matrix
 from semcal.semantics.extract import extract
 from semcal.semantics.intermediate import expected_confidence
+from semcal.semantics.judge import Judge
 from semcal.semantics.normalise import normalise
+from semcal.semantics.numeric import Numeric
+from semcal.semantics.similarity import Embedding, Entailment
 
 __all__ = [
     "UNEXPLORED",
     "UNPARSED",
+    "Choice",
     "ClassDistribution",
+    "Cluster",
+    "Clustered",
     "Collapse",
+    "Collapsed",
     "CountMatrix",
+    "Decisions",
+    "Embedding",
+    "Entailment",
     "ExactMatch",
+    "Judge",
     "KthWord",
+    "Numeric",
+    "Pointwise",
+    "adjusted_rand",
+    "check_contract",
     "count_matrix",
     "expected_confidence",
     "extract",
+    "load_custom",
     "normalise",
+    "unreadable_gold",
 ]

@@ -21,19 +21,19 @@ class ClassDistribution:
     Attributes:
         counts: class -> number of samples, the most frequent first; sums to m. The unparsed class is one of them. After
             exact enumeration: class -> mass, a lower bound; they sum to 1 with `unexplored`.
-        gold: The class of the gold answer, whether it was sampled or not.
+        gold: The classes that are correct, whether they were sampled or not.
         unexplored: Mass of the answers that enumeration did not follow; any class may have that much more.
         exact: Whether `counts` are masses.
     """
 
     counts: dict[str, int] | dict[str, float]
-    gold: str
+    gold: frozenset[str]
     unexplored: float = 0.0
     exact: bool = False
 
     @classmethod
     def of(
-        cls, classes: Iterable[str], weights: Iterable[float], gold: str, *, exact: bool = False
+        cls, classes: Iterable[str], weights: Iterable[float], gold: frozenset[str], *, exact: bool = False
     ) -> ClassDistribution:
         """From the class of each answer and its weight: a count of samples, or a probability that enumeration found."""
         weight: Counter[str] = Counter()
@@ -48,8 +48,8 @@ class ClassDistribution:
     ) -> ClassDistribution:
         """Collapse (text, count) pairs of one question."""
         pairs = list(texts)
-        classes = [collapse.of_text(question, text, style) for text, _ in pairs]
-        return cls.of(classes, [count for _, count in pairs], collapse.of_gold(question))
+        (found,) = collapse.collapse([question], [[text for text, _ in pairs]], style)
+        return cls.of(found.classes, [count for _, count in pairs], found.gold)
 
     @property
     def m(self) -> int | None:
@@ -74,11 +74,11 @@ class ClassDistribution:
 
     @property
     def accuracy(self) -> float:
-        """1 if the mode is the gold class, 0 if not; under a tie the chance that a fair draw among the modes is gold.
+        """1 if the mode is a gold class, 0 if not; under a tie the chance that a fair draw among the modes is gold.
 
         The unparsed class is never correct.
         """
-        return (self.gold in self.modes and self.gold != UNPARSED) / max(1, len(self.modes))
+        return sum(mode in self.gold and mode != UNPARSED for mode in self.modes) / max(1, len(self.modes))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class CountMatrix:
     Attributes:
         counts: [question, K] samples a class, 0 where a question has fewer classes; rows sum to m. Masses where they
             are exact.
-        gold: [question] column of the gold class, -1 where it was never sampled.
+        gold: [question, K] bool, which classes are correct.
         unparsed: [question] column of the unparsed class, -1 where every sample parsed.
     """
 
@@ -102,12 +102,11 @@ def count_matrix(distributions: Sequence[ClassDistribution]) -> CountMatrix:
     width = max(1, *(len(d.counts) for d in distributions))
     exact = any(d.exact for d in distributions)
     counts = np.zeros((len(distributions), width), dtype=np.float64 if exact else np.int64)
-    gold, unparsed = np.full(len(distributions), -1), np.full(len(distributions), -1)
+    gold, unparsed = np.zeros(counts.shape, dtype=bool), np.full(len(distributions), -1)
     for row, d in enumerate(distributions):
         for column, (klass, count) in enumerate(d.counts.items()):
             counts[row, column] = count
+            gold[row, column] = klass in d.gold and klass != UNPARSED
             if klass == UNPARSED:
                 unparsed[row] = column
-            elif klass == d.gold:
-                gold[row] = column
     return CountMatrix(counts, gold, unparsed)

@@ -10,35 +10,63 @@ _ABBREVIATED = "Dr Prof Mr Mrs Ms St Sts Mt Ft Jr Sr Lt Col Gen Capt Sgt Rev Rep
 # A full stop ends a sentence unless an initial or a title stands before it: J. R. R. Tolkien, St. Louis.
 _TITLES = "".join(rf"(?<!\b{title})" for title in _ABBREVIATED.split())
 _ANSWER_IS = re.compile(rf"\b[Aa]nswer is:?\s+(.+?)(?:\n|$|(?<!\b[A-Z]){_TITLES}[.!?]\s)")
+_MARKED = re.compile(r"^\s*(?:####|(?:Final )?Answer:|A:)[ \t]*(\S.*)$", re.MULTILINE)  # GSM8K writes ####
 _COPULA = re.compile(r"\b(?:is|was|are|were)\b", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def extract(text: str, style: str) -> str | None:
     """The answering phrase of a text in this style.
 
     concise: its first line. sentence: what follows "the answer is", else what follows the last is/was/are/were, else
-    the whole sentence. cot: what follows the last "the answer is"; without one there is no answer. continuation: the
-    text itself.
+    the whole sentence. cot: whichever stands last of what follows "the answer is", what a line marked "####" or
+    "Answer:" says, and what is in \\boxed{}; without any of them there is no answer. continuation: the text itself.
     """
     if style == CONTINUATION:
         return text
     body = text.strip()
     if style == "cot":
-        return _last_answer(body)
+        return _final_answer(body)
     line = body.split("\n", 1)[0].strip()
     if style == "sentence" and line:
         named = _last_answer(line)
         if named:
-            return named
+            return named[1]
         line = line.rstrip(".!? ")
         clauses = _COPULA.split(line)
         return clauses[-1].strip() or line or None
     return line or None
 
 
-def _last_answer(text: str) -> str | None:
-    # The last one: what stands after an earlier one may be taken back.
+def unboxed(text: str) -> str | None:
+    """What the last \\boxed{} of a text holds; None where there is none, or where it is not closed."""
+    found = _last_box(text)
+    return found[1] if found else None
+
+
+def _final_answer(text: str) -> str | None:
+    """The last answer that is marked as one; what stands before it may be taken back."""
+    marked = [(m.start(), m.group(1).strip()) for m in _MARKED.finditer(text)]
+    found = [f for f in (_last_answer(text), _last_box(text), *marked[-1:]) if f]
+    if not found:
+        return None
+    phrase = max(found)[1]
+    return unboxed(phrase) or phrase or None
+
+
+def _last_answer(text: str) -> tuple[int, str] | None:
     found = [m.end() for m in re.finditer(r"\b[Aa]nswer is\b", text)]
     match = _ANSWER_IS.search(text, found[-1] - len("answer is")) if found else None
     phrase = match.group(1).strip().rstrip(".!?") if match else ""
-    return phrase or None
+    return (match.start(), phrase) if match and phrase else None
+
+
+def _last_box(text: str) -> tuple[int, str] | None:
+    for box in reversed(list(_BOX.finditer(text))):
+        depth = 1
+        for at in range(box.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if not depth:
+                inside = text[box.end() : at].strip()
+                return (box.start(), inside) if inside else None
+    return None

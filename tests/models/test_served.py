@@ -19,7 +19,7 @@ from scipy import stats
 
 from semcal import LanguageModel, UserError, sample
 from semcal.answers import stop_rule
-from semcal.models import served
+from semcal.models import http
 from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling import Prompt, Sampling, enumerate_answers
 from tests.conftest import save_checkpoint
@@ -173,7 +173,7 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(served, "_jitter", lambda _: 0.01)
+    monkeypatch.setattr(http, "_jitter", lambda _: 0.01)
 
 
 def answers_of(url, m=4, prompts=(("q", "x"),), **settings):

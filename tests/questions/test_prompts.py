@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from semcal import Question
-from semcal.questions.prompts import chat, few_shot
+from semcal.questions import STYLES
+from semcal.questions.prompts import asked, chat, few_shot, options, written
 
 EXEMPLARS = [
     Question(id=f"e{i}", text=f"What is {i}?", answers=(f"A{i}",), worked={"cot": f"It is A{i}. The answer is A{i}."})
@@ -43,7 +46,25 @@ def test_chat_carries_the_instruction_of_the_style():
     assert message["content"].startswith(ASKED.text)
 
 
-def test_options_are_shown():
-    asked = Question(id="m", text="Which?", answers=("red",), choices=("red", "blue"))
-    assert few_shot(asked, [], "concise", 0, 0) == "Question: Which? Options: red; blue.\nAnswer:"
-    assert "Options: red; blue." in chat(asked, "concise")[0]["content"]
+CHOICE = Question(id="m", text="Which?", answers=("red",), choices=("blue", "red", "green"))
+
+
+def test_options_are_lettered_each_on_its_own_line():
+    shown = "Which?\nA) blue\nB) red\nC) green"
+    assert few_shot(ASKED, [CHOICE], "concise", 1, 0).startswith(f"Question: {shown}\nAnswer: B) red\n\n")
+    assert few_shot(CHOICE, [], "concise", 0, 0) == f"Question: {shown}\nAnswer:"
+    assert options(CHOICE) == {"A": "blue", "B": "red", "C": "green"}
+    assert asked(ASKED) == "What is x?"
+
+
+def test_the_gold_option_is_written_with_its_letter_in_every_style():
+    assert [written(CHOICE, style) for style in ("concise", "sentence")] == ["B) red", "The answer is B) red."]
+    assert written(CHOICE, "cot").endswith("The answer is B) red.")
+    assert written(replace(CHOICE, worked={"cot": "So B."}), "cot") == "So B."
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_chat_asks_for_the_letter_where_there_are_options(style):
+    assert "letter" in chat(CHOICE, style)[0]["content"]
+    assert "B) red" in chat(CHOICE, style)[0]["content"]
+    assert "letter" not in chat(ASKED, style)[0]["content"]

@@ -7,10 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcal import ClassDistribution, ExactMatch, KthWord, Question
-from semcal.questions import read_simpleqa, read_triviaqa
-from semcal.questions.prompts import written
 from semcal.semantics import UNPARSED, count_matrix, extract, normalise
-from tests.conftest import data_folder, needs
 
 Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
 TOWNS = ExactMatch(
@@ -55,20 +52,16 @@ def test_normalisation_vanishes_only_with_blank_text(text):
         ("cot", "The answer is 3. No: the answer is 4.", "4"),
         ("cot", "I do not know", None),
         ("continuation", " went home", " went home"),
+        ("cot", "3 + 4 = 7\n#### 7", "7"),
+        ("cot", "So $x$ is \\boxed{\\frac{1}{2}}. Done.", "\\frac{1}{2}"),
+        ("cot", "The answer is 4. Wait: \\boxed{5}", "5"),
+        ("cot", "We get \\boxed{5}, so the answer is $\\boxed{6}$.", "6"),
+        ("cot", "Answer: 12\n", "12"),
+        ("cot", "an open \\boxed{5", None),
     ],
 )
 def test_extraction_by_style(style, text, phrase):
     assert extract(text, style) == phrase
-
-
-@pytest.mark.parametrize(
-    ("reader", "name"), [(read_triviaqa, "triviaqa/TriviaQA.csv"), (read_simpleqa, "simpleqa/simple_qa_test_set.csv")]
-)
-@pytest.mark.parametrize("style", ["concise", "sentence", "cot"])
-def test_real_gold_answers_written_in_a_style_land_in_the_gold_class(reader, name, style):
-    questions, b = reader(needs(data_folder() / name)), ExactMatch()
-    missed = [q.answers[0] for q in questions if b.of_text(q, " " + written(q, style), style) != b.of_gold(q)]
-    assert len(missed) <= 0.0025 * len(questions), missed
 
 
 def test_aliases_of_gold_are_one_class_and_gold_is_in_it():
@@ -115,16 +108,16 @@ def test_distribution_confidence_ties_and_gold():
     assert d.counts == {"beatles": 3, "stones": 3, UNPARSED: 1}
     assert (d.m, d.confidence, d.modes, d.accuracy) == (7, 3 / 7, ("beatles", "stones"), 0.5)
     assert sum(d.masses.values()) == pytest.approx(1)
-    assert ClassDistribution({UNPARSED: 5}, UNPARSED).accuracy == 0
+    assert ClassDistribution({UNPARSED: 5}, frozenset({UNPARSED})).accuracy == 0
 
 
 def test_count_matrix_keeps_every_sample_and_knows_gold_and_unparsed():
     ds = [
-        ClassDistribution({"a": 3, UNPARSED: 2}, "a"),
-        ClassDistribution({"b": 5}, "z"),
-        ClassDistribution({UNPARSED: 5}, "c"),
+        ClassDistribution({"a": 3, UNPARSED: 2}, frozenset("a")),
+        ClassDistribution({"b": 2, "y": 2, "w": 1}, frozenset("yz")),
+        ClassDistribution({UNPARSED: 5}, frozenset("c")),
     ]
     matrix = count_matrix(ds)
-    assert matrix.counts.tolist() == [[3, 2], [5, 0], [5, 0]]
-    assert matrix.gold.tolist() == [0, -1, -1]
+    assert matrix.counts.tolist() == [[3, 2, 0], [2, 2, 1], [5, 0, 0]]
+    assert matrix.gold.tolist() == [[True, False, False], [False, True, False], [False] * 3]
     assert matrix.unparsed.tolist() == [1, -1, 0]

@@ -1,0 +1,46 @@
+"""A sentence-transformers checkpoint: texts as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semcal.errors import UserError
+from semcal.models.load import pick_device, weights_fingerprint
+
+
+class Embedder:
+    """Sentence embeddings.
+
+    Args:
+        path: Local folder or Hub id of a sentence-transformers model.
+        device: As `LanguageModel.load`.
+
+    Raises:
+        UserError: the package is missing, or there is no such model.
+    """
+
+    def __init__(self, path: str, *, device: str = "auto") -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise UserError("embeddings need sentence-transformers; pip install 'semcal[embeddings]'") from error
+        if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+            raise UserError(f"no folder {path}; an embedding model is a local folder or a Hub id")
+        try:
+            self.model: Any = SentenceTransformer(path, device=str(pick_device(device)))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no sentence-transformers model ({str(error).splitlines()[0]})") from error
+        self.name = f"{path}@{weights_fingerprint(path, None)[:23]}" if Path(path).is_dir() else path
+
+    def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda *_: None) -> np.ndarray:
+        """[text, d]."""
+        found = []
+        for start in range(0, len(texts), 1024):
+            part = list(texts[start : start + 1024])
+            found.append(self.model.encode(part, convert_to_numpy=True, show_progress_bar=False))
+            progress(start + len(part), len(texts))
+        return np.concatenate(found)

@@ -1,0 +1,88 @@
+"""A natural-language-inference checkpoint: how likely one text entails another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from semcal.errors import UserError
+from semcal.models.load import check_path, pick_device, weights_fingerprint
+
+_BATCH = 64
+
+
+@dataclass
+class EntailmentModel:
+    """Any sequence classifier of which one label is entailment.
+
+    Attributes:
+        entails: Index of that label.
+        name: Path and what its weights are.
+        pairs_asked: How many so far.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    entails: int
+    name: str
+    pairs_asked: int = 0
+
+    @classmethod
+    def load(cls, path: str, *, revision: str | None = None, device: str = "auto") -> EntailmentModel:
+        """
+        Args:
+            path: Local folder or Hub id; weights as safetensors.
+
+        Raises:
+            UserError: no such checkpoint, or its labels do not say which is entailment.
+        """
+        check_path(path, revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, use_safetensors=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is no sequence classifier that can be loaded ({str(error).splitlines()[0]})"
+            ) from error
+        torch.nn.Module.to(model, pick_device(device)).eval()
+        named = {int(i): str(label) for i, label in model.config.id2label.items()}
+        found = [i for i, label in named.items() if label.lower().startswith("entail")]
+        if len(found) != 1:
+            raise UserError(
+                f"{path} has the labels {', '.join(named.values())}, of which none or several are entailment; take a "
+                "checkpoint trained on NLI, or name its labels in id2label of its config.json"
+            )
+        weights = weights_fingerprint(path, getattr(model.config, "_commit_hash", None))
+        return cls(model, tokenizer, found[0], f"{path}@{weights[:23]}")
+
+    @torch.inference_mode()
+    def probability(
+        self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] = lambda *_: None
+    ) -> np.ndarray:
+        """[pair] probability in [0, 1] that the first text of a pair entails the second.
+
+        Args:
+            pairs: (premise, hypothesis); what exceeds the model's context is cut from the longer of the two.
+            progress: Called with the pairs done so far and their number.
+        """
+        by_length = np.argsort([len(a) + len(b) for a, b in pairs], kind="stable")[::-1]
+        found = np.empty(len(pairs))
+        for start in range(0, len(pairs), _BATCH):
+            these = by_length[start : start + _BATCH]
+            batch = self.tokenizer(
+                [pairs[i][0] for i in these],
+                [pairs[i][1] for i in these],
+                padding=True,
+                truncation="longest_first",
+                max_length=min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings),
+                return_tensors="pt",
+            ).to(self.model.device)
+            found[these] = self.model(**batch).logits.float().softmax(-1)[:, self.entails].cpu().numpy()
+            self.pairs_asked += len(these)
+            progress(start + len(these), len(pairs))
+        return found

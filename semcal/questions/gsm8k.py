@@ -1,0 +1,29 @@
+"""GSM8K: school problems in words, whose solutions end in a whole number."""
+
+from __future__ import annotations
+
+import re
+
+from semcal.questions.question import Question
+from semcal.questions.rows import Row
+
+_CALCULATOR = re.compile(r"<<.*?>>")
+
+
+def gsm8k(row: Row) -> Question:
+    """The original JSONL and the Hub agree: question, answer (the solution, then "#### number").
+
+    Raises:
+        UserError: another column, or no number.
+    """
+    solution, _, number = row.text("answer").rpartition("####")
+    number = number.strip()
+    if not solution.strip() or not number:
+        raise row.error("column 'answer' is no solution that ends in '#### number'")
+    steps = _CALCULATOR.sub("", solution).strip()
+    return row.question(
+        id=f"gsm8k-{row.number:05d}",
+        text=row.text("question"),
+        answers=tuple(dict.fromkeys((number, number.replace(",", "")))),
+        worked={"cot": f"{steps} The answer is {number}."},
+    )

@@ -1,0 +1,277 @@
+"""Rows of a table, out of a file by its suffix or from the Hub, each with the place it came from.
+
+Knows no dataset: what the columns mean is for the readers beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from semcal.errors import UserError
+from semcal.questions.question import Question
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        values: column -> value, as the file or the Hub has it.
+        where: The place that errors name: file and line, file and row, or Hub id and row.
+        number: Which row it is, from 1.
+    """
+
+    values: dict[str, Any]
+    where: str
+    number: int
+
+    def value(self, *names: str) -> Any:
+        """The value of the first of these columns that there is; versions of a dataset name them differently.
+
+        Raises:
+            UserError: none of them is there.
+        """
+        for name in names:
+            if name in self.values:
+                return self.values[name]
+        wanted = " or ".join(repr(name) for name in names)
+        raise self.error(f"no column {wanted}; it has {', '.join(map(str, self.values)) or 'none'}")
+
+    def text(self, *names: str) -> str:
+        """The same, as text; a whole number is taken as text."""
+        value = self.value(*names)
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise self.error(f"column {self._name(names)!r} is a {type(value).__name__}, text is needed")
+        return str(value)
+
+    def texts(self, *names: str) -> tuple[str, ...]:
+        """The same, as several texts."""
+        value = self.value(*names)
+        if not isinstance(value, list) or not all(
+            isinstance(v, str | int | float) and not isinstance(v, bool) for v in value
+        ):
+            raise self.error(f"column {self._name(names)!r} must be a list of texts")
+        return tuple(str(v) for v in value)
+
+    def question(self, **fields: Any) -> Question:
+        """A Question, with the place of this row in the error if it is no good."""
+        return make_question(self.where, **fields)
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.where}: {message}")
+
+    def _name(self, names: tuple[str, ...]) -> str:
+        return next(name for name in names if name in self.values)
+
+
+def make_question(where: str, **fields: Any) -> Question:
+    """A Question, with the place it came from in the error if it is no good.
+
+    Raises:
+        UserError: no text, no gold answer, or options of which not exactly one is right.
+    """
+    try:
+        question = Question(**fields)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    choices = question.choices
+    if choices:
+        right = [choice for choice in choices if choice in question.answers]
+        if len(set(choices)) < len(choices) or len(choices) > len(ascii_uppercase):
+            raise UserError(
+                f"{where}: question {question.id!r} needs options that differ, {len(ascii_uppercase)} at most"
+            )
+        if len(right) != 1:
+            raise UserError(f"{where}: question {question.id!r} has {len(right)} right options, one is needed")
+    return question
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file; no suffix, or .test, means JSONL.
+
+    Raises:
+        UserError: no such file, a folder, empty, a Git LFS pointer, not UTF-8, or not in the format of its suffix.
+    """
+    _readable(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: no reader for {path.suffix} files; give {', '.join(filter(None, FORMATS))}")
+    rows = FORMATS[path.suffix.lower()](path)
+    if not rows:
+        raise UserError(f"{path} holds no rows; check the dataset's path")
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        UserError: no such file, a folder, empty, a Git LFS pointer, or not UTF-8.
+    """
+    try:
+        return _bytes(path).decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def json_lines(path: Path) -> list[Row]:
+    """The rows of a file with one JSON object a line, whatever its suffix; empty lines are passed over.
+
+    Raises:
+        UserError: as `read_text`; a line that is not JSON or no object.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{where}: not JSON ({error.msg} at column {error.colno}); write one object a line"
+            ) from None
+        rows.append(Row(_object(value, where), where, len(rows) + 1))
+    return rows
+
+
+def _json(path: Path) -> list[Row]:
+    """A list of objects, or an object with one list in it, as TriviaQA's "Data"."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); "
+            "a file with one object a line is to be named .jsonl"
+        ) from None
+    if isinstance(value, dict):
+        lists = [v for v in value.values() if isinstance(v, list)]
+        value = lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        raise UserError(f"{path}: a list of objects is needed, or an object with one list in it")
+    wheres = [f"{path}: entry {number}" for number in range(1, len(value) + 1)]
+    return [Row(_object(v, where), where, i) for i, (v, where) in enumerate(zip(value, wheres, strict=True), start=1)]
+
+
+def _csv(path: Path, delimiter: str = ",") -> list[Row]:
+    # strict: a quote that is never closed must not swallow the rest of the file in silence.
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    try:
+        for number, values in enumerate(reader, start=1):
+            row = Row(values, f"{path}: row {number}", number)
+            if None in values:
+                raise row.error(
+                    f"more cells than the header's {len(values) - 1}; quote a cell that holds {delimiter!r}"
+                )
+            missing = next((column for column, cell in values.items() if cell is None), None)
+            if missing is not None:
+                raise row.error(f"column {missing!r} is missing; the row ends before it")
+            rows.append(row)
+    except csv.Error as error:
+        raise UserError(f"{path}: row {len(rows) + 1}: not CSV ({error}, near line {reader.line_num})") from None
+    return rows
+
+
+def _tsv(path: Path) -> list[Row]:
+    return _csv(path, delimiter="\t")
+
+
+def _parquet(path: Path) -> list[Row]:
+    """Null cells are left out, as if the row had no such column."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_bytes(path)))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not Parquet ({_line(error)})") from None
+    return [
+        Row({name: v for name, v in values.items() if v is not None}, f"{path}: row {number}", number)
+        for number, values in enumerate(table.to_pylist(), start=1)
+    ]
+
+
+FORMATS = {
+    ".jsonl": json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+    ".test": json_lines,
+    "": json_lines,
+}
+
+
+def _readable(path: Path) -> None:
+    if path.is_dir():
+        inside = sorted(f.name for f in path.iterdir() if f.suffix and f.suffix.lower() in FORMATS)
+        raise UserError(f"{path} is a folder; give the file in it ({', '.join(inside[:5]) or 'it has none to read'})")
+    if not path.exists():
+        raise UserError(f"no file {path}; check the dataset's path")
+
+
+def _bytes(path: Path) -> bytes:
+    _readable(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if not content.strip():
+        raise UserError(f"{path} is empty; check the dataset's path")
+    if content.startswith(LFS_POINTER):
+        raise UserError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull` in its repository")
+    return content
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a {type(value).__name__} where an object is needed")
+    return value
+
+
+def _line(error: Exception) -> str:
+    """An error of another library in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
+
+
+# ---- the Hub -------------------------------------------------------------------------------------------------------
+
+
+def hub_rows(hub: str, config: str | None, *, split: str, revision: str | None = None) -> Iterator[Row]:
+    """The rows of a dataset on the Hub, one after the other: some hold millions.
+
+    Args:
+        hub: Repository id, e.g. "openai/gsm8k".
+        split: As `datasets` reads it, so that "train[:1000]" is the first thousand rows.
+        revision: Branch, tag or commit; the newest if it is left out.
+
+    Raises:
+        UserError: `datasets` is not installed, the Hub is not reached, or has no such dataset, split or revision.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{hub} is read from the Hub by a package that is missing: pip install datasets, or give the path of the "
+            "dataset's original file"
+        ) from None
+    try:
+        table: Any = datasets.load_dataset(hub, config, split=split, revision=revision)
+    except Exception as error:  # what a download can raise is open-ended; the line says which it was
+        raise UserError(
+            f"{hub}, split {split}: not read from the Hub ({_line(error)}); go online and check split and revision, or "
+            "give the path of the dataset's original file"
+        ) from None
+    return (Row(dict(values), f"{hub}, {split}: row {i}", i) for i, values in enumerate(table, start=1))

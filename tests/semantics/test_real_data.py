@@ -1,0 +1,81 @@
+"""B on the whole of the real files: what it reads, what it joins, what it keeps apart. Rates are printed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from semcal import ExactMatch
+from semcal.questions import NAMED, build, read_named
+from semcal.questions.prompts import written
+from semcal.semantics import Choice, Numeric
+from tests.conftest import data_folder, needs
+
+FILES = {
+    "gsm8k": "gsm8k/test.jsonl",
+    "math500": "math500/test.jsonl",
+    "openmathinstruct2": "openmathinstruct2_sample/openmathinstruct2.test",
+    "triviaqa": "triviaqa/TriviaQA.csv",
+    "simpleqa": "simpleqa/simple_qa_test_set.csv",
+    "simpleqa-verified": "simpleqa/simpleqa_verified.csv",
+    "truthfulqa": "truthfulqa/TruthfulQA.csv",
+    "truthfulqa-mc": "truthfulqa/TruthfulQA.csv",
+    "nq-open": "nq_open/NQ-open.dev.jsonl",
+    "popqa": "popqa/popqa_1000.jsonl",
+}
+B = {"exact": ExactMatch(), "numeric": Numeric(), "choice": Choice()}
+
+
+def whole(kind):
+    questions = read_named(kind, needs(data_folder() / FILES[kind]))
+    return build(kind, questions, n=None, exemplars=0, seed=0).questions
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("style", ["concise", "sentence", "cot"])
+def test_gold_written_in_a_style_is_in_a_gold_class_of_the_datasets_own_b(kind, style):
+    questions = whole(kind)
+    b = B[NAMED[kind].semantics]
+    found = b.collapse(questions, [[" " + written(q, style)] for q in questions], style)
+    missed = [
+        (q.id, q.answers[0], f.classes[0]) for q, f in zip(questions, found, strict=True) if f.classes[0] not in f.gold
+    ]
+    print(f"{kind} {style}: {1 - len(missed) / len(questions):.2%} of {len(questions)} gold answers read")  # noqa: T201
+    assert len(missed) <= 0.005 * len(questions), missed[:20]
+
+
+def test_aliases_of_one_trivia_question_are_one_class_and_those_of_two_are_not():
+    questions = [q for q in whole("triviaqa") if len(q.answers) > 1]
+    rng = np.random.default_rng(0)
+    b = ExactMatch()
+    together = apart = 0
+    for _ in range(2000):
+        one, other = (questions[i] for i in rng.choice(len(questions), 2, replace=False))
+        a, twin = (one.answers[i] for i in rng.choice(len(one.answers), 2, replace=False))
+        stranger = other.answers[rng.integers(len(other.answers))]
+        (found,) = b.collapse([one], [[a, twin, stranger]], "concise")
+        together += found.classes[0] == found.classes[1]
+        apart += found.classes[0] != found.classes[2]
+    print(f"TriviaQA: {together / 2000:.2%} of pairs of aliases together, {apart / 2000:.2%} of strangers apart")  # noqa: T201
+    assert together >= 0.995 * 2000
+    assert apart >= 0.995 * 2000
+
+
+def test_what_exact_match_of_one_alias_loses_where_the_list_is_not_known():
+    """A user's questions seldom come with aliases: how often two of them are one class by normalisation alone."""
+    from dataclasses import replace
+
+    questions = [q for q in whole("triviaqa") if len(q.answers) > 1]
+    bare = [replace(q, answers=q.answers[:1]) for q in questions]
+    found = ExactMatch().collapse(bare, [q.answers[1:2] for q in questions], "concise")
+    share = np.mean([f.classes[0] in f.gold for f in found])
+    print(f"TriviaQA: {share:.1%} of second aliases are the first one by normalisation alone")  # noqa: T201
+    assert 0 < share < 0.5
+
+
+def test_truthfulqa_knows_what_is_wrong():
+    questions = whole("truthfulqa")
+    found = ExactMatch().collapse(questions, [q.incorrect for q in questions], "concise")
+    wrong = [k in f.gold for f in found for k in f.classes]
+    print(f"TruthfulQA: {np.mean(wrong):.2%} of {len(wrong)} incorrect answers are in a correct class")  # noqa: T201
+    assert np.mean(wrong) < 0.005
