@@ -60,6 +60,12 @@ class EntailmentModel:
         weights = weights_fingerprint(path, getattr(model.config, "_commit_hash", None))
         return cls(model, tokenizer, found[0], f"{path}@{weights[:23]}")
 
+    @property
+    def _longest(self) -> int:
+        """Tokens that fit; RoBERTa counts two positions that it cannot use."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 514
+        return min(self.tokenizer.model_max_length, positions - 2)
+
     @torch.inference_mode()
     def probability(
         self, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] = lambda *_: None
@@ -79,7 +85,7 @@ class EntailmentModel:
                 [pairs[i][1] for i in these],
                 padding=True,
                 truncation="longest_first",
-                max_length=min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings),
+                max_length=self._longest,
                 return_tensors="pt",
             ).to(self.model.device)
             found[these] = self.model(**batch).logits.float().softmax(-1)[:, self.entails].cpu().numpy()

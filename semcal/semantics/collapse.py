@@ -114,7 +114,7 @@ class ExactMatch(Pointwise):
 
     @property
     def name(self) -> str:
-        return "exact/1"
+        return "exact/2"
 
     def of_text(self, question: Question, text: str, style: str) -> str:
         phrase = extract(text, style)

@@ -26,6 +26,7 @@ from semcal.semantics.normalise import normalise
 
 DECIMALS = 6  # numbers that agree so far are one: 1/3 and 0.333333
 _SECONDS = 5  # for one expression; sympy may not come back
+_LONGEST = 300  # characters; what is longer is no answer, and Python would not print its digits
 _NUMBER = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!)\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _WRITTEN = re.compile(
     rf"""^(?P<sign>[-+−]?)\s*(?:\\?[$€£]\s*)?(?P<minus>[-−]?)\s*
@@ -35,6 +36,10 @@ _WRITTEN = re.compile(
     \s*(?P<unit>\\?%|(?:\\?[%$€£°]|\^\\circ|\^\{{\\circ\}}|\\(?:text|mbox|mathrm|textrm)\{{[^{{}}\d]*\}}
       (?:\^\{{?[23]\}}?)?|\\?\s|(?:[^\W\d_]{{2,}}|[^\W\d_]\b(?=\s))[.]?(?:\^\{{?[23]\}}?)?)*)[.,]?$""",
     re.VERBOSE,
+)
+# Powers and factorials that would be computed to the last digit, which no alarm interrupts: 9^9^9, 2^{100000}, 5000!
+_HUGE = re.compile(
+    r"\^\s*(?:\{[^{}]*\^|\([^()]*\^|\w+\s*\^)|\^\s*[{(]?\s*-?\d{4}|\^\s*[{(](?:[^{}()]*\d){5}|\d{4}\)?\s*!|!\s*\)*!"
 )
 _ASSIGNED = re.compile(r"^\\?[A-Za-z]+(?:_\w|_\{\w+\})?\s*=\s*([^=]+)$")  # x = 5
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "arcsin", "arccos", "arctan"}
@@ -88,6 +93,8 @@ class Value:
 @lru_cache(maxsize=2**16)
 def read(phrase: str) -> Value:
     """The value of a phrase; its normalised text where it holds no mathematics."""
+    if len(phrase) > _LONGEST:
+        return _in_words(phrase)
     bare = _bare(phrase)
     number = _plain_number(bare)
     if number is None and (named_value := _ASSIGNED.match(bare)):
@@ -104,7 +111,9 @@ def read(phrase: str) -> Value:
 
 def _in_words(phrase: str) -> Value:
     bare = _bare(phrase)
-    return Value(normalise(bare) or bare or phrase)
+    words = normalise(bare)
+    # Without its marks 2^{10000} would be a number that it is not.
+    return Value(words if re.search(r"[^\W\d]", words) else bare or phrase)
 
 
 def _bare(phrase: str) -> str:
@@ -135,7 +144,7 @@ def _plain_number(text: str) -> Fraction | None:
 
 def _is_prose(text: str) -> bool:
     """Whether a text is words: math-verify would take their letters for variables."""
-    formula = re.sub(r"\\(?:text|mbox|mathrm|textrm|textbf)\{[^{}]*\}", "", text)
+    formula = re.sub(r"\\(?:text|mbox|mathrm|textrm|textbf|begin|end|operatorname)\{[^{}]*\}", "", text)
     return any(word not in _FUNCTIONS for word in re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", formula))
 
 
@@ -155,14 +164,22 @@ def _rounded(value: Fraction) -> str:
 def _expression(text: str) -> Value | None:
     import sympy
     from math_verify import parse
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout
 
+    if _HUGE.search(text.replace("**", "^")):
+        return None
     found = parse(f"${text}$", parsing_timeout=_limit())  # pyright: ignore[reportArgumentType]
     if not found:
         return None
-    first = found[0]
-    if isinstance(first, sympy.Expr) and (key := _evaluated(first)) is not None:
-        return Value(key)
-    return Value(str(first) if not isinstance(first, str) else normalise(text) or text, tuple(found))
+    if isinstance(found[0], sympy.Expr):
+        try:
+            key = timeout(_limit())(_evaluated)(found[0])
+        except TimeoutException:
+            return None
+        if key is not None:
+            return Value(key)
+    return Value(text, tuple(found))
 
 
 def _evaluated(expression: Any) -> str | None:
@@ -172,6 +189,8 @@ def _evaluated(expression: Any) -> str | None:
     try:
         exact = expression.doit()
         if exact.is_Rational:
+            if max(abs(exact.p), exact.q) > 10**_LONGEST:
+                return None
             return _rounded(Fraction(int(exact.p), int(exact.q)))
         letters = sorted(exact.free_symbols, key=str)
         # A letter's value hangs on its name alone, so that equal functions agree and others do not, but by a miracle.

@@ -45,6 +45,8 @@ def classes(answer: str, *texts: str, style: str = "concise", **fields):
         [r"2\sqrt{3}", r"\sqrt{12}", r"\sqrt{3}\cdot 2"],
         [r"\frac{\pi}{4}", r"\pi/4", r"0.25\pi"],
         ["x^2 + 2x + 1", "(x+1)^2", "1 + 2x + x^2"],
+        [r"\begin{pmatrix} 1 \\ 0.5 \end{pmatrix}", r"\begin{pmatrix}1\\ \frac12\end{pmatrix}"],
+        ["[-2, 7]", r"[-2,7]", r"\left[-2, 7\right]"],
     ],
 )
 def test_one_value_is_one_class_however_it_is_written(same):
@@ -72,6 +74,15 @@ def test_other_values_are_other_classes(gold, other):
     found = classes(gold, gold, other)
     assert found.classes[0] != found.classes[1]
     assert found.classes[1] not in found.gold
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9^{9^{9}}", "9^9^9", "2^{100000}", "10**100000", "5000!", "7!!!", "9" * 5000, "1/" + "9" * 5000, r"\frac{1}{0}"],
+)
+def test_what_would_take_forever_to_compute_is_a_class_of_its_own(text):
+    found = classes("999", text, "2100000", "10100000", "5000", "7")
+    assert found.classes[0] not in (*found.classes[1:], *found.gold, UNPARSED)
 
 
 def test_words_are_a_class_by_themselves_and_nothing_is_unparsed():
