@@ -95,10 +95,10 @@ class Server:
             self.requests += 1
         try:
             response = self.client.request(method, path, json=body)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise UserError(f"{self.url} is no address; write e.g. http://localhost:8000/v1") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise Hiccup(f"{type(error).__name__} {error}".strip()) from error
-        except httpx.InvalidURL as error:
-            raise UserError(f"{self.url} is no address; write e.g. http://localhost:8000/v1") from error
         if response.status_code in _AGAIN and not any_status:
             raise Hiccup(_complaint(response), _seconds(response.headers.get("Retry-After")))
         if response.status_code >= 400 and not any_status:

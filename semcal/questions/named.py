@@ -40,7 +40,7 @@ class Named:
 NAMED: dict[str, Named] = {
     "gsm8k": Named(gsm8k, ("openai/gsm8k", "main", "test"), "numeric"),
     "math500": Named(math500, ("HuggingFaceH4/MATH-500", None, "test"), "numeric"),
-    "openmathinstruct2": Named(openmathinstruct2, ("nvidia/OpenMathInstruct-2", None, "train"), "numeric"),
+    "openmathinstruct2": Named(openmathinstruct2, ("nvidia/OpenMathInstruct-2", None, "train_1M"), "numeric"),
     "triviaqa": Named(triviaqa, ("mandarjoshi/trivia_qa", "rc.nocontext", "validation"), "exact"),
     "simpleqa": Named(simpleqa, ("basicv8vc/SimpleQA", None, "test"), "exact"),
     "simpleqa-verified": Named(simpleqa, ("google/simpleqa-verified", None, "eval"), "exact"),

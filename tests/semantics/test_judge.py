@@ -141,6 +141,12 @@ def test_a_judge_that_is_down_is_one_line(tmp_path):
         judge("http://127.0.0.1:9/v1", tmp_path, tries=1).cluster([Q], [["a"]])
 
 
+def test_an_address_that_is_none_is_not_tried_again(tmp_path):
+    one = judge("wise.example", tmp_path)
+    with pytest.raises(UserError, match="is no address"):
+        one.cluster([Q], [["a"]])
+
+
 def test_decisions_that_cannot_be_kept_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     decisions = Decisions(tmp_path / "file" / "judge.jsonl")
