@@ -1,4 +1,4 @@
-"""Plain measures of (confidence, correctness) pairs: gap, binned ECE, Brier score, AUROC.
+"""Plain measures of (confidence, correctness) pairs: gap, Brier score, log loss, AUROC. Binned ones are in `binned.py`.
 
 Every measure maps `[..., n]` to `[...]`, takes `weight` (multiplicities, for the bootstrap) and raises ValueError for
 unequal lengths, n = 0, NaN and values outside [0, 1]. `correct` may be a fraction, which is then the probability that a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import xlog1py, xlogy
 
 from semcal.calibration.checks import FloatArray, checked_pairs, checked_weight, in_unit_interval
 
@@ -26,58 +27,29 @@ def signed_gap(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike |
     return ((pairs.confidence - pairs.correct) * pairs.weight).sum(axis=-1) / pairs.weight.sum(axis=-1)
 
 
-def ece_edges(bins: int = 15, m: int | None = None) -> FloatArray:
-    """Inner edges of `bins` equal-width bins on [0, 1], `[bins - 1]` or fewer, kept off the grid of shares k/m.
-
-    A confidence that is a share of m samples is a multiple of 1/m, and an edge that is one as well (or is one up to
-    rounding) sends a whole atom of questions to one side by a convention on open and closed ends. Given m, each edge
-    moves, by at most 1/(2m), to the nearest midpoint (i + 1/2)/m between two shares. (Shifting all edges by the same
-    1/(2m) would not do: 4 bins at m = 50 would then have an edge at 13/50.) With more bins than shares, edges
-    coincide and are merged.
-    """
-    if bins < 1 or (m is not None and m < 1):
-        raise ValueError(f"bins and m must be positive, got bins={bins}, m={m}")
-    edge = np.arange(1, bins)
-    return edge / bins if m is None else np.unique((edge * m // bins + 0.5) / m)
-
-
-def ece(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int = 15,
-    *,
-    m: int | None = None,
-    weight: ArrayLike | None = None,
-) -> FloatArray:
-    """Expected calibration error over equal-width bins, `[...]` in [0, 1].
-
-    ECE = sum over bins b of (n_b / n) |mean confidence in b - mean accuracy in b| (Naeini et al. 2015; Guo et al. 2017,
-    arXiv 1706.04599). It jumps as confidences cross edges; kept for comparison with older work, after `smece`.
-
-    Args:
-        confidence: `[..., n]` in [0, 1].
-        correct: `[..., n]` in [0, 1].
-        bins: number of bins.
-        m: samples per question when confidences are shares of m samples; puts the edges off their grid (`ece_edges`).
-        weight: `[..., n]` multiplicities of the questions.
-    """
-    pairs = checked_pairs(confidence, correct, weight)
-    edges = ece_edges(bins, m)
-    leading, n = pairs.confidence.shape[:-1], pairs.confidence.shape[-1]
-    confidence, correct, weights = (array.reshape(-1, n) for array in pairs)
-    width = len(edges) + 1
-    # side="left" closes bins on the right, as Guo et al. do; it matters only without m.
-    slot = np.searchsorted(edges, confidence, side="left") + np.arange(len(confidence))[:, None] * width
-    residual = (weights * (confidence - correct)).ravel()
-    per_bin = np.bincount(slot.ravel(), residual, minlength=len(confidence) * width).reshape(*leading, width)
-    return np.abs(per_bin).sum(axis=-1) / pairs.weight.sum(axis=-1)
-
-
 def brier(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> FloatArray:
     """Brier score, `[...]` in [0, 1]: mean of (confidence - outcome)^2, the outcome being 1 with chance `correct`."""
     pairs = checked_pairs(confidence, correct, weight)
     expected = pairs.correct * (pairs.confidence - 1) ** 2 + (1 - pairs.correct) * pairs.confidence**2
     return (expected * pairs.weight).sum(axis=-1) / pairs.weight.sum(axis=-1)
+
+
+def log_loss(
+    confidence: ArrayLike, correct: ArrayLike, *, m: int | None = None, weight: ArrayLike | None = None
+) -> FloatArray:
+    """Mean of -log of the probability given to what happened, in nats, `[...]`; chance gives log 2 = 0.693.
+
+    Args:
+        confidence: `[..., n]` in [0, 1].
+        correct: `[..., n]` in [0, 1].
+        m: where confidences are shares k/m of samples, they are taken as (k + 1/2)/(m + 1) (Krichevsky & Trofimov
+            1981): what no sample said is not impossible. Without m a sure and wrong answer has an infinite loss.
+        weight: `[..., n]` multiplicities of the questions.
+    """
+    pairs = checked_pairs(confidence, correct, weight)
+    p = pairs.confidence if m is None else (pairs.confidence * m + 0.5) / (m + 1)
+    loss = -(xlogy(pairs.correct, p) + xlog1py(1 - pairs.correct, -p))
+    return (loss * pairs.weight).sum(axis=-1) / pairs.weight.sum(axis=-1)
 
 
 def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> FloatArray:

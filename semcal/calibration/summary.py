@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from semcal.calibration.binned import brier_parts, debiased_ece, ece, mce
 from semcal.calibration.bootstrap import Interval
 from semcal.calibration.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.checks import FloatArray
@@ -21,8 +22,9 @@ from semcal.calibration.confidence import (
     split_half,
 )
 from semcal.calibration.kernel import Convention
-from semcal.calibration.measures import auroc, brier, ece, signed_gap, weighted_mean
+from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.null import Null, exact_null, simulated_null
+from semcal.calibration.selective import aurc
 from semcal.calibration.smece import smece_batch
 from semcal.seeds import keyed_generator
 
@@ -47,6 +49,12 @@ class Calibration:
         split_half_confidence: mean confidence with mode and share taken on different halves of the samples.
         split_half_gap: split_half_confidence - accuracy of the half's mode; free of that bias.
         ece: 15 equal-width bins with edges off the grid of shares k/M.
+        ece_mass: 15 bins of equal numbers of questions.
+        debiased_ece: root mean square gap over those, less what chance explains.
+        mce: the largest gap of the equal-width bins.
+        log_loss: in nats, shares k/M taken as (k + 1/2)/(M + 1); of exact masses as they are.
+        brier_reliability, brier_resolution: two of the parts of the Brier score; the third is accuracy (1 - accuracy).
+        aurc: area under the risk-coverage curve; lower is better.
         brier: expected Brier score.
         auroc: how well confidence tells right from wrong; NaN where all are right or all wrong.
         tie_rate: share of questions whose first place is shared.
@@ -77,6 +85,13 @@ class Calibration:
     split_half_confidence: float
     split_half_gap: float
     ece: float
+    ece_mass: float
+    debiased_ece: float
+    mce: float
+    log_loss: float
+    brier_reliability: float
+    brier_resolution: float
+    aurc: float
     brier: float
     brier_low: float
     brier_high: float
@@ -231,6 +246,7 @@ def _measured(
     gap = interval(signed_gap, found.plug_in, found.correct, lowest=-1.0)
     score = interval(brier, found.plug_in, found.correct)
     ranking = interval(auroc, found.plug_in, found.correct)
+    parts = brier_parts(found.plug_in, found.correct)
 
     return Calibration(
         n=len(found.plug_in),
@@ -256,6 +272,13 @@ def _measured(
         split_half_confidence=float(halves.confidence.mean()) if halves else float("nan"),
         split_half_gap=halves.gap if halves else float("nan"),
         ece=float(ece(found.plug_in, found.correct, m=m)),
+        ece_mass=float(ece(found.plug_in, found.correct, scheme="mass")),
+        debiased_ece=float(debiased_ece(found.plug_in, found.correct)),
+        mce=float(mce(found.plug_in, found.correct, m=m)),
+        log_loss=float(log_loss(found.plug_in, found.correct, m=m)),
+        brier_reliability=float(parts.reliability),
+        brier_resolution=float(parts.resolution),
+        aurc=float(aurc(found.plug_in, found.correct)),
         brier=score.estimate,
         brier_low=score.low,
         brier_high=score.high,
