@@ -10,7 +10,8 @@ _ABBREVIATED = "Dr Prof Mr Mrs Ms St Sts Mt Ft Jr Sr Lt Col Gen Capt Sgt Rev Rep
 # A full stop ends a sentence unless an initial or a title stands before it: J. R. R. Tolkien, St. Louis.
 _TITLES = "".join(rf"(?<!\b{title})" for title in _ABBREVIATED.split())
 _ANSWER_IS = re.compile(rf"\b[Aa]nswer is:?\s+(.+?)(?:\n|$|(?<!\b[A-Z]){_TITLES}[.!?]\s)")
-_MARKED = re.compile(r"^\s*(?:####|(?:Final )?Answer:|A:)[ \t]*(\S.*)$", re.MULTILINE)  # GSM8K writes ####
+# GSM8K writes ####, chat models **Answer:**.
+_MARKED = re.compile(r"^\W*?(?:####|(?:final )?answer\**:\**|A:)[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 _COPULA = re.compile(r"\b(?:is|was|are|were)\b", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
@@ -62,7 +63,7 @@ def _last_answer(text: str) -> tuple[int, str] | None:
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
-    for box in reversed(list(_BOX.finditer(text))):
+    for box in reversed(list(_BOX.finditer(text))[-5:]):  # of a text that repeats itself, the last few
         depth = 1
         for at in range(box.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)

@@ -27,20 +27,21 @@ from semcal.semantics.normalise import normalise
 DECIMALS = 6  # numbers that agree so far are one: 1/3 and 0.333333
 _SECONDS = 5  # for one expression; sympy may not come back
 _LONGEST = 300  # characters; what is longer is no answer, and Python would not print its digits
-_NUMBER = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!)\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+_NUMBER = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!|[ \u00a0\u202f])\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _WRITTEN = re.compile(
     rf"""^(?P<sign>[-+−]?)\s*(?:\\?[$€£]\s*)?(?P<minus>[-−]?)\s*
     (?: \\[dt]?frac\s*(?:\{{(?P<over>{_NUMBER})\}}|(?P<over1>\d))\s*(?:\{{(?P<under>{_NUMBER})\}}|(?P<under1>\d))
       | (?:(?P<whole>\d+)\s+)?(?P<up>{_NUMBER})\s*/\s*(?P<down>{_NUMBER})
       | (?P<plain>{_NUMBER}) )
     \s*(?P<unit>\\?%|(?:\\?[%$€£°]|\^\\circ|\^\{{\\circ\}}|\\(?:text|mbox|mathrm|textrm)\{{[^{{}}\d]*\}}
-      (?:\^\{{?[23]\}}?)?|\\?\s|(?:[^\W\d_]{{2,}}|[^\W\d_]\b(?=\s))[.]?(?:\^\{{?[23]\}}?)?)*)[.,]?$""",
+      (?:\^\{{?[23]\}}?)?|\\?\s|(?:[^\W\d_]{{2,}}+|[^\W\d_]\b(?=\s))(?:/[^\W\d_]++)?[.]?(?:\^\{{?[23]\}}?)?)*+)[.,]?$""",
     re.VERBOSE,
 )
 # Powers and factorials that would be computed to the last digit, which no alarm interrupts: 9^9^9, 2^{100000}, 5000!
 _HUGE = re.compile(
     r"\^\s*(?:\{[^{}]*\^|\([^()]*\^|\w+\s*\^)|\^\s*[{(]?\s*-?\d{4}|\^\s*[{(](?:[^{}()]*\d){5}|\d{4}\)?\s*!|!\s*\)*!"
 )
+_CLAIM = re.compile(r"^(.+?),? (?:since|because|as|so|which)\b")  # 18, since 9*2 = 18
 _ASSIGNED = re.compile(r"^\\?[A-Za-z]+(?:_\w|_\{\w+\})?\s*=\s*([^=]+)$")  # x = 5
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "arcsin", "arccos", "arctan"}
 _WRAPPED = re.compile(
@@ -99,6 +100,8 @@ def read(phrase: str) -> Value:
     number = _plain_number(bare)
     if number is None and (named_value := _ASSIGNED.match(bare)):
         number = _plain_number(_bare(named_value[1]))
+    if number is None and (claim := _CLAIM.match(bare)):
+        number = _plain_number(claim[1])
     if number is None and _is_prose(bare):
         named = {_fraction(n) for n in re.findall(_NUMBER, bare)}
         number = named.pop() if len(named) == 1 else None  # "she makes $18 a day"; of two numbers none is the answer

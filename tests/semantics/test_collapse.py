@@ -57,6 +57,8 @@ def test_normalisation_vanishes_only_with_blank_text(text):
         ("cot", "The answer is 4. Wait: \\boxed{5}", "5"),
         ("cot", "We get \\boxed{5}, so the answer is $\\boxed{6}$.", "6"),
         ("cot", "Answer: 12\n", "12"),
+        ("cot", "So.\n**Final Answer:** 12", "12"),
+        ("cot", "ANSWER: 12", "12"),
         ("cot", "an open \\boxed{5", None),
     ],
 )

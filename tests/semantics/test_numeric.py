@@ -28,6 +28,8 @@ def classes(answer: str, *texts: str, style: str = "concise", **fields):
     [
         ["1/2", "0.5", ".5", r"\frac12", r"\frac{1}{2}", r"$\dfrac{1}{2}$", "0.50", r"\boxed{0.5}", "2/4"],
         ["1234", "1,234", "1{,}234", r"1,\!234", "$1,234.00", "1,234 dollars", "1234."],
+        ["1000", "1 000", "1\u202f000", "1,000"],
+        ["60", "60 km/h", "60 miles/hour", "60, since 120/2 = 60", "60 because it is half"],
         ["50", "50%", r"50\%", "50 percent"],
         ["-3/4", r"-\frac{3}{4}", "-0.75", "−0.75"],
         ["2 1/2", "2.5", r"\frac52"],
@@ -78,7 +80,19 @@ def test_other_values_are_other_classes(gold, other):
 
 @pytest.mark.parametrize(
     "text",
-    ["9^{9^{9}}", "9^9^9", "2^{100000}", "10**100000", "5000!", "7!!!", "9" * 5000, "1/" + "9" * 5000, r"\frac{1}{0}"],
+    [
+        "18 " + "a" * 200 + "!",
+        "18 " + "ab " * 90 + "!",
+        "9^{9^{9}}",
+        "9^9^9",
+        "2^{100000}",
+        "10**100000",
+        "5000!",
+        "7!!!",
+        "9" * 5000,
+        "1/" + "9" * 5000,
+        r"\frac{1}{0}",
+    ],
 )
 def test_what_would_take_forever_to_compute_is_a_class_of_its_own(text):
     found = classes("999", text, "2100000", "10100000", "5000", "7")
