@@ -13,6 +13,7 @@ from semcal.calibration.null import Band, Null, exact_null, null_band, simulated
 from semcal.calibration.selective import RiskCoverage, aurc, risk_coverage
 from semcal.calibration.smece import ReliabilityCurve, SmoothECE, smece, smece_batch, smooth_curve
 from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
+from semcal.calibration.thinning import thin
 
 __all__ = [
     "Band",
@@ -53,5 +54,6 @@ __all__ = [
     "smece_batch",
     "smooth_curve",
     "split_half",
+    "thin",
     "weighted_mean",
 ]

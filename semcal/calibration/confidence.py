@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from semcal.calibration.checks import FloatArray, IntArray
+from semcal.calibration.thinning import thin
 
 
 @dataclass(frozen=True)
@@ -162,16 +163,8 @@ def split_half(
     gold = _answerable(counts, gold, unparsed)
     if m < 2 or repeats < 1:
         raise ValueError(f"split_half needs at least 2 samples and 1 repeat, got m={m}, repeats={repeats}")
-    n, classes = counts.shape
-    half = np.zeros((repeats, n, classes), dtype=np.int64)
-    # One class after another: how many of the samples still to choose fall in this class rather than in a later one.
-    left = np.full((repeats, n), m // 2)
-    later = m - np.cumsum(counts, axis=1)
-    for k in range(classes):
-        half[..., k] = rng.hypergeometric(counts[:, k], later[:, k], left)
-        left = left - half[..., k]
-
-    first = half == half.max(axis=-1, keepdims=True)  # [repeats, n, K]
+    half = thin(counts, m // 2, rng=rng, repeats=repeats)  # [repeats, n, K]
+    first = half == half.max(axis=-1, keepdims=True)
     held_out = (counts - half) / (m - m // 2)
     confidence = (held_out * first).sum(axis=-1) / first.sum(axis=-1)
     correct = share_within(first, gold)
