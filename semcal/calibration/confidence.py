@@ -68,6 +68,17 @@ def checked_counts(counts: ArrayLike) -> tuple[IntArray, int]:
     return whole, m
 
 
+def checked_masses(masses: ArrayLike) -> FloatArray:
+    """Masses `[n, K]` as float64; ValueError where one is below 0 or a row sums to more than 1."""
+    array = np.asarray(masses, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"masses must be [questions, classes] and not empty, got shape {array.shape}")
+    refused = ~(array >= 0).all(axis=1) | (array.sum(axis=1) > 1 + 1e-6)
+    if refused.any():
+        raise ValueError(f"row {int(np.argmax(refused))} of masses is negative somewhere or sums to more than 1")
+    return array
+
+
 def checked_index(name: str, index: ArrayLike | None, counts: IntArray | FloatArray) -> IntArray:
     """Class indices `[n]` in [-1, K), -1 (None: all) meaning "no such class in this row"; ValueError otherwise."""
     n, classes = counts.shape
@@ -123,12 +134,7 @@ def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLik
     Raises:
         ValueError: wrong shapes, a mass below 0, a row above 1.
     """
-    array = np.asarray(masses, dtype=np.float64)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"masses must be [questions, classes] and not empty, got shape {array.shape}")
-    refused = ~(array >= 0).all(axis=1) | (array.sum(axis=1) > 1 + 1e-6)
-    if refused.any():
-        raise ValueError(f"row {int(np.argmax(refused))} of masses is negative somewhere or sums to more than 1")
+    array = checked_masses(masses)
     answerable = _answerable(array, gold, unparsed)
     top = array.max(axis=1)
     first = (array == top[:, None]) & (top > 0)[:, None]
