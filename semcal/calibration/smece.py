@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, checked_pairs
-from semcal.calibration.kernel import CELLS, Convention, smoothed, to_spectrum
+from semcal.calibration.checks import FloatArray, IntArray, checked_pairs
+from semcal.calibration.kernel import CELLS, Convention, smoothed, smoothed_sum, to_spectrum
 
 SMALLEST_BANDWIDTH = 0.001
 BISECTION_STEPS = 10
@@ -91,18 +91,19 @@ def smece_batch(
         ValueError: as `smece`, and for weights that are negative or sum to zero.
     """
     pairs = checked_pairs(confidence, correct, weight)
+    if pairs.confidence.ndim > 2:
+        raise ValueError(f"smece_batch takes [R, n], got shape {pairs.confidence.shape}")
+    alike = np.ndim(confidence) == 1  # as in a bootstrap, whose rows differ in weight alone
     confidence, correct, weight = (np.atleast_2d(array) for array in pairs)
-    if confidence.ndim != 2:
-        raise ValueError(f"smece_batch takes [R, n], got shape {confidence.shape}")
     rows, n = confidence.shape
     step = max(1, BATCH_ELEMENTS // max(n, CELLS + 1))
     batches = [slice(start, start + step) for start in range(0, rows, step)]
-    parts = [_fixed_point(confidence[b], correct[b], weight[b], convention) for b in batches]
+    parts = [_fixed_point(confidence[:1] if alike else confidence[b], correct[b], weight[b], convention) for b in batches]
     return SmoothECE(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray, convention: Convention) -> SmoothECE:
-    """Bisection for sigma = smECE_sigma, every row at once; the arrays are [R, n]."""
+    """Bisection for sigma = smECE_sigma, every row at once: `[R, n]`, the confidence also `[1, n]`."""
     residual = to_spectrum(confidence, weight * (confidence - correct), convention)  # [R, CELLS + 1]
     density = to_spectrum(confidence, weight, convention)
 
@@ -110,14 +111,13 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
         # Bisection visits few distinct bandwidths (multiples of 2^-10), so rows that share one are smoothed together.
         error = np.empty(len(bandwidths))
         for bandwidth in np.unique(bandwidths):
-            at = bandwidths == bandwidth
-            numerator = np.abs(_mesh(smoothed(residual[at], bandwidth, convention), bandwidth, convention))
-            denominator = _mesh(smoothed(density[at], bandwidth, convention), bandwidth, convention)
-            error[at] = _integral(numerator, convention) / _integral(denominator, convention)
+            at, mesh = bandwidths == bandwidth, _mesh(bandwidth, convention)
+            departure = np.abs(mesh.values(smoothed(residual[at], bandwidth, convention))) @ mesh.weight
+            error[at] = departure / smoothed_sum(density[at], bandwidth, convention, mesh.grid_weight)
         return np.minimum(error, 1.0)  # it is at most 1; the transform's rounding can say 1 + 2e-16
 
     # The upper end of the bracket is the result, as in the reference: smECE_sigma <= sigma holds there.
-    low, high = np.zeros(len(confidence)), np.ones(len(confidence))
+    low, high = np.zeros(len(weight)), np.ones(len(weight))
     value = error_at(high)
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
@@ -129,20 +129,35 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
     return SmoothECE(value, high)
 
 
-def _mesh(values: FloatArray, bandwidth: float, convention: Convention) -> FloatArray:
-    """Values on the integration points: the grid itself, or for "relplot" its mesh of 200 or 10/sigma points."""
+class _Mesh(NamedTuple):
+    """Integration points, each between two neighbours of the grid."""
+
+    cell: IntArray  # [points] the lower neighbour
+    upper: FloatArray  # [points] share of the upper one, in [0, 1]
+    weight: FloatArray  # [points] of each point in the integral, up to a factor
+
+    def values(self, grid: FloatArray) -> FloatArray:
+        """Linear interpolation of `[R, CELLS + 1]` at the points: `[R, points]`."""
+        if len(self.cell) == CELLS + 1:
+            return grid
+        return grid[:, self.cell] * (1 - self.upper) + grid[:, self.cell + 1] * self.upper
+
+    @property
+    def grid_weight(self) -> FloatArray:
+        """`[CELLS + 1]` the same integral as weights of the grid points."""
+        lower = np.bincount(self.cell, self.weight * (1 - self.upper), CELLS + 1)
+        return lower + np.bincount(self.cell + 1, self.weight * self.upper, CELLS + 1)
+
+
+def _mesh(bandwidth: float, convention: Convention) -> _Mesh:
+    """The grid itself under the trapezoid rule; for "relplot" its 200 or 10/sigma points and the plain mean."""
     points = CELLS + 1 if convention == "exact" else int(np.clip(round(10 / bandwidth), 200, CELLS + 1))
-    if points == CELLS + 1:
-        return values
     at = np.linspace(0, CELLS, points)
     cell = np.minimum(at.astype(np.int64), CELLS - 1)
-    return values[:, cell] * (1 - (at - cell)) + values[:, cell + 1] * (at - cell)
-
-
-def _integral(values: FloatArray, convention: Convention) -> FloatArray:
-    """Trapezoid rule, or for "relplot" the plain mean, which counts the two end points in full."""
-    ends = 0.0 if convention == "relplot" else (values[:, 0] + values[:, -1]) / 2
-    return (values.sum(axis=-1) - ends) / values.shape[-1]
+    weight = np.ones(points)
+    if convention == "exact":
+        weight[[0, -1]] = 0.5
+    return _Mesh(cell, at - cell, weight)
 
 
 def smooth_curve(
