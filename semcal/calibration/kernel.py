@@ -1,12 +1,13 @@
 """The reflected Gaussian kernel on [0, 1], applied to many weighted point sets at once on one grid.
 
 Knows nothing of calibration. Values are put on the grid once; a symmetric kernel that is reflected at both ends is
-diagonal under the type-I cosine transform, so that each further bandwidth costs one inverse transform.
+diagonal under the type-I cosine transform, so that each further bandwidth costs one inverse transform at most.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import fft, sparse
@@ -63,20 +64,6 @@ def smoothed(spectrum: FloatArray, bandwidth: float, convention: Convention) -> 
     return np.asarray(fft.idct(spectrum * transfer(bandwidth, convention), type=1, overwrite_x=True))
 
 
-def smoothed_sum(
-    spectrum: FloatArray, bandwidth: float, convention: Convention, grid_weight: FloatArray
-) -> FloatArray:
-    """`smoothed(spectrum, ...) @ grid_weight`, `[R]`, without the transform of every row.
-
-    The sum is linear in the spectrum, so one transform, of the `grid_weight [CELLS + 1]`, serves all rows.
-    """
-    ends_twice = grid_weight.copy()
-    ends_twice[[0, -1]] *= 2  # type I takes its first and last entry once and all others twice, on either side
-    each = np.asarray(fft.dct(ends_twice, type=1)) / (2 * CELLS)
-    each[[0, -1]] /= 2
-    return spectrum @ (each * transfer(bandwidth, convention))
-
-
 def transfer(bandwidth: float, convention: Convention) -> FloatArray:
     """What smoothing multiplies each cosine coefficient by, `[CELLS + 1]`; times CELLS, for it makes a density of mass.
 
@@ -89,3 +76,59 @@ def transfer(bandwidth: float, convention: Convention) -> FloatArray:
     kernel = np.where(distance <= 0.5, np.exp(-0.5 * (distance / bandwidth) ** 2), 0.0)
     found = np.asarray(fft.dct(kernel, type=1))
     return found * (CELLS / found[0])
+
+
+class Smoothing(NamedTuple):
+    """The kernel of one bandwidth, and the points at which what it smooths is integrated.
+
+    Attributes:
+        factor: `[kept]` of the cosine coefficients; those beyond `kept` are smoothed away.
+        cell: `[points]` the grid point below each point of integration.
+        upper: `[points]` share of the grid point above it, in [0, 1].
+        weight: `[points]` of each point in the integral, up to a common factor.
+    """
+
+    factor: FloatArray
+    cell: IntArray
+    upper: FloatArray
+    weight: FloatArray
+
+    def at_points(self, spectrum: FloatArray) -> FloatArray:
+        """The smoothed density, `[R, points]`, of `[R, kept]`."""
+        if len(self.factor) > 4 * len(spectrum):  # few rows: one transform each; many: one product with smoothed waves
+            return self._between(np.asarray(fft.idct(spectrum * self.factor, type=1, n=CELLS + 1)))
+        return spectrum @ self._between(_waves()[: len(self.factor)] * self.factor[:, None])
+
+    def integral(self, spectrum: FloatArray) -> FloatArray:
+        """`at_points(spectrum) @ weight`, `[R]`: as it is linear in the spectrum, one transform serves all rows."""
+        grid_weight = np.bincount(self.cell, self.weight * (1 - self.upper), CELLS + 1)
+        grid_weight += np.bincount(self.cell + 1, self.weight * self.upper, CELLS + 1)
+        grid_weight[[0, -1]] *= 2  # type I takes its first and last entry once and all others twice, on either side
+        each = np.asarray(fft.dct(grid_weight, type=1)) / (2 * CELLS)
+        each[[0, -1]] /= 2
+        return spectrum @ (each[: len(self.factor)] * self.factor)
+
+    def _between(self, grid: FloatArray) -> FloatArray:
+        """Linear interpolation of `[..., CELLS + 1]` at the points."""
+        if len(self.cell) == CELLS + 1:
+            return grid
+        return grid[:, self.cell] * (1 - self.upper) + grid[:, self.cell + 1] * self.upper
+
+
+def smoothing(bandwidth: float, convention: Convention) -> Smoothing:
+    """The points are the grid under the trapezoid rule; for "relplot" its 200 or 10/sigma points and the plain mean."""
+    factor = transfer(bandwidth, convention)
+    kept = 1 + int(np.flatnonzero(np.abs(factor) > 1e-14 * CELLS)[-1])
+    points = CELLS + 1 if convention == "exact" else int(np.clip(round(10 / bandwidth), 200, CELLS + 1))
+    at = np.linspace(0, CELLS, points)
+    cell = np.minimum(at.astype(np.int64), CELLS - 1)
+    weight = np.ones(points)
+    if convention == "exact":
+        weight[[0, -1]] = 0.5
+    return Smoothing(factor[:kept], cell, at - cell, weight)
+
+
+@cache
+def _waves() -> FloatArray:
+    """`[CELLS + 1, CELLS + 1]` what each cosine coefficient puts on the grid."""
+    return np.asarray(fft.idct(np.eye(CELLS + 1), type=1))

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, IntArray, checked_pairs
-from semcal.calibration.kernel import CELLS, Convention, smoothed, smoothed_sum, to_spectrum
+from semcal.calibration.checks import FloatArray, checked_pairs
+from semcal.calibration.kernel import CELLS, Convention, smoothed, smoothing, to_spectrum
 
 SMALLEST_BANDWIDTH = 0.001
 BISECTION_STEPS = 10
@@ -34,12 +34,16 @@ class ReliabilityCurve:
         grid: `[G]` confidences at which the curve is evaluated.
         accuracy: `[..., G]` estimate of E[correct | confidence]; NaN where no confidence is near.
         density: `[..., G]` density of the confidences; its integral over [0, 1] is 1.
+        residual: `[..., G]` mean_i K(t, confidence_i) (confidence_i - correct_i): above 0 where the model is
+            overconfident, below 0 where it is underconfident, 0 far from every confidence. Its integral over [0, 1] is
+            the signed gap, and that of its absolute value is smECE at this bandwidth (convention "exact").
         bandwidth: standard deviation of the kernel, in units of confidence.
     """
 
     grid: FloatArray
     accuracy: FloatArray
     density: FloatArray
+    residual: FloatArray
     bandwidth: float
 
 
@@ -111,9 +115,10 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
         # Bisection visits few distinct bandwidths (multiples of 2^-10), so rows that share one are smoothed together.
         error = np.empty(len(bandwidths))
         for bandwidth in np.unique(bandwidths):
-            at, mesh = bandwidths == bandwidth, _mesh(bandwidth, convention)
-            departure = np.abs(mesh.values(smoothed(residual[at], bandwidth, convention))) @ mesh.weight
-            error[at] = departure / smoothed_sum(density[at], bandwidth, convention, mesh.grid_weight)
+            at, kernel = np.flatnonzero(bandwidths == bandwidth), smoothing(bandwidth, convention)
+            kept = len(kernel.factor)
+            departure = np.abs(kernel.at_points(residual[at, :kept])) @ kernel.weight
+            error[at] = departure / kernel.integral(density[at, :kept])
         return np.minimum(error, 1.0)  # it is at most 1; the transform's rounding can say 1 + 2e-16
 
     # The upper end of the bracket is the result, as in the reference: smECE_sigma <= sigma holds there.
@@ -129,37 +134,6 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
     return SmoothECE(value, high)
 
 
-class _Mesh(NamedTuple):
-    """Integration points, each between two neighbours of the grid."""
-
-    cell: IntArray  # [points] the lower neighbour
-    upper: FloatArray  # [points] share of the upper one, in [0, 1]
-    weight: FloatArray  # [points] of each point in the integral, up to a factor
-
-    def values(self, grid: FloatArray) -> FloatArray:
-        """Linear interpolation of `[R, CELLS + 1]` at the points: `[R, points]`."""
-        if len(self.cell) == CELLS + 1:
-            return grid
-        return grid[:, self.cell] * (1 - self.upper) + grid[:, self.cell + 1] * self.upper
-
-    @property
-    def grid_weight(self) -> FloatArray:
-        """`[CELLS + 1]` the same integral as weights of the grid points."""
-        lower = np.bincount(self.cell, self.weight * (1 - self.upper), CELLS + 1)
-        return lower + np.bincount(self.cell + 1, self.weight * self.upper, CELLS + 1)
-
-
-def _mesh(bandwidth: float, convention: Convention) -> _Mesh:
-    """The grid itself under the trapezoid rule; for "relplot" its 200 or 10/sigma points and the plain mean."""
-    points = CELLS + 1 if convention == "exact" else int(np.clip(round(10 / bandwidth), 200, CELLS + 1))
-    at = np.linspace(0, CELLS, points)
-    cell = np.minimum(at.astype(np.int64), CELLS - 1)
-    weight = np.ones(points)
-    if convention == "exact":
-        weight[[0, -1]] = 0.5
-    return _Mesh(cell, at - cell, weight)
-
-
 def smooth_curve(
     confidence: ArrayLike,
     correct: ArrayLike,
@@ -170,8 +144,8 @@ def smooth_curve(
 ) -> ReliabilityCurve:
     """Nadaraya-Watson estimate of accuracy given confidence, with the reflected Gaussian kernel of `smece`.
 
-    accuracy(t) = sum_i K(t, confidence_i) correct_i / sum_i K(t, confidence_i); the kernel is the exact one, since
-    half weights at 0 and 1 would bend the curve there.
+    accuracy(t) = sum_i K(t, confidence_i) correct_i / sum_i K(t, confidence_i), and the signed residual under the
+    integral of smECE; the kernel is the exact one, since half weights at 0 and 1 would bend the curve there.
 
     Args:
         confidence: `[..., n]` in [0, 1].
@@ -187,7 +161,7 @@ def smooth_curve(
     leading, n = pairs.confidence.shape[:-1], pairs.confidence.shape[-1]
     confidence, correct, weights = (array.reshape(-1, n) for array in pairs)
     points = np.linspace(0, 1, 201) if grid is None else np.asarray(grid, dtype=np.float64)
-    if points.ndim != 1 or not ((points >= 0) & (points <= 1)).all():
+    if points.ndim != 1 or points.size == 0 or not ((points >= 0) & (points <= 1)).all():
         raise ValueError(f"grid must be one row of points in [0, 1], got shape {points.shape}")
     if bandwidth is None:
         if leading:
@@ -197,8 +171,10 @@ def smooth_curve(
         raise ValueError(f"bandwidth must be at least {SMALLEST_BANDWIDTH}, got {bandwidth}")
 
     share = weights / weights.sum(axis=-1, keepdims=True)
-    density = smoothed(to_spectrum(confidence, share, "exact"), bandwidth, "exact")  # [R, CELLS + 1]
-    mass = smoothed(to_spectrum(confidence, share * correct, "exact"), bandwidth, "exact")
+    density, mass, residual = (  # each [R, CELLS + 1]
+        smoothed(to_spectrum(confidence, share * values, "exact"), bandwidth, "exact")
+        for values in (np.ones_like(correct), correct, confidence - correct)
+    )
     # Far from every confidence both are rounding noise of the transform, and so would be their ratio.
     known = density > 1e-6
     accuracy = np.divide(mass, density, out=np.full_like(mass, np.nan), where=known).clip(0, 1)
@@ -207,4 +183,4 @@ def smooth_curve(
     def on_grid(rows: FloatArray) -> FloatArray:
         return np.stack([np.interp(points, at, row) for row in rows]).reshape(*leading, len(points))
 
-    return ReliabilityCurve(points, on_grid(accuracy), on_grid(density.clip(0)), bandwidth)
+    return ReliabilityCurve(points, on_grid(accuracy), on_grid(density.clip(0)), on_grid(residual), bandwidth)
