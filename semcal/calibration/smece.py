@@ -101,8 +101,11 @@ def smece_batch(
     confidence, correct, weight = (np.atleast_2d(array) for array in pairs)
     rows, n = confidence.shape
     step = max(1, BATCH_ELEMENTS // max(n, CELLS + 1))
-    batches = [slice(start, start + step) for start in range(0, rows, step)]
-    parts = [_fixed_point(confidence[:1] if alike else confidence[b], correct[b], weight[b], convention) for b in batches]
+    parts = []
+    for start in range(0, rows, step):
+        batch = slice(start, start + step)
+        position = confidence[:1] if alike else confidence[batch]
+        parts.append(_fixed_point(position, correct[batch], weight[batch], convention))
     return SmoothECE(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
