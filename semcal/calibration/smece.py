@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from semcal.calibration.checks import FloatArray, checked_pairs
-from semcal.calibration.kernel import CELLS, Convention, smoothed, to_spectrum
+from semcal.calibration.kernel import CELLS, Convention, smoothed, smoothing, to_spectrum
 
 SMALLEST_BANDWIDTH = 0.001
 BISECTION_STEPS = 10
@@ -34,12 +34,16 @@ class ReliabilityCurve:
         grid: `[G]` confidences at which the curve is evaluated.
         accuracy: `[..., G]` estimate of E[correct | confidence]; NaN where no confidence is near.
         density: `[..., G]` density of the confidences; its integral over [0, 1] is 1.
+        residual: `[..., G]` mean_i K(t, confidence_i) (confidence_i - correct_i): above 0 where the model is
+            overconfident, below 0 where it is underconfident, 0 far from every confidence. Its integral over [0, 1] is
+            the signed gap, and that of its absolute value is smECE at this bandwidth (convention "exact").
         bandwidth: standard deviation of the kernel, in units of confidence.
     """
 
     grid: FloatArray
     accuracy: FloatArray
     density: FloatArray
+    residual: FloatArray
     bandwidth: float
 
 
@@ -91,18 +95,22 @@ def smece_batch(
         ValueError: as `smece`, and for weights that are negative or sum to zero.
     """
     pairs = checked_pairs(confidence, correct, weight)
+    if pairs.confidence.ndim > 2:
+        raise ValueError(f"smece_batch takes [R, n], got shape {pairs.confidence.shape}")
+    alike = np.ndim(confidence) == 1  # as in a bootstrap, whose rows differ in weight alone
     confidence, correct, weight = (np.atleast_2d(array) for array in pairs)
-    if confidence.ndim != 2:
-        raise ValueError(f"smece_batch takes [R, n], got shape {confidence.shape}")
     rows, n = confidence.shape
     step = max(1, BATCH_ELEMENTS // max(n, CELLS + 1))
-    batches = [slice(start, start + step) for start in range(0, rows, step)]
-    parts = [_fixed_point(confidence[b], correct[b], weight[b], convention) for b in batches]
+    parts = []
+    for start in range(0, rows, step):
+        batch = slice(start, start + step)
+        position = confidence[:1] if alike else confidence[batch]
+        parts.append(_fixed_point(position, correct[batch], weight[batch], convention))
     return SmoothECE(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray, convention: Convention) -> SmoothECE:
-    """Bisection for sigma = smECE_sigma, every row at once; the arrays are [R, n]."""
+    """Bisection for sigma = smECE_sigma, every row at once: `[R, n]`, the confidence also `[1, n]`."""
     residual = to_spectrum(confidence, weight * (confidence - correct), convention)  # [R, CELLS + 1]
     density = to_spectrum(confidence, weight, convention)
 
@@ -110,14 +118,14 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
         # Bisection visits few distinct bandwidths (multiples of 2^-10), so rows that share one are smoothed together.
         error = np.empty(len(bandwidths))
         for bandwidth in np.unique(bandwidths):
-            at = bandwidths == bandwidth
-            numerator = np.abs(_mesh(smoothed(residual[at], bandwidth, convention), bandwidth, convention))
-            denominator = _mesh(smoothed(density[at], bandwidth, convention), bandwidth, convention)
-            error[at] = _integral(numerator, convention) / _integral(denominator, convention)
+            at, kernel = np.flatnonzero(bandwidths == bandwidth), smoothing(bandwidth, convention)
+            kept = len(kernel.factor)
+            departure = np.abs(kernel.at_points(residual[at, :kept])) @ kernel.weight
+            error[at] = departure / kernel.integral(density[at, :kept])
         return np.minimum(error, 1.0)  # it is at most 1; the transform's rounding can say 1 + 2e-16
 
     # The upper end of the bracket is the result, as in the reference: smECE_sigma <= sigma holds there.
-    low, high = np.zeros(len(confidence)), np.ones(len(confidence))
+    low, high = np.zeros(len(weight)), np.ones(len(weight))
     value = error_at(high)
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
@@ -127,22 +135,6 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
         high = np.where(too_narrow, high, middle)
         value = np.where(too_narrow, value, error)
     return SmoothECE(value, high)
-
-
-def _mesh(values: FloatArray, bandwidth: float, convention: Convention) -> FloatArray:
-    """Values on the integration points: the grid itself, or for "relplot" its mesh of 200 or 10/sigma points."""
-    points = CELLS + 1 if convention == "exact" else int(np.clip(round(10 / bandwidth), 200, CELLS + 1))
-    if points == CELLS + 1:
-        return values
-    at = np.linspace(0, CELLS, points)
-    cell = np.minimum(at.astype(np.int64), CELLS - 1)
-    return values[:, cell] * (1 - (at - cell)) + values[:, cell + 1] * (at - cell)
-
-
-def _integral(values: FloatArray, convention: Convention) -> FloatArray:
-    """Trapezoid rule, or for "relplot" the plain mean, which counts the two end points in full."""
-    ends = 0.0 if convention == "relplot" else (values[:, 0] + values[:, -1]) / 2
-    return (values.sum(axis=-1) - ends) / values.shape[-1]
 
 
 def smooth_curve(
@@ -155,8 +147,8 @@ def smooth_curve(
 ) -> ReliabilityCurve:
     """Nadaraya-Watson estimate of accuracy given confidence, with the reflected Gaussian kernel of `smece`.
 
-    accuracy(t) = sum_i K(t, confidence_i) correct_i / sum_i K(t, confidence_i); the kernel is the exact one, since
-    half weights at 0 and 1 would bend the curve there.
+    accuracy(t) = sum_i K(t, confidence_i) correct_i / sum_i K(t, confidence_i), and the signed residual under the
+    integral of smECE; the kernel is the exact one, since half weights at 0 and 1 would bend the curve there.
 
     Args:
         confidence: `[..., n]` in [0, 1].
@@ -172,7 +164,7 @@ def smooth_curve(
     leading, n = pairs.confidence.shape[:-1], pairs.confidence.shape[-1]
     confidence, correct, weights = (array.reshape(-1, n) for array in pairs)
     points = np.linspace(0, 1, 201) if grid is None else np.asarray(grid, dtype=np.float64)
-    if points.ndim != 1 or not ((points >= 0) & (points <= 1)).all():
+    if points.ndim != 1 or points.size == 0 or not ((points >= 0) & (points <= 1)).all():
         raise ValueError(f"grid must be one row of points in [0, 1], got shape {points.shape}")
     if bandwidth is None:
         if leading:
@@ -182,8 +174,10 @@ def smooth_curve(
         raise ValueError(f"bandwidth must be at least {SMALLEST_BANDWIDTH}, got {bandwidth}")
 
     share = weights / weights.sum(axis=-1, keepdims=True)
-    density = smoothed(to_spectrum(confidence, share, "exact"), bandwidth, "exact")  # [R, CELLS + 1]
-    mass = smoothed(to_spectrum(confidence, share * correct, "exact"), bandwidth, "exact")
+    density, mass, residual = (  # each [R, CELLS + 1]
+        smoothed(to_spectrum(confidence, share * values, "exact"), bandwidth, "exact")
+        for values in (np.ones_like(correct), correct, confidence - correct)
+    )
     # Far from every confidence both are rounding noise of the transform, and so would be their ratio.
     known = density > 1e-6
     accuracy = np.divide(mass, density, out=np.full_like(mass, np.nan), where=known).clip(0, 1)
@@ -192,4 +186,4 @@ def smooth_curve(
     def on_grid(rows: FloatArray) -> FloatArray:
         return np.stack([np.interp(points, at, row) for row in rows]).reshape(*leading, len(points))
 
-    return ReliabilityCurve(points, on_grid(accuracy), on_grid(density.clip(0)), bandwidth)
+    return ReliabilityCurve(points, on_grid(accuracy), on_grid(density.clip(0)), on_grid(residual), bandwidth)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import trapezoid
 
-from semcal.calibration import smece, smece_batch, smooth_curve
+from semcal.calibration import signed_gap, smece, smece_batch, smooth_curve
 
 
 @st.composite
@@ -195,6 +195,21 @@ class TestCurve:
         for t, accuracy in zip(curve.grid, curve.accuracy, strict=True):
             kernel = np.exp(-0.5 * ((t - images) / 0.1) ** 2)
             assert accuracy == pytest.approx(np.average(np.tile(correct, 6), weights=kernel), abs=1e-3)
+
+    @pytest.mark.parametrize("power", [0.3, 1.0, 3.0])
+    def test_the_residual_integrates_to_smece_and_to_the_signed_gap(self, power):
+        confidence, correct = example(800, 13, m=50, power=power)
+        values, widths = smece_batch(confidence, correct, convention="exact")
+        curve = smooth_curve(confidence, correct, float(widths[0]), grid=np.linspace(0, 1, 1001))
+        assert trapezoid(np.abs(curve.residual), curve.grid) == pytest.approx(values[0], abs=1e-3)
+        gap = float(signed_gap(confidence, correct))
+        assert trapezoid(curve.residual, curve.grid) == pytest.approx(gap, abs=1e-9)
+
+    def test_the_residual_is_positive_where_the_model_is_overconfident(self):
+        confidence = np.repeat([0.2, 0.8], 100)
+        correct = np.repeat([1.0, 0.0, 1.0, 0.0], [40, 60, 50, 50])  # accuracy 0.4 and 0.5
+        curve = smooth_curve(confidence, correct, 0.05)
+        assert curve.residual[40] < 0 < curve.residual[160]
 
     def test_takes_the_bandwidth_of_smece_and_is_unknown_far_from_data(self):
         confidence, correct = np.full(400, 0.2), np.repeat([1.0, 0.0], [84, 316])
