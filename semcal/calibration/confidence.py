@@ -118,7 +118,7 @@ def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None =
         ValueError: wrong shapes, rows with different totals, indices outside the row.
     """
     counts, _ = checked_counts(counts)
-    gold = _answerable(counts, gold, unparsed)
+    gold = checked_gold(counts, gold, unparsed)
     top = counts.max(axis=1)
     first = counts == top[:, None]
     return Confidences(top / counts.sum(axis=1), share_within(first, gold), first.sum(axis=1) > 1)
@@ -135,7 +135,7 @@ def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLik
         ValueError: wrong shapes, a mass below 0, a row above 1.
     """
     array = checked_masses(masses)
-    answerable = _answerable(array, gold, unparsed)
+    answerable = checked_gold(array, gold, unparsed)
     top = array.max(axis=1)
     first = (array == top[:, None]) & (top > 0)[:, None]
     correct = np.where(top > 0, share_within(first | (top == 0)[:, None], answerable), 0.0)
@@ -166,7 +166,7 @@ def split_half(
         repeats: random splits per question; they only lower the noise of the split, not that of the M samples.
     """
     counts, m = checked_counts(counts)
-    gold = _answerable(counts, gold, unparsed)
+    gold = checked_gold(counts, gold, unparsed)
     if m < 2 or repeats < 1:
         raise ValueError(f"split_half needs at least 2 samples and 1 repeat, got m={m}, repeats={repeats}")
     half = thin(counts, m // 2, rng=rng, repeats=repeats)  # [repeats, n, K]
@@ -177,8 +177,8 @@ def split_half(
     return SplitHalf(confidence.mean(axis=0), correct.mean(axis=0))
 
 
-def _answerable(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> NDArray[np.bool_]:
-    """Which classes `[n, K]` are correct, the unparsed one never."""
+def checked_gold(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> NDArray[np.bool_]:
+    """Which classes `[n, K]` are correct, the unparsed one never; arguments and errors as in `confidences`."""
     array = np.asarray(gold)
     if array.dtype == bool and array.ndim == 2:
         if array.shape != counts.shape:

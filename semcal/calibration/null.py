@@ -1,15 +1,20 @@
-"""What smECE a calibrated model would show at this M, this n and these class distributions, by simulation."""
+"""What smECE a calibrated model would show at this M, this n and these class distributions, by simulation.
+
+`exchange_null` is exact at any M and what the records report; `simulated_null` draws from the estimated class
+distributions instead, and serves where several classes may be correct.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from semcal.calibration.bootstrap import groups
-from semcal.calibration.checks import FloatArray, IntArray
+from semcal.calibration.checks import FloatArray, IntArray, in_unit_interval
 from semcal.calibration.confidence import checked_counts, share_of
+from semcal.calibration.exchange import pooled
 from semcal.calibration.kernel import Convention
 from semcal.calibration.smece import smece_batch, smooth_curve
 from semcal.seeds import keyed_generator
@@ -33,7 +38,8 @@ class Null:
 
     def p_value(self, observed: float) -> float:
         """One-sided Monte Carlo p-value, (1 + #{null >= observed}) / (1 + draws); never 0, as it should not be."""
-        return (1 + int((self.values >= observed).sum())) / (1 + len(self.values))
+        at_least = int((self.values >= observed - 1e-12).sum())  # equal but for rounding is equal
+        return (1 + at_least) / (1 + len(self.values))
 
     def excess(self, observed: float) -> float:
         """`observed` minus the mean of the null: what finite M and n do not explain."""
@@ -53,6 +59,107 @@ class Band:
     grid: FloatArray
     low: FloatArray
     high: FloatArray
+
+
+def null_of(values: FloatArray) -> Null:
+    """The summary of simulated values `[draws]`."""
+    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
+
+
+@dataclass(frozen=True)
+class Chances:
+    """The two pairs of confidence and correctness that a question can show in a simulated data set.
+
+    Attributes:
+        chance: `[n]` that its mode is right.
+        right: `[2, n]` confidence and correctness then.
+        wrong: `[n]` confidence otherwise, when correctness is 0.
+    """
+
+    chance: FloatArray
+    right: FloatArray
+    wrong: FloatArray
+
+    def simulate(self, uniform: FloatArray, chance: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
+        """Confidence `[draws, n]`, or `[n]` where it is the same in all draws, and correctness `[draws, n]`.
+
+        Args:
+            uniform: `[draws, n]` variates.
+            chance: `[n]`, where it is to be another than that of the null.
+        """
+        is_right = uniform < (self.chance if chance is None else chance)
+        same = np.array_equal(self.right[0], self.wrong)
+        confidence = self.wrong if same else np.where(is_right, self.right[0], self.wrong)
+        return confidence, np.where(is_right, self.right[1], 0.0)
+
+
+def exact_chances(confidence: ArrayLike) -> Chances:
+    """Of questions whose B-confidence `[n]` is known exactly."""
+    exact = in_unit_interval("confidence", confidence)
+    return Chances(exact, np.stack([exact, np.ones_like(exact)]), exact)
+
+
+def exchange_chances(counts: ArrayLike, gold: ArrayLike) -> Chances:
+    """Of questions whose gold answer changes places with one of the samples; arguments as in `exchange_null`.
+
+    If the pool of M + 1 draws has a single most frequent class and the new gold answer is one of it, the mode of the
+    other M is right, or, where losing one makes it a tie, right with the chance of a fair draw. In all other cases the
+    new gold answer is of a class that is no mode.
+    """
+    pool, _ = pooled(counts, gold)
+    m = int(pool[0].sum()) - 1
+    first, second = -np.partition(-pool, 1, axis=1)[:, :2].T
+    beside = (pool == second[:, None]).sum(axis=1)  # classes that the mode is level with if they differ by one
+    correct = np.where(first - 1 > second, 1.0, 1.0 / (1 + beside))
+    return Chances(
+        np.where(first > second, first / (m + 1), 0.0),
+        np.stack([(first - 1) / m, correct]),
+        np.minimum(first, m) / m,
+    )
+
+
+def exchange_null(
+    counts: ArrayLike, gold: ArrayLike, *, draws: int = 1000, seed: int, convention: Convention = "relplot"
+) -> Null:
+    """Distribution of smECE under "the gold answer is one more draw from the model's own class distribution", exact.
+
+    Under that hypothesis the M samples of a question and its gold answer are M + 1 exchangeable draws. A simulated data
+    set takes one of them at random as gold and the other M as samples (see `exchanged`). Nothing is estimated, so the
+    p-value is uniform under the hypothesis at any n, M and K, and the mean is the floor that finite M and n put
+    under smECE; `simulated_null`, which takes the frequencies for the truth, is too narrow at small M or flat classes.
+
+    Args:
+        counts: `[n, K]` samples per class, every row summing to M.
+        gold: `[n]` index of the one gold class in its row, -1 where it was never sampled.
+        draws: simulated data sets.
+        seed: of the draws.
+        convention: as in `smece`; use the same for the observed value.
+
+    Raises:
+        ValueError: counts are not counts of one M; a gold index outside its row; fewer than one draw.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be positive, got draws={draws}")
+    chances = exchange_chances(counts, gold)
+    uniform = keyed_generator(seed, "null", "exchange").random((draws, len(chances.chance)))
+    return null_of(smece_batch(*chances.simulate(uniform), convention=convention).values)
+
+
+def null_of_counts(
+    counts: ArrayLike, gold: NDArray[np.bool_], *, draws: int = 1000, seed: int, convention: Convention = "relplot"
+) -> Null:
+    """`exchange_null`; or `simulated_null` where a question has several correct classes, so that its gold answer is
+    not one draw.
+
+    Args:
+        counts: `[n, K]` samples per class.
+        gold: `[n, K]` bool, which classes are correct, those that were never sampled included.
+        draws, seed, convention: as in `exchange_null`.
+    """
+    if (gold.sum(axis=1) > 1).any():
+        return simulated_null(counts, draws=draws, seed=seed, convention=convention)
+    column = np.where(gold.any(axis=1), gold.argmax(axis=1), -1)
+    return exchange_null(counts, column, draws=draws, seed=seed, convention=convention)
 
 
 def simulated_null(
@@ -91,8 +198,7 @@ def simulated_null(
         ValueError: counts are not counts of one M; fewer than one draw; labels that do not match.
     """
     confidence, correct = _simulate(counts, draws, seed, group, chunk)
-    values = smece_batch(confidence, correct, convention=convention).values
-    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
+    return null_of(smece_batch(confidence, correct, convention=convention).values)
 
 
 def exact_null(confidence: ArrayLike, *, draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
@@ -104,11 +210,9 @@ def exact_null(confidence: ArrayLike, *, draws: int = 1000, seed: int, conventio
         confidence: `[n]` B-confidence in [0, 1].
         draws, seed, convention: as in `simulated_null`.
     """
-    exact = np.asarray(confidence, dtype=np.float64)
-    uniform = keyed_generator(seed, "null", "gold").random((draws, len(exact)))
-    correct = (uniform < exact).astype(np.float64)
-    values = smece_batch(np.broadcast_to(exact, correct.shape), correct, convention=convention).values
-    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
+    chances = exact_chances(confidence)
+    uniform = keyed_generator(seed, "null", "gold").random((draws, len(chances.chance)))
+    return null_of(smece_batch(*chances.simulate(uniform), convention=convention).values)
 
 
 def null_band(
