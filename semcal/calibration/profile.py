@@ -79,7 +79,7 @@ def calibration_profile(rows: Sequence[ProfileRow], *, title: str) -> Figure:
     """
     if not rows:
         raise ValueError("a profile needs at least one collapsing function")
-    figure = Figure(figsize=(8.0, 1.7 + 0.45 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.0, 1.5 + 0.45 * len(rows)), layout="constrained")
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     at = np.arange(len(rows))
@@ -90,9 +90,8 @@ def calibration_profile(rows: Sequence[ProfileRow], *, title: str) -> Figure:
     for axes in (left, right):
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.32 * 4 / (1 + len(rows))), ncols=2, frameon=False, fontsize=8
-        )
+    handles, labels = (a + b for a, b in zip(*(x.get_legend_handles_labels() for x in (left, right)), strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     return figure
 
 
@@ -100,14 +99,15 @@ def _draw_errors(axes: Axes, rows: Sequence[ProfileRow], at: np.ndarray) -> None
     error = np.array([r.smece for r in rows])
     ends = np.array([(r.smece_low, r.smece_high) for r in rows])
     axes.barh(at, [r.null_q95 for r in rows], height=0.6, color=LIGHT_GREY, label="95 % of calibrated models")
-    axes.vlines([r.null_mean for r in rows], at - 0.3, at + 0.3, color=GREY, lw=1.5, label="their mean")
+    axes.vlines([r.null_mean for r in rows], at - 0.3, at + 0.3, color=GREY, lw=1.5, label="mean of calibrated models")
     known = np.isfinite(ends).all(axis=1)  # a single group of questions has no interval
     axes.hlines(at[known], ends[known, 0], ends[known, 1], color=BLUE, lw=2)
     axes.plot(error, at, "o", color=BLUE, ms=7, label="smECE and its interval")
     far = max(np.nanmax(np.column_stack([ends, error])), max(r.null_q95 for r in rows), 0.02)
     for y, row in zip(at, rows, strict=True):
-        axes.text(1.28 * far, y, f"p = {row.p_value:.3f}", ha="right", va="center", fontsize=8, color=GREY)
+        axes.text(1.28 * far, y, f"p = {row.p_value:.3f}", ha="right", va="center", fontsize=8)
     axes.set(xlim=(0, 1.3 * far), xlabel="smECE")
+    axes.locator_params(axis="x", nbins=6)
 
 
 def _draw_pairs(axes: Axes, rows: Sequence[ProfileRow], at: np.ndarray) -> None:

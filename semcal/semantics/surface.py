@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from semcal.semantics.collapse import UNPARSED, kth_word
 
 CUT_OFF = "(cut off)"
 _LAST_WORD = re.compile(r"\S+$")
 
 
-def first_token(ids: Sequence[int]) -> str:
+def first_token(ids: Sequence[int] | np.ndarray) -> str:
     """The first token id; UNPARSED where the answer has none."""
     return str(int(ids[0])) if len(ids) else UNPARSED
 
