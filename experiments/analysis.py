@@ -100,12 +100,12 @@ def _failures(collapse: Collapse) -> dict[str, int]:
     return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
 
 
-def measure(cell: Cell, run: Run, read: Sequence[Read]) -> Calibration:
-    """Every figure of calibration of answers that have been read."""
+def measure(cell: Cell, run: Run, read: Sequence[Read], *, group: np.ndarray | None = None) -> Calibration:
+    """Every figure of calibration of answers that have been read; `group` where they are not those of all questions."""
     matrix = count_matrix([r.distribution for r in read])
     settings: dict[str, Any] = {
         "truncated_share": _truncated_share(read),
-        "group": run.questions()["group"].to_numpy(),
+        "group": run.questions()["group"].to_numpy() if group is None else group,
         "bootstrap": cell.calibration.bootstrap,
         "null_draws": cell.calibration.null_draws,
         "level": cell.calibration.level,

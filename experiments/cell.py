@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.config import Cell
-from experiments.prompting import Answerer, Asked, ask_all, stop_strings
+from experiments.prompting import Answerer, Asked, ask_all, gold_ids, gold_text, stop_strings
 from experiments.reading import parse
 from semcal.errors import UserError
 from semcal.questions import Dataset, Question
@@ -97,8 +97,18 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
             )
     known = [now[q] for q in table["id"]]
     if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
-        run.write_questions(table.assign(**_gold_columns(known)), dataset.aliases)
+        run.write_questions(table.assign(**_gold_columns(known), **_rewritten(run, table, known)), dataset.aliases)
         run.forget_results()
+
+
+def _rewritten(run: Run, table: pd.DataFrame, questions: Sequence[Question]) -> dict[str, list[Any]]:
+    """Gold answers written out again; the token ids of those that changed are lost, for they need the model."""
+    if "written" not in table:  # runs of early versions
+        return {}
+    style = stored_cell(run).style
+    now = [gold_text(style, q) for q in questions]
+    rows = zip(now, table["written"], table["written_ids"], strict=True)
+    return {"written": now, "written_ids": [list(ids) if text == before else [] for text, before, ids in rows]}
 
 
 # ---- with the model ------------------------------------------------------------------------------------------------
@@ -157,7 +167,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
             f"{run.folder} was begun with other {changed}; delete the folder, or give this study another name or output"
         )
     if not manifest:
-        run.write_questions(_question_table(asked), dataset.aliases)
+        run.write_questions(_question_table(cell, model, asked), dataset.aliases)
         run.write_manifest(
             _new_manifest(cell, model, settings, key, asked) | {"cot_from_template": _cot_from_template(cell, dataset)}
         )
@@ -167,7 +177,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
 
 
-def _question_table(asked: Sequence[Asked]) -> pd.DataFrame:
+def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "id": [a.question.id for a in asked],
@@ -177,6 +187,8 @@ def _question_table(asked: Sequence[Asked]) -> pd.DataFrame:
             "prompt": [a.text for a in asked],
             "prompt_tokens": [len(a.prompt.ids) for a in asked],
             "prompt_hash": [a.ids_hash for a in asked],
+            "written": [gold_text(cell.style, a.question) for a in asked],
+            "written_ids": [list(gold_ids(cell, model, a)) for a in asked],
         }
     )
 

@@ -12,7 +12,7 @@ from experiments.config import Cell
 from semcal.errors import UserError
 from semcal.models import LanguageModel
 from semcal.questions import CONTINUATION, Dataset, Question
-from semcal.questions.prompts import STOPS, chat, few_shot
+from semcal.questions.prompts import STOPS, chat, few_shot, written
 from semcal.sampling import Prompt
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -62,6 +62,35 @@ def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> As
         return Asked(question, text, Prompt(question.id, ()))
     in_chat = cell.style != CONTINUATION and cell.model.prompt == "chat"
     return Asked(question, text, Prompt(question.id, model.encode_rendered(text) if in_chat else model.encode(text)))
+
+
+def gold_text(style: str, question: Question) -> str:
+    """The gold answer as an exemplar in this style shows it; of a text to be continued, what truly follows."""
+    return question.answers[0] if style == CONTINUATION else written(question, style)
+
+
+def gold_ids(cell: Cell, model: Answerer, asked: Asked) -> tuple[int, ...]:
+    """The token ids that the model would have had to generate for the gold answer as `gold_text` has it.
+
+    It is encoded behind its prompt, for what it follows decides how it begins. What ends an answer is not part of it.
+    Empty for a served model, and where prompt and answer share a token, so that no answer begins like that.
+    """
+    if not isinstance(model, LanguageModel):
+        return ()
+    text = gold_text(cell.style, asked.question)
+    if cell.style != CONTINUATION and cell.model.prompt == "chat":
+        whole = model.encode_rendered(asked.text + _lead(cell, model, asked, text) + text)
+    else:
+        whole = model.encode(f"{asked.text} {text}")
+    prompt = asked.prompt.ids
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
+
+
+def _lead(cell: Cell, model: LanguageModel, asked: Asked, text: str) -> str:
+    """What a chat template writes between where the answer begins and its first word, such as a space."""
+    answer = {"role": "assistant", "content": text}
+    whole = model.render_chat([*chat(asked.question, cell.style), answer], answered=True)
+    return whole[len(asked.text) :].partition(text)[0] if whole.startswith(asked.text) and text in whole else ""
 
 
 def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:

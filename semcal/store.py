@@ -152,7 +152,11 @@ class Run:
         self._write_json("aliases.json", dict(aliases))
 
     def questions(self) -> pd.DataFrame:
-        """A row a question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash."""
+        """A row a question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash.
+
+        `written` is the gold answer as the run's style writes it, `written_ids` its token ids after the prompt, empty
+        where they are not known; runs of early versions have neither.
+        """
         return self._parquet("questions.parquet")
 
     def question_records(self) -> list[Question]:

@@ -170,15 +170,19 @@ class LanguageModel:
             raise UserError("a prompt has no tokens at all")
         return tuple(int(i) for i in ids)
 
-    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+    def render_chat(self, messages: Sequence[dict[str, str]], *, answered: bool = False) -> str:
         """The conversation as text, open for the assistant's answer (BOS included where the template writes one).
+
+        With `answered` the last message is the assistant's own, and nothing is opened.
 
         Raises:
             UserError: the tokenizer has no chat template.
         """
         if not self.has_chat_template:
             raise UserError(f"{self.path} has no chat template; set its prompt to few-shot")
-        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
+        )
 
     def encode_rendered(self, text: str) -> tuple[int, ...]:
         """Token ids of a rendered conversation, which already holds its special tokens, so none are added."""

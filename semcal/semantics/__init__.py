@@ -13,6 +13,7 @@ from semcal.semantics.judge import Judge
 from semcal.semantics.normalise import normalise
 from semcal.semantics.numeric import Numeric
 from semcal.semantics.similarity import Embedding, Entailment
+from semcal.semantics.surface import first_token, first_word, length
 
 __all__ = [
     "UNEXPLORED",
@@ -37,6 +38,9 @@ __all__ = [
     "count_matrix",
     "expected_confidence",
     "extract",
+    "first_token",
+    "first_word",
+    "length",
     "load_custom",
     "normalise",
     "unreadable_gold",

@@ -152,6 +152,12 @@ class ExactMatch(Pointwise):
         return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b")
 
 
+def kth_word(text: str, k: int) -> str:
+    """The k-th word of a text in lower case, k counting from 1; UNPARSED where it has fewer."""
+    words = _WORD.findall(text)
+    return words[k - 1].lower() if len(words) >= k else UNPARSED
+
+
 @dataclass(frozen=True)
 class KthWord(Pointwise):
     """The k-th word of a continuation, lower-case; k counts from 1. A continuation of fewer words is unparsed."""
@@ -163,8 +169,7 @@ class KthWord(Pointwise):
         return f"kth-word({self.k})/1"
 
     def of_text(self, question: Question, text: str, style: str) -> str:  # noqa: ARG002 - the contract of Collapse
-        words = _WORD.findall(text)
-        return words[self.k - 1].lower() if len(words) >= self.k else UNPARSED
+        return kth_word(text, self.k)
 
     def of_reference(self, question: Question, answer: str) -> str:
         return self.of_text(question, answer, "")
