@@ -14,7 +14,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from experiments.bench.timing import Case, side_by_side
-from semcal.calibration import calibrate, confidences, simulated_null, smece, smece_batch
+from semcal.calibration import Calibration, calibrate, confidences, simulated_null, smece, smece_batch
 from semcal.calibration.checks import FloatArray, IntArray
 from semcal.seeds import keyed_generator
 
@@ -96,8 +96,8 @@ def calibrate_case(n: int = QUESTIONS, replicates: int = REPLICATES, timed: int 
     found = confidences(counts, gold)
     rng = keyed_generator(0, "bench", "calibrate")
 
-    def ours() -> dict[str, int | float | None]:
-        return calibrate(counts, gold, bootstrap=replicates, null_draws=replicates).to_dict()
+    def ours() -> Calibration:
+        return calibrate(counts, gold, bootstrap=replicates, null_draws=replicates)
 
     def measured(rows: IntArray) -> dict[str, float]:
         confidence, correct = found.plug_in[rows], found.correct[rows]
@@ -115,8 +115,8 @@ def calibrate_case(n: int = QUESTIONS, replicates: int = REPLICATES, timed: int 
             measured(rng.integers(n, size=n))
             null_draw(counts, rng)
 
-    record = calibrate(counts, gold, bootstrap=2, null_draws=2).to_dict()
-    apart = max(abs(value - float(record[name] or 0.0)) for name, value in measured(np.arange(n)).items())
+    record = calibrate(counts, gold, bootstrap=2, null_draws=2)
+    apart = max(abs(value - getattr(record, name)) for name, value in measured(np.arange(n)).items())
     assert apart < 1e-3, f"calibrate: a measure differs by {apart:.2g}"
     return _case("calibrate", ours, theirs, questions=n, replicates=replicates, timed=timed, apart=apart)
 
@@ -144,7 +144,7 @@ def reference(confidence: FloatArray, correct: FloatArray) -> float:
     """smECE by its authors' package."""
     import relplot
 
-    return float(relplot.smECE(confidence, correct))
+    return float(relplot.smECE(confidence, correct))  # pyright: ignore[reportArgumentType] - one value without a width
 
 
 def null_draw(counts: IntArray, rng: np.random.Generator) -> float:

@@ -49,7 +49,7 @@ def _placed(cell: IntArray, upper: FloatArray, values: FloatArray) -> FloatArray
     slot = (cell + np.arange(rows)[:, None] * (CELLS + 1)).ravel()
     above = (upper * values).ravel()
     grid = np.bincount(slot, values.ravel() - above, places) + np.bincount(slot + 1, above, places)
-    return grid.reshape(rows, CELLS + 1)
+    return np.asarray(grid, dtype=np.float64).reshape(rows, CELLS + 1)
 
 
 def _placed_alike(cell: IntArray, upper: FloatArray, values: FloatArray) -> FloatArray:

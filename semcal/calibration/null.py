@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from semcal.calibration.bootstrap import groups
-from semcal.calibration.checks import FloatArray, IntArray
+from semcal.calibration.checks import FloatArray, IntArray, in_unit_interval
 from semcal.calibration.confidence import checked_counts, share_of
 from semcal.calibration.kernel import Convention
 from semcal.calibration.smece import smece_batch, smooth_curve
@@ -103,8 +103,13 @@ def exact_null(confidence: ArrayLike, *, draws: int = 1000, seed: int, conventio
     Args:
         confidence: `[n]` B-confidence in [0, 1].
         draws, seed, convention: as in `simulated_null`.
+
+    Raises:
+        ValueError: confidences are empty, NaN, outside [0, 1] or not one row; fewer than one draw.
     """
-    exact = np.asarray(confidence, dtype=np.float64)
+    exact = in_unit_interval("confidence", confidence)
+    if exact.ndim != 1 or draws < 1:
+        raise ValueError(f"exact_null takes [n] and a positive number of draws, got {exact.shape} and draws={draws}")
     uniform = keyed_generator(seed, "null", "gold").random((draws, len(exact)))
     correct = (uniform < exact).astype(np.float64)
     values = smece_batch(np.broadcast_to(exact, correct.shape), correct, convention=convention).values
