@@ -7,6 +7,7 @@ from semcal.calibration.binned import BrierParts, binned, brier_parts, debiased_
 from semcal.calibration.bootstrap import Groups, Interval, bootstrap, groups
 from semcal.calibration.confidence import Confidences, SplitHalf, confidences, confidences_of_masses, split_half
 from semcal.calibration.diagram import reliability_diagram
+from semcal.calibration.figures import confidence_histogram, m_curve_figure, risk_coverage_curve
 from semcal.calibration.kernel import Convention
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.null import Band, Null, exact_null, null_band, simulated_null
@@ -35,6 +36,7 @@ __all__ = [
     "brier_parts",
     "calibrate",
     "calibrate_masses",
+    "confidence_histogram",
     "confidences",
     "confidences_of_masses",
     "debiased_ece",
@@ -43,10 +45,12 @@ __all__ = [
     "exact_null",
     "groups",
     "log_loss",
+    "m_curve_figure",
     "mce",
     "null_band",
     "reliability_diagram",
     "risk_coverage",
+    "risk_coverage_curve",
     "signed_gap",
     "simulated_null",
     "smece",
