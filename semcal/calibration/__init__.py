@@ -10,6 +10,7 @@ from semcal.calibration.closed import ClosedSet
 from semcal.calibration.confidence import Confidences, SplitHalf, confidences, confidences_of_masses, split_half
 from semcal.calibration.diagram import reliability_diagram
 from semcal.calibration.exchange import exchanged
+from semcal.calibration.figures import confidence_histogram, m_curve_figure, risk_coverage_curve
 from semcal.calibration.kernel import Convention
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.null import Band, Null, exact_null, null_band, simulated_null
@@ -45,6 +46,7 @@ __all__ = [
     "calibrate",
     "calibrate_masses",
     "classwise",
+    "confidence_histogram",
     "confidences",
     "confidences_of_masses",
     "debiased_ece",
@@ -54,10 +56,12 @@ __all__ = [
     "exchanged",
     "groups",
     "log_loss",
+    "m_curve_figure",
     "mce",
     "null_band",
     "reliability_diagram",
     "risk_coverage",
+    "risk_coverage_curve",
     "signed_gap",
     "simulated_null",
     "skce",

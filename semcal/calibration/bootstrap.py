@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, IntArray
+from semcal.calibration.checks import FloatArray, IntArray, as_numbers
 from semcal.seeds import keyed_generator
 
 BATCH_ELEMENTS = 2**22  # weights held at once, 32 MB
@@ -36,7 +36,8 @@ class Interval:
 
     Attributes:
         estimate: the statistic on the data.
-        low: lower end; NaN where a single group, or no defined replicate, leaves nothing to resample.
+        low: lower end; NaN where a single group, or no defined replicate, leaves nothing to resample, and where a
+            replicate is infinite, as the log loss of a sure and wrong answer is.
         high: upper end, NaN likewise.
         replicates: `[num_samples]` the statistic on the resamples.
     """
@@ -109,7 +110,7 @@ def bootstrap(
     Raises:
         ValueError: arrays or labels of different lengths, no questions, no resamples, a level outside (0, 1).
     """
-    values = [np.asarray(array, dtype=np.float64) for array in arrays]
+    values = [as_numbers(f"arrays[{i}]", array) for i, array in enumerate(arrays)]
     shapes = [array.shape for array in values]
     if not shapes or len(shapes[0]) != 1 or len(set(shapes)) != 1 or shapes[0][0] == 0:
         raise ValueError(f"bootstrap needs arrays of one length n > 0, got shapes {shapes}")
@@ -126,8 +127,8 @@ def bootstrap(
         rows = min(step, num_samples - start)
         replicates[start : start + rows] = statistic(*values, weight=multiplicities(clusters, rows, rng))
 
-    defined = replicates[np.isfinite(replicates)]  # AUROC is undefined where a resample holds only one outcome
-    if clusters.count < 2 or defined.size == 0:
+    defined = replicates[~np.isnan(replicates)]  # AUROC is undefined where a resample holds only one outcome
+    if clusters.count < 2 or defined.size == 0 or np.isinf(defined).any():
         return Interval(estimate, float("nan"), float("nan"), replicates)
     ends = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     if centred:

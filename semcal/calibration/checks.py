@@ -25,10 +25,28 @@ class Pairs(NamedTuple):
     weight: FloatArray
 
 
+def as_numbers(name: str, values: ArrayLike) -> FloatArray:
+    """`values` as float64, None being NaN; ValueError where they are texts or rows of unequal length."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers: {error}") from None
+
+
+def as_integers(name: str, values: ArrayLike, lowest: int, wanted: str) -> IntArray:
+    """`values` as int64; ValueError with the first that is not whole or below `lowest`, and with what is `wanted`."""
+    array = as_numbers(name, values)
+    refused = ~((array >= lowest) & (array < 2**53) & (array == np.floor(array)))  # NaN is refused as well
+    if refused.any():
+        where = tuple(int(i) for i in np.argwhere(refused)[0])
+        raise ValueError(f"{name}{list(where)} is {array[where]:g}, which is {wanted}")
+    return array.astype(np.int64)
+
+
 def in_unit_interval(name: str, values: ArrayLike) -> FloatArray:
-    """`values` as float64 `[..., n]`, n > 0; raises ValueError with the first value that is not in [0, 1]."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim == 0 or array.shape[-1] == 0:
+    """`values` as float64 `[..., n]`, not empty; raises ValueError with the first value that is not in [0, 1]."""
+    array = as_numbers(name, values)
+    if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{name} needs at least one question on its last axis, got shape {array.shape}")
     outside = ~((array >= -ROUNDING) & (array <= 1 + ROUNDING))  # written so that NaN counts as outside
     if outside.any():
@@ -41,8 +59,8 @@ def checked_weight(weight: ArrayLike | None, n: int) -> FloatArray:
     """Weights `[..., n]` (all one when None); raises ValueError when negative, not finite or summing to zero."""
     if weight is None:
         return np.ones(n)
-    array = np.asarray(weight, dtype=np.float64)
-    if array.ndim == 0 or array.shape[-1] != n:
+    array = as_numbers("weight", weight)
+    if array.ndim == 0 or array.size == 0 or array.shape[-1] != n:
         raise ValueError(f"weight has shape {array.shape}, which does not end in the number of questions {n}")
     refused = ~((array >= 0) & np.isfinite(array))
     if refused.any():
@@ -63,7 +81,7 @@ def checked_pairs(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike |
     Raises:
         ValueError: lengths differ (both shapes are named), n is 0, or a value is NaN or out of range (it is named).
     """
-    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    confidence, correct = as_numbers("confidence", confidence), as_numbers("correct", correct)
     if confidence.shape[-1:] != correct.shape[-1:]:
         raise ValueError(f"confidence has shape {confidence.shape} but correct has shape {correct.shape}")
     confidence, correct = in_unit_interval("confidence", confidence), in_unit_interval("correct", correct)

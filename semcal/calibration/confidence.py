@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from semcal.calibration.checks import FloatArray, IntArray
+from semcal.calibration.checks import FloatArray, IntArray, as_integers, as_numbers
 from semcal.calibration.thinning import thin
 
 
@@ -50,14 +50,9 @@ class SplitHalf:
 
 def checked_counts(counts: ArrayLike) -> tuple[IntArray, int]:
     """Counts `[n, K]` as int64, and M; ValueError unless whole, not negative and with rows that all sum to M."""
-    array = np.asarray(counts)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"counts must be [questions, classes] and not empty, got shape {array.shape}")
-    whole = array.astype(np.int64)
-    refused = (whole != array) | (whole < 0)
-    if refused.any():
-        question, k = np.argwhere(refused)[0]
-        raise ValueError(f"counts[{question}, {k}] is {array[question, k]}, which is not a count")
+    whole = as_integers("counts", counts, 0, "not a count")
+    if whole.ndim != 2 or 0 in whole.shape:
+        raise ValueError(f"counts must be [questions, classes] and not empty, got shape {whole.shape}")
     totals = whole.sum(axis=1)
     m = int(totals[0])
     if m < 1 or (totals != m).any():
@@ -70,26 +65,29 @@ def checked_counts(counts: ArrayLike) -> tuple[IntArray, int]:
 
 def checked_masses(masses: ArrayLike) -> FloatArray:
     """Masses `[n, K]` as float64; ValueError where one is below 0 or a row sums to more than 1."""
-    array = np.asarray(masses, dtype=np.float64)
+    array = as_numbers("masses", masses)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"masses must be [questions, classes] and not empty, got shape {array.shape}")
-    refused = ~(array >= 0).all(axis=1) | (array.sum(axis=1) > 1 + 1e-6)
-    if refused.any():
-        raise ValueError(f"row {int(np.argmax(refused))} of masses is negative somewhere or sums to more than 1")
+    if not (array >= 0).all():  # so that NaN is refused
+        row, k = np.argwhere(~(array >= 0))[0]
+        raise ValueError(f"masses[{row}, {k}] is {array[row, k]}, which is not a probability")
+    above = array.sum(axis=1) > 1 + 1e-6
+    if above.any():
+        row = int(np.argmax(above))
+        raise ValueError(f"masses[{row}] sums to {array[row].sum():.6g}, which is more than 1")
     return array
 
 
 def checked_index(name: str, index: ArrayLike | None, counts: IntArray | FloatArray) -> IntArray:
     """Class indices `[n]` in [-1, K), -1 (None: all) meaning "no such class in this row"; ValueError otherwise."""
     n, classes = counts.shape
-    array = np.full(n, -1) if index is None else np.asarray(index)
-    if array.shape != (n,):
-        raise ValueError(f"{name} has shape {array.shape} but counts has shape {counts.shape}")
-    whole = array.astype(np.int64)
-    refused = (whole != array) | (whole < -1) | (whole >= classes)
-    if refused.any():
-        row = int(np.argmax(refused))
-        raise ValueError(f"{name}[{row}] is {array[row]}, which is neither -1 nor one of the {classes} classes")
+    wanted = f"neither -1 nor one of the {classes} classes"
+    whole = np.full(n, -1) if index is None else as_integers(name, index, -1, wanted)
+    if whole.shape != (n,):
+        raise ValueError(f"{name} has shape {whole.shape} but counts has shape {counts.shape}")
+    if (whole >= classes).any():
+        row = int(np.argmax(whole >= classes))
+        raise ValueError(f"{name}[{row}] is {whole[row]}, which is {wanted}")
     return whole
 
 

@@ -96,7 +96,7 @@ def reliability_diagram(
         va="top" if overconfident else "bottom",
     )
     upper.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1, ylabel="accuracy")
-    _draw_histogram(lower, pairs.confidence)
+    draw_histogram(lower, pairs.confidence)
     lower.set(box_aspect=0.2, xlabel="confidence", ylabel="questions")
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
@@ -133,7 +133,7 @@ def _draw_rug(axes: Axes, confidence: FloatArray, correct: FloatArray, rng: np.r
         axes.vlines(ticks, start, end, color="black", lw=0.5, alpha=0.35)
 
 
-def _draw_histogram(axes: Axes, confidence: FloatArray) -> None:
+def draw_histogram(axes: Axes, confidence: FloatArray) -> None:
     """A bar for each share k/M, which no bin edge can then split; bins where confidences are not so few values."""
     atoms, times = np.unique(np.round(confidence, 9), return_counts=True)
     if len(atoms) > MOST_ATOMS:

@@ -49,14 +49,14 @@ def _placed(cell: IntArray, upper: FloatArray, values: FloatArray) -> FloatArray
     slot = (cell + np.arange(rows)[:, None] * (CELLS + 1)).ravel()
     above = (upper * values).ravel()
     grid = np.bincount(slot, values.ravel() - above, places) + np.bincount(slot + 1, above, places)
-    return grid.reshape(rows, CELLS + 1)
+    return np.asarray(grid, dtype=np.float64).reshape(rows, CELLS + 1)
 
 
 def _placed_alike(cell: IntArray, upper: FloatArray, values: FloatArray) -> FloatArray:
     """The same where all rows share `cell [n]` and `upper [n]`: one sparse product, five times as fast."""
     question = np.arange(len(cell))
     entries = np.concatenate([1 - upper, upper]), (np.tile(question, 2), np.concatenate([cell, cell + 1]))
-    return values @ sparse.csr_array(entries, shape=(len(cell), CELLS + 1))
+    return np.asarray(values @ sparse.csr_array(entries, shape=(len(cell), CELLS + 1)), dtype=np.float64)
 
 
 def smoothed(spectrum: FloatArray, bandwidth: float, convention: Convention) -> FloatArray:

@@ -52,7 +52,7 @@ def class_masses(
     slot = question * shape[1] + klass
 
     def by_class(values: FloatArray) -> FloatArray:
-        return np.bincount(slot, values, shape[0] * shape[1]).reshape(shape)
+        return np.asarray(np.bincount(slot, values, shape[0] * shape[1]), dtype=np.float64).reshape(shape)
 
     seen, once = by_class(np.exp(logprob)), by_class((count == 1).astype(np.float64))
     total = seen.sum(axis=1, keepdims=True)  # [n, 1]

@@ -47,9 +47,12 @@ def log_loss(
         weight: `[..., n]` multiplicities of the questions.
     """
     pairs = checked_pairs(confidence, correct, weight)
+    if m is not None and m < 1:
+        raise ValueError(f"m must be positive, got {m}")
     p = pairs.confidence if m is None else (pairs.confidence * m + 0.5) / (m + 1)
     loss = -(xlogy(pairs.correct, p) + xlog1py(1 - pairs.correct, -p))
-    return (loss * pairs.weight).sum(axis=-1) / pairs.weight.sum(axis=-1)
+    drawn = np.where(pairs.weight > 0, loss, 0.0)  # an infinite loss of a question that is not there is none
+    return (drawn * pairs.weight).sum(axis=-1) / pairs.weight.sum(axis=-1)
 
 
 def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> FloatArray:

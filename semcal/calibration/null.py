@@ -94,8 +94,10 @@ class Chances:
 
 
 def exact_chances(confidence: ArrayLike) -> Chances:
-    """Of questions whose B-confidence `[n]` is known exactly."""
+    """Of questions whose B-confidence `[n]` is known exactly; ValueError where it is not one row of shares."""
     exact = in_unit_interval("confidence", confidence)
+    if exact.ndim != 1:
+        raise ValueError(f"confidence must be one row [n], got shape {exact.shape}")
     return Chances(exact, np.stack([exact, np.ones_like(exact)]), exact)
 
 
@@ -209,8 +211,13 @@ def exact_null(confidence: ArrayLike, *, draws: int = 1000, seed: int, conventio
     Args:
         confidence: `[n]` B-confidence in [0, 1].
         draws, seed, convention: as in `simulated_null`.
+
+    Raises:
+        ValueError: confidences are empty, NaN, outside [0, 1] or not one row; fewer than one draw.
     """
     chances = exact_chances(confidence)
+    if draws < 1:
+        raise ValueError(f"draws must be positive, got draws={draws}")
     uniform = keyed_generator(seed, "null", "gold").random((draws, len(chances.chance)))
     return null_of(smece_batch(*chances.simulate(uniform), convention=convention).values)
 

@@ -170,7 +170,7 @@ def smooth_curve(
         if leading:
             raise ValueError(f"give a bandwidth to smooth many rows, got shape {pairs.confidence.shape}")
         bandwidth = float(smece_batch(confidence, correct, weight=weights).bandwidths[0])
-    if not bandwidth >= SMALLEST_BANDWIDTH:  # one cell of the grid: anything narrower would only draw the grid
+    if not SMALLEST_BANDWIDTH <= bandwidth < np.inf:  # one cell of the grid: anything narrower would only draw the grid
         raise ValueError(f"bandwidth must be at least {SMALLEST_BANDWIDTH}, got {bandwidth}")
 
     share = weights / weights.sum(axis=-1, keepdims=True)

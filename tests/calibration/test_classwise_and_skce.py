@@ -194,7 +194,7 @@ def test_impossible_input_is_refused():
         skce(ClosedSet.of_masses([[1.0]], [0]), seed=0)
     with pytest.raises(ValueError, match="kernel is 'linear'"):
         skce(ClosedSet.of_masses([[1.0], [1.0]], [0, 0]), kernel="linear", seed=0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="row 1 of masses"):
+    with pytest.raises(ValueError, match=r"masses\[1\] sums to 1.2"):
         ClosedSet.of_masses([[1.0, 0.0], [0.6, 0.6]], [0, 0])
     with pytest.raises(ValueError, match=r"gold\[0\] is 3"):
         ClosedSet.of_counts([[1, 2]], [3])

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from experiments.bench import calibration as calibration_bench
 from experiments.bench import sampler as sampler_bench
 from experiments.bench.growth import draw
 from experiments.bench.subjects import Subject
@@ -35,3 +36,40 @@ def test_a_sampler_that_draws_something_else_is_not_timed(tiny):
 def test_growth_is_drawn_in_two_panels():
     cases = [Case(f"{kind}/{x}", 1.0, 2.0 * x, 2.0 * x) for kind in ("m", "prompt") for x in (5, 50)]
     assert len(draw(cases).axes) == 2
+
+
+def test_calibration_cases_agree_with_their_references_and_fill_one_table():
+    cases = [
+        calibration_bench.bootstrap_case(200, resamples=12, timed=4),
+        calibration_bench.null_case(200, draws=40, timed=4),
+        calibration_bench.linear_case(500),
+        calibration_bench.calibrate_case(200, replicates=12, timed=2),
+    ]
+    rows = [case.to_dict() for case in cases]
+    assert all(list(row) == list(rows[0]) for row in rows)
+    assert max(row["apart"] for row in rows if row["case"] != "null") < 1e-3
+    assert rows[0]["us_per_question"] == pytest.approx(1e6 * rows[0]["ours_s"] / (200 * 12))
+
+
+@pytest.mark.parametrize(
+    ("measure", "case", "message"),
+    [
+        ("smece_batch", lambda: calibration_bench.bootstrap_case(200, resamples=4, timed=4), "smece-bootstrap"),
+        ("simulated_null", lambda: calibration_bench.null_case(200, draws=40, timed=4), "standard errors"),
+        ("smece", lambda: calibration_bench.linear_case(500), "linear/500"),
+    ],
+)
+def test_a_measure_that_differs_is_not_timed(monkeypatch, measure, case, message):
+    honest = getattr(calibration_bench, measure)
+
+    class Shifted:
+        def __init__(self, found):
+            self.values = found.values + 0.1
+
+    def shifted(*args, **options):
+        found = honest(*args, **options)
+        return found + 0.1 if isinstance(found, float) else Shifted(found)
+
+    monkeypatch.setattr(calibration_bench, measure, shifted)
+    with pytest.raises(AssertionError, match=message):
+        case()
