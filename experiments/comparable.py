@@ -109,19 +109,18 @@ def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
     Raises:
         UserError: there is none.
     """
-    pairs = [
-        (a, b)
-        for a, b in itertools.combinations(runs, 2)
-        if a.cell.dataset.name == b.cell.dataset.name
-        and len(differing(a.cell, b.cell)) == 1
-        and differing(a.cell, b.cell)[0] in FACTORS
-    ]
+    by_factor: dict[str, list[tuple[Scored, Scored]]] = {factor: [] for factor in FACTORS}
+    for a, b in itertools.combinations(runs, 2):
+        factors = differing(a.cell, b.cell)
+        if a.cell.dataset.name == b.cell.dataset.name and len(factors) == 1 and factors[0] in FACTORS:
+            by_factor[factors[0]].append((a, b))
+    pairs = [pair for its in by_factor.values() for pair in its]
     if not pairs:
         raise UserError(
             f"no two of these {len(runs)} runs share a dataset and differ in exactly one of {', '.join(FACTORS)}; "
             "name the runs to compare one by one"
         )
-    return sorted(pairs, key=lambda pair: FACTORS.index(differing(pair[0].cell, pair[1].cell)[0]))
+    return pairs
 
 
 def by_temperature(runs: Sequence[Scored]) -> list[list[Scored]]:
@@ -163,5 +162,5 @@ def check_comparable(a: Scored, b: Scored) -> None:
     factors = differing(a.cell, b.cell)
     if versions[0] != versions[1] and factors != ["B"]:
         others = [f for f in factors if f != "B"]
-        also = f" and differ in {', '.join(others)} too" if others else ""
-        raise UserError(f"{pair} were read by different Bs ({', '.join(versions)}){also}; `semcal score` both with one")
+        mend = f" and differ in {', '.join(others)} too; score both with one B" if others else "; `semcal score` both"
+        raise UserError(f"{pair} were read by different Bs ({', '.join(versions)}){mend}")

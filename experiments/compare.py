@@ -93,7 +93,7 @@ def equalised(runs: Sequence[Scored]) -> Matched:
     if len(set(sizes)) > 1 or sizes[0] > len(common):
         told.append(f"common to runs of {', '.join(map(str, sizes))} questions")
     if len(set(samples)) > 1:
-        told.append(f"of M = {', '.join(map(str, samples))} a random {m} are kept")
+        told.append(f"of M = {', '.join(map(str, samples))} samples each, {m} are kept at random")
     made = tuple(_equal(run, common, m) for run in runs)
     return Matched(made, np.asarray(first.questions.loc[common, "group"]), m, "; ".join(told))
 

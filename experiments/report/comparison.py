@@ -35,9 +35,10 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
     tests = sum(math.isfinite(d.p_value) for c in comparisons for d in c.differences.values())
     level = comparisons[0].a.calibration.level
     return (
-        f"[…] {level:.0%} interval, questions resampled by group, the same for both runs · p: is this figure the same "
-        f"in both? · Holm: p over all {tests} tests shown · swap: are the runs exchangeable? (for smECE and AUROC that "
-        f"asks more than p) · detectable: the smallest true difference found with power 0.8 at p = {1 - level:.2g}"
+        f"difference: second − first, with the {level:.0%} interval of resampling groups of questions, the same for "
+        "both runs · p: is this figure the same in both? · "
+        f"Holm: p adjusted for all {tests} tests shown · swap: are the runs exchangeable? (for smECE and AUROC that "
+        f"asks more than p does) · detectable: the smallest true difference found with power 0.8 at p = {1 - level:.2g}"
     )
 
 
@@ -62,7 +63,7 @@ def temperature_table(matched: Matched) -> Table:
 
 def _heading(c: Comparison) -> str:
     factors = ", ".join(differing(c.a, c.b)) or "nothing that a study sets"
-    return f"A: {_name(c.a)}\nB: {_name(c.b)}\nthey differ in {factors} · {c.matched.told}"
+    return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.told}"
 
 
 def _name(cell: Cell) -> str:
@@ -73,7 +74,7 @@ def _name(cell: Cell) -> str:
 def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
-    for title in (*_columns(c), "B − A", "p", "Holm", "swap", "detectable"):
+    for title in (*_columns(c), "difference", "p", "Holm", "swap", "detectable"):
         table.add_column(title, justify="right")
     level = c.a.calibration.level
     for name, d in c.differences.items():
@@ -92,11 +93,10 @@ def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
 
 
 def _columns(c: Comparison) -> tuple[str, str]:
-    """A and B, with what tells them apart where a word says it."""
+    """The two runs by what tells them apart, where a word says it."""
     told = [f for f in differing(c.a, c.b) if f in FACTORS]
     words = [" · ".join(_value(cell, f) for f in told) for cell in (c.a, c.b)]
-    a, b = (f"{letter}: {word}" if word else letter for letter, word in zip("AB", words, strict=True))
-    return a, b
+    return ("first", "second") if words[0] == words[1] else (words[0], words[1])
 
 
 def _value(cell: Cell, factor: str) -> str:

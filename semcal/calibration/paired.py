@@ -84,8 +84,9 @@ class Difference:
     def less(self, floor_a: float, floor_b: float) -> Difference:
         """The same comparison after each run's floor, e.g. the mean of its `simulated_null`, is taken off.
 
-        Two calibrated runs differ in smECE where their class distributions differ in flatness; their excesses hardly
-        do. Floors count as known. Swapping would move them too, so `p_exchange` becomes NaN.
+        Two calibrated runs differ in smECE where their class distributions differ in flatness, and their excesses far
+        less; a little remains at small M, where `simulated_null` understates the floor of the flatter run. Floors count
+        as known. Swapping would move them too, so `p_exchange` becomes NaN.
         """
         shift = floor_b - floor_a
         return replace(
@@ -117,17 +118,18 @@ def paired_difference(
 
     `p_exchange` swaps the (confidence, correct) of whole groups between the runs at random; it is exact for "the runs
     are exchangeable", that is, alike in every respect. For means over questions (gap, confidence, accuracy, Brier) this
-    is a sign-flip test, valid for equal means as well where groups are many, for only the variance of the flipped
-    differences matters. Not so for smECE: a swapped run is a mixture of both, and where one run is as overconfident as
-    the other is underconfident, the mixture is calibrated, its smECE hardly varies, and equal smECE are called
-    different half the time. Studentising cannot mend that: the mixture sits at a kink of smECE, and the runs do not.
-    A small `p_exchange` for smECE or AUROC says that the runs differ, not that they differ in this statistic.
+    is a sign-flip test, which where groups are many also holds for equal means in runs that differ otherwise, since
+    flipping keeps the variance of the differences. Not so for smECE: a swapped run is a mixture of both, and where one
+    run is as overconfident as the other is underconfident, the mixture is calibrated, its smECE hardly varies, and
+    equal smECE are called different half the time (simulated). Studentising cannot mend that: the mixture sits at a
+    kink of smECE, and the runs do not. A small `p_exchange` for smECE or AUROC says that the runs differ, not that they differ in this
+    statistic.
 
     `p_value` is about the statistic: the difference in units of its bootstrap standard error, read off the t
-    distribution with (number of groups - 1) degrees of freedom (Cameron, Gelbach & Miller 2008, section III, for few
-    groups). Unlike a share of resamples it can be small enough to survive `holm`. It needs a statistic that is about
-    normal over data sets. smECE is not where both runs are calibrated (it has a kink at 0): there resamples vary more
-    than data sets do, and the test finds too little rather than too much.
+    distribution with (number of groups - 1) degrees of freedom (as Cameron, Gelbach & Miller 2008 do for few clusters).
+    Unlike a share of resamples it can be small enough to survive `holm`. It takes the difference to be about normal
+    over data sets. That of two smECE is not where both runs are calibrated, for smECE has a kink at 0; there resamples
+    vary more than data sets do, and the test finds too little rather than too much (1 % at the 5 % level, simulated).
 
     Args:
         statistic: see `Statistic`; `STATISTICS` has those of this package by name.
