@@ -122,8 +122,8 @@ def paired_difference(
     flipping keeps the variance of the differences. Not so for smECE: a swapped run is a mixture of both, and where one
     run is as overconfident as the other is underconfident, the mixture is calibrated, its smECE hardly varies, and
     equal smECE are called different half the time (simulated). Studentising cannot mend that: the mixture sits at a
-    kink of smECE, and the runs do not. A small `p_exchange` for smECE or AUROC says that the runs differ, not that they differ in this
-    statistic.
+    kink of smECE, and the runs do not. A small `p_exchange` for smECE or AUROC says that the runs differ, not that they
+    differ in this statistic.
 
     `p_value` is about the statistic: the difference in units of its bootstrap standard error, read off the t
     distribution with (number of groups - 1) degrees of freedom (as Cameron, Gelbach & Miller 2008 do for few clusters).
