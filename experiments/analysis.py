@@ -23,6 +23,7 @@ from semcal.semantics import (
     ClassDistribution,
     Clustered,
     Collapse,
+    CountMatrix,
     Judge,
     count_matrix,
     expected_confidence,
@@ -131,6 +132,20 @@ def _class_table(ids: Sequence[str], collapsed: Sequence[ClassDistribution]) -> 
             rows.append((question_id, klass, count, mass, mass + d.unexplored, klass in d.gold, klass == UNPARSED))
     columns = ["question_id", "klass", "count", "mass", "mass_high", "is_gold", "is_unparsed"]
     return pd.DataFrame(rows, columns=columns).astype({"count": "Int64"})
+
+
+def class_matrix(classes: pd.DataFrame) -> CountMatrix:
+    """The table of classes as arrays again; a class stands in the column of its place among its question's."""
+    row = pd.factorize(classes["question_id"])[0]
+    column = classes.groupby("question_id", sort=False).cumcount().to_numpy()
+    counted = bool(classes["count"].notna().all())
+    counts = np.zeros((row.max() + 1, column.max() + 1))
+    counts[row, column] = classes["count" if counted else "mass"]
+    unparsed = classes["is_unparsed"].to_numpy()
+    gold, at = np.zeros(counts.shape, dtype=bool), np.full(len(counts), -1)
+    gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
+    at[row[unparsed]] = column[unparsed]
+    return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:

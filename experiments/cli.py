@@ -109,6 +109,31 @@ def probe(targets: Targets, set: Sets = None) -> None:
 
 
 @app.command()
+def compare(targets: Targets, set: Sets = None) -> None:
+    """Runs side by side, with paired tests: all against the first, or the sensible pairs of a study or folder."""
+    from experiments.comparable import by_temperature, chosen_runs
+    from experiments.compare import compare_all, equalised
+    from experiments.report.comparison import comparison_tables, explanation, temperature_table
+
+    runs, named, left_out = chosen_runs(targets, set or [])
+    with _Screen() as screen:
+        families = [(family[0].cell, equalised(family)) for family in by_temperature(runs)]
+        comparisons = compare_all(runs, named, screen.stage)
+        screen.finished(comparisons[-1].b)
+    for heading, table in comparison_tables(comparisons):
+        console.rule()
+        console.print(heading, highlight=False, markup=False, soft_wrap=True)
+        console.print(table)
+    for cell, matched in families:
+        console.rule(f"{cell.label}, by temperature")
+        console.print(matched.told, highlight=False, soft_wrap=True)
+        console.print(temperature_table(matched))
+    console.print(explanation(comparisons), highlight=False, markup=False)
+    for folder in left_out:
+        console.print(f"[yellow]{folder}:[/yellow] not finished, left out", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
     """Runs, their state and headline figures."""
     from experiments.report.table import cells_of, headline

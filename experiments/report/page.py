@@ -7,15 +7,14 @@ import html
 import io
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.analysis import class_matrix
 from experiments.config import Cell
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from probes.figures import layer_curve
 from semcal.calibration import confidences, confidences_of_masses, null_band, reliability_diagram
-from semcal.semantics import CountMatrix
 from semcal.semantics.figures import knowing_curve
 from semcal.store import Run, write_atomically
 
@@ -31,7 +30,7 @@ white-space: pre-wrap; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """The reliability diagram, and a layer curve where probes were fitted."""
-    matrix = _matrix(run.classes())
+    matrix = class_matrix(run.classes())
     sampled = cell.sampling.exact is None
     scored = (confidences if sampled else confidences_of_masses)(matrix.counts, matrix.gold, matrix.unparsed)
     width = float(run.calibration()["bandwidth"])
@@ -54,20 +53,6 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     if not probes.empty:
         figures["layers"] = layer_curve(probes.loc[probes["target"] == probes["target"].iloc[0], :], title=cell.label)
     return figures
-
-
-def _matrix(classes: pd.DataFrame) -> CountMatrix:
-    """The table of classes as arrays again; a class stands in the column of its place among its question's."""
-    row = pd.factorize(classes["question_id"])[0]
-    column = classes.groupby("question_id", sort=False).cumcount().to_numpy()
-    counted = bool(classes["count"].notna().all())
-    counts = np.zeros((row.max() + 1, column.max() + 1))
-    counts[row, column] = classes["count" if counted else "mass"]
-    unparsed = classes["is_unparsed"].to_numpy()
-    gold, at = np.zeros(counts.shape, dtype=bool), np.full(len(counts), -1)
-    gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
-    at[row[unparsed]] = column[unparsed]
-    return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
 
 
 def write_report(cell: Cell, run: Run) -> None:

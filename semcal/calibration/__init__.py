@@ -9,11 +9,16 @@ from semcal.calibration.classwise import ClassCalibration, Classwise, classwise
 from semcal.calibration.closed import ClosedSet
 from semcal.calibration.confidence import Confidences, SplitHalf, confidences, confidences_of_masses, split_half
 from semcal.calibration.diagram import reliability_diagram
+from semcal.calibration.equivalence import Equivalence, equivalence, exact_equivalence
 from semcal.calibration.exchange import exchanged
 from semcal.calibration.figures import confidence_histogram, m_curve_figure, risk_coverage_curve
+from semcal.calibration.holm import holm
 from semcal.calibration.kernel import Convention
+from semcal.calibration.masses import class_masses
+from semcal.calibration.mcurve import MCurve, m_curve
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
-from semcal.calibration.null import Band, Null, exact_null, null_band, simulated_null
+from semcal.calibration.null import Band, Null, exact_null, exchange_null, null_band, null_of_counts, simulated_null
+from semcal.calibration.paired import STATISTICS, Difference, paired_difference, smallest_difference
 from semcal.calibration.selective import RiskCoverage, aurc, risk_coverage
 from semcal.calibration.skce import KernelCalibration, skce
 from semcal.calibration.smece import ReliabilityCurve, SmoothECE, smece, smece_batch, smooth_curve
@@ -21,6 +26,7 @@ from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
 from semcal.calibration.thinning import thin
 
 __all__ = [
+    "STATISTICS",
     "Band",
     "BrierParts",
     "Calibration",
@@ -29,9 +35,12 @@ __all__ = [
     "ClosedSet",
     "Confidences",
     "Convention",
+    "Difference",
+    "Equivalence",
     "Groups",
     "Interval",
     "KernelCalibration",
+    "MCurve",
     "Null",
     "ReliabilityCurve",
     "RiskCoverage",
@@ -45,6 +54,7 @@ __all__ = [
     "brier_parts",
     "calibrate",
     "calibrate_masses",
+    "class_masses",
     "classwise",
     "confidence_histogram",
     "confidences",
@@ -52,19 +62,27 @@ __all__ = [
     "debiased_ece",
     "ece",
     "ece_edges",
+    "equivalence",
+    "exact_equivalence",
     "exact_null",
+    "exchange_null",
     "exchanged",
     "groups",
+    "holm",
     "log_loss",
+    "m_curve",
     "m_curve_figure",
     "mce",
     "null_band",
+    "null_of_counts",
+    "paired_difference",
     "reliability_diagram",
     "risk_coverage",
     "risk_coverage_curve",
     "signed_gap",
     "simulated_null",
     "skce",
+    "smallest_difference",
     "smece",
     "smece_batch",
     "smooth_curve",

@@ -11,6 +11,7 @@ import numpy as np
 
 from semcal.calibration.checks import FloatArray
 from semcal.calibration.closed import ClosedSet
+from semcal.calibration.holm import holm
 from semcal.calibration.null import Null
 from semcal.calibration.smece import smece_batch
 
@@ -111,11 +112,3 @@ def _against(values: FloatArray) -> tuple[float, float, float, float]:
     observed, drawn = float(values[0]), values[1:]
     null = Null(float(drawn.mean()), float(np.quantile(drawn, 0.95)), drawn)
     return observed, null.mean, null.excess(observed), null.p_value(observed)
-
-
-def holm(p_values: FloatArray) -> FloatArray:
-    """p-values `[T]` adjusted for T tests so that the chance of any false alarm keeps its level (Holm 1979)."""
-    order = np.argsort(p_values)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)))
-    return adjusted

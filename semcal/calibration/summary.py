@@ -16,6 +16,7 @@ from semcal.calibration.confidence import (
     Confidences,
     SplitHalf,
     checked_counts,
+    checked_gold,
     checked_index,
     confidences,
     confidences_of_masses,
@@ -23,7 +24,7 @@ from semcal.calibration.confidence import (
 )
 from semcal.calibration.kernel import Convention
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
-from semcal.calibration.null import Null, exact_null, simulated_null
+from semcal.calibration.null import Null, exact_null, null_of_counts
 from semcal.calibration.selective import aurc
 from semcal.calibration.smece import smece_batch
 from semcal.seeds import keyed_generator
@@ -41,7 +42,7 @@ class Calibration:
         confidence: mean share of the most frequent class (plug-in B-confidence).
         smece: SmoothECE; its interval is centred (see `bootstrap`), the others are percentile intervals.
         bandwidth: kernel width at which smece was read off.
-        null_mean: mean smECE of a model calibrated by construction, at this n, M and these class distributions.
+        null_mean: mean smECE of calibrated models at this n, M and these class distributions (`null_of_counts`).
         null_q95: its 95 % quantile.
         excess: smece - null_mean.
         p_value: one-sided, of smece against that null.
@@ -129,7 +130,7 @@ def calibrate(
         unparsed: `[n]` index of the class of unreadable answers, -1 where there is none; never correct.
         truncated_share: share of all samples cut off by the length limit, in [0, 1], passed through.
         group: `[n]` labels of dependent questions for the intervals; None for independent ones. The null takes
-            questions as independent in any case (see `simulated_null` for the other choice).
+            questions as independent in any case (see `simulated_null` for another choice).
         m: the M that was asked for; refused when counts hold another. None takes it from the counts.
         bootstrap: resamples.
         null_draws: simulated data sets of the null.
@@ -147,7 +148,9 @@ def calibrate(
     unread = np.where(column >= 0, counts[np.arange(len(counts)), column], 0)
     return _measured(
         confidences(counts, gold, unparsed),
-        simulated_null(counts, draws=null_draws, seed=seed, convention=convention),
+        null_of_counts(
+            counts, checked_gold(counts, gold, unparsed), draws=null_draws, seed=seed, convention=convention
+        ),
         split_half(counts, gold, unparsed, rng=keyed_generator(seed, "split_half")) if total > 1 else None,
         group,
         m=total,

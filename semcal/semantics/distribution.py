@@ -88,7 +88,7 @@ class CountMatrix:
     Attributes:
         counts: [question, K] samples a class, 0 where a question has fewer classes; rows sum to m. Masses where they
             are exact.
-        gold: [question, K] bool, which classes are correct.
+        gold: [question, K] bool, which classes are correct; one that was never sampled has a column, too.
         unparsed: [question] column of the unparsed class, -1 where every sample parsed.
     """
 
@@ -99,13 +99,14 @@ class CountMatrix:
 
 def count_matrix(distributions: Sequence[ClassDistribution]) -> CountMatrix:
     """Stack class distributions, the most frequent class of each question first."""
-    width = max(1, *(len(d.counts) for d in distributions))
+    classes = [[*d.counts, *sorted(d.gold - d.counts.keys())] for d in distributions]
+    width = max(1, *map(len, classes))
     exact = any(d.exact for d in distributions)
     counts = np.zeros((len(distributions), width), dtype=np.float64 if exact else np.int64)
     gold, unparsed = np.zeros(counts.shape, dtype=bool), np.full(len(distributions), -1)
     for row, d in enumerate(distributions):
-        for column, (klass, count) in enumerate(d.counts.items()):
-            counts[row, column] = count
+        for column, klass in enumerate(classes[row]):
+            counts[row, column] = d.counts.get(klass, 0)
             gold[row, column] = klass in d.gold and klass != UNPARSED
             if klass == UNPARSED:
                 unparsed[row] = column

@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import kstest
 
 from semcal.calibration import simulated_null, smece
-from semcal.calibration.classwise import LEAST_EXPECTED, classwise, holm
+from semcal.calibration.classwise import LEAST_EXPECTED, classwise
 from semcal.calibration.closed import ClosedSet
 from semcal.calibration.confidence import confidences
+from semcal.calibration.holm import holm
 from semcal.calibration.skce import skce
 
 
