@@ -27,7 +27,14 @@ from probes.targets import smoothed
 
 
 def fit_softmax(
-    X: Tensor, Y: Tensor, penalty: Tensor | float, *, max_iter: int = 1000, tol: float = 1e-9
+    X: Tensor,
+    Y: Tensor,
+    penalty: Tensor | float,
+    *,
+    layer: Tensor | None = None,
+    standardise: bool = False,
+    max_iter: int = 1000,
+    tol: float = 1e-9,
 ) -> SoftmaxFit:
     """Multinomial logistic regression with soft labels, B problems at once.
 
@@ -35,22 +42,31 @@ def fit_softmax(
     with C = 1/penalty on the same rows (a soft label is a row repeated once a class, its sample weight the mass).
 
     Args:
-        X: [B, n, d]; float64 unless a looser optimum will do.
+        X: [L, n, d]. The problems are solved in its precision: in float32 the objective is good to about 1e-6 nats,
+            and `tol` should be no smaller.
         Y: [n, K] shared by all problems, or [B, n, K]; rows sum to 1.
         penalty: [B] or one number, ≥ 0.
+        layer: [B], the rows X[layer] of each problem; None: each its own, L = B. Problems on the same rows (a grid of
+            penalties) share their rotation and their matrix products.
+        standardise: penalise W in units in which each feature has deviation 1 over the rows; what is returned is for
+            raw X in any case.
         max_iter: L-BFGS steps at most.
         tol: stop where the estimated gain still to be had, half the Newton decrement, is below this many nats.
 
     Raises:
         ValueError: the shapes disagree.
     """
-    if X.ndim != 3 or Y.shape[-2] != X.shape[1] or (Y.ndim == 3 and Y.shape[0] != X.shape[0]) or Y.ndim not in (2, 3):
-        raise ValueError(f"X is {tuple(X.shape)} and Y is {tuple(Y.shape)}; want [B, n, d] and [n, K] or [B, n, K]")
-    rotation = rotate(X, standardise=False)
-    penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(X.shape[0])
-    fit = minimise(rotation.scores, rotation.spectrum, Y.to(X), penalty, max_iter=max_iter, tol=tol)
-    weight = rotation.basis @ fit.weight
-    return replace(fit, weight=weight, bias=fit.bias - torch.einsum("bd,bdk->bk", rotation.mean, weight))
+    layer = torch.arange(len(X), device=X.device) if layer is None else layer
+    if X.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[-2] != X.shape[1] or (Y.ndim == 3 and len(Y) != len(layer)):
+        raise ValueError(f"X is {tuple(X.shape)} and Y is {tuple(Y.shape)}; want [L, n, d] and [n, K] or [B, n, K]")
+    rotation = rotate(X.double(), standardise=standardise)
+    scores, spectrum = rotation.scores.to(X), rotation.spectrum.to(X)
+    penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(len(layer))
+    fit = minimise(scores, spectrum, Y.to(X), penalty, layer=layer, max_iter=max_iter, tol=tol)
+    basis = (rotation.basis / rotation.scale[:, :, None]).to(X)  # [L, d, r]
+    weight = torch.stack([basis[own] @ its for own, its in zip(layer.tolist(), fit.weight, strict=True)])
+    offset = torch.einsum("bd,bdk->bk", rotation.mean.to(X)[layer], weight)
+    return replace(fit, weight=weight, bias=fit.bias - offset)
 
 
 @dataclass(frozen=True)

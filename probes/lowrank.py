@@ -47,8 +47,8 @@ class LowRankProbe(LogLinear):
         X, targets, n = rotation.scores[0], smoothed(Y), len(Y)
         penalty = torch.tensor([float(self.penalty)], dtype=torch.float64)
         full = minimise(rotation.scores, rotation.spectrum, targets, penalty, tol=1e-6)
-        # Cut and descend in units in which the Hessian is about the identity: there a cut costs the objective least, and
-        # every axis is learnt at the same pace.
+        # Cut and descend in units in which the Hessian is about the identity: there a cut costs the objective least,
+        # and every axis is learnt at the same pace.
         stretch = ((rotation.spectrum[0] + self.penalty) / n + 1e-12).rsqrt()[:, None]
         left, sizes, right = torch.linalg.svd(full.weight[0] / stretch, full_matrices=False)
         half = sizes[: self.rank].sqrt()

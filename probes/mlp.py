@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from probes.rung import Rung, Standardiser, validation_split
 from probes.targets import smoothed
@@ -89,10 +88,12 @@ class MLPProbe(Rung):
 def one_hidden_layer(d: int, hidden: int, marginal: Tensor, *, seed: int) -> nn.Sequential:
     """d -> hidden -> K logits, which are at first those of `marginal` [K] whatever comes in."""
     generator = torch.Generator().manual_seed(int(keyed_generator(seed, "initial weights").integers(2**62)))
-    first, last = skip_init(nn.Linear, d, hidden), skip_init(nn.Linear, hidden, len(marginal))
+    with torch.device("meta"):  # where nothing is drawn
+        first, last = nn.Linear(d, hidden), nn.Linear(hidden, len(marginal))
+    network = nn.Sequential(first, nn.GELU(), last).to_empty(device="cpu")
     with torch.no_grad():
         first.weight.normal_(std=d**-0.5, generator=generator)
         first.bias.zero_()
         last.weight.zero_()
         last.bias.copy_(marginal.log())
-    return nn.Sequential(first, nn.GELU(), last)
+    return network
