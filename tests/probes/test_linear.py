@@ -11,7 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from probes import linear
-from probes.linear import fit_ridge, fit_softmax, rotate
+from probes.linear import fit_ridge, fit_softmax
+from probes.minimise import minimise
+from probes.rotation import rotate
 
 
 def problem(seed: int, n: int, d: int, K: int, m: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +75,17 @@ def test_problems_in_a_batch_do_not_touch_each_other() -> None:
         alone = fit_softmax(X[index : index + 1], Y[index : index + 1], penalty[index : index + 1])
         torch.testing.assert_close(together.weight[index], alone.weight[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(together.objective[index], alone.objective[0])
+
+
+def test_problems_on_the_same_rows_may_share_them() -> None:
+    X = torch.tensor(np.stack([problem(seed, 80, 8, 4)[0] for seed in range(2)]))
+    Y = torch.tensor(np.stack([problem(seed, 80, 8, 4)[1] for seed in range(3)]))
+    rotation, layer = rotate(X, standardise=True), torch.tensor([1, 0, 1])
+    penalty = torch.tensor([0.1, 10.0, 1000.0], dtype=torch.float64)
+    shared = minimise(rotation.scores, rotation.spectrum, Y, penalty, layer=layer)
+    copied = minimise(rotation.scores[layer], rotation.spectrum[layer], Y, penalty)
+    torch.testing.assert_close(shared.weight, copied.weight, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shared.objective, copied.objective)
 
 
 def test_with_more_features_than_rows_the_rotation_changes_nothing() -> None:
