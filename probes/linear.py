@@ -42,8 +42,8 @@ def fit_softmax(
     with C = 1/penalty on the same rows (a soft label is a row repeated once a class, its sample weight the mass).
 
     Args:
-        X: [L, n, d]. The problems are solved in its precision: in float32 the objective is good to about 1e-6 nats,
-            and `tol` should be no smaller.
+        X: [L, n, d]. The problems are solved in its precision; in float32 `tol` should be no smaller than 1e-6, and the
+            objective is within 1e-4 nats of the optimum.
         Y: [n, K] shared by all problems, or [B, n, K]; rows sum to 1.
         penalty: [B] or one number, ≥ 0.
         layer: [B], the rows X[layer] of each problem; None: each its own, L = B. Problems on the same rows (a grid of

@@ -80,8 +80,8 @@ def fit(X: np.ndarray, Y: np.ndarray, train: np.ndarray, device: str) -> tuple[n
 def loop(X: np.ndarray, Y: np.ndarray, train: np.ndarray, tol: float = 1e-4) -> np.ndarray:
     """What a user would otherwise run: soft labels as rows repeated once a class, weighted by their mass.
 
-    `tol` is scikit-learn's own by default; to compare objectives it must be finer, for at 1e-4 a light penalty leaves it
-    short of the optimum.
+    `tol` is scikit-learn's own by default; to compare objectives it must be finer, for at 1e-4 a light penalty leaves
+    it short of the optimum.
     """
     rows = StandardScaler().fit_transform(X[train].astype(np.float64))
     row, label = np.nonzero(Y[train])
