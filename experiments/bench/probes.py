@@ -37,7 +37,7 @@ def probes_cases(device: str = "auto") -> Iterator[Case]:
         for layer, train in cells:
             fit(X[layer], Y, train, where)
 
-    fit(X[0, :100], Y, np.arange(100), where)  # what libraries keep for good is not counted
+    fit(X[0], Y, np.arange(50), where)  # what libraries keep for good is not counted
     grown = peak_growth(ours)  # before anything that large runs, whose memory might be used again
     apart = 0.0
     for layer, train in cells[:: len(cells) // CHECKED]:
