@@ -13,10 +13,12 @@ from semcal.semantics.judge import Judge
 from semcal.semantics.normalise import normalise
 from semcal.semantics.numeric import Numeric
 from semcal.semantics.similarity import Embedding, Entailment
+from semcal.semantics.tilting import Branch, TokenTilt, answer_tree, tilt_along, tilted_logprobs, token_tilt
 
 __all__ = [
     "UNEXPLORED",
     "UNPARSED",
+    "Branch",
     "Choice",
     "ClassDistribution",
     "Cluster",
@@ -32,12 +34,17 @@ __all__ = [
     "KthWord",
     "Numeric",
     "Pointwise",
+    "TokenTilt",
     "adjusted_rand",
+    "answer_tree",
     "check_contract",
     "count_matrix",
     "expected_confidence",
     "extract",
     "load_custom",
     "normalise",
+    "tilt_along",
+    "tilted_logprobs",
+    "token_tilt",
     "unreadable_gold",
 ]
