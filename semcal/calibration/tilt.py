@@ -6,6 +6,8 @@ is c (arXiv 2511.04869, Theorem 6), so that confidence becomes sigma(logit c + t
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
@@ -23,6 +25,7 @@ BEND = 10.0
 """How much heavier the part of tau that is bent in logit c is penalised than its straight part."""
 
 KNOTS = logit(np.array([0.1, 0.3, 0.6, 0.85, 0.97]))
+_CARDINAL = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, ::2], bc_type="natural")
 _NEWTON_STEPS, _HALVINGS, _TOLERANCE = 100, 40, 1e-8
 
 
@@ -57,10 +60,19 @@ def loss_change(confidence: ArrayLike, correct: ArrayLike, tau: ArrayLike) -> Fl
 
 def _splines(logits: FloatArray) -> FloatArray:
     """1, logit c, and natural cubic splines that are 1 at every other of the KNOTS and 0 at the rest: `[..., p]`."""
-    spline = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, ::2], bc_type="natural")
     within = np.clip(logits, KNOTS[0], KNOTS[-1])
-    bent = spline(within) + spline(within, 1) * (logits - within)[..., None]  # a straight line beyond the last knots
+    bent = (
+        _CARDINAL(within) + _CARDINAL(within, 1) * (logits - within)[..., None]
+    )  # a straight line beyond the last knots
     return np.concatenate([np.ones_like(logits)[..., None], logits[..., None], bent], axis=-1)
+
+
+@cache
+def _to_basis() -> FloatArray:
+    """What makes the splines orthogonal and scales them, `[p, p]`."""
+    midpoints = (np.arange(1000) + 0.5) / 1000
+    triangle = np.linalg.qr(_splines(logit(midpoints)) / np.sqrt(len(midpoints))).R
+    return np.linalg.inv(triangle) * np.where(np.arange(len(triangle)) < 2, 1.0, 1 / np.sqrt(BEND))
 
 
 def basis(logits: ArrayLike) -> FloatArray:
@@ -70,10 +82,7 @@ def basis(logits: ArrayLike) -> FloatArray:
     temperature is one) and have mean square 1 over c in [0, 1]; the bent ones have 1 / BEND, so that a ridge on the
     coefficients of tau is one on its mean square, BEND times as heavy on what is bent.
     """
-    midpoints = (np.arange(1000) + 0.5) / 1000
-    triangle = np.linalg.qr(_splines(logit(midpoints)) / np.sqrt(len(midpoints))).R
-    scale = np.where(np.arange(len(triangle)) < 2, 1.0, 1 / np.sqrt(BEND))
-    return _splines(np.asarray(logits, dtype=np.float64)) @ (np.linalg.inv(triangle) * scale)
+    return _splines(np.asarray(logits, dtype=np.float64)) @ _to_basis()
 
 
 def fit_tilts(logits: FloatArray, weight: FloatArray, correct: FloatArray, penalty: ArrayLike) -> FloatArray:

@@ -53,7 +53,7 @@ def answer_tree(ids: Sequence[Sequence[int]], mass: Sequence[float], is_top: Seq
             both[1] += its * top
     for answer, its in zip(ids, mass, strict=True):
         if below[tuple(answer)][0] > its:
-            raise ValueError(f"answer {tuple(answer)} also begins another; answers must end with what ended them")
+            raise ValueError(f"answer {tuple(answer)} begins another or is given twice; end each with what ended it")
     total = below[()][0]
     return {prefix: Branch(its / total, top / its) for prefix, (its, top) in below.items()}
 
@@ -140,7 +140,7 @@ def token_tilt(
         if not wanted.any():
             continue
         drops = []
-        for answer in (answers[i] for i in np.flatnonzero(wanted)):
+        for answer in (answer for answer, chosen in zip(answers, wanted, strict=True) if chosen):
             reached = np.log([tree[tuple(answer[:end])].mass for end in range(len(answer) + 1)])
             own = np.diff(reached)
             drops.append(tilt_along(answer, own, tree, shift).sum() - own.sum())
