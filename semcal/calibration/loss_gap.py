@@ -67,7 +67,8 @@ def loss_gap(
     Whole groups are held out, fold by fold. Tau is fitted on the other folds (`tilt.basis`, ridge towards no tilt), its
     penalty chosen by leaving each of those out in turn, no tilt being a choice; then the fall of the loss is measured
     on the fold held out. A fitted tilt recovers at most what the best one does, so the estimate lies below the loss gap
-    on average, most of all where n is too small to tell a tilt from chance, and approaches it as n grows.
+    on average, most of all where n is too small to tell a tilt from chance, and approaches it as n grows. Tau is
+    smooth in logit c: a gap that swings within a tenth of confidence and cancels out is not seen.
 
     Confidences that are shares of samples are noisy, and the best tilt shrinks them: a calibrated model then has a loss
     gap above 0 too. `simulated_loss_gap` says how large.

@@ -76,7 +76,7 @@ def test_a_miscalibrated_model_is_found_out_and_the_tilt_says_which_way(temperat
 def test_the_estimate_comes_near_the_population_gap_from_below(temperature):
     rng = np.random.default_rng(2)
     errors = []
-    for n, draws in ((300, 100), (1000, 60), (10_000, 30)):
+    for n, draws in ((300, 100), (1000, 60), (10_000, 20)):
         errors.append(true_gap(temperature) - simulated_loss_gap(*world(n, temperature, rng, draws)).mean)
     assert errors[0] > errors[1] > errors[2]
     assert abs(errors[2]) < 0.05 * true_gap(temperature)
