@@ -12,6 +12,7 @@ from semcal.calibration.diagram import reliability_diagram
 from semcal.calibration.equivalence import Equivalence, equivalence, exact_equivalence
 from semcal.calibration.exchange import exchanged
 from semcal.calibration.figures import confidence_histogram, m_curve_figure, risk_coverage_curve
+from semcal.calibration.finite_m import Estimate, estimates
 from semcal.calibration.holm import holm
 from semcal.calibration.kernel import Convention
 from semcal.calibration.loss_gap import LossGap, loss_gap, simulated_loss_gap
@@ -40,6 +41,7 @@ __all__ = [
     "Convention",
     "Difference",
     "Equivalence",
+    "Estimate",
     "Groups",
     "Interval",
     "KernelCalibration",
@@ -68,6 +70,7 @@ __all__ = [
     "ece",
     "ece_edges",
     "equivalence",
+    "estimates",
     "exact_equivalence",
     "exact_null",
     "exchange_null",
