@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from experiments.analysis import Read, measure, read_answers
+from experiments.answers import Read, measure, read_answers
 from experiments.config import Cell
 from experiments.semantics import SemanticsConfig, collapse_of
 from semcal.calibration import Calibration

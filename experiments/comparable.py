@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.analysis import class_matrix
+from experiments.answers import class_matrix
 from experiments.cell import stored_cell
 from experiments.config import Cell
 from experiments.reading import load_study

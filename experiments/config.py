@@ -124,9 +124,14 @@ class CaptureConfig(Settings):
 
 
 class CalibrationConfig(Settings):
+    """`delta` is the calibration error that the equivalence test is to rule out; `detail_draws` are the resamples and
+    simulated data sets of what stands behind the headline figures."""
+
     bootstrap: Annotated[int, Field(ge=10)] = 1000
     null_draws: Annotated[int, Field(ge=10)] = 1000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    detail_draws: Annotated[int, Field(ge=10)] = 200
 
 
 class ProbesConfig(Settings):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.analysis import Read, measure
+from experiments.answers import Read, measure
 from experiments.config import Cell
+from semcal.calibration import Calibration
 from semcal.calibration.profile import ProfileRow
 from semcal.questions import CONTINUATION
 from semcal.sampling import LENGTH
@@ -16,7 +17,7 @@ from semcal.semantics import ClassDistribution, first_token, first_word, length
 from semcal.store import Run
 
 
-def profile(cell: Cell, run: Run, read: Sequence[Read]) -> list[ProfileRow]:
+def profile(cell: Cell, run: Run, read: Sequence[Read], own: Calibration) -> list[ProfileRow]:
     """A row for each B that the run has what it needs for: first token, first word, length in words, the run's own.
 
     The first three see the gold answer as the run's style writes it (columns `written` and `written_ids` of its
@@ -24,17 +25,21 @@ def profile(cell: Cell, run: Run, read: Sequence[Read]) -> list[ProfileRow]:
     length of a text that is only to be continued, and nothing but the run's own B of runs of early versions.
 
     Args:
-        read: the run's answers as `experiments.analysis.read_answers` gives them.
+        read: the run's answers as `experiments.answers.read_answers` gives them.
+        own: their calibration under the run's own B.
     """
     group = run.questions()["group"].to_numpy()
     surfaces = {name: its for name, its in _surfaces(cell, run.questions(), read).items() if its}
-    rows = [_row(cell, run, name, list(its.values()), group[list(its)]) for name, its in surfaces.items()]
-    return [*rows, _row(cell, run, f"meaning ({cell.semantics.label})", read, group)]
+    rows = []
+    for name, its in surfaces.items():
+        seen = list(its.values())
+        rows.append(ProfileRow.of(name, _classes(seen), measure(cell, run, seen, group=group[list(its)])))
+    return [*rows, ProfileRow.of(f"meaning ({cell.semantics.label})", _classes(read), own)]
 
 
-def _row(cell: Cell, run: Run, name: str, read: Sequence[Read], group: np.ndarray) -> ProfileRow:
-    classes = float(np.mean([len(r.distribution.counts) for r in read]))
-    return ProfileRow.of(name, classes, measure(cell, run, read, group=group))
+def _classes(read: Sequence[Read]) -> float:
+    """Mean number of classes a question."""
+    return float(np.mean([len(r.distribution.counts) for r in read]))
 
 
 def _surfaces(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> dict[str, dict[int, Read]]:

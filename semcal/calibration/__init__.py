@@ -12,18 +12,22 @@ from semcal.calibration.diagram import reliability_diagram
 from semcal.calibration.equivalence import Equivalence, equivalence, exact_equivalence
 from semcal.calibration.exchange import exchanged
 from semcal.calibration.figures import confidence_histogram, m_curve_figure, risk_coverage_curve
+from semcal.calibration.finite_m import Estimate, estimates
 from semcal.calibration.holm import holm
 from semcal.calibration.kernel import Convention
+from semcal.calibration.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.masses import class_masses
 from semcal.calibration.mcurve import MCurve, m_curve
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.null import Band, Null, exact_null, exchange_null, null_band, null_of_counts, simulated_null
 from semcal.calibration.paired import STATISTICS, Difference, paired_difference, smallest_difference
+from semcal.calibration.recalibrate import Remedy, recalibrated, remedies, temperature
 from semcal.calibration.selective import RiskCoverage, aurc, risk_coverage
 from semcal.calibration.skce import KernelCalibration, skce
 from semcal.calibration.smece import ReliabilityCurve, SmoothECE, smece, smece_batch, smooth_curve
 from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
 from semcal.calibration.thinning import thin
+from semcal.calibration.tilt import loss_change
 
 __all__ = [
     "STATISTICS",
@@ -37,12 +41,15 @@ __all__ = [
     "Convention",
     "Difference",
     "Equivalence",
+    "Estimate",
     "Groups",
     "Interval",
     "KernelCalibration",
+    "LossGap",
     "MCurve",
     "Null",
     "ReliabilityCurve",
+    "Remedy",
     "RiskCoverage",
     "SmoothECE",
     "SplitHalf",
@@ -63,6 +70,7 @@ __all__ = [
     "ece",
     "ece_edges",
     "equivalence",
+    "estimates",
     "exact_equivalence",
     "exact_null",
     "exchange_null",
@@ -70,16 +78,21 @@ __all__ = [
     "groups",
     "holm",
     "log_loss",
+    "loss_change",
+    "loss_gap",
     "m_curve",
     "m_curve_figure",
     "mce",
     "null_band",
     "null_of_counts",
     "paired_difference",
+    "recalibrated",
     "reliability_diagram",
+    "remedies",
     "risk_coverage",
     "risk_coverage_curve",
     "signed_gap",
+    "simulated_loss_gap",
     "simulated_null",
     "skce",
     "smallest_difference",
@@ -87,6 +100,7 @@ __all__ = [
     "smece_batch",
     "smooth_curve",
     "split_half",
+    "temperature",
     "thin",
     "weighted_mean",
 ]

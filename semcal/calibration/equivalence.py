@@ -111,13 +111,16 @@ def _equivalence(
         raise ValueError(f"delta and alpha must lie in (0, 1) and draws be positive, got {delta}, {alpha}, {draws}")
     observed = float(smece_batch(confidence, correct, convention=convention).values[0]) + 1e-12
     uniform = keyed_generator(seed, "equivalence").random((draws, len(confidence)))
+    sure = float(confidence.mean())
 
     def p_value(size: float) -> float:
         """The chance of so small a smECE under an error of this size in the direction that hides it better."""
         least = 0.0
-        for shift in (-size, size):
+        for shift, room in ((-size, sure), (size, 1 - sure)):
             chance = _shifted(chances, shift)
-            if chance is not None:
+            if chance is None:  # no such model exists, or samples so few that they cannot show it
+                least = max(least, float(size < room))
+            else:
                 values = smece_batch(*chances.simulate(uniform, chance), convention=convention).values
                 least = max(least, (1 + int((values <= observed).sum())) / (1 + draws))
         return least

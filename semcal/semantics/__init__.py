@@ -14,10 +14,12 @@ from semcal.semantics.normalise import normalise
 from semcal.semantics.numeric import Numeric
 from semcal.semantics.similarity import Embedding, Entailment
 from semcal.semantics.surface import first_token, first_word, length
+from semcal.semantics.tilting import Branch, TokenTilt, answer_tree, tilt_along, tilted_logprobs, token_tilt
 
 __all__ = [
     "UNEXPLORED",
     "UNPARSED",
+    "Branch",
     "Choice",
     "ClassDistribution",
     "Cluster",
@@ -33,7 +35,9 @@ __all__ = [
     "KthWord",
     "Numeric",
     "Pointwise",
+    "TokenTilt",
     "adjusted_rand",
+    "answer_tree",
     "check_contract",
     "count_matrix",
     "expected_confidence",
@@ -43,5 +47,8 @@ __all__ = [
     "length",
     "load_custom",
     "normalise",
+    "tilt_along",
+    "tilted_logprobs",
+    "token_tilt",
     "unreadable_gold",
 ]

@@ -59,7 +59,7 @@ def test_dependent_questions_taken_as_independent_are_found_different_too_often(
         d = paired_difference(STATISTICS["confidence"], (a, a), (b, b), draws=99, seed=seed)
         alone += d.p_value <= 0.1
         if seed == 0:
-            assert paired_difference(STATISTICS["confidence"], (a, a), (b, b), group=label, seed=0).groups == 15
+            assert paired_difference(STATISTICS["confidence"], (a, a), (b, b), group=label, seed=0).blocks == 15
     assert alone > 80
 
 
@@ -74,7 +74,7 @@ def opposite(seed: int, n: int = 300):
     return runs
 
 
-def test_a_swap_tests_exchangeability_and_the_bootstrap_the_statistic():
+def test_a_swap_tests_exchangeability_and_the_t_test_the_statistic():
     found = [paired_difference(STATISTICS["smece"], *opposite(seed), draws=39, seed=seed) for seed in range(16)]
     assert sum(d.p_exchange <= 0.05 for d in found) >= 4  # the runs do differ, though not in smECE
     assert sum(d.p_value <= 0.05 for d in found) <= 3
@@ -133,6 +133,19 @@ def test_the_smallest_difference_is_found_four_times_out_of_five(groups):
         a, b, label = two_runs(seed, 200, groups, shift=shift)
         found += paired_difference(signed_gap, a, b, group=label, draws=99, seed=seed).p_value <= 0.05
     assert 0.71 <= found / 200 <= 0.89  # standard deviation 0.028
+
+
+def test_the_standard_error_of_a_mean_is_that_of_its_groups():
+    a, b, _ = two_runs(0, 120)
+    difference = b[1] - a[1]
+    alone = paired_difference(STATISTICS["accuracy"], a, b, draws=20, seed=0)
+    assert alone.standard_error == pytest.approx(difference.std(ddof=1) / np.sqrt(120))
+    together = paired_difference(STATISTICS["accuracy"], a, b, group=np.arange(120) // 4, draws=20, seed=0)
+    assert together.standard_error == pytest.approx(difference.reshape(30, 4).mean(axis=1).std(ddof=1) / np.sqrt(30))
+    many = two_runs(0, 3000)
+    blocks = paired_difference(STATISTICS["accuracy"], *many[:2], draws=20, seed=0)
+    assert blocks.blocks == 200
+    assert blocks.standard_error == pytest.approx((many[1][1] - many[0][1]).std() / np.sqrt(3000), rel=0.15)
 
 
 def test_pairing_narrows_the_interval():

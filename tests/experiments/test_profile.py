@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.analysis import measure, read_answers
+from experiments.answers import measure, read_answers
 from experiments.cell import stored_cell
 from experiments.profile import profile
 from experiments.prompting import Asked, gold_ids
@@ -28,7 +28,8 @@ def study_dict(study_dict):
 def profile_of(run: Run):
     cell = stored_cell(run)
     read = read_answers(cell, run, collapse_of(cell.semantics, run.aliases()))
-    return profile(cell, run, read), measure(cell, run, read)
+    own = measure(cell, run, read)
+    return profile(cell, run, read, own), own
 
 
 def test_questions_hold_their_gold_as_the_style_writes_it(tmp_path, study_dict, checkpoint):

@@ -1,0 +1,154 @@
+"""Tilting a model towards or away from its semantic answer, token by token.
+
+Adding tau to the log weight of every answer in the class k* takes, at each token, only the intermediate B-confidences
+g = Pr[B = k* | x, prefix] (arXiv 2511.04869, Theorem 9). Token ids, masses and log-probabilities in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What lies below one prefix of an answer tree.
+
+    Attributes:
+        mass: of all answers that begin with it, the whole tree having 1.
+        g: share of that mass whose answers are in the class k*: intermediate B-confidence.
+    """
+
+    mass: float
+    g: float
+
+
+def answer_tree(ids: Sequence[Sequence[int]], mass: Sequence[float], is_top: Sequence[bool]) -> dict[Ids, Branch]:
+    """Every prefix of the answers, the empty one (whose g is the B-confidence) and whole answers (g = 0 or 1) included.
+
+    Args:
+        ids: token ids of each distinct answer, none of them a prefix of another.
+        mass: `[answer]` probabilities above 0. What they lack to 1 is unexplored; the tree holds what was explored,
+            renormalised.
+        is_top: `[answer]` whether the answer is in the class k*.
+
+    Raises:
+        ValueError: lengths disagree, no answers, a mass that is not above 0, or an answer that begins another.
+    """
+    if not len(ids) == len(mass) == len(is_top) or not len(ids):
+        raise ValueError(f"{len(ids)} answers, {len(mass)} masses and {len(is_top)} of is_top: give one of each a time")
+    if not min(mass) > 0:
+        raise ValueError(f"an answer has mass {min(mass)}; leave out what has none")
+    below: dict[Ids, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for answer, its, top in zip(ids, mass, is_top, strict=True):
+        for end in range(len(answer) + 1):
+            both = below[tuple(answer[:end])]
+            both[0] += its
+            both[1] += its * top
+    for answer, its in zip(ids, mass, strict=True):
+        if below[tuple(answer)][0] > its:
+            raise ValueError(f"answer {tuple(answer)} begins another or is given twice; end each with what ended it")
+    total = below[()][0]
+    return {prefix: Branch(its / total, top / its) for prefix, (its, top) in below.items()}
+
+
+def tilted_logprobs(logprobs: ArrayLike, g: ArrayLike, g_next: ArrayLike, tau: float) -> np.ndarray:
+    """Log-probabilities of tokens under the tilted model, in nats, elementwise.
+
+    p'(z | x, prefix) = p(z | x, prefix) (1 + g_next (e^tau - 1)) / (1 + g (e^tau - 1)) (Theorem 9). Over all tokens
+    they sum to 1 as p does, for g is the mean of g_next.
+
+    Args:
+        logprobs: of the tokens under the model itself.
+        g: intermediate B-confidence of the prefix.
+        g_next: of the prefix with the token.
+        tau: added to the log weight of every answer in k*, in nats.
+    """
+    grow = np.expm1(tau)
+    return np.asarray(logprobs) + np.log1p(np.asarray(g_next) * grow) - np.log1p(np.asarray(g) * grow)
+
+
+def tilt_along(answer: Sequence[int], logprobs: ArrayLike, tree: Mapping[Ids, Branch], tau: float) -> np.ndarray:
+    """The tilted log-probability `[L]` of each token of one answer of the tree, given the model's own `[L]`.
+
+    Raises:
+        ValueError: an answer that is not in the tree, or another number of log-probabilities than of tokens.
+    """
+    prefixes = [tuple(answer[:end]) for end in range(len(answer) + 1)]
+    if prefixes[-1] not in tree:
+        raise ValueError(f"answer {prefixes[-1]} is not in the tree, so its intermediate B-confidences are not known")
+    if np.shape(logprobs) != (len(answer),):
+        raise ValueError(f"{len(answer)} tokens but log-probabilities of shape {np.shape(logprobs)}")
+    g = np.array([tree[prefix].g for prefix in prefixes])
+    return tilted_logprobs(logprobs, g[:-1], g[1:], tau)
+
+
+@dataclass(frozen=True)
+class TokenTilt:
+    """What tilting recovers of the log loss of the gold answers, followed token by token and as the classes say.
+
+    Attributes:
+        sequence_drop: mean fall of -log p(gold answer), the tilted model's tokens multiplied out; nats a question.
+        class_drop: mean of tau 1[gold in k*] - log(1 + c (e^tau - 1)) over the same questions; Theorem 9 says the same.
+        largest_difference: between the two, over questions.
+        followed: share of questions whose gold answer was explored, which both means are over; NaN means if none was.
+    """
+
+    sequence_drop: float
+    class_drop: float
+    largest_difference: float
+    followed: float
+
+
+def token_tilt(
+    ids: Sequence[Sequence[Sequence[int]]],
+    mass: Sequence[Sequence[float]],
+    is_top: Sequence[Sequence[bool]],
+    is_gold: Sequence[Sequence[bool]],
+    tau: Sequence[float] | np.ndarray,
+) -> TokenTilt:
+    """Both drops over the exactly enumerated questions of a run.
+
+    The model is what was explored of it, renormalised: its next-token probabilities are ratios of the masses of
+    prefixes, and c is the top class's share of the explored mass. Unexplored answers have no probability and no part in
+    it, and a question none of whose gold answers was explored is left out of both means (`followed` says how many were
+    not). Where k* is a gold class, the gold answer is one of k*'s; otherwise one of all gold answers; of several, the
+    mean by mass.
+
+    Args:
+        ids: token ids of each answer of each question.
+        mass: their probabilities.
+        is_top: whether they are in the question's class k*; of tied classes, one.
+        is_gold: whether they are correct.
+        tau: `[question]` in nats, such as `LossGap.tilts`.
+
+    Raises:
+        ValueError: lengths disagree, or as `answer_tree`.
+    """
+    sequence, classes = [], []
+    for answers, its, top, gold, shift in zip(ids, mass, is_top, is_gold, tau, strict=True):
+        tree = answer_tree(answers, its, top)
+        wanted = np.asarray(gold, dtype=bool)
+        in_top = wanted & np.asarray(top, dtype=bool)
+        wanted = in_top if in_top.any() else wanted
+        if not wanted.any():
+            continue
+        drops = []
+        for answer in (answer for answer, chosen in zip(answers, wanted, strict=True) if chosen):
+            reached = np.log([tree[tuple(answer[:end])].mass for end in range(len(answer) + 1)])
+            own = np.diff(reached)
+            drops.append(tilt_along(answer, own, tree, shift).sum() - own.sum())
+        sequence.append(np.average(drops, weights=np.asarray(its)[wanted]))
+        classes.append(shift * in_top.any() - np.log1p(tree[()].g * np.expm1(shift)))
+    if not sequence:
+        return TokenTilt(np.nan, np.nan, np.nan, 0.0)
+    difference = np.abs(np.array(sequence) - classes).max()
+    return TokenTilt(
+        float(np.mean(sequence)), float(np.mean(classes)), float(difference), len(sequence) / max(1, len(ids))
+    )
