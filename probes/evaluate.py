@@ -7,6 +7,7 @@ choice (standardisation, axes, penalty) is made on training groups only; no laye
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,8 @@ def evaluate(
     - `low`, `high`: percentile interval, groups drawn with replacement. The probes are not refitted: it is the
       uncertainty over questions given the fitted probes.
     - `ceiling`, `ceiling_low`: share explainable given M samples a question, from two sides: `noise_ceiling` is rather
-      too high, `reliability` a lower bound. `of_ceiling` with its interval: explained / ceiling, as base and tuned
-      models are compared; understated if anything.
+      too high, `probes.reliability` a lower bound. `reliability`: the like in squared error, by halves. `of_ceiling`
+      with its interval: explained / ceiling, as base and tuned models are compared; understated if anything.
     - `control`: the same for the control task (`control_target` within bins of B-confidence), with its own penalties;
       `selectivity` = explained − control.
     - `null_q95`, `p_value`: permutation null over the maximum of layers. The statistic is the share explained on the
@@ -121,8 +122,7 @@ def evaluate(
         bootstrap=bootstrap,
         level=level,
         seed=seeds.bootstrap,
-        n_classes=len(target.classes),
-        **_batched(scores),
+        columns={"n_classes": len(target.classes)} | _batched(scores),
     )
 
 
@@ -187,8 +187,7 @@ def evaluate_scalar(
         bootstrap=bootstrap,
         level=level,
         seed=seeds.bootstrap,
-        n_classes=0,
-        **_batched(scores),
+        columns={"n_classes": 0} | _batched(scores),
     )
 
 
@@ -196,11 +195,12 @@ def ceilings(target: ClassTarget, baseline: float, *, seed: int) -> Ceiling:
     """Both sides of the ceiling of a target whose baseline is off by `baseline` nats."""
     if not baseline > 0:
         return Ceiling()
-    low = reliability(target, seed=seed).nats / baseline
-    return Ceiling(noise_ceiling(target, baseline), float(np.clip(low, 0, 1)))
+    among = reliability(target, seed=seed)
+    low = float(np.clip(among.nats / baseline, 0, 1))
+    return Ceiling(noise_ceiling(target, baseline), low, among.stepped_up)
 
 
-def _batched(scores: Scores) -> dict[str, object]:
+def _batched(scores: Scores) -> dict[str, Any]:
     """The columns that only probes fitted in batches have."""
     total = scores.baseline[1].sum()
     null_q95, p_value = maximum_null(scores.statistic[:, 1:], scores.statistic[:, 0])

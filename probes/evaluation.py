@@ -5,18 +5,18 @@ Knows losses on held-out questions; not which probe made them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from probes.controls import share_interval
-from semcal.seeds import keyed_generator
 
 COLUMNS = ["rung", "target", "layer", "measure", "explained", "low", "high", "ceiling", "ceiling_low"]
-COLUMNS += ["of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95", "p_value"]
-COLUMNS += ["penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
+COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95"]
+COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class Ceiling:
     """Share; approximate, rather too high (`probes.controls.noise_ceiling`)."""
 
     low: float = float("nan")
-    """Share; a lower bound in expectation (`probes.reliability.reliability`)."""
+    """Share; a lower bound in expectation, often a loose one (`probes.reliability.reliability`)."""
+
+    reliability: float = float("nan")
+    """Share of the variance of the frequencies that is no sampling noise: a ceiling in squared error, not in KL."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ def evaluation(
     bootstrap: int,
     level: float,
     seed: int,
+    columns: Mapping[str, Any],
     log_q: np.ndarray | None = None,
-    **columns: object,
 ) -> Evaluation:
     """The columns that are made alike for every rung, measure and baseline.
 
@@ -105,6 +108,7 @@ def evaluation(
             "high": high,
             "ceiling": ceiling.high,
             "ceiling_low": ceiling.low,
+            "reliability": ceiling.reliability,
             "of_ceiling": explained / reachable,
             "of_ceiling_low": low / reachable,
             "of_ceiling_high": high / reachable,
@@ -118,8 +122,3 @@ def evaluation(
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)
     return Evaluation(frame, losses, baseline, log_q)
-
-
-def chosen_seed(seed: int, *purpose: str) -> int:
-    """A seed for something that takes an integer."""
-    return int(keyed_generator(seed, *purpose).integers(2**31))

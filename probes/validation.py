@@ -197,9 +197,7 @@ def _choose(
     return chosen
 
 
-def _permuted_losses(
-    head: Head, split: _Split, Y: Tensor, fold: Fold, rows: np.ndarray, penalty: Tensor
-) -> np.ndarray:
+def _permuted_losses(head: Head, split: _Split, Y: Tensor, fold: Fold, rows: np.ndarray, penalty: Tensor) -> np.ndarray:
     """Summed held-out losses of probe and baseline under each of `rows`: [2, layer, permutation]."""
     depth, n, rank = split.rotation.scores.shape
     curvature = 20 * rank  # ten pairs of vectors as long as the weights
