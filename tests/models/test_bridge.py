@@ -10,8 +10,8 @@ from probes.capture import ResidualCapture
 from probes.hooks import choose_hooks
 from semcal import LanguageModel, UserError
 from semcal.models.bridge import bridge
-from semcal.sampling import Prompt, pad_left, prefill
 from semcal.places import BLOCK_HOOKS, LAST_PROMPT_TOKEN
+from semcal.sampling import Prompt, pad_left, prefill
 from tests.conftest import CONFIGS, MORE_CONFIGS, ROPE, save_checkpoint
 
 PROMPTS = [Prompt("long", (0, 5, 6, 7, 8, 9, 10)), Prompt("short", (0, 11, 12)), Prompt("middle", (0, 4, 9, 3, 7))]
@@ -84,7 +84,7 @@ def test_what_a_model_has_not_is_refused_with_what_it_has(tmp_path):
         choose_hooks(parallel, ["blocks.0.hook_resid_pre", "blocks.3.hook_resid_post"])
 
 
-def test_a_component_that_is_scaled_before_it_is_added_is_not_offered(tmp_path):
+def test_a_component_that_is_scaled_before_it_is_added_is_not_offered():
     """Granite adds a multiple of what attention and MLP return: their outputs are not what the names promise."""
     config = GraniteConfig(**ROPE, num_key_value_heads=2, residual_multiplier=0.5)
     model = AutoModelForCausalLM.from_config(config).eval()
