@@ -40,7 +40,8 @@ class Capturing:
         """Write the activations of a shard whose questions have these samples.
 
         Raises:
-            NonFiniteError: NaN or infinity, or a number too large for float16; question and layer named.
+            NonFiniteError: NaN or infinity, naming question and layer.
+            UserError: a number too large for float16, likewise.
         """
         found = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.in_prompt}
         answer_rows = None

@@ -122,13 +122,18 @@ class ResidualCapture:
         self._seen: dict[str, Tensor] = {}
         self._found: dict[tuple[str, str], list[_Found]] = {}  # (position, key), in the order in which they were read
 
-    def _choose(self, model: PreTrainedModel) -> None:
+    def choose(self, model: PreTrainedModel) -> None:
+        """Find the hooks in this model.
+
+        Raises:
+            UserError: it has none of that name.
+        """
         if self._model is not model:
             self._model, self._hooks = model, choose_hooks(model, self.patterns)
 
     @contextmanager
     def watching(self, model: PreTrainedModel, batch: PromptBatch) -> Iterator[None]:
-        self._choose(model)
+        self.choose(model)
         lengths = (batch.mask.sum(-1) + batch.offset).tolist()
         last = [{LAST_PROMPT_TOKEN: (n - 1,)} for n in lengths]
         plan = self._plan = _Plan.of(batch, last if self.where is None else [self.where[key] for key in batch.keys])

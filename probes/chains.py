@@ -90,6 +90,7 @@ def read_chains(
     """
     where = {c.prompt.key: places(model.decode, c, style, positions) for c in chains}
     observer = ResidualCapture(hooks, where)
+    observer.choose(model.model)  # also where there is nothing to read
     sequences = [Prompt(c.prompt.key, c.prompt.ids + c.answer) for c in chains if any(where[c.prompt.key].values())]
     sequences.sort(key=lambda s: len(s.ids))
     tokens = _TOKENS

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from semcal.errors import NonFiniteError, UserError, nearest
+from semcal.errors import UserError, nearest
 from semcal.places import in_answer
 
 HEADS = "/attn_z"
@@ -110,7 +110,7 @@ def save(
         answer_rows: [question] which row of the shard's samples the answer is that was read, -1 for none.
 
     Raises:
-        NonFiniteError: a value beyond the range of float16, naming question and layer.
+        UserError: a value beyond the range of float16, naming question and layer.
     """
     tensors: dict[str, np.ndarray] = {}
     facts = {"tokenizer_hash": tokenizer_hash}
@@ -137,7 +137,7 @@ def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activat
     if beyond.any():
         row, layer = np.argwhere(beyond)[0][:2]
         question = at.keys[int(np.searchsorted(at.rows.cumsum(), row, side="right"))]
-        raise NonFiniteError(
+        raise UserError(
             f"question {question!r}: activations at {layers[layer]} go beyond {dtype}; set capture.dtype to float32 in "
             "a study of another name"
         )

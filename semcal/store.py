@@ -204,7 +204,7 @@ class Run:
         """What was found at each position of a shard; `answer_rows` as `semcal.activations.save` takes it.
 
         Raises:
-            NonFiniteError: a value beyond the range of the dtype.
+            UserError: a value beyond the range of the dtype.
         """
         tokenizer = str(self.manifest().get("tokenizer_hash", ""))
         write_atomically(

@@ -54,10 +54,9 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     probes = run.probes()
     if not probes.empty:
         first = probes.loc[probes["target"] == probes["target"].iloc[0], :]
-        for position, its in first.groupby("position", sort=False):
-            usual = position == LAST_PROMPT_TOKEN
-            name, title = ("layers", cell.label) if usual else (f"layers-{position}", f"{cell.label} · {position}")
-            figures[name] = layer_curve(its, title=title)
+        shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in set(first["position"]) else first["position"].iloc[0]
+        title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
+        figures["layers"] = layer_curve(first.loc[first["position"] == shown, :], title=title)
     return figures
 
 

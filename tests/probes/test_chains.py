@@ -69,6 +69,16 @@ def test_every_architecture_reads_answers_of_different_length(architecture, tmp_
     check_against_hugging_face(model, chains, found)
 
 
+def test_where_no_answer_has_the_place_there_are_no_rows_and_all_layers(atlas):
+    chains = [Chain(Prompt("q", atlas.encode(ROUTE)), (), "")]
+    found = read_chains(atlas, chains, ["chain_50"], style="concise")["chain_50"]
+    assert (len(found.layers), found.values.shape[0], found.rows.tolist()) == (
+        atlas.model.config.num_hidden_layers + 1,
+        0,
+        [0],
+    )
+
+
 def test_what_ended_an_answer_is_no_part_of_it(atlas):
     ids = atlas.encode_rendered(" The answer is Northton.\nQuestion")
     chain = Chain(Prompt("q", atlas.encode(ROUTE)), ids, " The answer is Northton.")
