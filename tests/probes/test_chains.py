@@ -79,12 +79,12 @@ def test_where_no_answer_has_the_place_there_are_no_rows_and_all_layers(atlas):
     )
 
 
-def test_what_ended_an_answer_is_no_part_of_it(atlas):
-    ids = atlas.encode_rendered(" The answer is Northton.\nQuestion")
-    chain = Chain(Prompt("q", atlas.encode(ROUTE)), ids, " The answer is Northton.")
+@pytest.mark.parametrize("space", ["", "\n"])
+def test_what_ended_an_answer_is_no_part_of_it(atlas, space):
+    ids = atlas.encode_rendered(f" The answer is Northton.{space}\nQuestion")
+    chain = Chain(Prompt("q", atlas.encode(ROUTE)), ids, f" The answer is Northton.{space}")
     last = places(atlas.decode, chain, "sentence", ["chain_100"])["chain_100"][0] - len(chain.prompt.ids)
-    assert atlas.decode(ids[: last + 1]).startswith(chain.text)
-    assert not atlas.decode(ids[:last]).startswith(chain.text)
+    assert atlas.decode(ids[: last + 1]) == " The answer is Northton."
     assert last + 1 < len(ids)
 
 
