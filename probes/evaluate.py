@@ -26,7 +26,7 @@ from probes.controls import (
     share_interval,
 )
 from probes.heads import Head, RidgeHead, SoftmaxHead
-from probes.linear import Rotation, rotate
+from probes.rotation import Rotation, rotate
 from probes.targets import ClassTarget
 
 PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
@@ -314,7 +314,8 @@ def _permuted_losses(
 ) -> np.ndarray:
     """Summed held-out losses of probe and baseline under each of `rows`: [2, layer, permutation]."""
     depth, n, rank = split.rotation.scores.shape
-    stride = max(1, _BYTES // (Y.element_size() * depth * n * (rank + Y.shape[1])))
+    curvature = 20 * rank  # ten pairs of vectors as long as the weights
+    stride = max(1, _BYTES // (Y.element_size() * depth * Y.shape[1] * (2 * n + curvature)))
     sums = []
     for first in range(0, len(rows), stride):
         permuted = Y[torch.as_tensor(rows[first : first + stride], device=Y.device)]  # [P, n, K]

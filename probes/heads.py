@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from probes.linear import Rotation, minimise
+from probes.minimise import minimise
+from probes.rotation import Rotation
 from probes.targets import kl_divergence, smoothed
 
 
@@ -20,8 +21,7 @@ class SoftmaxHead:
         self, rotation: Rotation, layer: Tensor, Y: Tensor, penalty: Tensor, start: Tensor | None, tol: float
     ) -> Tensor:
         """Coefficients [B, r + 1, K], the bias last, of problems on the rotated rows of layers [B] and targets Y."""
-        scores, spectrum = rotation.scores[layer], rotation.spectrum[layer]
-        fit = minimise(scores, spectrum, smoothed(Y), penalty, start=start, tol=tol)
+        fit = minimise(rotation.scores, rotation.spectrum, smoothed(Y), penalty, layer=layer, start=start, tol=tol)
         return torch.cat([fit.weight, fit.bias[:, None]], 1)
 
     def loss(self, output: Tensor, Y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ activations. The arrays here are `[question, class]` or `[question]`, in the ord
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,6 +106,81 @@ def semantic_entropy(distributions: Sequence[Mapping[str, float]]) -> np.ndarray
         mass = np.array([value for value in _normalised(index, row).values() if value > 0])
         entropies.append(float(-(mass * np.log(mass)).sum()))
     return np.maximum(entropies, 0.0)
+
+
+def number_of_classes(distributions: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Classes with any mass a question: [question], counts ≥ 1.
+
+    Of M samples it is a lower bound that grows with M: compare at equal M only.
+    """
+    return np.array([sum(v > 0 for v in _normalised(i, row).values()) for i, row in enumerate(distributions)], float)
+
+
+def mode_correctness(distributions: Sequence[Mapping[str, float]], gold: Sequence[Collection[str]]) -> np.ndarray:
+    """Is the semantic answer `k* = argmax π_x` a gold class? [question], shares in [0, 1].
+
+    Tied modes count by the share of them that is gold; which of them comes first decides nothing.
+
+    Args:
+        gold: for each question, its correct classes.
+
+    Raises:
+        ValueError: lengths disagree, or a question has no class distribution.
+    """
+    if len(gold) != len(distributions):
+        raise ValueError(f"{len(gold)} sets of gold classes for {len(distributions)} questions; want one each")
+    shares = []
+    for index, (row, correct) in enumerate(zip(distributions, gold, strict=True)):
+        masses = _normalised(index, row)
+        top = max(masses.values())
+        modes = [label for label, mass in masses.items() if np.isclose(mass, top, rtol=1e-9)]
+        shares.append(sum(label in correct for label in modes) / len(modes))
+    return np.array(shares)
+
+
+def ranked_target(distributions: Sequence[Mapping[str, float]], *, top: int = 5, m: int | None) -> ClassTarget:
+    """How the mass is spread, whatever the classes are called: masses of the `top` heaviest classes, and of the rest.
+
+    A target that questions without a common vocabulary share, with classes "1st" ... and "rest". Sorting a finite
+    sample overstates the first masses and understates the last, as `b_confidence` does; so `noise_ceiling`, which knows
+    only of sampling noise about fixed classes, is no ceiling for it.
+
+    Args:
+        distributions: for each question, class label -> count or mass.
+        top: masses kept apart, at least 1.
+        m: samples behind each distribution, None if exact.
+
+    Raises:
+        ValueError: no question, one without mass, or `top` below 1.
+    """
+    if top < 1 or not distributions:
+        raise ValueError(f"{len(distributions)} questions and top={top}; want at least one of each")
+    ranked = np.zeros((len(distributions), top + 1))
+    for index, row in enumerate(distributions):
+        masses = sorted(_normalised(index, row).values(), reverse=True)
+        ranked[index, : min(top, len(masses))] = masses[:top]
+        ranked[index, top] = sum(masses[top:])
+    names = ["1st", "2nd", "3rd", *(f"{i}th" for i in range(4, top + 1))][:top]
+    return ClassTarget(classes=(*names, "rest"), distribution=ranked, m=m)
+
+
+def share_target(values: np.ndarray, *, name: str, m: int | None) -> ClassTarget:
+    """A scalar in [0, 1] (B-confidence, correctness) as two classes, so that every rung can predict it.
+
+    `score` is then the share of KL between Bernoulli distributions that is explained.
+
+    Args:
+        values: [question].
+        name: of the first class.
+        m: samples behind each value, None if exact.
+
+    Raises:
+        ValueError: a value that is not a share.
+    """
+    valid = (values >= 0) & (values <= 1)  # False for NaN
+    if not valid.all():
+        raise ValueError(f"{name} is no share at question {int(np.argmin(valid))}; want values in [0, 1]")
+    return ClassTarget(classes=(name, f"not {name}"), distribution=np.stack([values, 1 - values], 1), m=m)
 
 
 def smoothed(Y: Tensor) -> Tensor:

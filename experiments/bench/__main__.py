@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="sampler, capture, growth, semantics or calibration")],
+    name: Annotated[str, typer.Argument(help="sampler, capture, growth, semantics, calibration or probes")],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     figure: Annotated[Path | None, typer.Option(help="Where growth draws its figure.")] = None,
@@ -27,6 +27,7 @@ def bench(
 
     from experiments.bench.calibration import calibration_cases
     from experiments.bench.growth import draw, growth_cases
+    from experiments.bench.probes import probes_cases
     from experiments.bench.sampler import capture_cases, sampler_cases
     from experiments.bench.semantics import semantics_cases
 
@@ -37,6 +38,7 @@ def bench(
         "growth": growth_cases,
         "semantics": semantics_cases,
         "calibration": calibration_cases,
+        "probes": probes_cases,
     }
     if name not in benches:
         raise typer.BadParameter(f"there is no {name!r}; one of {', '.join(benches)}")

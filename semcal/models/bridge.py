@@ -7,13 +7,10 @@ loaded model: no memory is spent twice, and neither face disturbs the other.
 
 from __future__ import annotations
 
-import copy
-
-import torch
 from transformer_lens import TransformerBridge
-from transformers import AutoModelForCausalLM
 
 from semcal.models.load import LanguageModel
+from semcal.models.skeleton import second_skeleton
 
 
 def bridge(model: LanguageModel) -> TransformerBridge:
@@ -22,20 +19,7 @@ def bridge(model: LanguageModel) -> TransformerBridge:
     Pass it token ids with the attention mask (and position ids), never text: text is padded without a mask. Never call
     `enable_compatibility_mode()` on it before probing, which would centre the residual stream.
     """
-    config = copy.deepcopy(model.model.config)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation="eager")
-    skeleton.load_state_dict(model.model.state_dict(), strict=False, assign=True)
-    skeleton.tie_weights()
-    _adopt_buffers(skeleton, model.model)
-    skeleton.eval().requires_grad_(False)
+    skeleton = second_skeleton(model, attention="eager")
     return TransformerBridge.boot_transformers(
         model.path, hf_model=skeleton, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype
     )
-
-
-def _adopt_buffers(skeleton: torch.nn.Module, source: torch.nn.Module) -> None:
-    """Non-persistent buffers (rotary frequencies, causal masks) are in no state dict; take them from the source."""
-    for name, buffer in source.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        skeleton.get_submodule(owner)._buffers[leaf] = buffer

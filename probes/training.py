@@ -1,0 +1,108 @@
+"""Two ways of learning by gradient: L-BFGS on a smooth objective, and minibatches with early stopping.
+
+Knows parameters and losses; nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from semcal.seeds import keyed_generator
+
+
+def descend(
+    parameters: Sequence[Tensor], objective: Callable[[], Tensor], *, max_iter: int, tol: float
+) -> tuple[float, bool]:
+    """Lower the objective by L-BFGS with a strong Wolfe line search, changing the parameters in place.
+
+    Args:
+        parameters: contiguous float64 leaves that `objective` reads.
+        max_iter: steps at most.
+        tol: stop where a step changes the objective by less.
+
+    Returns:
+        (the objective reached, whether `max_iter` sufficed)
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        parameters,
+        max_iter=max_iter,
+        tolerance_grad=1e-10,
+        tolerance_change=tol,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = objective()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    steps = optimiser.state[optimiser.param_groups[0]["params"][0]]["n_iter"]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        return float(objective()), steps < max_iter
+
+
+def train_until_worse(
+    network: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    fit: Tensor,
+    validation: Tensor,
+    *,
+    lr: float,
+    weight_decay: float,
+    batch_size: int,
+    epochs: int,
+    patience: int,
+    seed: int,
+) -> int:
+    """AdamW on minibatches until the validation loss has not fallen for `patience` epochs; the best weights stay.
+
+    Matrices are decayed, vectors (biases, queries) are not. The untrained network counts as epoch 0.
+
+    Args:
+        network: what is trained, in place.
+        loss: rows [b] -> losses [b] of the network on them.
+        fit, validation: rows.
+        epochs: at most.
+        seed: of the order of minibatches.
+
+    Returns:
+        The epoch that was best.
+    """
+    matrices = [p for p in network.parameters() if p.ndim >= 2]
+    vectors = [p for p in network.parameters() if p.ndim < 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}], lr=lr
+    )
+    rng = keyed_generator(seed, "minibatches")
+
+    def validate() -> float:
+        with torch.no_grad():
+            return float(torch.cat([loss(rows) for rows in validation.split(4 * batch_size)]).mean())
+
+    best, best_epoch, kept = validate(), 0, _copy(network)
+    for epoch in range(1, epochs + 1):
+        for rows in fit[torch.as_tensor(rng.permutation(len(fit)))].split(batch_size):
+            optimiser.zero_grad()
+            loss(rows).mean().backward()
+            optimiser.step()
+        reached = validate()
+        if reached < best:
+            best, best_epoch, kept = reached, epoch, _copy(network)
+        elif epoch - best_epoch >= patience:
+            break
+    network.load_state_dict(kept)
+    return best_epoch
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
