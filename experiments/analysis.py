@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.answers import Read, measure, read_answers
 from experiments.config import Cell
 from experiments.details import details
 from experiments.semantics import collapse_of
-from probes.evaluate import evaluate, evaluate_scalar
+from probes.evaluate import COLUMNS, evaluate, evaluate_scalar
 from probes.targets import b_confidence, class_target, semantic_entropy
+from semcal.places import ALL_QUESTION_TOKENS
 from semcal.semantics import (
     UNEXPLORED,
     UNPARSED,
@@ -24,6 +27,8 @@ from semcal.semantics import (
     expected_confidence,
 )
 from semcal.store import Run
+
+log = logging.getLogger(__name__)
 
 
 def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -70,15 +75,24 @@ def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFram
 
 
 def probe(cell: Cell, run: Run) -> None:
-    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet."""
-    collapsed = _masses(run.classes())
-    groups = list(run.questions()["group"])
+    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet.
+
+    A position is probed on the questions that have it, if they make enough groups, and not where every token was kept.
+    """
+    masses, groups = _masses(run.classes()), list(run.questions()["group"])
     frames = []
     for position in cell.capture.positions:
+        if position == ALL_QUESTION_TOKENS:
+            continue
         stored = run.activations(position)
+        there = np.flatnonzero(stored.present)
+        collapsed, group = [masses[i] for i in there], [groups[i] for i in there]
+        if len(set(group)) < cell.probes.folds:
+            log.warning("%s: only %d questions have the position %s; not probed", cell.label, len(group), position)
+            continue
         settings: dict[str, Any] = {
             "layers": stored.layers,
-            "group": groups,
+            "group": group,
             "folds": cell.probes.folds,
             "permutations": cell.probes.permutations,
             "seed": cell.seed,
@@ -92,7 +106,7 @@ def probe(cell: Cell, run: Run) -> None:
                 values = {"b_confidence": b_confidence, "entropy": semantic_entropy}[target](collapsed)
                 frame = evaluate_scalar(stored.values, values, name=target, **settings)
             frames.append(frame.assign(position=position))
-    run.write_probes(pd.concat(frames, ignore_index=True))
+    run.write_probes(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "position"]))
 
 
 def _masses(classes: pd.DataFrame) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ from probes.adapters import LoRAProbe
 from probes.attention import AttentionProbe, Segments
 from probes.bilinear import BilinearProbe, OpenQuestions, open_target, text_embeddings
 from probes.capture import Activations, ResidualCapture, capture
+from probes.chains import Chain, read_chains
 from probes.lens import LensProbe, first_token_entropy, first_tokens
 from probes.linear import LinearProbe, RidgeLogitProbe
 from probes.lowrank import LowRankProbe
@@ -25,6 +26,7 @@ __all__ = [
     "Activations",
     "AttentionProbe",
     "BilinearProbe",
+    "Chain",
     "LensProbe",
     "LinearProbe",
     "LoRAProbe",
@@ -43,6 +45,7 @@ __all__ = [
     "number_of_classes",
     "open_target",
     "ranked_target",
+    "read_chains",
     "semantic_entropy",
     "share_target",
     "text_embeddings",

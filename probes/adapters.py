@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from probes.capture import decoder_layers
+from probes.hooks import decoder_layers
 from probes.rung import Rung
 from probes.targets import smoothed
 from semcal.errors import UserError

@@ -93,7 +93,7 @@ class BilinearProbe(Rung):
     Attributes:
         interaction_: [d, e], W for raw activations and embeddings.
         preference_: [e], what W and b make of an embedding at h = 0.
-        baseline_preference_: [e], b of the candidate-only model.
+        baseline_preference_: [e], b of the candidate-only model; it stands in for `marginal_`, which there is not.
         objective_: nats.
     """
 

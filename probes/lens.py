@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from probes.capture import decoder_layers
+from probes.hooks import decoder_layers
 from probes.rung import Rung
 from semcal.models.load import LanguageModel
 
