@@ -13,6 +13,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
+TEXT_PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # rows of TF-IDF have length 1, whatever their width
 _MAX_FEATURES = 2000
 
 

@@ -322,6 +322,15 @@ class Run:
         path = self._path("probes.parquet")
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
+    def write_probe_losses(self, table: pd.DataFrame) -> None:
+        write_atomically(self._path("probe_losses.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def probe_losses(self) -> pd.DataFrame:
+        """Held-out KL of probe and marginal in nats, a row a question, position, rung and layer, for the target
+        "classes"; empty before `semcal probe`."""
+        path = self._path("probe_losses.parquet")
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
     def forget_results(self) -> None:
         """Remove what was computed from samples and activations, which stay."""
         for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
@@ -330,7 +339,8 @@ class Run:
 
     def forget_probes(self) -> None:
         """Remove the probes' table and the page and figures that show it."""
-        for path in (self._path("probes.parquet"), self._path("report.html"), *self._path("figures").glob("*")):
+        tables = (self._path("probes.parquet"), self._path("probe_losses.parquet"), self._path("report.html"))
+        for path in (*tables, *self._path("figures").glob("*")):
             path.unlink(missing_ok=True)
 
     def _parquet(self, name: str) -> pd.DataFrame:

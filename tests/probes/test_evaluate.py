@@ -101,7 +101,9 @@ def test_more_features_than_questions() -> None:
     X, target = planted()
     rng = np.random.default_rng(1)
     wide = X @ np.linalg.qr(rng.normal(size=(300, D)))[0].T.astype(np.float32)
-    frame = evaluate(wide, target, layers=LAYERS, group=GROUPS, permutations=0, bootstrap=10, seed=0).frame.set_index("layer")
+    frame = evaluate(wide, target, layers=LAYERS, group=GROUPS, permutations=0, bootstrap=10, seed=0).frame.set_index(
+        "layer"
+    )
     assert frame.loc["planted", "explained"] > 0.9
     assert frame.loc["embed", "explained"] == pytest.approx(0, abs=1e-3)
 
