@@ -188,7 +188,9 @@ def table_of(evaluations: Sequence[Evaluation], position: str, *, with_marginal:
     """The rows of all evaluations at a position; with the marginal's own, which explains nothing, for each target."""
     frames = [e.frame for e in evaluations]
     if with_marginal:
-        first = {str(e.frame["target"].iloc[0]): e for e in reversed(evaluations)}
+        first: dict[str, Evaluation] = {}
+        for e in evaluations:
+            first.setdefault(str(e.frame["target"].iloc[0]), e)
         frames += [marginal_row(e) for e in first.values()]
     return pd.concat(frames, ignore_index=True).assign(position=position)
 

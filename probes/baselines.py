@@ -26,7 +26,8 @@ from semcal.seeds import keyed_generator
 def marginal_row(of: Evaluation) -> pd.DataFrame:
     """The row "baseline:marginal" beside an evaluation: it explains 0 by definition, and leaves all of its nats."""
     row = of.frame.iloc[:1].assign(rung="baseline:marginal", layer="", choice="")
-    row[["explained", "low", "high", "of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0
+    row[["explained", "low", "high"]] = 0.0
+    row[["of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0 if row["ceiling"].item() > 0 else np.nan
     row[["control", "selectivity", "null_q95", "p_value", "penalty"]] = np.nan
     return row.assign(probe_nats=row["baseline_nats"])
 

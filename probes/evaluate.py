@@ -55,7 +55,8 @@ def evaluate(
     - `explained`: 1 − Σ KL(π ‖ probe) / Σ KL(π ‖ marginal of the training fold), over all questions, each predicted by
       the fold that held its group out. 1 perfect, 0 as good as the marginal, below 0 worse than it.
     - `low`, `high`: percentile interval, groups drawn with replacement. The probes are not refitted: it is the
-      uncertainty over questions given the fitted probes.
+      uncertainty over questions given the fitted probes. What the best read-out would explain lies a little higher,
+      for probes learn from finitely many questions: `probes.learning` shows whether more would help.
     - `ceiling`, `ceiling_low`: share explainable given M samples a question, from two sides: `noise_ceiling` is rather
       too high, `probes.reliability` a lower bound. `reliability`: the like in squared error, by halves. `of_ceiling`
       with its interval: explained / ceiling, as base and tuned models are compared; understated if anything.
