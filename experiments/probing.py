@@ -16,6 +16,7 @@ from experiments.answers import class_matrix
 from experiments.config import Cell
 from probes.attention import Segments
 from probes.baselines import marginal_row
+from probes.contrast import compare_explained
 from probes.evaluate import evaluate, evaluate_scalar
 from probes.evaluation import Ceiling, Evaluation
 from probes.layers import Layers
@@ -207,20 +208,33 @@ def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[st
 
 
 def stored_evaluation(run: Run, position: str, ids: Sequence[str]) -> Evaluation:
-    """What `semcal probe` has found of the class distribution at a position, on some of the run's questions.
-
-    Raises:
-        UserError: a run that has not been probed there, or on these questions.
-    """
+    """What `semcal probe` has found of the class distribution at a position, on some of the questions probed there."""
     losses, table = run.probe_losses(), run.probes()
-    if losses.empty or position not in set(losses["position"]):
-        raise UserError(f"{run.folder} holds no probes of the class distribution at {position}; `semcal probe` it")
     losses = losses.loc[losses["position"] == position, :]
+    frame = table.loc[(table["target"] == "classes") & (table["position"] == position) & (table["layer"] != ""), :]
     wide = losses.pivot(index=["rung", "layer"], columns="question_id", values="probe_nats")
-    if missing := next((i for i in ids if i not in wide.columns), None):
-        raise UserError(f"{run.folder} was not probed on question {missing!r}; `semcal probe` it")
-    frame = table.loc[(table["target"] == "classes") & (table["position"] == position), :]
-    frame = frame.loc[[key in wide.index for key in zip(frame["rung"], frame["layer"], strict=True)], :]
     baseline = losses.drop_duplicates("question_id").set_index("question_id")["baseline_nats"]
     rows = wide.loc[list(zip(frame["rung"], frame["layer"], strict=True)), list(ids)]
-    return Evaluation(frame.reset_index(drop=True), rows.to_numpy(), baseline.loc[list(ids)].to_numpy())
+    return Evaluation(frame.reset_index(drop=True), rows.to_numpy(float), baseline.loc[list(ids)].to_numpy(float))
+
+
+def compare_probes(a: Run, b: Run, position: str, *, draws: int, level: float, seed: int) -> pd.DataFrame:
+    """How much better the class distribution is predictable in the second of two runs, as shares of their ceilings.
+
+    On the questions that both were probed on; see `probes.contrast.compare_explained`. Give runs of equal M.
+
+    Raises:
+        UserError: a run that was not probed at the position, or no common question.
+    """
+    probed = []
+    for run in (a, b):
+        losses = run.probe_losses()
+        if losses.empty or position not in set(losses["position"]):
+            raise UserError(f"{run.folder} holds no probes of the class distribution at {position}; `semcal probe` it")
+        probed.append(set(losses.loc[losses["position"] == position, "question_id"]))
+    table = a.questions()
+    common = table.loc[table["id"].isin(probed[0] & probed[1]), :]
+    if common.empty:
+        raise UserError(f"{a.folder} and {b.folder} were not probed on a common question; give them the same dataset")
+    found = [stored_evaluation(run, position, list(common["id"])) for run in (a, b)]
+    return compare_explained(*found, group=list(common["group"]), draws=draws, level=level, seed=seed)

@@ -128,7 +128,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
         measure(path, X[1:], target, rung="linear")
     with pytest.raises(ValueError, match="no candidate"):
         measure([], X, target, rung="linear")
-    with pytest.raises(ValueError, match="2 groups of questions cannot make 3 folds.*lower the number of folds"):
+    with pytest.raises(ValueError, match=r"2 groups of questions cannot make 3 folds.*lower the number of folds"):
         measure(path, X, target, rung="linear", group=["a", "b"] * (N // 2))
     broken = X.copy()
     broken[7, 0] = np.nan
