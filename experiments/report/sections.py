@@ -37,6 +37,12 @@ def sections(run: Run) -> list[tuple[str, str, pd.DataFrame]]:
             _frame(c.get("remedies")),
         ),
         (
+            "Beyond the top class",
+            "All classes at once: the kernel calibration error of the whole distribution (SKCE, 0 in the mean for a "
+            "calibrated model), and smECE class by class.",
+            _frame(_one(c.get("closed"))),
+        ),
+        (
             "Profile",
             "The same samples under other collapsing functions: what the model is calibrated about.",
             _frame(c.get("profile")),
