@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import pandas as pd
 
 from experiments.config import Cell
 from experiments.semantics import collapse_of
-from probes.evaluate import evaluate, evaluate_scalar
+from probes.evaluate import COLUMNS, evaluate, evaluate_scalar
 from probes.targets import b_confidence, class_target, semantic_entropy
 from semcal.calibration import Calibration, calibrate, calibrate_masses
+from semcal.places import ALL_QUESTION_TOKENS
 from semcal.questions import CONTINUATION
 from semcal.sampling import LENGTH
 from semcal.semantics import (
@@ -29,6 +31,8 @@ from semcal.semantics import (
     expected_confidence,
 )
 from semcal.store import Run
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,15 +164,24 @@ def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFram
 
 
 def probe(cell: Cell, run: Run) -> None:
-    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet."""
-    collapsed = _masses(run.classes())
-    groups = list(run.questions()["group"])
+    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet.
+
+    A position is probed on the questions that have it, if they make enough groups, and not where every token was kept.
+    """
+    masses, groups = _masses(run.classes()), list(run.questions()["group"])
     frames = []
     for position in cell.capture.positions:
+        if position == ALL_QUESTION_TOKENS:
+            continue
         stored = run.activations(position)
+        there = np.flatnonzero(stored.present)
+        collapsed, group = [masses[i] for i in there], [groups[i] for i in there]
+        if len(set(group)) < cell.probes.folds:
+            log.warning("%s: only %d questions have the position %s; not probed", cell.label, len(group), position)
+            continue
         settings: dict[str, Any] = {
             "layers": stored.layers,
-            "group": groups,
+            "group": group,
             "folds": cell.probes.folds,
             "permutations": cell.probes.permutations,
             "seed": cell.seed,
@@ -182,7 +195,7 @@ def probe(cell: Cell, run: Run) -> None:
                 values = {"b_confidence": b_confidence, "entropy": semantic_entropy}[target](collapsed)
                 frame = evaluate_scalar(stored.values, values, name=target, **settings)
             frames.append(frame.assign(position=position))
-    run.write_probes(pd.concat(frames, ignore_index=True))
+    run.write_probes(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "position"]))
 
 
 def _masses(classes: pd.DataFrame) -> list[dict[str, float]]:

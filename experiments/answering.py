@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from experiments.capturing import Capturing, Rows
 from experiments.cell import SamplingJob
 from experiments.prompting import Answerer, Asked
-from probes.capture import ResidualCapture
 from semcal.answers import Answer, enumerated_in_words, in_words, served_in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError
 from semcal.models import LanguageModel
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
 
 # Answers some questions of a shard: (question id, rows of its distinct answers), as they are finished.
-Rows = list[dict[str, Any]]
 Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
 
 
@@ -38,19 +37,19 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         UserError: out of memory, or a server that fails; likewise.
     """
     by_id = {a.question.id: a for a in job.asked}
-    observer = ResidualCapture() if job.cell.capture.positions else None
+    capturing = None
+    if job.cell.capture.positions and isinstance(model, LanguageModel):
+        capturing = Capturing(job, model)
     work: dict[str, Any] = {}
     began = time.monotonic()
     try:
-        ask = _asker(job, model, observer, on_answered, work)
+        ask = _asker(job, model, capturing, on_answered, work)
         for shard in (s for s in job.shards if s.key in set(job.todo)):
             # Neighbours of similar length waste the least padding; the order does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
             rows = dict(ask(shard.key, asked))
-            if observer is not None:
-                seen = observer.take(shard.question_ids)
-                for position in job.cell.capture.positions:
-                    job.run.write_activations(shard.key, position, seen.layers, seen.values, seen.token_ids)
+            if capturing is not None:
+                capturing.write(shard, by_id, rows)
             job.run.write_samples(shard.key, [row for q in shard.question_ids for row in rows[q]])
     except NonFiniteError as error:
         raise NonFiniteError(
@@ -79,7 +78,7 @@ def _peak_memory(model: Answerer) -> dict[str, int]:
 def _asker(
     job: SamplingJob,
     model: Answerer,
-    observer: ResidualCapture | None,
+    capturing: Capturing | None,
     on_answered: Callable[[int], None],
     work: dict[str, Any],
 ) -> Ask:
@@ -88,18 +87,22 @@ def _asker(
         return _ask_server(job, model, on_answered, work)
     settings, exact = job.settings, job.cell.sampling.exact
     rule = stop_rule(model, settings.stop)
+    observer = None if capturing is None else capturing.observer
+    first_token = None if capturing is None else capturing.first_token
     if exact is not None:
         work.update(path=SHARED, rows_decoded=0)
 
         def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+            prompts = [a.prompt for a in asked]
             for found in enumerate_answers(
                 model.model,
-                [a.prompt for a in asked],
+                prompts,
                 settings,
                 rule,
                 device=model.device,
                 epsilon=exact.epsilon,
                 row_budget=exact.row_budget,
+                prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
                 observer=observer,
                 on_answered=on_answered,
             ):
@@ -114,7 +117,7 @@ def _asker(
         rule,
         device=model.device,
         max_rows=job.cell.sampling.max_rows,
-        prefix=prompts[0].ids[: shared_prefix(prompts)],
+        prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
     )
 
     def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:

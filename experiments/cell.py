@@ -17,7 +17,9 @@ import pandas as pd
 from experiments.config import Cell
 from experiments.prompting import Answerer, Asked, ask_all, gold_ids, gold_text, stop_strings
 from experiments.reading import parse
+from probes.hooks import choose_hooks
 from semcal.errors import UserError
+from semcal.models import LanguageModel
 from semcal.questions import Dataset, Question
 from semcal.sampling import Sampling
 from semcal.store import Run, Shard, content_key, shards
@@ -139,9 +141,11 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     """Write questions and manifest, take over what a sibling has sampled already, and say what is left.
 
     Raises:
-        UserError: the weights or the prompts are not those the run began with.
+        UserError: the weights or the prompts are not those the run began with; a hook that the model has not.
     """
     asked = ask_all(cell, dataset, model)
+    if cell.capture.positions and isinstance(model, LanguageModel):
+        choose_hooks(model.model, cell.capture.hooks)  # before anything is written that says so
     settings = Sampling(
         m=cell.sampling.m,
         temperature=cell.sampling.temperature,
@@ -158,7 +162,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         model.weights_hash,
         model.tokenizer_hash,
         str(model.dtype),
-        cell.capture.model_dump(),
+        cell.capture.identity(),
     )
     manifest = run.manifest()
     if manifest and manifest["samples_key"] != key:
@@ -168,6 +172,8 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         )
     if not manifest:
         run.write_questions(_question_table(cell, model, asked), dataset.aliases)
+        if cell.capture.positions:
+            run.write_prompt_ids([a.prompt.ids for a in asked])
         run.write_manifest(
             _new_manifest(cell, model, settings, key, asked) | {"cot_from_template": _cot_from_template(cell, dataset)}
         )

@@ -11,6 +11,14 @@ from pydantic import Field, model_validator
 from experiments.datasets import ContinuationConfig, DatasetConfig, default_semantics
 from experiments.semantics import ExactConfig, SemanticsConfig
 from experiments.settings import Settings, slug
+from semcal.places import (
+    ALL_QUESTION_TOKENS,
+    DEFAULT_HOOKS,
+    LAST_PROMPT_TOKEN,
+    check_hook,
+    check_position,
+    reads_heads_only,
+)
 from semcal.questions import CONTINUATION
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
@@ -120,7 +128,28 @@ class PromptingConfig(Settings):
 
 
 class CaptureConfig(Settings):
-    positions: list[Literal["last_prompt_token"]] = Field(default=["last_prompt_token"])
+    """`hooks` are TransformerLens's names as shell-style patterns; positions are listed in `semcal.places`."""
+
+    hooks: Annotated[list[str], Field(min_length=1)] = Field(default=list(DEFAULT_HOOKS))
+    positions: list[str] = Field(default=[LAST_PROMPT_TOKEN])
+    dtype: Literal["float32", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _known(self) -> CaptureConfig:
+        for key, names, check in (("hooks", self.hooks, check_hook), ("positions", self.positions, check_position)):
+            for name in names:
+                try:
+                    check(name)
+                except ValueError as error:
+                    raise ValueError(f"capture.{key}: {error}") from None
+        twice = next((p for p in self.positions if self.positions.count(p) > 1), None)
+        if twice is not None:
+            raise ValueError(f"capture.positions: {twice!r} stands twice")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What tells captures apart, in the form it had when there were positions alone; old runs go on."""
+        return {"positions": self.positions} | self.model_dump(exclude_defaults=True)
 
 
 class CalibrationConfig(Settings):
@@ -192,6 +221,13 @@ class Study(Settings):
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
         if not self.capture.positions and self.probes.enabled:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
+        if self.probes.enabled and reads_heads_only(self.capture.hooks):
+            raise ValueError("capture.hooks reads heads alone, which probes do not; set probes.enabled to false")
+        if self.probes.enabled and self.capture.positions == [ALL_QUESTION_TOKENS]:
+            raise ValueError(
+                "capture.positions is every token alone, which linear probes do not read; add a position of one token, "
+                "or set probes.enabled to false"
+            )
         return self
 
     @property

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from experiments.config import Cell
 from semcal.errors import UserError
 from semcal.models import LanguageModel
+from semcal.places import QUESTION_POSITIONS
 from semcal.questions import CONTINUATION, Dataset, Question
-from semcal.questions.prompts import STOPS, chat, few_shot, written
+from semcal.questions.prompts import STOPS, chat, few_shot, question_span, written
 from semcal.sampling import Prompt
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -24,11 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and what the model reads for it; a served model reads text, so its prompt has no token ids here."""
+    """A question and what the model reads for it; a served model reads text, so its prompt has no token ids here.
+
+    `question_tokens` are the places of the question's own tokens in the prompt, where something is captured there.
+    """
 
     question: Question
     text: str
     prompt: Prompt
+    question_tokens: range = range(0)
 
     @property
     def ids_hash(self) -> str:
@@ -61,7 +66,14 @@ def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> As
     if not isinstance(model, LanguageModel):
         return Asked(question, text, Prompt(question.id, ()))
     in_chat = cell.style != CONTINUATION and cell.model.prompt == "chat"
-    return Asked(question, text, Prompt(question.id, model.encode_rendered(text) if in_chat else model.encode(text)))
+    prompt = Prompt(question.id, model.encode_rendered(text) if in_chat else model.encode(text))
+    if not set(cell.capture.positions) & set(QUESTION_POSITIONS):
+        return Asked(question, text, prompt)
+    try:
+        start, stop = question_span(text, question, cell.style)
+    except ValueError as error:
+        raise UserError(f"{cell.label}: {error}; capture at last_prompt_token instead") from None
+    return Asked(question, text, prompt, model.tokens_at(text, start, stop, rendered=in_chat))
 
 
 def gold_text(style: str, question: Question) -> str:

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
+from semcal.activations import Activations, Records, StoredActivations, layers_in, load, save
 from semcal.errors import UserError
 from semcal.questions.question import Question
 
@@ -41,23 +40,6 @@ class Shard:
 
     key: str
     question_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class StoredActivations:
-    """Activations read back from a run: see `probes.capture.Activations`.
-
-    Attributes:
-        position: Name of the position in the prompt.
-        layers: [layer] hook names.
-        values: [question, layer, d_model], questions in the order of `Run.questions`.
-        token_ids: [question] the token found at the position.
-    """
-
-    position: str
-    layers: tuple[str, ...]
-    values: np.ndarray
-    token_ids: np.ndarray
 
 
 def content_key(*parts: Any) -> str:
@@ -159,6 +141,11 @@ class Run:
         """
         return self._parquet("questions.parquet")
 
+    def write_prompt_ids(self, ids: Sequence[Sequence[int]]) -> None:
+        """The token ids that the model reads for each question, which activations are held to when they are read."""
+        table = pd.DataFrame({"token_ids": [np.array(i, dtype=np.int32) for i in ids]})
+        write_atomically(self._path("prompts.parquet"), lambda p: table.to_parquet(p, index=False))
+
     def question_records(self) -> list[Question]:
         """The questions as records."""
         table = self.questions()
@@ -211,13 +198,23 @@ class Run:
         return kept
 
     def write_activations(
-        self, key: str, position: str, layers: Sequence[str], values: np.ndarray, token_ids: np.ndarray
+        self,
+        key: str,
+        found: Mapping[str, Activations],
+        *,
+        dtype: str = "float32",
+        answer_rows: np.ndarray | None = None,
     ) -> None:
-        """values [question, layer, d_model] and the token ids [question] found at the position."""
-        tensors = {position: np.ascontiguousarray(values), f"{position}.token_id": np.ascontiguousarray(token_ids)}
-        facts = {"layers": json.dumps(list(layers))}
-        path = self._path("activations", f"{key}.safetensors")
-        write_atomically(path, lambda p: save_file(tensors, p, metadata=facts))
+        """What was found at each position of a shard; `answer_rows` as `semcal.activations.save` takes it.
+
+        Raises:
+            UserError: a value beyond the range of the dtype.
+        """
+        tokenizer = str(self.manifest().get("tokenizer_hash", ""))
+        write_atomically(
+            self._path("activations", f"{key}.safetensors"),
+            lambda p: save(p, found, dtype=dtype, answer_rows=answer_rows, tokenizer_hash=tokenizer),
+        )
 
     def adopt_shard(self, other: Run, key: str, *, with_activations: bool) -> bool:
         """Take a finished shard of the same content key from another run (the same samples under another B)."""
@@ -250,26 +247,38 @@ class Run:
         tables = [self._parquet(f"samples/{key}.parquet") for key in self.shard_keys()]
         return pd.concat(tables, ignore_index=True)
 
-    def activations(self, position: str) -> StoredActivations:
-        """Activations at a named position, questions in the order of `questions()`.
+    def activation_layers(self, position: str) -> tuple[str, ...]:
+        """Hook names of what was captured at a position, or at `POSITION/attn_z`.
 
         Raises:
-            UserError: nothing was captured at that position.
+            UserError: nothing was captured there.
         """
-        values, tokens, layers = [], [], ()
-        for key in self.shard_keys():
-            path = self._path("activations", f"{key}.safetensors")
-            if not path.is_file():
-                raise UserError(
-                    f"{self.folder} has no activations in shard {key}; run it again with capture switched on"
-                )
-            with safe_open(path, framework="np") as stored:
-                if position not in stored.keys():  # noqa: SIM118 - not a dict
-                    raise UserError(f"{self.folder} has nothing captured at position {position!r}")
-                layers = tuple(json.loads(stored.metadata()["layers"]))
-                values.append(stored.get_tensor(position))
-                tokens.append(stored.get_tensor(f"{position}.token_id"))
-        return StoredActivations(position, layers, np.concatenate(values), np.concatenate(tokens))
+        try:
+            return layers_in(self._activation_files()[0], position)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+
+    def activations(self, position: str, layers: Sequence[str] | None = None) -> StoredActivations:
+        """Activations at a position, or those of its heads at `POSITION/attn_z`; questions in the order of
+        `questions()`. With `layers`, nothing but these is read, so that a large run can be gone through by layers.
+
+        Raises:
+            UserError: nothing was captured there, or it was read at other tokens than this run's records say.
+        """
+        samples = [self._path("samples", f"{key}.parquet") for key in self.shard_keys()]
+        records = Records(str(self.manifest().get("tokenizer_hash", "")), self._path("prompts.parquet"), samples)
+        try:
+            return load(self._activation_files(), position, layers, records=records)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+
+    def _activation_files(self) -> list[Path]:
+        files = [self._path("activations", f"{key}.safetensors") for key in self.shard_keys()]
+        missing = next((f for f in files if not f.is_file()), None)
+        if missing is not None or not files:
+            shard = missing.stem if missing else "any"
+            raise UserError(f"no activations in shard {shard}; run its study again with capture switched on")
+        return files
 
     # ---- results --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from semcal import Run, UserError
+from semcal.activations import Activations
 from semcal.store import content_key, shards, write_atomically
 
 
@@ -78,7 +79,9 @@ def row(question_id):
 def fill(run, part):
     n = len(part.question_ids)
     values = np.arange(n * 6, dtype=np.float32).reshape(n, 2, 3)
-    run.write_activations(part.key, "last_prompt_token", ["l0", "l1"], values, np.arange(n))
+    ones = np.ones(n, dtype=np.int64)
+    found = Activations(part.question_ids, ("l0", "l1"), values, np.arange(n), ones, ones, (), np.zeros((n, 0, 0, 0)))
+    run.write_activations(part.key, {"last_prompt_token": found})
     run.write_samples(part.key, [row(q) for q in part.question_ids])
 
 

@@ -15,6 +15,7 @@ from experiments.config import Cell
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from probes.figures import layer_curve
 from semcal.calibration import confidences, confidences_of_masses, null_band, reliability_diagram
+from semcal.places import LAST_PROMPT_TOKEN
 from semcal.semantics.figures import knowing_curve
 from semcal.store import Run, write_atomically
 
@@ -51,7 +52,10 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
         figures["knowing"] = knowing_curve({cell.style: intermediate}, title=cell.label)
     probes = run.probes()
     if not probes.empty:
-        figures["layers"] = layer_curve(probes.loc[probes["target"] == probes["target"].iloc[0], :], title=cell.label)
+        first = probes.loc[probes["target"] == probes["target"].iloc[0], :]
+        shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in set(first["position"]) else first["position"].iloc[0]
+        title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
+        figures["layers"] = layer_curve(first.loc[first["position"] == shown, :], title=title)
     return figures
 
 
@@ -85,7 +89,7 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
     classes = run.classes()
     classes = classes.loc[classes["question_id"] == first["id"], ["klass", "count", "mass", "is_gold"]].head(5)
     table = run.probes()
-    probes = "<p>none</p>" if table.empty else _table(table.drop(columns="position"))
+    probes = "<p>none</p>" if table.empty else _table(table)
     rest = {k: v for k, v in calibration.items() if not isinstance(v, str)}
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.config import Cell
+from semcal.places import LAST_PROMPT_TOKEN
 from semcal.questions import CONTINUATION
 from semcal.store import Run
 
@@ -58,13 +59,15 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
-    """The last layer's row for a target.
+    """The last layer's row for a target at the last prompt token.
 
     Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every layer
     stands in probes.parquet and in the layer curve.
     """
-    rows = [] if probes.empty else [row for _, row in probes.iterrows() if str(row["target"]) == target]
-    return rows[-1].to_dict() if rows else None
+    if probes.empty:
+        return None
+    rows = probes.loc[(probes["target"] == target) & (probes["position"] == LAST_PROMPT_TOKEN), :]
+    return rows.iloc[-1].to_dict() if len(rows) else None
 
 
 def cells_of(figures: dict[str, Any]) -> dict[str, str]:

@@ -161,14 +161,17 @@ class LanguageModel:
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with exactly the special tokens that the tokenizer itself adds in front."""
         ids = list(self.tokenizer(text)["input_ids"])
-        while ids and ids[-1] in self.eos_ids:  # some tokenizers close what they are given; a prompt stays open
-            ids.pop()
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        if not ids:
+        kept = ids[self._kept(ids)]
+        if not kept:
             raise UserError("a prompt has no tokens at all")
-        return tuple(int(i) for i in ids)
+        return tuple(int(i) for i in kept)
+
+    def _kept(self, ids: list[int]) -> slice:
+        stop = len(ids)
+        while stop and ids[stop - 1] in self.eos_ids:  # some tokenizers close what they are given; a prompt stays open
+            stop -= 1
+        bos = self.tokenizer.bos_token_id
+        return slice(1 if bos is not None and ids[: min(2, stop)] == [bos, bos] else 0, stop)
 
     def render_chat(self, messages: Sequence[dict[str, str]], *, answered: bool = False) -> str:
         """The conversation as text, open for the assistant's answer (BOS included where the template writes one).
@@ -187,6 +190,23 @@ class LanguageModel:
     def encode_rendered(self, text: str) -> tuple[int, ...]:
         """Token ids of a rendered conversation, which already holds its special tokens, so none are added."""
         return tuple(int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def tokens_at(self, text: str, start: int, stop: int, *, rendered: bool = False) -> range:
+        """Which token ids of a prompt hold any of its characters start:stop, as indices into `encode(text)`, or into
+        `encode_rendered(text)`.
+
+        Raises:
+            UserError: a tokenizer that does not say where in the text its tokens lie, or no such token.
+        """
+        if not self.tokenizer.is_fast:
+            raise UserError(f"{self.path} has a slow tokenizer, which does not say where a question's tokens lie")
+        encoded = self.tokenizer(text, add_special_tokens=not rendered, return_offsets_mapping=True)
+        kept = slice(None) if rendered else self._kept(list(encoded["input_ids"]))
+        spans = list(encoded["offset_mapping"])[kept]
+        found = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
+        if not found:
+            raise UserError(f"{self.path}: no token holds {text[start:stop]!r}")
+        return range(found[0], found[-1] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out, spaces as the model wrote them."""

@@ -79,7 +79,26 @@ def few_shot(
     return "".join(shown) + f"{QUESTION}{asked(question)}\n{ANSWER}"
 
 
+def question_span(text: str, question: Question, style: str) -> tuple[int, int]:
+    """Where in its prompt (a few-shot one, or a conversation as rendered) the evaluated question itself stands, options
+    included, exemplars and instruction not: start and stop in characters.
+
+    Raises:
+        ValueError: a chat template that does not show the question as it is.
+    """
+    if style == CONTINUATION:
+        return 0, len(text)
+    put = asked(question).lstrip()  # templates may strip what a message begins with
+    for frame in (f"\n{ANSWER}", f"\n{_instruction(question, style)}"):
+        if (start := text.rfind(put + frame)) >= 0:
+            return start, start + len(put)
+    raise ValueError(f"the prompt of question {question.id!r} does not show its text as it stands")
+
+
 def chat(question: Question, style: str) -> list[dict[str, str]]:
     """The messages a tuned model answers: the question and how to answer it."""
-    instructions = CHOICE_INSTRUCTIONS if question.choices else INSTRUCTIONS
-    return [{"role": "user", "content": f"{asked(question)}\n{instructions[style]}"}]
+    return [{"role": "user", "content": f"{asked(question)}\n{_instruction(question, style)}"}]
+
+
+def _instruction(question: Question, style: str) -> str:
+    return (CHOICE_INSTRUCTIONS if question.choices else INSTRUCTIONS)[style]

@@ -42,8 +42,8 @@ class PromptBatch:
 class Observer(Protocol):
     """Sees every prefill; knows nothing of sampling, and the sampler nothing of it."""
 
-    def watching(self, model: PreTrainedModel) -> AbstractContextManager[object]:
-        """Entered around the forward pass of a prefill."""
+    def watching(self, model: PreTrainedModel, batch: PromptBatch) -> AbstractContextManager[object]:
+        """Entered around the forward pass of a prefill of this batch."""
         ...
 
     def prefilled(self, batch: PromptBatch) -> None:
@@ -74,7 +74,7 @@ def prefill(
         (logits of the next token [question, vocab], the cache)
     """
     cache = DynamicCache(config=model.config)
-    with observer.watching(model) if observer else nullcontext():
+    with observer.watching(model, batch) if observer else nullcontext():
         out = model(
             input_ids=batch.ids,
             attention_mask=batch.mask,
@@ -160,7 +160,7 @@ class TreeDecoder:
             grown[: len(self.tail_lengths)] = self.tail_lengths
             self.tail_lengths = grown
         self.tail_lengths[slots] = batch.mask.sum(-1).cpu()
-        with observer.watching(self.model) if observer else nullcontext():
+        with observer.watching(self.model, batch) if observer else nullcontext():
             logits = self._forward(TailPass(self.store, batch.mask, slots), batch.ids, batch.positions)
         if observer:
             observer.prefilled(batch)

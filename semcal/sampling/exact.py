@@ -73,6 +73,7 @@ def enumerate_answers(
     device: torch.device,
     epsilon: float = 0.01,
     row_budget: int = 2000,
+    prefix: Sequence[int] | None = None,
     observer: Observer | None = None,
     on_answered: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Enumerated]:
@@ -83,6 +84,7 @@ def enumerate_answers(
         epsilon: The search ends when less than this mass is unexplored.
         row_budget: Or when so many prefixes of the question have been decoded. A continuation of less than
             epsilon / row_budget mass is never followed: that many of them together could not close the gap.
+        prefix: Tokens that all prompts begin with, read once and not observed; None takes all that they share.
 
     Raises:
         UserError: epsilon outside (0, 1), or a model that only the expanded path serves.
@@ -97,7 +99,7 @@ def enumerate_answers(
     path, why = choose_path(model, device, prompts)
     if path == EXPANDED:
         raise UserError(f"exact enumeration needs the shared-prefix path, which does not serve this model: {why}")
-    prefix = prompts[0].ids[: shared_prefix(prompts)]
+    prefix = prompts[0].ids[: shared_prefix(prompts)] if prefix is None else prefix
     decoder = TreeDecoder(model, device)
     decoder.share(prefix)
     budget = Budget.of(model, device)

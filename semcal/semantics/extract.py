@@ -23,51 +23,63 @@ def extract(text: str, style: str) -> str | None:
     the whole sentence. cot: whichever stands last of what follows "the answer is", what a line marked "####" or
     "Answer:" says, and what is in \\boxed{}; without any of them there is no answer. continuation: the text itself.
     """
+    found = locate(text, style)
+    return found[1] if found else None
+
+
+def locate(text: str, style: str) -> tuple[int, str] | None:
+    """The place in a text where its answering phrase begins, and the phrase as `extract` returns it."""
     if style == CONTINUATION:
-        return text
+        return 0, text
     body = text.strip()
-    if style == "cot":
-        return _final_answer(body)
-    line = body.split("\n", 1)[0].strip()
+    found = _final_answer(body) if style == "cot" else _in_line(body.split("\n", 1)[0].rstrip(), style)
+    return (text.index(body) + found[0], found[1]) if found else None
+
+
+def _in_line(line: str, style: str) -> tuple[int, str] | None:
     if style == "sentence" and line:
-        named = _last_answer(line)
-        if named:
-            return named[1]
+        if named := _last_answer(line):
+            return named[1:]
         line = line.rstrip(".!? ")
-        clauses = _COPULA.split(line)
-        return clauses[-1].strip() or line or None
-    return line or None
+        start = max((m.end() for m in _COPULA.finditer(line)), default=0)
+        if phrase := line[start:].strip():
+            return line.index(phrase, start), phrase
+    return (0, line) if line else None
 
 
 def unboxed(text: str) -> str | None:
     """What the last \\boxed{} of a text holds; None where there is none, or where it is not closed."""
     found = _last_box(text)
-    return found[1] if found else None
+    return found[2] if found else None
 
 
-def _final_answer(text: str) -> str | None:
+def _final_answer(text: str) -> tuple[int, str] | None:
     """The last answer that is marked as one; what stands before it may be taken back."""
-    marked = [(m.start(), m.group(1).strip()) for m in _MARKED.finditer(text)]
+    marked = [(m.start(), m.start(1), m[1].strip()) for m in _MARKED.finditer(text)]
     found = [f for f in (_last_answer(text), _last_box(text), *marked[-1:]) if f]
     if not found:
         return None
-    phrase = max(found)[1]
-    return unboxed(phrase) or phrase or None
+    _, start, phrase = max(found)
+    box = _last_box(phrase)
+    return (start + box[1], box[2]) if box else (start, phrase)
 
 
-def _last_answer(text: str) -> tuple[int, str] | None:
+# Each of these finds (where the mark begins, where the phrase begins, the phrase).
+
+
+def _last_answer(text: str) -> tuple[int, int, str] | None:
     found = [m.end() for m in re.finditer(r"\b[Aa]nswer is\b", text)]
     match = _ANSWER_IS.search(text, found[-1] - len("answer is")) if found else None
-    phrase = match.group(1).strip().rstrip(".!?") if match else ""
-    return (match.start(), phrase) if match and phrase else None
+    phrase = match[1].strip().rstrip(".!?") if match else ""
+    return (match.start(), match.start(1), phrase) if match and phrase else None
 
 
-def _last_box(text: str) -> tuple[int, str] | None:
+def _last_box(text: str) -> tuple[int, int, str] | None:
     for box in reversed(list(_BOX.finditer(text))[-5:]):  # of a text that repeats itself, the last few
         depth = 1
         for at in range(box.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             if not depth:
                 inside = text[box.end() : at].strip()
-                return (box.start(), inside) if inside else None
+                return (box.start(), text.index(inside, box.end()), inside) if inside else None
     return None

@@ -53,6 +53,16 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ({"styles": ["concise", "concise"]}, "'concise' stands twice"),
         ({"prompting": {"shots": 5, "exemplars": 3}}, "shots is 5 but exemplars is 3"),
         ({"capture": {"positions": []}}, "nothing to probe"),
+        (
+            {"capture": {"positions": ["last_promt_token"]}},
+            "capture.positions: 'last_promt_token' is no position, did you mean 'last_prompt_token'",
+        ),
+        ({"capture": {"positions": ["chain_0", "chain_0"]}}, "capture.positions: 'chain_0' stands twice"),
+        ({"capture": {"hooks": ["blocks.*.hook_mlpout"]}}, r"capture.hooks: .* did you mean 'blocks.\*.hook_mlp_out'"),
+        ({"capture": {"hooks": ["blocks.*.attn.hook_z"]}}, "reads heads alone, which probes do not"),
+        ({"capture": {"positions": ["all_question_tokens"]}}, "every token alone, which linear probes do not read"),
+        ({"capture": {"dtype": "fp16"}}, "capture.dtype: 'fp16' is none of .*, did you mean 'float16'"),
+        ({"capture": {"position": ["chain_0"]}}, "unknown key 'capture.position', did you mean 'positions'"),
         ({"sampling": {"exact": {"epsilon": 2}}}, "sampling.exact.epsilon"),
         (
             {"models": [{"path": "http://localhost:1/v1"}]},

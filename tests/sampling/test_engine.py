@@ -159,7 +159,7 @@ def test_a_prefill_is_seen_once_with_the_ids_that_are_sampled_from(tiny):
     seen = []
 
     class Watcher:
-        def watching(self, _model):
+        def watching(self, _model, _batch):
             from contextlib import nullcontext
 
             return nullcontext()

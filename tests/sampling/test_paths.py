@@ -124,7 +124,7 @@ def test_answers_come_while_others_are_still_being_written(tmp_path):
     asked = []
 
     class Watcher:
-        def watching(self, _):
+        def watching(self, _, _batch):
             from contextlib import nullcontext
 
             return nullcontext()
