@@ -58,7 +58,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [_readable(its, cell.style) for its in rows], cell.style)
+    found = collapse.collapse(questions, [readable(its, cell.style) for its in rows], cell.style)
     exact = cell.sampling.exact is not None
     read = []
     for its, collapsed in zip(rows, found, strict=True):
@@ -73,7 +73,8 @@ def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
     return list(rows["count"]) if cell.sampling.exact is None else list(np.exp(rows["logprob"]))
 
 
-def _readable(rows: pd.DataFrame, style: str) -> list[str]:
+def readable(rows: pd.DataFrame, style: str) -> list[str]:
+    """The texts of some samples as B may read them."""
     texts = list(rows["text"])
     if style != CONTINUATION:
         return texts
@@ -168,7 +169,7 @@ def probe(cell: Cell, run: Run) -> None:
 
     A position is probed on the questions that have it, if they make enough groups, and not where every token was kept.
     """
-    masses, groups = _masses(run.classes()), list(run.questions()["group"])
+    masses, groups = stored_masses(run.classes()), list(run.questions()["group"])
     frames = []
     for position in cell.capture.positions:
         if position == ALL_QUESTION_TOKENS:
@@ -198,7 +199,7 @@ def probe(cell: Cell, run: Run) -> None:
     run.write_probes(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "position"]))
 
 
-def _masses(classes: pd.DataFrame) -> list[dict[str, float]]:
+def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:
     """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
     by_question = classes.groupby("question_id", sort=False)
     found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]
