@@ -154,7 +154,7 @@ def intervene(
     """Change what the model knows before it answers, sample again with the same seeds, and measure what that did."""
     from experiments.conditions import KINDS, Wanted
     from experiments.intervening import intervene_run
-    from experiments.report.interventions import EXPLANATION, intervention_table
+    from experiments.report.interventions import EXPLANATION, draw_interventions, intervention_table
     from semcal.errors import nearest
     from semcal.store import Run
 
@@ -169,6 +169,8 @@ def intervene(
         found = intervene_run(Run.open(folder), wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
     console.print(intervention_table(found))
     console.print(EXPLANATION, highlight=False, markup=False)
+    for drawn in draw_interventions(Run.open(folder)):
+        console.print(f"figure: {drawn}", soft_wrap=True, highlight=False)
 
 
 @app.command()

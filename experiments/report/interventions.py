@@ -1,76 +1,86 @@
-"""Interventions as a table: what each did, and whether random ones do as much."""
+"""Interventions as a table and figures: what each did, and whether random ones do as much."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 
-from experiments.conditions import DONORS, ISOTROPIC, MATCHED
+from experiments.cell import stored_cell
 from experiments.intervening import LEFT_ALONE
+from experiments.settings import slug
 from probes.effects import FAMILY
+from probes.intervention_figures import dose_response
+from semcal.store import Run, write_atomically
 
-_CONTROLS = (ISOTROPIC, MATCHED, DONORS)
-_DIFFERENCES = {"confidence": "Δ confidence", "accuracy": "Δ accuracy", "smece": "smECE", "gold_loss": "Δ loss (nats)"}
-
+_DIFFERENCES = {
+    "tv": "TV",
+    "d_confidence": "Δ confidence",
+    "d_accuracy": "Δ accuracy",
+    "smece": "smECE (null)",
+    "d_gold_loss": "Δ loss (nats)",
+}
 EXPLANATION = (
-    "TV: total variation between a question's class distributions, changed and left alone, the mean over questions; two "
-    "samples of the model left alone differ, too ('another seed'), draws with one seed are coupled · change: mean norm "
-    "of what was moved · smECE (mean of its null) · p: do random interventions of equal rank ('isotropic'), of equal "
-    "rank and removed variance or norm ('matched'), or from random donors do as much? (1 + as much) / (1 + all) · "
-    "overlap: of random subspaces with the probe's · only prompt tokens are changed, none that is generated"
+    "TV: total variation between a question's class distributions, changed and left alone, the mean over questions; "
+    "two samples of the model left alone differ, too ('another seed'), and draws with one seed are coupled · ±: half "
+    "the interval of resampling groups of questions · change: mean norm of what was moved · reads: what the probe "
+    "explains on these questions, which it was not fitted on · controls, in grey: their mean, and p that random ones "
+    "do as much, (1 + as much) / (1 + all); isotropic ones have equal rank (and norm, in steering), matched ones take "
+    "out as much variance, too, donors are any questions · overlap of their subspaces with the probe's · only prompt "
+    "tokens are changed, none that is generated"
 )
 
 
 def intervention_table(frame: pd.DataFrame) -> Table:
-    """A row an intervention of interest, with a row below for the mean of each sort of its random controls."""
-    controls = [c for c in _CONTROLS if c in set(frame["control"])]
+    """A row an intervention of interest, with one below for each sort of its random controls."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold")
-    for title in ("change", "TV", *_DIFFERENCES.values(), *(f"p TV, {c}" for c in controls)):
-        table.add_column(title, justify="right", overflow="fold")
+    for title in ("reads", "change", *_DIFFERENCES.values()):
+        table.add_column(title, justify="right")
     for _, family in frame.groupby(FAMILY, sort=False):
         for _, row in family[family["control"] == ""].iterrows():
-            p = [_p(row.get(f"p_tv_{c}", math.nan)) for c in controls]
-            table.add_row(_name(row), f"{row['change']:.2f}", _with_interval(row, "tv"), *_figures(row), *p)
-        for control, random in family[family["control"] != ""].groupby("control", sort=False):
-            mean = random.mean(numeric_only=True)
-            told = f"  {len(random)} × {control}" + (
-                "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
-            )
-            figures = [_with_p(family, mean, measure, str(control)) for measure in _DIFFERENCES]
-            table.add_row(
-                told, f"{mean['change']:.2f}", f"{mean['tv']:.3f}", *figures, *("" for _ in controls), style="dim"
-            )
+            reads = "" if math.isnan(row["readable"]) else f"{row['readable']:.0%}"
+            figures = [f"{_value(row, name)} {_spread(row, name)}" for name in _DIFFERENCES]
+            table.add_row(_name(row), reads, f"{row['change']:.2f}", *figures)
+            for control, random in family[family["control"] != ""].groupby("control", sort=False):
+                mean = random.mean(numeric_only=True)
+                overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
+                told = f"  {len(random)} × {control}{overlap}"
+                p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
+                figures = [f"{_value(mean, name)}, p {its:.2f}" for name, its in zip(_DIFFERENCES, p, strict=True)]
+                table.add_row(told, "", f"{mean['change']:.2f}", *figures, style="dim")
     return table
+
+
+def draw_interventions(run: Run) -> list[Path]:
+    """A figure for each kind, hook and position that a run has interventions of, in its folder of figures."""
+    rows, cell = run.interventions(), stored_cell(run)
+    alone = rows["kind"] == LEFT_ALONE
+    drawn = []
+    for (context, kind, hook, position), some in rows[~alone].groupby(["context", "kind", "hook", "position"]):
+        with_floor = pd.concat([some, rows[alone & (rows["context"] == context)]])
+        figure = dose_response(
+            with_floor, title=f"{cell.label}: {kind} at {hook}, {position}, n = {some['n'].max():.0f}"
+        )
+        path = run.folder / "figures" / f"{slug('-'.join((kind, hook, position, str(context)[:4])))}.png"
+        write_atomically(path, lambda p, figure=figure: figure.savefig(p, format="png", dpi=150))
+        drawn.append(path)
+    return drawn
 
 
 def _name(row: pd.Series) -> str:
     if row["kind"] == LEFT_ALONE:
         return f"left alone, {row['name']}"
     what = {"ablate": f"rank {row['rank']}", "steer": f"{row['size']:+g} sd"}.get(row["kind"], row["name"])
-    return f"{row['kind']} {what} at {row['hook']}"
+    return f"{row['kind']} {what}, {row['hook']}"
 
 
-def _figures(row: pd.Series) -> list[str]:
-    return [
-        f"{row['smece']:.3f} ({row['null_mean']:.3f})" if m == "smece" else _with_interval(row, f"d_{m}", "+")
-        for m in _DIFFERENCES
-    ]
+def _value(row: pd.Series, name: str) -> str:
+    return f"{row[name]:{'+' if name.startswith('d_') else ''}.3f}"
 
 
-def _with_p(family: pd.DataFrame, mean: pd.Series, measure: str, control: str) -> str:
-    """The mean of the controls, and the p-value of what they are controls of."""
-    value = f"{mean['smece']:.3f}" if measure == "smece" else f"{mean[f'd_{measure}']:+.3f}"
-    p = family.loc[family["control"] == "", f"p_{measure}_{control}"]
-    return f"{value}, p {_p(float(p.iloc[0]))}" if len(p) else value
-
-
-def _with_interval(row: pd.Series, name: str, sign: str = "") -> str:
-    return f"{row[name]:{sign}.3f} [{row[f'{name}_low']:{sign}.3f}, {row[f'{name}_high']:{sign}.3f}]"
-
-
-def _p(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
+def _spread(row: pd.Series, name: str) -> str:
+    return f"({row['null_mean']:.3f})" if name == "smece" else f"± {(row[f'{name}_high'] - row[f'{name}_low']) / 2:.3f}"
