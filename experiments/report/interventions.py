@@ -39,7 +39,7 @@ def intervention_table(frame: pd.DataFrame) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for title in ("reads", "change", *_DIFFERENCES.values()):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for _, family in frame.groupby(FAMILY, sort=False):
         for _, row in family[family["control"] == ""].iterrows():
             reads = "" if math.isnan(row["readable"]) else f"{row['readable']:.0%}"
@@ -75,7 +75,7 @@ def _name(row: pd.Series) -> str:
     if row["kind"] == LEFT_ALONE:
         return f"left alone, {row['name']}"
     what = {"ablate": f"rank {row['rank']}", "steer": f"{row['size']:+g} sd"}.get(row["kind"], row["name"])
-    return f"{row['kind']} {what}, {row['hook']}"
+    return f"{row['kind']} {what}, {row['hook'].replace('hook_', '')}"
 
 
 def _value(row: pd.Series, name: str) -> str:
