@@ -162,9 +162,7 @@ def intervene(
         raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; one of {', '.join(KINDS)}")
     if (rank and kind != "ablate") or (size and kind != "steer"):
         raise UserError("--rank goes with --kind ablate, --size with --kind steer")
-    wanted = Wanted(
-        kind, **({"ranks": tuple(rank)} if rank else {}), **({"sizes": tuple(size)} if size else {}), random=random
-    )
+    wanted = Wanted(kind, tuple(rank or Wanted.ranks), tuple(size or Wanted.sizes), random)
     with _Screen() as screen:
         found = intervene_run(Run.open(folder), wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
     console.print(intervention_table(found))

@@ -84,8 +84,8 @@ class Material:
         seed: Of everything drawn.
     """
 
-    ids: Sequence[str]
-    group: Sequence[str]
+    ids: list[str]
+    group: list[str]
     values: np.ndarray
     masses: Sequence[Mapping[str, float]]
     m: int

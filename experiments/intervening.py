@@ -90,7 +90,8 @@ def intervene_run(
             rows = against_random(pd.concat([rows, pd.DataFrame([row])], ignore_index=True))
             run.write_interventions(rows)
             tell(cell, f"intervening, {done} of {len(todo)}")
-    return rows[rows["key"].isin([p.key for p in planned])].reset_index(drop=True)
+    of_this_call = rows["key"].isin([p.key for p in planned])
+    return rows.loc[of_this_call, :].reset_index(drop=True)
 
 
 def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[str]:

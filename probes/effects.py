@@ -111,11 +111,11 @@ def against_random(frame: pd.DataFrame) -> pd.DataFrame:
     result = frame.drop(columns=[c for c in frame if re.match("p_(?!null)", str(c))])
     found: dict[str, pd.Series] = {}
     for _, family in result.groupby(FAMILY, sort=False):
-        for control, random in family[family["control"] != ""].groupby("control"):
-            own = family.index[family["control"] == ""]
+        own = family.query("control == ''").index
+        for control, random in family.query("control != ''").groupby("control"):
             for measure in TESTED:
                 column = "tv" if measure == "tv" else f"d_{measure}"
-                strength = random[column].abs().to_numpy()
+                strength = np.abs(random[column].to_numpy())
                 at_least = [int((strength >= abs(result[column][i]) - 1e-12).sum()) for i in own]
                 p = found.setdefault(f"p_{measure}_{control}", pd.Series(nan, index=result.index))
                 p[own] = [(1 + k) / (1 + len(strength)) for k in at_least]

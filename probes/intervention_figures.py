@@ -32,13 +32,13 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
     Raises:
         ValueError: no intervention, or several kinds or hooks.
     """
-    made = frame[frame["kind"] != "none"]
+    made = frame.query("kind != 'none'")
     sorts = sorted(set(zip(made["kind"], made["hook"], strict=True)))
     if len(sorts) != 1:
         raise ValueError(f"the frame has {len(sorts)} kinds and hooks of intervention; want the rows of exactly one")
     kind = str(sorts[0][0])
     dose, label = _DOSES.get(kind, ("name", "patched from"))
-    doses = sorted(made[dose].unique())
+    doses = sorted(set(made[dose]))
     # Ranks are doubled rather than counted, and patches have no order: places, not values. Sizes are values.
     at = {d: float(d) if kind == "steer" else float(i) for i, d in enumerate(doses)}
     figure = Figure(figsize=(9.6, 3.6))
@@ -49,9 +49,9 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
         axes.set_xlabel(label)
         axes.set_ylabel(name)
         axes.set_xticks(list(at.values()), [f"{d:g}" if isinstance(d, int | float) else str(d) for d in at])
-    floor = frame.loc[(frame["kind"] == "none") & (frame["name"] == "another seed"), "tv"]
-    if len(floor):
-        panels[0].axhline(floor.iloc[0], color=INK, lw=1.2, ls=(0, (5, 3)), label="left alone, another seed")
+    floor = frame.query("kind == 'none' and name == 'another seed'")["tv"].tolist()
+    if floor:
+        panels[0].axhline(floor[0], color=INK, lw=1.2, ls=(0, (5, 3)), label="left alone, another seed")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, labelcolor=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
@@ -60,14 +60,14 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
 
 def _panel(axes: Axes, made: pd.DataFrame, column: str, at: dict[object, float], dose: str) -> None:
     width = min((b - a for a, b in zip(sorted(at.values()), sorted(at.values())[1:], strict=False)), default=1.0)
-    controls = [c for c in made["control"].unique() if c]
+    controls = [c for c in dict.fromkeys(made["control"]) if c]
     for which, control in enumerate(controls):
-        random = made[made["control"] == control]
+        random = made.query("control == @control")
         colour, marker = _CLOUD[control]
         shift = width * 0.12 * (which + 1)
         x = [at[d] + shift for d in random[dose]]
         axes.scatter(x, random[column], color=colour, marker=marker, s=14, lw=0.8, label=f"random, {control}")
-    own = made[made["control"] == ""].sort_values(dose)
+    own = made.query("control == ''").sort_values(dose)
     x = [at[d] for d in own[dose]]
     error = [own[column] - own[f"{column}_low"], own[f"{column}_high"] - own[column]]
     axes.errorbar(

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import brentq
 from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from probes.evaluate import PENALTIES, group_folds
 from probes.linear import LinearProbe
@@ -82,8 +80,9 @@ def confidence_direction(
         group: [question].
     """
     folds = group_folds(group, min(5, len(set(group))), seed=seed)
-    ridge = make_pipeline(StandardScaler(), RidgeCV(alphas=penalties, cv=folds)).fit(X, confidence)
-    weight = ridge[-1].coef_ / ridge[0].scale_
+    deviation = X.std(0)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    weight = RidgeCV(alphas=penalties, cv=folds).fit(X / scale, confidence).coef_ / scale
     unit = weight / np.linalg.norm(weight)
     return unit * float((X @ unit).std())
 

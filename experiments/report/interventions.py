@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -23,6 +24,7 @@ _DIFFERENCES = {
     "smece": "smECE (null)",
     "d_gold_loss": "Δ loss (nats)",
 }
+_FIGURE = ["context", "kind", "hook", "position"]
 EXPLANATION = (
     "TV: total variation between a question's class distributions, changed and left alone, the mean over questions; "
     "two samples of the model left alone differ, too ('another seed'), and draws with one seed are coupled · ±: half "
@@ -41,16 +43,16 @@ def intervention_table(frame: pd.DataFrame) -> Table:
     for title in ("reads", "change", *_DIFFERENCES.values()):
         table.add_column(title, justify="right", no_wrap=True)
     for _, family in frame.groupby(FAMILY, sort=False):
-        for _, row in family[family["control"] == ""].iterrows():
+        for row in family.query("control == ''").to_dict("records"):
             reads = "" if math.isnan(row["readable"]) else f"{row['readable']:.0%}"
             figures = [f"{_value(row, name)} {_spread(row, name)}" for name in _DIFFERENCES]
             table.add_row(_name(row), reads, f"{row['change']:.2f}", *figures)
-            for control, random in family[family["control"] != ""].groupby("control", sort=False):
-                mean = random.mean(numeric_only=True)
+            for control, random in family.query("control != ''").groupby("control", sort=False):
+                mean = random.mean(numeric_only=True).to_dict()
                 overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
-                told = f"  {len(random)} × {control}{overlap}"
                 p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
                 figures = [f"{_value(mean, name)}, p {its:.2f}" for name, its in zip(_DIFFERENCES, p, strict=True)]
+                told = f"  {len(random)} × {control}{overlap}"
                 table.add_row(told, "", f"{mean['change']:.2f}", *figures, style="dim")
     return table
 
@@ -58,29 +60,28 @@ def intervention_table(frame: pd.DataFrame) -> Table:
 def draw_interventions(run: Run) -> list[Path]:
     """A figure for each kind, hook and position that a run has interventions of, in its folder of figures."""
     rows, cell = run.interventions(), stored_cell(run)
-    alone = rows["kind"] == LEFT_ALONE
     drawn = []
-    for (context, kind, hook, position), some in rows[~alone].groupby(["context", "kind", "hook", "position"]):
-        with_floor = pd.concat([some, rows[alone & (rows["context"] == context)]])
-        figure = dose_response(
-            with_floor, title=f"{cell.label}: {kind} at {hook}, {position}, n = {some['n'].max():.0f}"
-        )
-        path = run.folder / "figures" / f"{slug('-'.join((kind, hook, position, str(context)[:4])))}.png"
+    for _, some in rows.query("kind != @LEFT_ALONE").groupby(_FIGURE):
+        context, kind, hook, position = (str(some[name].iloc[0]) for name in _FIGURE)
+        floor = rows.query("kind == @LEFT_ALONE and context == @context")
+        title = f"{cell.label}: {kind} at {hook}, {position}, n = {some['n'].max():.0f}"
+        figure = dose_response(pd.concat([some, floor]), title=title)
+        path = run.folder / "figures" / f"{slug('-'.join((kind, hook, position, context[:4])))}.png"
         write_atomically(path, lambda p, figure=figure: figure.savefig(p, format="png", dpi=150))
         drawn.append(path)
     return drawn
 
 
-def _name(row: pd.Series) -> str:
+def _name(row: dict[Any, Any]) -> str:
     if row["kind"] == LEFT_ALONE:
         return f"left alone, {row['name']}"
-    what = {"ablate": f"rank {row['rank']}", "steer": f"{row['size']:+g} sd"}.get(row["kind"], row["name"])
+    what = {"ablate": f"rank {row['rank']}", "steer": f"{row['size']:+g} sd", "patch": row["name"]}[row["kind"]]
     return f"{row['kind']} {what}, {row['hook'].replace('hook_', '')}"
 
 
-def _value(row: pd.Series, name: str) -> str:
+def _value(row: dict[Any, Any], name: str) -> str:
     return f"{row[name]:{'+' if name.startswith('d_') else ''}.3f}"
 
 
-def _spread(row: pd.Series, name: str) -> str:
+def _spread(row: dict[Any, Any], name: str) -> str:
     return f"({row['null_mean']:.3f})" if name == "smece" else f"± {(row[f'{name}_high'] - row[f'{name}_low']) / 2:.3f}"

@@ -14,7 +14,6 @@ from experiments.conditions import Halves, Wanted
 from experiments.intervening import intervene_run
 from probes.intervention_figures import dose_response
 from semcal import Run, UserError
-from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.test_cli import semcal
 
@@ -124,7 +123,7 @@ def test_the_command(run, monkeypatch, capsys):
     assert str(figure) in out
 
 
-def test_refusals_in_a_line(run, monkeypatch, capsys, tmp_path, study_dict):
+def test_refusals_in_a_line(run, monkeypatch, capsys):
     for arguments, said in (
         (["--layer", 9], "layer 9 was not captured in"),
         (["--layer", 9], "the nearest is 2; there is blocks.0.hook_resid_pre"),
@@ -147,7 +146,6 @@ def test_refusals_in_a_line(run, monkeypatch, capsys, tmp_path, study_dict):
         with pytest.raises(UserError, match=said):
             intervene_run(run, ABLATE)
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
-    save_checkpoint(tmp_path / "other", seed=1)
     manifest = json.loads((run.folder / "manifest.json").read_text())
     run.write_manifest(manifest | {"weights_hash": "sha256:0"})
     with pytest.raises(UserError, match="holds other weights or another tokenizer than"):

@@ -55,7 +55,7 @@ def test_certainty_in_the_wrong_class_shows_in_every_figure():
 
 
 def rows(control: str, values: list[float], **more: object) -> list[dict]:
-    labels = {name: 0 for name in FAMILY} | {"kind": "ablate"} | more
+    labels = dict.fromkeys(FAMILY, 0) | {"kind": "ablate"} | more
     columns = ("tv", "d_confidence", "d_accuracy", "d_smece", "d_signed_gap", "d_log_loss", "d_gold_loss")
     return [labels | {"control": control, "draw": i} | dict.fromkeys(columns, v) for i, v in enumerate(values)]
 

@@ -51,7 +51,7 @@ def test_a_change_is_the_one_a_bridge_hook_makes(tmp_path, architecture, kind):
     plain, _ = prefill(model.model, batch)
     B, centre = torch.tensor(basis, dtype=torch.float32), torch.tensor(mean, dtype=torch.float32)
 
-    def ablate(value, hook):
+    def ablate(value, hook):  # noqa: ARG001
         for row, prompt in enumerate(PROMPTS):
             shift = value.shape[1] - len(prompt.ids)
             for place in where[prompt.key]:
@@ -176,7 +176,8 @@ def test_a_planted_direction_is_found_and_used(tmp_path):
     made = {"probe": basis} | {f"random {i}": c for i, c in enumerate(controls)}
     found = intervene(model, prompts, settings, {k: [Ablate(hook, b, X.mean(0))] for k, b in made.items()})
     moved = {
-        f.condition: np.mean([total_variation(a, b) for a, b in zip(base, classes(f.answers), strict=True)]) for f in found
+        f.condition: np.mean([total_variation(a, b) for a, b in zip(base, classes(f.answers), strict=True)])
+        for f in found
     }
     assert max(v for k, v in moved.items() if k != "probe") < moved["probe"] / 2
     assert removed_variance(basis, cov) > 0
