@@ -24,7 +24,7 @@ from probes.interventions import Intervention, intervene
 from semcal.errors import UserError, nearest
 from semcal.models import LanguageModel
 from semcal.places import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN, in_answer, of_question
-from semcal.questions import CONTINUATION
+from semcal.questions import CONTINUATION, Question
 from semcal.questions.prompts import question_span
 from semcal.sampling import Prompt, Sampling
 from semcal.semantics import ClassDistribution, Collapse
@@ -71,10 +71,10 @@ def intervene_run(
     )
     common = {"context": context, "kind": wanted.kind, "position": position}
     planned = [_Planned.alone(name, context, halves) for name in (SAME, OTHER)]
+    masses = stored_masses(run.classes())
     for hook in hooks:
         tell(cell, f"fitting a probe at {hook}")
         values = run.activations(position, [hook]).values[:, 0]
-        masses = stored_masses(run.classes())
         of = Material(
             list(table["id"]), group, values, masses, cell.sampling.m, cell.probes.max_classes, halves, cell.seed
         )
@@ -158,6 +158,7 @@ class _Session:
     run: Run
     model: LanguageModel
     collapse: Collapse
+    questions: list[Question]
     prompts: list[Prompt]
     where: dict[str, range] | None
     settings: Sampling
@@ -175,10 +176,12 @@ class _Session:
                 f"{model.path} holds other weights or another tokenizer than {run.folder} was made with; put the old "
                 "ones back, or run its study again under another name"
             )
-        prompts = [Prompt(q, ids) for q, ids in zip(run.questions()["id"], run.prompt_ids(), strict=True)]
+        questions = run.question_records()
+        prompts = [Prompt(q.id, ids) for q, ids in zip(questions, run.prompt_ids(), strict=True)]
         settings = Sampling(**manifest["sampling"] | {"stop": tuple(manifest["sampling"]["stop"])})
         where = None if position == LAST_PROMPT_TOKEN else _question_tokens(cell, run, model, position)
-        return cls(cell, run, model, collapse_of(cell.semantics, run.aliases()), prompts, where, settings)
+        collapse = collapse_of(cell.semantics, run.aliases())
+        return cls(cell, run, model, collapse, questions, prompts, where, settings)
 
     def measured(self, todo: Sequence[_Planned], halves: Halves) -> Iterator[dict[str, Any]]:
         """A row for each, as it is finished."""
@@ -212,25 +215,18 @@ class _Session:
 
     def _row(self, planned: _Planned, before: Answers, after: Answers, change: float) -> dict[str, Any]:
         """Both sets of answers are read by B together, so that what they share is one class."""
-        rows = list(planned.questions)
-        records, table = self.run.question_records(), self.run.questions()
-        pairs = [(before[self.prompts[i].key], after[self.prompts[i].key]) for i in rows]
-        style = self.cell.style
-        texts = [[*readable(a, style), *readable(b, style)] for a, b in pairs]
-        found = self.collapse.collapse([records[i] for i in rows], texts, style)
-        first = [
-            ClassDistribution.of(c.classes[: len(a)], a["count"].tolist(), c.gold)
-            for c, (a, _) in zip(found, pairs, strict=True)
-        ]
-        second = [
-            ClassDistribution.of(c.classes[len(a) :], b["count"].tolist(), c.gold)
-            for c, (a, b) in zip(found, pairs, strict=True)
-        ]
+        asked = [self.questions[i] for i in planned.questions]
+        pairs = [(before[q.id], after[q.id]) for q in asked]
+        texts = [[text for its in pair for text in readable(its, self.cell.style)] for pair in pairs]
+        first, second = [], []
+        for (a, b), found in zip(pairs, self.collapse.collapse(asked, texts, self.cell.style), strict=True):
+            first.append(ClassDistribution.of(found.classes[: len(a)], a["count"].tolist(), found.gold))
+            second.append(ClassDistribution.of(found.classes[len(a) :], b["count"].tolist(), found.gold))
         settings = self.cell.calibration
         measured = effect(
             first,
             second,
-            table["group"].to_numpy()[rows],
+            [q.group for q in asked],
             draws=0 if planned.labels["control"] else settings.bootstrap,
             null_draws=settings.null_draws,
             level=settings.level,
