@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from experiments.config import Cell
 from semcal.errors import UserError
 from semcal.models import LanguageModel
-from semcal.places import QUESTION_POSITIONS
+from semcal.places import LAST_PROMPT_TOKEN, QUESTION_POSITIONS
 from semcal.questions import CONTINUATION, Dataset, Question
 from semcal.questions.prompts import STOPS, chat, few_shot, question_span, written
 from semcal.sampling import Prompt
@@ -130,12 +130,19 @@ def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> l
         facts = [
             f"{len(ids)} tokens of {model.context - cell.sampling.length(cell.style)} that fit",
             f"{begins} × {tokenizer.bos_token}" if tokenizer.bos_token_id is not None else "no BOS token",
-            f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}, where activations are captured",
+            f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}{_captured(cell, LAST_PROMPT_TOKEN)}",
             f"stops at {', '.join(map(repr, stop_strings(cell))) or 'its end-of-sequence token'}",
             f"gold {question.answers[0]!r}",
         ]
+        if its := asked.question_tokens:
+            span = tokenizer.convert_ids_to_tokens([ids[its[0]], ids[its[-1]]])
+            facts.append(f"question {span[0]!r} to {span[1]!r}, tokens {its[0]} to {its[-1]}")
         told.append(f"{question.id} · {' · '.join(facts)}\n{tokenizer.decode(list(ids), skip_special_tokens=False)}")
     return told
+
+
+def _captured(cell: Cell, position: str) -> str:
+    return ", where activations are captured" if position in cell.capture.positions else ""
 
 
 def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:

@@ -54,10 +54,10 @@ def places(
     """For each position, the place in prompt and answer together of the token read there; an empty range for none.
 
     That is the token after whose reading so much of the answer is known: `after_K_tokens` is the K-th token of the
-    answer, `chain_0` the last of the prompt, `chain_100` the last of the answer (what ended it does not count), and
-    `before_answer` the token before the first one that holds a character of the answering phrase.
+    answer, `chain_0` the last of the prompt, `chain_100` the last of the answer (neither what ended it nor white space
+    before that counts), and `before_answer` the token before the first that holds a character of the answering phrase.
     """
-    length = _tokens_until(decode, chain.answer, chain.text)
+    length = _tokens_until(decode, chain.answer, chain.text.rstrip())
     found = locate(chain.text, style)
     before = None if found is None else _tokens_until(decode, chain.answer, chain.text[: found[0] + 1]) - 1
     read = {position: of_answer(position, length, before) for position in positions}

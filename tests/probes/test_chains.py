@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import probes.chains
 from experiments.organisms.atlas.weights import bundled
 from probes.chains import Chain, choose, places, read_chains
-from semcal import LanguageModel, sample
+from semcal import LanguageModel, UserError, sample
 from semcal.sampling import Prompt
 from semcal.semantics.extract import extract, locate
 from tests.conftest import CONFIGS, save_checkpoint
@@ -79,12 +80,12 @@ def test_where_no_answer_has_the_place_there_are_no_rows_and_all_layers(atlas):
     )
 
 
-def test_what_ended_an_answer_is_no_part_of_it(atlas):
-    ids = atlas.encode_rendered(" The answer is Northton.\nQuestion")
-    chain = Chain(Prompt("q", atlas.encode(ROUTE)), ids, " The answer is Northton.")
+@pytest.mark.parametrize("space", ["", "\n"])
+def test_what_ended_an_answer_is_no_part_of_it(atlas, space):
+    ids = atlas.encode_rendered(f" The answer is Northton.{space}\nQuestion")
+    chain = Chain(Prompt("q", atlas.encode(ROUTE)), ids, f" The answer is Northton.{space}")
     last = places(atlas.decode, chain, "sentence", ["chain_100"])["chain_100"][0] - len(chain.prompt.ids)
-    assert atlas.decode(ids[: last + 1]).startswith(chain.text)
-    assert not atlas.decode(ids[:last]).startswith(chain.text)
+    assert atlas.decode(ids[: last + 1]) == " The answer is Northton."
     assert last + 1 < len(ids)
 
 
@@ -139,3 +140,24 @@ def test_an_answer_is_chosen_in_proportion_to_its_count_and_by_seed_and_question
     assert np.allclose([drawn[i] / 3000 for i in range(3)], [0.6, 0.3, 0.1], atol=0.04)
     assert [choose(weights, 1, "q7") for _ in range(3)] == [choose(weights, 1, "q7")] * 3
     assert choose([], 0, "q") == -1
+
+
+def test_out_of_memory_fewer_answers_are_read_at_once_and_a_single_one_is_refused(atlas, monkeypatch):
+    text = " The answer is Northton."
+    chains = [Chain(Prompt(f"q{i}", atlas.encode(ROUTE)), atlas.encode_rendered(text), text) for i in range(5)]
+    whole = read_chains(atlas, chains, ["chain_100"], style="sentence")["chain_100"]
+    real, limit, sizes = probes.chains._read, 2, []
+
+    def small(model, batch, observer):
+        if len(batch.keys) > limit:
+            raise torch.OutOfMemoryError
+        sizes.append(len(batch.keys))
+        real(model, batch, observer)
+
+    monkeypatch.setattr(probes.chains, "_read", small)
+    again = read_chains(atlas, chains, ["chain_100"], style="sentence")["chain_100"]
+    assert sizes == [2, 2, 1]
+    np.testing.assert_allclose(again.values, whole.values, rtol=1e-3, atol=1e-4)
+    limit = 0
+    with pytest.raises(UserError, match="out of GPU memory with a single answer"):
+        read_chains(atlas, chains, ["chain_100"], style="sentence")
