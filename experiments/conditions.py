@@ -162,13 +162,13 @@ def _patches(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
     confidence, donors = b_confidence(of.masses), of.halves.fit
     low, high = np.quantile(confidence, [1 / 3, 2 / 3])
     for name, takes, gives in (
-        ("low to high", confidence <= low, confidence >= high),
-        ("high to low", confidence >= high, confidence <= low),
+        ("high into low", confidence <= low, confidence >= high),
+        ("low into high", confidence >= high, confidence <= low),
     ):
         changed = of.halves.changed[takes[of.halves.changed]]
         chosen = donors[gives[donors]]
         if not len(changed) or not len(chosen):
-            raise UserError(f"no question to patch from {name}: B-confidence hardly varies in this run; ask more")
+            raise UserError(f"no question to patch {name}: B-confidence hardly varies in this run; ask more")
         yield _condition(_patch(hook, of, changed, chosen, name), changed, name=name)
         for draw in range(wanted.random):
             patch = _patch(hook, of, changed, donors, f"{name} {draw}")

@@ -5,6 +5,9 @@ Knows the columns of `probes.effects`; draws on a bare Figure, without pyplot's 
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,17 +40,20 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
     if len(sorts) != 1:
         raise ValueError(f"the frame has {len(sorts)} kinds and hooks of intervention; want the rows of exactly one")
     kind = str(sorts[0][0])
-    dose, label = _DOSES.get(kind, ("name", "patched from"))
+    dose, label = _DOSES.get(kind, ("name", "confidence of donors into that of patched questions"))
     doses = sorted(set(made[dose]))
     # Ranks are doubled rather than counted, and patches have no order: places, not values. Sizes are values.
     at = {d: float(d) if kind == "steer" else float(i) for i, d in enumerate(doses)}
+    places = sorted(at.values())
+    width = min((b - a for a, b in pairwise(places)), default=1.0)  # of a dose
     figure = Figure(figsize=(9.6, 3.6))
     figure.set_layout_engine("constrained", w_pad=0.12)
     panels = figure.subplots(1, len(_PANELS))
     for axes, (column, name) in zip(panels, _PANELS, strict=True):
-        _panel(axes, made, column, {d: at[d] for d in doses}, dose)
+        _panel(axes, made, column, dose, at, width)
         axes.set_xlabel(label)
         axes.set_ylabel(name)
+        axes.set_xlim(min(at.values()) - width / 2, max(at.values()) + width / 2)
         axes.set_xticks(list(at.values()), [f"{d:g}" if isinstance(d, int | float) else str(d) for d in at])
     floor = frame.query("kind == 'none' and name == 'another seed'")["tv"].tolist()
     if floor:
@@ -58,8 +64,7 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, made: pd.DataFrame, column: str, at: dict[object, float], dose: str) -> None:
-    width = min((b - a for a, b in zip(sorted(at.values()), sorted(at.values())[1:], strict=False)), default=1.0)
+def _panel(axes: Axes, made: pd.DataFrame, column: str, dose: str, at: dict[Any, float], width: float) -> None:
     controls = [c for c in dict.fromkeys(made["control"]) if c]
     for which, control in enumerate(controls):
         random = made.query("control == @control")
@@ -79,7 +84,7 @@ def _panel(axes: Axes, made: pd.DataFrame, column: str, at: dict[object, float],
         elinewidth=1.4,
         marker="o",
         ms=5,
-        label="probe",
+        label="chosen donors" if dose == "name" else "probe",
     )
     axes.axhline(0, color=INK, lw=0.8)
     axes.grid(axis="y", color="#E6E6E6", lw=0.7)

@@ -51,7 +51,7 @@ def intervention_table(frame: pd.DataFrame) -> Table:
                 mean = random.mean(numeric_only=True).to_dict()
                 overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
                 p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
-                figures = [f"{_value(mean, name)}, p {its:.2f}" for name, its in zip(_DIFFERENCES, p, strict=True)]
+                figures = [f"{_value(mean, name)}, p {its:.3f}" for name, its in zip(_DIFFERENCES, p, strict=True)]
                 told = f"  {len(random)} × {control}{overlap}"
                 table.add_row(told, "", f"{mean['change']:.2f}", *figures, style="dim")
     return table

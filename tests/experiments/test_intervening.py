@@ -71,7 +71,7 @@ def test_no_question_both_fits_and_is_changed(run):
     ("wanted", "position", "named"),
     [
         (Wanted("steer", sizes=(-2.0, 2.0), random=1), "last_prompt_token", "confidence"),
-        (Wanted("patch", random=2), "last_prompt_token", "low to high"),
+        (Wanted("patch", random=2), "last_prompt_token", "high into low"),
         (Wanted("ablate", ranks=(1, 2), random=1), "question_mean", "probe"),
     ],
 )
