@@ -51,7 +51,7 @@ def intervention_table(frame: pd.DataFrame) -> Table:
                 mean = random.mean(numeric_only=True).to_dict()
                 overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
                 p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
-                figures = [f"{_value(mean, name)}, p {its:.3f}" for name, its in zip(_DIFFERENCES, p, strict=True)]
+                figures = [f"{_value(mean, name)}, p {_p(its)}" for name, its in zip(_DIFFERENCES, p, strict=True)]
                 told = f"  {len(random)} × {control}{overlap}"
                 table.add_row(told, "", f"{mean['change']:.2f}", *figures, style="dim")
     return table
@@ -77,6 +77,10 @@ def _name(row: dict[Any, Any]) -> str:
         return f"left alone, {row['name']}"
     what = {"ablate": f"rank {row['rank']}", "steer": f"{row['size']:+g} sd", "patch": row["name"]}[row["kind"]]
     return f"{row['kind']} {what}, {row['hook'].replace('hook_', '')}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")  # tables are wide
 
 
 def _value(row: dict[Any, Any], name: str) -> str:
