@@ -117,7 +117,7 @@ def test_what_was_finished_is_kept_and_not_made_again(run, monkeypatch):
 def test_the_command(run, monkeypatch, capsys):
     code, out, err = semcal(monkeypatch, capsys, "intervene", run.folder, "--layer", 1, "--rank", 2, "--random", 1)
     assert code == 0, err
-    for said in ("left alone, another seed", "ablate rank 2, blocks.1.resid_post", "1 × matched, overlap"):
+    for said in ("left alone, another seed", "ablate rank 2,", "1 × matched, overlap"):
         assert said in out, said
     (figure,) = (run.folder / "figures").glob("ablate-blocks.1*.png")
     assert str(figure) in out
