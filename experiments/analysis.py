@@ -79,7 +79,7 @@ def probe(cell: Cell, run: Run) -> None:
 
     A position is probed on the questions that have it, if they make enough groups, and not where every token was kept.
     """
-    masses, groups = _masses(run.classes()), list(run.questions()["group"])
+    masses, groups = stored_masses(run.classes()), list(run.questions()["group"])
     frames = []
     for position in cell.capture.positions:
         if position == ALL_QUESTION_TOKENS:
@@ -109,7 +109,7 @@ def probe(cell: Cell, run: Run) -> None:
     run.write_probes(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "position"]))
 
 
-def _masses(classes: pd.DataFrame) -> list[dict[str, float]]:
+def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:
     """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
     by_question = classes.groupby("question_id", sort=False)
     found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]

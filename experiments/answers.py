@@ -44,7 +44,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [_readable(its, cell.style) for its in rows], cell.style)
+    found = collapse.collapse(questions, [readable(its, cell.style) for its in rows], cell.style)
     exact = cell.sampling.exact is not None
     read = []
     for its, collapsed in zip(rows, found, strict=True):
@@ -59,7 +59,8 @@ def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
     return list(rows["count"]) if cell.sampling.exact is None else list(np.exp(rows["logprob"]))
 
 
-def _readable(rows: pd.DataFrame, style: str) -> list[str]:
+def readable(rows: pd.DataFrame, style: str) -> list[str]:
+    """The texts of some samples as B may read them."""
     texts = list(rows["text"])
     if style != CONTINUATION:
         return texts

@@ -1,4 +1,5 @@
-"""What the model knew before it spoke: activations before generation, and a ladder of probes of its class distribution.
+"""What the model knew before it spoke: activations before generation, a ladder of probes of its class distribution, and
+what becomes of its answers when what they read is changed.
 
 Imports semcal, which knows nothing of probes.
 """
@@ -8,6 +9,7 @@ from probes.attention import AttentionProbe, Segments
 from probes.bilinear import BilinearProbe, OpenQuestions, open_target, text_embeddings
 from probes.capture import Activations, ResidualCapture, capture
 from probes.chains import Chain, read_chains
+from probes.interventions import Ablate, Patch, Steer, intervene
 from probes.lens import LensProbe, first_token_entropy, first_tokens
 from probes.linear import LinearProbe, RidgeLogitProbe
 from probes.lowrank import LowRankProbe
@@ -23,6 +25,7 @@ from probes.targets import (
 )
 
 __all__ = [
+    "Ablate",
     "Activations",
     "AttentionProbe",
     "BilinearProbe",
@@ -33,14 +36,17 @@ __all__ = [
     "LowRankProbe",
     "MLPProbe",
     "OpenQuestions",
+    "Patch",
     "ResidualCapture",
     "RidgeLogitProbe",
     "Segments",
+    "Steer",
     "b_confidence",
     "capture",
     "class_target",
     "first_token_entropy",
     "first_tokens",
+    "intervene",
     "mode_correctness",
     "number_of_classes",
     "open_target",

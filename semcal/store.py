@@ -146,6 +146,10 @@ class Run:
         table = pd.DataFrame({"token_ids": [np.array(i, dtype=np.int32) for i in ids]})
         write_atomically(self._path("prompts.parquet"), lambda p: table.to_parquet(p, index=False))
 
+    def prompt_ids(self) -> list[tuple[int, ...]]:
+        """The token ids that the model read for each question, where activations were captured."""
+        return [tuple(map(int, ids)) for ids in self._parquet("prompts.parquet")["token_ids"]]
+
     def question_records(self) -> list[Question]:
         """The questions as records."""
         table = self.questions()
@@ -322,9 +326,17 @@ class Run:
         path = self._path("probes.parquet")
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
+    def write_interventions(self, table: pd.DataFrame) -> None:
+        write_atomically(self._path("interventions.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def interventions(self) -> pd.DataFrame:
+        """A row an intervention (see `probes.effects`), random controls among them; empty before `semcal intervene`."""
+        path = self._path("interventions.parquet")
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
     def forget_results(self) -> None:
         """Remove what was computed from samples and activations, which stay."""
-        for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
+        for name in ("classes.parquet", "intermediate.parquet", "calibration.json", "interventions.parquet"):
             self._path(name).unlink(missing_ok=True)
         self.forget_probes()
 
