@@ -66,19 +66,21 @@ def costs(run: Run) -> tuple[Cost, Cost]:
 
     Records of work are used where they are of all questions: a run that took samples over from another has none.
     """
-    questions, manifest, samples = run.questions(), run.manifest(), run.samples()
-    n, nan = len(questions), float("nan")
-    work = manifest["sampling_work"]
-    read = sum(w.get("prompt_tokens", 0) for w in work) + n * max((w.get("prefix_tokens", 0) for w in work), default=0)
-    whole = read >= questions["prompt_tokens"].sum()
+    samples, manifest, nan = run.samples(), run.manifest(), float("nan")
+    prompts, work = run.questions()["prompt_tokens"].to_numpy(), manifest["sampling_work"]
+    n = len(prompts)
+    prefix = max((w.get("prefix_tokens", 0) for w in work), default=0)
+    whole = sum(w.get("prompt_tokens", 0) for w in work) + n * prefix >= prompts.sum()
+
+    def each(name: str) -> float:
+        return sum(w.get(name, nan) for w in work) / n if whole else nan
+
+    counts = samples["count"].to_numpy(dtype=float, na_value=nan)
+    lengths = np.array([len(ids) for ids in samples["token_ids"]])
+    generated = float(counts @ lengths) / n if lengths.any() else nan
     seconds = manifest.get("sampling_seconds", nan) / n if whole else nan
-    prefill = sum(w.get("prefill_seconds", nan) for w in work) / n if whole else nan
-    rows = sum(w.get("rows_decoded", nan) for w in work) / n if whole else nan
-    lengths = samples["token_ids"].map(len)
-    known = samples["count"].notna().all() and lengths.sum() > 0
-    generated = float((samples["count"] * lengths).sum()) / n if known else nan
-    prompt = float(questions["prompt_tokens"].mean())
-    return Cost(prompt, generated, rows, seconds), Cost(prompt, 0.0, 0.0, prefill)
+    prompt = float(prompts.mean())
+    return Cost(prompt, generated, each("rows_decoded"), seconds), Cost(prompt, 0.0, 0.0, each("prefill_seconds"))
 
 
 def _sampled(cell: Cell, run: Run) -> Confidences:

@@ -133,9 +133,9 @@ def explanation(found: Transferred) -> str:
     thin = [cell for cell in found.cells if cell.covered < 0.9]
     worst = min(thin, key=lambda cell: cell.covered, default=None)
     said = (
-        f"{TARGETS[found.target]} by a linear probe at {found.layer}, last prompt token, against the marginal of the run "
-        "tested on, learnt on its own training folds · folds are of groups over all runs: no probe is tested on a group that "
-        "it was trained on, and the diagonal is cross-validated · below 0: worse than that marginal"
+        f"{TARGETS[found.target]} by a linear probe at {found.layer}, last prompt token, against the marginal of the "
+        "run tested on, learnt on its own training folds · folds are of groups over all runs: no probe is tested on a "
+        "group that it was trained on, and the diagonal is cross-validated · below 0: worse than that marginal"
     )
     if worst is not None:
         said += (

@@ -130,7 +130,7 @@ def probe_answer(predicted: np.ndarray, classes: Sequence[str], gold: Sequence[C
     if predicted.shape != (len(gold), len(classes)) or not named:
         raise ValueError(f"predicted has shape {predicted.shape} for {len(gold)} questions and {len(classes)} classes")
     best = predicted[:, named].argmax(1)
-    labels = tuple(classes[named[index]] for index in best)
+    labels = tuple(str(classes[named[index]]) for index in best)
     correct = np.array([float(label in its) for label, its in zip(labels, gold, strict=True)])
     return ProbeAnswer(predicted[:, named].max(1), labels, correct)
 

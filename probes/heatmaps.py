@@ -22,6 +22,7 @@ from probes.transfer import TransferCell
 _INK, _MUTED, _BLUE = "#222222", "#6B6B6B", "#0072B2"
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", _BLUE, "#00304F"])
+_SHADES.set_bad("#F2F2F2")
 _NORM = Normalize(0, 1, clip=True)
 _MOST_NUMBERS = 240  # cells; more would not be read
 
@@ -77,9 +78,9 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
         raise ValueError(f"the frame has {len(frame)} rows; want one a layer and position, of a single target")
     grid = frame.pivot(index="layer", columns="position", values="explained").loc[layers, positions].to_numpy(float)
     height, width = 1.6 + 0.3 * min(len(layers), 40), 2.6 + 0.72 * len(positions)
-    figure = Figure(figsize=(max(4.2, width), max(3.0, height)), layout="constrained")
+    figure = Figure(figsize=(max(4.2, width), max(3.4, height)), layout="constrained")
     axes = figure.add_subplot()
-    numbers = [[f"{100 * v:.0f}" if np.isfinite(v) else "" for v in row] for row in grid]
+    numbers = [[_number(value) for value in row] for row in grid]
     _draw(axes, grid, np.array(numbers, dtype=object) if grid.size <= _MOST_NUMBERS else None)
     axes.invert_yaxis()
     every = -(-len(layers) // 40)
@@ -105,9 +106,9 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
         if text is None:
             continue
-        dark = bool(value > 0.45)
+        dark = bool(value > 0.58)
         said = axes.text(
-            column, row, text[row, column], ha="center", va="center", fontsize=8, color="white" if dark else _INK
+            column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else _INK
         )
         if value < 0:
             said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
@@ -121,17 +122,24 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
 def _colour_bar(figure: Figure, axes: Axes, label: str) -> None:
     bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    bar.set_label(f"{label} (hatched: below 0)", fontsize=8, color=_MUTED)
+    bar.set_label(f"{label}\n(hatched: below 0)", fontsize=8, color=_MUTED)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
 
 def _percent(value: float) -> str:
-    return "—" if not np.isfinite(value) else "< −999 %" if value < -9.99 else f"{100 * value:.0f} %".replace("-", "−")
+    return f"{_number(value)} %" if np.isfinite(value) else "—"
 
 
 def _range(low: float, high: float) -> str:
-    return "" if not np.isfinite(low) else f"[{100 * low:.0f}, {100 * high:.0f}]".replace("-", "−")
+    return f"[{_number(low)}, {_number(high)}]" if np.isfinite(low) else ""
+
+
+def _number(value: float) -> str:
+    """A share in per cent, without a sign where it is 0; far below 0, only that it is."""
+    if not np.isfinite(value):
+        return "—"
+    return "< −999" if value < -9.99 else f"{round(100 * value)}".replace("-", "−")
 
 
 def _broken(name: str) -> str:

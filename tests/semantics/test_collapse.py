@@ -121,9 +121,5 @@ def test_count_matrix_keeps_every_sample_and_knows_gold_and_unparsed():
     ]
     matrix = count_matrix(ds)
     assert matrix.counts.tolist() == [[3, 2, 0, 0], [2, 2, 1, 0], [5, 0, 0, 0]]
-    assert matrix.gold.tolist() == [
-        [True, False, False, False],
-        [False, True, False, True],
-        [False, True, False, False],
-    ]
+    assert matrix.gold.tolist() == [[True, False, False, False], [False, True, False, True], [False, True, False, False]]
     assert matrix.unparsed.tolist() == [1, -1, 0]
