@@ -22,7 +22,7 @@ from probes.transfer import TransferCell
 _INK, _MUTED, _BLUE = "#222222", "#6B6B6B", "#0072B2"
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", _BLUE, "#00304F"])
-_SHADES.set_bad("#F2F2F2")
+_SHADES = _SHADES.with_extremes(bad="#F2F2F2")
 _NORM = Normalize(0, 1, clip=True)
 _MOST_NUMBERS = 240  # cells; more would not be read
 
@@ -101,7 +101,8 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
     rows, columns = values.shape
     for row, column in np.ndindex(rows, columns):
         value = values[row, column]
-        if value < 0:
+        below = bool(value < -0.005)  # below 0 as it is written
+        if below:
             style = {"fill": False, "ec": "#BDBDBD", "lw": 0, "hatch": "////"}
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
         if text is None:
@@ -110,7 +111,7 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
         said = axes.text(
             column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else _INK
         )
-        if value < 0:
+        if below:
             said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)

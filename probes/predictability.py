@@ -59,7 +59,7 @@ def predictability_scatter(
     if len(shown) >= _FEWEST:
         corner = _rank_correlation(figures[0], figures[3], seed)
         axes.set_title(corner, loc="right", fontsize=9, color=_MUTED)
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set(xlabel=measure, ylabel="smECE less the mean of its null")
     axes.grid(color="#E6E6E6", lw=0.7)
