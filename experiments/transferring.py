@@ -25,7 +25,7 @@ from probes.transfer import Material, TransferCell, transfer
 from semcal.errors import UserError, nearest
 from semcal.store import Run, write_atomically
 
-TARGETS = {"classes": "share of KL explained", "b_confidence": "share of KL explained, B-confidence only"}
+TARGETS = {"classes": "share of KL explained", "b_confidence": "share of KL of B-confidence explained"}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Highest rung of the ladder: not what can be read from an activation, but what the model can be taught to say about its
 own answers in one pass. Knows token ids and class distributions. The adapters sit on a second skeleton over the same
-parameters (`semcal.models.bridge`), so that the model itself is never touched.
+parameters (`semcal.models.skeleton`), so that the model itself is never touched.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from probes.capture import decoder_layers
 from probes.rung import Rung
 from probes.targets import smoothed
 from semcal.errors import UserError
-from semcal.models.bridge import second_skeleton
 from semcal.models.load import LanguageModel
+from semcal.models.skeleton import second_skeleton
 from semcal.sampling import Prompt, pad_left
 from semcal.seeds import keyed_generator
 

@@ -93,7 +93,7 @@ class BilinearProbe(Rung):
     Attributes:
         interaction_: [d, e], W for raw activations and embeddings.
         preference_: [e], what W and b make of an embedding at h = 0.
-        baseline_preference_: [e], b of the candidate-only model.
+        baseline_preference_: [e], b of the candidate-only model; it stands in for `marginal_`, which there is not.
         objective_: nats.
     """
 
@@ -121,7 +121,7 @@ class BilinearProbe(Rung):
         uniform = inputs.mask / inputs.mask.sum(1, keepdims=True)
         if len(Y) < 2 or np.allclose(Y, uniform):
             raise ValueError(
-                f"{len(Y)} questions whose candidates all weigh the same teach a probe nothing; give at least 2 with "
+                f"{len(Y)} question(s) whose candidates all weigh the same teach a probe nothing; give at least 2 with "
                 "several candidates, or add distractors"
             )
 
@@ -130,8 +130,8 @@ class BilinearProbe(Rung):
 
     def _learn(self, inputs: OpenQuestions, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
         mask, n = torch.as_tensor(inputs.mask), len(Y)
-        h = rotate(torch.as_tensor(inputs.states, dtype=torch.float64)[None], standardise=True)
-        e = rotate(torch.as_tensor(inputs.candidates[inputs.mask], dtype=torch.float64)[None], standardise=True)
+        h = rotate(torch.as_tensor(inputs.states)[None], standardise=True)
+        e = rotate(torch.as_tensor(inputs.candidates[inputs.mask])[None], standardise=True)
         E = torch.zeros(*mask.shape, e.scores.shape[2], dtype=torch.float64)
         E[mask] = e.scores[0]
         targets = (Y * n + mask / mask.sum(1, keepdim=True)) / (n + 1)  # `smoothed`, over a question's own candidates

@@ -42,8 +42,8 @@ def fit_softmax(
     with C = 1/penalty on the same rows (a soft label is a row repeated once a class, its sample weight the mass).
 
     Args:
-        X: [L, n, d]. The problems are solved in its precision: in float32 the objective is good to about 1e-6 nats,
-            and `tol` should be no smaller.
+        X: [L, n, d]. The problems are solved in its precision; in float32 `tol` should be no smaller than 1e-6, and the
+            objective is within 1e-4 nats of the optimum.
         Y: [n, K] shared by all problems, or [B, n, K]; rows sum to 1.
         penalty: [B] or one number, ≥ 0.
         layer: [B], the rows X[layer] of each problem; None: each its own, L = B. Problems on the same rows (a grid of
@@ -59,10 +59,12 @@ def fit_softmax(
     layer = torch.arange(len(X), device=X.device) if layer is None else layer
     if X.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[-2] != X.shape[1] or (Y.ndim == 3 and len(Y) != len(layer)):
         raise ValueError(f"X is {tuple(X.shape)} and Y is {tuple(Y.shape)}; want [L, n, d] and [n, K] or [B, n, K]")
-    rotation = rotate(X.double(), standardise=standardise)
-    scores, spectrum = rotation.scores.to(X), rotation.spectrum.to(X)
+    exact = rotate(X, standardise=standardise)
+    rotation = replace(exact, scores=exact.scores.to(X), spectrum=exact.spectrum.to(X))
+    del exact  # half of the memory
     penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(len(layer))
-    fit = minimise(scores, spectrum, Y.to(X), penalty, layer=layer, max_iter=max_iter, tol=tol)
+    settings = {"layer": layer, "max_iter": max_iter, "tol": tol}
+    fit = minimise(rotation.scores, rotation.spectrum, Y.to(X), penalty, **settings)
     basis = (rotation.basis / rotation.scale[:, :, None]).to(X)  # [L, d, r]
     weight = torch.stack([basis[own] @ its for own, its in zip(layer.tolist(), fit.weight, strict=True)])
     offset = torch.einsum("bd,bdk->bk", rotation.mean.to(X)[layer], weight)
@@ -95,12 +97,12 @@ def fit_ridge(X: Tensor, y: Tensor, penalties: Sequence[float] | Tensor) -> Ridg
     """
     if X.ndim != 3 or y.shape != X.shape[1:2]:
         raise ValueError(f"X is {tuple(X.shape)} and y is {tuple(y.shape)}; want [B, n, d] and [n]")
-    rotation = rotate(X, standardise=False)
-    grid = torch.as_tensor(penalties, dtype=X.dtype, device=X.device)
-    moment = torch.einsum("bnr,n->br", rotation.scores, y.to(X) - y.to(X).mean())
+    rotation, y = rotate(X, standardise=False), y.to(X.device, torch.float64)
+    grid = torch.as_tensor(penalties, dtype=torch.float64, device=X.device)
+    moment = torch.einsum("bnr,n->br", rotation.scores, y - y.mean())
     theta = moment[:, None] / (rotation.spectrum[:, None] + grid[None, :, None])  # [B, P, r]
     weight = torch.einsum("bdr,bpr->bpd", rotation.basis, theta)
-    return RidgeFit(weight=weight, bias=y.to(X).mean() - torch.einsum("bd,bpd->bp", rotation.mean, weight))
+    return RidgeFit(weight=weight, bias=y.mean() - torch.einsum("bd,bpd->bp", rotation.mean, weight))
 
 
 class LogLinear(Rung):
@@ -145,7 +147,7 @@ class LinearProbe(LogLinear):
         self.tol = tol
 
     def _learn(self, inputs: np.ndarray, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
-        rotation = rotate(torch.as_tensor(inputs, dtype=torch.float64)[None], standardise=True)
+        rotation = rotate(torch.as_tensor(inputs)[None], standardise=True)
         penalty = torch.tensor([float(self.penalty)], dtype=torch.float64)
         settings = {"max_iter": self.max_iter, "tol": self.tol}
         fit = minimise(rotation.scores, rotation.spectrum, smoothed(Y), penalty, **settings)
@@ -172,7 +174,7 @@ class RidgeLogitProbe(LogLinear):
         self.smoothing = smoothing
 
     def _learn(self, inputs: np.ndarray, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
-        rotation = rotate(torch.as_tensor(inputs, dtype=torch.float64)[None], standardise=True)
+        rotation = rotate(torch.as_tensor(inputs)[None], standardise=True)
         logs = ((1 - self.smoothing) * Y + self.smoothing * torch.as_tensor(self.marginal_)).log()
         logits = logs - logs.mean(1, keepdim=True)
         moment = rotation.scores[0].mT @ (logits - logits.mean(0))

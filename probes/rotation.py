@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,25 @@ def rotate(X: Tensor, *, standardise: bool) -> Rotation:
     rows extend less than 1e-6 of the longest are dropped, which is the rounding of float32 activations.
 
     Args:
-        X: [B, n, d], float64.
+        X: [B, n, d], float32 or float64; what is returned is float64.
         standardise: divide each feature by its standard deviation. Features whose deviation is below 1e-6 of their root
             mean square are constant up to rounding; they are set to 0 rather than blown up to unit variance.
     """
-    mean = X.mean(1)
-    Z = X - mean[:, None]
+    mean = X.mean(1, dtype=torch.float64)
+    Z = X.to(torch.float64, copy=True).sub_(mean[:, None])  # in place, as what follows: rows are what fills the memory
     scale = torch.ones_like(mean)
     if standardise:
-        deviation = Z.square().mean(1).sqrt()
-        constant = deviation <= 1e-6 * X.square().mean(1).sqrt()
+        deviation = vector_norm(Z, dim=1) / X.shape[1] ** 0.5
+        constant = deviation <= 1e-6 * torch.hypot(deviation, mean)
         scale = torch.where(constant, scale, deviation)
-        Z = (Z / scale[:, None]).masked_fill_(constant[:, None], 0.0)
+        Z.div_(scale[:, None]).masked_fill_(constant[:, None], 0.0)
     if X.shape[2] <= X.shape[1]:
         # Squaring halves the digits of small eigenvalues, which does no harm: the axes are orthonormal regardless.
         _, axes = torch.linalg.eigh(Z.mT @ Z)
         scores = Z @ axes
-        return Rotation(scores, scores.square().sum(1), axes, None, mean, scale)
+        return Rotation(scores, vector_norm(scores, dim=1).square(), axes, None, mean, scale)
     squares, left = torch.linalg.eigh(Z @ Z.mT)  # Z = left · √squares · basisᵀ
-    kept = squares > 1e-12 * squares.amax(1, keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
+    kept = squares > 1e-12 * squares.amax(1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
     spectrum = squares.where(kept, 0.0)
     lengths = spectrum.sqrt()[:, None]
     axes = torch.where(kept[:, None], left / lengths, 0.0)

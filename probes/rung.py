@@ -76,7 +76,12 @@ class Rung(BaseEstimator):
     def score(self, X: Any, Y: np.ndarray) -> float:
         """Share of KL(Y ‖ baseline) explained: 1 perfect, 0 as good as the training marginal, below 0 worse."""
         inputs = self._fitting_inputs(X)
-        return share_explained(np.asarray(Y), self._log_probabilities(inputs), self._log_baseline(inputs))
+        found = self._log_probabilities(inputs)
+        if np.shape(Y) != found.shape:
+            raise ValueError(
+                f"Y is {np.shape(Y)} and the predictions {found.shape}; want the same questions and classes"
+            )
+        return share_explained(np.asarray(Y), found, self._log_baseline(inputs))
 
     def _fitting_inputs(self, X: Any) -> Any:
         check_is_fitted(self)
@@ -96,8 +101,8 @@ class Rung(BaseEstimator):
     def _check_spread(self, inputs: Any, Y: np.ndarray) -> None:  # noqa: ARG002 - likewise
         if len(Y) < 2 or (Y[0] == Y).all():
             raise ValueError(
-                f"{len(Y)} questions, all with one and the same class distribution, teach a probe nothing; give at "
-                "least 2 that differ, or choose another B"
+                f"{len(Y)} question(s) with one and the same class distribution teach a probe nothing; give at least 2 "
+                "that differ, or choose another B"
             )
 
     def _row_bytes(self, inputs: Any) -> list[bytes]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments.bench import calibration as calibration_bench
+from experiments.bench import probes as probes_bench
 from experiments.bench import sampler as sampler_bench
 from experiments.bench.growth import draw
 from experiments.bench.subjects import Subject
@@ -73,3 +75,20 @@ def test_a_measure_that_differs_is_not_timed(monkeypatch, measure, case, message
     monkeypatch.setattr(calibration_bench, measure, shifted)
     with pytest.raises(AssertionError, match=message):
         case()
+
+
+def test_the_grid_of_probes_is_timed_only_if_both_reach_the_same_objectives(monkeypatch):
+    for name, value in {"LAYERS": 2, "N": 60, "WIDTH": 8, "CLASSES": 3, "FOLDS": 3}.items():
+        monkeypatch.setattr(probes_bench, name, value)
+    case = next(iter(probes_bench.probes_cases("cpu"))).to_dict()
+    assert case["fits"] == 2 * 3 * 8
+    assert case["apart_nats"] < 1e-4
+    monkeypatch.setattr(probes_bench, "TOLERANCE", 0.1)
+    with pytest.raises(AssertionError, match="nats apart"):
+        next(iter(probes_bench.probes_cases("cpu")))
+
+
+def test_the_peak_counts_what_was_given_back():
+    kept = []
+    grown = probes_bench.peak_growth(lambda: kept.append(np.ones(5_000_000).sum()))
+    assert grown > 30_000_000

@@ -54,7 +54,7 @@ def test_a_layer_and_a_target_can_be_named(styles):
     first = transfer_runs(runs, layer="blocks.0.hook_resid_pre", target="b_confidence")
     assert first.layer == "blocks.0.hook_resid_pre"
     assert {cell.covered for cell in first.cells} == {1.0}
-    assert "B-confidence only" in explanation(first)
+    assert "KL of B-confidence explained" in explanation(first)
     assert first.cells != transfer_runs(runs, target="b_confidence").cells
 
 

@@ -88,6 +88,25 @@ def test_problems_on_the_same_rows_may_share_them() -> None:
     torch.testing.assert_close(shared.objective, copied.objective)
 
 
+@pytest.mark.parametrize(("dtype", "tol", "apart"), [(torch.float64, 1e-9, 1e-6), (torch.float32, 1e-6, 1e-4)])
+@pytest.mark.parametrize("shape", [(90, 10, 5), (40, 60, 3)])
+def test_a_grid_of_penalties_on_shared_rows_is_standardised_for_each_layer(
+    dtype: torch.dtype, tol: float, apart: float, shape: tuple[int, int, int]
+) -> None:
+    layers = [problem(seed, *shape, m=20)[0] for seed in range(2)]
+    Y, penalties, layer = problem(0, *shape, m=20)[1], [0.1, 10.0] * 2, torch.tensor([1, 1, 0, 0])
+    X = torch.tensor(np.stack(layers), dtype=dtype)
+    fit = fit_softmax(X, torch.tensor(Y), torch.tensor(penalties), layer=layer, standardise=True, tol=tol)
+    assert fit.weight.dtype == dtype
+    for index, (own, penalty) in enumerate(zip(layer.tolist(), penalties, strict=True)):
+        scaler = StandardScaler().fit(layers[own])
+        W, b = fit.weight[index].double().numpy(), fit.bias[index].double().numpy()
+        in_units = W * np.asarray(scaler.scale_)[:, None], b + np.asarray(scaler.mean_) @ W
+        Z = scaler.transform(layers[own])
+        assert objective(Z, Y, *in_units, penalty) == pytest.approx(float(fit.objective[index]), abs=apart)
+        assert float(fit.objective[index]) <= sklearn_objective(Z, Y, penalty) + apart
+
+
 def test_with_more_features_than_rows_the_rotation_changes_nothing() -> None:
     X, Y = problem(2, 40, 70, 3)
     # the same problem with more rows than features: repeated rows leave the mean loss alone
