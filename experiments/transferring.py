@@ -53,7 +53,7 @@ def transfer_runs(runs: Sequence[Scored], *, layer: str | None = None, target: s
             is that of KL between Bernoulli distributions of B-confidence.
 
     Raises:
-        UserError: runs without activations or of different width, no common layer, too few groups or one class only.
+        UserError: runs without activations or of different width, no common layer, too few groups.
     """
     if target not in TARGETS:
         raise UserError(f"unknown target {target!r}{nearest(target, TARGETS)}; one of {', '.join(TARGETS)}")
@@ -118,14 +118,17 @@ def transfer_table(cells: Sequence[TransferCell]) -> Table:
     for row in rows:
         table.add_row(row[0].trained_on, *map(_share, row))
     table.add_section()
-    table.add_row("noise ceiling", *(f"{100 * cell.ceiling:.0f} %" for cell in rows[0]))
+    table.add_row(
+        "noise ceiling", *("—" if np.isnan(cell.ceiling) else f"{100 * cell.ceiling:.0f} %" for cell in rows[0])
+    )
     return table
 
 
 def _share(cell: TransferCell) -> str:
     if not np.isfinite(cell.explained):
         return "—"
-    return f"{100 * cell.explained:.0f} % [{100 * cell.low:.0f}, {100 * cell.high:.0f}]"
+    explained, *ends = (round(100 * share) for share in (cell.explained, cell.low, cell.high))
+    return f"{explained} % [{ends[0]}, {ends[1]}]"
 
 
 def explanation(found: Transferred) -> str:

@@ -159,3 +159,10 @@ def test_rows_that_are_all_alike_teach_to_predict_just_that() -> None:
     (found,) = predict_elsewhere(np.eye(20), Y, [f"g{i}" for i in range(20)], [np.zeros((2, 20))], seed=0)
     assert found.shape == (2, 3)
     assert np.exp(found)[:, 0] == pytest.approx((20 + 1 / 3) / 21)
+
+
+def test_runs_of_one_class_have_nothing_to_explain() -> None:
+    alike = [Material(name, np.eye(20), [{"a": 50}] * 20, [f"g{i}" for i in range(20)], 50) for name in ("one", "two")]
+    cells = transfer(alike, folds=4, bootstrap=20, seed=0)
+    assert np.isnan([cell.explained for cell in cells]).all()
+    assert {cell.covered for cell in cells} == {1.0}
