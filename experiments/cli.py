@@ -172,6 +172,27 @@ def intervene(
 
 
 @app.command()
+def transfer(
+    targets: Targets,
+    layer: Annotated[str | None, typer.Option(help="Hook name; the last layer if left out.")] = None,
+    target: Annotated[str, typer.Option(help="classes, or b_confidence where runs share no classes.")] = "classes",
+    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
+) -> None:
+    """Train a linear probe on each run and test it on each: what is read alike across datasets, styles, checkpoints."""
+    from experiments.comparable import chosen_runs
+    from experiments.transferring import explanation, transfer_runs, transfer_table, write_transfer
+
+    runs, _, left_out = chosen_runs(targets, [])
+    found = transfer_runs(runs, layer=layer, target=target)
+    console.print(transfer_table(found.cells))
+    console.print(explanation(found), highlight=False, markup=False)
+    write_transfer(found, out)
+    console.print(f"transfer.csv, transfer.png, transfer.svg: {out}", soft_wrap=True)
+    for folder in left_out:
+        console.print(f"[yellow]{folder}:[/yellow] not finished, left out", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
     """Runs, their state and headline figures."""
     from experiments.report.table import cells_of, headline

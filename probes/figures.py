@@ -52,7 +52,7 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     axes.set_xlim(-0.4, len(frame) - 0.6)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_ylabel(_MEASURES.get(measure, measure))
-    names = _short(frame["layer"].tolist())
+    names = short_names(frame["layer"].tolist())
     every = -(-len(names) // 16)  # at most 16 labels
     axes.set_xticks(x[::every], names[::every])
     if max(map(len, names)) > 8:
@@ -76,7 +76,7 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def _short(layers: Sequence[str]) -> list[str]:
+def short_names(layers: Sequence[str]) -> list[str]:
     """TransformerLens names cut to what tells layers apart: "blocks.3.hook_resid_post" is "3" if all hooks agree."""
     parts = [re.fullmatch(r"blocks\.(\d+)\.(?:hook_)?(.+)", name) for name in layers]
     hooks = {part[2] for part in parts if part}

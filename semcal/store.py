@@ -334,6 +334,14 @@ class Run:
         path = self._path("interventions.parquet")
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
+    def write_probe_confidence(self, table: pd.DataFrame) -> None:
+        write_atomically(self._path("probe_confidence.parquet"), lambda p: table.to_parquet(p, index=False))
+
+    def probe_confidence(self) -> pd.DataFrame:
+        """A row a source of confidence (see `probes.confidence.ConfidenceRow`); empty before it was measured."""
+        path = self._path("probe_confidence.parquet")
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
     def forget_results(self) -> None:
         """Remove what was computed from samples and activations, which stay."""
         for name in ("classes.parquet", "intermediate.parquet", "calibration.json", "interventions.parquet"):
@@ -342,7 +350,8 @@ class Run:
 
     def forget_probes(self) -> None:
         """Remove the probes' table and the page and figures that show it."""
-        for path in (self._path("probes.parquet"), self._path("report.html"), *self._path("figures").glob("*")):
+        tables = (self._path("probes.parquet"), self._path("probe_confidence.parquet"))
+        for path in (*tables, self._path("report.html"), *self._path("figures").glob("*")):
             path.unlink(missing_ok=True)
 
     def _parquet(self, name: str) -> pd.DataFrame:
