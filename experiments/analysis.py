@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +11,9 @@ import pandas as pd
 from experiments.answers import Read, measure, read_answers
 from experiments.config import Cell
 from experiments.details import details
+from experiments.probing import Asked, fit_position, losses_of, table_of
 from experiments.semantics import collapse_of
-from probes.evaluate import COLUMNS, evaluate, evaluate_scalar
-from probes.targets import b_confidence, class_target, semantic_entropy
-from semcal.places import ALL_QUESTION_TOKENS
 from semcal.semantics import (
-    UNEXPLORED,
     UNPARSED,
     ClassDistribution,
     Clustered,
@@ -75,42 +71,20 @@ def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFram
 
 
 def probe(cell: Cell, run: Run) -> None:
-    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet.
+    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, of each
+    question, probe_losses.parquet.
 
-    A position is probed on the questions that have it, if they make enough groups, and not where every token was kept.
+    A position is probed on the questions that have it, if they make enough groups.
     """
-    masses, groups = stored_masses(run.classes()), list(run.questions()["group"])
-    frames = []
+    tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
-        if position == ALL_QUESTION_TOKENS:
+        there = np.flatnonzero(run.activations(position, run.activation_layers(position)[:1]).present)
+        asked = Asked.of(cell, run, there)
+        if len(set(asked.group)) < cell.probes.folds:
+            log.warning("%s: only %d questions have the position %s; not probed", cell.label, len(there), position)
             continue
-        stored = run.activations(position)
-        there = np.flatnonzero(stored.present)
-        collapsed, group = [masses[i] for i in there], [groups[i] for i in there]
-        if len(set(group)) < cell.probes.folds:
-            log.warning("%s: only %d questions have the position %s; not probed", cell.label, len(group), position)
-            continue
-        settings: dict[str, Any] = {
-            "layers": stored.layers,
-            "group": group,
-            "folds": cell.probes.folds,
-            "permutations": cell.probes.permutations,
-            "seed": cell.seed,
-        }
-        for target in cell.probes.targets:
-            if target == "classes":
-                m = cell.sampling.m if cell.sampling.exact is None else None
-                classes = class_target(collapsed, max_classes=cell.probes.max_classes, m=m)
-                frame = evaluate(stored.values, classes, **settings)
-            else:
-                values = {"b_confidence": b_confidence, "entropy": semantic_entropy}[target](collapsed)
-                frame = evaluate_scalar(stored.values, values, name=target, **settings)
-            frames.append(frame.assign(position=position))
-    run.write_probes(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "position"]))
-
-
-def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:
-    """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
-    by_question = classes.groupby("question_id", sort=False)
-    found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]
-    return [masses or {UNEXPLORED: 1.0} for masses in found]
+        if found := fit_position(cell, run, position, asked):
+            tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
+            losses.append(losses_of(found, position, list(asked.table["id"])))
+    run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
+    run.write_probe_losses(pd.concat(losses, ignore_index=True))

@@ -17,7 +17,7 @@ from experiments.config import Cell
 from semcal.calibration import Calibration, calibrate, calibrate_masses
 from semcal.questions import CONTINUATION
 from semcal.sampling import LENGTH
-from semcal.semantics import ClassDistribution, Collapse, CountMatrix, count_matrix
+from semcal.semantics import UNEXPLORED, ClassDistribution, Collapse, CountMatrix, count_matrix
 from semcal.store import Run
 
 
@@ -106,3 +106,10 @@ def class_matrix(classes: pd.DataFrame) -> CountMatrix:
     gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
     at[row[unparsed]] = column[unparsed]
     return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
+
+
+def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:
+    """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
+    by_question = classes.groupby("question_id", sort=False)
+    found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]
+    return [masses or {UNEXPLORED: 1.0} for masses in found]

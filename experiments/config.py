@@ -163,9 +163,18 @@ class CalibrationConfig(Settings):
     detail_draws: Annotated[int, Field(ge=10)] = 200
 
 
+Target = Literal["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
+
+
 class ProbesConfig(Settings):
+    """`rungs` other than linear are fitted to targets that are distributions (classes, ranked, mode_correct) at
+    `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens."""
+
     enabled: bool = True
-    targets: list[Literal["classes", "b_confidence", "entropy"]] = Field(default=["classes", "b_confidence", "entropy"])
+    targets: list[Target] = Field(default=["classes", "b_confidence", "entropy"])
+    rungs: list[Literal["linear", "ridge-logit", "low-rank", "mlp", "attention"]] = Field(default=["linear"])
+    rung_layers: list[str] = Field(default=[])
+    baselines: list[Literal["marginal", "tfidf"]] = Field(default=["tfidf"])
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100
     permutations: Annotated[int, Field(ge=0)] = 50
@@ -228,10 +237,16 @@ class Study(Settings):
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         if self.probes.enabled and reads_heads_only(self.capture.hooks):
             raise ValueError("capture.hooks reads heads alone, which probes do not; set probes.enabled to false")
-        if self.probes.enabled and self.capture.positions == [ALL_QUESTION_TOKENS]:
+        attentive = "attention" in self.probes.rungs
+        if self.probes.enabled and self.capture.positions == [ALL_QUESTION_TOKENS] and not attentive:
             raise ValueError(
                 "capture.positions is every token alone, which linear probes do not read; add a position of one token, "
-                "or set probes.enabled to false"
+                "or attention to probes.rungs, or set probes.enabled to false"
+            )
+        if self.probes.enabled and attentive and ALL_QUESTION_TOKENS not in self.capture.positions:
+            raise ValueError(
+                f"probes.rungs: attention reads every token of the question; add {ALL_QUESTION_TOKENS} to "
+                "capture.positions"
             )
         return self
 

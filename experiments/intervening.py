@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.analysis import stored_masses
-from experiments.answers import readable
+from experiments.answers import readable, stored_masses
 from experiments.cell import stored_cell
 from experiments.conditions import Condition, Halves, Material, Wanted, conditions
 from experiments.config import Cell

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.analysis import stored_masses
+from experiments.answers import stored_masses
 from experiments.cell import stored_cell
 from semcal.errors import UserError, nearest
 from semcal.places import LAST_PROMPT_TOKEN

@@ -37,6 +37,20 @@ class Segments:
         if not self.mask.any(1).all():
             raise ValueError(f"the segment of question {int(np.argmin(self.mask.any(1)))} has no token; leave it out")
 
+    @classmethod
+    def of(cls, states: np.ndarray, lengths: np.ndarray) -> Segments:
+        """From the tokens of all segments laid end to end [token, d], and how many each question has [question].
+
+        Raises:
+            ValueError: the lengths do not add up, or a question has no token.
+        """
+        if lengths.sum() != len(states):
+            raise ValueError(f"there are {len(states)} tokens, and the segments' lengths add up to {lengths.sum()}")
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.zeros((*mask.shape, states.shape[1]), dtype=states.dtype)
+        padded[mask] = states
+        return cls(padded, mask)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.states.shape

@@ -71,7 +71,11 @@ class Rung(BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Class probabilities [question, class]."""
-        return np.exp(self._log_probabilities(self._fitting_inputs(X)))
+        return np.exp(self.predict_log(X))
+
+    def predict_log(self, X: Any) -> np.ndarray:
+        """Their logarithms [question, class], exact where a probability is too small for a float."""
+        return self._log_probabilities(self._fitting_inputs(X))
 
     def score(self, X: Any, Y: np.ndarray) -> float:
         """Share of KL(Y ‖ baseline) explained: 1 perfect, 0 as good as the training marginal, below 0 worse."""

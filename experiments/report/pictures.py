@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from experiments.answers import class_matrix
 from experiments.config import Cell
+from experiments.report.table import linear
 from probes.figures import layer_curve
 from semcal.calibration import (
     confidences,
@@ -51,7 +52,7 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     intermediate = run.intermediate()
     if not intermediate.empty:
         figures["knowing"] = knowing_curve({cell.style: intermediate}, title=cell.label)
-    probes = run.probes()
+    probes = linear(run.probes())
     if not probes.empty:
         first = probes.loc[probes["target"] == probes["target"].iloc[0], :]
         shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in set(first["position"]) else first["position"].iloc[0]

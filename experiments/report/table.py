@@ -59,15 +59,21 @@ def headline(run: Run) -> dict[str, Any]:
 
 
 def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
-    """The last layer's row for a target at the last prompt token.
+    """The last layer's row for a target, by a linear probe at the last prompt token.
 
     Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every layer
     stands in probes.parquet and in the layer curve.
     """
     if probes.empty:
         return None
-    rows = probes.loc[(probes["target"] == target) & (probes["position"] == LAST_PROMPT_TOKEN), :]
+    rows = linear(probes)
+    rows = rows.loc[(rows["target"] == target) & (rows["position"] == LAST_PROMPT_TOKEN), :]
     return rows.iloc[-1].to_dict() if len(rows) else None
+
+
+def linear(probes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of linear probes on the model's own activations; early runs have no others."""
+    return probes.loc[probes["rung"] == "linear", :] if "rung" in probes else probes
 
 
 def cells_of(figures: dict[str, Any]) -> dict[str, str]:

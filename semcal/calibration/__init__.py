@@ -20,7 +20,7 @@ from semcal.calibration.masses import class_masses
 from semcal.calibration.mcurve import MCurve, m_curve
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.null import Band, Null, exact_null, exchange_null, null_band, null_of_counts, simulated_null
-from semcal.calibration.paired import STATISTICS, Difference, paired_difference, smallest_difference
+from semcal.calibration.paired import STATISTICS, Difference, difference_of, paired_difference, smallest_difference
 from semcal.calibration.recalibrate import Remedy, recalibrated, remedies, temperature
 from semcal.calibration.selective import RiskCoverage, aurc, risk_coverage
 from semcal.calibration.skce import KernelCalibration, skce
@@ -67,6 +67,7 @@ __all__ = [
     "confidences",
     "confidences_of_masses",
     "debiased_ece",
+    "difference_of",
     "ece",
     "ece_edges",
     "equivalence",

@@ -153,15 +153,37 @@ def paired_difference(
     if first.confidence.ndim != 1 or len(set(shapes)) != 1:
         raise ValueError(f"a pair needs the same questions [n] in both runs, got shapes {shapes}")
     arrays = (first.confidence, first.correct, second.confidence, second.correct)
+    return difference_of(statistic, arrays, group=group, draws=draws, level=level, seed=seed)
+
+
+def difference_of(
+    statistic: Statistic,
+    arrays: FourArrays,
+    *,
+    group: ArrayLike | None = None,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> Difference:
+    """`paired_difference` for any two numbers a question, such as losses, in place of confidence and correctness.
+
+    Args:
+        statistic: see `Statistic`.
+        arrays: two `[n]` of the first run, two of the second.
+
+    Raises:
+        ValueError: see `bootstrap`.
+    """
 
     def difference(
-        sure_a: FloatArray, right_a: FloatArray, sure_b: FloatArray, right_b: FloatArray, *, weight: FloatArray
+        first_a: FloatArray, second_a: FloatArray, first_b: FloatArray, second_b: FloatArray, *, weight: FloatArray
     ) -> FloatArray:
-        return statistic(sure_b, right_b, weight=weight) - statistic(sure_a, right_a, weight=weight)
+        return statistic(first_b, second_b, weight=weight) - statistic(first_a, second_a, weight=weight)
 
     interval = bootstrap(difference, arrays, group=group, num_samples=draws, level=level, seed=seed, centred=True)
-    error, blocks = _jackknife(difference, arrays, groups(group, shapes[0][0]), seed)
-    one = np.ones((1, shapes[0][0]))
+    n = len(arrays[0])
+    error, blocks = _jackknife(difference, arrays, groups(group, n), seed)
+    one = np.ones((1, n))
     return Difference(
         a=float(statistic(*arrays[:2], weight=one)[0]),
         b=float(statistic(*arrays[2:], weight=one)[0]),

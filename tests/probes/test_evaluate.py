@@ -26,7 +26,7 @@ def planted(seed: int = 0, m: int | None = 400) -> tuple[np.ndarray, ClassTarget
 
 def measured(permutations: int = 39, seed: int = 0) -> pd.DataFrame:
     X, target = planted()
-    return evaluate(X, target, layers=LAYERS, group=GROUPS, permutations=permutations, bootstrap=200, seed=seed)
+    return evaluate(X, target, layers=LAYERS, group=GROUPS, permutations=permutations, bootstrap=200, seed=seed).frame
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +80,20 @@ def test_both_frames_have_the_same_columns(frame: pd.DataFrame) -> None:
     X, target = planted()
     scalar = evaluate_scalar(
         X, target.distribution.max(1), name="b_confidence", layers=LAYERS, group=GROUPS, permutations=5, seed=0
-    )
+    ).frame
     assert list(scalar.columns) == COLUMNS == list(frame.reset_index().reindex(columns=COLUMNS).columns)
     assert set(scalar["measure"]) == {"r2"}
     assert scalar[["baseline_nats", "probe_nats", "ceiling"]].isna().to_numpy().all()
 
 
 def test_the_loose_solver_tolerance_does_not_show(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probes.evaluate._TOLERANCE", 1e-9)
+    monkeypatch.setattr("probes.validation.TOLERANCE", 1e-9)
     exact = measured(permutations=0).set_index("layer")
     np.testing.assert_allclose(frame["explained"], exact["explained"], atol=1e-3)
 
 
 def test_layers_may_be_taken_in_parts(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probes.evaluate._BYTES", 1)
+    monkeypatch.setattr("probes.layers.BYTES", 1)
     np.testing.assert_allclose(frame["explained"], measured().set_index("layer")["explained"], atol=1e-4)
 
 
@@ -101,7 +101,9 @@ def test_more_features_than_questions() -> None:
     X, target = planted()
     rng = np.random.default_rng(1)
     wide = X @ np.linalg.qr(rng.normal(size=(300, D)))[0].T.astype(np.float32)
-    frame = evaluate(wide, target, layers=LAYERS, group=GROUPS, permutations=0, bootstrap=10, seed=0).set_index("layer")
+    frame = evaluate(wide, target, layers=LAYERS, group=GROUPS, permutations=0, bootstrap=10, seed=0).frame.set_index(
+        "layer"
+    )
     assert frame.loc["planted", "explained"] > 0.9
     assert frame.loc["embed", "explained"] == pytest.approx(0, abs=1e-3)
 
@@ -116,8 +118,8 @@ def test_whole_groups_are_held_out_so_that_duplicates_do_not_leak() -> None:
     honest = [f"g{index // copies}" for index in range(entities * copies)]
     leaky = [f"q{index}" for index in range(entities * copies)]
     score = partial(evaluate, X, target, layers=["only"], permutations=0, bootstrap=10, seed=0)
-    assert score(group=honest)["explained"].item() < 0.05
-    assert score(group=leaky)["explained"].item() > 0.5
+    assert score(group=honest).frame["explained"].item() < 0.05
+    assert score(group=leaky).frame["explained"].item() > 0.5
 
 
 def test_no_group_straddles_a_split() -> None:
@@ -137,7 +139,7 @@ def test_scalars_are_explained_where_they_are_planted() -> None:
     X = np.stack([rng.normal(size=(N, D)), np.outer(y, rng.normal(size=D)) + rng.normal(size=(N, D))], 1)
     frame = evaluate_scalar(
         X, y, name="entropy", layers=["noise", "planted"], group=GROUPS, noise_variance=0.05, permutations=39, seed=0
-    ).set_index("layer")
+    ).frame.set_index("layer")
     assert frame.loc["planted", "explained"] > 0.8
     assert frame.loc["planted", "p_value"] == pytest.approx(1 / 40)
     assert abs(frame.loc["noise", "explained"]) < 0.05
@@ -154,7 +156,7 @@ def test_the_null_is_not_beaten_by_chance() -> None:
         target = ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), 50)
         X = rng.normal(size=(60, 3, 8))
         score = partial(evaluate, X, target, layers=list("xyz"), group=[str(i) for i in range(60)], folds=3)
-        smallest.append(score(penalties=(10.0, 1e3), permutations=19, bootstrap=5, seed=seed)["p_value"].min())
+        smallest.append(score(penalties=(10.0, 1e3), permutations=19, bootstrap=5, seed=seed).frame["p_value"].min())
     assert np.mean(np.array(smallest) <= 0.1) < 0.35  # 2 of 20 expected; binomial(20, 0.1) exceeds 6 in 2 of 1,000
     assert np.mean(smallest) > 0.3
 
@@ -162,7 +164,7 @@ def test_the_null_is_not_beaten_by_chance() -> None:
 def test_a_single_class_leaves_nothing_to_explain() -> None:
     X, _ = planted()
     target = ClassTarget(("only",), np.ones((N, 1)), 50)
-    frame = evaluate(X, target, layers=LAYERS, group=GROUPS, permutations=3, bootstrap=5, seed=0)
+    frame = evaluate(X, target, layers=LAYERS, group=GROUPS, permutations=3, bootstrap=5, seed=0).frame
     assert frame[["explained", "ceiling", "p_value", "null_q95", "low", "high"]].isna().to_numpy().all()
 
 

@@ -1,0 +1,237 @@
+"""The probes that a study asks for, fitted at one position of a run, without the model.
+
+What is reported of each stands in `probes.evaluate`; this knows the run's tables and the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.answers import class_matrix, stored_masses
+from experiments.config import Cell
+from probes.attention import Segments
+from probes.baselines import marginal_row
+from probes.contrast import compare_explained
+from probes.evaluate import evaluate, evaluate_scalar
+from probes.evaluation import Ceiling, Evaluation
+from probes.layers import Layers
+from probes.reliability import sampling_variance
+from probes.rungs import candidates, evaluate_rung
+from probes.targets import (
+    ClassTarget,
+    b_confidence,
+    class_target,
+    mode_correctness,
+    number_of_classes,
+    ranked_target,
+    semantic_entropy,
+    share_target,
+)
+from probes.texts import TEXT_PENALTIES, Texts
+from semcal.errors import UserError
+from semcal.places import ALL_QUESTION_TOKENS
+from semcal.store import Run
+
+SCALARS = {"b_confidence": b_confidence, "entropy": semantic_entropy, "n_classes": number_of_classes}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The questions of a run that have a position.
+
+    Attributes:
+        rows: [question] which of the run's questions they are.
+        table: [question] their rows of `Run.questions`.
+        masses: [question] class -> mass.
+        gold: [question] the classes that are correct.
+        counts: [question, class] samples, each question with columns of its own; None where answers were enumerated.
+    """
+
+    rows: np.ndarray
+    table: pd.DataFrame
+    masses: list[dict[str, float]]
+    gold: list[frozenset[str]]
+    counts: np.ndarray | None
+
+    @classmethod
+    def of(cls, cell: Cell, run: Run, rows: np.ndarray) -> Asked:
+        classes = run.classes()
+        masses = stored_masses(classes)
+        gold = [frozenset(q.loc[q["is_gold"], "klass"]) for _, q in classes.groupby("question_id", sort=False)]
+        counts = class_matrix(classes).counts[rows] if cell.sampling.exact is None else None
+        return cls(rows, run.questions().iloc[rows], [masses[i] for i in rows], [gold[i] for i in rows], counts)
+
+    @property
+    def group(self) -> list[str]:
+        return list(self.table["group"])
+
+    @property
+    def texts(self) -> Texts:
+        return Texts.of(list(self.table["text"]), list(self.table["prompt_tokens"]))
+
+
+def fit_position(cell: Cell, run: Run, position: str, asked: Asked) -> list[Evaluation]:
+    """Every target by every rung and baseline that the study asks for, at one position.
+
+    Raises:
+        UserError: a layer in `probes.rung_layers` that was not captured, naming the nearest.
+    """
+    if position == ALL_QUESTION_TOKENS:
+        return list(_attention(cell, run, asked))
+    names = run.activation_layers(position)
+    layers = Layers(names, lambda i: _of(run, position, names[i]).values[:, 0])
+    chosen = _chosen(cell, layers)
+    found: list[Evaluation] = []
+    for name in cell.probes.targets:
+        if name in SCALARS:
+            found += _scalar(cell, name, layers, asked)
+        else:
+            found += _distribution(cell, name, layers, chosen, asked)
+    return found
+
+
+def distribution_target(cell: Cell, name: str, asked: Asked) -> tuple[ClassTarget, Ceiling | None]:
+    """A target that is a distribution, and its ceiling; None: it is to be estimated from M."""
+    m = cell.sampling.m if cell.sampling.exact is None else None
+    if name == "classes":
+        return class_target(asked.masses, max_classes=cell.probes.max_classes, m=m), None
+    # Sorting and choosing the mode add a noise that M alone does not tell: no ceiling is known, unless there is none.
+    ceiling = Ceiling() if m is not None else None
+    if name == "ranked":
+        return ranked_target(asked.masses, m=m), ceiling
+    return share_target(mode_correctness(asked.masses, asked.gold), name=name, m=m), ceiling
+
+
+def _distribution(cell: Cell, name: str, layers: Layers, chosen: Sequence[str], asked: Asked) -> Iterator[Evaluation]:
+    target, ceiling = distribution_target(cell, name, asked)
+    common: dict[str, Any] = {"name": name, "ceiling": ceiling, "group": asked.group}
+    common |= {"folds": cell.probes.folds, "seed": cell.seed}
+    if "linear" in cell.probes.rungs:
+        yield evaluate(layers, target, permutations=cell.probes.permutations, **common)
+    path = {r: candidates(r, m=target.m, seed=cell.seed) for r in cell.probes.rungs if r not in ("linear", "attention")}
+    for layer in chosen if path else ():
+        X = layers.layer(layers.names.index(layer), len(target))
+        for rung, its in path.items():
+            yield evaluate_rung(its, X, target, rung=rung, layer=layer, **common)
+    text: dict[str, Any] = {"rung": "baseline:tfidf", "penalties": TEXT_PENALTIES, "permutations": 0}
+    if "tfidf" in cell.probes.baselines:
+        yield evaluate(asked.texts, target, **text, **common)
+
+
+def _scalar(cell: Cell, name: str, layers: Layers, asked: Asked) -> Iterator[Evaluation]:
+    common: dict[str, Any] = {"name": name, "noise_variance": _noise(name, asked, cell.seed), "group": asked.group}
+    common |= {"folds": cell.probes.folds, "seed": cell.seed}
+    values = SCALARS[name](asked.masses)
+    if "linear" in cell.probes.rungs:
+        yield evaluate_scalar(layers, values, permutations=cell.probes.permutations, **common)
+    text: dict[str, Any] = {"rung": "baseline:tfidf", "penalties": TEXT_PENALTIES, "permutations": 0}
+    if "tfidf" in cell.probes.baselines:
+        yield evaluate_scalar(asked.texts, values, **text, **common)
+
+
+def _noise(name: str, asked: Asked, seed: int) -> float | None:
+    """Sampling variance of a scalar; not of the number of classes, whose variance does not fall as 1/M."""
+    if asked.counts is None:
+        return 0.0
+    statistics = {"b_confidence": _top_share, "entropy": _entropy}
+    return sampling_variance(asked.counts, statistics[name], seed=seed) if name in statistics else None
+
+
+def _top_share(counts: np.ndarray) -> np.ndarray:
+    return counts.max(1) / counts.sum(1)
+
+
+def _entropy(counts: np.ndarray) -> np.ndarray:
+    share = counts / counts.sum(1, keepdims=True)
+    return -(share * np.log(np.where(share > 0, share, 1))).sum(1)
+
+
+def _attention(cell: Cell, run: Run, asked: Asked) -> Iterator[Evaluation]:
+    """Attention probes over every token of the question."""
+    if "attention" not in cell.probes.rungs:
+        return
+    names = run.activation_layers(ALL_QUESTION_TOKENS)
+    path = candidates("attention", m=cell.sampling.m, seed=cell.seed)
+    for layer in _chosen(cell, Layers(names, lambda _: np.empty((0, 0)))):
+        stored = _of(run, ALL_QUESTION_TOKENS, layer)
+        segments = Segments.of(stored.values[:, 0], stored.rows[asked.rows])
+        for name in (t for t in cell.probes.targets if t not in SCALARS):
+            target, ceiling = distribution_target(cell, name, asked)
+            settings: dict[str, Any] = {"name": name, "ceiling": ceiling, "group": asked.group, "control": False}
+            settings |= {"folds": cell.probes.folds, "seed": cell.seed}
+            yield evaluate_rung(path, segments, target, rung="attention", layer=layer, **settings)
+
+
+def _of(run: Run, position: str, layer: str) -> Any:
+    return run.activations(position, [layer])
+
+
+def _chosen(cell: Cell, layers: Layers) -> tuple[str, ...]:
+    """The layers that rungs above the linear one are fitted at: those asked for, or the middle one and the last."""
+    names = layers.names
+    if not cell.probes.rung_layers:
+        return tuple(dict.fromkeys((names[len(names) // 2], names[-1])))
+    try:
+        return layers.only(cell.probes.rung_layers).names
+    except ValueError as error:
+        raise UserError(f"probes.rung_layers: {error}") from None
+
+
+def table_of(evaluations: Sequence[Evaluation], position: str, *, with_marginal: bool) -> pd.DataFrame:
+    """The rows of all evaluations at a position; with the marginal's own, which explains nothing, for each target."""
+    frames = [e.frame for e in evaluations]
+    if with_marginal:
+        first: dict[str, Evaluation] = {}
+        for e in evaluations:
+            first.setdefault(str(e.frame["target"].iloc[0]), e)
+        frames += [marginal_row(e) for e in first.values()]
+    return pd.concat(frames, ignore_index=True).assign(position=position)
+
+
+def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[str]) -> pd.DataFrame:
+    """Held-out nats of each question, for the target "classes": a row a question, rung and layer."""
+    frames = []
+    for e in (e for e in evaluations if e.frame["target"].iloc[0] == "classes"):
+        for (_, row), losses in zip(e.frame.iterrows(), e.losses, strict=True):
+            own = {"position": position, "rung": row["rung"], "layer": row["layer"], "question_id": list(ids)}
+            nats = {"baseline_nats": e.baseline.astype(np.float32), "probe_nats": losses.astype(np.float32)}
+            frames.append(pd.DataFrame(own | nats))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def stored_evaluation(run: Run, position: str, ids: Sequence[str]) -> Evaluation:
+    """What `semcal probe` has found of the class distribution at a position, on some of the questions probed there."""
+    losses, table = run.probe_losses(), run.probes()
+    losses = losses.loc[losses["position"] == position, :]
+    frame = table.loc[(table["target"] == "classes") & (table["position"] == position) & (table["layer"] != ""), :]
+    wide = losses.pivot(index=["rung", "layer"], columns="question_id", values="probe_nats")
+    baseline = losses.drop_duplicates("question_id").set_index("question_id")["baseline_nats"]
+    rows = wide.loc[list(zip(frame["rung"], frame["layer"], strict=True)), list(ids)]
+    return Evaluation(frame.reset_index(drop=True), rows.to_numpy(float), baseline.loc[list(ids)].to_numpy(float))
+
+
+def compare_probes(a: Run, b: Run, position: str, *, draws: int, level: float, seed: int) -> pd.DataFrame:
+    """How much better the class distribution is predictable in the second of two runs, as shares of their ceilings.
+
+    On the questions that both were probed on; see `probes.contrast.compare_explained`. Give runs of equal M.
+
+    Raises:
+        UserError: a run that was not probed at the position, or no common question.
+    """
+    probed = []
+    for run in (a, b):
+        losses = run.probe_losses()
+        if losses.empty or position not in set(losses["position"]):
+            raise UserError(f"{run.folder} holds no probes of the class distribution at {position}; `semcal probe` it")
+        probed.append(set(losses.loc[losses["position"] == position, "question_id"]))
+    table = a.questions()
+    common = table.loc[table["id"].isin(probed[0] & probed[1]), :]
+    if common.empty:
+        raise UserError(f"{a.folder} and {b.folder} were not probed on a common question; give them the same dataset")
+    found = [stored_evaluation(run, position, list(common["id"])) for run in (a, b)]
+    return compare_explained(*found, group=list(common["group"]), draws=draws, level=level, seed=seed)

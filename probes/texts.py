@@ -1,0 +1,87 @@
+"""What the words of a question give away: TF-IDF and lengths, a baseline that every layer must beat.
+
+Knows texts; nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
+
+TEXT_PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # rows of TF-IDF have length 1, whatever their width
+_MAX_FEATURES = 2000
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Questions as features: TF-IDF of words and pairs of words, and lengths. It reads like one layer.
+
+    The vocabulary, its weights and the scale of the lengths are those of the training questions of each fold. Words
+    that one training question alone has are left out: they can say nothing about another.
+
+    Attributes:
+        texts: [question].
+        lengths: [question, any number], e.g. characters of the question and tokens of the prompt; their logarithm is
+            taken.
+    """
+
+    texts: tuple[str, ...]
+    lengths: np.ndarray
+    standardise: bool = False
+    """TF-IDF rows have length 1; to blow rare words up to deviation 1 would let them rule."""
+
+    def __post_init__(self) -> None:
+        if self.lengths.ndim != 2 or len(self.lengths) != len(self.texts):
+            raise ValueError(f"lengths are {self.lengths.shape} for {len(self.texts)} texts; want [question, any]")
+        if not np.isfinite(self.lengths).all() or (self.lengths < 0).any():
+            raise ValueError("a length is negative or not finite; want counts of characters or tokens")
+
+    @classmethod
+    def of(cls, texts: Sequence[str], prompt_tokens: Sequence[int]) -> Texts:
+        """From questions and the lengths of their prompts."""
+        characters = [len(text) for text in texts]
+        return cls(tuple(texts), np.stack([characters, np.asarray(prompt_tokens)], axis=1).astype(np.float64))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("tf-idf and length",)
+
+    def __len__(self) -> int:
+        return 1
+
+    def parts(self, n: int) -> list[slice]:
+        """One; n must be the number of texts.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if n != len(self.texts):
+            raise ValueError(f"there are {len(self.texts)} texts, but {n} targets; want one each, in the same order")
+        return [slice(0, 1)]
+
+    def block(self, part: slice, n: int, device: str) -> Texts:  # noqa: ARG002 - texts are small
+        return self
+
+    def split(self, train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
+        """([1, n_train, d], [1, n_test, d]), float64; everything is learnt from the training rows."""
+        logs = np.log1p(self.lengths)
+        deviation = logs[train].std(0)
+        scaled = np.where(deviation > 0, (logs - logs[train].mean(0)) / np.where(deviation > 0, deviation, 1), 0.0)
+        parts = [scaled[train]], [scaled[test]]
+        vectoriser = TfidfVectorizer(
+            sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=_MAX_FEATURES, token_pattern=r"(?u)\b\w+\b"
+        )
+        try:
+            vectoriser.fit([self.texts[i] for i in train])
+        except ValueError:  # no word stands in two questions, so that lengths are all there is
+            pass
+        else:
+            for own, rows in zip(parts, (train, test), strict=True):
+                own.append(vectoriser.transform([self.texts[i] for i in rows]).toarray())
+        fitted, held_out = (torch.as_tensor(np.concatenate(own, axis=1))[None] for own in parts)
+        return fitted, held_out
