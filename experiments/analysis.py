@@ -13,6 +13,7 @@ from experiments.config import Cell
 from experiments.details import details
 from experiments.probing import Asked, fit_position, losses_of, table_of
 from experiments.semantics import collapse_of
+from probes.evaluate import COLUMNS
 from semcal.semantics import (
     UNPARSED,
     ClassDistribution,
