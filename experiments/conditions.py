@@ -143,7 +143,8 @@ def _ablations(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
 def _steerings(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
     fit, changed, confidence = of.fit, of.halves.changed, b_confidence(of.masses)
     direction = confidence_direction(fit, confidence[of.halves.fit], of.fit_groups, seed=of.seed)
-    readable = float(np.corrcoef(of.values[changed] @ direction, confidence[changed])[0, 1] ** 2)
+    correlation = np.corrcoef(of.values[changed] @ direction, confidence[changed])[0, 1]
+    readable = float(max(0.0, correlation) ** 2)  # a direction that points the wrong way reads nothing
     length = float(np.linalg.norm(direction))
     unit = direction[:, None] / length
     controls = _random(wanted.random, unit, covariance(fit), of.seed)
