@@ -51,8 +51,9 @@ def sections(run: Run) -> list[tuple[str, str, pd.DataFrame]]:
     found.append(
         (
             "Probe confidence",
-            "The confidence that linear probes read before the first token, at the price of one forward pass, beside that "
-            "of the samples. AUROC: how well it tells right from wrong answers of the model. Read smECE beside accuracy.",
+            "The confidence that linear probes read before the first token, at the price of one forward pass, beside "
+            "that of the samples. AUROC: how well it tells right from wrong answers of the model. Read smECE beside "
+            "accuracy.",
             _frame(run.probe_confidence().to_dict("records")),
         )
     )
