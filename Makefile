@@ -25,7 +25,7 @@ demo-smoke: $(STAMP)
 		--set probes.permutations=10
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

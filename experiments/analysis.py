@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from experiments.answers import Read, measure, read_answers
+from experiments.confidence import probe_confidence
 from experiments.config import Cell
 from experiments.details import details
 from experiments.probing import Asked, fit_position, losses_of, table_of
 from experiments.semantics import collapse_of
 from probes.evaluate import COLUMNS
+from semcal.places import LAST_PROMPT_TOKEN
 from semcal.semantics import (
     UNPARSED,
     ClassDistribution,
@@ -75,7 +77,8 @@ def probe(cell: Cell, run: Run) -> None:
     """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, of each
     question, probe_losses.parquet.
 
-    A position is probed on the questions that have it, if they make enough groups.
+    A position is probed on the questions that have it, if they make enough groups. At the last prompt token the probe's
+    confidence is measured, too: see `probe_confidence`.
     """
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
@@ -89,3 +92,5 @@ def probe(cell: Cell, run: Run) -> None:
             losses.append(losses_of(found, position, list(asked.table["id"])))
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
+    if LAST_PROMPT_TOKEN in cell.capture.positions:
+        probe_confidence(cell, run)

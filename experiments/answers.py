@@ -17,7 +17,7 @@ from experiments.config import Cell
 from semcal.calibration import Calibration, calibrate, calibrate_masses
 from semcal.questions import CONTINUATION
 from semcal.sampling import LENGTH
-from semcal.semantics import ClassDistribution, Collapse, CountMatrix, count_matrix
+from semcal.semantics import UNEXPLORED, ClassDistribution, Collapse, CountMatrix, count_matrix
 from semcal.store import Run
 
 
@@ -44,7 +44,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [_readable(its, cell.style) for its in rows], cell.style)
+    found = collapse.collapse(questions, [readable(its, cell.style) for its in rows], cell.style)
     exact = cell.sampling.exact is not None
     read = []
     for its, collapsed in zip(rows, found, strict=True):
@@ -59,7 +59,8 @@ def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
     return list(rows["count"]) if cell.sampling.exact is None else list(np.exp(rows["logprob"]))
 
 
-def _readable(rows: pd.DataFrame, style: str) -> list[str]:
+def readable(rows: pd.DataFrame, style: str) -> list[str]:
+    """The texts of some samples as B may read them."""
     texts = list(rows["text"])
     if style != CONTINUATION:
         return texts
@@ -105,3 +106,10 @@ def class_matrix(classes: pd.DataFrame) -> CountMatrix:
     gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
     at[row[unparsed]] = column[unparsed]
     return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
+
+
+def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:
+    """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
+    by_question = classes.groupby("question_id", sort=False)
+    found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]
+    return [masses or {UNEXPLORED: 1.0} for masses in found]

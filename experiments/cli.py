@@ -134,6 +134,65 @@ def compare(targets: Targets, set: Sets = None) -> None:
 
 
 @app.command()
+def intervene(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    kind: Annotated[str, typer.Option(help="ablate, steer or patch.")] = "ablate",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="A block's number, or a captured hook; may be repeated. The last if left out."),
+    ] = None,
+    position: Annotated[
+        str, typer.Option(help="Where activations were captured, and are changed.")
+    ] = "last_prompt_token",
+    rank: Annotated[list[int] | None, typer.Option(min=1, help="Of the subspace to ablate; may be repeated.")] = None,
+    size: Annotated[
+        list[float] | None, typer.Option(help="To steer by, in standard deviations; may be repeated.")
+    ] = None,
+    random: Annotated[int, typer.Option(min=0, help="Random controls of each sort, for every intervention.")] = 20,
+    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Questions to intervene on, at most.")] = 300,
+) -> None:
+    """Change what the model knows before it answers, sample again with the same seeds, and measure what that did."""
+    from experiments.conditions import KINDS, Wanted
+    from experiments.intervening import intervene_run
+    from experiments.report.interventions import EXPLANATION, draw_interventions, intervention_table
+    from semcal.errors import nearest
+    from semcal.store import Run
+
+    if kind not in KINDS:
+        raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; one of {', '.join(KINDS)}")
+    if (rank and kind != "ablate") or (size and kind != "steer"):
+        raise UserError("--rank goes with --kind ablate, --size with --kind steer")
+    wanted = Wanted(kind, tuple(rank or Wanted.ranks), tuple(size or Wanted.sizes), random)
+    with _Screen() as screen:
+        found = intervene_run(Run.open(folder), wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
+    console.print(intervention_table(found))
+    console.print(EXPLANATION, highlight=False, markup=False)
+    for drawn in draw_interventions(Run.open(folder)):
+        console.print(f"figure: {drawn}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def transfer(
+    targets: Targets,
+    layer: Annotated[str | None, typer.Option(help="Hook name; the last layer if left out.")] = None,
+    target: Annotated[str, typer.Option(help="classes, or b_confidence where runs share no classes.")] = "classes",
+    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
+) -> None:
+    """Train a linear probe on each run and test it on each: what is read alike across datasets, styles, checkpoints."""
+    from experiments.comparable import chosen_runs
+    from experiments.transferring import explanation, transfer_runs, transfer_table, write_transfer
+
+    runs, _, left_out = chosen_runs(targets, [])
+    found = transfer_runs(runs, layer=layer, target=target)
+    console.print(transfer_table(found.cells))
+    console.print(explanation(found), highlight=False, markup=False)
+    write_transfer(found, out)
+    console.print(f"transfer.csv, transfer.png, transfer.svg: {out}", soft_wrap=True)
+    for folder in left_out:
+        console.print(f"[yellow]{folder}:[/yellow] not finished, left out", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
     """Runs, their state and headline figures."""
     from experiments.report.table import cells_of, headline

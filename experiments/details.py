@@ -16,8 +16,10 @@ from experiments.config import Cell
 from experiments.profile import profile
 from semcal.calibration import (
     Calibration,
+    ClosedSet,
     Confidences,
     class_masses,
+    classwise,
     confidences,
     confidences_of_masses,
     equivalence,
@@ -27,6 +29,7 @@ from semcal.calibration import (
     m_curve,
     remedies,
     simulated_loss_gap,
+    skce,
 )
 from semcal.calibration.null import Chances, exact_chances, exchange_chances
 from semcal.seeds import keyed_generator
@@ -56,6 +59,7 @@ def details(cell: Cell, run: Run, read: Sequence[Read], matrix: CountMatrix, hea
         sections = {"finite_m": [asdict(e) for e in found], "m_curve": curve.rows()}
     sections["equivalence"] = _equivalence(cell, matrix, masses)
     sections |= _loss(cell, read, matrix, masses, group, few, common)
+    sections["closed"] = _closed(cell, read) if len(run.aliases()) else None
     sections["profile"] = [asdict(row) for row in profile(cell, run, read, headline)]
     return sections
 
@@ -144,6 +148,34 @@ def _loss(
     except ValueError:  # a training part in which all answers are right, or all wrong, has nothing to fit
         cured = None
     return {"loss_gap": section, "remedies": cured}
+
+
+def _closed(cell: Cell, read: Sequence[Read]) -> dict[str, Any] | None:
+    """Beyond the top class, where all questions share a closed set of classes and each has one gold class."""
+    labels = sorted({k for r in read for k in (*r.classes, *r.distribution.gold)})
+    column = {k: at for at, k in enumerate(labels)}
+    counts = np.zeros((len(read), len(labels)))
+    for row, r in enumerate(read):
+        np.add.at(counts[row], [column[k] for k in r.classes], r.weights)
+    if any(len(r.distribution.gold) > 1 for r in read):
+        return None
+    gold = [column[next(iter(r.distribution.gold))] if r.distribution.gold else -1 for r in read]
+    closed = (ClosedSet.of_counts if cell.sampling.exact is None else ClosedSet.of_masses)(counts, gold)
+    draws = cell.calibration.detail_draws
+    kernel, by_class = skce(closed, draws=draws, seed=cell.seed), classwise(closed, draws=draws, seed=cell.seed)
+    worst = min(by_class.classes, key=lambda k: k.p_holm)
+    return {
+        "classes": len(labels),
+        "skce": kernel.skce,
+        "skce_null_q95": kernel.null_q95,
+        "skce_p_value": kernel.p_value,
+        "classwise_smece": by_class.smece,
+        "classwise_null_mean": by_class.null_mean,
+        "classwise_p_value": by_class.p_value,
+        "worst_class": ", ".join(labels[k] for k in worst.columns[:1] if k < len(labels)) or "(others)",
+        "worst_class_gap": worst.gap,
+        "worst_class_p_holm": worst.p_holm,
+    }
 
 
 def _chances(matrix: CountMatrix, masses: Confidences | None) -> Chances | None:

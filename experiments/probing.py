@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.answers import class_matrix
+from experiments.answers import class_matrix, stored_masses
 from experiments.config import Cell
 from probes.attention import Segments
 from probes.baselines import marginal_row
@@ -35,7 +35,6 @@ from probes.targets import (
 from probes.texts import TEXT_PENALTIES, Texts
 from semcal.errors import UserError
 from semcal.places import ALL_QUESTION_TOKENS
-from semcal.semantics import UNEXPLORED
 from semcal.store import Run
 
 SCALARS = {"b_confidence": b_confidence, "entropy": semantic_entropy, "n_classes": number_of_classes}
@@ -62,12 +61,10 @@ class Asked:
     @classmethod
     def of(cls, cell: Cell, run: Run, rows: np.ndarray) -> Asked:
         classes = run.classes()
-        by_question = [q for _, q in classes.groupby("question_id", sort=False)]
-        masses = [dict(zip(q["klass"], q["mass"], strict=True)) for q in by_question]
-        gold = [frozenset(q.loc[q["is_gold"], "klass"]) for q in by_question]
+        masses = stored_masses(classes)
+        gold = [frozenset(q.loc[q["is_gold"], "klass"]) for _, q in classes.groupby("question_id", sort=False)]
         counts = class_matrix(classes).counts[rows] if cell.sampling.exact is None else None
-        kept = [{k: v for k, v in masses[i].items() if v > 0} or {UNEXPLORED: 1.0} for i in rows]
-        return cls(rows, run.questions().iloc[rows], kept, [gold[i] for i in rows], counts)
+        return cls(rows, run.questions().iloc[rows], [masses[i] for i in rows], [gold[i] for i in rows], counts)
 
     @property
     def group(self) -> list[str]:

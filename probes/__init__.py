@@ -1,4 +1,5 @@
-"""What the model knew before it spoke: activations before generation, and a ladder of probes of its class distribution.
+"""What the model knew before it spoke: activations before generation, a ladder of probes of its class distribution, and
+what becomes of its answers when what they read is changed.
 
 Imports semcal, which knows nothing of probes.
 """
@@ -11,6 +12,7 @@ from probes.capture import Activations, ResidualCapture, capture
 from probes.chains import Chain, read_chains
 from probes.contrast import compare_explained
 from probes.evaluate import Evaluation, evaluate, evaluate_scalar
+from probes.interventions import Ablate, Patch, Steer, intervene
 from probes.layers import Layers
 from probes.learning import learning_curve
 from probes.lens import LensProbe, first_token_entropy, first_tokens
@@ -32,6 +34,7 @@ from probes.targets import (
 from probes.texts import Texts
 
 __all__ = [
+    "Ablate",
     "Activations",
     "AttentionProbe",
     "BilinearProbe",
@@ -45,10 +48,12 @@ __all__ = [
     "MLPProbe",
     "OnlineCode",
     "OpenQuestions",
+    "Patch",
     "Reliability",
     "ResidualCapture",
     "RidgeLogitProbe",
     "Segments",
+    "Steer",
     "Texts",
     "b_confidence",
     "candidates",
@@ -61,6 +66,7 @@ __all__ = [
     "first_token_entropy",
     "first_token_features",
     "first_tokens",
+    "intervene",
     "learning_curve",
     "mode_correctness",
     "number_of_classes",

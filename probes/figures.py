@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 # Okabe & Ito's blue and vermilion, told apart in every common colour blindness; they differ in lightness too, and line
 # style and marker say the same again in grey.
-_PROBE, _CONTROL, _INK, _MUTED = "#0072B2", "#D55E00", "#222222", "#6B6B6B"
+PROBE, CONTROL, INK, MUTED = "#0072B2", "#D55E00", "#222222", "#6B6B6B"
 _MEASURES = {"kl_explained": "share of KL explained", "r2": "r²"}
 
 
@@ -39,20 +39,20 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     if np.isfinite(null):
         band = {"facecolor": "#DEDEDE", "edgecolor": "#9A9A9A", "lw": 0.8}
         axes.axhspan(min(0.0, null), max(0.0, null), **band, label="95 % of the null's maximum over layers")
-    axes.axhline(0, color=_INK, lw=0.8)
+    axes.axhline(0, color=INK, lw=0.8)
     ceiling = float(frame["ceiling"].iloc[0])
     if np.isfinite(ceiling):
-        axes.axhline(ceiling, color=_INK, lw=1.2, ls=(0, (5, 3)), label="noise ceiling (finite M, approximate)")
-    axes.fill_between(x, frame["low"], frame["high"], color=_PROBE, alpha=0.22, lw=0)
-    axes.plot(x, frame["explained"], color=_PROBE, lw=2.2, marker="o", ms=5, label="linear probe, with its interval")
-    axes.plot(x, frame["control"], color=_CONTROL, lw=1.0, ls="-.", marker="s", ms=3, label="control task")
+        axes.axhline(ceiling, color=INK, lw=1.2, ls=(0, (5, 3)), label="noise ceiling (finite M, approximate)")
+    axes.fill_between(x, frame["low"], frame["high"], color=PROBE, alpha=0.22, lw=0)
+    axes.plot(x, frame["explained"], color=PROBE, lw=2.2, marker="o", ms=5, label="linear probe, with its interval")
+    axes.plot(x, frame["control"], color=CONTROL, lw=1.0, ls="-.", marker="s", ms=3, label="control task")
 
     lowest = float(np.nanmin([0.0, *frame["low"], *frame["control"]]))
     axes.set_ylim(lowest - 0.04, max(1.02, float(np.nanmax([0.0, *frame["high"]])) + 0.02))
     axes.set_xlim(-0.4, len(frame) - 0.6)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_ylabel(_MEASURES.get(measure, measure))
-    names = _short(frame["layer"].tolist())
+    names = short_names(frame["layer"].tolist())
     every = -(-len(names) // 16)  # at most 16 labels
     axes.set_xticks(x[::every], names[::every])
     if max(map(len, names)) > 8:
@@ -61,7 +61,7 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     axes.grid(axis="y", color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda index: not labels[index].startswith("linear"))
     figure.legend(
@@ -71,12 +71,12 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
         ncols=2,
         frameon=False,
         fontsize=8.5,
-        labelcolor=_MUTED,
+        labelcolor=MUTED,
     )
     return figure
 
 
-def _short(layers: Sequence[str]) -> list[str]:
+def short_names(layers: Sequence[str]) -> list[str]:
     """TransformerLens names cut to what tells layers apart: "blocks.3.hook_resid_post" is "3" if all hooks agree."""
     parts = [re.fullmatch(r"blocks\.(\d+)\.(?:hook_)?(.+)", name) for name in layers]
     hooks = {part[2] for part in parts if part}

@@ -43,14 +43,21 @@ class Hook:
     before: bool = False
     heads: int = 0
 
-    def attach(self, see: Callable[[Tensor], None]) -> RemovableHandle:
-        """Call `see` with [question, position, width] at every pass, until the handle is removed."""
+    def attach(self, see: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call `see` with [question, position, width] at every pass, until the handle is removed.
 
-        def going_in(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            see(args[0] if args else kwargs["hidden_states"])
+        A tensor that `see` returns takes the place of what it was shown, in all that is computed from it.
+        """
 
-        def coming_out(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-            see(output[0] if isinstance(output, tuple) else output)
+        def going_in(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            new = see(args[0] if args else kwargs["hidden_states"])
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+
+        def coming_out(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
+            new = see(output[0] if isinstance(output, tuple) else output)
+            return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
 
         if self.before:
             return self.module.register_forward_pre_hook(going_in, with_kwargs=True)

@@ -130,7 +130,7 @@ class Run:
 
     def write_questions(self, table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
         """`table`: as `questions` returns it; `aliases` of a closed answer space."""
-        write_atomically(self._path("questions.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_parquet("questions.parquet", table)
         self._write_json("aliases.json", dict(aliases))
 
     def questions(self) -> pd.DataFrame:
@@ -144,7 +144,11 @@ class Run:
     def write_prompt_ids(self, ids: Sequence[Sequence[int]]) -> None:
         """The token ids that the model reads for each question, which activations are held to when they are read."""
         table = pd.DataFrame({"token_ids": [np.array(i, dtype=np.int32) for i in ids]})
-        write_atomically(self._path("prompts.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_parquet("prompts.parquet", table)
+
+    def prompt_ids(self) -> list[tuple[int, ...]]:
+        """The token ids that the model read for each question, where activations were captured."""
+        return [tuple(map(int, ids)) for ids in self._parquet("prompts.parquet")["token_ids"]]
 
     def question_records(self) -> list[Question]:
         """The questions as records."""
@@ -284,7 +288,7 @@ class Run:
 
     def write_classes(self, table: pd.DataFrame) -> None:
         """question_id, klass, count, mass, mass_high, is_gold, is_unparsed."""
-        write_atomically(self._path("classes.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_parquet("classes.parquet", table)
 
     def classes(self) -> pd.DataFrame:
         """A row a question and class: question_id, klass, count, mass, mass_high, is_gold, is_unparsed.
@@ -300,7 +304,7 @@ class Run:
 
     def write_intermediate(self, table: pd.DataFrame) -> None:
         """question_id, token, expected_confidence."""
-        write_atomically(self._path("intermediate.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_parquet("intermediate.parquet", table)
 
     def intermediate(self) -> pd.DataFrame:
         """A row a question and token index i: see `semcal.semantics.intermediate`."""
@@ -315,33 +319,53 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def write_probes(self, table: pd.DataFrame) -> None:
-        write_atomically(self._path("probes.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_parquet("probes.parquet", table)
 
     def probes(self) -> pd.DataFrame:
         """A row per target and layer (see `probes.evaluate`); empty before `semcal probe`."""
-        path = self._path("probes.parquet")
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+        return self._parquet_if_any("probes.parquet")
+
+    def write_interventions(self, table: pd.DataFrame) -> None:
+        self._write_parquet("interventions.parquet", table)
+
+    def interventions(self) -> pd.DataFrame:
+        """A row an intervention (see `probes.effects`), random controls among them; empty before `semcal intervene`."""
+        return self._parquet_if_any("interventions.parquet")
+
+    def write_probe_confidence(self, table: pd.DataFrame) -> None:
+        self._write_parquet("probe_confidence.parquet", table)
+
+    def probe_confidence(self) -> pd.DataFrame:
+        """A row a source of confidence (see `probes.confidence.ConfidenceRow`); empty before it was measured."""
+        return self._parquet_if_any("probe_confidence.parquet")
 
     def write_probe_losses(self, table: pd.DataFrame) -> None:
-        write_atomically(self._path("probe_losses.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write_parquet("probe_losses.parquet", table)
 
     def probe_losses(self) -> pd.DataFrame:
         """Held-out KL of probe and marginal in nats, a row a question, position, rung and layer, for the target
         "classes"; empty before `semcal probe`."""
-        path = self._path("probe_losses.parquet")
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+        return self._parquet_if_any("probe_losses.parquet")
 
     def forget_results(self) -> None:
         """Remove what was computed from samples and activations, which stay."""
-        for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
+        for name in ("classes.parquet", "intermediate.parquet", "calibration.json", "interventions.parquet"):
             self._path(name).unlink(missing_ok=True)
         self.forget_probes()
 
     def forget_probes(self) -> None:
         """Remove the probes' table and the page and figures that show it."""
-        tables = (self._path("probes.parquet"), self._path("probe_losses.parquet"), self._path("report.html"))
-        for path in (*tables, *self._path("figures").glob("*")):
+        names = ("probes", "probe_losses", "probe_confidence")
+        tables = [self._path(f"{name}.parquet") for name in names]
+        for path in (*tables, self._path("report.html"), *self._path("figures").glob("*")):
             path.unlink(missing_ok=True)
+
+    def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
+        write_atomically(self._path(name), lambda p: table.to_parquet(p, index=False))
+
+    def _parquet_if_any(self, name: str) -> pd.DataFrame:
+        path = self._path(name)
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
     def _parquet(self, name: str) -> pd.DataFrame:
         path = self._path(name)

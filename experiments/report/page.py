@@ -8,15 +8,11 @@ import io
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from experiments.answers import class_matrix
 from experiments.config import Cell
-from experiments.report.table import COLUMNS, cells_of, headline, linear, remarks
-from probes.figures import layer_curve
-from semcal.calibration import confidences, confidences_of_masses, null_band, reliability_diagram
-from semcal.places import LAST_PROMPT_TOKEN
-from semcal.semantics.figures import knowing_curve
+from experiments.report.pictures import run_figures
+from experiments.report.sections import sections
+from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from semcal.store import Run, write_atomically
 
 STYLE = """
@@ -27,36 +23,6 @@ figure { display: inline-block; margin: 0 1rem 1rem 0; } img { max-width: 100%; 
 .remark { background: #fff4d6; padding: .5rem .75rem; margin: .5rem 0; } pre { background: #f6f6f6; padding: .75rem;
 white-space: pre-wrap; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 """
-
-
-def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
-    """The reliability diagram, and a layer curve where probes were fitted."""
-    matrix = class_matrix(run.classes())
-    sampled = cell.sampling.exact is None
-    scored = (confidences if sampled else confidences_of_masses)(matrix.counts, matrix.gold, matrix.unparsed)
-    width = float(run.calibration()["bandwidth"])
-    band = null_band(matrix.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed) if sampled else None
-    figures = {
-        "reliability": reliability_diagram(
-            scored.plug_in,
-            scored.correct,
-            title=cell.label,
-            null_band=band,
-            group=run.questions()["group"].to_numpy(),
-            level=cell.calibration.level,
-            seed=cell.seed,
-        ),
-    }
-    intermediate = run.intermediate()
-    if not intermediate.empty:
-        figures["knowing"] = knowing_curve({cell.style: intermediate}, title=cell.label)
-    probes = linear(run.probes())
-    if not probes.empty:
-        first = probes.loc[probes["target"] == probes["target"].iloc[0], :]
-        shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in set(first["position"]) else first["position"].iloc[0]
-        title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
-        figures["layers"] = layer_curve(first.loc[first["position"] == shown, :], title=title)
-    return figures
 
 
 def write_report(cell: Cell, run: Run) -> None:
@@ -90,7 +56,8 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
     classes = classes.loc[classes["question_id"] == first["id"], ["klass", "count", "mass", "is_gold"]].head(5)
     table = run.probes()
     probes = "<p>none</p>" if table.empty else _table(table)
-    rest = {k: v for k, v in calibration.items() if not isinstance(v, str)}
+    rest = {k: v for k, v in calibration.items() if not isinstance(v, str | list | dict)}
+    told = [f'<h2>{t}</h2><p>{words}</p><div class="scroll">{_table(f)}</div>' for t, words, f in sections(run)]
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(cell.label)}</title><style>{STYLE}</style>
@@ -105,6 +72,7 @@ def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
 <p>The first question, <code>{html.escape(str(first["id"]))}</code>: prompt, answers, semantic classes.</p>
 <pre>{html.escape(str(first["prompt"]))}</pre>
 <div class="scroll">{_table(answers)}{_table(classes)}</div>
+{"".join(told)}
 <h2>Every figure of calibration</h2>
 <div class="scroll">{_table(pd.DataFrame({"figure": list(rest), "value": list(rest.values())}))}</div>
 <h2>Probes by layer</h2>

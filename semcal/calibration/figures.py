@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle
-from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike
 from semcal.calibration.bootstrap import Interval, groups, multiplicities
 from semcal.calibration.checks import FloatArray, IntArray, checked_pairs, in_unit_interval
 from semcal.calibration.diagram import BAND_RESAMPLES, BLUE, GREY, draw_histogram
+from semcal.calibration.mcurve import MCurve
 from semcal.calibration.null import pointwise_range
 from semcal.calibration.selective import aurc, risk_coverage
 from semcal.seeds import keyed_generator
@@ -135,30 +135,7 @@ def _weighted_risk(confidence: FloatArray, correct: FloatArray, weight: FloatArr
     return np.stack([np.interp(coverage, a, w) for a, w in zip(answered, wrong, strict=True)]) / coverage
 
 
-class Curve(Protocol):
-    """What `m_curve_figure` draws: means over subsamples of each size, and their extrapolation.
-
-    Attributes:
-        m: `[S]` sample sizes, ascending; the last is M.
-        confidence, accuracy, smece, null_mean: `[S]` each.
-        limits: "confidence", "accuracy", "signed_gap" and "smece" -> value at M -> infinity and its interval.
-    """
-
-    @property
-    def m(self) -> IntArray: ...
-    @property
-    def confidence(self) -> FloatArray: ...
-    @property
-    def accuracy(self) -> FloatArray: ...
-    @property
-    def smece(self) -> FloatArray: ...
-    @property
-    def null_mean(self) -> FloatArray: ...
-    @property
-    def limits(self) -> Mapping[str, Interval]: ...
-
-
-def m_curve_figure(curve: Curve, *, title: str) -> Figure:
+def m_curve_figure(curve: MCurve, *, title: str) -> Figure:
     """What finite M does: confidence and accuracy, and smECE with its simulated null, against samples a question.
 
     The axis is linear in 1/sqrt(M), the rate at which the noise of shares falls, so that infinity has a place on it:
@@ -168,9 +145,9 @@ def m_curve_figure(curve: Curve, *, title: str) -> Figure:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     left, right = figure.subplots(1, 2)
     _against_m(left, curve, {"confidence": LINES[0], "accuracy": LINES[1]})
-    left.set(ylabel="mean over questions", title=_limit("signed gap", curve.limits["signed_gap"], "+.3f"))
+    left.set(ylabel="mean over questions", title=_limit("signed gap", curve.limits.get("signed_gap"), "+.3f"))
     _against_m(right, curve, {"smece": LINES[0], "null_mean": (GREY, ":", "D")})
-    right.set(ylabel="smooth calibration error", title=_limit("smECE", curve.limits["smece"], ".3f"))
+    right.set(ylabel="smooth calibration error", title=_limit("smECE", curve.limits.get("smece"), ".3f"))
     right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
     for axes in (left, right):
         axes.title.set_fontsize(9)
@@ -183,7 +160,7 @@ def m_curve_figure(curve: Curve, *, title: str) -> Figure:
 NAMES = {"smece": "smECE", "null_mean": "calibrated model, same n and M"}
 
 
-def _against_m(axes: Axes, curve: Curve, lines: Mapping[str, tuple[str, object, str]]) -> None:
+def _against_m(axes: Axes, curve: MCurve, lines: Mapping[str, tuple[str, object, str]]) -> None:
     """Lines over 1/sqrt(M), larger M to the right, and where they lead to."""
     x = 1 / np.sqrt(curve.m)
     both = all(name in curve.limits for name in lines)
@@ -214,7 +191,9 @@ def _ticks(m: IntArray) -> IntArray:
     return np.array(kept)
 
 
-def _limit(name: str, limit: Interval, form: str) -> str:
+def _limit(name: str, limit: Interval | None, form: str) -> str:
+    if limit is None:
+        return ""
     return f"{name} at M = ∞: {limit.estimate:{form}} [{limit.low:{form}}, {limit.high:{form}}]"
 
 

@@ -5,7 +5,7 @@ Knows counts and gold columns. The curve comes from random parts of the samples 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,19 @@ class MCurve:
                 last |= {name: limit.estimate, f"{name}_low": limit.low, f"{name}_high": limit.high}
             table.append(last)
         return table
+
+
+def curve_of_rows(rows: Sequence[Mapping[str, Any]]) -> MCurve:
+    """The curve whose `MCurve.rows` these are; the intervals come without replicates."""
+    sizes = [row for row in rows if row["m"] is not None]
+    columns = {name: np.array([row[name] for row in sizes], dtype=np.float64) for name in (*STATISTICS, "null_mean")}
+    limits = {
+        name: Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], np.empty(0))
+        for row in rows
+        if row["m"] is None
+        for name in STATISTICS
+    }
+    return MCurve(np.array([row["m"] for row in sizes]), **columns, limits=limits)
 
 
 def sizes_for(m: int) -> IntArray:

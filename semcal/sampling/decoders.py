@@ -40,10 +40,15 @@ class PromptBatch:
 
 
 class Observer(Protocol):
-    """Sees every prefill; knows nothing of sampling, and the sampler nothing of it."""
+    """Sees every prefill; knows nothing of sampling, and the sampler nothing of it.
+
+    It may also write: whatever its hooks change in the model's stream during that pass, later layers, the keys and
+    values that are kept and the logits of the first new token follow from. Tokens that all prompts begin with are read
+    once for all questions, before, and no observer sees or changes them (`PromptBatch.offset`); nor those generated.
+    """
 
     def watching(self, model: PreTrainedModel, batch: PromptBatch) -> AbstractContextManager[object]:
-        """Entered around the forward pass of a prefill of this batch."""
+        """Entered around the forward pass of a prefill of this batch; hooks live within it."""
         ...
 
     def prefilled(self, batch: PromptBatch) -> None:

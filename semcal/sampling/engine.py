@@ -9,6 +9,7 @@ again, which changes nothing in their samples.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Work:
         rows_plain: The same for a sampler that decodes each of the M samples by itself.
         peak_kv_bytes: Most keys and values held at once.
         restarts: Questions begun again because memory ran out.
+        prefill_seconds: Wall clock of reading prompts and drawing their first tokens, an observer's work included.
     """
 
     path: str = SHARED
@@ -58,6 +60,7 @@ class Work:
     rows_plain: int = 0
     peak_kv_bytes: int = 0
     restarts: int = 0
+    prefill_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,7 @@ class _Flight:
         return prompt
 
     def _read(self, prompts: list[Prompt], observer: Observer | None) -> None:
+        began = time.monotonic()
         slots = self.branches.free_slots(len(prompts))
         rows, uniform = self.branches.open(prompts, slots)
         logits = self.decoder.read(prompts, torch.tensor(slots), observer)
@@ -272,6 +276,7 @@ class _Flight:
         if len(bad):
             refuse(prompts[int(bad[0])].key, 0)
         moves = self.branches.begin(slots, tokens, logprobs)
+        self.work.prefill_seconds += time.monotonic() - began  # the tokens drawn are here, so the device is done
         if not self.decoder.joins:
             self._move(moves)
 

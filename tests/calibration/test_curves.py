@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -17,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from semcal.calibration import (
     Interval,
+    MCurve,
     aurc,
     confidence_histogram,
     m_curve_figure,
@@ -24,17 +23,6 @@ from semcal.calibration import (
     risk_coverage_curve,
 )
 from semcal.calibration.figures import LINES, _weighted_risk
-
-
-@dataclass(frozen=True)
-class MCurve:
-    m: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    signed_gap: np.ndarray
-    smece: np.ndarray
-    null_mean: np.ndarray
-    limits: Mapping[str, Interval]
 
 
 def interval(estimate: float, low: float, high: float) -> Interval:

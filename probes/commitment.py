@@ -1,0 +1,81 @@
+"""When the answer is decided, and when it can be read: along the tokens of an answer, or along a chain of thought.
+
+Knows two tables; draws on a bare Figure, without pyplot's state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+_DECIDED, _PROBE, _INK = "#0072B2", "#D55E00", "#222222"
+_AXES = {"token": "tokens generated", "share": "share of the answer generated"}
+_GRID = np.linspace(0, 1, 51)
+
+
+def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title: str) -> Figure:
+    """Above, how decided the semantic answer is; below, how much of its class distribution a probe explains by then.
+
+    The upper line is the mean over questions of the expected largest class probability after i tokens, a question that
+    has ended staying at 1; the band holds the middle half of the questions. Where the lower line is high while the
+    upper is low, the activations hold what the text has not said yet.
+
+    Args:
+        intermediate: question_id, token, expected_confidence, as `Run.intermediate` has it.
+        probed: explained, low, high at each position, and where it lies: column "token", tokens generated before it, or
+            column "share", the share of the answer. The latter brings every question to its own length (of its longest
+            answer). In any order.
+        title: above the figure.
+
+    Raises:
+        ValueError: a table without rows, or `probed` with neither or both of those columns.
+    """
+    places = [name for name in _AXES if name in probed]
+    if len(places) != 1 or probed.empty or intermediate.empty:
+        raise ValueError(
+            f"{len(intermediate)} rows of intermediate confidence and {len(probed)} of probes with columns "
+            f"{', '.join(map(str, probed.columns))}; want some of each, and either token or share"
+        )
+    (place,) = places
+    at, curves = _by_token(intermediate) if place == "token" else _by_share(intermediate)
+    rows = probed.sort_values(place)
+    x, y = rows[place].to_numpy(float), rows["explained"].to_numpy(float)
+
+    figure = Figure(figsize=(5.4, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    low, high = np.quantile(curves, [0.25, 0.75], axis=0)
+    upper.fill_between(at, low, high, color=_DECIDED, alpha=0.18, lw=0, label="middle half of the questions")
+    upper.plot(at, curves.mean(0), color=_DECIDED, lw=2.2, label="mean over questions")
+    upper.set(ylim=(0, 1.03), ylabel="expected largest\nclass probability")
+    upper.legend(loc="lower right", frameon=False, fontsize=8.5)
+    spread = np.abs(rows[["low", "high"]].to_numpy(float).T - y)
+    lower.axhline(0, color=_INK, lw=0.8)
+    lower.errorbar(x, y, yerr=spread, color=_PROBE, lw=1.6, ls="--", marker="s", ms=5, capsize=3, elinewidth=1.2)
+    lower.set(ylim=(min(-0.04, float(np.nanmin([*y, *rows["low"]])) - 0.04), 1.03))
+    lower.set(xlabel=_AXES[place], ylabel="share of KL that\nthe probe explains")
+    lower.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    if place == "share":
+        lower.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E6E6E6", lw=0.7)
+        axes.set_axisbelow(True)
+    upper.set_title(title, loc="left", fontsize=11, color=_INK)
+    return figure
+
+
+def _by_token(intermediate: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Places [i] and curves [question, i]."""
+    curves = intermediate.pivot(index="question_id", columns="token", values="expected_confidence").ffill(axis=1)
+    return curves.columns.to_numpy(float), curves.to_numpy(float)
+
+
+def _by_share(intermediate: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The same on shares of each question's own length."""
+    curves = []
+    for _, its in intermediate.sort_values("token").groupby("question_id"):
+        token = its["token"].to_numpy(float)
+        curves.append(np.interp(_GRID, token / max(1.0, token[-1]), its["expected_confidence"].to_numpy(float)))
+    return _GRID, np.array(curves)
