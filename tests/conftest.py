@@ -27,6 +27,7 @@ from transformers import (
 from semcal import LanguageModel
 
 torch.set_num_threads(1)
+os.environ["COLUMNS"] = "160"  # tables are as wide in a worker of pytest-xdist as in a terminal
 WORDS = "red blue green one two three four yes no the answer is , . ? Question: Answer: \n".split(" ")
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 ROPE = SMALL | {"max_position_embeddings": 256}

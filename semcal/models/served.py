@@ -186,13 +186,23 @@ class ServedModel:
         jobs: dict[Future[tuple[Reply, ...]], str] = {
             pool.submit(self._sample, key, text, settings, evidence): key for key, text in prompts
         }
+        told: set[Future[tuple[Reply, ...]]] = set()
+
+        def tell(done: Future[tuple[Reply, ...]]) -> tuple[str, tuple[Reply, ...]]:
+            told.add(done)
+            self.work.check = evidence.verdict(settings)
+            self._count()
+            on_answered(1)
+            return jobs[done], done.result()
+
         try:
             for done in as_completed(jobs):
-                replies = done.result()
-                self.work.check = evidence.verdict(settings)
-                self._count()
-                on_answered(1)
-                yield jobs[done], replies
+                if done in told:
+                    continue
+                if error := done.exception():  # what was answered in the same moment is not lost
+                    yield from map(tell, [j for j in jobs if j not in told and j.done() and not j.exception()])
+                    raise error
+                yield tell(done)
         except BaseException:
             self.connection.close()  # or requests under way would hold up the end
             raise
