@@ -72,14 +72,21 @@ def _whole_words(text: str) -> str:
     return re.sub(r"\S+$", "", text)
 
 
-def measure(cell: Cell, run: Run, read: Sequence[Read], *, group: np.ndarray | None = None) -> Calibration:
-    """Every figure of calibration of answers that have been read; `group` where they are not those of all questions."""
+def measure(
+    cell: Cell, run: Run, read: Sequence[Read], *, group: np.ndarray | None = None, draws: int | None = None
+) -> Calibration:
+    """Every figure of calibration of answers that have been read.
+
+    Args:
+        group: where the answers are not those of all questions.
+        draws: resamples and simulated data sets, where they are to be others than the study's.
+    """
     matrix = count_matrix([r.distribution for r in read])
     settings: dict[str, Any] = {
         "truncated_share": _truncated_share(read),
         "group": run.questions()["group"].to_numpy() if group is None else group,
-        "bootstrap": cell.calibration.bootstrap,
-        "null_draws": cell.calibration.null_draws,
+        "bootstrap": draws or cell.calibration.bootstrap,
+        "null_draws": draws or cell.calibration.null_draws,
         "level": cell.calibration.level,
         "seed": cell.seed,
     }
@@ -90,7 +97,7 @@ def measure(cell: Cell, run: Run, read: Sequence[Read], *, group: np.ndarray | N
 
 def _truncated_share(read: Sequence[Read]) -> float:
     weight = np.concatenate([np.array(r.weights, dtype=float) for r in read])
-    cut = np.concatenate([(r.samples["finish"] == LENGTH).to_numpy() for r in read])
+    cut = np.array([finish for r in read for finish in r.samples["finish"].tolist()]) == LENGTH
     return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")
 
 

@@ -43,8 +43,8 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
         "sampled": sampled,
         "cost": probing,
         "group": read.group,
-        "resamples": cell.calibration.bootstrap,
-        "null_draws": cell.calibration.null_draws,
+        "resamples": cell.calibration.detail_draws,
+        "null_draws": cell.calibration.detail_draws,
         "level": cell.calibration.level,
         "seed": cell.seed,
     }

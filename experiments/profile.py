@@ -30,10 +30,10 @@ def profile(cell: Cell, run: Run, read: Sequence[Read], own: Calibration) -> lis
     """
     group = run.questions()["group"].to_numpy()
     surfaces = {name: its for name, its in _surfaces(cell, run.questions(), read).items() if its}
-    rows = []
+    rows, draws = [], cell.calibration.detail_draws
     for name, its in surfaces.items():
         seen = list(its.values())
-        rows.append(ProfileRow.of(name, _classes(seen), measure(cell, run, seen, group=group[list(its)])))
+        rows.append(ProfileRow.of(name, _classes(seen), measure(cell, run, seen, group=group[list(its)], draws=draws)))
     return [*rows, ProfileRow.of(f"meaning ({cell.semantics.label})", _classes(read), own)]
 
 
@@ -49,7 +49,7 @@ def _surfaces(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> dict
     by_token, by_word, by_length = {}, {}, {}
     limit = cell.sampling.length(cell.style)
     for at, (text, ids, its) in enumerate(zip(questions["written"], questions["written_ids"], read, strict=True)):
-        cut = its.samples["finish"] == LENGTH
+        cut = [finish == LENGTH for finish in its.samples["finish"].tolist()]
         texts = list(zip(its.samples["text"], cut, strict=True))
         if len(ids):
             by_token[at] = _seen(its, map(first_token, its.samples["token_ids"]), first_token(ids))
