@@ -335,6 +335,7 @@ def test_a_server_that_dies_leaves_the_questions_it_answered(serve, tmp_path):
     script.answers = [completion(4)]
     script.bodies.clear()
     (run,) = run_dict(tmp_path, study)
-    assert len(script.bodies) == 5
+    # By question: a request of the first run may still have been under way.
+    assert len({body["prompt"] for body in script.bodies}) == 5
     assert run.samples().groupby("question_id")["count"].sum().eq(4).all()
     assert not list(run.folder.rglob("*.partial.jsonl"))
