@@ -15,11 +15,16 @@ def sections(run: Run) -> list[tuple[str, str, pd.DataFrame]]:
     found = [
         (
             "Finite M",
-            "B-confidence estimated in every way: the share of the most frequent class (plug-in) overstates; halves "
-            "(mode from one, share in the other) and masses from log-probabilities do so less, the limit not at all.",
+            "B-confidence in every way: the most frequent class's share (plug-in) overstates it; halves (mode from "
+            "one, share in the other) are unbiased about the answer that half of the samples choose; masses come from "
+            "log-probabilities, and the limit from the M-curve.",
             _frame(c.get("finite_m")),
         ),
-        ("M-curve", "Random parts of the samples; the last row is the limit M to infinity.", _frame(c.get("m_curve"))),
+        (
+            "M-curve",
+            "Random parts of the samples, and the limit with its intervals.",
+            _frame([row | {"m": str(row["m"] or "∞")} for row in c.get("m_curve") or []]),
+        ),
         (
             "Calibrated within",
             "The equivalence test: the smallest calibration error that can be ruled out, and whether delta is.",
