@@ -53,8 +53,9 @@ class Capturing:
                 else Chain(asked[q].prompt, (), "")
                 for q, i in zip(shard.question_ids, chosen, strict=True)
             ]
-            cell = self.job.cell
-            found |= read_chains(self.model, chains, self.in_answer, style=cell.style, hooks=cell.capture.hooks)
+            cell, forms = self.job.cell, self.job.run.aliases()
+            how: dict[str, Any] = {"style": cell.style, "forms": forms, "hooks": cell.capture.hooks}
+            found |= read_chains(self.model, chains, self.in_answer, **how)
             before = accumulate((len(rows[q]) for q in shard.question_ids[:-1]), initial=0)
             answer_rows = np.array([n + i if i >= 0 else -1 for n, i in zip(before, chosen, strict=True)])
         self.job.run.write_activations(shard.key, found, dtype=self.job.cell.capture.dtype, answer_rows=answer_rows)

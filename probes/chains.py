@@ -7,7 +7,7 @@ proportion to how often it was sampled, and read again as it was sampled, token 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from semcal.models.load import LanguageModel
 from semcal.places import DEFAULT_HOOKS, of_answer
 from semcal.sampling import Prompt, PromptBatch, pad_left
 from semcal.seeds import keyed_generator
-from semcal.semantics.extract import locate
+from semcal.semantics.extract import locate_form
 
 _TOKENS = 8192  # padding included, in one pass
 
@@ -49,16 +49,22 @@ def choose(weights: Sequence[float], seed: int, key: str) -> int:
 
 
 def places(
-    decode: Callable[[Sequence[int]], str], chain: Chain, style: str, positions: Sequence[str]
+    decode: Callable[[Sequence[int]], str],
+    chain: Chain,
+    style: str,
+    positions: Sequence[str],
+    *,
+    forms: Collection[str] = (),
 ) -> dict[str, range]:
     """For each position, the place in prompt and answer together of the token read there; an empty range for none.
 
     That is the token after whose reading so much of the answer is known: `after_K_tokens` is the K-th token of the
     answer, `chain_0` the last of the prompt, `chain_100` the last of the answer (neither what ended it nor white space
-    before that counts), and `before_answer` the token before the first that holds a character of the answering phrase.
+    before that counts), and `before_answer` the token before the first that holds a character of the answering phrase,
+    or of the last of the `forms` that it mentions.
     """
     length = _tokens_until(decode, chain.answer, chain.text.rstrip())
-    found = locate(chain.text, style)
+    found = locate_form(chain.text, style, forms)
     before = None if found is None else _tokens_until(decode, chain.answer, chain.text[: found[0] + 1]) - 1
     read = {position: of_answer(position, length, before) for position in positions}
     last = len(chain.prompt.ids) - 1
@@ -77,18 +83,19 @@ def read_chains(
     positions: Sequence[str],
     *,
     style: str,
+    forms: Collection[str] = (),
     hooks: Sequence[str] = DEFAULT_HOOKS,
 ) -> dict[str, Activations]:
     """Activations at positions along answers, by position; questions in the order of the chains.
 
     Args:
-        style: How the answering phrase is found, see `semcal.semantics.extract`.
+        style, forms: How the answering phrase is found, see `semcal.semantics.extract.locate_form`.
 
     Raises:
         NonFiniteError: NaN or infinity, naming the question and the layer.
         UserError: not even one prompt and answer fit into memory.
     """
-    where = {c.prompt.key: places(model.decode, c, style, positions) for c in chains}
+    where = {c.prompt.key: places(model.decode, c, style, positions, forms=forms) for c in chains}
     observer = ResidualCapture(hooks, where)
     observer.choose(model.model)  # also where there is nothing to read
     sequences = [Prompt(c.prompt.key, c.prompt.ids + c.answer) for c in chains if any(where[c.prompt.key].values())]

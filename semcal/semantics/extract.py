@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import lru_cache
 
 from semcal.questions.question import CONTINUATION
 
@@ -34,6 +36,29 @@ def locate(text: str, style: str) -> tuple[int, str] | None:
     body = text.strip()
     found = _final_answer(body) if style == "cot" else _in_line(body.split("\n", 1)[0].rstrip(), style)
     return (text.index(body) + found[0], found[1]) if found else None
+
+
+def locate_form(text: str, style: str, forms: Collection[str]) -> tuple[int, str] | None:
+    """As `locate`, where all answers are known forms: the last one that the phrase mentions, or else a sentence does.
+
+    "You get off at Pinemere." has no phrase that could be told without knowing the towns. The longest of several forms
+    that begin at the same place counts, in any case of its letters; without any the phrase stays as it is.
+    """
+    found = locate(text, style)
+    if found is None or not forms:
+        return found
+    start, phrase = found
+    pattern = _any_of(tuple(forms))
+    mentions = [(start + m.start(), m[0]) for m in pattern.finditer(phrase)]
+    if not mentions and style == "sentence":
+        mentions = [(m.start(), m[0]) for m in pattern.finditer(text)]
+    return mentions[-1] if mentions else found
+
+
+@lru_cache(maxsize=8)
+def _any_of(forms: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(forms, key=lambda form: (-len(form), form))
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)
 
 
 def _in_line(line: str, style: str) -> tuple[int, str] | None:

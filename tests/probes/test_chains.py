@@ -105,6 +105,24 @@ def test_before_the_answer_is_the_token_right_before_its_phrase(atlas, text, sty
     assert atlas.decode(ids[: at + 1 - len(prompt.ids)]) == before
 
 
+@pytest.mark.parametrize(
+    ("text", "style", "before"),
+    [
+        (" You get off at Northton Town.", "sentence", " You get off at"),
+        (" You are in the Lucky Gate.", "sentence", " You are in"),
+        (" Northton, Easton. The answer is Easton.", "cot", " Northton, Easton. The answer is"),
+        (" Northton, then Easton.", "concise", " Northton, then"),
+        (" He is the joiner.", "sentence", " He is"),
+    ],
+)
+def test_where_all_answers_are_known_the_token_before_the_last_one_named_is_read(atlas, text, style, before):
+    forms = ["Northton", "northton town", "Town", "the Lucky Gate", "Easton"]
+    prompt, ids = Prompt("q", atlas.encode(ROUTE)), atlas.encode_rendered(text)
+    found = places(atlas.decode, Chain(prompt, ids, text), style, ["before_answer"], forms=forms)
+    (at,) = found["before_answer"]
+    assert atlas.decode(ids[: at + 1 - len(prompt.ids)]) == before
+
+
 def test_an_answer_without_a_phrase_has_no_place_before_it(atlas):
     chain = Chain(Prompt("q", atlas.encode(ROUTE)), atlas.encode_rendered(" Let us think."), " Let us think.")
     found = places(atlas.decode, chain, "cot", ["before_answer", "chain_50"])
