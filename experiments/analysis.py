@@ -1,4 +1,5 @@
-"""What is computed from a cell's samples and activations, without the model: classes, calibration, probes."""
+"""What is computed from a cell's samples and activations: classes, calibration, probes. Only probes that read the model
+itself ask for it."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ from experiments.answers import Read, measure, read_answers
 from experiments.confidence import probe_confidence
 from experiments.config import Cell
 from experiments.details import details
+from experiments.loading import Models
 from experiments.probing import Asked, fit_position, losses_of, table_of
+from experiments.probing_model import ModelProbes
 from experiments.semantics import collapse_of
 from probes.evaluate import COLUMNS
+from semcal.errors import UserError
 from semcal.places import LAST_PROMPT_TOKEN
 from semcal.semantics import (
     UNPARSED,
@@ -73,21 +77,37 @@ def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFram
     return pd.DataFrame(rows, columns=["question_id", "token", "expected_confidence"])
 
 
-def probe(cell: Cell, run: Run) -> None:
+def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, of each
     question, probe_losses.parquet.
 
     A position is probed on the questions that have it, if they make enough groups. At the last prompt token the probe's
-    confidence is measured, too: see `probe_confidence`.
+    confidence is measured, too (`probe_confidence`), and rungs and baselines that read the run's model are fitted:
+    `models` are asked for it, if there is one of them.
+
+    Raises:
+        UserError: fewer groups of questions than folds; what `ModelProbes` or `fit_position` refuse.
     """
+    if (groups := len(set(run.questions()["group"]))) < cell.probes.folds:
+        raise UserError(
+            f"{run.folder}: {groups} groups of questions cannot be split into {cell.probes.folds} folds; lower "
+            "probes.folds, ask more, or set probes.enabled to false"
+        )
+    with_model = ModelProbes.of(cell, run, models or Models())
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
         there = np.flatnonzero(run.activations(position, run.activation_layers(position)[:1]).present)
         asked = Asked.of(cell, run, there)
-        if len(set(asked.group)) < cell.probes.folds:
-            log.warning("%s: only %d questions have the position %s; not probed", cell.label, len(there), position)
+        if (groups := len(set(asked.group))) < cell.probes.folds:
+            log.warning(
+                "%s: questions of only %d groups have the position %s, too few for %d folds; not probed there (lower "
+                "probes.folds, or ask more)", cell.label, groups, position, cell.probes.folds,
+            )  # fmt: skip
             continue
-        if found := fit_position(cell, run, position, asked):
+        found = fit_position(cell, run, position, asked)
+        if position == LAST_PROMPT_TOKEN and with_model is not None:
+            found += with_model.fit(asked)
+        if found:
             tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
             losses.append(losses_of(found, position, list(asked.table["id"])))
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))

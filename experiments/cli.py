@@ -56,9 +56,9 @@ def prompts(
 ) -> None:
     """What each model will really read: a few prompts a cell, with special tokens and token counts."""
     from experiments.datasets import load_dataset
+    from experiments.loading import model_to_look_at
     from experiments.prompting import look
     from experiments.reading import load_study
-    from experiments.study import model_to_look_at
 
     read = load_study(study, set or [])
     datasets = {d.name: load_dataset(d, read.prompting.exemplars) for d in read.datasets}
@@ -104,7 +104,7 @@ def score(
 
 @app.command()
 def probe(targets: Targets, set: Sets = None) -> None:
-    """Fit probes again, without the model."""
+    """Fit probes again; the model is loaded only for rungs and baselines that read it."""
     _again(targets, set or [], "probe")
 
 
@@ -272,12 +272,13 @@ def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]
 
 def _again(targets: list[str], overrides: list[str], what: str) -> None:
     """Redo an analysis for a study file or for run folders."""
+    from experiments.loading import Models
     from experiments.study import analyse
 
-    rows = _sampled(targets, overrides)
+    rows, models = _sampled(targets, overrides), Models()
     with _Screen() as screen:
         for cell, found in rows:
-            analyse(cell, found, screen, again=[what])
+            analyse(cell, found, screen, models, again=[what])
     _print_summary(rows)
 
 

@@ -18,6 +18,7 @@ from semcal.places import (
     check_hook,
     check_position,
     reads_heads_only,
+    reads_residual,
 )
 from semcal.questions import CONTINUATION
 
@@ -163,21 +164,50 @@ class CalibrationConfig(Settings):
     detail_draws: Annotated[int, Field(ge=10)] = 200
 
 
+_OF_THE_MODEL = ("lora", "lens", "first-token", "random-init", "step-0")
 Target = Literal["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
 
 
 class ProbesConfig(Settings):
     """`rungs` other than linear are fitted to targets that are distributions (classes, ranked, mode_correct) at
-    `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens."""
+    `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens.
+
+    The rungs lora and lens and the baselines first-token, random-init and step-0 need the model, and read the last
+    prompt token: LoRA is fitted once, to the whole model and without a control task; the lens to classes at every
+    residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on the Hub, or @REVISION
+    of the model's own id.
+    """
 
     enabled: bool = True
     targets: list[Target] = Field(default=["classes", "b_confidence", "entropy"])
-    rungs: list[Literal["linear", "ridge-logit", "low-rank", "mlp", "attention"]] = Field(default=["linear"])
+    rungs: list[Literal["linear", "ridge-logit", "low-rank", "mlp", "attention", "lora", "lens"]] = Field(
+        default=["linear"]
+    )
     rung_layers: list[str] = Field(default=[])
-    baselines: list[Literal["marginal", "tfidf"]] = Field(default=["tfidf"])
+    baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0"]] = Field(default=["tfidf"])
+    step0: str = ""
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100
     permutations: Annotated[int, Field(ge=0)] = 50
+
+    @model_validator(mode="after")
+    def _before_training(self) -> ProbesConfig:
+        if "step-0" in self.baselines and not self.step0:
+            raise ValueError("probes.baselines: step-0 is a checkpoint before training; say which in probes.step0")
+        if self.step0 and "step-0" not in self.baselines:
+            raise ValueError(
+                f"probes.step0 is {self.step0!r}, but no baseline reads it; add step-0 to probes.baselines"
+            )
+        return self
+
+    @property
+    def reads_model(self) -> list[str]:
+        """The rungs and baselines for which the model must be loaded."""
+        return [
+            name
+            for name in (*self.rungs, *self.baselines)
+            if name in ("lora", "lens", "first-token", "random-init", "step-0")
+        ]
 
 
 class TrackingConfig(Settings):
@@ -237,6 +267,15 @@ class Study(Settings):
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         if self.probes.enabled and reads_heads_only(self.capture.hooks):
             raise ValueError("capture.hooks reads heads alone, which probes do not; set probes.enabled to false")
+        of_model = self.probes.reads_model
+        if self.probes.enabled and of_model and LAST_PROMPT_TOKEN not in self.capture.positions:
+            raise ValueError(
+                f"probes: {of_model[0]} reads the last prompt token; add {LAST_PROMPT_TOKEN} to capture.positions"
+            )
+        if self.probes.enabled and "lens" in of_model and not reads_residual(self.capture.hooks):
+            raise ValueError(
+                "probes.rungs: lens reads the residual stream; add blocks.*.hook_resid_post to capture.hooks"
+            )
         attentive = "attention" in self.probes.rungs
         if self.probes.enabled and self.capture.positions == [ALL_QUESTION_TOKENS] and not attentive:
             raise ValueError(

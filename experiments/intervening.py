@@ -17,8 +17,8 @@ from experiments.answers import readable, stored_masses
 from experiments.cell import stored_cell
 from experiments.conditions import Condition, Halves, Material, Wanted, conditions
 from experiments.config import Cell
+from experiments.loading import Models
 from experiments.semantics import collapse_of
-from experiments.study import load_model
 from probes.effects import against_random, effect
 from probes.interventions import Intervention, intervene
 from semcal.errors import UserError, nearest
@@ -169,13 +169,7 @@ class _Session:
         Raises:
             UserError: other weights, or another tokenizer, than the run's.
         """
-        model, manifest = load_model(cell.model), run.manifest()
-        assert isinstance(model, LanguageModel)
-        if model.weights_hash != manifest["weights_hash"] or model.tokenizer_hash != manifest["tokenizer_hash"]:
-            raise UserError(
-                f"{model.path} holds other weights or another tokenizer than {run.folder} was made with; put the old "
-                "ones back, or run its study again under another name"
-            )
+        model, manifest = Models().of_run(cell, run), run.manifest()
         questions = run.question_records()
         prompts = [Prompt(q.id, ids) for q, ids in zip(questions, run.prompt_ids(), strict=True)]
         settings = Sampling(**manifest["sampling"] | {"stop": tuple(manifest["sampling"]["stop"])})

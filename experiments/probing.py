@@ -1,6 +1,7 @@
 """The probes that a study asks for, fitted at one position of a run, without the model.
 
-What is reported of each stands in `probes.evaluate`; this knows the run's tables and the configuration.
+What is reported of each stands in `probes.evaluate`; this knows the run's tables and the configuration. Rungs that
+read the model itself stand in `probing_model.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from probes.evaluate import evaluate, evaluate_scalar
 from probes.evaluation import Ceiling, Evaluation
 from probes.layers import Layers
 from probes.reliability import sampling_variance
+from probes.rung import Rung
 from probes.rungs import candidates, evaluate_rung
 from probes.targets import (
     ClassTarget,
@@ -33,10 +35,12 @@ from probes.targets import (
     share_target,
 )
 from probes.texts import TEXT_PENALTIES, Texts
+from probes.validation import Source
 from semcal.errors import UserError
 from semcal.places import ALL_QUESTION_TOKENS
 from semcal.store import Run
 
+READ_A_LAYER = ("ridge-logit", "low-rank", "mlp")  # rungs above the linear one, by one layer at one token
 SCALARS = {"b_confidence": b_confidence, "entropy": semantic_entropy, "n_classes": number_of_classes}
 
 
@@ -76,7 +80,7 @@ class Asked:
 
 
 def fit_position(cell: Cell, run: Run, position: str, asked: Asked) -> list[Evaluation]:
-    """Every target by every rung and baseline that the study asks for, at one position.
+    """Every target by every rung and baseline that the study asks for and that needs no model, at one position.
 
     Raises:
         UserError: a layer in `probes.rung_layers` that was not captured, naming the nearest.
@@ -84,20 +88,53 @@ def fit_position(cell: Cell, run: Run, position: str, asked: Asked) -> list[Eval
     if position == ALL_QUESTION_TOKENS:
         return list(_attention(cell, run, asked))
     names = run.activation_layers(position)
-    layers = Layers(names, lambda i: _of(run, position, names[i]).values[:, 0])
+    layers = Layers(names, lambda i: layer_of(run, position, names[i]))
     chosen = _chosen(cell, layers)
     found: list[Evaluation] = []
     for name in cell.probes.targets:
-        if name in SCALARS:
-            found += _scalar(cell, name, layers, asked)
-        else:
-            found += _distribution(cell, name, layers, chosen, asked)
+        if "linear" in cell.probes.rungs:
+            found.append(fit_linear(cell, name, layers, asked, permutations=cell.probes.permutations))
+        if name not in SCALARS:
+            found += _above(cell, name, layers, chosen, asked)
+        if "tfidf" in cell.probes.baselines:
+            text: dict[str, Any] = {"rung": "baseline:tfidf", "penalties": TEXT_PENALTIES, "permutations": 0}
+            found.append(fit_linear(cell, name, asked.texts, asked, **text))
     return found
+
+
+def fit_linear(cell: Cell, name: str, source: Source, asked: Asked, **settings: Any) -> Evaluation:
+    """One target by linear probes of whatever can be read like layers; `settings` as in `evaluate`."""
+    common: dict[str, Any] = {"name": name, "group": asked.group, "folds": cell.probes.folds, "seed": cell.seed}
+    if name in SCALARS:
+        noise = _noise(name, asked, cell.seed)
+        return evaluate_scalar(source, SCALARS[name](asked.masses), noise_variance=noise, **common, **settings)
+    target, ceiling = distribution_target(cell, name, asked)
+    return evaluate(source, target, ceiling=ceiling, **common, **settings)
+
+
+def fit_rung(
+    cell: Cell, name: str, path: Sequence[Rung], X: Any, asked: Asked, *, rung: str, layer: str, control: bool = True
+) -> Evaluation:
+    """One target that is a distribution by one rung at one layer; see `evaluate_rung`."""
+    target, ceiling = distribution_target(cell, name, asked)
+    common: dict[str, Any] = {"name": name, "ceiling": ceiling, "group": asked.group}
+    common |= {"folds": cell.probes.folds, "seed": cell.seed}
+    return evaluate_rung(path, X, target, rung=rung, layer=layer, control=control, **common)
+
+
+def layer_of(run: Run, position: str, layer: str) -> np.ndarray:
+    """[question, d] of the questions that have the position, which has one token."""
+    return run.activations(position, [layer]).values[:, 0]
+
+
+def samples_of(cell: Cell) -> int | None:
+    """M, or None where answers were enumerated."""
+    return cell.sampling.m if cell.sampling.exact is None else None
 
 
 def distribution_target(cell: Cell, name: str, asked: Asked) -> tuple[ClassTarget, Ceiling | None]:
     """A target that is a distribution, and its ceiling; None: it is to be estimated from M."""
-    m = cell.sampling.m if cell.sampling.exact is None else None
+    m = samples_of(cell)
     if name == "classes":
         return class_target(asked.masses, max_classes=cell.probes.max_classes, m=m), None
     # Sorting and choosing the mode add a noise that M alone does not tell: no ceiling is known, unless there is none.
@@ -107,31 +144,14 @@ def distribution_target(cell: Cell, name: str, asked: Asked) -> tuple[ClassTarge
     return share_target(mode_correctness(asked.masses, asked.gold), name=name, m=m), ceiling
 
 
-def _distribution(cell: Cell, name: str, layers: Layers, chosen: Sequence[str], asked: Asked) -> Iterator[Evaluation]:
-    target, ceiling = distribution_target(cell, name, asked)
-    common: dict[str, Any] = {"name": name, "ceiling": ceiling, "group": asked.group}
-    common |= {"folds": cell.probes.folds, "seed": cell.seed}
-    if "linear" in cell.probes.rungs:
-        yield evaluate(layers, target, permutations=cell.probes.permutations, **common)
-    path = {r: candidates(r, m=target.m, seed=cell.seed) for r in cell.probes.rungs if r not in ("linear", "attention")}
-    for layer in chosen if path else ():
-        X = layers.layer(layers.names.index(layer), len(target))
-        for rung, its in path.items():
-            yield evaluate_rung(its, X, target, rung=rung, layer=layer, **common)
-    text: dict[str, Any] = {"rung": "baseline:tfidf", "penalties": TEXT_PENALTIES, "permutations": 0}
-    if "tfidf" in cell.probes.baselines:
-        yield evaluate(asked.texts, target, **text, **common)
-
-
-def _scalar(cell: Cell, name: str, layers: Layers, asked: Asked) -> Iterator[Evaluation]:
-    common: dict[str, Any] = {"name": name, "noise_variance": _noise(name, asked, cell.seed), "group": asked.group}
-    common |= {"folds": cell.probes.folds, "seed": cell.seed}
-    values = SCALARS[name](asked.masses)
-    if "linear" in cell.probes.rungs:
-        yield evaluate_scalar(layers, values, permutations=cell.probes.permutations, **common)
-    text: dict[str, Any] = {"rung": "baseline:tfidf", "penalties": TEXT_PENALTIES, "permutations": 0}
-    if "tfidf" in cell.probes.baselines:
-        yield evaluate_scalar(asked.texts, values, **text, **common)
+def _above(cell: Cell, name: str, layers: Layers, chosen: Sequence[str], asked: Asked) -> Iterator[Evaluation]:
+    """The rungs above the linear one that read a layer."""
+    rungs = [rung for rung in cell.probes.rungs if rung in READ_A_LAYER]
+    for layer in chosen if rungs else ():
+        X = layers.layer(layers.names.index(layer), len(asked.rows))
+        for rung in rungs:
+            path = candidates(rung, m=samples_of(cell), seed=cell.seed)
+            yield fit_rung(cell, name, path, X, asked, rung=rung, layer=layer)
 
 
 def _noise(name: str, asked: Asked, seed: int) -> float | None:
@@ -156,19 +176,12 @@ def _attention(cell: Cell, run: Run, asked: Asked) -> Iterator[Evaluation]:
     if "attention" not in cell.probes.rungs:
         return
     names = run.activation_layers(ALL_QUESTION_TOKENS)
-    path = candidates("attention", m=cell.sampling.m, seed=cell.seed)
+    path = candidates("attention", m=samples_of(cell), seed=cell.seed)
     for layer in _chosen(cell, Layers(names, lambda _: np.empty((0, 0)))):
-        stored = _of(run, ALL_QUESTION_TOKENS, layer)
+        stored = run.activations(ALL_QUESTION_TOKENS, [layer])
         segments = Segments.of(stored.values[:, 0], stored.rows[asked.rows])
         for name in (t for t in cell.probes.targets if t not in SCALARS):
-            target, ceiling = distribution_target(cell, name, asked)
-            settings: dict[str, Any] = {"name": name, "ceiling": ceiling, "group": asked.group, "control": False}
-            settings |= {"folds": cell.probes.folds, "seed": cell.seed}
-            yield evaluate_rung(path, segments, target, rung="attention", layer=layer, **settings)
-
-
-def _of(run: Run, position: str, layer: str) -> Any:
-    return run.activations(position, [layer])
+            yield fit_rung(cell, name, path, segments, asked, rung="attention", layer=layer)
 
 
 def _chosen(cell: Cell, layers: Layers) -> tuple[str, ...]:

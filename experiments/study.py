@@ -9,16 +9,17 @@ from typing import Protocol
 
 from experiments.analysis import probe, score
 from experiments.answering import sample_cell
-from experiments.cell import SamplingJob, open_cell, prepare, refresh_gold
+from experiments.cell import open_cell, prepare, refresh_gold
 from experiments.config import Cell, ModelConfig, Study
 from experiments.datasets import load_dataset
-from experiments.organisms.atlas.weights import bundled
+from experiments.loading import Models, model_path
+from experiments.probing_model import check_probes
 from experiments.prompting import Answerer
 from experiments.report.page import write_report
 from experiments.semantics import check_semantics
 from experiments.tracking import track
 from semcal.errors import UserError
-from semcal.models import LanguageModel, check_path
+from semcal.models import check_path
 from semcal.models.load import weights_fingerprint
 from semcal.questions import Dataset
 from semcal.store import Run
@@ -54,6 +55,7 @@ def prepare_study(study: Study) -> Prepared:
     """
     for model in (m for m in study.models if not m.is_served):
         check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
+        check_probes(study.probes, model)
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
     for name, dataset in datasets.items():
@@ -75,29 +77,33 @@ def prepare_study(study: Study) -> Prepared:
 def run_study(prepared: Prepared, reporter: Reporter) -> None:
     """Sample, capture, score, probe, report and track every cell that is not finished."""
     for model_config in prepared.study.models:
-        mine = [(c, r) for c, r in zip(prepared.cells, prepared.runs, strict=True) if c.model == model_config]
-        pending = [(c, r) for c, r in mine if not r.sampled or _other_weights(model_config, r)]
-        model = None  # the last one leaves the memory before the next one enters it
-        model = load_model(model_config) if pending else None
-        for cell, run in mine:
-            if model is not None and (cell, run) in pending:
-                job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
-                _sample(job, model, reporter)
-            analyse(cell, run, reporter)
+        models = Models()  # the last one leaves the memory before the next one enters it
+        for cell, run in zip(prepared.cells, prepared.runs, strict=True):
+            if cell.model != model_config:
+                continue
+            if not run.sampled or _other_weights(model_config, run):
+                _sample(cell, run, models.of(model_config), prepared, reporter)
+            analyse(cell, run, reporter, models)
             if cell.tracking.wandb != "disabled":
                 reporter.stage(cell, "tracking")
                 track(cell, run)
             reporter.finished(cell)
 
 
-def _sample(job: SamplingJob, model: Answerer, reporter: Reporter) -> None:
+def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter: Reporter) -> None:
+    job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
     reporter.sampling(job.cell, len(job.asked), len(job.asked) - job.questions_left)
     if job.todo:
         sample_cell(job, model, reporter.answered)
 
 
-def analyse(cell: Cell, run: Run, reporter: Reporter, *, again: Sequence[str] = ()) -> None:
-    """Whatever needs no model and is missing, or is named in `again` ("score", "probe")."""
+def analyse(
+    cell: Cell, run: Run, reporter: Reporter, models: Models | None = None, *, again: Sequence[str] = ()
+) -> None:
+    """Whatever is computed from samples and activations and is missing, or is named in `again` ("score", "probe").
+
+    `models` are asked for the run's model only where a probe needs it.
+    """
     changed = False
     if "score" in again or not run.calibration():
         reporter.stage(cell, "scoring")
@@ -105,58 +111,11 @@ def analyse(cell: Cell, run: Run, reporter: Reporter, *, again: Sequence[str] = 
         changed = True
     if cell.probes.enabled and ("probe" in again or run.probes().empty):
         reporter.stage(cell, "probing")
-        probe(cell, run)
+        probe(cell, run, models)
         changed = True
     if changed or not (run.folder / "report.html").is_file():
         reporter.stage(cell, "drawing")
         write_report(cell, run)
-
-
-def load_model(config: ModelConfig) -> Answerer:
-    """The model of a configuration, loaded or reached."""
-    if config.is_served:
-        return _reach(config)
-    model = LanguageModel.load(
-        model_path(config),
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-    )
-    _check_chat(config, model)
-    return model
-
-
-def model_to_look_at(config: ModelConfig) -> LanguageModel | None:
-    """Tokenizer and configuration of a checkpoint; None for a served model."""
-    if config.is_served:
-        return None
-    check_path(model_path(config), config.revision, allow_pickle=config.allow_pickle)
-    model = LanguageModel.without_weights(
-        model_path(config), revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    _check_chat(config, model)
-    return model
-
-
-def _check_chat(config: ModelConfig, model: LanguageModel) -> None:
-    if config.prompt == "chat" and not model.has_chat_template:
-        raise UserError(f"{config.name} has no chat template; set its prompt to few-shot")
-
-
-def _reach(config: ModelConfig) -> Answerer:
-    try:
-        from semcal.models.served import Endpoint, ServedModel
-    except ImportError as error:
-        raise UserError(f"{config.path} is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
-    return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
-
-
-def model_path(config: ModelConfig) -> str:
-    """The folder or Hub id behind `path`; `atlas:STAGE` is a bundled organism."""
-    prefix, colon, stage = config.path.partition(":")
-    return str(bundled(stage)) if colon and prefix == "atlas" else config.path
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:

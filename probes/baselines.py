@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from probes.capture import Activations, capture
 from probes.evaluation import Evaluation
 from probes.layers import Layers
-from probes.lens import lens_log_probabilities
+from probes.lens import first_token_facts
 from semcal.models import LanguageModel
 from semcal.sampling import Prompt
 from semcal.seeds import keyed_generator
@@ -42,9 +42,7 @@ def first_token_features(model: LanguageModel, residual: np.ndarray) -> Layers:
         model: whose residual stream it is.
         residual: [question, d], of the last block, before the final norm.
     """
-    logs = lens_log_probabilities(model, residual)  # [question, vocabulary]
-    features = np.stack([-(np.exp(logs) * logs).sum(1), logs.max(1)], axis=1)
-    return Layers.of(features[:, None], ["first-token entropy"])
+    return Layers.of(first_token_facts(model, residual)[:, None], ["first-token entropy"])
 
 
 def random_init_like(model: LanguageModel, seed: int) -> LanguageModel:

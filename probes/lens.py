@@ -50,8 +50,9 @@ class LensProbe(Rung):
 
     def _log_probabilities(self, inputs: np.ndarray) -> np.ndarray:
         shares = _shares(self.first, self.model.output_size)  # [vocabulary, class]
-        tokens = np.exp(lens_log_probabilities(self.model, inputs))
-        mass = np.maximum(tokens @ shares, np.finfo(np.float64).tiny)
+        tokens = lens_log_probabilities(self.model, inputs)
+        mass = np.concatenate([np.exp(batch) @ shares for batch in tokens])
+        mass = np.maximum(mass, np.finfo(np.float64).tiny)
         return np.log(mass / mass.sum(1, keepdims=True))
 
 
@@ -81,13 +82,22 @@ def first_token_entropy(model: LanguageModel, residual: np.ndarray) -> np.ndarra
 
     At the last layer it is the plain entropy of the first token, the cheapest guess at semantic entropy.
     """
-    logs = lens_log_probabilities(model, residual)
-    return -(np.exp(logs) * logs).sum(1)
+    return first_token_facts(model, residual)[:, 0]
 
 
-@torch.inference_mode()
-def lens_log_probabilities(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
-    """Log-probabilities of the next token [question, vocabulary] through the lens, from a residual [question, d].
+def first_token_facts(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
+    """Entropy of the next token and the logarithm of its greatest probability, through the lens: [question, 2], nats.
+
+    Args:
+        residual: [question, d].
+    """
+    batches = lens_log_probabilities(model, residual)
+    return np.concatenate([np.stack([-(np.exp(b) * b).sum(1), b.max(1)], axis=1) for b in batches])
+
+
+def lens_log_probabilities(model: LanguageModel, residual: np.ndarray) -> Iterator[np.ndarray]:
+    """Log-probabilities of the next token [some questions, vocabulary] through the lens, from a residual [question, d]:
+    batch by batch, for over a large vocabulary those of all questions would fill the memory.
 
     The residual is put in place of the last block's output, before the final norm, in a pass over one token; so the
     norm, the unembedding and any scaling or capping of logits are the model's own code.
@@ -95,13 +105,12 @@ def lens_log_probabilities(model: LanguageModel, residual: np.ndarray) -> np.nda
     Raises:
         TypeError: an architecture whose final norm is not found.
     """
-    found = []
     for part in torch.as_tensor(residual).to(model.device, model.dtype).split(_BATCH):
         ids = torch.zeros(len(part), 1, dtype=torch.long, device=model.device)
-        with _entering(final_norm(model.model), part[:, None]):
+        with torch.inference_mode(), _entering(final_norm(model.model), part[:, None]):
             logits = model.model(input_ids=ids, use_cache=False).logits[:, -1]
-        found.append(torch.log_softmax(logits.double(), 1).cpu().numpy())
-    return np.concatenate(found)
+            found = torch.log_softmax(logits.double(), 1).cpu().numpy()
+        yield found
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:

@@ -98,5 +98,15 @@ def reads_heads_only(patterns: Sequence[str]) -> bool:
     return not any(matching(p, (n for n in block_hooks(i) if not is_of_heads(n))) for p in patterns for i in (0, 1, 2))
 
 
+def reads_residual(patterns: Sequence[str]) -> bool:
+    """Whether patterns mean any place of the residual stream itself, rather than only what is added to it."""
+    blocks = (block_hooks(i) for i in range(_DEEPEST))
+    return any(is_residual(name) for names in blocks for p in patterns for name in matching(p, names))
+
+
+def is_residual(hook: str) -> bool:
+    return ".hook_resid_" in hook
+
+
 def is_of_heads(hook: str) -> bool:
     return hook.endswith(f".{HEAD_HOOK}")

@@ -108,7 +108,7 @@ def test_what_was_finished_is_kept_and_not_made_again(run, monkeypatch):
     assert len(seen) == 7
     (run.folder / "interventions.parquet").unlink()
     pd.testing.assert_frame_equal(intervene_run(run, ABLATE), broken_then_whole)
-    monkeypatch.setattr(intervening, "load_model", lambda _: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(intervening, "Models", lambda: pytest.fail("nothing is left to do"))
     pd.testing.assert_frame_equal(intervene_run(run, ABLATE), broken_then_whole)
     run.forget_results()  # as after `semcal score` with another B
     assert run.interventions().empty

@@ -113,7 +113,7 @@ FIRST = [(3, 4), (5,), (6,), ()]
 def next_token(tiny: LanguageModel, seed: int) -> World:
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(TRAIN + TEST, 32)).astype(np.float32)
-    p = np.exp(lens_log_probabilities(tiny, X))
+    p = np.exp(np.concatenate(list(lens_log_probabilities(tiny, X))))
     named = np.stack([p[:, list(tokens)].sum(1) for tokens in FIRST[:-1]], 1)
     return World(X, drawn(np.c_[named, 1 - named.sum(1)], rng), rows_of, with_nan)
 

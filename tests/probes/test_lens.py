@@ -10,6 +10,10 @@ from semcal import LanguageModel
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
 
+def through(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
+    return np.concatenate(list(lens_log_probabilities(model, residual)))
+
+
 @pytest.mark.parametrize("architecture", [*CONFIGS, "gemma2", "olmo2"])
 def test_through_the_last_layer_it_is_the_models_own_next_token(architecture: str, tmp_path: Path) -> None:
     assert architecture in CONFIGS | MORE_CONFIGS
@@ -18,15 +22,15 @@ def test_through_the_last_layer_it_is_the_models_own_next_token(architecture: st
     residual = capture(model, asked).values
     with torch.inference_mode():
         own = [model.model(torch.tensor([model.encode(text)])).logits[0, -1].double().log_softmax(0) for text in asked]
-    np.testing.assert_allclose(lens_log_probabilities(model, residual[:, -1]), torch.stack(own).numpy(), atol=1e-5)
+    np.testing.assert_allclose(through(model, residual[:, -1]), torch.stack(own).numpy(), atol=1e-5)
     assert not final_norm(model.model)._forward_pre_hooks
-    earlier = lens_log_probabilities(model, residual[:, 0])
+    earlier = through(model, residual[:, 0])
     assert np.abs(earlier - torch.stack(own).numpy()).max() > 1e-2
 
 
 def test_the_entropy_is_that_of_the_next_token(tiny: LanguageModel) -> None:
     residual = capture(tiny, ["red blue", "one"]).values[:, -1]
-    p = np.exp(lens_log_probabilities(tiny, residual))
+    p = np.exp(through(tiny, residual))
     np.testing.assert_allclose(first_token_entropy(tiny, residual), -(p * np.log(p)).sum(1))
 
 
@@ -34,7 +38,7 @@ def test_tokens_are_summed_over_forms_shared_among_classes_and_the_rest_goes_to_
     tiny: LanguageModel,
 ) -> None:
     residual = capture(tiny, ["red blue", "one"]).values[:, -1]
-    p = np.exp(lens_log_probabilities(tiny, residual))
+    p = np.exp(through(tiny, residual))
     Y = np.array([[1, 0, 0], [0, 1, 0.0]])
     found = LensProbe(tiny, [(3, 4), (4, 5), ()]).fit(residual, Y).predict(residual)
     first, second = p[:, 3] + p[:, 4] / 2, p[:, 4] / 2 + p[:, 5]
