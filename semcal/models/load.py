@@ -101,14 +101,16 @@ class LanguageModel:
 
     @classmethod
     def without_weights(
-        cls, path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+        cls, path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, cached: bool = False
     ) -> LanguageModel:
         """Its tokenizer and configuration, for looking at prompts; it computes nothing and has no hash of weights.
+
+        With `cached` nothing is fetched: what is not on this machine is not found.
 
         Raises:
             UserError: as `load`.
         """
-        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
