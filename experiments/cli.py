@@ -39,9 +39,7 @@ Targets = Annotated[list[str], typer.Argument(help="A study file, or run folders
 def run(
     study: Annotated[Path, typer.Argument(help="A study file.")],
     set: Sets = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Resolve and check every cell, estimate its cost.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, estimate its cost.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --dry-run: all of it as JSON.")] = False,
 ) -> None:
     """Run every cell of a study that is not finished yet; print a summary, write figures and pages."""

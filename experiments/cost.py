@@ -132,8 +132,8 @@ class Cost:
     Attributes:
         weights_bytes, kv_bytes, logits_bytes: Held on the GPUs at the most; keys and values as the sampler would have
             in flight if every answer were as long as can be.
-        gpus: As many as make GPU hours fewest, and at least as many as hold the weights and one question with all its
-            answers at their greatest length.
+        gpus: As many as make `hours_most` fewest, and at least as many as hold the weights and one question with all
+            its answers at their greatest length.
         rows: Answers in flight at that length.
         hours, hours_most: GPU hours of reading and generating: as expected, and at the greatest length of answers.
             Loading weights, scoring and probing are not in them.
@@ -178,7 +178,7 @@ def cost(work: Workload, shape: Shape, gpu: Accelerator) -> Cost:
     weights, position = shape.parameters * size, shape.kv_values * size
     one_question = position * (work.longest + work.m * work.most) + _logits_bytes(work.m, shape, size)
     fewest = math.ceil((weights + one_question) / (gpu.usable * gpu.memory))
-    return min((_on(gpus, work, shape, gpu) for gpus in range(fewest, 2 * fewest + 1)), key=lambda c: c.hours)
+    return min((_on(gpus, work, shape, gpu) for gpus in range(fewest, 2 * fewest + 1)), key=lambda c: c.hours_most)
 
 
 def _on(gpus: int, work: Workload, shape: Shape, gpu: Accelerator) -> Cost:

@@ -18,7 +18,7 @@ from experiments.cell import check_folder, check_questions
 from experiments.config import Cell, Study
 from experiments.cost import ITEMSIZE, Accelerator, Activations, Cost, Shape, Workload, activations, cost
 from experiments.datasets import DatasetConfig, NamedConfig, load_dataset
-from experiments.prompting import Asked, ask_all, gold_ids, gold_text
+from experiments.prompting import Asked, ask_all, gold_ids, gold_text, stop_strings
 from experiments.shapes import shape_of
 from experiments.standins import STATED, pieces, placeholders, rendered
 from experiments.study import check_all_semantics, check_groups, check_models, model_path, model_to_look_at
@@ -27,7 +27,7 @@ from semcal.errors import UserError
 from semcal.models import LanguageModel
 from semcal.places import ALL_QUESTION_TOKENS, QUESTION_POSITIONS, block_hooks, in_answer, matching
 from semcal.questions import CONTINUATION, Dataset, build, read_named
-from semcal.questions.prompts import chat, few_shot, question_span
+from semcal.questions.prompts import QUESTION, SEPARATOR, chat, few_shot, question_span
 from semcal.sampling import Prompt, shared_prefix, usual_rows
 from semcal.store import Run
 
@@ -180,9 +180,11 @@ def _read(cell: Cell, posed: Posed, model: LanguageModel | None) -> Read:
     if model is None:
         asked = [_ask_without(cell, dataset, i) for i in range(len(dataset.questions))]
         gold = [len(pieces(f" {gold_text(cell.style, a.question)}")) for a in asked]
+        end = len(pieces(_ending(cell)))
     else:
         asked = ask_all(cell, dataset, model)
         gold = [len(gold_ids(cell, model, a)) for a in asked]
+        end = len(model.encode_rendered(_ending(cell)))
     lengths = [len(a.prompt.ids) for a in asked]
     prefix = shared_prefix([a.prompt for a in asked])
     watched = first_watched(asked, cell.capture.positions)
@@ -196,8 +198,15 @@ def _read(cell: Cell, posed: Posed, model: LanguageModel | None) -> Read:
         tail=fmean(lengths) - prefix,
         longest=max(lengths),
         question=fmean(len(a.question_tokens) for a in asked),
-        answer=most if endless else fmean(min(g + 1, most) for g in gold),
+        answer=most if endless else fmean(min(g + max(end, 1), most) for g in gold),
     )
+
+
+def _ending(cell: Cell) -> str:
+    """What a base model writes after an answer until a stop string is complete, as exemplars go on; else nothing."""
+    goes_on = f"{SEPARATOR}{QUESTION}"
+    ends = [goes_on.find(stop) + len(stop) for stop in stop_strings(cell) if stop in goes_on]
+    return goes_on[: min(ends)] if ends else ""
 
 
 def _ask_without(cell: Cell, dataset: Dataset, index: int) -> Asked:
