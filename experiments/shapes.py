@@ -12,8 +12,8 @@ from semcal.models import LanguageModel
 from semcal.sampling import kv_values
 
 _K = 1024
-# Hub ids of one architecture: layers, width, heads of keys and values × their width, vocabulary, context, each as in
-# the config.json of the checkpoint. Parameters are those of the name.
+# Hub ids of one architecture: layers, width, heads of keys and values × their width, vocabulary, context (the
+# shorter of base and tuned), as in their config.json. Parameters are those of the name.
 _TABLE: dict[tuple[str, ...], tuple[int, int, int, int, int]] = {
     ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct"): (24, 896, 2 * 64, 151_936, 32 * _K),
     ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B-Instruct"): (28, 1536, 2 * 128, 151_936, 32 * _K),

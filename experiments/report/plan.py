@@ -293,6 +293,8 @@ def _about_gpus(found: DryRun) -> list[str]:
     if not needs:
         return []
     largest = max(needs, key=lambda name: needs[name])
+    if needs[largest] == 1:
+        return [f"Every model fits on one {found.gpu.name}."]
     said = [f"{largest} takes the most: {needs[largest]} × {found.gpu.name}."]
     single = [m.name for m in found.study.models if needs.get(m.name, 1) > 1 and m.device != "balanced"]
     if single:

@@ -146,6 +146,15 @@ def test_a_model_without_its_files_is_told_from_one_that_is_here(tmp_path, study
     assert "someone-nameless: memory and hours are unknown" in said
 
 
+def test_a_server_is_not_asked(tmp_path, study_dict):
+    study = study_dict | {"models": [{"path": "http://127.0.0.1:9/v1"}], "capture": {"positions": []}}
+    found = dry_run(load_study(write_study(tmp_path, study | {"probes": {"enabled": False}})))
+    (planned,) = found.planned
+    assert (planned.cost, planned.read.tokenizer) == (None, STAND_IN)
+    assert planned.work.decode_tokens > 0
+    assert "served elsewhere" in " ".join(plan_notes(found))
+
+
 def test_bs_share_their_samples_and_are_counted_once(tmp_path, study_dict):
     one = dry_run(load_study(write_study(tmp_path, study_dict)))
     both = study_dict | {"semantics": [{"kind": "exact"}, {"kind": "kth-word", "k": 1}]}
