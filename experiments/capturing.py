@@ -34,7 +34,7 @@ class Capturing:
         self.in_answer = [p for p in captured.positions if in_answer(p)]
         where = {a.question.id: _places(a, self.in_prompt) for a in job.asked}
         self.observer = ResidualCapture(captured.hooks, where) if self.in_prompt else None
-        self.first_token = min((min(its) for read in where.values() for its in read.values()), default=None)
+        self.first_token = first_watched(job.asked, captured.positions)
 
     def write(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> None:
         """Write the activations of a shard whose questions have these samples.
@@ -59,6 +59,12 @@ class Capturing:
             before = accumulate((len(rows[q]) for q in shard.question_ids[:-1]), initial=0)
             answer_rows = np.array([n + i if i >= 0 else -1 for n, i in zip(before, chosen, strict=True)])
         self.job.run.write_activations(shard.key, found, dtype=self.job.cell.capture.dtype, answer_rows=answer_rows)
+
+
+def first_watched(asked: Sequence[Asked], positions: Sequence[str]) -> int | None:
+    """The first token of any prompt at which something is captured; None where nothing is captured in prompts."""
+    in_prompt = [p for p in positions if not in_answer(p)]
+    return min((min(its) for a in asked for its in _places(a, in_prompt).values()), default=None)
 
 
 def _places(asked: Asked, positions: Sequence[str]) -> Places:

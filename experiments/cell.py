@@ -42,27 +42,36 @@ def differing_key(old: dict[str, Any], new: dict[str, Any], prefix: str = "") ->
     return None
 
 
-def open_cell(cell: Cell) -> Run:
-    """The run folder of a cell, new or found; what only concerns the analysis may have changed since.
+def check_folder(cell: Cell) -> Cell | None:
+    """The configuration that the cell's folder was begun with; None where nothing was sampled into it. Writes nothing.
 
     Raises:
         UserError: the folder holds a run of another configuration.
     """
     run = Run(Path(cell.folder))
-    if not (run.folder / "config.yaml").is_file():
-        if run.folder.is_file():
-            raise UserError(f"{run.folder} is a file; choose another output folder")
-        run.write_config(cell.model_dump(mode="json"))
-        return run
-    if not run.manifest():  # nothing was sampled, so nothing can be mixed
-        run.write_config(cell.model_dump(mode="json"))
-        return run
+    if run.folder.is_file():
+        raise UserError(f"{run.folder} is a file; choose another output folder")
+    if not (run.folder / "config.yaml").is_file() or not run.manifest():  # nothing was sampled, so nothing can be mixed
+        return None
     old = stored_cell(run)
     if difference := differing_key(old.sampling_part(), cell.sampling_part()):
         raise UserError(
             f"{run.folder} holds a run of another configuration ({difference}); give this study another name or "
             "output, or delete the folder"
         )
+    return old
+
+
+def open_cell(cell: Cell) -> Run:
+    """The run folder of a cell, new or found; what only concerns the analysis may have changed since.
+
+    Raises:
+        UserError: the folder holds a run of another configuration.
+    """
+    old, run = check_folder(cell), Run(Path(cell.folder))
+    if old is None:
+        run.write_config(cell.model_dump(mode="json"))
+        return run
     analysis = {"semantics", "calibration"}
     if old.model_dump(include=analysis) != cell.model_dump(include=analysis):
         run.forget_results()
@@ -90,6 +99,19 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
     """
     if not run.manifest():
         return
+    check_questions(run, dataset)
+    table, now = run.questions(), {q.id: q for q in dataset.questions}
+    known = [now[q] for q in table["id"]]
+    if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
+        run.write_questions(table.assign(**_gold_columns(known), **_rewritten(run, table, known)), dataset.aliases)
+        run.forget_results()
+
+
+def check_questions(run: Run, dataset: Dataset) -> None:
+    """
+    Raises:
+        UserError: a question that the run has asked is gone or asks something else now.
+    """
     table, now = run.questions(), {q.id: q for q in dataset.questions}
     for question_id, text in zip(table["id"], table["text"], strict=True):
         if question_id not in now or now[question_id].text != text:
@@ -97,10 +119,6 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
                 f"{run.folder} was begun with another question {question_id!r}; delete the folder, or give this study "
                 "another name or output"
             )
-    known = [now[q] for q in table["id"]]
-    if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
-        run.write_questions(table.assign(**_gold_columns(known), **_rewritten(run, table, known)), dataset.aliases)
-        run.forget_results()
 
 
 def _rewritten(run: Run, table: pd.DataFrame, questions: Sequence[Question]) -> dict[str, list[Any]]:

@@ -36,8 +36,23 @@ Targets = Annotated[list[str], typer.Argument(help="A study file, or run folders
 
 
 @app.command()
-def run(study: Annotated[Path, typer.Argument(help="A study file.")], set: Sets = None) -> None:
+def run(
+    study: Annotated[Path, typer.Argument(help="A study file.")],
+    set: Sets = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, estimate its cost.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --dry-run: all of it as JSON.")] = False,
+) -> None:
     """Run every cell of a study that is not finished yet; print a summary, write figures and pages."""
+    if json and not dry_run:
+        raise UserError("--json goes with --dry-run")
+    if dry_run:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a plan must not wait for a network
+        from experiments.dryrun import dry_run as look_ahead
+        from experiments.reading import load_study
+        from experiments.report.plan import show_plan
+
+        show_plan(look_ahead(load_study(study, set or [])), console, as_json=json)
+        return
     from experiments.reading import load_study
     from experiments.study import prepare_study, run_study
 

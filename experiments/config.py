@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from experiments.datasets import ContinuationConfig, DatasetConfig, default_semantics
 from experiments.semantics import ExactConfig, SemanticsConfig
 from experiments.settings import Settings, slug
+from semcal.errors import nearest
 from semcal.places import (
     ALL_QUESTION_TOKENS,
     DEFAULT_HOOKS,
@@ -45,6 +46,9 @@ class ModelConfig(Settings):
     path: str
     name: str = ""
     revision: str | None = None
+    stage: Literal["base", "sft", "dpo", "grpo", "rl", "instruct"] | None = None
+    lineage: str = ""
+    step: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     prompt: Literal["few-shot", "chat"] = "few-shot"
@@ -210,6 +214,20 @@ class ProbesConfig(Settings):
         ]
 
 
+class PublishedConfig(Settings):
+    """What a paper reports for a cell of the grid: shown beside our own figure, it enters no computation."""
+
+    model: str
+    dataset: str
+    style: Style
+    smece: Annotated[float, Field(ge=0, le=1)]
+    source: Annotated[str, Field(min_length=1)]
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        return self.model, self.dataset, self.style
+
+
 class TrackingConfig(Settings):
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     project: str = "semcal"
@@ -233,6 +251,7 @@ class Study(Settings):
     calibration: CalibrationConfig = CalibrationConfig()
     probes: ProbesConfig = ProbesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    published: list[PublishedConfig] = Field(default=[])
 
     @model_validator(mode="after")
     def _possible(self) -> Study:
@@ -287,7 +306,23 @@ class Study(Settings):
                 f"probes.rungs: attention reads every token of the question; add {ALL_QUESTION_TOKENS} to "
                 "capture.positions"
             )
+        self._published_in_the_grid()
         return self
+
+    def _published_in_the_grid(self) -> None:
+        for i, figure in enumerate(self.published):
+            for key, name, known in (
+                ("model", figure.model, [m.name for m in self.models]),
+                ("dataset", figure.dataset, [d.name for d in self.datasets]),
+                ("style", figure.style, [str(s) for s in self.styles]),
+            ):
+                if name not in known:
+                    raise ValueError(
+                        f"published.{i}: {key} {name!r} is not in the grid{nearest(name, known)}; leave out figures "
+                        "of cells that are not run"
+                    )
+            if figure.cell in {other.cell for other in self.published[:i]}:
+                raise ValueError(f"published.{i}: {' · '.join(figure.cell)} has a figure already; give it one")
 
     @property
     def folder(self) -> Path:
@@ -295,6 +330,7 @@ class Study(Settings):
 
     def cells(self) -> list[Cell]:
         """The grid, row by row: models vary slowest, semantics fastest, so that a model is loaded once."""
+        published = {figure.cell: figure for figure in self.published}
         return [
             Cell(
                 study=self.name,
@@ -310,6 +346,7 @@ class Study(Settings):
                 calibration=self.calibration,
                 probes=self.probes,
                 tracking=self.tracking,
+                published=published.get((model.name, dataset.name, style)),
                 folder=str(self.folder / slug("__".join((model.name, dataset.name, style, semantics.label)))),
             )
             for model, dataset, style in itertools.product(self.models, self.datasets, self.styles)
@@ -333,6 +370,7 @@ class Cell(Settings):
     calibration: CalibrationConfig
     probes: ProbesConfig
     tracking: TrackingConfig
+    published: PublishedConfig | None = None
     folder: str
 
     @property

@@ -5,6 +5,8 @@ Knows configurations and run folders; nothing of what the model is asked.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from experiments.config import Cell, ModelConfig
 from experiments.organisms.atlas.weights import bundled
 from experiments.prompting import Answerer
@@ -60,14 +62,23 @@ def load_model(config: ModelConfig) -> Answerer:
     return model
 
 
-def model_to_look_at(config: ModelConfig) -> LanguageModel | None:
-    """Tokenizer and configuration of a checkpoint; None for a served model."""
+def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageModel | None:
+    """Tokenizer and configuration of a checkpoint; None for a served model.
+
+    With `cached` the network is left alone: None also for a checkpoint of the Hub that is not in its cache.
+    """
     if config.is_served:
         return None
-    check_path(model_path(config), config.revision, allow_pickle=config.allow_pickle)
-    model = LanguageModel.without_weights(
-        model_path(config), revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    path = model_path(config)
+    check_path(path, config.revision, allow_pickle=config.allow_pickle)
+    try:
+        model = LanguageModel.without_weights(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code, cached=cached
+        )
+    except UserError:
+        if cached and not Path(path).exists():
+            return None
+        raise
     _check_chat(config, model)
     return model
 

@@ -21,6 +21,7 @@ from experiments.config import (
     ModelConfig,
     ProbesConfig,
     PromptingConfig,
+    PublishedConfig,
     SamplingConfig,
     ServedConfig,
     Study,
@@ -165,6 +166,7 @@ def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> st
         "calibration": [CalibrationConfig],
         "probes": [ProbesConfig],
         "tracking": [TrackingConfig],
+        "published": [PublishedConfig],
     }
     group = next((groups[p] for p in parents if p in groups), [model])
     if group == [model]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,25 +53,49 @@ def prepare_study(study: Study) -> Prepared:
     Raises:
         UserError: the first thing that is wrong.
     """
-    for model in (m for m in study.models if not m.is_served):
-        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
-        check_probes(study.probes, model)
+    check_models(study)
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
     for name, dataset in datasets.items():
-        groups = len({q.group for q in dataset.questions})
-        if study.probes.enabled and groups < study.probes.folds:
-            raise UserError(
-                f"{name}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
-                "lower probes.folds or set probes.enabled to false"
-            )
+        check_groups(study, name, len({q.group for q in dataset.questions}))
     cells = study.cells()
-    for cell in {(c.dataset.name, c.style, c.semantics.label): c for c in cells}.values():
-        check_semantics(cell.semantics, datasets[cell.dataset.name], cell.style)
+    check_all_semantics(cells, datasets)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
         refresh_gold(run, datasets[cell.dataset.name])
     return Prepared(study, tuple(cells), tuple(runs), datasets)
+
+
+def check_models(study: Study) -> None:
+    """
+    Raises:
+        UserError: a path that cannot be a checkpoint; probes that its model cannot have.
+    """
+    for model in (m for m in study.models if not m.is_served):
+        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
+        check_probes(study.probes, model)
+
+
+def check_groups(study: Study, dataset: str, groups: int) -> None:
+    """
+    Raises:
+        UserError: fewer groups of questions than folds.
+    """
+    if study.probes.enabled and groups < study.probes.folds:
+        raise UserError(
+            f"{dataset}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
+            "lower probes.folds or set probes.enabled to false"
+        )
+
+
+def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:
+    """
+    Raises:
+        UserError: a B that cannot read the gold of one of these datasets; see `check_semantics`.
+    """
+    for cell in {(c.dataset.name, c.style, c.semantics.label): c for c in cells}.values():
+        if cell.dataset.name in datasets:
+            check_semantics(cell.semantics, datasets[cell.dataset.name], cell.style)
 
 
 def run_study(prepared: Prepared, reporter: Reporter) -> None:

@@ -147,6 +147,8 @@ def _refuted(model: PreTrainedModel, offered: dict[str, Hook]) -> set[str]:
     """The components that are not what their names say, block by block, by one pass over four tokens."""
     seen: dict[str, Tensor] = {}
     device = next(model.get_input_embeddings().parameters()).device
+    if device.type == "meta":  # without weights nothing can be tried out
+        return set()
     with ExitStack() as attached:
         for name, hook in offered.items():
             handle = hook.attach(lambda hidden, name=name: seen.__setitem__(name, hidden.detach().float().cpu()))

@@ -17,6 +17,7 @@ from semcal.store import Run
 
 COLUMNS = {
     "smece": "smECE",
+    "published": "published",
     "null": "null (95 %)",
     "excess": "excess",
     "p": "p",
@@ -39,6 +40,7 @@ def headline(run: Run) -> dict[str, Any]:
         "smece": c.get("smece"),
         "smece_low": c.get("smece_low"),
         "smece_high": c.get("smece_high"),
+        "published": (run.config().get("published") or {}).get("smece"),
         "null_mean": c.get("null_mean"),
         "null_q95": c.get("null_q95"),
         "excess": c.get("excess"),
@@ -77,10 +79,12 @@ def linear(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells_of(figures: dict[str, Any]) -> dict[str, str]:
-    """The same figures as text, by column of the table."""
+    """The same figures as text, by column of the table; what a paper published, where it did."""
     f = figures
+    published = {} if f["published"] is None else {"published": _number(f["published"])}
     return {
         "smece": _with_interval(f, "smece"),
+        **published,
         "null": f"{_number(f['null_mean'])} ({_number(f['null_q95'])})",
         "excess": _number(f["excess"], sign=True),
         "p": _number(f["p_value"]),
@@ -105,11 +109,12 @@ def summary(rows: list[tuple[str, Run]]) -> Table:
     caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("run", overflow="fold")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for label, run in rows:
-        text = cells_of(headline(run))
-        table.add_row(label, *(text[c] for c in COLUMNS))
+    texts = [cells_of(headline(run)) for _, run in rows]
+    shown = [c for c in COLUMNS if any(c in text for text in texts)]
+    for c in shown:
+        table.add_column(COLUMNS[c], justify="right", no_wrap=True)
+    for (label, _), text in zip(rows, texts, strict=True):
+        table.add_row(label, *(text.get(c, "—") for c in shown))
     return table
 
 
@@ -117,6 +122,11 @@ def remarks(cell: Cell, run: Run) -> list[str]:
     """What must be said in words beside the figures, worst first."""
     c = run.calibration()
     said = []
+    if cell.published is not None:
+        said.append(
+            f"Published for this cell: smECE {cell.published.smece:.3f} ({cell.published.source}), measured there with "
+            "that paper's own questions, prompts and B."
+        )
     if c["accuracy"] < 0.02:
         said.append(
             f"Accuracy is {c['accuracy']:.3f}: this model hardly answers any of these questions. Its calibration "

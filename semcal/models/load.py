@@ -101,14 +101,16 @@ class LanguageModel:
 
     @classmethod
     def without_weights(
-        cls, path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+        cls, path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, cached: bool = False
     ) -> LanguageModel:
         """Its tokenizer and configuration, for looking at prompts; it computes nothing and has no hash of weights.
+
+        With `cached` nothing is fetched: what is not on this machine is not found.
 
         Raises:
             UserError: as `load`.
         """
-        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
@@ -283,8 +285,10 @@ def weights_fingerprint(path: str, commit: str | None) -> str:
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    body = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256((body + str(tokenizer.chat_template)).encode()).hexdigest()[:16]
+    body = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:  # how it padded when it was last used is no part of it
+        body = {key: value for key, value in body.items() if key not in ("padding", "truncation")}
+    return hashlib.sha256((json.dumps(body, sort_keys=True) + str(tokenizer.chat_template)).encode()).hexdigest()[:16]
 
 
 def _why_not(path: str, revision: str | None, error: Exception) -> str:

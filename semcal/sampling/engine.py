@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SHARED, EXPANDED = "shared-prefix", "expanded"
 _PREFILL_TOKENS = 8192  # padding included, in one pass
-_MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of what is free, for keys and values
+MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of what is free, for keys and values
 _ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
 _LOGITS_AT_ONCE = 2**28
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # nats, between two exact computations
@@ -80,18 +80,27 @@ class Budget:
         """What suits a device as it is now."""
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         config = model.config.get_text_config()
-        queries = getattr(config, "num_attention_heads", 1)  # a model without attention has its state instead
-        heads = getattr(config, "num_key_value_heads", None) or queries
-        width = getattr(config, "head_dim", None) or config.hidden_size // queries
-        a_position = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
-        affordable = max(16, _LOGITS_AT_ONCE // config.vocab_size)
+        a_position = kv_values(config) * model.dtype.itemsize
         return cls(
-            rows or min(_ROWS.get(device.type, 768), affordable),
-            int(free * _MEMORY_SHARE.get(device.type, 0.25)) // a_position,
+            rows or usual_rows(device.type, config.vocab_size),
+            int(free * MEMORY_SHARE.get(device.type, 0.25)) // a_position,
         )
 
     def halved(self) -> Budget:
         return Budget(max(1, self.rows // 2), max(1, self.positions // 2))
+
+
+def usual_rows(device: str, vocabulary: int) -> int:
+    """Answers decoded in one pass on a kind of device, so that their logits can be afforded."""
+    return min(_ROWS.get(device, 768), max(16, _LOGITS_AT_ONCE // vocabulary))
+
+
+def kv_values(config: PretrainedConfig) -> int:
+    """Numbers that one token position leaves in the keys and values of all layers."""
+    queries = getattr(config, "num_attention_heads", 1)  # a model without attention has its state instead
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    width = getattr(config, "head_dim", None) or config.hidden_size // queries
+    return 2 * config.num_hidden_layers * heads * width
 
 
 class Sampler:
