@@ -15,7 +15,7 @@ import pandas as pd
 
 from experiments.answers import class_matrix
 from experiments.cell import stored_cell
-from experiments.config import Cell
+from experiments.config import LABELS, Cell
 from experiments.reading import load_study
 from experiments.study import find_runs
 from semcal.errors import UserError
@@ -93,7 +93,7 @@ def differing(a: Cell, b: Cell) -> list[str]:
 def _facts(cell: Cell) -> dict[str, Any]:
     sampling = cell.sampling.model_dump(exclude={"m", "max_rows", "shard_size", "temperature"})
     return {
-        "model": cell.model.model_dump(exclude={"name", "device"}),
+        "model": cell.model.model_dump(exclude={"name", "device", *LABELS}),
         "style": cell.style,
         "B": cell.semantics.model_dump(exclude={"device", "url", "concurrency", "cache"}),
         "temperature": cell.sampling.temperature,
