@@ -116,12 +116,10 @@ def class_matrix(classes: pd.DataFrame) -> CountMatrix:
 
 def mass_matrix(classes: pd.DataFrame) -> np.ndarray | None:
     """[question, K] masses by log-probability (or enumeration), columns as in `class_matrix`; None where unknown."""
-    if "by_mass" not in classes or classes["by_mass"].isna().any():
-        return None
     row, column = _places(classes)
     masses = np.zeros((row.max() + 1, column.max() + 1))
     masses[row, column] = classes["by_mass"]
-    return masses
+    return None if np.isnan(masses).any() else masses
 
 
 def _places(classes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

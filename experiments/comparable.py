@@ -74,10 +74,11 @@ def chosen_runs(targets: Sequence[str], overrides: Sequence[str]) -> tuple[list[
         raise UserError(f"{twice} is named twice; a run compares with another one")
     if len(found) < 2:
         raise UserError(f"{len(found)} of these runs {'is' if len(found) == 1 else 'are'} scored, and a pair needs two")
-    return [_scored(run) for run in found], named, left_out
+    return [scored(run) for run in found], named, left_out
 
 
-def _scored(run: Run) -> Scored:
+def scored(run: Run) -> Scored:
+    """A run that has been scored, read."""
     classes, calibration = run.classes(), run.calibration()
     ids = classes["question_id"].unique()
     questions = run.questions().set_index("id").loc[ids, ["text", "group", "answers"]]

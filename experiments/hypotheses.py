@@ -1,32 +1,41 @@
 """The hypotheses, and the rules by which they are decided: written down before any lineage was measured.
 
-Knows p-values, estimates and intervals; knows no runs. What is computed of which runs stands in `trials.py`.
+Knows p-values, estimates and intervals; knows no runs. What is computed of which runs stands in `trials.py` and
+`mechanism.py`.
 
 Of every study, alpha = 1 - `calibration.level` and delta = `calibration.delta` (the smallest calibration error that
-counts). Excess is smECE less the mean of its calibrated twins. Confidence is by mass where every run has it, else shares
-of samples. A mean over cells (model × dataset × style) counts each cell alike; its error is the grouped jackknife over
-the questions of each dataset, so that what is hard for all runs cancels, and its p-values are one-sided.
+counts). Excess is smECE less the mean of its calibrated twins. Confidence is by mass where every run has it, else
+shares of samples. Short styles are concise and sentence; preference tuned stages are dpo, grpo, rl and instruct. A mean
+over cells (model × dataset × style) counts each cell alike; its error is the grouped jackknife over the questions of
+each dataset, so that what is hard for all runs cancels. All p-values are one-sided. Least loss is 2 delta² nats: what a
+model with a calibration error of delta leaves on the table at least (Pinsker).
 
-| | to be shown, every part of it | contradicted, if any part is |
-|---|---|---|
-| H1 | each base cell in concise and sentence: error < delta (equivalence), and loss gap < that of an error of delta | its excess > delta; its loss gap > 2 delta² |
-| H2 | concise and sentence, paired with the base model few-shot, mean over cells: excess of dpo, grpo, rl, instruct > base's; signed gap > base's; excess > that of sft; sft - base < delta. Tuned models under chat | those raises < delta; sft - base > delta |
-| H2 same prompt | the same with the tuned models under the base's few-shot prompt | likewise |
-| H3 | base models, paired, mean over cells: excess in cot > mean of concise and sentence | that raise < delta |
-| H4 | over model × dataset × style: predictability (share of its ceiling, last layer, last prompt token, the highest rung there is) goes with less excess; also given accuracy and entropy | it goes with more; of rungs up to low-rank, nothing |
-| H5 | base models in concise and sentence: removing what the probe reads raises the excess by more than removing isotropic, and than removing variance-matched, random subspaces does | it raises it by less |
-| H6 | each base cell in concise and sentence: loss gap < that of an error of delta; mean over dpo, grpo, rl, instruct cells under chat: loss gap > its null | a base loss gap > 2 delta²; that of the tuned < 2 delta² |
+To be shown, every part of it, and what contradicts a part:
 
-2 delta² nats is the least that a model with a calibration error of delta leaves on the table (Pinsker).
+H1  of each base cell in a short style: its error < delta (equivalence test), contradicted by an excess > delta; its
+    loss gap < that of a model off by delta (simulated), contradicted by a loss gap > the least loss.
+H2  in short styles, each tuned run under chat paired with its base model's few-shot, means over cells: excess of
+    preference tuned > base's; their signed gap > base's; their excess > that of SFT (each of the three contradicted
+    by a raise < delta); excess of SFT < base's + delta, contradicted by > base's + delta.
+H2 same prompt  the same with the tuned models under the base's few-shot prompt: the weights alone.
+H3  of base models, paired, mean over models and datasets: excess in cot > mean of that in short styles, contradicted by
+    a raise < delta.
+H4  over a whole grid of model × dataset × style, for the highest rung of the ladder that was fitted: predictability
+    (share of its ceiling, last layer, last prompt token) is ranked against the excess, rho < 0; and so is what accuracy
+    and mean entropy do not tell. Contradicted by rho > 0; never by rungs up to low-rank, whose failure refutes nothing.
+H5  of base models in short styles: ablating what the probe reads raises the excess by more than ablating isotropic
+    random subspaces does, and by more than variance-matched ones; contradicted by less.
+H6  of each base cell in a short style: its loss gap as in H1; mean loss gap of preference tuned cells in short styles
+    under chat > that of its calibrated twins, contradicted by one < the least loss.
 
 - The p-value of a hypothesis is the largest of its parts'. To say wrongly that all parts are shown, one has to be shown
   wrongly, so each is tested at alpha, unadjusted (intersection-union test, Berger 1982).
 - The p-value against it is the smallest of its parts' contradictions, after Holm over the parts.
 - Both are adjusted by Holm over the hypotheses that were tested.
-- `holds`: adjusted p <= alpha. Otherwise `fails`: adjusted p against <= alpha. Otherwise `undecided`, with what this
-  study would have found. `not tested`: there are no runs for it, or not for all of its parts.
-- Of checkpoints of one stage of a lineage, the last stands for it in H1, H2, H3, H5 and H6; H4 takes all.
-- In H4 a permutation shuffles whole models, whole datasets and whole styles, each weights under one prompt.
+- holds: adjusted p <= alpha. Otherwise fails: adjusted p against <= alpha. Otherwise undecided, with what this study
+  would have found. Not tested: there are no runs for it, or not for all of its parts.
+- Of checkpoints of one stage of a lineage, the finished model or else the last stands for it; H4 takes all.
+- A permutation of H4 shuffles whole models, whole datasets and whole styles, each weights under one prompt.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from semcal.calibration.figures import confidence_histogram, m_curve_figure, ris
 from semcal.calibration.finite_m import Estimate, estimates
 from semcal.calibration.holm import holm
 from semcal.calibration.kernel import Convention
-from semcal.calibration.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.loss_equivalence import loss_equivalence
+from semcal.calibration.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.masses import class_masses
 from semcal.calibration.mcurve import MCurve, m_curve
 from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean

@@ -55,8 +55,8 @@ def grid_association(
     Cells of a grid are not exchangeable one by one: those of one model resemble each other, and so do those of one
     dataset or style. But under "y has nothing to do with x" it is arbitrary which model of x is put beside which model
     of y, and likewise along every other axis. So a permutation shuffles whole slices of y along each axis, each axis by
-    itself (as the Mantel and QAP tests do for matrices); an effect of a model, dataset or style stays in both arrays and
-    does not count as many observations.
+    itself (as the Mantel and QAP tests do for matrices); an effect of a model, dataset or style stays in both arrays
+    and does not count as many observations.
 
     The partial correlation is that of the residuals of ranks on the ranks of the covariates; the residuals of y are
     permuted and freed of the covariates again (Freedman & Lane 1983).

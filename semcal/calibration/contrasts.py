@@ -101,8 +101,8 @@ def leaves(
 def contrast(terms: Sequence[tuple[float, Leaves]]) -> Contrast:
     """The weighted sum of runs' statistics, its error by leaving out the same questions of all runs at once.
 
-    As in `paired_difference`, what is hard for all runs cancels, and the jackknife errs on the large side (Efron & Stein
-    1981).
+    As in `paired_difference`, what is hard for all runs cancels, and the jackknife errs on the large side (Efron &
+    Stein 1981).
 
     Args:
         terms: (weight, run).
