@@ -8,11 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from semcal.calibration import STATISTICS, Leaves, leaves, loss_gap, simulated_loss_gap, smece_batch
+from semcal.calibration import (
+    STATISTICS,
+    Leaves,
+    LossGap,
+    leaves,
+    loss_gap,
+    plain_mean,
+    simulated_loss_gap,
+    smece_batch,
+)
 from semcal.calibration.null import Chances
 from semcal.seeds import keyed_generator
 
@@ -68,9 +78,14 @@ class Measured:
         return float(self.correct.mean())
 
     @cached_property
+    def error(self) -> Leaves:
+        """smECE, at least the calibration error in expectation."""
+        return self._leaves("smece")
+
+    @cached_property
     def excess(self) -> Leaves:
-        """smECE less the mean of its calibrated twins."""
-        return self._leaves("smece").less(self._null_mean)
+        """smECE less the mean of its calibrated twins, at most the calibration error in expectation."""
+        return self.error.less(self._null_mean)
 
     @cached_property
     def gap(self) -> Leaves:
@@ -78,18 +93,21 @@ class Measured:
         return self._leaves("signed_gap")
 
     @cached_property
-    def loss_gap(self) -> float:
-        """Nats that the best tilt would recover."""
-        return float(self._drops.mean())
+    def loss_gap(self) -> LossGap | None:
+        """What the best tilt would recover; None where all answers are right, or wrong, or groups are few."""
+        if not self.correct.min() < self.correct.max() or len(set(self.group)) < FOLDS:
+            return None
+        settings: dict[str, Any] = {"m": self.smoothing, "group": self.group, "folds": FOLDS, "seed": self.seed}
+        return loss_gap(self.confidence, self.correct, bootstrap=1, **settings)
 
     @cached_property
     def loss(self) -> Leaves | None:
-        """The same less the mean of its calibrated twins; None where all answers are right or wrong, or groups few."""
-        outcomes = self.correct.min() < self.correct.max()
-        if self.chances is None or not outcomes or len(set(self.group)) < FOLDS:
+        """The loss gap less the mean of its calibrated twins', nats; None where there is none."""
+        if self.loss_gap is None or self.chances is None:
             return None
         null = simulated_loss_gap(*self._twins, m=self.smoothing, group=self.group, folds=FOLDS, seed=self.seed)
-        found = leaves(_mean, self._drops, self._drops, stratum=self.dataset, group=self.group, seed=self.seed)
+        drops = self.loss_gap.drops
+        found = leaves(plain_mean, drops, drops, stratum=self.dataset, group=self.group, seed=self.seed)
         return found.less(null.mean)
 
     def _leaves(self, statistic: str) -> Leaves:
@@ -109,18 +127,9 @@ class Measured:
         return float(smece_batch(*self._twins).values.mean())
 
     @cached_property
-    def _drops(self) -> np.ndarray:
-        settings = {"m": self.smoothing, "group": self.group, "folds": FOLDS, "bootstrap": 1, "seed": self.seed}
-        return loss_gap(self.confidence, self.correct, **settings).drops
-
-    @cached_property
     def _twins(self) -> tuple[np.ndarray, np.ndarray]:
         """Confidence and correctness of calibrated models, `[DRAWS, n]` each."""
         assert self.chances is not None
         uniform = keyed_generator(self.seed, "null", "verdict").random((DRAWS, len(self.correct)))
         confidence, correct = self.chances.simulate(uniform)
         return np.broadcast_to(confidence, correct.shape), correct
-
-
-def _mean(values: np.ndarray, _: np.ndarray, *, weight: np.ndarray) -> np.ndarray:
-    return (values * weight).sum(axis=-1) / weight.sum(axis=-1)

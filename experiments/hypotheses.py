@@ -13,7 +13,8 @@ model with a calibration error of delta leaves on the table at least (Pinsker).
 To be shown, every part of it, and what contradicts a part:
 
 H1  of each base cell in a short style: its error < delta (equivalence test), contradicted by an excess > delta; its
-    loss gap < that of a model off by delta (simulated), contradicted by a loss gap > the least loss.
+    loss gap < that of a model off by delta (neither the fitted tilt nor those that would mend an even error of delta
+    recover as much), contradicted by a loss gap > the least loss.
 H2  in short styles, each tuned run under chat paired with its base model's few-shot, means over cells: excess of
     preference tuned > base's; their signed gap > base's; their excess > that of SFT (each of the three contradicted
     by a raise < delta); excess of SFT < base's + delta, contradicted by > base's + delta.
@@ -26,8 +27,10 @@ H4  over a whole grid of model × dataset × style, for the highest rung of the 
 H5  of base models in short styles: ablating what the probe reads raises the excess by more than ablating isotropic
     random subspaces does, and by more than variance-matched ones; contradicted by less.
 H6  of each base cell in a short style: its loss gap as in H1; mean loss gap of preference tuned cells in short styles
-    under chat > that of its calibrated twins, contradicted by one < the least loss.
+    under chat > that of its calibrated twins, contradicted if every one of them leaves no loss as in H1.
 
+- Noise hides part of a small error, so excess understates it and smECE does not. Where a raise of delta is to be ruled
+  out (contradictions of H2 and H3, the part of SFT) the floor is not taken off the run that may have it.
 - The p-value of a hypothesis is the largest of its parts'. To say wrongly that all parts are shown, one has to be shown
   wrongly, so each is tested at alpha, unadjusted (intersection-union test, Berger 1982).
 - The p-value against it is the smallest of its parts' contradictions, after Holm over the parts.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 from experiments.evidence import Measured
 from experiments.hypotheses import Finding, Part
@@ -51,6 +52,10 @@ def excess(run: Measured) -> Leaves:
     return run.excess
 
 
+def error(run: Measured) -> Leaves:
+    return run.error
+
+
 def gap(run: Measured) -> Leaves:
     return run.gap
 
@@ -89,9 +94,10 @@ def beside_base(runs: Sequence[Measured], stages: Sequence[str], prompt: str, st
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
-def mean_difference(pairs: Sequence[Pair], figure: Figure) -> Terms:
-    share = 1 / len(pairs)
-    return [term for one, other in pairs for term in ((share, figure(one)), (-share, figure(other)))]
+def mean_difference(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Terms:
+    """The mean over pairs of a figure of the one less that, or another, of the other."""
+    share, other_figure = 1 / len(pairs), of_other or figure
+    return [term for one, other in pairs for term in ((share, figure(one)), (-share, other_figure(other)))]
 
 
 def row(what: str, unit: str, found: Contrast, law: Law) -> Part:
@@ -99,20 +105,19 @@ def row(what: str, unit: str, found: Contrast, law: Law) -> Part:
     return Part(what, unit, found.estimate, *found.interval(law.level), reach=found.detectable(law.alpha))
 
 
-def above(what: str, unit: str, terms: Terms, law: Law, matters: float) -> Part:
-    """To be shown: > 0; contradicted if it is less than what `matters`."""
+def above(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
+    """To be shown: > 0; contradicted if a sum that is no smaller, `most`, is less than delta."""
     found = contrast(terms)
-    ends = found.interval(law.level)
-    against, reach = found.p_below(matters), found.detectable(law.alpha)
-    return Part(what, unit, found.estimate, *ends, "> 0", found.p_above(0.0), against, reach)
+    ends, reach = found.interval(law.level), found.detectable(law.alpha)
+    return Part(what, unit, found.estimate, *ends, "> 0", found.p_above(0.0), contrast(most).p_below(law.delta), reach)
 
 
-def below(what: str, unit: str, terms: Terms, law: Law, bound: float) -> Part:
-    """To be shown: < bound; contradicted if it is more."""
-    found = contrast(terms)
-    ends = found.interval(law.level)
-    reach = found.detectable(law.alpha)
-    return Part(what, unit, found.estimate, *ends, f"< {bound:g}", found.p_below(bound), found.p_above(bound), reach)
+def below(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
+    """To be shown: < delta, even of a sum that is no smaller, `most`; contradicted if it is more."""
+    found, shown = contrast(terms), f"< {law.delta:g}"
+    ends, reach = found.interval(law.level), found.detectable(law.alpha)
+    p, against = contrast(most).p_below(law.delta), found.p_above(law.delta)
+    return Part(what, unit, found.estimate, *ends, shown, p, against, reach)
 
 
 def calibrated(run: Measured, law: Law) -> Part:
@@ -138,13 +143,14 @@ def calibrated(run: Measured, law: Law) -> Part:
 def no_loss(run: Measured, law: Law) -> Part:
     """Its loss gap is less than that of an error of delta."""
     shown = f"< that of an error of {law.delta:g}"
-    if run.loss is None or run.chances is None:
+    if run.loss is None or run.loss_gap is None:
         return Part(run.label, "nats", nan, nan, nan, shown)
     found = contrast([(1.0, run.loss)])
-    settings = {"delta": law.delta, "draws": law.draws, "seed": law.seed}
-    p = loss_equivalence(run.chances, run.loss_gap, m=run.smoothing, group=run.group, **settings)
-    against, reach = found.p_above(law.least_loss), found.detectable(law.alpha)
-    return Part(run.label, "nats", found.estimate, *found.interval(law.level), shown, p, against, reach)
+    ends = found.interval(law.level)
+    settings: dict[str, Any] = {"m": run.smoothing, "group": run.group, "delta": law.delta, "seed": law.seed}
+    test = loss_equivalence(run.confidence, run.correct, run.loss_gap, **settings)
+    shown, against = f"< {test.bound:.3f}", found.p_above(law.least_loss)
+    return Part(run.label, "nats", found.estimate, *ends, shown, test.p_value, against, test.bound)
 
 
 def labels(runs: Iterable[Measured]) -> tuple[str, ...]:
@@ -177,15 +183,20 @@ def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
         lacks = "dpo, grpo, rl or instruct" if not tuned else "sft"
         reason = f"no model of stage {lacks} {how} beside its few-shot base in concise or sentence"
         return Finding(key, beside=tuple(beside), reason=reason, runs=seen)
-    raised, kept_calibrated = mean_difference(tuned, excess), mean_difference(sft, excess)
-    apart = raised + [(-weight, its) for weight, its in kept_calibrated]
+    raised, most_raised = mean_difference(tuned, excess), mean_difference(tuned, error, excess)
+    steady, most_steady = mean_difference(sft, excess), mean_difference(sft, error, excess)
+    surer = mean_difference(tuned, gap)
     parts = (
-        above("preference tuned − base", "excess smECE", raised, law, law.delta),
-        above("preference tuned − base", "signed gap", mean_difference(tuned, gap), law, law.delta),
-        above("preference tuned − SFT", "excess smECE", apart, law, law.delta),
-        below("SFT − base", "excess smECE", kept_calibrated, law, law.delta),
+        above("preference tuned − base", "excess smECE", raised, most_raised, law),
+        above("preference tuned − base", "signed gap", surer, surer, law),
+        above("preference tuned − SFT", "excess smECE", raised + _less(steady), most_raised + _less(steady), law),
+        below("SFT − base", "excess smECE", steady, most_steady, law),
     )
     return Finding(key, parts, tuple(beside), runs=seen)
+
+
+def _less(terms: Terms) -> Terms:
+    return [(-weight, its) for weight, its in terms]
 
 
 def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
@@ -201,14 +212,16 @@ def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
         for cot, one in pairs
         for unit, figure in (("excess smECE", excess), ("signed gap", gap))
     ]
-    part = above("cot − short, mean", "excess smECE", _by_place(pairs, excess), law, law.delta)
+    most = _by_place(pairs, error, excess)
+    part = above("cot − short, mean", "excess smECE", _by_place(pairs, excess), most, law)
     return Finding("H3", (part,), tuple(beside), runs=labels(run for pair in pairs for run in pair))
 
 
-def _by_place(pairs: Sequence[Pair], figure: Figure) -> Terms:
+def _by_place(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Terms:
     """The mean over models and datasets, each alike, however many short styles it has."""
     places = {(cot.model, cot.dataset): [p for p in pairs if p[0] is cot] for cot, _ in pairs}
-    return [(weight / len(places), its) for own in places.values() for weight, its in mean_difference(own, figure)]
+    differences = [mean_difference(own, figure, of_other) for own in places.values()]
+    return [(weight / len(places), its) for terms in differences for weight, its in terms]
 
 
 def loss_left(runs: Sequence[Measured], law: Law) -> Finding:
@@ -221,6 +234,9 @@ def loss_left(runs: Sequence[Measured], law: Law) -> Finding:
         lacks = "base" if not bases else "dpo, grpo, rl or instruct under chat"
         reason = f"no model of stage {lacks} with a loss gap in concise or sentence"
         return Finding("H6", beside=(*parts, *beside), reason=reason, runs=labels([*bases, *tuned]))
-    terms = [(1 / len(tuned), loss(run)) for run in tuned]
-    parts = (*parts, above("preference tuned, mean", "nats", terms, law, law.least_loss))
+    found = contrast([(1 / len(tuned), loss(run)) for run in tuned])
+    ends, reach = found.interval(law.level), found.detectable(law.alpha)
+    none_left = max(no_loss(run, law).p for run in tuned)  # a fitted tilt recovers too little to say so by itself
+    what = "preference tuned, mean"
+    parts = (*parts, Part(what, "nats", found.estimate, *ends, "> 0", found.p_above(0.0), none_left, reach))
     return Finding("H6", parts, tuple(beside), runs=labels([*bases, *tuned, *sft]))

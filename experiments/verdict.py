@@ -27,6 +27,7 @@ from probes.targets import semantic_entropy
 from semcal.calibration import confidences, confidences_of_masses, null_of_counts
 from semcal.calibration.null import exact_chances, exchange_chances
 from semcal.errors import UserError
+from semcal.places import LAST_PROMPT_TOKEN
 from semcal.store import Run, plain, write_atomically
 
 
@@ -230,12 +231,10 @@ def predictability(probes: pd.DataFrame) -> dict[str, float]:
     """
     if probes.empty or "rung" not in probes or "of_ceiling" not in probes:
         return {}
-    rows = probes[(probes["target"] == "classes") & probes["rung"].isin(LADDER)]
-    found = {}
-    for rung, its in rows.groupby("rung", sort=False):
-        there = its.query("position == @LAST_PROMPT_TOKEN")
-        found[str(rung)] = float((its if there.empty else there)["of_ceiling"].to_list()[-1])
-    return found
+    rows = probes.loc[(probes["target"] == "classes") & probes["rung"].isin(LADDER), :]
+    table = list(zip(rows["rung"], rows["position"], rows["of_ceiling"], strict=True))
+    elsewhere = {str(rung): float(share) for rung, _, share in table}
+    return elsewhere | {str(rung): float(share) for rung, at, share in table if at == LAST_PROMPT_TOKEN}
 
 
 def write_verdict(judgement: Judgement, text: str) -> list[Path]:

@@ -9,7 +9,7 @@ from semcal.calibration.bootstrap import Groups, Interval, bootstrap, groups
 from semcal.calibration.classwise import ClassCalibration, Classwise, classwise
 from semcal.calibration.closed import ClosedSet
 from semcal.calibration.confidence import Confidences, SplitHalf, confidences, confidences_of_masses, split_half
-from semcal.calibration.contrasts import Contrast, Leaves, contrast, leaves
+from semcal.calibration.contrasts import Contrast, Leaves, contrast, leaves, plain_mean
 from semcal.calibration.diagram import reliability_diagram
 from semcal.calibration.equivalence import Equivalence, equivalence, equivalence_of, exact_equivalence
 from semcal.calibration.exchange import exchanged
@@ -17,7 +17,7 @@ from semcal.calibration.figures import confidence_histogram, m_curve_figure, ris
 from semcal.calibration.finite_m import Estimate, estimates
 from semcal.calibration.holm import holm
 from semcal.calibration.kernel import Convention
-from semcal.calibration.loss_equivalence import loss_equivalence
+from semcal.calibration.loss_equivalence import LossEquivalence, loss_equivalence
 from semcal.calibration.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.masses import class_masses
 from semcal.calibration.mcurve import MCurve, m_curve
@@ -51,6 +51,7 @@ __all__ = [
     "Interval",
     "KernelCalibration",
     "Leaves",
+    "LossEquivalence",
     "LossGap",
     "MCurve",
     "Null",
@@ -98,6 +99,7 @@ __all__ = [
     "null_band",
     "null_of_counts",
     "paired_difference",
+    "plain_mean",
     "recalibrated",
     "reliability_diagram",
     "remedies",

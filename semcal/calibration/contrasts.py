@@ -98,6 +98,11 @@ def leaves(
     return Leaves(stratum, float(whole[0]), statistic(a, b, weight=kept) if len(kept) > 1 else np.full(1, np.nan))
 
 
+def plain_mean(values: FloatArray, _: FloatArray, *, weight: FloatArray) -> FloatArray:
+    """The statistic for figures that are means over questions, such as losses; the second number is not read."""
+    return (values * weight).sum(axis=-1) / weight.sum(axis=-1)
+
+
 def contrast(terms: Sequence[tuple[float, Leaves]]) -> Contrast:
     """The weighted sum of runs' statistics, its error by leaving out the same questions of all runs at once.
 

@@ -137,7 +137,7 @@ def equivalence_of(
         """The chance of so small a smECE under an error of this size in the direction that hides it better."""
         least = 0.0
         for shift, room in ((-size, sure), (size, 1 - sure)):
-            chance = shifted(chances, shift)
+            chance = _shifted(chances, shift)
             if chance is None:  # no such model exists, or samples so few that they cannot show it
                 least = max(least, float(size < room))
             else:
@@ -154,7 +154,7 @@ def equivalence_of(
     return Equivalence(delta, p_value(delta), high, alpha)
 
 
-def shifted(chances: Chances, shift: float) -> FloatArray | None:
+def _shifted(chances: Chances, shift: float) -> FloatArray | None:
     """Chances `[n]` that raise mean accuracy by `shift`, each by as much as the ends of [0, 1] allow; None where there
     is no room for that (no such model exists)."""
     chance, correct = chances.chance, chances.right[1]
