@@ -57,8 +57,8 @@ def test_what_is_hard_for_all_runs_cancels():
     assert contrast([(1.0, runs[0])]).standard_error > 0.04
     exactly = contrast([(1.0, runs[0]), (-1.0, runs[0])])
     assert (exactly.p_above(-1), exactly.p_below(1)) == (1.0, 1.0)  # nothing varied, so nothing is shown
-    with pytest.raises(ValueError, match="150 and 200 blocks|200 and 150 blocks"):
-        short = leaves(plain_mean, hard[:150], hard[:150], stratum="q", group=None, seed=0)
+    short = leaves(plain_mean, hard[:150], hard[:150], stratum="q", group=None, seed=0)
+    with pytest.raises(ValueError, match="200 and 150 blocks"):
         contrast([(1.0, runs[0]), (1.0, short)])
 
 

@@ -61,10 +61,8 @@ def made(
 
 
 def lineage(off: dict[str, float], n: int = 1000, seed: int = 0, styles=STYLES[:2]) -> list[Measured]:
-    return [
-        made(model, style, dataset, off=its, n=n, seed=seed)
-        for (model, its), style, dataset in itertools.product(off.items(), styles, ("facts", "routes"))
-    ]
+    places = list(itertools.product(styles, ("facts", "routes")))
+    return [made(model, style, dataset, off=off[model], n=n, seed=seed) for model in off for style, dataset in places]
 
 
 def decided(*findings: Finding) -> list[str]:
@@ -239,7 +237,7 @@ def grid(seed: int, models: int, *, rung: str = "mlp", n: int = 150) -> list[Mea
             f"m{m}",
             STYLES[s],
             ("facts", "routes")[d],
-            off=off[m, d, s],
+            off=float(off[m, d, s]),
             n=n,
             seed=seed,
             stage="base",
