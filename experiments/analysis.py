@@ -12,7 +12,7 @@ import pandas as pd
 from experiments.answers import Read, measure, read_answers
 from experiments.confidence import probe_confidence
 from experiments.config import Cell
-from experiments.details import details
+from experiments.details import details, masses_of
 from experiments.loading import Models
 from experiments.probing import Asked, fit_position, losses_of, table_of
 from experiments.probing_model import ModelProbes
@@ -42,10 +42,12 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     collapse = collapse_of(cell.semantics, run.aliases(), tell)
     read, table = read_answers(cell, run, collapse), run.questions()
     ids = list(table["id"])
-    run.write_classes(_class_table(ids, [r.distribution for r in read]))
+    matrix = count_matrix([r.distribution for r in read])
+    by_mass = masses_of(read, matrix) if cell.sampling.exact is None else None
+    run.write_classes(_class_table(ids, [r.distribution for r in read], by_mass))
     run.write_intermediate(_intermediate_table(ids, read))
     result = measure(cell, run, read)
-    behind = details(cell, run, read, count_matrix([r.distribution for r in read]), result)
+    behind = details(cell, run, read, matrix, by_mass, result)
     run.write_calibration({"semantics": collapse.name, **_failures(collapse), **result.to_dict(), **behind})
 
 
@@ -55,14 +57,19 @@ def _failures(collapse: Collapse) -> dict[str, int]:
     return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
 
 
-def _class_table(ids: Sequence[str], collapsed: Sequence[ClassDistribution]) -> pd.DataFrame:
+def _class_table(
+    ids: Sequence[str], collapsed: Sequence[ClassDistribution], by_mass: np.ndarray | None
+) -> pd.DataFrame:
+    """A row a class; `by_mass` is what the samples' log-probabilities say of it, where `mass` counts samples."""
     rows = []
-    for question_id, d in zip(ids, collapsed, strict=True):
+    for at, (question_id, d) in enumerate(zip(ids, collapsed, strict=True)):
         masses = d.masses | dict.fromkeys(sorted(d.gold - d.masses.keys()), 0.0)
-        for klass, mass in masses.items():
+        for column, (klass, mass) in enumerate(masses.items()):
             count = None if d.exact else d.counts.get(klass, 0)
-            rows.append((question_id, klass, count, mass, mass + d.unexplored, klass in d.gold, klass == UNPARSED))
-    columns = ["question_id", "klass", "count", "mass", "mass_high", "is_gold", "is_unparsed"]
+            known = (mass if d.exact else np.nan) if by_mass is None else by_mass[at, column]
+            row = (question_id, klass, count, mass, mass + d.unexplored, known, klass in d.gold, klass == UNPARSED)
+            rows.append(row)
+    columns = ["question_id", "klass", "count", "mass", "mass_high", "by_mass", "is_gold", "is_unparsed"]
     return pd.DataFrame(rows, columns=columns).astype({"count": "Int64"})
 
 

@@ -103,8 +103,7 @@ def _truncated_share(read: Sequence[Read]) -> float:
 
 def class_matrix(classes: pd.DataFrame) -> CountMatrix:
     """The table of classes as arrays again; a class stands in the column of its place among its question's."""
-    row = pd.factorize(classes["question_id"])[0]
-    column = classes.groupby("question_id", sort=False).cumcount().to_numpy()
+    row, column = _places(classes)
     counted = bool(classes["count"].notna().all())
     counts = np.zeros((row.max() + 1, column.max() + 1))
     counts[row, column] = classes["count" if counted else "mass"]
@@ -113,6 +112,19 @@ def class_matrix(classes: pd.DataFrame) -> CountMatrix:
     gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
     at[row[unparsed]] = column[unparsed]
     return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
+
+
+def mass_matrix(classes: pd.DataFrame) -> np.ndarray | None:
+    """[question, K] masses by log-probability (or enumeration), columns as in `class_matrix`; None where unknown."""
+    row, column = _places(classes)
+    masses = np.zeros((row.max() + 1, column.max() + 1))
+    masses[row, column] = classes["by_mass"]
+    return None if np.isnan(masses).any() else masses
+
+
+def _places(classes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of each class."""
+    return pd.factorize(classes["question_id"])[0], classes.groupby("question_id", sort=False).cumcount().to_numpy()
 
 
 def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:

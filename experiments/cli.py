@@ -208,6 +208,24 @@ def transfer(
 
 
 @app.command()
+def verdict(study: Annotated[Path, typer.Argument(help="A study file, run to its end.")], set: Sets = None) -> None:
+    """Decide each hypothesis on a study's runs, without the model: holds, fails, undecided or not tested."""
+    from experiments.reading import load_study
+    from experiments.report.verdict import as_markdown, draw_verdict, verdict_tables
+    from experiments.verdict import judge_study, write_verdict
+
+    with complaints.status("reading runs") as status:
+        judgement = judge_study(load_study(study, set or []), status.update)
+    for heading, table in verdict_tables(judgement):
+        console.print(heading, highlight=False, markup=False, soft_wrap=True)
+        console.print(table)
+    for lacking in judgement.missing:
+        console.print(f"[yellow]{_escaped(lacking)}[/yellow]", soft_wrap=True, highlight=False)
+    for path in (*write_verdict(judgement, as_markdown(judgement)), draw_verdict(judgement)):
+        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
     """Runs, their state and headline figures."""
     from experiments.report.table import cells_of, headline

@@ -15,7 +15,7 @@ import pandas as pd
 
 from experiments.answers import class_matrix
 from experiments.cell import stored_cell
-from experiments.config import Cell
+from experiments.config import LABELS, Cell
 from experiments.reading import load_study
 from experiments.study import find_runs
 from semcal.errors import UserError
@@ -74,10 +74,11 @@ def chosen_runs(targets: Sequence[str], overrides: Sequence[str]) -> tuple[list[
         raise UserError(f"{twice} is named twice; a run compares with another one")
     if len(found) < 2:
         raise UserError(f"{len(found)} of these runs {'is' if len(found) == 1 else 'are'} scored, and a pair needs two")
-    return [_scored(run) for run in found], named, left_out
+    return [scored(run) for run in found], named, left_out
 
 
-def _scored(run: Run) -> Scored:
+def scored(run: Run) -> Scored:
+    """A run that has been scored, read."""
     classes, calibration = run.classes(), run.calibration()
     ids = classes["question_id"].unique()
     questions = run.questions().set_index("id").loc[ids, ["text", "group", "answers"]]
@@ -93,7 +94,7 @@ def differing(a: Cell, b: Cell) -> list[str]:
 def _facts(cell: Cell) -> dict[str, Any]:
     sampling = cell.sampling.model_dump(exclude={"m", "max_rows", "shard_size", "temperature"})
     return {
-        "model": cell.model.model_dump(exclude={"name", "device"}),
+        "model": cell.model.model_dump(exclude={"name", "device", *LABELS}),
         "style": cell.style,
         "B": cell.semantics.model_dump(exclude={"device", "url", "concurrency", "cache"}),
         "temperature": cell.sampling.temperature,

@@ -24,6 +24,8 @@ from semcal.places import (
 from semcal.questions import CONTINUATION
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
+Stage = Literal["base", "sft", "dpo", "grpo", "rl", "instruct"]
+LABELS = ("stage", "lineage", "step")  # of a model: what it is called, not what it does
 
 
 # ---- who answers ---------------------------------------------------------------------------------------------------
@@ -41,14 +43,18 @@ class ServedConfig(Settings):
 
 class ModelConfig(Settings):
     """A checkpoint. `path` is a local folder, a Hub id, `atlas:base` for the bundled organism, or the address of an
-    OpenAI-compatible server such as http://localhost:8000/v1."""
+    OpenAI-compatible server such as http://localhost:8000/v1.
+
+    `stage`, `lineage` (which models descend from one base) and `step` (of training) say what a model is to the
+    hypotheses of `semcal verdict`; nothing that is sampled depends on them.
+    """
 
     path: str
     name: str = ""
-    revision: str | None = None
-    stage: Literal["base", "sft", "dpo", "grpo", "rl", "instruct"] | None = None
+    stage: Stage | None = None
     lineage: str = ""
-    step: int | None = None
+    step: Annotated[int, Field(ge=0)] | None = None
+    revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     prompt: Literal["few-shot", "chat"] = "few-shot"
@@ -385,7 +391,8 @@ class Cell(Settings):
         """What the samples and activations depend on: a run folder is of one configuration of these."""
         parts = {"model", "dataset", "style", "seed", "on_long_prompt", "prompting", "capture"}
         whole = self.model_dump(mode="json", include=parts)
-        whole["model"].pop("device")
+        for key in ("device", *LABELS):
+            whole["model"].pop(key)
         sampling = self.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
         return whole | {
             "sampling": sampling | {"max_new_tokens": self.sampling.length(self.style), "stop": self.sampling.stop}

@@ -39,19 +39,29 @@ from semcal.store import Run
 FOLDS = 5
 
 
-def details(cell: Cell, run: Run, read: Sequence[Read], matrix: CountMatrix, headline: Calibration) -> dict[str, Any]:
+def details(
+    cell: Cell,
+    run: Run,
+    read: Sequence[Read],
+    matrix: CountMatrix,
+    by_mass: np.ndarray | None,
+    headline: Calibration,
+) -> dict[str, Any]:
     """Sections of calibration.json beside the headline; one that this run has no data for is None.
 
     Args:
         read: the run's answers, read by its own B.
         matrix: their classes.
+        by_mass: `masses_of` the sampled answers.
         headline: the figures that they give.
     """
     group = run.questions()["group"].to_numpy()
     few = {"bootstrap": cell.calibration.detail_draws, "null_draws": cell.calibration.detail_draws}
     common: dict[str, Any] = {"group": group, "level": cell.calibration.level, "seed": cell.seed}
     sampled = cell.sampling.exact is None
-    masses = sampled_masses(read, matrix) if sampled else confidences_of_masses(*_arrays(matrix))
+    known = matrix.counts if by_mass is None else by_mass
+    unknown = sampled and by_mass is None
+    masses = None if unknown else confidences_of_masses(known, matrix.gold, matrix.unparsed)
     sections: dict[str, Any] = {"finite_m": None, "m_curve": None}
     if sampled:
         curve = m_curve(*_arrays(matrix), **few, **common)
@@ -66,18 +76,23 @@ def details(cell: Cell, run: Run, read: Sequence[Read], matrix: CountMatrix, hea
 
 def sampled_masses(read: Sequence[Read], matrix: CountMatrix) -> Confidences | None:
     """Confidence and correctness by mass; None where a sample has no log-probability (some servers give none)."""
+    masses = masses_of(read, matrix)
+    return None if masses is None else confidences_of_masses(masses, matrix.gold, matrix.unparsed)
+
+
+def masses_of(read: Sequence[Read], matrix: CountMatrix) -> np.ndarray | None:
+    """[question, K] class masses by the log-probabilities of the samples; None where one has none."""
     place = [{k: c for c, k in enumerate(r.distribution.counts)} for r in read]
     logprob = np.concatenate([r.samples["logprob"].to_numpy(dtype=float) for r in read])
     if np.isnan(logprob).any():
         return None
-    masses = class_masses(
+    return class_masses(
         np.repeat(np.arange(len(read)), [len(r.classes) for r in read]),
         [place[row][klass] for row, r in enumerate(read) for klass in r.classes],
         np.concatenate([r.samples["count"].to_numpy(dtype=int) for r in read]),
         logprob,
         shape=matrix.counts.shape,
     )
-    return confidences_of_masses(masses, matrix.gold, matrix.unparsed)
 
 
 def _arrays(matrix: CountMatrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -95,7 +95,8 @@ def whole_families(hooks: Sequence[str]) -> list[str]:
 
 def reads_heads_only(patterns: Sequence[str]) -> bool:
     """Whether patterns mean nothing of width d_model, which is what probes read."""
-    return not any(matching(p, (n for n in block_hooks(i) if not is_of_heads(n))) for p in patterns for i in (0, 1, 2))
+    known = [n for i in (0, 1, 2) for n in block_hooks(i) if not is_of_heads(n)]
+    return not any(matching(re.sub(r"^blocks\.\d+", "blocks.0", pattern), known) for pattern in patterns)
 
 
 def reads_residual(patterns: Sequence[str]) -> bool:

@@ -374,16 +374,16 @@ class Run:
         return pd.read_parquet(path)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
         write_atomically(self._path(name), lambda p: p.write_text(text))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON knows neither NaN nor numpy: a figure that is not defined is null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -73,7 +73,16 @@ def equivalence(
     """
     found = confidences(counts, gold)
     chances = exchange_chances(counts, gold)
-    return _equivalence(chances, found.plug_in, found.correct, delta, alpha, draws, seed, convention)
+    return equivalence_of(
+        chances,
+        found.plug_in,
+        found.correct,
+        delta=delta,
+        alpha=alpha,
+        draws=draws,
+        seed=seed,
+        convention=convention,
+    )
 
 
 def exact_equivalence(
@@ -94,19 +103,30 @@ def exact_equivalence(
     """
     pairs = checked_pairs(confidence, correct)
     chances = exact_chances(pairs.confidence)
-    return _equivalence(chances, pairs.confidence, pairs.correct, delta, alpha, draws, seed, convention)
+    return equivalence_of(
+        chances,
+        pairs.confidence,
+        pairs.correct,
+        delta=delta,
+        alpha=alpha,
+        draws=draws,
+        seed=seed,
+        convention=convention,
+    )
 
 
-def _equivalence(
+def equivalence_of(
     chances: Chances,
     confidence: FloatArray,
     correct: FloatArray,
+    *,
     delta: float,
     alpha: float,
     draws: int,
     seed: int,
-    convention: Convention,
+    convention: Convention = "relplot",
 ) -> Equivalence:
+    """The same for confidences `[n]` whose calibrated twins `chances` are known."""
     if not 0 < delta < 1 or not 0 < alpha < 1 or draws < 1:
         raise ValueError(f"delta and alpha must lie in (0, 1) and draws be positive, got {delta}, {alpha}, {draws}")
     observed = float(smece_batch(confidence, correct, convention=convention).values[0]) + 1e-12

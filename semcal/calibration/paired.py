@@ -199,13 +199,19 @@ def _jackknife(
     difference: Callable[..., FloatArray], arrays: FourArrays, clusters: Groups, seed: int
 ) -> tuple[float, int]:
     """Standard error by leaving out one block of groups at a time, and the number of blocks."""
-    blocks = min(clusters.count, BLOCKS)
+    kept = leave_out(clusters, seed)
+    blocks = len(kept)
     if blocks < 2:
         return float("nan"), blocks
-    block = keyed_generator(seed, "jackknife").permutation(clusters.count) % blocks  # [group]
-    kept = np.arange(blocks)[:, None] != block[clusters.index]  # [blocks, n]
-    without = difference(*arrays, weight=kept.astype(np.float64))
+    without = difference(*arrays, weight=kept)
     return float(np.sqrt((blocks - 1) * np.var(without))), blocks
+
+
+def leave_out(clusters: Groups, seed: int) -> FloatArray:
+    """Weights `[blocks, n]` of a grouped jackknife: each row leaves one block of whole groups out."""
+    blocks = min(clusters.count, BLOCKS)
+    block = keyed_generator(seed, "jackknife").permutation(clusters.count) % blocks  # [group]
+    return (np.arange(blocks)[:, None] != block[clusters.index]).astype(np.float64)
 
 
 def _swap_p(
