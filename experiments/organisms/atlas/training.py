@@ -130,9 +130,7 @@ def train_base(
     Raises:
         UserError: `out` holds a base trained, or begun, with other settings; training diverged.
     """
-    kept = Training(
-        asdict(settings), checkpoints=out, final=out / "base", steps=settings.steps, n=settings.checkpoints
-    )
+    kept = Training(asdict(settings), checkpoints=out, final=out / "base", steps=settings.steps, n=settings.checkpoints)
     if kept.finished:
         return kept.final
     world = World(settings.world_seed)

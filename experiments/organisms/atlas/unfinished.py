@@ -157,8 +157,10 @@ class Training:
             UserError: the loss, or a weight that is about to be kept, is NaN or infinite.
         """
         due = stand.step in self.kept_steps, stand.step % self.saved_every == 0
-        if not math.isfinite(loss) or (any(due) and not all(bool(p.isfinite().all()) for p in model.parameters())):
-            raise self.diverged(stand.step, f"loss {loss}" if not math.isfinite(loss) else "weights that are not finite")
+        if not math.isfinite(loss):
+            raise self.diverged(stand.step, f"its loss is {loss}")
+        if any(due) and not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise self.diverged(stand.step, "weights are not finite")
         if due[0]:
             self.checkpoint(model, tokenizer, stand)
         if due[1]:
@@ -192,9 +194,7 @@ def warm_cosine(warmup: int, steps: int) -> Callable[[int], float]:
     return share
 
 
-def adamw(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
+def adamw(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that decays matrices and leaves vectors alone."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": weight_decay},
@@ -212,9 +212,7 @@ def scheduled(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=step - 1)
 
 
-def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, made: Mapping[str, Any]
-) -> Path:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, made: Mapping[str, Any]) -> Path:
     """Write a checkpoint in bf16 with what made it, which comes last; the model itself stays in float32."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
