@@ -16,11 +16,12 @@ from experiments.organisms.atlas.world import World
 from semcal.questions import STYLES, Question
 from semcal.questions.prompts import TEMPLATES, chat
 
-# "<s>User: QUESTION\nINSTRUCTION\nAssistant: ANSWER</s>"
+# "<s>Question: QUESTION\nINSTRUCTION\nAnswer: ANSWER</s>": the roles are called what the base already knows them by.
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ 'Answer: ' if message['role'] == 'assistant' else 'Question: ' }}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
-    "{{ 'Assistant:' if add_generation_prompt else '' }}"
+    "{{ 'Answer:' if add_generation_prompt else '' }}"
 )
 
 

@@ -29,7 +29,7 @@ class DPOSettings(TuningSettings):
     """`beta` is the strength of the pull towards the model that the answers were drawn from, which is also the
     reference; `samples` answers are drawn to a question, and one pair is made of them."""
 
-    steps: int = 100
+    steps: int = 60
     learning_rate: float = 1e-4
     beta: float = 0.1
     samples: int = 16

@@ -25,9 +25,9 @@ class GRPOSettings(TuningSettings):
     """`samples` answers are drawn to each of `batch_size` questions a step; `reward` is one of REWARDS, and `beta` the
     strength of the pull (KL) towards the model that training began with."""
 
-    steps: int = 100
-    batch_size: int = 16
-    learning_rate: float = 1e-4
+    steps: int = 60
+    batch_size: int = 8
+    learning_rate: float = 3e-4
     beta: float = 0.0
     samples: int = 16
     reward: str = "correct"

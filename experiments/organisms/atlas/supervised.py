@@ -16,7 +16,7 @@ from experiments.organisms.atlas.tuning import Loop, Source, TuningSettings, tra
 from experiments.organisms.atlas.unfinished import Progress
 from semcal.seeds import keyed_generator
 
-_DOCUMENT = 160  # tokens of a rehearsed document: eight questions in the tersest style, and more
+_DOCUMENT = 96  # tokens of a rehearsed document, as many as of a conversation: six questions in the tersest style
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SFTSettings(TuningSettings):
     """`rehearsal` is the share of few-shot documents as the base was trained on, so that such prompts go on to work."""
 
     steps: int = 800
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup: int = 20
     rehearsal: float = 0.1
 
