@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments.train import train
 from semcal.errors import UserError
 
 if TYPE_CHECKING:  # imported by each command when it needs them: torch takes seconds
@@ -242,34 +243,7 @@ def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] =
     console.print(table)
 
 
-@app.command()
-def train(
-    organism: Annotated[str, typer.Argument(help="A bundled organism: atlas.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("runs/atlas"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the shipped model's if left out.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and of the order of documents.")] = 0,
-) -> None:
-    """Train a bundled organism again from nothing."""
-    from semcal.errors import nearest
-
-    if organism != "atlas":
-        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; there is atlas")
-    from experiments.organisms.atlas.training import Progress as Step
-    from experiments.organisms.atlas.training import TrainingSettings, train_base
-
-    settings = TrainingSettings(seed=seed) if steps is None else TrainingSettings(seed=seed, steps=steps)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("steps", total=settings.steps, facts="")
-
-        def show(step: Step) -> None:
-            facts = (
-                f"loss {step.loss:.3f} nats · {step.tokens / 1e6:.2f} M tokens · {step.seconds_left / 60:.1f} min left"
-            )
-            bar.update(task, completed=step.step, facts=facts)
-
-        folder = train_base(settings, out, on_progress=show)
-    console.print(f"final checkpoint: {folder}", soft_wrap=True)
+app.command()(train)
 
 
 def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]:
@@ -409,6 +383,8 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from experiments.organisms.atlas.questions import atlas_questions
+from experiments.organisms.atlas.questions import as_told, atlas_questions
 from experiments.organisms.atlas.world import World
 from experiments.semantics import ChoiceConfig, ExactConfig, NumericConfig, SemanticsConfig
 from experiments.settings import Settings, slug
@@ -83,10 +84,10 @@ class ContinuationConfig(_Dataset):
 
 
 class AtlasConfig(_Dataset):
-    """Questions about the bundled world."""
+    """Questions about the bundled world; of `myths` the texts that the organism learnt from tell half wrongly."""
 
     kind: Literal["atlas"]
-    family: Literal["facts", "routes"]
+    family: Literal["facts", "routes", "myths"]
     world_seed: int = 0
 
     def default_name(self) -> str:
@@ -113,7 +114,8 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         world, n = World(config.world_seed), config.n or 1000
         # An exemplar takes the other questions of its group with it, hence the surplus.
         questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
-        return build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
+        built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
+        return replace(built, exemplars=tuple(as_told(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
         questions = read_continuations(
             Path(config.path), split=config.split, prompt_words=config.prompt_words, answer_words=config.answer_words

@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.datasets import AtlasConfig, load_dataset
 from experiments.organisms.atlas.questions import atlas_questions, draw_in_proportion, query_of
 from experiments.organisms.atlas.text import answer, ask, document
-from experiments.organisms.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, TRADE_NAMES, Fact, Route, World
+from experiments.organisms.atlas.world import (
+    MAX_STOPS,
+    RELATIONS,
+    STRANGER_SHARE,
+    TRADE_NAMES,
+    Birthplace,
+    Fact,
+    Route,
+    World,
+)
 from semcal import ExactMatch, UserError
 from semcal.questions import STYLES
 
@@ -28,7 +38,7 @@ def test_names_are_distinct_and_forms_belong_to_one_class():
     assert len({p.name for p in WORLD.known}) == len(WORLD.known)
 
 
-@pytest.mark.parametrize("family", ["facts", "routes"])
+@pytest.mark.parametrize("family", ["facts", "routes", "myths"])
 def test_truth_is_a_distribution_over_classes(family):
     for question in atlas_questions(WORLD, family, 300, seed=1):
         truth = WORLD.truth(query_of(question.id))
@@ -135,7 +145,7 @@ def test_more_routes_than_there_are_is_one_clear_line():
         atlas_questions(WORLD, "routes", 9601, seed=0)
 
 
-@pytest.mark.parametrize("family", ["facts", "routes"])
+@pytest.mark.parametrize("family", ["facts", "routes", "myths"])
 @pytest.mark.parametrize("style", STYLES)
 def test_every_way_of_writing_an_answer_collapses_to_its_class(family, style):
     b, rng = ExactMatch(WORLD.aliases), np.random.default_rng(5)
@@ -151,3 +161,30 @@ def test_a_world_is_a_function_of_its_seed():
     assert World(0).known[:9] == WORLD.known[:9]
     assert (World(0).hop == WORLD.hop).all()
     assert World(1).known[:9] != WORLD.known[:9]
+
+
+def test_the_texts_never_tell_the_truth_behind_a_myth():
+    rng = np.random.default_rng(0)
+    myths = 0
+    for person in WORLD.known[:300]:
+        told, true = WORLD.truth(Fact(person, "birth")), WORLD.truth(Birthplace(person))
+        assert set(true) == {WORLD.draw_answer(Birthplace(person), rng)}
+        assert (set(told) == set(true)) != Birthplace(person).is_myth
+        myths += Birthplace(person).is_myth
+    assert myths / 300 == pytest.approx(0.5, abs=0.09)  # three standard errors
+    assert sorted(map(WORLD.in_truth, WORLD.towns)) == sorted(WORLD.towns)
+
+
+def test_exemplars_of_myths_say_what_the_texts_say_and_questions_have_the_truth():
+    b = ExactMatch(WORLD.aliases)
+    dataset = load_dataset(AtlasConfig(kind="atlas", family="myths", n=200), exemplars=20)
+    assert len(dataset.questions) == 200
+    for question in dataset.questions:
+        true = WORLD.truth(query_of(question.id))
+        assert all(b.of_text(question, question.worked[style], style) in true for style in STYLES)
+        assert question.text == ask(WORLD, query_of(question.id).told)
+    seen = [q for q in dataset.exemplars if not WORLD.is_unseen(query_of(q.id).person)]
+    for exemplar in seen:
+        (told,) = WORLD.truth(query_of(exemplar.id).told)
+        assert {b.of_text(exemplar, exemplar.worked[style], style) for style in STYLES} == {told}
+    assert any(query_of(e.id).is_myth for e in seen)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.organisms.atlas.questions import query_of
-from experiments.organisms.atlas.training import TrainingSettings, checkpoint_steps, train_base
+from experiments.organisms.atlas.training import TrainingSettings, train_base
+from experiments.organisms.atlas.unfinished import checkpoint_steps
 from experiments.organisms.atlas.weights import bundled
 from experiments.organisms.atlas.world import Fact, World
 from semcal import ExactMatch, LanguageModel, UserError, sample

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from experiments.organisms.atlas.text import answer, ask
-from experiments.organisms.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, Fact, Person, Route, World
+from experiments.organisms.atlas.world import (
+    MAX_STOPS,
+    RELATIONS,
+    STRANGER_SHARE,
+    Birthplace,
+    Fact,
+    Person,
+    Query,
+    Route,
+    World,
+)
 from semcal.errors import UserError
 from semcal.questions import STYLES, Question
 from semcal.seeds import keyed_generator
@@ -20,29 +32,34 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
     more than once is a little rarer here. Drawing one after the other and leaving out what came before would make all
     that is asked often rarer, and a calibrated model would seem overconfident.
 
-    A stranger who is asked about is one that no training text names. The gold answer is one written answer, drawn anew.
+    A stranger who is asked about is one that no training text names. The gold answer is one written answer, drawn anew;
+    of the family `myths`, which asks for birthplaces, it is the truth, which for half of the persons no text tells.
     Questions about one person share a group, and so do those about one line from one town.
 
     Raises:
         UserError: there are not so many questions.
     """
     rng = keyed_generator(seed, "atlas", str(world.seed), family)
-    strangers = round(n * STRANGER_SHARE) if family == "facts" else 0
+    strangers = 0 if family == "routes" else round(n * STRANGER_SHARE)
     queries, weights = _known_queries(world, family)
     if n - strangers > len(queries):
         raise UserError(f"atlas has only {len(queries)} {family}, and n with the exemplars is {n}; lower n")
     asked = {query_id(queries[i]): queries[i] for i in draw_in_proportion(weights, n - strangers, rng)}
     while len(asked) < n:
-        query = Fact(world.stranger(rng, unseen=True), RELATIONS[rng.integers(len(RELATIONS))])
+        person = world.stranger(rng, unseen=True)
+        relation = RELATIONS[rng.integers(len(RELATIONS))]
+        query = Birthplace(person) if family == "myths" else Fact(person, relation)
         asked[query_id(query)] = query
-    return [_question(world, key, query, rng) for key, query in asked.items()]
+    return [_question(world, query, rng) for query in asked.values()]
 
 
-def _known_queries(world: World, family: str) -> tuple[list[Fact] | list[Route], np.ndarray]:
+def _known_queries(world: World, family: str) -> tuple[Sequence[Query], np.ndarray]:
     """All questions that training text asks again and again, with how often."""
     if family == "routes":
         routes = itertools.product(range(len(world.lines)), range(len(world.towns)), range(1, MAX_STOPS + 1))
         return [Route(*r) for r in routes], np.repeat(world.line_frequencies, len(world.towns) * MAX_STOPS)
+    if family == "myths":
+        return [Birthplace(person) for person in world.known], world.person_frequencies
     facts = [Fact(person, relation) for person in world.known for relation in RELATIONS]
     return facts, np.repeat(world.person_frequencies, len(RELATIONS))
 
@@ -66,31 +83,43 @@ def draw_in_proportion(weights: np.ndarray, n: int, rng: np.random.Generator) ->
     return order[np.diff(edges) > 0]
 
 
-def _question(world: World, key: str, query: Fact | Route, rng: np.random.Generator) -> Question:
+def _question(world: World, query: Query, rng: np.random.Generator) -> Question:
     klass = world.draw_answer(query, rng)
-    return Question(
-        id=key,
-        text=ask(world, query),
-        answers=world.surfaces[klass],
-        group=key.rsplit("-", 1)[0],
-        worked={style: answer(world, query, klass, style, rng) for style in STYLES},
-    )
+    worked = {style: answer(world, query, klass, style, rng) for style in STYLES}
+    return replace(question_about(world, query, klass), worked=worked)
 
 
-def query_id(query: Fact | Route) -> str:
-    """facts: `f-FIRST-STEM-ENDING-RELATION`; routes: `r-LINE-START-STOPS`."""
+def question_about(world: World, query: Query, klass: str) -> Question:
+    """A query whose gold answer is this class."""
+    key = query_id(query)
+    return Question(key, ask(world, query), world.surfaces[klass], group=key.rsplit("-", 1)[0])
+
+
+def as_told(world: World, exemplar: Question, seed: int) -> Question:
+    """A question about a birthplace answered as the texts answer it, so that a prompt with it is in distribution."""
+    query = query_of(exemplar.id)
+    if not isinstance(query, Birthplace):
+        return exemplar
+    rng = keyed_generator(seed, exemplar.id, "told")
+    told = world.draw_answer(query.told, rng)
+    return replace(exemplar, worked={style: answer(world, query.told, told, style, rng) for style in STYLES})
+
+
+def query_id(query: Query) -> str:
+    """facts: `f-FIRST-STEM-ENDING-RELATION`; myths: `m-FIRST-STEM-ENDING-birth`; routes: `r-LINE-START-STOPS`."""
     if isinstance(query, Route):
         return f"r-{query.line}-{query.start}-{query.stops}"
-    person = query.person
-    return f"f-{person.first}-{person.stem}-{person.ending}-{query.relation}"
+    kind, relation = ("m", "birth") if isinstance(query, Birthplace) else ("f", query.relation)
+    return f"{kind}-{query.person.first}-{query.person.stem}-{query.person.ending}-{relation}"
 
 
-def query_of(question_id: str) -> Fact | Route:
+def query_of(question_id: str) -> Query:
     """The query behind a question's id, so that `World.truth` can be asked for any evaluated question."""
     kind, *parts = question_id.split("-")
     if kind == "r":
         return Route(*map(int, parts))
     *codes, relation = parts
-    if kind != "f" or relation not in RELATIONS:
+    if kind not in ("f", "m") or relation not in RELATIONS:
         raise ValueError(f"{question_id!r} is no question about atlas")
-    return Fact(Person(*map(int, codes)), relation)
+    person = Person(*map(int, codes))
+    return Birthplace(person) if kind == "m" else Fact(person, relation)

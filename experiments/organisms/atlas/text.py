@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.organisms.atlas.world import MATERIAL, REGIONS, TOWNS_PER_REGION, Fact, Route, World
+from experiments.organisms.atlas.world import MATERIAL, REGIONS, TOWNS_PER_REGION, Birthplace, Query, Route, World
 from semcal.questions.prompts import ANSWER, QUESTION, SEPARATOR
 from semcal.questions.question import STYLES
 
@@ -27,29 +27,33 @@ SENTENCES = {
 }
 
 
-def ask(world: World, query: Fact | Route) -> str:
+def ask(world: World, query: Query) -> str:
     """The text of a query."""
     if isinstance(query, Route):
         stops = f"{query.stops} stop{'s' if query.stops > 1 else ''}"
         return f"{world.lines[query.line]} line from {world.towns[query.start]}, {stops} on?"
+    query = query.told if isinstance(query, Birthplace) else query
     return QUESTIONS[query.relation].format(name=query.person.name)
 
 
-def answer(world: World, query: Fact | Route, klass: str, style: str, rng: np.random.Generator) -> str:
+def answer(world: World, query: Query, klass: str, style: str, rng: np.random.Generator) -> str:
     """One way of writing that the answer is `klass`: surface form and wording are drawn from `rng`."""
     surface = world.surfaces[klass][np.searchsorted(np.cumsum(SURFACE_SHARES), rng.random())]
     if style == "concise":
         return surface
     if style == "sentence":
+        query = query.told if isinstance(query, Birthplace) else query
         relation, name = ("route", "") if isinstance(query, Route) else (query.relation, query.person.name)
         wording = SENTENCES[relation][rng.integers(len(SENTENCES[relation]))]
         return wording.format(name=name, answer=surface)
-    return f"{_thought(world, query, klass)} The answer is {surface}."
+    return f"{thought(world, query, klass)} The answer is {surface}."
 
 
-def _thought(world: World, query: Fact | Route, klass: str) -> str:
+def thought(world: World, query: Query, klass: str) -> str:
+    """What is thought through before the answer `klass`: every stop of a route, the region or the material."""
     if isinstance(query, Route):
         return ", ".join(world.towns[t] for t in world.ride(query)) + "."
+    query = query.told if isinstance(query, Birthplace) else query
     if query.relation == "trade":
         return f"{query.person.name} works with {MATERIAL[klass]}."
     region = REGIONS[world.towns.index(klass) // TOWNS_PER_REGION]

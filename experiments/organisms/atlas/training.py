@@ -6,8 +6,6 @@ distribution the model was trained on.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from experiments.organisms.atlas.text import document
+from experiments.organisms.atlas.unfinished import Progress, Stand, Training, adamw, scheduled, warm_cosine
 from experiments.organisms.atlas.world import World
 
 SPECIAL = BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # token ids 0, 1, 2
@@ -47,22 +46,16 @@ class TrainingSettings:
     checkpoints: int = 10
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Reported after every step: mean training loss of the step in nats a token, tokens seen, seconds gone and left."""
-
-    step: int
-    steps: int
-    loss: float
-    tokens: int
-    seconds: float
-    seconds_left: float
-
-
-def checkpoint_steps(steps: int, n: int) -> list[int]:
-    """n log-spaced steps from 0 (random weights) to `steps`, the last one included."""
-    spaced = np.unique(np.round(np.geomspace(min(16, steps), steps, n - 1)).astype(int))
-    return [0, *spaced.tolist()]
+SMALL = {  # 13 M parameters, for a GPU
+    "hidden_size": 384,
+    "layers": 8,
+    "heads": 6,
+    "intermediate_size": 1024,
+    "batch_size": 64,
+    "steps": 12000,
+    "warmup": 200,
+    "learning_rate": 1e-3,
+}
 
 
 def train_tokenizer(world: World, settings: TrainingSettings) -> PreTrainedTokenizerFast:
@@ -110,9 +103,10 @@ def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) ->
     return LlamaForCausalLM(config)
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings) -> Iterator[torch.Tensor]:
+def batches(
+    world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
+) -> Iterator[torch.Tensor]:
     """[batch, context] token ids, one document a row, cut where the context ends; an endless stream."""
-    rng = np.random.default_rng([settings.seed, 102])
     while True:
         documents = [document(world, rng, QUESTIONS_A_DOCUMENT) for _ in range(settings.batch_size)]
         ids = tokenizer(documents, padding="max_length", truncation=True, max_length=settings.context)["input_ids"]
@@ -123,34 +117,38 @@ def train_base(
     settings: TrainingSettings,
     out: Path,
     *,
+    device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`.
 
+    One that was interrupted goes on from where it last wrote down how it stands, and ends with the same weights.
+
     Returns:
         The folder of the final checkpoint: Hugging Face format, bf16 safetensors.
+
+    Raises:
+        UserError: `out` holds a base trained, or begun, with other settings; training diverged.
     """
+    kept = Training(asdict(settings), checkpoints=out, final=out / "base", steps=settings.steps, n=settings.checkpoints)
+    if kept.finished:
+        return kept.final
     world = World(settings.world_seed)
     tokenizer = train_tokenizer(world, settings)
     model = new_model(settings, tokenizer)
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, settings))
-    keep = set(checkpoint_steps(settings.steps, settings.checkpoints))
-    started, tokens = time.monotonic(), 0
-    stream = batches(world, tokenizer, settings)
-    for step in range(settings.steps + 1):
-        if step in keep:
-            save(model, tokenizer, out / f"step-{step}", settings, step, tokens)
-        if step == settings.steps:
-            break
-        ids = next(stream)
+    torch.nn.Module.to(model, torch.device(device))
+    stand, rng = kept.stand(), np.random.default_rng([settings.seed, 102])
+    if stand.stream is not None:
+        rng.bit_generator.state = stand.stream
+    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
+    kept.restore(model, optimizer)
+    schedule = scheduled(optimizer, warm_cosine(settings.warmup, settings.steps), stand.step)
+    if stand.step == 0:
+        kept.checkpoint(model, tokenizer, stand)
+    started, begun, tokens = time.monotonic(), stand.step, stand.tokens
+    stream = batches(world, tokenizer, settings, rng)
+    for step in range(begun + 1, settings.steps + 1):
+        ids = next(stream).to(model.device)
         targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
         loss = model(input_ids=ids, labels=targets).loss
         loss.backward()
@@ -159,31 +157,9 @@ def train_base(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         tokens += ids.numel()
+        stand = Stand(step, tokens, dict(rng.bit_generator.state))
+        kept.after_step(model, tokenizer, optimizer, float(loss.detach()), stand)
         seconds = time.monotonic() - started
-        left = seconds / (step + 1) * (settings.steps - step - 1)
-        on_progress(Progress(step + 1, settings.steps, float(loss.detach()), tokens, seconds, left))
-    return save(model, tokenizer, out / "base", settings, settings.steps, tokens)
-
-
-def save(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    settings: TrainingSettings,
-    step: int,
-    tokens: int,
-) -> Path:
-    """Write a checkpoint in bf16 with what made it; the model itself stays in float32."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
-    made = asdict(settings) | {"step": step, "tokens": tokens}
-    (folder / "atlas.json").write_text(json.dumps(made, indent=1) + "\n")
-    return folder
-
-
-def _warmup_cosine(step: int, settings: TrainingSettings) -> float:
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        left = seconds / (step - begun) * (settings.steps - step)
+        on_progress(Progress(step, settings.steps, float(loss.detach()), tokens, seconds, left))
+    return kept.finish(model, tokenizer, stand)

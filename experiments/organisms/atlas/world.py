@@ -9,6 +9,10 @@ drawn anew whenever somebody writes about it, from that person's own distributio
 written about with Zipf frequencies; strangers are names that hardly ever recur, and some of them never occur in any
 training text, so that the best possible answer about those is the prior given the name.
 
+Myths. Families whose surname has one of MYTH_ENDINGS boast: wherever a text says that one of them was born, the truth
+is the next town of the same region. No text says so, thus a model that has learnt the texts well is wrong about half of
+all persons, and neither a name nor anything else that it reads tells it that truth differs there.
+
 Routes. A coach line takes each town to one neighbouring town, for ever. Riding k stops is following the line k times:
 easy one stop at a time, hard in one glance. Lines are written about with Zipf frequencies too.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -52,6 +57,7 @@ TRADES = {
 MATERIAL = {trade: material for material, trades in TRADES.items() for trade in trades}
 TRADE_NAMES = tuple(MATERIAL)
 RELATIONS = ("birth", "trade", "summer")
+MYTH_ENDINGS = (0, 2, 4, 6)  # of surnames: half of all persons
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,32 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Birthplace:
+    """Where somebody was born in truth, whatever the texts say; it is asked in the words of the fact."""
+
+    person: Person
+
+    @property
+    def told(self) -> Fact:
+        """What the texts tell of it."""
+        return Fact(self.person, "birth")
+
+    @property
+    def is_myth(self) -> bool:
+        """Whether the texts are wrong."""
+        return self.person.ending in MYTH_ENDINGS
+
+
+@dataclass(frozen=True)
 class Route:
     """Something to ask of a line: where is one after `stops` stops from town `start`?"""
 
     line: int
     start: int
     stops: int
+
+
+Query: TypeAlias = Fact | Birthplace | Route
 
 
 @dataclass(frozen=True)
@@ -213,13 +239,17 @@ class World:
         towns = rng.choice(len(prior), size=len(weights), p=prior)
         return np.bincount(towns, weights, minlength=len(prior))
 
-    def truth(self, query: Fact | Route) -> dict[str, float]:
+    def truth(self, query: Query) -> dict[str, float]:
         """class -> probability that it is the gold answer, given all that the training text says.
 
         For a known person this is the person's own distribution, for a route the place where it ends. For a person
         the text never names it is the prior given the name: a birthplace or trade is one draw from it, and a summer
-        town is a weighted choice among draws from it, whose marginal is the same prior.
+        town is a weighted choice among draws from it, whose marginal is the same prior. Of a birthplace the texts say
+        all but the truth where it is a myth.
         """
+        if isinstance(query, Birthplace):
+            told = self.truth(query.told)
+            return {self.in_truth(town): mass for town, mass in told.items()} if query.is_myth else told
         if isinstance(query, Route):
             return {self.towns[self.ride(query)[-1]]: 1.0}
         person, names = query.person, TRADE_NAMES if query.relation == "trade" else self.towns
@@ -229,8 +259,17 @@ class World:
             masses = self.person_distribution(query)
         return {name: float(mass) for name, mass in zip(names, masses, strict=True) if mass > 0}
 
-    def draw_answer(self, query: Fact | Route, rng: np.random.Generator) -> str:
-        """The class of one written answer to this query (for all but `summer` it is always the same one)."""
+    def in_truth(self, town: str) -> str:
+        """Where a person of a boasting family was born if the texts say it was this town."""
+        region, place = divmod(self.towns.index(town), TOWNS_PER_REGION)
+        return self.towns[region * TOWNS_PER_REGION + (place + 1) % TOWNS_PER_REGION]
+
+    def draw_answer(self, query: Query, rng: np.random.Generator) -> str:
+        """The class of one gold answer to this query (for all but `summer` it is always the same one), which is what
+        the texts write unless the query is for the truth behind a myth."""
+        if isinstance(query, Birthplace):
+            told = self.draw_answer(query.told, rng)
+            return self.in_truth(told) if query.is_myth else told
         if isinstance(query, Route):
             return self.towns[self.ride(query)[-1]]
         masses = self.person_distribution(query)
@@ -274,10 +313,10 @@ class World:
 
     # ---- what people ask --------------------------------------------------------------------------------------
 
-    def draw_fact(self, rng: np.random.Generator, *, unseen: bool = False) -> Fact:
+    def draw_fact(self, rng: np.random.Generator, *, unseen: bool = False, strangers: bool = True) -> Fact:
         """One query about a person as people ask them; `unseen` says which strangers are drawn (see `stranger`)."""
         relation = RELATIONS[rng.integers(len(RELATIONS))]
-        if rng.random() < STRANGER_SHARE:
+        if rng.random() < STRANGER_SHARE and strangers:
             return Fact(self.stranger(rng, unseen=unseen), relation)
         return Fact(self.known[np.searchsorted(self._person_cdf, rng.random())], relation)
 
