@@ -205,9 +205,7 @@ class ProbesConfig(Settings):
         if "step-0" in self.baselines and not self.step0:
             raise ValueError("probes.baselines: step-0 is a checkpoint before training; say which in probes.step0")
         if self.step0 and "step-0" not in self.baselines:
-            raise ValueError(
-                f"probes.step0 is {self.step0!r}, but no baseline reads it; add step-0 to probes.baselines"
-            )
+            raise ValueError(f"probes.step0 is {self.step0!r}, which no baseline reads; add step-0 to probes.baselines")
         return self
 
     @property

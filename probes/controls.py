@@ -140,6 +140,29 @@ def permuted_rows(group: Sequence[str], count: int, *, seed: int) -> np.ndarray:
     return permutations
 
 
+def exchange_p_value(Y: np.ndarray, log_q: np.ndarray, group: Sequence[str], permutations: int, *, seed: int) -> float:
+    """Do predictions fit their own questions better than those of other groups? Nothing is fitted again.
+
+    (1 + #{permutations under which Σ Y·log q is no smaller}) / (1 + permutations), the targets permuted by whole groups
+    (`permuted_rows`). Exact, given the predictions, where they were made without any of these targets: on ONE held-out
+    fold. Folds must not be pooled: the pair of questions i, j counts in i's fold by what the probe learnt from j, and
+    in j's by what it learnt from i, which is the same twice, so that a null with the predictions held fixed is too
+    narrow.
+
+    Args:
+        Y: [question, class], of one held-out fold.
+        log_q: [question, class], log-probabilities predicted for it.
+        group: [question].
+        permutations: 0 gives NaN.
+    """
+    if not permutations:
+        return float("nan")
+    fits = [(Y[rows] * log_q).sum() for rows in permuted_rows(group, permutations, seed=seed)]
+    own = (Y * log_q).sum()
+    # Equal up to rounding counts against the probe: one that predicts the same for all fits every question alike.
+    return float(1 + np.sum(np.array(fits) >= own - 1e-9 * len(Y))) / (1 + permutations)
+
+
 def maximum_null(statistic: np.ndarray, observed: np.ndarray) -> tuple[float, np.ndarray]:
     """The null of the largest statistic over layers (single-step max-T: Westfall & Young 1993).
 

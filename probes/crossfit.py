@@ -8,16 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from scipy.special import log_softmax
 
-from probes.evaluate import PENALTIES, group_folds
-from probes.linear import LinearProbe
-from probes.rung import share_explained
-from probes.targets import smoothed
-
-# Nats still to be gained when the solver stops: to compare penalties, and of the probe that predicts.
-_ROUGH_TOLERANCE, _TOLERANCE = 1e-4, 1e-5
+from probes.folds import group_folds
+from probes.rungs import candidates, learn_best
 
 
 def out_of_fold(X: np.ndarray, Y: np.ndarray, group: Sequence[str], *, folds: int = 5, seed: int) -> np.ndarray:
@@ -37,10 +30,9 @@ def out_of_fold(X: np.ndarray, Y: np.ndarray, group: Sequence[str], *, folds: in
         ValueError: lengths disagree, an input that is not finite, fewer groups than folds.
     """
     predicted = np.empty(np.shape(Y))
-    names = np.asarray(group)
+    path = candidates("linear", m=None, seed=seed)
     for train, test in group_folds(group, folds, seed=seed):
-        (found,) = predict_elsewhere(X[train], Y[train], names[train].tolist(), [X[test]], seed=seed)
-        predicted[test] = np.exp(found)
+        predicted[test] = np.exp(learn_best(path, X, Y, group, train, test, seed=seed))
     return predicted
 
 
@@ -49,31 +41,9 @@ def predict_elsewhere(
 ) -> list[np.ndarray]:
     """Log-probabilities [question', K] for other activations [question', d], from one probe trained on X and Y.
 
-    The penalty is chosen as in `evaluate`, on one inner split by group; then the probe is fitted to all rows given.
-    Rows that all hold one distribution teach nothing else than to predict it.
+    The penalty is chosen on one inner split by group; then the probe is fitted to all rows given (`learn_best`).
     """
-    if _alike(Y):
-        marginal = np.log(smoothed(torch.as_tensor(Y, dtype=torch.float64)).mean(0).numpy())
-        return [np.tile(marginal, (len(other), 1)) for other in others]
-    probe = LinearProbe(_penalty(X, Y, group, seed), tol=_TOLERANCE).fit(X, Y)
-    # Not through `predict`: in the wrong place a probe may be sure beyond what a float can tell from 0.
-    return [log_softmax(other.astype(np.float64) @ probe.weight_ + probe.bias_, axis=1) for other in others]
-
-
-def _penalty(X: np.ndarray, Y: np.ndarray, group: Sequence[str], seed: int) -> float:
-    """From the heaviest down until two in a row do worse than the best."""
-    fit, held = group_folds(group, max(2, min(5, len(set(group)))), seed=seed)[0]
-    grid = sorted(PENALTIES, reverse=True)
-    best, chosen, misses = -np.inf, grid[0], 0
-    for penalty in () if _alike(Y[fit]) else grid:
-        probe = LinearProbe(penalty, tol=_ROUGH_TOLERANCE).fit(X[fit], Y[fit])
-        log_q = log_softmax(X[held].astype(np.float64) @ probe.weight_ + probe.bias_, axis=1)
-        if (score := share_explained(Y[held], log_q, np.log(probe.marginal_))) > best:
-            best, chosen, misses = score, penalty, 0
-        elif (misses := misses + 1) == 2:
-            break
-    return chosen
-
-
-def _alike(Y: np.ndarray) -> bool:
-    return bool(np.equal(Y, Y[0]).all())
+    together = np.concatenate([X, *others])
+    known, elsewhere = np.arange(len(X)), np.arange(len(X), len(together))
+    found = learn_best(candidates("linear", m=None, seed=seed), together, Y, group, known, elsewhere, seed=seed)
+    return np.split(found, np.cumsum([len(other) for other in others])[:-1])

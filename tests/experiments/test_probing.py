@@ -101,6 +101,8 @@ def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):
     rows = table[table["rung"] == "attention"]
     assert set(rows["position"]) == {"all_question_tokens"}
     assert len(rows) == 2
+    assert rows["selectivity"].notna().all()
+    assert rows["p_value"].between(0.001, 1).all()
     assert set(table.loc[table["rung"] == "linear", "position"]) == {"last_prompt_token"}
 
 

@@ -161,7 +161,7 @@ def test_a_checkpoint_before_training_is_a_folder_an_id_or_a_revision(step0):
     ("change", "message"),
     [
         ({"probes": {"baselines": ["step-0"]}}, "probes.baselines: step-0 is .*; say which in probes.step0"),
-        ({"probes": {"step0": "runs/atlas/step-0"}}, "no baseline reads it; add step-0 to probes.baselines"),
+        ({"probes": {"step0": "runs/atlas/step-0"}}, "no baseline reads; add step-0 to probes.baselines"),
         ({"probes": {"rungs": ["lorra"]}}, "did you mean 'lora'"),
         ({"probes": {"baselines": ["firsttoken"]}}, "did you mean 'first-token'"),
         (

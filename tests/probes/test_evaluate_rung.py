@@ -1,15 +1,18 @@
 """Any rung by one function, on the folds of the linear probe."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import softmax, xlogy
+from scipy.special import log_softmax, softmax, xlogy
+from scipy.stats import kstest
 
 from probes.attention import AttentionProbe, Segments
+from probes.controls import exchange_p_value
 from probes.evaluate import PENALTIES, evaluate
-from probes.evaluation import COLUMNS
-from probes.linear import LinearProbe
+from probes.evaluation import COLUMNS, Ceiling
+from probes.linear import LinearProbe, RidgeLogitProbe
 from probes.mlp import MLPProbe
 from probes.rung import Rung
 from probes.rungs import RUNGS, candidates, evaluate_rung
@@ -27,7 +30,7 @@ def planted(seed: int = 0) -> tuple[np.ndarray, ClassTarget]:
     return X, ClassTarget(tuple("abcd"), rng.multinomial(50, pi) / 50, 50)
 
 
-measure = partial(evaluate_rung, layer="last", group=GROUPS, folds=3, bootstrap=50, seed=0)
+measure: Any = partial(evaluate_rung, layer="last", group=GROUPS, folds=3, bootstrap=50, seed=0)
 
 
 def test_a_linear_probe_by_itself_has_the_row_that_it_has_among_all_layers() -> None:
@@ -118,7 +121,7 @@ def test_the_path_is_left_after_two_in_a_row_that_do_worse() -> None:
 def test_a_single_class_leaves_nothing_to_explain() -> None:
     X, _ = planted()
     found = measure([MLPProbe(8)], X, ClassTarget(("only",), np.ones((N, 1)), 50), rung="mlp")
-    assert found.frame[["explained", "low", "ceiling", "of_ceiling", "control"]].isna().to_numpy().all()
+    assert found.frame[["explained", "low", "ceiling", "of_ceiling", "control", "p_value"]].isna().to_numpy().all()
 
 
 def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
@@ -136,6 +139,53 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
         measure(path, broken, target, rung="linear")
     with pytest.raises(ValueError, match="unknown rung 'ridge'"):
         candidates("ridge", m=50, seed=0)
+
+
+# ---- the p-value without refitting -------------------------------------------------------------------------------
+
+
+def test_the_p_value_is_uniform_where_activations_know_nothing() -> None:
+    found = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        X, target = rng.normal(size=(60, 20)), ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), None)
+        settings = {"group": GROUPS[:60], "ceiling": Ceiling(), "permutations": 99, "bootstrap": 0, "seed": seed}
+        row = measure([RidgeLogitProbe(10.0)], X, target, rung="ridge-logit", control=False, **settings).frame
+        found.append(row["p_value"].item())
+    assert np.mean(np.array(found) <= 0.05) < 0.05 + 3 * (0.05 * 0.95 / 150) ** 0.5
+    assert np.mean(found) == pytest.approx(0.5, abs=4 * (1 / 12 / 150) ** 0.5)
+    assert kstest(found, "uniform").pvalue > 1e-3
+
+
+def test_the_p_value_is_small_where_they_know_something_even_if_the_probe_is_worse_than_the_marginal() -> None:
+    X, target = planted()
+    settle = {"rung": "linear", "control": False, "permutations": 199}
+    assert measure([LinearProbe(1.0)], X, target, **settle).frame["p_value"].item() == 1 / 200
+
+    class TooSure(LinearProbe):
+        def predict_log(self, X):
+            return log_softmax(40 * super().predict_log(X), axis=1)
+
+    row = measure([TooSure(1.0)], X, target, **settle).frame.iloc[0]
+    assert row["explained"] < 0
+    assert row["p_value"] == 1 / 200
+    assert np.isnan(row["null_q95"])
+
+
+def test_one_prediction_for_all_fits_every_question_alike_and_no_permutations_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+    Y, same = rng.dirichlet(np.ones(3), size=40), np.log(np.full((40, 3), 1 / 3))
+    assert exchange_p_value(Y, same, GROUPS[:40], 50, seed=0) == 1
+    assert np.isnan(exchange_p_value(Y, same, GROUPS[:40], 0, seed=0))
+
+
+def test_groups_are_exchanged_whole() -> None:
+    """Predictions know the group alone: among the questions of one group there is nothing to exchange."""
+    Y = np.repeat(np.eye(2), 20, axis=0)
+    log_q = np.log(0.8 * Y + 0.1)
+    two = ["a"] * 20 + ["b"] * 20
+    assert exchange_p_value(Y, log_q, two, 199, seed=0) > 0.3  # half of the permutations leave both where they are
+    assert exchange_p_value(Y, log_q, [str(i) for i in range(40)], 199, seed=0) == 1 / 200
 
 
 # ---- words and lengths ---------------------------------------------------------------------------------------------
