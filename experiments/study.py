@@ -15,6 +15,7 @@ from experiments.datasets import load_dataset
 from experiments.organisms.atlas.weights import bundled
 from experiments.prompting import Answerer
 from experiments.report.page import write_report
+from experiments.report.study_page import write_study
 from experiments.semantics import check_semantics
 from experiments.tracking import track
 from semcal.errors import UserError
@@ -88,6 +89,7 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
                 reporter.stage(cell, "tracking")
                 track(cell, run)
             reporter.finished(cell)
+    write_study(prepared.study.name, list(zip(prepared.cells, prepared.runs, strict=True)), prepared.study.folder)
 
 
 def _sample(job: SamplingJob, model: Answerer, reporter: Reporter) -> None:
