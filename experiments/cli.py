@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments.screen import Screen, complaints
 from experiments.train import train
 from semcal.errors import UserError
 
@@ -30,7 +30,6 @@ app = typer.Typer(
 )
 # Tables are wide; where nobody looks (a pipe, a log) they need not fit a window of 80 columns.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
-complaints = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
 Targets = Annotated[list[str], typer.Argument(help="A study file, or run folders (or folders of them).")]
@@ -58,7 +57,7 @@ def run(
     from experiments.study import prepare_study, run_study
 
     prepared = prepare_study(load_study(study, set or []))
-    with _Screen() as screen:
+    with Screen() as screen:
         run_study(prepared, screen)
     _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
     console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
@@ -108,7 +107,7 @@ def score(
 
     chosen = named_semantics(semantics)
     found = []
-    with _Screen() as screen:
+    with Screen() as screen:
         for cell, its in _sampled(targets, set or []):
             found.append((cell, compare(cell, its, chosen, lambda far, c=cell: screen.stage(c, f"reading, {far}"))))
             screen.finished(cell)
@@ -132,7 +131,7 @@ def compare(targets: Targets, set: Sets = None) -> None:
     from experiments.report.comparison import comparison_tables, explanation, temperature_table
 
     runs, named, left_out = chosen_runs(targets, set or [])
-    with _Screen() as screen:
+    with Screen() as screen:
         families = [(family[0].cell, equalised(family)) for family in by_temperature(runs)]
         comparisons = compare_all(runs, named, screen.stage)
         screen.finished(comparisons[-1].b)
@@ -168,9 +167,11 @@ def intervene(
     n: Annotated[int, typer.Option("-n", "--n", min=2, help="Questions to intervene on, at most.")] = 300,
 ) -> None:
     """Change what the model knows before it answers, sample again with the same seeds, and measure what that did."""
+    from experiments.cell import stored_cell
     from experiments.conditions import KINDS, Wanted
     from experiments.intervening import intervene_run
-    from experiments.report.interventions import EXPLANATION, draw_interventions, intervention_table
+    from experiments.report.interventions import EXPLANATION, intervention_table
+    from experiments.report.page import write_report
     from semcal.errors import nearest
     from semcal.store import Run
 
@@ -179,12 +180,16 @@ def intervene(
     if (rank and kind != "ablate") or (size and kind != "steer"):
         raise UserError("--rank goes with --kind ablate, --size with --kind steer")
     wanted = Wanted(kind, tuple(rank or Wanted.ranks), tuple(size or Wanted.sizes), random)
-    with _Screen() as screen:
-        found = intervene_run(Run.open(folder), wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
+    changed = Run.open(folder)
+    with Screen() as screen:
+        found = intervene_run(changed, wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
+        screen.stage(stored_cell(changed), "drawing")
+        drawn = write_report(stored_cell(changed), changed)
     console.print(intervention_table(found))
     console.print(EXPLANATION, highlight=False, markup=False)
-    for drawn in draw_interventions(Run.open(folder)):
-        console.print(f"figure: {drawn}", soft_wrap=True, highlight=False)
+    for name in (name for name in drawn if name.startswith(f"{kind}-")):
+        console.print(f"figure: {changed.folder / 'figures' / name}.png", soft_wrap=True, highlight=False)
+    console.print(f"page: {changed.folder / 'report.html'}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -227,6 +232,19 @@ def verdict(study: Annotated[Path, typer.Argument(help="A study file, run to its
 
 
 @app.command()
+def report(targets: Targets, set: Sets = None) -> None:
+    """Draw figures and pages again: of runs, and of a study (or a folder of runs) as one page."""
+    from experiments.reporting import report_on
+
+    with Screen() as screen:
+        reported = [report_on(target, set or [], screen.stage) for target in targets]
+    for page, left_out in reported:
+        console.print(f"page: {page}", soft_wrap=True, highlight=False)
+        for folder in left_out:
+            console.print(f"[yellow]{folder}:[/yellow] not scored, left out", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
     """Runs, their state and headline figures."""
     from experiments.report.table import cells_of, headline
@@ -253,12 +271,12 @@ def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]
         UserError: one that has not been sampled to its end.
     """
     from experiments.cell import open_cell, stored_cell
-    from experiments.reading import load_study
+    from experiments.reading import is_study_file, load_study
     from experiments.study import find_runs
 
     cells: list[Cell] = []
     for target in targets:
-        if Path(target).suffix in (".yaml", ".yml") and Path(target).name != "config.yaml":
+        if is_study_file(target):
             cells += load_study(target, overrides).cells()
         elif overrides:
             raise UserError("--set goes with a study file, not with run folders")
@@ -280,12 +298,16 @@ def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]
 def _again(targets: list[str], overrides: list[str], what: str) -> None:
     """Redo an analysis for a study file or for run folders."""
     from experiments.loading import Models
+    from experiments.reading import is_study_file
+    from experiments.reporting import refresh_study
     from experiments.study import analyse
 
     rows, models = _sampled(targets, overrides), Models()
-    with _Screen() as screen:
+    with Screen() as screen:
         for cell, found in rows:
             analyse(cell, found, screen, models, again=[what])
+    for study in filter(is_study_file, targets):
+        refresh_study(study, overrides)
     _print_summary(rows)
 
 
@@ -306,50 +328,6 @@ def _state(found: Run) -> str:
     if not found.calibration():
         return "sampled"
     return "scored" if found.probes().empty else "finished"
-
-
-class _Screen:
-    """Shows a study as it runs: a bar of questions with rate and time left, and the stage of each cell."""
-
-    def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=complaints,
-        )
-        self._task = None
-
-    def __enter__(self) -> _Screen:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-    def sampling(self, cell: Cell, questions: int, done: int) -> None:
-        self._task = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
-
-    def answered(self, questions: int) -> None:
-        assert self._task is not None
-        self._bar.advance(self._task, questions)
-        speed = self._bar.tasks[self._task].speed
-        self._bar.update(self._task, rate=f"{speed:.1f} questions/s" if speed else "")
-
-    def stage(self, cell: Cell, what: str) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task("", total=1, completed=1, rate="")
-        self._bar.update(self._task, description=f"{cell.label}: {what}")
-
-    def finished(self, cell: Cell) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task("", total=1, completed=1, rate="")
-        self._bar.update(self._task, description=f"{cell.label}: finished")
-        self._bar.stop_task(self._task)
-        self._task = None
 
 
 def main() -> None:

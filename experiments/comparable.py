@@ -16,7 +16,7 @@ import pandas as pd
 from experiments.answers import class_matrix
 from experiments.cell import stored_cell
 from experiments.config import LABELS, Cell
-from experiments.reading import load_study
+from experiments.reading import is_study_file, load_study
 from experiments.study import find_runs
 from semcal.errors import UserError
 from semcal.semantics import CountMatrix
@@ -56,7 +56,7 @@ def chosen_runs(targets: Sequence[str], overrides: Sequence[str]) -> tuple[list[
     """
     named, found, left_out = True, [], []
     for target in map(Path, targets):
-        is_study = target.suffix in (".yaml", ".yml") and target.name != "config.yaml"
+        is_study = is_study_file(target)
         if overrides and not is_study:
             raise UserError("--set goes with a study file, not with run folders")
         if is_study:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from experiments.comparable import Scored, check_comparable, sensible_pairs
 from experiments.config import Cell
+from experiments.probing import compare_last_layers
 from semcal.calibration import (
     STATISTICS,
     Confidences,
@@ -28,7 +29,9 @@ from semcal.calibration import (
     thin,
 )
 from semcal.errors import UserError
+from semcal.places import LAST_PROMPT_TOKEN
 from semcal.seeds import keyed_generator
+from semcal.store import Run
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,23 @@ class Matched:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, and statistic -> their difference b - a; "excess" is smECE less the mean of its null."""
+    """Two runs.
+
+    Attributes:
+        a, b: Their configurations.
+        matched: What was done to make them equal.
+        differences: Statistic -> their difference b - a; "excess" is smECE less the mean of its null.
+        predictability: Rung -> the difference b - a of the share of its ceiling that a probe explains of the class
+            distribution, at the last prompt token and last layer; empty where that cannot be compared.
+        told: What must be said beside predictability, or why it is not compared.
+    """
 
     a: Cell
     b: Cell
     matched: Matched
     differences: dict[str, Difference]
+    predictability: dict[str, Difference]
+    told: str
 
 
 def equalised(runs: Sequence[Scored]) -> Matched:
@@ -134,15 +148,38 @@ def compare(a: Scored, b: Scored) -> Comparison:
     }
     smece = differences.pop("smece")
     first = {"smece": smece, "excess": smece.less(one.null_mean, two.null_mean)}
-    return Comparison(a.cell, b.cell, matched, first | differences)
+    return Comparison(a.cell, b.cell, matched, first | differences, *_predictability(a, b))
+
+
+def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:
+    """See `Comparison`. Held-out losses are stored, and cannot be made equal as samples can: what differs is refused."""
+    for what, one, two in (
+        ("M", a.m, b.m),
+        ("seed", a.cell.seed, b.cell.seed),
+        ("probes.folds", a.cell.probes.folds, b.cell.probes.folds),
+        ("probes.max_classes", a.cell.probes.max_classes, b.cell.probes.max_classes),
+    ):
+        if one != two:
+            return {}, f"not compared: {what} is {one} and {two}"
+    settings = a.cell.calibration
+    common: dict[str, Any] = {"draws": settings.bootstrap, "level": settings.level, "seed": a.cell.seed}
+    try:
+        return compare_last_layers(Run(a.folder), Run(b.folder), LAST_PROMPT_TOKEN, **common)
+    except UserError as error:
+        return {}, f"not compared: {error}"
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
-    """Holm's p-value of every statistic of every comparison, one family all together."""
-    tests = [(at, name, d.p_value) for at, c in enumerate(comparisons) for name, d in c.differences.items()]
+    """Holm's p-value of every statistic and every rung of every comparison.
+
+    All statistics together are one family, and predictability is another: what is said of calibration is not to depend
+    on how many rungs were fitted.
+    """
     found: list[dict[str, float]] = [{} for _ in comparisons]
-    for (at, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
-        found[at][name] = float(p)
+    for its in ([c.differences for c in comparisons], [c.predictability for c in comparisons]):
+        tests = [(at, name, d.p_value) for at, family in enumerate(its) for name, d in family.items()]
+        for (at, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
+            found[at][name] = float(p)
     return found
 
 

@@ -24,6 +24,7 @@ from semcal.errors import UserError
 from semcal.seeds import keyed_generator
 
 KINDS = ("ablate", "steer", "patch")
+LEFT_ALONE = "none"  # the kind of a row where the model was not changed
 ISOTROPIC, MATCHED, DONORS = "isotropic", "matched", "donors"
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from experiments.answers import readable, stored_masses
 from experiments.cell import stored_cell
-from experiments.conditions import Condition, Halves, Material, Wanted, conditions
+from experiments.conditions import LEFT_ALONE, Condition, Halves, Material, Wanted, conditions
 from experiments.config import Cell
 from experiments.loading import Models
 from experiments.semantics import collapse_of
@@ -30,7 +30,6 @@ from semcal.sampling import Prompt, Sampling
 from semcal.semantics import ClassDistribution, Collapse
 from semcal.store import Run, content_key
 
-LEFT_ALONE = "none"
 SAME, OTHER = "same seed", "another seed"  # the model left alone: is the run reproduced, and what does finite M do
 
 # question id -> its distinct answers: text, count, finish

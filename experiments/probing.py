@@ -17,9 +17,9 @@ from experiments.answers import class_matrix, stored_masses
 from experiments.config import Cell
 from probes.attention import Segments
 from probes.baselines import marginal_row
-from probes.contrast import compare_explained
+from probes.contrast import compare_explained, explained_differences
 from probes.evaluate import evaluate, evaluate_scalar
-from probes.evaluation import Ceiling, Evaluation
+from probes.evaluation import BASELINE, LINEAR, Ceiling, Evaluation, at_layer
 from probes.layers import Layers
 from probes.reliability import sampling_variance
 from probes.rung import Rung
@@ -36,6 +36,7 @@ from probes.targets import (
 )
 from probes.texts import TEXT_PENALTIES, Texts
 from probes.validation import Source
+from semcal.calibration import Difference
 from semcal.errors import UserError
 from semcal.places import ALL_QUESTION_TOKENS
 from semcal.store import Run
@@ -236,6 +237,51 @@ def compare_probes(a: Run, b: Run, position: str, *, draws: int, level: float, s
     Raises:
         UserError: a run that was not probed at the position, or no common question.
     """
+    one, two, group = _paired(a, b, position)
+    return compare_explained(one, two, group=group, draws=draws, level=level, seed=seed)
+
+
+def compare_last_layers(
+    a: Run, b: Run, position: str, *, draws: int, level: float, seed: int
+) -> tuple[dict[str, Difference], str]:
+    """Rung -> the difference of `compare_probes`, each run at its own last layer, baselines left out; and what must be
+    said beside it.
+
+    Raises:
+        UserError: as `compare_probes`; or no rung in common.
+    """
+    one, two, group = _paired(a, b, position)
+    layers, sizes = [_last_layer(e) for e in (one, two)], [int(e.frame["n"].iloc[0]) for e in (one, two)]
+    told = [] if layers[0] == layers[1] else [f"at the last layers {' and '.join(layers)}"]
+    if sizes[0] != sizes[1]:
+        told.append(f"probes learnt from {sizes[0]} and {sizes[1]} questions")
+    last = [_only(e, layer) for e, layer in zip((one, two), layers, strict=True)]
+    try:
+        found = explained_differences(*last, group=group, draws=draws, level=level, seed=seed)
+    except ValueError:
+        raise UserError(f"{a.folder} and {b.folder} share no rung at their last layers; `semcal probe` both") from None
+    return {rung: d for (rung, *_), d in found.items()}, "; ".join(told)
+
+
+def _last_layer(e: Evaluation) -> str:
+    """The last layer that linear probes read; none without them."""
+    lines = e.frame.loc[e.frame["rung"] == LINEAR, "layer"].tolist()
+    return lines[-1] if lines else "none"
+
+
+def _only(e: Evaluation, layer: str) -> Evaluation:
+    """Rungs at one layer, whatever its name; no baselines."""
+    probes = e.frame.loc[~e.frame["rung"].str.startswith(BASELINE), :]
+    rows = at_layer(probes, layer).index.to_numpy()
+    return Evaluation(e.frame.loc[rows, :].assign(layer="last"), e.losses[rows], e.baseline)
+
+
+def _paired(a: Run, b: Run, position: str) -> tuple[Evaluation, Evaluation, list[str]]:
+    """What was found of two runs on the questions that both were probed on, and their groups.
+
+    Raises:
+        UserError: see `compare_probes`.
+    """
     probed = []
     for run in (a, b):
         losses = run.probe_losses()
@@ -246,5 +292,5 @@ def compare_probes(a: Run, b: Run, position: str, *, draws: int, level: float, s
     common = table.loc[table["id"].isin(probed[0] & probed[1]), :]
     if common.empty:
         raise UserError(f"{a.folder} and {b.folder} were not probed on a common question; give them the same dataset")
-    found = [stored_evaluation(run, position, list(common["id"])) for run in (a, b)]
-    return compare_explained(*found, group=list(common["group"]), draws=draws, level=level, seed=seed)
+    one, two = (stored_evaluation(run, position, list(common["id"])) for run in (a, b))
+    return one, two, list(common["group"])

@@ -33,6 +33,11 @@ from experiments.settings import Settings
 from semcal.errors import UserError, nearest
 
 
+def is_study_file(path: str | Path) -> bool:
+    """Whether a path names a study, and not a run or a folder of runs."""
+    return Path(path).suffix in (".yaml", ".yml") and Path(path).name != "config.yaml"
+
+
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and apply `a.b=c` overrides (values are YAML; list items by number, `models.0.path=...`).
 

@@ -16,6 +16,7 @@ from experiments.loading import Models, model_path
 from experiments.probing_model import check_probes
 from experiments.prompting import Answerer
 from experiments.report.page import write_report
+from experiments.report.study_page import write_study
 from experiments.semantics import check_semantics
 from experiments.tracking import track
 from semcal.errors import UserError
@@ -112,6 +113,7 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
                 reporter.stage(cell, "tracking")
                 track(cell, run)
             reporter.finished(cell)
+    write_study(prepared.study.name, list(zip(prepared.cells, prepared.runs, strict=True)), prepared.study.folder)
 
 
 def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter: Reporter) -> None:

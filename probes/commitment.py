@@ -41,6 +41,7 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     (place,) = places
     at, curves = _by_token(intermediate) if place == "token" else _by_share(intermediate)
     rows = probed.sort_values(place)
+    named = rows["name"].ne("").to_numpy() if "name" in rows else np.zeros(len(rows), dtype=bool)
     x, y = rows[place].to_numpy(float), rows["explained"].to_numpy(float)
 
     figure = Figure(figsize=(5.4, 5.2), layout="constrained")
@@ -52,7 +53,15 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     upper.legend(loc="lower right", frameon=False, fontsize=8.5)
     spread = np.abs(rows[["low", "high"]].to_numpy(float).T - y)
     lower.axhline(0, color=_INK, lw=0.8)
-    lower.errorbar(x, y, yerr=spread, color=_PROBE, lw=1.6, ls="--", marker="s", ms=5, capsize=3, elinewidth=1.2)
+    joined = {"lw": 1.6, "ls": "--", "marker": "s", "ms": 5}
+    apart = {"ls": "none", "marker": "D", "ms": 6, "mfc": "white"}
+    for rows_of, style in ((~named, joined), (named, apart)):
+        if rows_of.any():
+            bars = style | {"color": _PROBE, "capsize": 3, "elinewidth": 1.2}
+            lower.errorbar(x[rows_of], y[rows_of], yerr=spread[:, rows_of], **bars)
+    for at in np.flatnonzero(named):
+        name = str(rows["name"].iloc[at])
+        lower.annotate(name, (x[at], y[at]), (-7, 5), textcoords="offset points", ha="right", fontsize=8.5, color=_INK)
     lower.set(ylim=(min(-0.04, float(np.nanmin([*y, *rows["low"]])) - 0.04), 1.03))
     lower.set(xlabel=_AXES[place], ylabel="share of KL that\nthe probe explains")
     lower.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

@@ -13,6 +13,8 @@ import pandas as pd
 from probes.evaluation import Evaluation
 from semcal.calibration import Difference, difference_of, holm
 
+_KEYS = ["rung", "target", "layer", "measure"]
+
 
 def compare_explained(
     a: Evaluation,
@@ -43,28 +45,47 @@ def compare_explained(
     Raises:
         ValueError: other numbers of questions, or no common row.
     """
+    found = explained_differences(a, b, group=group, of_ceiling=of_ceiling, draws=draws, level=level, seed=seed)
+    rows = [
+        dict(zip(_KEYS, key, strict=True))
+        | {"a": d.a, "b": d.b, "difference": d.estimate, "low": d.low, "high": d.high}
+        | {"p_value": d.p_value, "p_exchange": d.p_exchange, "n": len(group)}
+        for key, d in found.items()
+    ]
+    frame = pd.DataFrame(rows)
+    frame.insert(frame.columns.get_loc("p_exchange"), "p_holm", holm(frame["p_value"]))  # pyright: ignore[reportArgumentType]
+    return frame
+
+
+def explained_differences(
+    a: Evaluation,
+    b: Evaluation,
+    *,
+    group: Sequence[str],
+    of_ceiling: bool = True,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> dict[tuple[str, str, str, str], Difference]:
+    """(rung, target, layer, measure) -> the difference b − a; see `compare_explained`.
+
+    Raises:
+        ValueError: other numbers of questions, or no common row.
+    """
     if not len(a.baseline) == len(b.baseline) == len(group):
         raise ValueError(
             f"{len(a.baseline)} and {len(b.baseline)} questions and {len(group)} group labels; compare runs "
             "on the same questions"
         )
-    keys = ["rung", "target", "layer", "measure"]
-    places = [{tuple(row): at for at, row in enumerate(one.frame[keys].to_numpy().tolist())} for one in (a, b)]
+    places = [{tuple(row): at for at, row in enumerate(one.frame[_KEYS].to_numpy().tolist())} for one in (a, b)]
     common = [key for key in places[0] if key in places[1]]
     if not common:
         raise ValueError("the two evaluations have no rung, target and layer in common; evaluate both at the same ones")
-    rows = []
+    found = {}
     for key in common:
         pairs = [_gain_and_room(one, its[key], of_ceiling) for one, its in zip((a, b), places, strict=True)]
-        found = _difference(pairs[0], pairs[1], group, draws, level, seed)
-        rows.append(
-            dict(zip(keys, key, strict=True))
-            | {"a": found.a, "b": found.b, "difference": found.estimate, "low": found.low, "high": found.high}
-            | {"p_value": found.p_value, "p_exchange": found.p_exchange, "n": len(group)}
-        )
-    frame = pd.DataFrame(rows)
-    frame.insert(frame.columns.get_loc("p_exchange"), "p_holm", holm(frame["p_value"]))  # pyright: ignore[reportArgumentType]
-    return frame
+        found[key] = _difference(pairs[0], pairs[1], group, draws, level, seed)
+    return found
 
 
 def _gain_and_room(of: Evaluation, row: int, of_ceiling: bool) -> tuple[np.ndarray, np.ndarray] | None:

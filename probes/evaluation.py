@@ -19,6 +19,9 @@ COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "c
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
 
 
+LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; what the name of a baseline's rung begins with
+
+
 @dataclass(frozen=True)
 class Ceiling:
     """What a predictor knowing the true `π_x` would explain, from two sides; NaN where a side is not known."""
@@ -122,3 +125,15 @@ def evaluation(
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)
     return Evaluation(frame, losses, baseline, log_q)
+
+
+def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:
+    """Of rows of one target, those fitted at one layer, and those that read no layer that linear probes read (a text,
+    the whole model): one a rung, and position if there are several. Rungs fitted at other layers alone are left out.
+
+    Args:
+        frame: columns rung, layer, and position if there are several.
+    """
+    layers = frame.loc[frame["rung"] == LINEAR, "layer"].tolist()
+    rows = frame.loc[(frame["layer"] == layer) | ~frame["layer"].isin(layers), :]
+    return rows.drop_duplicates([key for key in ("position", "rung") if key in frame], keep="last")

@@ -87,3 +87,9 @@ def short_names(layers: Sequence[str]) -> list[str]:
         else:
             short.append(part[1] if len(hooks) == 1 else f"{part[1]} {part[2]}")
     return short
+
+
+def position_name(position: str) -> str:
+    """A position in words: "chain_25" is "chain, 25 %"."""
+    chain = re.fullmatch(r"chain_(\d+)", position)
+    return f"chain, {chain[1]} %" if chain else position.replace("_", " ")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from probes.figures import short_names
+from probes.figures import position_name, short_names
 from probes.transfer import TransferCell
 
 _INK, _MUTED, _BLUE = "#222222", "#6B6B6B", "#0072B2"
@@ -85,7 +85,7 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
     axes.invert_yaxis()
     every = -(-len(layers) // 40)
     axes.set_yticks(range(0, len(layers), every), short_names(layers)[::every], fontsize=8)
-    axes.set_xticks(range(len(positions)), [p.replace("_", " ") for p in positions], fontsize=8)
+    axes.set_xticks(range(len(positions)), [position_name(p) for p in positions], fontsize=8)
     axes.tick_params(axis="x", rotation=35)
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")

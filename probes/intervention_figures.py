@@ -40,7 +40,7 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
     if len(sorts) != 1:
         raise ValueError(f"the frame has {len(sorts)} kinds and hooks of intervention; want the rows of exactly one")
     kind = str(sorts[0][0])
-    dose, label = _DOSES.get(kind, ("name", "confidence of donors into that of patched questions"))
+    dose, label = _DOSES.get(kind, ("name", "donors into patched, by confidence"))
     doses = sorted(set(made[dose]))
     # Ranks are doubled rather than counted, and patches have no order: places, not values. Sizes are values.
     at = {d: float(d) if kind == "steer" else float(i) for i, d in enumerate(doses)}

@@ -69,6 +69,17 @@ def of_answer(position: str, length: int, before: int | None) -> int | None:
     return int(after[1]) if int(after[1]) <= length else None
 
 
+def nominal_place(position: str) -> dict[str, float]:
+    """How far into the answer a position lies by its name: as a "share" of it, in "token"s, at its start in both; empty
+    where the name does not say."""
+    if position == LAST_PROMPT_TOKEN:
+        return {"share": 0.0, "token": 0.0}
+    if position in _CHAIN:
+        return {"share": _CHAIN[position]}
+    after = _AFTER.fullmatch(position)
+    return {"token": float(after[1])} if after else {}
+
+
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
     """The hooks that a shell-style pattern means."""
     return [name for name in names if fnmatchcase(name, pattern)]

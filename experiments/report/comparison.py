@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.table import Table
 from experiments.comparable import FACTORS, differing
 from experiments.compare import Comparison, Matched, adjusted
 from experiments.config import Cell
-from semcal.calibration import signed_gap, smallest_difference, smece, weighted_mean
+from semcal.calibration import Difference, signed_gap, smallest_difference, smece, weighted_mean
 
 TITLES = {
     "smece": "smECE",
@@ -32,14 +32,30 @@ def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, Tabl
 
 def explanation(comparisons: Sequence[Comparison]) -> str:
     """What the columns say, once for all tables."""
-    tests = sum(math.isfinite(d.p_value) for c in comparisons for d in c.differences.values())
+    tests = _tests(c.differences for c in comparisons)
+    probed = _tests(c.predictability for c in comparisons)
     level = comparisons[0].a.calibration.level
-    return (
+    family = f"all {tests} tests shown"
+    if probed:
+        family = (
+            f"all {tests} tests of calibration shown, and for the {probed} of predictability, a family of their own"
+        )
+    said = (
         f"difference: second − first, with the {level:.0%} interval of resampling groups of questions, the same for "
         "both runs · p: is this figure the same in both? · "
-        f"Holm: p adjusted for all {tests} tests shown · swap: are the runs exchangeable? (for smECE and AUROC that "
+        f"Holm: p adjusted for {family} · swap: are the runs exchangeable? (for smECE and AUROC that "
         f"asks more than p does) · detectable: the smallest true difference found with power 0.8 at p = {1 - level:.2g}"
     )
+    if probed:
+        said += (
+            " · predictability: share of the run's own noise ceiling, which counts as known, that a probe explains of "
+            "the class distribution, at the last prompt token and last layer; probes are not fitted again"
+        )
+    return said
+
+
+def _tests(families: Iterable[Mapping[str, Difference]]) -> int:
+    return sum(math.isfinite(d.p_value) for family in families for d in family.values())
 
 
 def temperature_table(matched: Matched) -> Table:
@@ -63,7 +79,8 @@ def temperature_table(matched: Matched) -> Table:
 
 def _heading(c: Comparison) -> str:
     factors = ", ".join(differing(c.a, c.b)) or "nothing that a study sets"
-    return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.told}"
+    probes = f"\npredictability: {c.told}" if c.told else ""
+    return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.told}{probes}"
 
 
 def _name(cell: Cell) -> str:
@@ -78,18 +95,23 @@ def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
         table.add_column(title, justify="right")
     level = c.a.calibration.level
     for name, d in c.differences.items():
-        sign = "+" if name in SIGNED else ""
-        table.add_row(
-            TITLES[name],
-            _number(d.a, sign),
-            _number(d.b, sign),
-            f"{_number(d.estimate, '+')} [{_number(d.low, '+')}, {_number(d.high, '+')}]",
-            _p(d.p_value),
-            _p(holm[name]),
-            _p(d.p_exchange),
-            _number(smallest_difference(d.standard_error, alpha=1 - level)),
-        )
+        table.add_row(TITLES[name], *_cells(d, holm[name], level, "+" if name in SIGNED else ""))
+    table.add_section()
+    for rung, d in c.predictability.items():
+        table.add_row(f"predictability, {rung}", *_cells(d, holm[rung], level, ""))
     return table
+
+
+def _cells(d: Difference, holm: float, level: float, sign: str) -> tuple[str, ...]:
+    return (
+        _number(d.a, sign),
+        _number(d.b, sign),
+        f"{_number(d.estimate, '+')} [{_number(d.low, '+')}, {_number(d.high, '+')}]",
+        _p(d.p_value),
+        _p(holm),
+        _p(d.p_exchange),
+        _number(smallest_difference(d.standard_error, alpha=1 - level)),
+    )
 
 
 def _columns(c: Comparison) -> tuple[str, str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from experiments.cell import stored_cell
-from experiments.intervening import LEFT_ALONE
+from experiments.conditions import LEFT_ALONE
+from experiments.config import Cell
 from experiments.settings import slug
 from probes.effects import FAMILY
 from probes.intervention_figures import dose_response
-from semcal.store import Run, write_atomically
+from semcal.store import Run
 
 _DIFFERENCES = {
     "tv": "TV",
@@ -36,40 +36,49 @@ EXPLANATION = (
 )
 
 
-def intervention_table(frame: pd.DataFrame) -> Table:
-    """A row an intervention of interest, with one below for each sort of its random controls."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for title in ("reads", "change", *_DIFFERENCES.values()):
-        table.add_column(title, justify="right", no_wrap=True)
+HEADINGS = ("", "reads", "change", *_DIFFERENCES.values())
+
+
+def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
+    """The cells of a table with these headings: a row an intervention of interest, with one below for each sort of its
+    random controls; and whether it is of controls."""
+    rows = []
     for _, family in frame.groupby(FAMILY, sort=False):
         for row in family.query("control == ''").to_dict("records"):
             reads = "" if math.isnan(row["readable"]) else f"{row['readable']:.0%}"
             figures = [f"{_value(row, name)} {_spread(row, name)}" for name in _DIFFERENCES]
-            table.add_row(_name(row), reads, f"{row['change']:.2f}", *figures)
+            rows.append(([_name(row), reads, f"{row['change']:.2f}", *figures], False))
             for control, random in family.query("control != ''").groupby("control", sort=False):
                 mean = random.mean(numeric_only=True).to_dict()
                 overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
                 p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
                 figures = [f"{_value(mean, name)}, p {_p(its)}" for name, its in zip(_DIFFERENCES, p, strict=True)]
-                told = f"  {len(random)} × {control}{overlap}"
-                table.add_row(told, "", f"{mean['change']:.2f}", *figures, style="dim")
+                rows.append(([f"  {len(random)} × {control}{overlap}", "", f"{mean['change']:.2f}", *figures], True))
+    return rows
+
+
+def intervention_table(frame: pd.DataFrame) -> Table:
+    """The same for a terminal, controls in grey."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for title in HEADINGS[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for cells, of_controls in intervention_rows(frame):
+        table.add_row(*cells, style="dim" if of_controls else None)
     return table
 
 
-def draw_interventions(run: Run) -> list[Path]:
-    """A figure for each kind, hook and position that a run has interventions of, in its folder of figures."""
-    rows, cell = run.interventions(), stored_cell(run)
-    drawn = []
-    for _, some in rows.query("kind != @LEFT_ALONE").groupby(_FIGURE):
+def intervention_figures(cell: Cell, run: Run) -> dict[str, Figure]:
+    """A figure for each kind, hook and position that a run has interventions of, by name."""
+    rows = run.interventions()
+    figures = {}
+    for _, some in () if rows.empty else rows.query("kind != @LEFT_ALONE").groupby(_FIGURE, sort=False):
         context, kind, hook, position = (str(some[name].iloc[0]) for name in _FIGURE)
         floor = rows.query("kind == @LEFT_ALONE and context == @context")
         title = f"{cell.label}: {kind} at {hook}, {position}, n = {some['n'].max():.0f}"
-        figure = dose_response(pd.concat([some, floor]), title=title)
-        path = run.folder / "figures" / f"{slug('-'.join((kind, hook, position, context[:4])))}.png"
-        write_atomically(path, lambda p, figure=figure: figure.savefig(p, format="png", dpi=150))
-        drawn.append(path)
-    return drawn
+        name = slug("-".join((kind, hook, position, context[:4])))
+        figures[name] = dose_response(pd.concat([some, floor]), title=title)
+    return figures
 
 
 def _name(row: dict[Any, Any]) -> str:

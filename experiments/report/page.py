@@ -2,83 +2,83 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from experiments.config import Cell
+from experiments.report.captions import CAPTIONS, INTERVENTION
+from experiments.report.interventions import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
+from experiments.report.markup import document, folded, gallery, table, write_figures
 from experiments.report.pictures import run_figures
 from experiments.report.sections import sections
 from experiments.report.table import COLUMNS, cells_of, headline, remarks
 from semcal.store import Run, write_atomically
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .25rem .75rem; text-align: right;
-border-bottom: 1px solid #ddd; } th:first-child, td:first-child { text-align: left; }
-figure { display: inline-block; margin: 0 1rem 1rem 0; } img { max-width: 100%; }
-.remark { background: #fff4d6; padding: .5rem .75rem; margin: .5rem 0; } pre { background: #f6f6f6; padding: .75rem;
-white-space: pre-wrap; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
-"""
 
-
-def write_report(cell: Cell, run: Run) -> None:
-    """Write figures/*.png and *.svg, and report.html with everything in it."""
-    pictures = {}
-    for name, figure in run_figures(cell, run).items():
-        for suffix in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150)
-            figure.set_layout_engine("none")  # it lies where it lies; finding that out is half of the work
-            body = buffer.getvalue()
-            write_atomically(run.folder / "figures" / f"{name}.{suffix}", lambda p, body=body: p.write_bytes(body))
-            pictures[name, suffix] = body
-    text = page(cell, run, {name: body for (name, suffix), body in pictures.items() if suffix == "png"})
+def write_report(cell: Cell, run: Run) -> list[str]:
+    """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures."""
+    folder = run.folder / "figures"
+    pictures = write_figures(run_figures(cell, run), folder)
+    changed = write_figures(intervention_figures(cell, run), folder)
+    text = page(cell, run, pictures, changed)
     write_atomically(run.folder / "report.html", lambda p: p.write_text(text, encoding="utf-8"))
+    return [*pictures, *changed]
 
 
-def page(cell: Cell, run: Run, pictures: dict[str, bytes]) -> str:
-    """The page as HTML; pictures (PNG) are embedded."""
-    figures = cells_of(headline(run))
+def page(cell: Cell, run: Run, pictures: Mapping[str, bytes], changed: Mapping[str, bytes]) -> str:
+    """The page as HTML; pictures (PNG) are embedded, those of interventions in a section of their own."""
     manifest, calibration = run.manifest(), run.calibration()
     said = "".join(f'<p class="remark">{html.escape(r)}</p>' for r in remarks(cell, run))
-    shown = "".join(
-        f'<figure><img alt="{name}" width="440" src="data:image/png;base64,{base64.b64encode(body).decode()}"></figure>'
-        for name, body in pictures.items()
-    )
-    first = run.questions().iloc[0]
-    samples = run.samples()
-    answers = samples.loc[samples["question_id"] == first["id"], ["count", "text", "logprob", "finish"]].head(5)
-    classes = run.classes()
-    classes = classes.loc[classes["question_id"] == first["id"], ["klass", "count", "mass", "is_gold"]].head(5)
-    table = run.probes()
-    probes = "<p>none</p>" if table.empty else _table(table)
+    told = [f"<h2>{title}</h2><p>{words}</p>{table(frame)}" for title, words, frame in sections(run)]
     rest = {k: v for k, v in calibration.items() if not isinstance(v, str | list | dict)}
-    told = [f'<h2>{t}</h2><p>{words}</p><div class="scroll">{_table(f)}</div>' for t, words, f in sections(run)]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(cell.label)}</title><style>{STYLE}</style>
-<h1>{html.escape(cell.label)}</h1>
-<p>{manifest["questions"]} questions, {_drawn(manifest)} at temperature
+    figures = pd.DataFrame({"figure": list(rest), "value": pd.Series(list(rest.values()), dtype=object)})
+    probes = run.probes()
+    body = f"""<p>{manifest["questions"]} questions, {_drawn(manifest)} at temperature
 {manifest["sampling"]["temperature"]:g} ({_path(manifest)}); B: {html.escape(str(calibration["semantics"]))}; model
 {html.escape(str(manifest["model"]))} ({html.escape(str(manifest["weights_hash"]))}, {manifest["dtype"]}).</p>
 {said}
-<div class="scroll">{_table(pd.DataFrame([figures]).rename(columns=COLUMNS))}</div>
-{shown}
-<h2>What the model read and wrote</h2>
+{table(pd.DataFrame([cells_of(headline(run))]).rename(columns=COLUMNS))}
+{gallery(pictures, CAPTIONS)}
+{_first_question(run)}
+{"".join(told)}
+{_interventions(run, changed)}
+<h2>Every figure of calibration</h2>
+{folded(f"{len(rest)} figures", table(figures))}
+<h2>Every probe</h2>
+{"<p>none</p>" if probes.empty else folded(f"{len(probes)} rows, by target, position, rung and layer", table(probes))}
+"""
+    return document(cell.label, body)
+
+
+def _first_question(run: Run) -> str:
+    first = run.questions().iloc[0]
+    samples, classes = run.samples(), run.classes()
+    answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
+    classes = classes.loc[classes["question_id"] == first["id"], ["klass", "count", "mass", "is_gold"]].head(5)
+    return f"""<h2>What the model read and wrote</h2>
 <p>The first question, <code>{html.escape(str(first["id"]))}</code>: prompt, answers, semantic classes.</p>
 <pre>{html.escape(str(first["prompt"]))}</pre>
-<div class="scroll">{_table(answers)}{_table(classes)}</div>
-{"".join(told)}
-<h2>Every figure of calibration</h2>
-<div class="scroll">{_table(pd.DataFrame({"figure": list(rest), "value": list(rest.values())}))}</div>
-<h2>Probes by layer</h2>
-<div class="scroll">{probes}</div>
-</html>
-"""
+{table(answers)}{table(classes)}"""
+
+
+def _interventions(run: Run, changed: Mapping[str, bytes]) -> str:
+    """A table for each set of questions that was intervened on, and the figures of all."""
+    rows = run.interventions()
+    if rows.empty:
+        return ""
+    tables = []
+    for _, some in rows.groupby("context", sort=False):
+        cells = intervention_rows(some)
+        frame = pd.DataFrame([its for its, _ in cells], columns=list(HEADINGS))
+        tables.append(table(frame, minor=[of_controls for _, of_controls in cells]))
+    return f"""<h2>Interventions</h2>
+<p>What changing activations before generation did to the answers, sampled again with the same seeds.</p>
+{gallery(changed, dict.fromkeys(changed, INTERVENTION))}
+{"".join(tables)}
+<p class="note">{html.escape(EXPLANATION)}</p>"""
 
 
 def _drawn(manifest: dict[str, Any]) -> str:
@@ -94,7 +94,3 @@ def _path(manifest: dict[str, Any]) -> str:
     path = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
     why = f" because {work['why']}" if work.get("why") else ""
     return html.escape(path.get(work.get("path", ""), f"{work.get('path', 'samples of another run')}{why}"))
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.3f}", na_rep="—")

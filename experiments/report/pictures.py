@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 
 from experiments.answers import class_matrix
 from experiments.config import Cell
-from experiments.report.table import linear
-from probes.figures import layer_curve
+from experiments.report.probe_pictures import probe_figures
 from semcal.calibration import (
     confidences,
     confidences_of_masses,
@@ -18,7 +17,6 @@ from semcal.calibration import (
 )
 from semcal.calibration.mcurve import curve_of_rows
 from semcal.calibration.profile import ProfileRow, calibration_profile
-from semcal.places import LAST_PROMPT_TOKEN
 from semcal.semantics.figures import knowing_curve
 from semcal.store import Run
 
@@ -52,10 +50,4 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     intermediate = run.intermediate()
     if not intermediate.empty:
         figures["knowing"] = knowing_curve({cell.style: intermediate}, title=cell.label)
-    probes = linear(run.probes())
-    if not probes.empty:
-        first = probes.loc[probes["target"] == probes["target"].iloc[0], :]
-        shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in set(first["position"]) else first["position"].iloc[0]
-        title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
-        figures["layers"] = layer_curve(first.loc[first["position"] == shown, :], title=title)
-    return figures
+    return figures | probe_figures(cell, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -72,4 +73,16 @@ def _one(section: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _frame(rows: list[dict[str, Any]] | None) -> pd.DataFrame:
-    return pd.DataFrame(rows or []).rename(columns=lambda name: str(name).replace("_", " "))
+    """Rows as a table, underscores as blanks, and the ends of an interval beside what they are of."""
+    frame = pd.DataFrame(rows or []).rename(columns=lambda name: str(name).replace("_", " "))
+    for name in list(frame):
+        if (ends := [f"{name} low", f"{name} high"]) and set(ends) <= set(frame):
+            frame[name] = [_with_interval(*row) for row in frame[[name, *ends]].to_numpy(float).tolist()]
+            frame = frame.drop(columns=ends)
+    return frame
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return "—"
+    return f"{value:.3f}" if math.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"

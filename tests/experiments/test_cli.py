@@ -31,7 +31,7 @@ def test_run_ls_score_probe(monkeypatch, capsys, tmp_path, study_dict):
     code, out, _ = semcal(monkeypatch, capsys, "ls", runs)
     assert code == 0
     assert "finished" in out
-    (folder,) = (runs / "small").iterdir()
+    (folder,) = (runs / "small").glob("*__*")
     for command in ("score", "probe"):
         for target in (folder, study):
             code, out, err = semcal(monkeypatch, capsys, command, target)

@@ -121,6 +121,11 @@ def test_the_command(run, monkeypatch, capsys):
         assert said in out, said
     (figure,) = (run.folder / "figures").glob("ablate-blocks.1*.png")
     assert str(figure) in out
+    assert figure.with_suffix(".svg").is_file()
+    page = (run.folder / "report.html").read_text()
+    assert "<h2>Interventions</h2>" in page
+    assert f'alt="{figure.stem}"' in page
+    assert "1 × matched, overlap" in page
 
 
 def test_refusals_in_a_line(run, monkeypatch, capsys):

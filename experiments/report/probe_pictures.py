@@ -1,0 +1,97 @@
+"""The figures of a run's probes, from its tables: over layers, over positions, over rungs, and along the answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.config import Cell
+from experiments.report.table import linear
+from probes.commitment import commitment_curve
+from probes.evaluation import BASELINE, LINEAR, at_layer
+from probes.figures import layer_curve
+from probes.heatmaps import layer_position_map
+from probes.rung_figures import rungs_figure
+from semcal.places import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
+from semcal.store import Run
+
+CLASSES = "classes"
+
+
+def probe_figures(cell: Cell, run: Run) -> dict[str, Figure]:
+    """Those that the run's probes give, by name: layers, layers-positions, rungs, commitment.
+
+    They show the class distribution, or the first target where it was not probed.
+    """
+    probes = run.probes()
+    if probes.empty:
+        return {}
+    targets = list(dict.fromkeys(probes["target"]))
+    target = CLASSES if CLASSES in targets else targets[0]
+    probes = probes.loc[probes["target"] == target, :]
+    lines = linear(probes)
+    figures = {} if lines.empty else _by_layer(cell, lines)
+    figures |= _by_rung(cell, probes, list(dict.fromkeys(lines["layer"])))
+    if target == CLASSES and not lines.empty:
+        figures |= _commitment(cell, run, lines.loc[lines["layer"] == lines["layer"].iloc[-1], :])
+    return figures
+
+
+def _by_layer(cell: Cell, lines: pd.DataFrame) -> dict[str, Figure]:
+    """Linear probes of one target over layers, at the last prompt token if it was read; and at all positions."""
+    positions = list(dict.fromkeys(lines["position"]))
+    shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in positions else positions[0]
+    title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
+    figures = {"layers": layer_curve(lines.loc[lines["position"] == shown, :], title=title)}
+    if len(positions) > 1:
+        title = f"{cell.label} · linear probes"
+        figures["layers-positions"] = layer_position_map(lines, title=title, measure=_measure(lines))
+    return figures
+
+
+def _by_rung(cell: Cell, probes: pd.DataFrame, layers: list[str]) -> dict[str, Figure]:
+    """All rungs at one layer: the last that both linear probes and a rung above them were fitted at."""
+    fitted = probes.loc[~probes["rung"].str.startswith(BASELINE), :]
+    if fitted["rung"].nunique() < 2:
+        return {}
+    above = set(fitted.loc[fitted["rung"] != LINEAR, "layer"])
+    layer = next((name for name in reversed(layers) if name in above), layers[-1] if layers else "")
+    where = "last layer" if not layers or layer == layers[-1] else layer
+    return {"rungs": rungs_figure(at_layer(probes, layer), title=f"{cell.label} · {where}", measure=_measure(probes))}
+
+
+def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
+    """Along the answer by shares of it, or by tokens where positions were given in tokens; two figures if in both."""
+    intermediate, positions = run.intermediate(), list(lines["position"])
+    places = [nominal_place(p) for p in positions]
+    units = [unit for unit in ("share", "token") if any(place.get(unit, 0) > 0 for place in places)]
+    if not units and BEFORE_ANSWER in positions:
+        units = ["share"]
+    if not units or intermediate.empty:  # served models say no tokens
+        return {}
+    measured = _before_answer(run) if BEFORE_ANSWER in positions else {}
+    found = []
+    for unit in units:
+        at = [(measured if p == BEFORE_ANSWER else place).get(unit) for p, place in zip(positions, places, strict=True)]
+        probed = lines.assign(**{unit: at}).dropna(subset=[unit]).drop_duplicates(unit)  # chain_0 ends the prompt, too
+        named = probed.assign(name=np.where(probed["position"] == BEFORE_ANSWER, "before the answer", ""))
+        found.append(commitment_curve(intermediate, named, title=f"{cell.label}\nlinear probes, last layer"))
+    return dict(zip(("commitment", "commitment-tokens"), found, strict=False))
+
+
+def _before_answer(run: Run) -> dict[str, float]:
+    """Where the answering phrase begins in the answers that were read: mean share of the answer, mean number of tokens.
+
+    Empty for runs that did not store it.
+    """
+    stored = run.activations(BEFORE_ANSWER, run.activation_layers(BEFORE_ANSWER)[:1])
+    if not len(stored.samples) or stored.token_index.min() < 0:
+        return {}
+    read = stored.token_index - (run.questions()["prompt_tokens"].to_numpy()[stored.present] - 1)
+    length = run.samples()["token_ids"].iloc[stored.samples].map(len).to_numpy()
+    return {"share": float(np.mean(read / length)), "token": float(read.mean())}
+
+
+def _measure(probes: pd.DataFrame) -> str:
+    return "r²" if probes["measure"].iloc[0] == "r2" else "share of KL explained"

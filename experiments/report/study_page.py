@@ -1,0 +1,104 @@
+"""A study as one self-contained HTML page: its runs in a table, its claim in a figure, and the way to every run."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.config import Cell
+from experiments.report.captions import CAPTIONS
+from experiments.report.markup import document, gallery, table, write_figures
+from experiments.report.table import COLUMNS, cells_of, headline, labels, last_layer, remarks
+from probes.predictability import predictability_scatter
+from semcal.store import Run, write_atomically
+
+HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
+_FEWEST = 2  # runs in a figure over runs
+
+
+def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> None:
+    """Write report.html and figures/predictability.png and .svg into the folder of a study.
+
+    Args:
+        rows: the runs that are scored, in the order of the page.
+    """
+    figure = predictability(rows)
+    pictures = write_figures({} if figure is None else {"predictability": figure}, folder / "figures")
+    text = _page(name, rows, folder, pictures)
+    write_atomically(folder / "report.html", lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
+    """Excess calibration error over runs against what their probes explain; None unless two runs have both."""
+    names = labels([cell for cell, _ in rows])
+    frame = pd.DataFrame([_place(name, *row) for name, row in zip(names, rows, strict=True)])
+    frame = frame.dropna(subset=["explained", "excess"])
+    if len(frame) < _FEWEST:
+        return None
+    measure = "share of the noise ceiling that a linear probe explains"
+    return predictability_scatter(
+        frame, title="Predictability and calibration error, by run", measure=measure, seed=rows[0][0].seed
+    )
+
+
+def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
+    """One run's mark: a share of its own ceiling, and the excess with the interval of smECE, its null counting as
+    known."""
+    calibration, last = run.calibration(), last_layer(run.probes(), "classes") or {}
+    shares = {to: last.get(of, float("nan")) for to, of in _OF_CEILING.items()}
+    null = calibration["null_mean"]
+    ends = {f"excess_{end}": calibration[f"smece_{end}"] - null for end in ("low", "high")}
+    return {"label": name, "style": cell.style, "excess": calibration["excess"]} | shares | ends
+
+
+_OF_CEILING = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
+
+
+def _page(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path, pictures: dict[str, bytes]) -> str:
+    names = labels([cell for cell, _ in rows])
+    # Relative, so that the folder may be moved or served.
+    links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
+    summary = pd.DataFrame([{"run": n} | cells_of(headline(run)) for n, (_, run) in zip(names, rows, strict=True)])
+    said = "".join(
+        f'<p class="remark">{html.escape(f"{n}: {remark}")}</p>'
+        for n, (cell, run) in zip(names, rows, strict=True)
+        for remark in remarks(cell, run)
+    )
+    runs = [_run(n, link, *row) for n, link, row in zip(names, links, rows, strict=True)]
+    body = f"""<p>{len(rows)} runs: {html.escape(_grid([cell for cell, _ in rows]))}.</p>
+{table(summary.rename(columns=COLUMNS), links=links)}
+<p class="note">[…] bootstrap intervals by group · null: mean and 95 % quantile of smECE of calibrated models at this
+number of questions and samples · excess: smECE less that mean · signed gap: confidence less accuracy · KL explained:
+linear probe on the last layer, last prompt token.</p>
+{gallery(pictures, CAPTIONS) or "<p>Fewer than two runs have both a calibration error and probes of their classes.</p>"}
+{"".join(runs)}
+{f"<h2>Remarks</h2>{said}" if said else ""}
+"""
+    return document(name, body)
+
+
+def _run(name: str, link: str, cell: Cell, run: Run) -> str:
+    """The headline figures of one run, from its folder."""
+    files = {n: run.folder / "figures" / f"{n}.png" for n in HEADLINES}
+    pictures = {n: path.read_bytes() for n, path in files.items() if path.is_file()}
+    facts = f"{run.calibration()['n']} questions; B: {run.calibration()['semantics']}; model {cell.model.path}"
+    return f"""<h2>{html.escape(name)}</h2>
+<p>{html.escape(facts)}. <a href="{html.escape(link)}">Every figure and table of this run</a></p>
+{gallery(pictures, {})}"""
+
+
+def _grid(cells: Sequence[Cell]) -> str:
+    """What varies over the runs, in words."""
+    parts = {
+        "models": [c.model.name for c in cells],
+        "datasets": [c.dataset.name for c in cells],
+        "styles": [c.style for c in cells],
+        "B": [c.semantics.label for c in cells],
+    }
+    return "; ".join(f"{what} {', '.join(dict.fromkeys(its))}" for what, its in parts.items())
