@@ -13,7 +13,6 @@ import pandas as pd
 from probes.evaluation import Evaluation
 from semcal.calibration import Difference, difference_of, holm
 
-
 _KEYS = ["rung", "target", "layer", "measure"]
 
 

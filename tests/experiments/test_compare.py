@@ -13,8 +13,10 @@ import yaml
 
 from experiments.comparable import by_temperature, check_comparable, chosen_runs, differing, sensible_pairs
 from experiments.compare import adjusted, compare, compare_all, equalised
+from experiments.report.table import last_layer
 from semcal import UserError
 from semcal.calibration import confidences, smece
+from semcal.calibration import holm as holm_of
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.test_cli import semcal
@@ -84,6 +86,45 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     again = equalised([one, two])
     np.testing.assert_array_equal(again.runs[0].found.plug_in, matched.runs[0].found.plug_in)
     assert compare(one, two).differences["smece"].b == pytest.approx(smece(untouched.plug_in, untouched.correct))
+
+
+def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp_path, study_dict):
+    probes = study_dict["probes"] | {"rungs": ["linear", "ridge-logit"], "targets": ["classes"], "permutations": 0}
+    first, second = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"], "probes": probes})
+    code, out, err = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
+    assert code == 0, err
+    for said in (
+        "predictability, linear",
+        "predictability, ridge-logit",
+        "apart from them for the 2 of predictability",
+    ):
+        assert said in " ".join(out.split()), said
+    (found,) = compare_all(scored(first.folder, second.folder), named=True)
+    assert not found.told
+    assert list(found.predictability) == ["linear", "ridge-logit"]  # no baselines
+    for run, side in ((first, "a"), (second, "b")):
+        last = last_layer(run.probes(), "classes")
+        assert last is not None
+        assert getattr(found.predictability["linear"], side) == pytest.approx(last["of_ceiling"], abs=1e-5)
+    (holm,) = adjusted([found])
+    p = [d.p_value for d in found.predictability.values()]
+    assert [holm[rung] for rung in found.predictability] == pytest.approx(holm_of(p))  # a family of their own
+
+
+def test_why_predictability_is_not_compared_is_one_line(monkeypatch, capsys, tmp_path, study_dict):
+    (one,) = run_dict(tmp_path, study_dict, "probes.targets=[classes]")
+    (less,) = run_dict(tmp_path, study_dict, "name=less", "probes.targets=[classes]", "sampling.m=5")
+    elsewhere = {"capture": {"positions": ["question_mean"]}, "name": "elsewhere"}
+    (other,) = run_dict(tmp_path, study_dict | elsewhere, "probes.targets=[classes]")
+    for second, why in (
+        (less, "not compared: M is 8 and 5"),
+        (other, f"not compared: {other.folder} holds no probes of the class distribution at last_prompt_token"),
+    ):
+        code, out, err = semcal(monkeypatch, capsys, "compare", one.folder, second.folder)
+        assert code == 0, err
+        assert f"predictability: {why}" in out
+        assert "predictability, linear" not in out
+        assert "all 7 tests shown" in out
 
 
 def test_temperatures_stand_in_a_table_of_their_own(monkeypatch, capsys, tmp_path, plain):
