@@ -90,13 +90,15 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
 
 def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp_path, study_dict):
     probes = study_dict["probes"] | {"rungs": ["linear", "ridge-logit"], "targets": ["classes"], "permutations": 0}
-    first, second = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"], "probes": probes})
+    hotter = save_checkpoint(tmp_path / "other", seed=1, scale=4.0)
+    models = [*study_dict["models"], {"path": str(hotter), "name": "other", "device": "cpu"}]
+    first, second = run_dict(tmp_path, study_dict | {"models": models, "probes": probes})
     code, out, err = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
     assert code == 0, err
     for said in (
         "predictability, linear",
         "predictability, ridge-logit",
-        "apart from them for the 2 of predictability",
+        "for the 2 of predictability, a family of their own",
     ):
         assert said in " ".join(out.split()), said
     (found,) = compare_all(scored(first.folder, second.folder), named=True)
@@ -112,19 +114,22 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
 
 
 def test_why_predictability_is_not_compared_is_one_line(monkeypatch, capsys, tmp_path, study_dict):
-    (one,) = run_dict(tmp_path, study_dict, "probes.targets=[classes]")
-    (less,) = run_dict(tmp_path, study_dict, "name=less", "probes.targets=[classes]", "sampling.m=5")
-    elsewhere = {"capture": {"positions": ["question_mean"]}, "name": "elsewhere"}
-    (other,) = run_dict(tmp_path, study_dict | elsewhere, "probes.targets=[classes]")
-    for second, why in (
-        (less, "not compared: M is 8 and 5"),
-        (other, f"not compared: {other.folder} holds no probes of the class distribution at last_prompt_token"),
+    (run,) = run_dict(tmp_path, study_dict, "probes.targets=[classes]", "probes.permutations=0")
+    other = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    losses = "holds no probes of the class distribution at last_prompt_token; `semcal probe` it"
+    for name, change, why in (
+        ("calibration.json", lambda c: c | {"m": 5}, "not compared: M is 8 and 5"),
+        ("config.yaml", lambda c: c | {"probes": c["probes"] | {"folds": 4}}, "not compared: probes.folds is 3 and 4"),
+        ("probe_losses.parquet", lambda t: t.assign(position="question_mean"), f"not compared: {other} {losses}"),
     ):
-        code, out, err = semcal(monkeypatch, capsys, "compare", one.folder, second.folder)
+        before = (other / name).read_bytes()
+        edit(other, name, change)
+        code, out, err = semcal(monkeypatch, capsys, "compare", run.folder, other)
         assert code == 0, err
         assert f"predictability: {why}" in out
         assert "predictability, linear" not in out
         assert "all 7 tests shown" in out
+        (other / name).write_bytes(before)
 
 
 def test_temperatures_stand_in_a_table_of_their_own(monkeypatch, capsys, tmp_path, plain):
