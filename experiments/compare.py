@@ -152,7 +152,7 @@ def compare(a: Scored, b: Scored) -> Comparison:
 
 
 def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:
-    """See `Comparison`. Held-out losses are stored, and cannot be made equal as samples can: what differs is refused."""
+    """See `Comparison`. Probes that learnt under other conditions cannot be made equal as samples can."""
     for what, one, two in (
         ("M", a.m, b.m),
         ("seed", a.cell.seed, b.cell.seed),

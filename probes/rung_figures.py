@@ -33,8 +33,8 @@ def rungs_figure(frame: pd.DataFrame, *, title: str, measure: str = "share of KL
 
     Args:
         frame: columns position, rung, explained, low, high, ceiling; one row a position and rung, of a single target
-            and layer, as `at_layer` leaves them. A baseline's rung begins with "baseline:"; the marginal, which explains
-            nothing by definition, is left out.
+            and layer, as `at_layer` leaves them. A baseline's rung begins with "baseline:"; the marginal, which
+            explains nothing by definition, is left out.
         title: above the figure.
         measure: what is explained, in words.
 

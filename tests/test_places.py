@@ -10,6 +10,7 @@ from semcal.places import (
     check_hook,
     check_position,
     matching,
+    nominal_place,
     of_answer,
     of_question,
     reads_heads_only,
@@ -55,3 +56,17 @@ def test_every_position_of_an_answer_counts_the_tokens_read():
 def test_positions_of_a_question():
     assert list(of_question("last_question_token", range(3, 7))) == [6]
     assert of_question("question_mean", range(3, 7)) == of_question("all_question_tokens", range(3, 7)) == range(3, 7)
+
+
+@pytest.mark.parametrize(
+    ("position", "place"),
+    [
+        ("last_prompt_token", {"share": 0, "token": 0}),
+        ("chain_25", {"share": 0.25}),
+        ("after_4_tokens", {"token": 4}),
+        ("before_answer", {}),
+        ("question_mean", {}),
+    ],
+)
+def test_a_position_says_by_its_name_how_far_into_the_answer_it_lies(position, place):
+    assert nominal_place(position) == place

@@ -13,8 +13,10 @@ import yaml
 
 from experiments.comparable import by_temperature, check_comparable, chosen_runs, differing, sensible_pairs
 from experiments.compare import adjusted, compare, compare_all, equalised
+from experiments.report.table import last_layer
 from semcal import UserError
 from semcal.calibration import confidences, smece
+from semcal.calibration import holm as holm_of
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.test_cli import semcal
@@ -84,6 +86,50 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     again = equalised([one, two])
     np.testing.assert_array_equal(again.runs[0].found.plug_in, matched.runs[0].found.plug_in)
     assert compare(one, two).differences["smece"].b == pytest.approx(smece(untouched.plug_in, untouched.correct))
+
+
+def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp_path, study_dict):
+    probes = study_dict["probes"] | {"rungs": ["linear", "ridge-logit"], "targets": ["classes"], "permutations": 0}
+    hotter = save_checkpoint(tmp_path / "other", seed=1, scale=4.0)
+    models = [*study_dict["models"], {"path": str(hotter), "name": "other", "device": "cpu"}]
+    first, second = run_dict(tmp_path, study_dict | {"models": models, "probes": probes})
+    code, out, err = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
+    assert code == 0, err
+    for said in (
+        "predictability, linear",
+        "predictability, ridge-logit",
+        "for the 2 of predictability, a family of their own",
+    ):
+        assert said in " ".join(out.split()), said
+    (found,) = compare_all(scored(first.folder, second.folder), named=True)
+    assert not found.told
+    assert list(found.predictability) == ["linear", "ridge-logit"]  # no baselines
+    for run, side in ((first, "a"), (second, "b")):
+        last = last_layer(run.probes(), "classes")
+        assert last is not None
+        assert getattr(found.predictability["linear"], side) == pytest.approx(last["of_ceiling"], abs=1e-5)
+    (holm,) = adjusted([found])
+    p = [d.p_value for d in found.predictability.values()]
+    assert [holm[rung] for rung in found.predictability] == pytest.approx(holm_of(p))  # a family of their own
+
+
+def test_why_predictability_is_not_compared_is_one_line(monkeypatch, capsys, tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict, "probes.targets=[classes]", "probes.permutations=0")
+    other = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    losses = "holds no probes of the class distribution at last_prompt_token; `semcal probe` it"
+    for name, change, why in (
+        ("calibration.json", lambda c: c | {"m": 5}, "not compared: M is 8 and 5"),
+        ("config.yaml", lambda c: c | {"probes": c["probes"] | {"folds": 4}}, "not compared: probes.folds is 3 and 4"),
+        ("probe_losses.parquet", lambda t: t.assign(position="question_mean"), f"not compared: {other} {losses}"),
+    ):
+        before = (other / name).read_bytes()
+        edit(other, name, change)
+        code, out, err = semcal(monkeypatch, capsys, "compare", run.folder, other)
+        assert code == 0, err
+        assert f"predictability: {why}" in out
+        assert "predictability, linear" not in out
+        assert "all 7 tests shown" in out
+        (other / name).write_bytes(before)
 
 
 def test_temperatures_stand_in_a_table_of_their_own(monkeypatch, capsys, tmp_path, plain):

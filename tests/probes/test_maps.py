@@ -127,6 +127,15 @@ def test_commitment_by_share_brings_answers_to_one_length() -> None:
     np.testing.assert_allclose(bars.lines[0].get_ydata(), [0.1, 0.45, 0.8])
 
 
+def test_a_place_that_differs_between_questions_is_named_and_not_joined() -> None:
+    table = probed("share", [0, 0.5, 0.6]).assign(name=["", "", "before the answer"])
+    _, lower = drawn(commitment_curve(intermediate(), table, title="t")).axes
+    joined, apart = (c for c in lower.containers if isinstance(c, ErrorbarContainer))
+    np.testing.assert_allclose(joined.lines[0].get_xdata(), [0, 0.5])
+    np.testing.assert_allclose(apart.lines[0].get_xdata(), [0.6])
+    assert [text.get_text() for text in lower.texts] == ["before the answer"]
+
+
 def test_commitment_needs_to_know_where_the_probes_stood() -> None:
     with pytest.raises(ValueError, match="either token or share"):
         commitment_curve(intermediate(), probed("place", [0, 1]), title="t")
