@@ -97,8 +97,8 @@ def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch
     second.write_calibration(calibration | {"semantics": "exact/0"})
     refused("differ in B", "exact/0")
     second.write_calibration(calibration)
-    kept = questions["id"][:40]
-    second.write_classes(classes[classes["question_id"].isin(kept)])
+    kept = list(questions["id"])[:40]
+    second.write_classes(classes.loc[classes["question_id"].isin(kept), :])
     refused("differ in n (48 and 40)")
     second.write_classes(classes.drop(columns="by_mass"))
     code, _, err = verdict(monkeypatch, capsys, tmp_path)
