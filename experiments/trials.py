@@ -150,7 +150,7 @@ def no_loss(run: Measured, law: Law) -> Part:
     settings: dict[str, Any] = {"m": run.smoothing, "group": run.group, "delta": law.delta, "seed": law.seed}
     test = loss_equivalence(run.confidence, run.correct, run.loss_gap, **settings)
     shown, against = f"< {test.bound:.3f}", found.p_above(law.least_loss)
-    return Part(run.label, "nats", found.estimate, *ends, shown, test.p_value, against, test.bound)
+    return Part(run.label, "nats", found.estimate, *ends, shown, test.p_value, against)
 
 
 def labels(runs: Iterable[Measured]) -> tuple[str, ...]:
