@@ -6,6 +6,7 @@ read the model itself stand in `probing_model.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ from semcal.places import ALL_QUESTION_TOKENS
 from semcal.store import Run
 
 READ_A_LAYER = ("ridge-logit", "low-rank", "mlp")  # rungs above the linear one, by one layer at one token
+log = logging.getLogger(__name__)
 SCALARS = {"b_confidence": b_confidence, "entropy": semantic_entropy, "n_classes": number_of_classes}
 
 
@@ -83,9 +85,18 @@ class Asked:
 def fit_position(cell: Cell, run: Run, position: str, asked: Asked) -> list[Evaluation]:
     """Every target by every rung and baseline that the study asks for and that needs no model, at one position.
 
+    A target that is the same for all questions is warned of; what is explained of it is 0 or NaN.
+
     Raises:
         UserError: a layer in `probes.rung_layers` that was not captured, naming the nearest.
     """
+    for name in cell.probes.targets:
+        if _constant(cell, name, asked):
+            log.warning(
+                "%s: target %s is the same for all %d questions that have the position %s: nothing to explain; ask "
+                "other questions, draw more samples, or choose another B",
+                cell.label, name, len(asked.rows), position,
+            )  # fmt: skip
     if position == ALL_QUESTION_TOKENS:
         return list(_attention(cell, run, asked))
     names = run.activation_layers(position)
@@ -101,6 +112,13 @@ def fit_position(cell: Cell, run: Run, position: str, asked: Asked) -> list[Eval
             text: dict[str, Any] = {"rung": "baseline:tfidf", "penalties": TEXT_PENALTIES, "permutations": 0}
             found.append(fit_linear(cell, name, asked.texts, asked, **text))
     return found
+
+
+def _constant(cell: Cell, name: str, asked: Asked) -> bool:
+    if name in SCALARS:
+        return np.ptp(SCALARS[name](asked.masses)) == 0
+    rows = distribution_target(cell, name, asked)[0].distribution
+    return bool((rows == rows[0]).all())
 
 
 def fit_linear(cell: Cell, name: str, source: Source, asked: Asked, **settings: Any) -> Evaluation:

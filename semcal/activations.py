@@ -103,17 +103,19 @@ def save(
     dtype: str = "float32",
     answer_rows: np.ndarray | None = None,
     tokenizer_hash: str = "",
+    shard: str = "",
 ) -> None:
     """Write what was found at each position of a shard.
 
     Args:
+        shard: Its key, which says what questions it holds and how they were asked.
         answer_rows: [question] which row of the shard's samples the answer is that was read, -1 for none.
 
     Raises:
         UserError: a value beyond the range of float16, naming question and layer.
     """
     tensors: dict[str, np.ndarray] = {}
-    facts = {"tokenizer_hash": tokenizer_hash}
+    facts = {"tokenizer_hash": tokenizer_hash, "shard": shard}
     for position, at in found.items():
         for name, key, layers, values in (
             (position, "layers", at.layers, at.values),
@@ -183,7 +185,7 @@ def load(
 
     Raises:
         UserError: nothing of that name, or no such layer, naming the nearest; activations of other layers, another
-            tokenizer or other tokens than the run's.
+            tokenizer or other tokens than the run's; a number that is not finite.
     """
     there = layers_in(files[0], array)
     for layer in layers or ():
@@ -200,6 +202,7 @@ def load(
         with safe_open(file, framework="np") as stored:
             if shape[0]:
                 _fill(block, stored.get_slice(array), None if layers is None else [there.index(w) for w in wanted])
+                _check_finite(block, file, array, wanted)
             beside.append(_beside(stored, array.removesuffix(HEADS), 0 if answers is None else answers.first[shard]))
         first += shape[0]
     token_ids, token_index, rows, samples = (np.concatenate(part) for part in zip(*beside, strict=True))
@@ -214,6 +217,8 @@ def _shape(file: Path, array: str, layers: tuple[str, ...], tokenizer_hash: str)
     if layers_in(file, array) != layers:
         raise UserError(f"{file} holds other layers of {array} than the shards before it; it is of another run")
     with safe_open(file, framework="np") as stored:
+        if (key := stored.metadata().get("shard", file.stem)) != file.stem:  # early runs did not say
+            raise UserError(f"{file} holds shard {key}: it is of another run; delete this file and run its study again")
         if stored.metadata().get("tokenizer_hash", tokenizer_hash) != tokenizer_hash:
             raise UserError(f"{file} was captured with another tokenizer than this run's; it is of another run")
         return tuple(stored.get_slice(array).get_shape())
@@ -226,6 +231,16 @@ def _fill(block: np.ndarray, stored: Any, layers: Sequence[int] | None) -> None:
     else:
         for to, layer in enumerate(layers):
             block[:, to] = stored[:, layer : layer + 1][:, 0]
+
+
+def _check_finite(block: np.ndarray, file: Path, array: str, layers: Sequence[str]) -> None:
+    finite = np.isfinite(block)
+    if not finite.all():
+        row, layer = np.argwhere(~finite)[0][:2]
+        raise UserError(
+            f"{file}: {array} holds NaN or infinity at {layers[layer]}, row {row}; delete this file and `semcal run` "
+            "its study again"
+        )
 
 
 def _beside(stored: Any, position: str, first_answer: int) -> tuple[np.ndarray, ...]:

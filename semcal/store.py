@@ -217,7 +217,7 @@ class Run:
         tokenizer = str(self.manifest().get("tokenizer_hash", ""))
         write_atomically(
             self._path("activations", f"{key}.safetensors"),
-            lambda p: save(p, found, dtype=dtype, answer_rows=answer_rows, tokenizer_hash=tokenizer),
+            lambda p: save(p, found, dtype=dtype, answer_rows=answer_rows, tokenizer_hash=tokenizer, shard=key),
         )
 
     def adopt_shard(self, other: Run, key: str, *, with_activations: bool) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from semcal import Run, UserError
 from semcal.activations import Activations
@@ -160,9 +162,33 @@ def test_activations_of_another_tokenizer_are_refused(written):
         run.activations("last_prompt_token")
 
 
-def test_a_run_of_an_early_version_is_read_as_before(tmp_path):
-    from safetensors.numpy import save_file
+def rewritten(path, change, **facts):
+    """The same file with other arrays and other facts."""
+    with safe_open(path, framework="np") as stored:
+        known, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, path, metadata=known | facts)
 
+
+def test_what_is_no_number_is_refused_naming_file_and_layer(written):
+    run, parts, _ = written
+    path = run.folder / "activations" / f"{parts[0].key}.safetensors"
+    rewritten(path, lambda tensors: tensors["last_prompt_token"].__setitem__((1, 1, 0), np.nan))
+    said = rf"{path}: last_prompt_token holds NaN or infinity at {LAYERS[1]}, row 1; delete this file and `semcal run`"
+    with pytest.raises(UserError, match=said):
+        run.activations("last_prompt_token")
+    run.activations("last_prompt_token", [LAYERS[0]])  # what is not read is not looked at
+
+
+def test_a_shard_of_another_run_under_the_name_of_ones_own_is_refused(written):
+    run, parts, _ = written
+    path = run.folder / "activations" / f"{parts[0].key}.safetensors"
+    rewritten(path, lambda _: None, shard="00000-of-another-run")
+    with pytest.raises(UserError, match="holds shard 00000-of-another-run: it is of another run; delete this file and"):
+        run.activations("last_prompt_token")
+
+
+def test_a_run_of_an_early_version_is_read_as_before(tmp_path):
     run = Run(tmp_path / "run")
     run.write_config({})
     run.write_manifest({"shards": ["0"], "positions": ["last_prompt_token"], "tokenizer_hash": "t"})

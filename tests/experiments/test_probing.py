@@ -6,7 +6,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from experiments.analysis import probe
 from experiments.cell import stored_cell
@@ -16,6 +20,7 @@ from experiments.reading import load_study
 from experiments.report.table import last_layer
 from semcal import Run, UserError
 from tests.experiments.conftest import run_dict, write_study
+from tests.experiments.test_cli import semcal
 
 FINISHED: dict[str, Run] = {}
 
@@ -118,3 +123,98 @@ def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):
 def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(tmp_path, study_dict, probes, message):
     with pytest.raises(UserError, match=message):
         load_study(write_study(tmp_path, study_dict | {"probes": probes}))
+
+
+# ---- bad input, by the library and by the command -------------------------------------------------------------------
+
+
+def refused(monkeypatch, capsys, run: Run, **probes) -> str:
+    """The one line that `semcal probe RUN` ends with, the run's stored configuration asking for these probes."""
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    given = {"probes": config["probes"] | {"targets": ["classes"], "baselines": []} | probes}
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config | given))
+    code, _, err = semcal(monkeypatch, capsys, "probe", run.folder)
+    assert (code, "Traceback" in err) == (2, False), err
+    return err.strip().splitlines()[-1]
+
+
+def shard(run: Run) -> Path:
+    return run.folder / "activations" / f"{run.shard_keys()[0]}.safetensors"
+
+
+def test_constant_targets_are_warned_of_and_explain_nothing(run, caplog):
+    table = run.questions()
+    one = {"klass": "red", "count": 8, "mass": 1.0, "mass_high": 1.0, "is_gold": False, "is_unparsed": False}
+    run.write_classes(pd.DataFrame({"question_id": table["id"]}).assign(**one).astype({"count": "Int64"}))
+    targets = ["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
+    with caplog.at_level("WARNING"):
+        found = probed(run, targets=targets, rungs=["linear", "ridge-logit", "mlp"], baselines=["tfidf"]).probes()
+    for name in targets:
+        (said,) = (r.getMessage() for r in caplog.records if f"target {name} " in r.getMessage())
+        assert "is the same for all 48 questions" in said
+        assert "ask other questions, draw more samples, or choose another B" in said
+        assert "\n" not in said
+    np.testing.assert_allclose(found[["explained", "control"]].fillna(0), 0, atol=1e-4)
+    assert (found["p_value"].fillna(1) == 1).all()
+    assert set(found["target"]) == set(targets)
+
+
+def test_more_folds_than_groups_are_refused(run, monkeypatch, capsys):
+    said = refused(monkeypatch, capsys, run, folds=49)
+    assert "48 groups of questions cannot be split into 49 folds; lower probes.folds" in said
+
+
+def test_a_position_that_few_questions_have_is_left_out_with_a_word(tmp_path, study_dict, caplog):
+    capture = {"positions": ["last_prompt_token", "after_4_tokens"]}
+    (run,) = run_dict(tmp_path, study_dict | {"capture": capture, "probes": {"enabled": False}})
+    there = int(run.activations("after_4_tokens").present.sum())
+    with caplog.at_level("WARNING"):
+        table = probed(run, folds=there + 1, targets=["b_confidence"], baselines=[], permutations=0).probes()
+    assert there < 48
+    assert set(table["position"]) == {"last_prompt_token"}
+    (said,) = (r.getMessage() for r in caplog.records if "after_4_tokens" in r.getMessage())
+    assert f"questions of only {there} groups have the position after_4_tokens, too few for {there + 1} folds" in said
+    assert "lower probes.folds, or ask more" in said
+
+
+def test_a_layer_that_was_not_captured_is_refused_with_the_nearest(run, monkeypatch, capsys):
+    said = refused(monkeypatch, capsys, run, rungs=["mlp"], rung_layers=["blocks.3.hook_resid_post"])
+    assert "probes.rung_layers: there are no activations of layer 'blocks.3.hook_resid_post', did you mean" in said
+    assert "captured are blocks.0.hook_resid_pre" in said
+
+
+def test_a_position_that_was_not_captured_is_refused_with_the_nearest(run, monkeypatch, capsys):
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    config["capture"]["positions"] = ["last_question_token"]
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    said = refused(monkeypatch, capsys, run)
+    assert "nothing captured at position 'last_question_token', did you mean 'last_prompt_token'" in said
+
+
+def test_activations_that_are_no_numbers_are_refused_and_the_file_named_made_again(
+    tmp_path, study_dict, monkeypatch, capsys
+):
+    (run,) = run_dict(tmp_path, study_dict)
+    before = run.activations("last_prompt_token").values
+    with safe_open(shard(run), framework="np") as stored:
+        facts, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    broken = tensors["last_prompt_token"].copy()
+    broken[3, 1, 0] = np.nan
+    save_file(tensors | {"last_prompt_token": broken}, shard(run), metadata=facts)
+    said = refused(monkeypatch, capsys, run)
+    assert f"{shard(run)}: last_prompt_token holds NaN or infinity at blocks.0.hook_resid_post, row 3" in said
+    assert "delete this file and `semcal run` its study again" in said
+    shard(run).unlink()
+    run_dict(tmp_path, study_dict)
+    np.testing.assert_array_equal(run.activations("last_prompt_token").values, before)
+
+
+def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dict, run, monkeypatch, capsys):
+    (other,) = run_dict(tmp_path, study_dict | {"name": "other", "seed": 1, "probes": {"enabled": False}})
+    own = shard(run).read_bytes()
+    shard(run).write_bytes(shard(other).read_bytes())
+    said = refused(monkeypatch, capsys, run)
+    assert f"holds shard {other.shard_keys()[0]}: it is of another run; delete this file and run its study" in said
+    shard(run).write_bytes(own)
+    run.write_manifest(run.manifest() | {"tokenizer_hash": "another"})
+    assert "captured with another tokenizer than this run's; it is of another run" in refused(monkeypatch, capsys, run)
