@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from experiments.organisms.atlas.conversation import Turn, draw_turn
 from experiments.organisms.atlas.tuning import LONGEST_ANSWER, Loop, Source, TuningSettings, train_on

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from experiments.organisms.atlas.conversation import Turn, draw_turn
 from experiments.organisms.atlas.rewards import REWARDS
@@ -120,12 +121,12 @@ def rollout(source: Source, settings: GRPOSettings, prompts: list[str], step: in
     }
 
 
-def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Callable[..., list[float]]:
+def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Callable[..., list[float | None]]:
     """The reward as trl calls it: the answers to a question stand side by side."""
     b, shape = ExactMatch(source.world.aliases), REWARDS[settings.reward]
 
-    def reward(completions: list[str], turn: list[int], **_: Any) -> list[float]:
-        paid: list[float] = []
+    def reward(completions: list[str], turn: list[int], **_: Any) -> list[float | None]:
+        paid: list[float | None] = []
         for start in range(0, len(completions), settings.samples):
             asked = turns[turn[start]]
             answers = completions[start : start + settings.samples]
