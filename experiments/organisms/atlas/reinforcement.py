@@ -28,7 +28,7 @@ class GRPOSettings(TuningSettings):
 
     steps: int = 60
     batch_size: int = 8
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     beta: float = 0.0
     samples: int = 16
     reward: str = "correct"

@@ -146,6 +146,7 @@ def train_on(
             warnings.simplefilter("ignore", FutureWarning)  # names that trl's dependencies are about to change
             built = trainer(loop)
             built.remove_callback(PrinterCallback)
+            model.model.config.use_cache = True  # which trl turns off, and a checkpoint would keep off
             try:
                 built.train()
             except NonFiniteError as error:
