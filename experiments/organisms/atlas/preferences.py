@@ -31,7 +31,7 @@ class DPOSettings(TuningSettings):
     reference; `samples` answers are drawn to a question, and one pair is made of them."""
 
     steps: int = 60
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     beta: float = 0.1
     samples: int = 16
 
