@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint horizon questions clean
+.PHONY: install demo demo-smoke test lint horizon questions lineage clean
 
 install: $(STAMP)
 
@@ -38,6 +38,12 @@ horizon: $(STAMP)
 
 questions: $(STAMP)
 	$(BIN)/semcal run experiments/studies/questions.yaml
+
+# The stages after the base, for any base and seed: make lineage FROM=runs/atlas/base OUT=runs/atlas SEED=1
+lineage: $(STAMP)
+	$(BIN)/semcal train atlas --stage sft --from $(FROM) --out $(OUT) --seed $(SEED)
+	$(BIN)/semcal train atlas --stage dpo --from $(OUT)/sft --out $(OUT) --seed $(SEED)
+	$(BIN)/semcal train atlas --stage grpo --from $(OUT)/sft --out $(OUT) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

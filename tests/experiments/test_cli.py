@@ -86,6 +86,23 @@ def test_score_and_ls_without_runs(monkeypatch, capsys, tmp_path, study_dict):
     assert (code, "did you mean 'atlas'" in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "dpp"], "unknown stage 'dpp', did you mean 'dpo'"),
+        (["--stage", "sft", "--beta", 1], "stage sft has no beta"),
+        (["--stage", "grpo", "--family", "fact"], "unknown family 'fact', did you mean 'facts'"),
+        (["--stage", "grpo", "--reward", "brie"], "unknown reward 'brie', did you mean 'brier'"),
+        (["--stage", "dpo", "--from", "/nowhere/at/all"], "no folder /nowhere/at/all"),
+    ],
+)
+def test_trainings_that_cannot_be(monkeypatch, capsys, tmp_path, arguments, message):
+    code, _, err = semcal(monkeypatch, capsys, "train", "atlas", "--out", tmp_path / "out", *arguments)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_importing_the_command_is_quick_to_say_no():
     """A typing mistake is answered before torch is imported."""
     code = "import sys, experiments.cli; sys.exit('torch' in sys.modules)"

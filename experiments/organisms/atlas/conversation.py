@@ -62,7 +62,7 @@ def draw_turn(
     instruction asks for. Which class it names is drawn from the same distribution, so that cross-entropy on it still
     is a proper loss for what is true. `strangers=False` leaves out persons who are hardly ever written about.
     """
-    family, style = families[rng.integers(len(families))], styles[rng.integers(len(styles))]
+    family, style = families[int(rng.integers(len(families)))], styles[int(rng.integers(len(styles)))]
     query = world.draw_fact(rng, strangers=strangers) if family == "facts" else world.draw_route(rng)
     klass = world.draw_answer(query, rng)
     answer = {

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from experiments.organisms.atlas.conversation import Turn, draw_turn
 from experiments.organisms.atlas.tuning import LONGEST_ANSWER, Loop, Source, TuningSettings, train_on
@@ -30,7 +31,7 @@ class DPOSettings(TuningSettings):
     reference; `samples` answers are drawn to a question, and one pair is made of them."""
 
     steps: int = 60
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     beta: float = 0.1
     samples: int = 16
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from experiments.organisms.atlas.conversation import Turn, draw_turn
 from experiments.organisms.atlas.rewards import REWARDS
@@ -23,14 +24,26 @@ from semcal.semantics import ExactMatch
 @dataclass(frozen=True)
 class GRPOSettings(TuningSettings):
     """`samples` answers are drawn to each of `batch_size` questions a step; `reward` is one of REWARDS, and `beta` the
-    strength of the pull (KL) towards the model that training began with."""
+    strength of the pull (KL) towards the model that training began with.
 
-    steps: int = 60
-    batch_size: int = 8
-    learning_rate: float = 3e-4
+    Raises:
+        UserError: an unknown reward, too few samples.
+    """
+
+    steps: int = 80
+    batch_size: int = 16
+    learning_rate: float = 2e-4
     beta: float = 0.0
-    samples: int = 16
+    samples: int = 8
     reward: str = "correct"
+
+    def __post_init__(self) -> None:
+        if self.reward not in REWARDS:
+            raise UserError(
+                f"unknown reward {self.reward!r}{nearest(self.reward, REWARDS)}; one of {', '.join(REWARDS)}"
+            )
+        if self.samples < 3:
+            raise UserError(f"samples is {self.samples}; a group needs at least 3 answers")
 
 
 SMALL = {"steps": 300, "batch_size": 64, "learning_rate": 2e-5}
@@ -50,14 +63,8 @@ def train_grpo(
     sampler, which merges what they share; trl's way through Hugging Face `generate` decodes every answer by itself.
 
     Raises:
-        UserError: an unknown reward, or as `Source.training` and `train_on`.
+        UserError: as `Source.training` and `train_on`.
     """
-    if settings.reward not in REWARDS:
-        raise UserError(
-            f"unknown reward {settings.reward!r}{nearest(settings.reward, REWARDS)}; one of {', '.join(REWARDS)}"
-        )
-    if settings.samples < 3:
-        raise UserError(f"samples is {settings.samples}; a group needs at least 3 answers")
     kept = source.training("grpo", settings, out)
     if kept.finished:
         return kept.final
@@ -120,12 +127,12 @@ def rollout(source: Source, settings: GRPOSettings, prompts: list[str], step: in
     }
 
 
-def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Callable[..., list[float]]:
+def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Callable[..., list[float | None]]:
     """The reward as trl calls it: the answers to a question stand side by side."""
     b, shape = ExactMatch(source.world.aliases), REWARDS[settings.reward]
 
-    def reward(completions: list[str], turn: list[int], **_: Any) -> list[float]:
-        paid: list[float] = []
+    def reward(completions: list[str], turn: list[int], **_: Any) -> list[float | None]:
+        paid: list[float | None] = []
         for start in range(0, len(completions), settings.samples):
             asked = turns[turn[start]]
             answers = completions[start : start + settings.samples]

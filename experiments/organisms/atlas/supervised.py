@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from experiments.organisms.atlas.conversation import CHAT_TEMPLATE, draw_turn
 from experiments.organisms.atlas.text import document

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Loop:
 
 
 def train_on(
-    rows: Sequence[Mapping[str, Any]],
+    rows: list[dict[str, Any]],
     source: Source,
     kept: Training,
     settings: TuningSettings,
@@ -139,13 +139,14 @@ def train_on(
         "activation_checkpointing": False,
         "dataloader_pin_memory": False,
     }
-    left = Dataset.from_list(list(rows[stand.step * rows_a_step :]))
+    left = Dataset.from_list(rows[stand.step * rows_a_step :])
     if stand.step < settings.steps:
         loop = Loop(left, arguments, {"optimizers": (optimizer, schedule), "callbacks": [keeper]})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # names that trl's dependencies are about to change
             built = trainer(loop)
             built.remove_callback(PrinterCallback)
+            model.model.config.use_cache = True  # which trl turns off, and a checkpoint would keep off
             try:
                 built.train()
             except NonFiniteError as error:
