@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint horizon questions lineage clean
+.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage clean
 
 install: $(STAMP)
 
@@ -38,6 +38,25 @@ horizon: $(STAMP)
 
 questions: $(STAMP)
 	$(BIN)/semcal run experiments/studies/questions.yaml
+
+# Every picture of figures/ that the shipped checkpoints can draw. Those of `checkpoints` and `horizon` are taken over if
+# they have been run.
+STUDIES := experiments/studies
+figures: $(STAMP) demo
+	$(BIN)/semcal run $(STUDIES)/chain.yaml
+	$(BIN)/semcal run $(STUDIES)/shift.yaml
+	$(BIN)/semcal run $(STUDIES)/lineage.yaml
+	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__concise__exact --random 100
+	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__sentence__exact --random 100
+	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml
+	$(BIN)/python -m experiments.gallery
+
+# The base model along its training, which is done again first: its checkpoints are not shipped.
+checkpoints: $(STAMP)
+	$(BIN)/semcal train atlas
+	$(BIN)/semcal run $(STUDIES)/checkpoints.yaml
+	$(BIN)/semcal verdict $(STUDIES)/checkpoints.yaml
+	$(BIN)/python -m experiments.gallery
 
 # The stages after the base, for any base and seed: make lineage FROM=runs/atlas/base OUT=runs/atlas SEED=1
 lineage: $(STAMP)

@@ -18,6 +18,7 @@ CAPTIONS = {
     "predictability": "Is a model calibrated where it can predict its own class distribution? A mark a run: across, "
     "how much of it a linear probe reads at the last prompt token, last layer, as a share of what M samples let anyone "
     "read; up, the calibration error beyond what calibrated models show. Bars are bootstrap intervals by group.",
+    "emergence": "The same two figures after so many steps of training: does predictability come before calibration?",
 }
 CAPTIONS["commitment-tokens"] = CAPTIONS["commitment"]
 INTERVENTION = (

@@ -15,6 +15,7 @@ from experiments.config import Cell
 from experiments.report.captions import CAPTIONS
 from experiments.report.markup import document, gallery, table, write_figures
 from experiments.report.table import COLUMNS, cells_of, headline, labels, last_layer, remarks
+from probes.emergence import emergence_curve
 from probes.predictability import predictability_scatter
 from semcal.store import Run, write_atomically
 
@@ -23,13 +24,13 @@ _FEWEST = 2  # runs in a figure over runs
 
 
 def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> None:
-    """Write report.html and figures/predictability.png and .svg into the folder of a study.
+    """Write report.html and figures/ (predictability; along training, emergence) into the folder of a study.
 
     Args:
         rows: the runs that are scored, in the order of the page.
     """
-    figure = predictability(rows)
-    pictures = write_figures({} if figure is None else {"predictability": figure}, folder / "figures")
+    figures = {"predictability": predictability(rows), "emergence": emergence(rows)}
+    pictures = write_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
     text = _page(name, rows, folder, pictures)
     write_atomically(folder / "report.html", lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -45,6 +46,18 @@ def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     return predictability_scatter(
         frame, title="Predictability and calibration error, by run", measure=measure, seed=rows[0][0].seed
     )
+
+
+def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
+    """Predictability and excess along training; None unless there are runs of two training steps."""
+    stepped = [(cell, run) for cell, run in rows if cell.model.step is not None]
+    if len({cell.model.step for cell, _ in stepped}) < _FEWEST:
+        return None
+    places = [
+        _place("", cell, run) | {"step": cell.model.step, "line": f"{cell.dataset.name} · {cell.style}"}
+        for cell, run in stepped
+    ]
+    return emergence_curve(pd.DataFrame(places), title="Predictability and calibration error along training")
 
 
 def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
