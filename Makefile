@@ -46,8 +46,7 @@ figures: $(STAMP) demo
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
 	$(BIN)/semcal run $(STUDIES)/shift.yaml
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml
-	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__concise__exact --random 100
-	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__sentence__exact --random 100
+	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml
 	$(BIN)/python -m experiments.gallery
 
