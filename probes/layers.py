@@ -14,12 +14,12 @@ from torch import Tensor
 
 from semcal.errors import nearest
 
-BYTES = 2**27  # activations in double precision that are worked on together; a single layer may be more
+BYTES = 2**21  # activations that are worked on together; a single layer may be more
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some layers of all questions in memory: [layer, question, d], float64."""
+    """Some layers of all questions in memory: [layer, question, d], in the precision they have, single at least."""
 
     values: Tensor
     standardise: bool = True
@@ -88,7 +88,8 @@ class Layers:
 
     def parts(self, n: int) -> list[slice]:
         """How many layers are worked on together: as many as fit in `BYTES`, at least one."""
-        count = max(1, BYTES // (8 * self.layer(0, n).size))
+        first = self.layer(0, n)
+        count = max(1, BYTES // (_precision(first).itemsize * first.size))
         return [slice(first, first + count) for first in range(0, len(self.names), count)]
 
     def block(self, part: slice, n: int, device: str) -> Block:
@@ -102,7 +103,7 @@ class Layers:
         for to, index in enumerate(own):
             read = self.layer(index, n)
             if not to:
-                values = torch.empty((len(own), *read.shape), dtype=torch.float64, device=device)
+                values = torch.empty((len(own), *read.shape), dtype=_precision(read), device=device)
             elif read.shape[1] != values.shape[2]:
                 raise ValueError(
                     f"layer {self.names[index]} is {read.shape[1]} wide and {self.names[own[0]]} {values.shape[2]}; "
@@ -111,6 +112,10 @@ class Layers:
             values[to] = torch.as_tensor(read)
             del read  # or it would stay while the next one is read
         return Block(values)
+
+
+def _precision(values: np.ndarray) -> torch.dtype:
+    return torch.float64 if values.dtype == np.float64 else torch.float32
 
 
 def checked_layer(values: np.ndarray, name: str, n: int) -> np.ndarray:

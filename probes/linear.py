@@ -59,9 +59,7 @@ def fit_softmax(
     layer = torch.arange(len(X), device=X.device) if layer is None else layer
     if X.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[-2] != X.shape[1] or (Y.ndim == 3 and len(Y) != len(layer)):
         raise ValueError(f"X is {tuple(X.shape)} and Y is {tuple(Y.shape)}; want [L, n, d] and [n, K] or [B, n, K]")
-    exact = rotate(X, standardise=standardise)
-    rotation = replace(exact, scores=exact.scores.to(X), spectrum=exact.spectrum.to(X))
-    del exact  # half of the memory
+    rotation = rotate(X, standardise=standardise, dtype=X.dtype)
     penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(len(layer))
     settings = {"layer": layer, "max_iter": max_iter, "tol": tol}
     fit = minimise(rotation.scores, rotation.spectrum, Y.to(X), penalty, **settings)

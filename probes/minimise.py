@@ -70,24 +70,23 @@ def minimise(
     """
     batch, n = len(penalty), scores.shape[1]
     layer = torch.arange(batch, device=scores.device) if layer is None else layer
-    X = torch.cat([scores, scores.new_ones(len(scores), n, 1)], 2)  # [L, n, r + 1]
     # Y enters only through these means, so a permutation of the targets costs no more memory than a weight matrix.
-    moment = _moments(X, Y, layer)  # [B, r + 1, K]
+    moment = _moments(scores, Y, layer)  # [B, r + 1, K]
     frequency, spectrum = moment[:, -1], spectrum[layer]
     ridge = torch.cat([penalty[:, None].expand_as(spectrum), torch.zeros_like(penalty[:, None])], 1)[:, :, None] / n
     curvature = torch.cat([spectrum / n, torch.ones_like(penalty[:, None])], 1)[:, :, None]
     # A class that is absent, or nearly, would get a vanishing curvature and a first step without bound.
     share = frequency.clamp(min=0.1 / n)[:, None]
-    inverse = 1 / (curvature * share * (1 - share).clamp(min=0.1 / n) + ridge + torch.finfo(X.dtype).tiny ** 0.5)
+    inverse = 1 / (curvature * share * (1 - share).clamp(min=0.1 / n) + ridge + torch.finfo(scores.dtype).tiny ** 0.5)
     inverse[:, :-1].masked_fill_((spectrum <= 0)[:, :, None], 0.0)
     theta = torch.cat([torch.zeros_like(moment[:, :-1]), share.log()], 1) if start is None else start
 
     theta_out, objective_out = theta.clone(), theta.new_empty(batch)
-    iterations_out = torch.full((batch,), max_iter, device=X.device)
-    converged_out = torch.zeros(batch, dtype=torch.bool, device=X.device)
+    iterations_out = torch.full((batch,), max_iter, device=scores.device)
+    converged_out = torch.zeros(batch, dtype=torch.bool, device=scores.device)
 
-    index = torch.arange(batch, device=X.device)
-    problem = _Problem(X, layer, moment, ridge)
+    index = torch.arange(batch, device=scores.device)
+    problem = _Problem(scores, layer, moment, ridge)
     value, gradient = problem.evaluate(theta)
     gamma = value.new_ones(batch)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change of gradient, 1 / their product (0: no such pair)
@@ -113,20 +112,22 @@ def minimise(
                 break
             index, problem, inverse = index[keep], problem.take(keep), inverse[keep]
             theta, value, gradient, gamma = theta[keep], value[keep], gradient[keep], gamma[keep]
-            pairs = [(s[keep], y[keep], rho[keep]) for s, y, rho in pairs]
+            for age, pair in enumerate(pairs):  # one by one, so that old and new are never both there
+                pairs[age] = (pair[0][keep], pair[1][keep], pair[2][keep])
     else:
         theta_out[index], objective_out[index] = theta, value
     return SoftmaxFit(theta_out[:, :-1], theta_out[:, -1], objective_out, iterations_out, converged_out)
 
 
-def _moments(X: Tensor, Y: Tensor, layer: Tensor) -> Tensor:
-    """Xᵀ Y / n of every problem: [B, r + 1, K]."""
+def _moments(scores: Tensor, Y: Tensor, layer: Tensor) -> Tensor:
+    """[scores, 1]ᵀ Y / n of every problem: [B, r + 1, K]."""
     if Y.ndim == 2:
-        return (X.mT @ Y / X.shape[1])[layer]
-    moment = X.new_empty(len(layer), X.shape[2], Y.shape[2])
-    for own, mine in _by_layer(layer, len(X)):
+        return torch.cat([scores.mT @ Y / len(Y), Y.mean(0).expand(len(scores), 1, -1)], 1)[layer]
+    moment = scores.new_empty(len(layer), scores.shape[2] + 1, Y.shape[2])
+    for own, mine in _by_layer(layer, len(scores)):
         flat = rearrange(Y[mine], "b n k -> n (b k)")
-        moment[mine] = rearrange(X[own].mT @ flat, "r (b k) -> b r k", k=Y.shape[2]) / X.shape[1]
+        moment[mine, :-1] = rearrange(scores[own].mT @ flat, "r (b k) -> b r k", k=Y.shape[2]) / len(flat)
+        moment[mine, -1] = rearrange(flat.mean(0), "(b k) -> b k", k=Y.shape[2])
     return moment
 
 
@@ -138,27 +139,29 @@ def _by_layer(layer: Tensor, layers: int) -> list[tuple[int, Tensor]]:
 
 @dataclass(frozen=True)
 class _Problem:
-    X: Tensor  # [L, n, r + 1]
+    scores: Tensor  # [L, n, r]; the column of ones for the bias is never written out, for rows fill the memory
     layer: Tensor  # [b]
     moment: Tensor  # [b, r + 1, K]
     ridge: Tensor  # [b, r + 1, 1]
 
     def take(self, index: Tensor) -> _Problem:
-        return _Problem(self.X, self.layer[index], self.moment[index], self.ridge[index])
+        return _Problem(self.scores, self.layer[index], self.moment[index], self.ridge[index])
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Objective [b] and gradient [b, r + 1, K] at theta."""
         log_total, expected = theta.new_empty(len(theta)), torch.empty_like(theta)
-        n, K = self.X.shape[1], theta.shape[2]
-        for own, mine in _by_layer(self.layer, len(self.X)):
-            X = self.X[own]
-            logits = (X @ rearrange(theta[mine], "b r k -> r (b k)")).view(n, len(mine), K)
+        n, K = self.scores.shape[1], theta.shape[2]
+        for own, mine in _by_layer(self.layer, len(self.scores)):
+            rows = self.scores[own]
+            flat = rearrange(theta[mine], "b r k -> r (b k)")
+            logits = torch.addmm(flat[-1], rows, flat[:-1]).view(n, len(mine), K)
             top = logits.amax(2, keepdim=True)
             probability = logits.sub_(top).exp_()  # in place: at this size memory traffic is the cost
             total = probability.sum(2, keepdim=True)
             log_total[mine] = (total.log() + top).mean((0, 2))
             probability /= total
-            expected[mine] = rearrange(X.mT @ probability.view(n, -1), "r (b k) -> b r k", k=K)
+            expected[mine, :-1] = rearrange(rows.mT @ probability.view(n, -1), "r (b k) -> b r k", k=K)
+            expected[mine, -1] = probability.sum(0)
         pull = self.ridge * theta
         value = log_total - _dot(self.moment, theta) + _dot(pull, theta) / 2
         return value, expected.div_(n).sub_(self.moment).add_(pull)

@@ -1,15 +1,57 @@
 """Training rows on their principal axes, exactly: fewer dimensions, and a Hessian that is nearly diagonal.
 
-A leading axis B runs over independent problems (layers). Knows arrays only.
+A leading axis B runs over independent problems (layers). Knows arrays only. Rows are what fills the memory, so they are
+centred, standardised and brought to double precision a part at a time, and never copied whole but for the result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
+
+_TOGETHER = 256  # rows, or features, in double precision at a time
+
+
+@dataclass(frozen=True)
+class Standard:
+    """How features are centred and scaled, learnt from training rows."""
+
+    mean: Tensor
+    """[B, d], float64, of the training rows."""
+
+    scale: Tensor
+    """[B, d], float64, their standard deviation, infinite for constant features; 1 if not standardised."""
+
+    @classmethod
+    def of(cls, X: Tensor, *, standardise: bool) -> Standard:
+        """From rows [B, n, d]. Features whose deviation is below 1e-6 of their root mean square are constant up to
+        rounding; they are set to 0 rather than blown up to unit variance."""
+        centre = cls(X.mean(1, dtype=torch.float64), torch.ones_like(X[:, 0], dtype=torch.float64))
+        if not standardise:
+            return centre
+        variance = torch.zeros_like(centre.mean)
+        for _, part in centre.by_rows(X):
+            variance += part.square_().sum(1)
+        deviation = (variance / X.shape[1]).sqrt()
+        constant = deviation <= 1e-6 * torch.hypot(deviation, centre.mean)
+        return cls(centre.mean, deviation.masked_fill(constant, torch.inf))
+
+    def by_rows(self, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Standardised rows [B, some of n, d], float64."""
+        for first in range(0, X.shape[1], _TOGETHER):
+            some = slice(first, first + _TOGETHER)
+            part = X[:, some].to(torch.float64, copy=True)
+            yield some, part.sub_(self.mean[:, None]).div_(self.scale[:, None])
+
+    def by_features(self, X: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Standardised features [B, n, some of d], float64."""
+        for first in range(0, X.shape[2], _TOGETHER):
+            some = slice(first, first + _TOGETHER)
+            part = X[:, :, some].to(torch.float64, copy=True)
+            yield some, part.sub_(self.mean[:, None, some]).div_(self.scale[:, None, some])
 
 
 @dataclass(frozen=True)
@@ -23,29 +65,45 @@ class Rotation:
     """[B, r], squared norms of the columns of `scores`."""
 
     axes: Tensor
-    """[B, d, r] orthonormal columns; or, where `rows` is given, [B, n, r] with `basis = rowsᵀ @ axes`."""
+    """[B, d, r] orthonormal columns; or, where `rows` is given, [B, n, r] with `basis = standardised rowsᵀ @ axes`."""
 
     rows: Tensor | None
-    """[B, n, d], the centred rows, if d > n: there the basis stays implicit, being costlier than its uses."""
+    """[B, n, d], the rows as given, if d > n: there the basis stays implicit, being costlier than its uses."""
 
-    mean: Tensor
-    """[B, d], of the training rows."""
+    standard: Standard
 
-    scale: Tensor
-    """[B, d], standard deviation of the training rows; 1 for constant features, and everywhere if not standardised."""
+    @property
+    def mean(self) -> Tensor:
+        """[B, d]."""
+        return self.standard.mean
+
+    @property
+    def scale(self) -> Tensor:
+        """[B, d]."""
+        return self.standard.scale
 
     @property
     def basis(self) -> Tensor:
-        """[B, d, r], orthonormal columns (zero where the spectrum is)."""
-        return self.axes if self.rows is None else self.rows.mT @ self.axes
+        """[B, d, r], float64, orthonormal columns (zero where the spectrum is)."""
+        if self.rows is None:
+            return self.axes
+        return torch.cat([part.mT @ self.axes for _, part in self.standard.by_features(self.rows)], 1)
 
     def transform(self, X: Tensor) -> Tensor:
-        """New rows [B, n', d] on the training rows' axes: [B, n', r]."""
-        Z = (X - self.mean[:, None]) / self.scale[:, None]
-        return Z @ self.axes if self.rows is None else Z @ self.rows.mT @ self.axes
+        """New rows [B, n', d] on the training rows' axes: [B, n', r], in the precision of `scores`."""
+        out = self.scores.new_empty(*X.shape[:2], self.axes.shape[2])
+        if self.rows is None:
+            for some, part in self.standard.by_rows(X):
+                out[:, some] = part @ self.axes
+            return out
+        likeness = torch.zeros(*X.shape[:2], self.rows.shape[1], dtype=torch.float64, device=X.device)
+        own = self.standard.by_features(self.rows)
+        for (_, new), (_, old) in zip(self.standard.by_features(X), own, strict=True):
+            likeness.baddbmm_(new, old.mT)
+        return out.copy_(likeness @ self.axes)
 
 
-def rotate(X: Tensor, *, standardise: bool) -> Rotation:
+def rotate(X: Tensor, *, standardise: bool, dtype: torch.dtype = torch.float64) -> Rotation:
     """Centre, optionally standardise, and rotate each problem's rows onto their principal axes.
 
     Exact for any objective that is a function of the linear predictions plus an increasing function of ‖W‖: the part of
@@ -55,26 +113,30 @@ def rotate(X: Tensor, *, standardise: bool) -> Rotation:
     rows extend less than 1e-6 of the longest are dropped, which is the rounding of float32 activations.
 
     Args:
-        X: [B, n, d], float32 or float64; what is returned is float64.
-        standardise: divide each feature by its standard deviation. Features whose deviation is below 1e-6 of their root
-            mean square are constant up to rounding; they are set to 0 rather than blown up to unit variance.
+        X: [B, n, d], float32 or float64.
+        standardise: divide each feature by its standard deviation.
+        dtype: of scores and spectrum; the axes are found in double precision in any case.
     """
-    mean = X.mean(1, dtype=torch.float64)
-    Z = X.to(torch.float64, copy=True).sub_(mean[:, None])  # in place, as what follows: rows are what fills the memory
-    scale = torch.ones_like(mean)
-    if standardise:
-        deviation = vector_norm(Z, dim=1) / X.shape[1] ** 0.5
-        constant = deviation <= 1e-6 * torch.hypot(deviation, mean)
-        scale = torch.where(constant, scale, deviation)
-        Z.div_(scale[:, None]).masked_fill_(constant[:, None], 0.0)
-    if X.shape[2] <= X.shape[1]:
+    standard = Standard.of(X, standardise=standardise)
+    depth, n, d = X.shape
+    products = torch.zeros(depth, min(n, d), min(n, d), dtype=torch.float64, device=X.device)
+    if d <= n:
+        for _, part in standard.by_rows(X):
+            products.baddbmm_(part.mT, part)
         # Squaring halves the digits of small eigenvalues, which does no harm: the axes are orthonormal regardless.
-        _, axes = torch.linalg.eigh(Z.mT @ Z)
-        scores = Z @ axes
-        return Rotation(scores, vector_norm(scores, dim=1).square(), axes, None, mean, scale)
-    squares, left = torch.linalg.eigh(Z @ Z.mT)  # Z = left · √squares · basisᵀ
-    kept = squares > 1e-12 * squares.amax(1, keepdim=True).clamp(min=torch.finfo(Z.dtype).tiny)
+        _, axes = torch.linalg.eigh(products)
+        scores = torch.empty(X.shape, dtype=dtype, device=X.device)
+        spectrum = torch.zeros(depth, d, dtype=torch.float64, device=X.device)
+        for some, part in standard.by_rows(X):
+            rotated = part @ axes
+            scores[:, some] = rotated
+            spectrum += rotated.square_().sum(1)
+        return Rotation(scores, spectrum.to(dtype), axes, None, standard)
+    for _, part in standard.by_features(X):
+        products.baddbmm_(part, part.mT)
+    squares, left = torch.linalg.eigh(products)  # standardised rows = left · √squares · basisᵀ
+    kept = squares > 1e-12 * squares.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     spectrum = squares.where(kept, 0.0)
     lengths = spectrum.sqrt()[:, None]
     axes = torch.where(kept[:, None], left / lengths, 0.0)
-    return Rotation(left * lengths, spectrum, axes, Z, mean, scale)
+    return Rotation((left * lengths).to(dtype), spectrum.to(dtype), axes, X, standard)

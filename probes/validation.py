@@ -6,7 +6,7 @@ Knows blocks of features, targets and folds; nothing of what the layers are or h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from probes.rotation import Rotation, rotate
 # nats still to be gained when a solver stops. At 1e-5 the share explained is within 1e-3 of its value at 1e-8.
 TOLERANCE = 1e-5
 _ROUGH_TOLERANCE = 1e-4  # to compare penalties, and for the null
-_BYTES = 2**27  # working set of a batch of permutations
+_BYTES = 2**22  # working set of a batch of permutations, or the rows' own size if that is more
 
 
 class Features(Protocol):
@@ -35,7 +35,7 @@ class Features(Protocol):
         ...
 
     def split(self, train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
-        """([L, n_train, d], [L, n_test, d]), float64; what is learnt for it, from the training rows."""
+        """([L, n_train, d], [L, n_test, d]); what is learnt for it, from the training rows."""
         ...
 
 
@@ -147,9 +147,8 @@ class _Split:
     @classmethod
     def of(cls, block: Features, train: np.ndarray, test: np.ndarray) -> _Split:
         fitted, held_out = block.split(train, test)
-        exact = rotate(fitted, standardise=block.standardise)
-        rotation = replace(exact, scores=exact.scores.float(), spectrum=exact.spectrum.float())
-        return cls(rotation, exact.transform(held_out).float())
+        rotation = rotate(fitted, standardise=block.standardise, dtype=torch.float32)
+        return cls(rotation, rotation.transform(held_out))
 
     def probe(
         self, head: Head, layer: Tensor, fitted: Tensor, penalty: Tensor, start: Tensor | None, tol: float
@@ -201,7 +200,8 @@ def _permuted_losses(head: Head, split: _Split, Y: Tensor, fold: Fold, rows: np.
     """Summed held-out losses of probe and baseline under each of `rows`: [2, layer, permutation]."""
     depth, n, rank = split.rotation.scores.shape
     curvature = 20 * rank  # ten pairs of vectors as long as the weights
-    stride = max(1, _BYTES // (Y.element_size() * depth * Y.shape[1] * (2 * n + curvature)))
+    budget = max(_BYTES, Y.element_size() * depth * n * rank)
+    stride = max(1, budget // (Y.element_size() * depth * Y.shape[1] * (2 * n + curvature)))
     sums = []
     for first in range(0, len(rows), stride):
         permuted = Y[torch.as_tensor(rows[first : first + stride], device=Y.device)]  # [P, n, K]

@@ -122,7 +122,7 @@ def test_with_more_features_than_rows_the_rotation_changes_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("shape", [(30, 8), (20, 50)])
+@pytest.mark.parametrize("shape", [(30, 8), (20, 50), (600, 8), (20, 600)])  # the last two in several parts
 def test_a_rotation_is_orthogonal_and_reproduces_its_rows(shape: tuple[int, int]) -> None:
     X = torch.tensor(np.random.default_rng(0).normal(size=(2, *shape))) * 3 + 5
     rotation = rotate(X, standardise=True)
@@ -131,6 +131,20 @@ def test_a_rotation_is_orthogonal_and_reproduces_its_rows(shape: tuple[int, int]
     torch.testing.assert_close(rotation.transform(X), rotation.scores, atol=1e-9, rtol=0)
     gram = rotation.scores.mT @ rotation.scores
     torch.testing.assert_close(gram, torch.diag_embed(rotation.spectrum), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(600, 8), (20, 600)])
+def test_scores_may_be_single_where_the_axes_are_double(shape: tuple[int, int]) -> None:
+    X = torch.tensor(np.random.default_rng(0).normal(size=(2, *shape)), dtype=torch.float32) * 3 + 5
+    X[0, :, 3] = 7.0  # a constant feature has no part in it
+    exact, single = rotate(X, standardise=True), rotate(X, standardise=True, dtype=torch.float32)
+    assert exact.scores.dtype == exact.axes.dtype == single.axes.dtype == torch.float64
+    assert single.scores.dtype == single.transform(X).dtype == torch.float32
+    torch.testing.assert_close(single.scores.double(), exact.scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(exact.transform(X), exact.scores, atol=1e-9, rtol=0)
+    moved = X.clone()
+    moved[0, :, 3] = -100.0
+    torch.testing.assert_close(exact.transform(moved), exact.scores, atol=1e-9, rtol=0)
 
 
 def test_a_class_without_mass_and_a_constant_feature_are_survived() -> None:
