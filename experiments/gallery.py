@@ -18,7 +18,7 @@ _CELLS = {
 
 
 def pictures() -> dict[str, str]:
-    """Name in figures/ -> place below the folder of runs."""
+    """Name in figures/ -> place below the folder of runs, as a pattern that one file there matches."""
     found = {}
     for (family, style), cell in _CELLS.items():
         for name in ("reliability", "layers", "knowing"):
@@ -36,6 +36,7 @@ def pictures() -> dict[str, str]:
         found[f"horizon-word{k}.png"] = (
             f"horizon/stories260K__tinystories__continuation__word{k}/figures/reliability.png"
         )
+    found["ablation-routes-concise.png"] = "lineage/base__atlas-routes__concise__exact/figures/ablate-*.png"
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
     found["predictability-lineage.png"] = "lineage/figures/predictability.png"
     found["emergence.png"] = "checkpoints/figures/emergence.png"
@@ -49,8 +50,8 @@ def collect(runs: Path, into: Path) -> tuple[list[str], list[str]]:
     """Copy what is there; names of what was copied, and of what no run has drawn yet."""
     copied, absent = [], []
     for name, place in pictures().items():
-        if (runs / place).is_file():
-            shutil.copyfile(runs / place, into / name)
+        if drawn := sorted(runs.glob(place)):
+            shutil.copyfile(drawn[-1], into / name)
             copied.append(name)
         else:
             absent.append(name)
