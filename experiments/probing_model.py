@@ -100,7 +100,7 @@ class ModelProbes:
         looked_at = LanguageModel.without_weights(
             model_path(before), revision=before.revision, trust_remote_code=before.trust_remote_code
         )
-        if looked_at.tokenizer_hash != self.model.tokenizer_hash:
+        if not looked_at.encodes_like(self.model):
             raise UserError(
                 f"probes.step0: {self.cell.probes.step0} has another tokenizer than {self.run.folder} was made with; "
                 "give the checkpoint that this model's own training began with"

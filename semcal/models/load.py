@@ -175,6 +175,14 @@ class LanguageModel:
         bos = self.tokenizer.bos_token_id
         return slice(1 if bos is not None and ids[: min(2, stop)] == [bos, bos] else 0, stop)
 
+    def encodes_like(self, other: LanguageModel) -> bool:
+        """Whether both make the same token ids of any plain text.
+
+        Chat templates may differ; so may truncation and padding, which a saved tokenizer carries along and which are
+        set anew whenever it is called.
+        """
+        return _encoding(self.tokenizer) == _encoding(other.tokenizer)
+
     def render_chat(self, messages: Sequence[dict[str, str]], *, answered: bool = False) -> str:
         """The conversation as text, open for the assistant's answer (BOS included where the template writes one).
 
@@ -281,6 +289,12 @@ def weights_fingerprint(path: str, commit: str | None) -> str:
                     stream.seek(offset)
                     digest.update(stream.read(_SAMPLE))
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    return {key: value for key, value in whole.items() if key not in ("truncation", "padding")}
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

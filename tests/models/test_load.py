@@ -87,3 +87,18 @@ def test_a_checkpoint_that_others_trained():
     assert ids[0] == model.tokenizer.bos_token_id
     assert ids.count(ids[0]) == 1
     assert model.decode(ids) == "Once upon a time, there was"
+
+
+def test_tokenizers_are_alike_that_encode_alike(tmp_path):
+    path = save_checkpoint(tmp_path / "model")
+    own = LanguageModel.load(path, device="cpu")
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(256)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(path)
+    same = LanguageModel.without_weights(path)
+    assert same.tokenizer_hash != own.tokenizer_hash
+    assert same.encodes_like(own)
+    tokenizer.add_tokens(["five"])
+    tokenizer.save_pretrained(path)
+    assert not LanguageModel.without_weights(path).encodes_like(own)
