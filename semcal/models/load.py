@@ -298,11 +298,8 @@ def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    body = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    if backend is not None:  # how it padded when it was last used is no part of it
-        body = {key: value for key, value in body.items() if key not in ("padding", "truncation")}
-    return hashlib.sha256((json.dumps(body, sort_keys=True) + str(tokenizer.chat_template)).encode()).hexdigest()[:16]
+    body = json.dumps(_encoding(tokenizer), sort_keys=True)
+    return hashlib.sha256((body + str(tokenizer.chat_template)).encode()).hexdigest()[:16]
 
 
 def _why_not(path: str, revision: str | None, error: Exception) -> str:
