@@ -177,7 +177,7 @@ def maximum_null(statistic: np.ndarray, observed: np.ndarray) -> tuple[float, np
     maxima = statistic.max(0)
     if not maxima.size or np.isnan(maxima).any():
         return float("nan"), np.full(len(observed), np.nan)
-    # Equal up to what the solver leaves open counts against the layer: every permutation of a constant explains nothing.
+    # What the solver leaves open counts against the layer: every permutation of a constant explains nothing.
     exceeding = (maxima[None] >= observed[:, None] - 1e-4).sum(1)
     return float(np.quantile(maxima, 0.95)), (1 + exceeding) / (1 + maxima.size)
 

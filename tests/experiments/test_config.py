@@ -46,7 +46,10 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ),
         ({"datasets": [{"path": "x"}]}, "datasets.0: key 'kind' is missing"),
         ({"datasets": [{"kind": "jsonl"}]}, "key 'datasets.0.path' is missing"),
-        ({"datasets": [{"kind": "atlas", "family": "fact"}]}, "'fact' is none of facts, routes, myths, did you mean 'facts'"),
+        (
+            {"datasets": [{"kind": "atlas", "family": "fact"}]},
+            "'fact' is none of facts, routes, myths, did you mean 'facts'",
+        ),
         ({"datasets": [{"kind": "jsonl", "path": "x", "pth": 1}]}, "unknown key 'datasets.0.pth', did you mean 'path'"),
         ({"styles": ["continuation"]}, "'continuation' needs a dataset of kind continuation"),
         ({"datasets": [{"kind": "continuation", "path": "x"}]}, "whose only style is 'continuation'"),
