@@ -211,11 +211,7 @@ class ProbesConfig(Settings):
     @property
     def reads_model(self) -> list[str]:
         """The rungs and baselines for which the model must be loaded."""
-        return [
-            name
-            for name in (*self.rungs, *self.baselines)
-            if name in ("lora", "lens", "first-token", "random-init", "step-0")
-        ]
+        return [name for name in (*self.rungs, *self.baselines) if name in _OF_THE_MODEL]
 
 
 class PublishedConfig(Settings):

@@ -18,7 +18,7 @@ from experiments.answers import class_matrix, stored_masses
 from experiments.config import Cell
 from probes.attention import Segments
 from probes.baselines import marginal_row
-from probes.contrast import compare_explained, explained_differences
+from probes.contrast import explained_differences
 from probes.evaluate import evaluate, evaluate_scalar
 from probes.evaluation import BASELINE, LINEAR, Ceiling, Evaluation, at_layer
 from probes.layers import Layers
@@ -247,26 +247,17 @@ def stored_evaluation(run: Run, position: str, ids: Sequence[str]) -> Evaluation
     return Evaluation(frame.reset_index(drop=True), rows.to_numpy(float), baseline.loc[list(ids)].to_numpy(float))
 
 
-def compare_probes(a: Run, b: Run, position: str, *, draws: int, level: float, seed: int) -> pd.DataFrame:
-    """How much better the class distribution is predictable in the second of two runs, as shares of their ceilings.
-
-    On the questions that both were probed on; see `probes.contrast.compare_explained`. Give runs of equal M.
-
-    Raises:
-        UserError: a run that was not probed at the position, or no common question.
-    """
-    one, two, group = _paired(a, b, position)
-    return compare_explained(one, two, group=group, draws=draws, level=level, seed=seed)
-
-
 def compare_last_layers(
     a: Run, b: Run, position: str, *, draws: int, level: float, seed: int
 ) -> tuple[dict[str, Difference], str]:
-    """Rung -> the difference of `compare_probes`, each run at its own last layer, baselines left out; and what must be
+    """Rung -> how much better the class distribution is predictable in the second of two runs, as shares of their
+    ceilings (`probes.contrast.compare_explained`), each run at its own last layer, baselines left out; and what must be
     said beside it.
 
+    On the questions that both were probed on. Give runs of equal M.
+
     Raises:
-        UserError: as `compare_probes`; or no rung in common.
+        UserError: a run that was not probed at the position, no common question, or no rung in common.
     """
     one, two, group = _paired(a, b, position)
     layers, sizes = [_last_layer(e) for e in (one, two)], [int(e.frame["n"].iloc[0]) for e in (one, two)]
@@ -298,7 +289,7 @@ def _paired(a: Run, b: Run, position: str) -> tuple[Evaluation, Evaluation, list
     """What was found of two runs on the questions that both were probed on, and their groups.
 
     Raises:
-        UserError: see `compare_probes`.
+        UserError: see `compare_last_layers`.
     """
     probed = []
     for run in (a, b):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -67,40 +67,6 @@ def fit_softmax(
     weight = torch.stack([basis[own] @ its for own, its in zip(layer.tolist(), fit.weight, strict=True)])
     offset = torch.einsum("bd,bdk->bk", rotation.mean.to(X)[layer], weight)
     return replace(fit, weight=weight, bias=fit.bias - offset)
-
-
-@dataclass(frozen=True)
-class RidgeFit:
-    """Solutions of B × P ridge regressions."""
-
-    weight: Tensor
-    """[B, P, d]."""
-
-    bias: Tensor
-    """[B, P]."""
-
-
-def fit_ridge(X: Tensor, y: Tensor, penalties: Sequence[float] | Tensor) -> RidgeFit:
-    """Ridge regression for every problem and penalty: minimises ½‖y − Xw − b‖² + penalty/2·‖w‖², b free.
-
-    In closed form on the principal axes; scikit-learn's Ridge with alpha = penalty.
-
-    Args:
-        X: [B, n, d].
-        y: [n].
-        penalties: [P], > 0.
-
-    Raises:
-        ValueError: the shapes disagree.
-    """
-    if X.ndim != 3 or y.shape != X.shape[1:2]:
-        raise ValueError(f"X is {tuple(X.shape)} and y is {tuple(y.shape)}; want [B, n, d] and [n]")
-    rotation, y = rotate(X, standardise=False), y.to(X.device, torch.float64)
-    grid = torch.as_tensor(penalties, dtype=torch.float64, device=X.device)
-    moment = torch.einsum("bnr,n->br", rotation.scores, y - y.mean())
-    theta = moment[:, None] / (rotation.spectrum[:, None] + grid[None, :, None])  # [B, P, r]
-    weight = torch.einsum("bdr,bpr->bpd", rotation.basis, theta)
-    return RidgeFit(weight=weight, bias=y.mean() - torch.einsum("bd,bpd->bp", rotation.mean, weight))
 
 
 class LogLinear(Rung):

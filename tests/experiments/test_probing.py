@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from experiments.analysis import probe
 from experiments.cell import stored_cell
 from experiments.config import ProbesConfig
-from experiments.probing import compare_probes
+from experiments.probing import compare_last_layers
 from experiments.reading import load_study
 from experiments.report.table import last_layer
 from semcal import Run, UserError
@@ -88,14 +88,16 @@ def test_held_out_losses_are_kept_by_question_and_give_the_table(run):
 def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, run):
     hot = study_dict | {"name": "hot"}
     (other,) = run_dict(tmp_path, hot, "sampling.temperature=3.0")
-    found = compare_probes(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
-    assert list(found["layer"]) == [*run.activation_layers("last_prompt_token"), "tf-idf and length"]
-    own = run.probes()
-    own = own[own["target"] == "classes"]
-    np.testing.assert_allclose(found["a"], own["of_ceiling"], atol=1e-5)
+    found, told = compare_last_layers(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
+    assert set(found) == {"linear"}
+    assert told == ""
+    for side, of in (("a", run), ("b", other)):
+        own = last_layer(of.probes(), "classes")
+        assert own is not None
+        assert getattr(found["linear"], side) == pytest.approx(own["of_ceiling"], abs=1e-5)
     other.forget_probes()
     with pytest.raises(UserError, match=r"holds no probes.*semcal probe"):
-        compare_probes(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
+        compare_last_layers(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
 
 
 def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):

@@ -6,12 +6,12 @@ import torch
 from scipy.special import logsumexp, softmax
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from probes import linear
-from probes.linear import fit_ridge, fit_softmax
+from probes.linear import fit_softmax
 from probes.minimise import minimise
 from probes.rotation import rotate
 
@@ -168,20 +168,6 @@ def test_an_exhausted_budget_is_reported() -> None:
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(1, 5, 2\).*\(4, 3\)"):
         fit_softmax(torch.zeros(1, 5, 2), torch.zeros(4, 3), 1.0)
-    with pytest.raises(ValueError, match=r"\(1, 5, 2\).*\(4,\)"):
-        fit_ridge(torch.zeros(1, 5, 2), torch.zeros(4), [1.0])
-
-
-@pytest.mark.parametrize("shape", [(50, 8), (20, 30)])
-def test_ridge_agrees_with_scikit_learn(shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(2, *shape)) + 3, rng.normal(size=shape[0])
-    fit = fit_ridge(torch.tensor(X), torch.tensor(y), [0.1, 10.0])
-    for layer in range(2):
-        for index, alpha in enumerate([0.1, 10.0]):
-            theirs = Ridge(alpha=alpha).fit(X[layer], y)
-            np.testing.assert_allclose(fit.weight[layer, index].numpy(), theirs.coef_, atol=1e-9)
-            assert float(fit.bias[layer, index]) == pytest.approx(float(theirs.intercept_))
 
 
 def test_the_probe_is_standardised_logistic_regression_on_smoothed_targets() -> None:
