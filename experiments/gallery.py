@@ -37,6 +37,7 @@ def pictures() -> dict[str, str]:
             f"horizon/stories260K__tinystories__continuation__word{k}/figures/reliability.png"
         )
     found["ablation-routes-concise.png"] = "lineage/base__atlas-routes__concise__exact/figures/ablate-*.png"
+    found["steering-routes-concise.png"] = f"demo/{_CELLS['routes', 'concise']}/figures/steer-*.png"
     found["transfer-routes.png"] = "transfer/transfer.png"
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
     found["predictability-lineage.png"] = "lineage/figures/predictability.png"
