@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:  # torch takes seconds
     from experiments.config import Cell
@@ -26,7 +34,8 @@ class Screen:
             TimeRemainingColumn(),
             console=complaints,
         )
-        self._task = None
+        self._sampled: TaskID | None = None  # the bar that grows
+        self._tasks: dict[str, TaskID] = {}  # by folder
 
     def __enter__(self) -> Screen:
         self._bar.__enter__()
@@ -36,22 +45,23 @@ class Screen:
         self._bar.__exit__(*error)
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None:
-        self._task = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
+        self._sampled = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
+        self._tasks[cell.folder] = self._sampled
 
     def answered(self, questions: int) -> None:
-        assert self._task is not None
-        self._bar.advance(self._task, questions)
-        speed = self._bar.tasks[self._task].speed
-        self._bar.update(self._task, rate=f"{speed:.1f} questions/s" if speed else "")
+        assert self._sampled is not None
+        self._bar.advance(self._sampled, questions)
+        speed = self._bar.tasks[self._sampled].speed
+        self._bar.update(self._sampled, rate=f"{speed:.1f} questions/s" if speed else "")
 
     def stage(self, cell: Cell, what: str) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task("", total=1, completed=1, rate="")
-        self._bar.update(self._task, description=f"{cell.label}: {what}")
+        self._bar.update(self._task(cell), description=f"{cell.label}: {what}")
 
     def finished(self, cell: Cell) -> None:
-        if self._task is None:
-            self._task = self._bar.add_task("", total=1, completed=1, rate="")
-        self._bar.update(self._task, description=f"{cell.label}: finished")
-        self._bar.stop_task(self._task)
-        self._task = None
+        self.stage(cell, "finished")
+        self._bar.stop_task(self._tasks.pop(cell.folder))
+
+    def _task(self, cell: Cell) -> TaskID:
+        if cell.folder not in self._tasks:
+            self._tasks[cell.folder] = self._bar.add_task("", total=1, completed=1, rate="")
+        return self._tasks[cell.folder]

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from experiments.analysis import probe, score
 from experiments.answering import sample_cell
+from experiments.beside import SecondProcess
 from experiments.cell import open_cell, prepare, refresh_gold
 from experiments.config import Cell, ModelConfig, Study
 from experiments.datasets import load_dataset
@@ -25,9 +26,23 @@ from semcal.models.load import weights_fingerprint
 from semcal.questions import Dataset
 from semcal.store import Run
 
+WORTH_A_PROCESS = 20_000  # samples
+
 
 class Reporter(Protocol):
     """Told what happens, so that a terminal can show it; a study runs as well without one."""
+
+    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
+
+    def answered(self, questions: int) -> None: ...
+
+    def stage(self, cell: Cell, what: str) -> None: ...
+
+    def finished(self, cell: Cell) -> None: ...
+
+
+class Silent:
+    """A reporter that shows nothing."""
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
 
@@ -100,20 +115,39 @@ def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) 
 
 
 def run_study(prepared: Prepared, reporter: Reporter) -> None:
-    """Sample, capture, score, probe, report and track every cell that is not finished."""
-    for model_config in prepared.study.models:
-        models = Models()  # the last one leaves the memory before the next one enters it
-        for cell, run in zip(prepared.cells, prepared.runs, strict=True):
-            if cell.model != model_config:
-                continue
-            if not run.sampled or _other_weights(model_config, run):
-                _sample(cell, run, models.of(model_config), prepared, reporter)
-            analyse(cell, run, reporter, models)
-            if cell.tracking.wandb != "disabled":
-                reporter.stage(cell, "tracking")
-                track(cell, run)
-            reporter.finished(cell)
-    write_study(prepared.study.name, list(zip(prepared.cells, prepared.runs, strict=True)), prepared.study.folder)
+    """Sample, capture, score, probe, report and track every cell that is not finished.
+
+    A cell of many samples is analysed in a second process while those after it are sampled.
+    """
+    models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows stand model by model
+    with SecondProcess(analyse) as second:
+        for at, (cell, run) in enumerate(rows):
+            if not run.sampled or _other_weights(cell.model, run):
+                _sample(cell, run, models.of(cell.model), prepared, reporter)
+            if _analysed_beside(cell, run) and not all(later.sampled for _, later in rows[at + 1 :]):
+                reporter.stage(cell, "analysed beside")
+                second.submit(cell, run)
+            else:
+                analyse(cell, run, reporter, models)
+                _finish(cell, run, reporter)
+            for its in second.finished():
+                _finish(*its, reporter)
+        for its in second.rest():
+            _finish(*its, reporter)
+    write_study(prepared.study.name, rows, prepared.study.folder)
+
+
+def _analysed_beside(cell: Cell, run: Run) -> bool:
+    """Whether a cell's analysis takes longer than a process takes to start, and needs no model."""
+    alone = not (cell.probes.enabled and cell.probes.reads_model)
+    return alone and run.manifest()["questions"] * (cell.sampling.m or 1) >= WORTH_A_PROCESS
+
+
+def _finish(cell: Cell, run: Run, reporter: Reporter) -> None:
+    if cell.tracking.wandb != "disabled":
+        reporter.stage(cell, "tracking")
+        track(cell, run)
+    reporter.finished(cell)
 
 
 def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter: Reporter) -> None:
@@ -124,13 +158,13 @@ def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter:
 
 
 def analyse(
-    cell: Cell, run: Run, reporter: Reporter, models: Models | None = None, *, again: Sequence[str] = ()
+    cell: Cell, run: Run, reporter: Reporter | None = None, models: Models | None = None, *, again: Sequence[str] = ()
 ) -> None:
     """Whatever is computed from samples and activations and is missing, or is named in `again` ("score", "probe").
 
     `models` are asked for the run's model only where a probe needs it.
     """
-    changed = False
+    changed, reporter = False, reporter or Silent()
     if "score" in again or not run.calibration():
         reporter.stage(cell, "scoring")
         score(cell, run, lambda how_far: reporter.stage(cell, f"scoring, {how_far}"))

@@ -18,11 +18,10 @@ from rich.table import Table
 
 from experiments.answers import class_matrix, read_answers
 from experiments.cell import stored_cell
-from experiments.config import Cell
 from experiments.details import sampled_masses
 from experiments.reading import load_study
 from experiments.semantics import collapse_of
-from experiments.study import prepare_study, run_study
+from experiments.study import Silent, prepare_study, run_study
 from semcal.calibration import Estimate, confidences_of_masses, estimates, m_curve, signed_gap, smece, thin
 from semcal.seeds import keyed_generator
 from semcal.semantics import count_matrix
@@ -30,15 +29,6 @@ from semcal.store import Run
 
 THINNED = (5, 10, 20)
 EPSILON = 0.005  # mass of a question that may stay unexplored
-
-
-class _Silent:
-    """A reporter that shows nothing."""
-
-    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
-    def answered(self, questions: int) -> None: ...
-    def stage(self, cell: Cell, what: str) -> None: ...
-    def finished(self, cell: Cell) -> None: ...
 
 
 def main(n: Annotated[int, typer.Option("-n", min=20, help="Questions a cell.")] = 400, seed: int = 0) -> None:
@@ -50,7 +40,7 @@ def main(n: Annotated[int, typer.Option("-n", min=20, help="Questions a cell.")]
         runs = []
         for how, its in (("sampled", []), ("exact", [f"sampling.exact.epsilon={EPSILON}"])):
             prepared = prepare_study(load_study(study, [*common, *its, f"output={folder}/{how}"]))
-            run_study(prepared, _Silent())
+            run_study(prepared, Silent())
             runs.append(prepared.runs)
         for sampled, exact in zip(*runs, strict=True):
             Console(width=120).print(_table(sampled, exact, seed))

@@ -11,23 +11,7 @@ import yaml
 
 from experiments.config import Study
 from experiments.reading import load_study
-from experiments.study import prepare_study, run_study
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def sampling(self, cell, questions, done):
-        pass
-
-    def answered(self, questions):
-        pass
-
-    def stage(self, cell, what):
-        pass
-
-    def finished(self, cell):
-        pass
+from experiments.study import Silent, prepare_study, run_study
 
 
 @pytest.fixture
