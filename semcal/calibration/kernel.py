@@ -6,7 +6,7 @@ diagonal under the type-I cosine transform, so that each further bandwidth costs
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -86,12 +86,14 @@ class Smoothing(NamedTuple):
         cell: `[points]` the grid point below each point of integration.
         upper: `[points]` share of the grid point above it, in [0, 1].
         weight: `[points]` of each point in the integral, up to a common factor.
+        integrand: `[kept]` what each cosine coefficient adds to the integral.
     """
 
     factor: FloatArray
     cell: IntArray
     upper: FloatArray
     weight: FloatArray
+    integrand: FloatArray
 
     def at_points(self, spectrum: FloatArray) -> FloatArray:
         """The smoothed density, `[R, points]`, of `[R, kept]`."""
@@ -100,13 +102,8 @@ class Smoothing(NamedTuple):
         return spectrum @ self._between(_waves()[: len(self.factor)] * self.factor[:, None])
 
     def integral(self, spectrum: FloatArray) -> FloatArray:
-        """`at_points(spectrum) @ weight`, `[R]`: as it is linear in the spectrum, one transform serves all rows."""
-        grid_weight = np.bincount(self.cell, self.weight * (1 - self.upper), CELLS + 1)
-        grid_weight += np.bincount(self.cell + 1, self.weight * self.upper, CELLS + 1)
-        grid_weight[[0, -1]] *= 2  # type I takes its first and last entry once and all others twice, on either side
-        each = np.asarray(fft.dct(grid_weight, type=1)) / (2 * CELLS)
-        each[[0, -1]] /= 2
-        return spectrum @ (each[: len(self.factor)] * self.factor)
+        """`at_points(spectrum) @ weight`, `[R]`, without the transform."""
+        return spectrum @ self.integrand
 
     def _between(self, grid: FloatArray) -> FloatArray:
         """Linear interpolation of `[..., CELLS + 1]` at the points."""
@@ -115,6 +112,7 @@ class Smoothing(NamedTuple):
         return grid[:, self.cell] * (1 - self.upper) + grid[:, self.cell + 1] * self.upper
 
 
+@lru_cache(maxsize=512)  # bisection comes by the same multiples of a power of two again and again
 def smoothing(bandwidth: float, convention: Convention) -> Smoothing:
     """The points are the grid under the trapezoid rule; for "relplot" its 200 or 10/sigma points and the plain mean."""
     factor = transfer(bandwidth, convention)
@@ -122,10 +120,20 @@ def smoothing(bandwidth: float, convention: Convention) -> Smoothing:
     points = CELLS + 1 if convention == "exact" else int(np.clip(round(10 / bandwidth), 200, CELLS + 1))
     at = np.linspace(0, CELLS, points)
     cell = np.minimum(at.astype(np.int64), CELLS - 1)
-    weight = np.ones(points)
+    upper, weight = at - cell, np.ones(points)
     if convention == "exact":
         weight[[0, -1]] = 0.5
-    return Smoothing(factor[:kept], cell, at - cell, weight)
+    return Smoothing(factor[:kept], cell, upper, weight, _integrals(cell, upper, weight)[:kept] * factor[:kept])
+
+
+def _integrals(cell: IntArray, upper: FloatArray, weight: FloatArray) -> FloatArray:
+    """`[CELLS + 1]` the weighted sum over points of each cosine wave: the integral is linear in the spectrum."""
+    on_grid = np.bincount(cell, weight * (1 - upper), CELLS + 1)
+    on_grid += np.bincount(cell + 1, weight * upper, CELLS + 1)
+    on_grid[[0, -1]] *= 2  # type I takes its first and last entry once and all others twice, on either side
+    each = np.asarray(fft.dct(on_grid, type=1)) / (2 * CELLS)
+    each[[0, -1]] /= 2
+    return each
 
 
 @cache
