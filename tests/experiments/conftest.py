@@ -12,6 +12,7 @@ import yaml
 from experiments.config import Study
 from experiments.reading import load_study
 from experiments.study import Silent, prepare_study, run_study
+from semcal import Run
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def study_dict(checkpoint: Path, questions_file: Path, tmp_path: Path) -> dict[s
         "output": str(tmp_path / "runs"),
         "sampling": {"m": 8, "max_new_tokens": 4, "max_rows": 4, "shard_size": 8},
         "prompting": {"shots": 2, "exemplars": 4},
-        "calibration": {"bootstrap": 20, "null_draws": 20},
+        "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},
         "probes": {"permutations": 2, "folds": 3, "targets": ["classes", "b_confidence"]},
     }
 
@@ -51,9 +52,16 @@ def write_study(folder: Path, study: dict[str, Any]) -> Path:
     return path
 
 
-def run_dict(folder: Path, study: dict[str, Any], *overrides: str):
-    """Run a study given as a dictionary; returns its runs."""
+def run_dict(folder: Path, study: dict[str, Any], *overrides: str, drawn: bool = False):
+    """Run a study given as a dictionary; returns its runs. Figures and pages take half of the time: only if asked for."""
     parsed: Study = load_study(write_study(folder, study), overrides)
     prepared = prepare_study(parsed)
-    run_study(prepared, Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("experiments.study.write_report", _no_report)
+        run_study(prepared, Silent())
     return prepared.runs
+
+
+def _no_report(_, run: Run) -> None:
+    (run.folder / "report.html").write_text("not drawn in this test")

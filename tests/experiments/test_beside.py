@@ -19,12 +19,12 @@ def count(cell, run):
         file.write(f"{cell}\n")
 
 
-def complain(cell, run):
+def complain(cell, _):
     logging.getLogger("semcal.complaints").warning("%s is odd", cell)
     raise UserError(f"{cell} cannot be read")
 
 
-def die(cell, run):
+def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -37,20 +37,20 @@ def test_every_piece_of_work_is_done_once_by_one_of_two_processes(tmp_path):
     assert sorted(cell for cell, _ in told) == sorted(done.read_text().split()) == list("012345")
 
 
+def made_there(work, folder):
+    """One piece of work, left to the second process."""
+    with SecondProcess(work) as second:
+        second.submit("cell 3", folder)
+        while not list(second.finished()):
+            time.sleep(0.01)
+
+
 def test_what_it_logs_and_raises_arrives_here(tmp_path, caplog):
-    with pytest.raises(UserError, match="cell 3 cannot be read"), SecondProcess(complain) as second:
-        second.submit("cell 3", tmp_path)
-        wait_for(second)
+    with pytest.raises(UserError, match="cell 3 cannot be read"):
+        made_there(complain, tmp_path)
     assert "cell 3 is odd" in caplog.text
 
 
 def test_a_killed_process_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="want of memory; run the same command again"), SecondProcess(die) as second:
-        second.submit("cell", tmp_path)
-        wait_for(second)
-
-
-def wait_for(second):
-    """Until there is something to tell; `rest` would do here what has not begun there."""
-    while not list(second.finished()):
-        time.sleep(0.01)
+    with pytest.raises(UserError, match="want of memory; run the same command again"):
+        made_there(die, tmp_path)

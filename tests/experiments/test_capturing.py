@@ -94,7 +94,7 @@ def test_probes_have_rows_for_each_position_on_the_questions_that_have_it(tmp_pa
         "capture": CAPTURE | {"positions": positions},
         "probes": {"permutations": 2, "folds": 3, "targets": ["b_confidence"]},
     }
-    (run,) = run_dict(tmp_path, study)
+    (run,) = run_dict(tmp_path, study, drawn=True)
     probes = run.probes()
     assert list(probes["position"].unique()) == positions[1:]
     for position, table in probes.groupby("position"):

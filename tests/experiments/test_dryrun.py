@@ -249,7 +249,7 @@ def test_two_published_figures_for_one_cell_are_refused(tmp_path, study_dict):
 
 def test_a_published_figure_stands_beside_ours(tmp_path, study_dict):
     study = load_study(write_study(tmp_path, study_dict | {"published": [FIGURE]}))
-    (run,) = run_dict(tmp_path, study_dict | {"published": [FIGURE]})
+    (run,) = run_dict(tmp_path, study_dict | {"published": [FIGURE]}, drawn=True)
     (cell,) = study.cells()
     table = summary([("run", run)])
     assert "published" in [c.header for c in table.columns]

@@ -29,7 +29,7 @@ def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_pat
         "positions": ["last_prompt_token", "question_mean", "chain_50", "chain_100", "after_1_tokens", "before_answer"]
     }
     probes = {"folds": 3, "permutations": 0, "targets": ["classes"], "rungs": ["linear", "ridge-logit"]}
-    (run,) = run_dict(tmp_path, study_dict | {"capture": capture, "probes": probes})
+    (run,) = run_dict(tmp_path, study_dict | {"capture": capture, "probes": probes}, drawn=True)
     names = shown(run.folder / "report.html")
     for name in ("layers", "layers-positions", "rungs", "commitment", "commitment-tokens"):
         assert name in names, name
@@ -41,7 +41,7 @@ def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_pat
 
 
 def test_one_position_and_one_rung_have_no_figures_over_them(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+    (run,) = run_dict(tmp_path, study_dict, drawn=True)
     names = shown(run.folder / "report.html")
     assert "layers" in names
     assert not {"layers-positions", "rungs", "commitment"} & set(names)
@@ -49,7 +49,7 @@ def test_one_position_and_one_rung_have_no_figures_over_them(tmp_path, study_dic
 
 @pytest.fixture
 def grid(tmp_path, study_dict) -> tuple[Run, ...]:
-    return run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+    return run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, drawn=True)
 
 
 def test_a_study_has_a_page_with_its_table_its_figure_and_the_way_to_each_run(tmp_path, grid):

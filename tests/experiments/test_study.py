@@ -34,7 +34,7 @@ def assert_same(one: Run, two: Run) -> None:
 
 
 def test_a_run_folder_holds_what_it_should(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+    (run,) = run_dict(tmp_path, study_dict, drawn=True)
     samples = run.samples()
     assert samples.groupby("question_id")["count"].sum().eq(8).all()
     assert samples["question_id"].nunique() == 48
@@ -225,7 +225,7 @@ def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
         "styles": ["continuation"],
         "semantics": [{"kind": "kth-word", "k": 1}, {"kind": "kth-word", "k": 2}],
         "sampling": {"m": 6, "max_new_tokens": 6, "shard_size": 16},
-        "calibration": {"bootstrap": 20, "null_draws": 20},
+        "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},
         "probes": {"permutations": 0, "folds": 2},
     }
     drawn = []
@@ -344,7 +344,7 @@ def test_more_folds_than_groups_is_said_before_sampling(tmp_path, study_dict):
 
 def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_path, study_dict):
     exact = study_dict | {"sampling": study_dict["sampling"] | {"exact": {"epsilon": 0.02}, "max_new_tokens": 3}}
-    (run,) = run_dict(tmp_path, exact | {"name": "exact"})
+    (run,) = run_dict(tmp_path, exact | {"name": "exact"}, drawn=True)
     (drawn,) = run_dict(tmp_path, study_dict, "name=drawn", "sampling.m=400", "sampling.max_new_tokens=3")
     samples, classes, figures = run.samples(), run.classes(), run.calibration()
     assert samples["count"].isna().all()
@@ -362,7 +362,7 @@ def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_pa
 
 
 def test_what_is_decided_after_each_token_is_a_table(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+    (run,) = run_dict(tmp_path, study_dict, drawn=True)
     table = run.intermediate()
     first = table[table["token"] == 0].set_index("question_id")["expected_confidence"]
     confidence = run.classes().groupby("question_id")["mass"].max()
@@ -374,7 +374,7 @@ def test_what_is_decided_after_each_token_is_a_table(tmp_path, study_dict):
 
 
 def test_the_manifest_says_which_path_ran_and_what_it_cost(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict, "prompting.vary=run")
+    (run,) = run_dict(tmp_path, study_dict, "prompting.vary=run", drawn=True)
     (work,) = run.manifest()["sampling_work"]
     assert work["peak_process_bytes"] > 2**27  # torch alone is more
     assert work["path"] == "shared-prefix"
