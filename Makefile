@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage clean
+.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage ablation clean
 
 install: $(STAMP)
 
@@ -39,8 +39,8 @@ horizon: $(STAMP)
 questions: $(STAMP)
 	$(BIN)/semcal run experiments/studies/questions.yaml
 
-# Every picture of figures/ that the shipped checkpoints can draw. Those of `checkpoints` and `horizon` are taken over if
-# they have been run.
+# Every picture of figures/ that the shipped checkpoints can draw. Those of `checkpoints`, `ablation` and `horizon` are
+# taken over if they have been run.
 STUDIES := experiments/studies
 figures: $(STAMP) demo
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
@@ -59,11 +59,30 @@ checkpoints: $(STAMP)
 	$(BIN)/semcal verdict $(STUDIES)/checkpoints.yaml
 	$(BIN)/python -m experiments.gallery
 
-# The stages after the base, for any base and seed: make lineage FROM=runs/atlas/base OUT=runs/atlas SEED=1
+# The whole lineage again from nothing, under another seed, measured and decided: make lineage SEED=1
+SEED ?= 1
+AGAIN = runs/seed-$(SEED)
+FROM_SEED = --set name=lineage-seed-$(SEED) $(foreach at,0/base 1/sft 2/sft 3/dpo 4/dpo 5/grpo 6/grpo,\
+	--set models.$(patsubst %/,%,$(dir $(at))).path=$(AGAIN)/$(notdir $(at)))
 lineage: $(STAMP)
-	$(BIN)/semcal train atlas --stage sft --from $(FROM) --out $(OUT) --seed $(SEED)
-	$(BIN)/semcal train atlas --stage dpo --from $(OUT)/sft --out $(OUT) --seed $(SEED)
-	$(BIN)/semcal train atlas --stage grpo --from $(OUT)/sft --out $(OUT) --seed $(SEED)
+	$(BIN)/semcal train atlas --out $(AGAIN) --seed $(SEED)
+	$(BIN)/semcal train atlas --stage sft --from $(AGAIN)/base --out $(AGAIN) --seed $(SEED)
+	$(BIN)/semcal train atlas --stage dpo --from $(AGAIN)/sft --out $(AGAIN) --seed $(SEED)
+	$(BIN)/semcal train atlas --stage grpo --from $(AGAIN)/sft --out $(AGAIN) --seed $(SEED)
+	$(BIN)/semcal run $(STUDIES)/lineage.yaml $(FROM_SEED)
+	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
+
+# What of tuning does it: the models of the study, trained from the shipped SFT, then the study at four temperatures.
+ablation: $(STAMP)
+	for s in 25 400; do $(BIN)/semcal train atlas --stage sft --steps $$s --out runs/atlas/sft-$$s || exit; done
+	for b in 0.03 0.1 0.3; do $(BIN)/semcal train atlas --stage dpo --beta $$b --out runs/atlas/dpo-beta-$$b || exit; done
+	for s in 15 60 120; do $(BIN)/semcal train atlas --stage grpo --steps $$s --out runs/atlas/grpo-$$s || exit; done
+	for r in graded brier; do $(BIN)/semcal train atlas --stage grpo --reward $$r --out runs/atlas/grpo-$$r || exit; done
+	$(BIN)/semcal run $(STUDIES)/ablation.yaml
+	for t in 0.5 0.7 1.5; do $(BIN)/semcal run $(STUDIES)/ablation.yaml --set name=ablation-$$t --set sampling.temperature=$$t || exit; done
+	$(BIN)/semcal verdict $(STUDIES)/ablation.yaml
+	$(BIN)/semcal compare runs/ablation runs/ablation-0.5 runs/ablation-0.7 runs/ablation-1.5
+	$(BIN)/python -m experiments.gallery
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -40,6 +40,8 @@ def pictures() -> dict[str, str]:
     found["steering-routes-concise.png"] = f"demo/{_CELLS['routes', 'concise']}/figures/steer-*.png"
     found["transfer-routes.png"] = "transfer/transfer.png"
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
+    for study in ("lineage", "ablation"):
+        found[f"models-{study}.png"] = f"{study}/figures/models.png"
     found["predictability-lineage.png"] = "lineage/figures/predictability.png"
     found["emergence.png"] = "checkpoints/figures/emergence.png"
     for family in ("facts", "myths"):

@@ -15,6 +15,8 @@ CAPTIONS = {
     "commitment": "Above, how decided the answer is along the way; below, how much of the class distribution of all "
     "samples linear probes read by then. Once the answer at hand is being written, activations hold it rather than "
     "that distribution. The open mark lies before the answering phrase, at its mean place.",
+    "models": "What each model knows, which way its confidence departs from it, and by how much more than that of "
+    "calibrated models. The gap is by mass where log-probabilities are known. Bars are bootstrap intervals by group.",
     "predictability": "Is a model calibrated where it can predict its own class distribution? A mark a run: across, "
     "how much of it a linear probe reads at the last prompt token, last layer, as a share of what M samples let anyone "
     "read; up, the calibration error beyond what calibrated models show. Bars are bootstrap intervals by group.",

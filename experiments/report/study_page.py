@@ -17,6 +17,7 @@ from experiments.report.markup import document, gallery, table, write_figures
 from experiments.report.table import COLUMNS, cells_of, headline, labels, last_layer, remarks
 from probes.emergence import emergence_curve
 from probes.predictability import predictability_scatter
+from semcal.calibration.overview import by_model
 from semcal.store import Run, write_atomically
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
@@ -24,12 +25,12 @@ _FEWEST = 2  # runs in a figure over runs
 
 
 def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> None:
-    """Write report.html and figures/ (predictability; along training, emergence) into the folder of a study.
+    """Write report.html and figures/ (models, predictability; along training, emergence) into the folder of a study.
 
     Args:
         rows: the runs that are scored, in the order of the page.
     """
-    figures = {"predictability": predictability(rows), "emergence": emergence(rows)}
+    figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
     pictures = write_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
     text = _page(name, rows, folder, pictures)
     write_atomically(folder / "report.html", lambda p: p.write_text(text, encoding="utf-8"))
@@ -46,6 +47,27 @@ def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     return predictability_scatter(
         frame, title="Predictability and calibration error, by run", measure=measure, seed=rows[0][0].seed
     )
+
+
+def models(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
+    """Accuracy, signed gap and excess of each model; None for one model, or models along training."""
+    if len({cell.model.name for cell, _ in rows}) < _FEWEST or any(cell.model.step is not None for cell, _ in rows):
+        return None
+    several_b = len({cell.semantics.label for cell, _ in rows}) > 1
+    marks = []
+    for cell, run in rows:
+        line = (cell.dataset.name, cell.style, *([cell.semantics.label] if several_b else []))
+        place = _place("", cell, run) | _gap(run.calibration())
+        marks.append(place | {"model": cell.model.name, "line": " · ".join(line)})
+    return by_model(pd.DataFrame(marks), title="Accuracy and calibration, by model")
+
+
+def _gap(calibration: dict[str, Any]) -> dict[str, float]:
+    """Accuracy, and the signed gap by mass where it is known: that of shares is too large at finite M."""
+    ends = ("", "_low", "_high")
+    best = next((its for its in calibration.get("finite_m") or [] if its["estimator"] == "by mass"), calibration)
+    found = {f"accuracy{end}": calibration[f"accuracy{end}"] for end in ends}
+    return found | {f"signed_gap{end}": best[f"signed_gap{end}"] for end in ends}
 
 
 def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
