@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class SecondProcess:
     """Does `work` on cells and their runs; started by the first of them, ended with the block it is opened in.
 
-    What it logs is logged here. If the block ends by an exception, or this process dies, it is stopped where it is.
+    Either process then has half of the threads: more of them than cores would wait for each other. What it logs is
+    logged here. If the block ends by an exception, or this process dies, it is stopped where it is.
     """
 
     def __init__(self, work: Callable[[Cell, Run], None]) -> None:
@@ -44,6 +45,9 @@ class SecondProcess:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
         self._listener.stop()
+        import torch
+
+        torch.set_num_threads(self._threads)
 
     def submit(self, cell: Cell, run: Run) -> None:
         pool = self._pool or self._start()
@@ -67,9 +71,12 @@ class SecondProcess:
         self._given.clear()
 
     def _start(self) -> ProcessPoolExecutor:
+        import torch  # not above: see `_begin`
+
         context = get_context("spawn")  # a fork would inherit locks of torch's threads
-        told = context.Queue()
-        self._pool = ProcessPoolExecutor(1, context, _begin, (told,))
+        told, self._threads = context.Queue(), torch.get_num_threads()
+        torch.set_num_threads(half := max(1, self._threads // 2))
+        self._pool = ProcessPoolExecutor(1, context, _begin, (told, half))
         self._pid = self._pool.submit(os.getpid).result()
         self._listener = QueueListener(told, *logging.getLogger().handlers, respect_handler_level=True)
         self._listener.start()
@@ -89,8 +96,8 @@ def _raise(future: Future[None]) -> None:
         ) from None
 
 
-def _begin(told: Queue[Any]) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))  # numpy and torch come after this
+def _begin(told: Queue[Any], threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when numpy and torch are imported, which is after this
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the first process ends this one
     logging.getLogger().addHandler(QueueHandler(told))
     logging.captureWarnings(True)
