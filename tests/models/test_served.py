@@ -297,7 +297,7 @@ def test_a_study_of_a_served_model_from_questions_to_report(serve, tmp_path):
         "probes": {"enabled": False},
         "calibration": {"bootstrap": 20, "null_draws": 20},
     }
-    (run,) = run_dict(tmp_path, study)
+    (run,) = run_dict(tmp_path, study, drawn=True)
     assert run.calibration()["confidence"] == pytest.approx(0.8)
     assert run.calibration()["accuracy"] == 1
     assert run.manifest()["sampling_work"][0]["server"] == "vllm"
