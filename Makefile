@@ -70,6 +70,7 @@ lineage: $(STAMP)
 	$(BIN)/semcal train atlas --stage dpo --from $(AGAIN)/sft --out $(AGAIN) --seed $(SEED)
 	$(BIN)/semcal train atlas --stage grpo --from $(AGAIN)/sft --out $(AGAIN) --seed $(SEED)
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml $(FROM_SEED)
+	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
 
 # What of tuning does it: the models of the study, trained from the shipped SFT, then the study at four temperatures.
