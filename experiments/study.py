@@ -138,9 +138,9 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
 
 
 def _analysed_beside(cell: Cell, run: Run) -> bool:
-    """Whether a cell's analysis takes longer than a process takes to start, and needs no model."""
+    """Whether a cell's analysis is still to do, needs no model, and takes longer than a process takes to start."""
     alone = not (cell.probes.enabled and cell.probes.reads_model)
-    return alone and run.manifest()["questions"] * (cell.sampling.m or 1) >= WORTH_A_PROCESS
+    return alone and not run.calibration() and run.manifest()["questions"] * (cell.sampling.m or 1) >= WORTH_A_PROCESS
 
 
 def _finish(cell: Cell, run: Run, reporter: Reporter) -> None:
