@@ -117,7 +117,9 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
         if found:
             tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
             losses.append(losses_of(found, position, list(asked.table["id"])))
-    run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
     if LAST_PROMPT_TOKEN in cell.capture.positions:
         probe_confidence(cell, run)
+    run.write_probes(
+        pd.concat(tables[1:] or tables, ignore_index=True)
+    )  # last: where it stands, a run counts as probed

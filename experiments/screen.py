@@ -35,7 +35,8 @@ class Screen:
             console=complaints,
         )
         self._sampled: TaskID | None = None  # the bar that grows
-        self._tasks: dict[str, TaskID] = {}  # by folder
+        self._lines: dict[str, TaskID] = {}  # of cells that were sampled, by folder
+        self._line: TaskID | None = None  # of all others, one after the other
 
     def __enter__(self) -> Screen:
         self._bar.__enter__()
@@ -46,7 +47,7 @@ class Screen:
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None:
         self._sampled = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
-        self._tasks[cell.folder] = self._sampled
+        self._lines[cell.folder] = self._sampled
 
     def answered(self, questions: int) -> None:
         assert self._sampled is not None
@@ -55,13 +56,13 @@ class Screen:
         self._bar.update(self._sampled, rate=f"{speed:.1f} questions/s" if speed else "")
 
     def stage(self, cell: Cell, what: str) -> None:
-        self._bar.update(self._task(cell), description=f"{cell.label}: {what}")
+        if (line := self._lines.get(cell.folder, self._line)) is None:
+            line = self._line = self._bar.add_task("", total=1, completed=1, rate="")
+        self._bar.update(line, description=f"{cell.label}: {what}")
 
     def finished(self, cell: Cell) -> None:
         self.stage(cell, "finished")
-        self._bar.stop_task(self._tasks.pop(cell.folder))
-
-    def _task(self, cell: Cell) -> TaskID:
-        if cell.folder not in self._tasks:
-            self._tasks[cell.folder] = self._bar.add_task("", total=1, completed=1, rate="")
-        return self._tasks[cell.folder]
+        if (line := self._lines.pop(cell.folder, None)) is None:
+            line, self._line = self._line, None
+        assert line is not None
+        self._bar.stop_task(line)

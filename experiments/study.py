@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from experiments.analysis import probe, score
 from experiments.answering import sample_cell
-from experiments.beside import SecondProcess
+from experiments.beside import SecondProcess, threads
 from experiments.cell import open_cell, prepare, refresh_gold
 from experiments.config import Cell, ModelConfig, Study
 from experiments.datasets import load_dataset
@@ -18,7 +20,7 @@ from experiments.probing_model import check_probes
 from experiments.prompting import Answerer
 from experiments.report.page import write_report
 from experiments.report.study_page import write_study
-from experiments.semantics import check_semantics
+from experiments.semantics import EmbeddingConfig, EntailmentConfig, JudgeConfig, check_semantics
 from experiments.tracking import track
 from semcal.errors import UserError
 from semcal.models import check_path
@@ -117,30 +119,40 @@ def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) 
 def run_study(prepared: Prepared, reporter: Reporter) -> None:
     """Sample, capture, score, probe, report and track every cell that is not finished.
 
-    A cell of many samples is analysed in a second process while those after it are sampled.
+    Cells of many samples are analysed in a second process while those after them are sampled; both share the threads.
     """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows stand model by model
-    with SecondProcess(analyse) as second:
+    beside = [_worth_a_process(cell, len(prepared.datasets[cell.dataset.name].questions)) for cell in prepared.cells]
+    # The same in a study that goes on: other numbers of threads may move last bits.
+    count = max(1, torch.get_num_threads() // 2) if any(beside[:-1]) else torch.get_num_threads()
+    with threads(count), SecondProcess(analyse) as second:
         for at, (cell, run) in enumerate(rows):
             if not run.sampled or _other_weights(cell.model, run):
                 _sample(cell, run, models.of(cell.model), prepared, reporter)
-            if _analysed_beside(cell, run) and not all(later.sampled for _, later in rows[at + 1 :]):
+            for its in second.finished():
+                _finish(*its, reporter)
+            more = not all(later.sampled for _, later in rows[at + 1 :])
+            if more and beside[at] and not run.calibration() and second.usable:
                 reporter.stage(cell, "analysed beside")
                 second.submit(cell, run)
             else:
                 analyse(cell, run, reporter, models)
                 _finish(cell, run, reporter)
-            for its in second.finished():
-                _finish(*its, reporter)
-        for its in second.rest():
-            _finish(*its, reporter)
+        for cell, run, done in second.rest():
+            if not done:
+                analyse(cell, run, reporter, models)
+            _finish(cell, run, reporter)
     write_study(prepared.study.name, rows, prepared.study.folder)
 
 
-def _analysed_beside(cell: Cell, run: Run) -> bool:
-    """Whether a cell's analysis is still to do, needs no model, and takes longer than a process takes to start."""
-    alone = not (cell.probes.enabled and cell.probes.reads_model)
-    return alone and not run.calibration() and run.manifest()["questions"] * (cell.sampling.m or 1) >= WORTH_A_PROCESS
+def _worth_a_process(cell: Cell, questions: int) -> bool:
+    """Whether a cell's analysis takes longer than a process takes to start, and asks no model: that would come into the
+    memory of the one that samples."""
+    if isinstance(cell.semantics, EntailmentConfig | EmbeddingConfig | JudgeConfig):
+        return False
+    if cell.probes.enabled and cell.probes.reads_model:
+        return False
+    return questions * cell.sampling.m >= WORTH_A_PROCESS
 
 
 def _finish(cell: Cell, run: Run, reporter: Reporter) -> None:
