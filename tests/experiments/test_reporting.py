@@ -10,7 +10,7 @@ import pytest
 
 from experiments.cell import stored_cell
 from experiments.report.markup import gallery, table
-from experiments.report.study_page import predictability
+from experiments.report.study_page import models, predictability
 from experiments.report.table import last_layer
 from semcal import Run
 from tests.experiments.conftest import run_dict, write_study
@@ -65,17 +65,31 @@ def test_a_study_has_a_page_with_its_table_its_figure_and_the_way_to_each_run(tm
         assert f"{smece:.3f} [" in text
 
 
-def test_the_figure_over_runs_shows_shares_of_each_ceiling_and_the_excess(grid):
-    rows = [(stored_cell(run), run) for run in grid]
+def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
+    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+    rows = [(stored_cell(run), run) for run in runs]
     figure = predictability(rows)
     assert figure is not None
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    for style, run in zip(("concise", "sentence"), grid, strict=True):
+    for style, run in zip(("concise", "sentence"), runs, strict=True):
         last = last_layer(run.probes(), "classes")
         assert last is not None
         ((x,), (y,)) = lines[style].get_data()
         assert (x, y) == pytest.approx((last["of_ceiling"], run.calibration()["excess"]))
     assert predictability(rows[:1]) is None
+
+    assert models(rows) is None  # of one model
+    tuned = [
+        (cell.model_copy(update={"model": cell.model.model_copy(update={"name": "b"})}), run) for cell, run in rows
+    ]
+    side_by_side = models(rows + tuned)
+    assert side_by_side is not None
+    for axes, figure in zip(side_by_side.axes, ("accuracy", "signed_gap", "excess"), strict=True):
+        for run, bars in zip(runs, axes.containers, strict=True):
+            found = run.calibration()
+            if figure == "signed_gap":
+                found = {its["estimator"]: its for its in found["finite_m"]}["by mass"]
+            assert bars.lines[0].get_xdata().tolist() == pytest.approx([found[figure]] * 2)
 
 
 def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path, grid):
