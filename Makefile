@@ -46,7 +46,7 @@ figures: $(STAMP) demo
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
 	$(BIN)/semcal run $(STUDIES)/shift.yaml
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml
-	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 300
+	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml
 	$(BIN)/semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200
 	$(BIN)/semcal transfer $(foreach style,concise sentence cot,runs/demo/atlas-base__atlas-routes__$(style)__exact)
@@ -70,7 +70,7 @@ lineage: $(STAMP)
 	$(BIN)/semcal train atlas --stage dpo --from $(AGAIN)/sft --out $(AGAIN) --seed $(SEED)
 	$(BIN)/semcal train atlas --stage grpo --from $(AGAIN)/sft --out $(AGAIN) --seed $(SEED)
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml $(FROM_SEED)
-	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 300
+	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
 
 # What of tuning does it: the models of the study, trained from the shipped SFT, then the study at four temperatures.
