@@ -82,7 +82,7 @@ ablation: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/ablation.yaml
 	for t in 0.5 0.7 1.5; do $(BIN)/semcal run $(STUDIES)/ablation.yaml --set name=ablation-$$t --set sampling.temperature=$$t || exit; done
 	$(BIN)/semcal verdict $(STUDIES)/ablation.yaml
-	$(BIN)/semcal compare runs/ablation runs/ablation-0.5 runs/ablation-0.7 runs/ablation-1.5
+	for m in base dpo-beta-0.1 grpo-60; do $(BIN)/semcal compare runs/ablation*/$$m*concise__exact || exit; done
 	$(BIN)/python -m experiments.gallery
 
 clean:
