@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_a_script_without_a_main_guard_goes_on_with_one_process(tmp_path):
         "from tests.experiments.test_beside import count\n"
         "with SecondProcess(count) as second:\n    second.submit('a', Path(sys.argv[1]))\n    print(list(second.rest()))\n"
     )
-    ran = subprocess.run([sys.executable, script, tmp_path / "done"], capture_output=True, text=True, check=True)
+    where = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, script, tmp_path / "done"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=where)
     assert ran.stdout.startswith("[('a', ")
     assert "going on with one" in ran.stderr
 
