@@ -120,6 +120,5 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
     if LAST_PROMPT_TOKEN in cell.capture.positions:
         probe_confidence(cell, run)
-    run.write_probes(
-        pd.concat(tables[1:] or tables, ignore_index=True)
-    )  # last: where it stands, a run counts as probed
+    # Last: where this file stands, a run counts as probed.
+    run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))

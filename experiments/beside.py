@@ -40,7 +40,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 class SecondProcess:
-    """Does `work` on cells and their runs, as many threads for each as this process has when the first of them comes.
+    """Does `work` on cells and their runs, with as many threads as this process has.
 
     What it logs is logged here when the cell is done. If the block it is opened in ends by an exception, or this
     process dies, it is stopped where it is. If it cannot be started, or is killed, its cells are given back.

@@ -1,5 +1,4 @@
-"""A second process: works on cells beside this one, tells what it logs, raises what it raises. Imports little: each test
-starts a process that imports it again."""
+"""A second process: works on cells beside this one, tells what it logs, raises what it raises."""
 
 from __future__ import annotations
 

@@ -292,9 +292,12 @@ def test_a_model_without_a_chat_template_cannot_chat(tmp_path, study_dict, check
 
 def test_wandb_offline_is_logged_once(tmp_path, study_dict):
     study = study_dict | {"tracking": {"wandb": "offline", "project": "tests"}}
-    (run,) = run_dict(tmp_path, study)
+    (run,) = run_dict(tmp_path, study, drawn=True)
     logged = list((run.folder / "wandb").glob("offline-run-*"))
     assert len(logged) == 1
+    pictures = {path.stem for path in (run.folder / "figures").glob("*.png")}
+    assert pictures
+    assert len(list(logged[0].rglob("*.png"))) == len(pictures)
     run_dict(tmp_path, study)
     assert list((run.folder / "wandb").glob("offline-run-*")) == logged
 
