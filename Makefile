@@ -50,14 +50,14 @@ figures: $(STAMP) demo
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml
 	$(BIN)/semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200
 	$(BIN)/semcal transfer $(foreach style,concise sentence cot,runs/demo/atlas-base__atlas-routes__$(style)__exact)
-	$(BIN)/python -m experiments.gallery
+	$(BIN)/python -m experiments.report.gallery
 
 # The base model along its training, which is done again first: its checkpoints are not shipped.
 checkpoints: $(STAMP)
 	$(BIN)/semcal train atlas
 	$(BIN)/semcal run $(STUDIES)/checkpoints.yaml
 	$(BIN)/semcal verdict $(STUDIES)/checkpoints.yaml
-	$(BIN)/python -m experiments.gallery
+	$(BIN)/python -m experiments.report.gallery
 
 # The whole lineage again from nothing, under another seed, measured and decided: make lineage SEED=1
 SEED ?= 1
@@ -83,7 +83,7 @@ ablation: $(STAMP)
 	for t in 0.5 0.7 1.5; do $(BIN)/semcal run $(STUDIES)/ablation.yaml --set name=ablation-$$t --set sampling.temperature=$$t || exit; done
 	$(BIN)/semcal verdict $(STUDIES)/ablation.yaml
 	for m in base dpo-beta-0.1 grpo-60; do $(BIN)/semcal compare runs/ablation*/$$m*concise__exact || exit; done
-	$(BIN)/python -m experiments.gallery
+	$(BIN)/python -m experiments.report.gallery
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

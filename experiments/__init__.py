@@ -1,0 +1,1 @@
+"""What is asked of semcal and probes together: one folder per command."""

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from experiments.screen import Screen, complaints
-from experiments.train import train
+from experiments.atlas.train import train
+from experiments.pipeline.progress import Screen, complaints
 from semcal.errors import UserError
 
 if TYPE_CHECKING:  # imported by each command when it needs them: torch takes seconds
-    from experiments.config import Cell
-    from semcal.store import Run
+    from experiments.config.study import Cell
+    from semcal.runs.run import Run
 
 app = typer.Typer(
     add_completion=False,
@@ -47,14 +47,14 @@ def run(
         raise UserError("--json goes with --dry-run")
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a plan must not wait for a network
-        from experiments.dryrun import dry_run as look_ahead
-        from experiments.reading import load_study
-        from experiments.report.plan import show_plan
+        from experiments.config.parsing import load_study
+        from experiments.pipeline.dry_run import dry_run as look_ahead
+        from experiments.pipeline.dry_run_table import show_plan
 
         show_plan(look_ahead(load_study(study, set or [])), console, as_json=json)
         return
-    from experiments.reading import load_study
-    from experiments.study import prepare_study, run_study
+    from experiments.config.parsing import load_study
+    from experiments.pipeline.run_study import prepare_study, run_study
 
     prepared = prepare_study(load_study(study, set or []))
     with Screen() as screen:
@@ -70,10 +70,10 @@ def prompts(
     n: Annotated[int, typer.Option("-n", min=1, help="Questions a cell.")] = 2,
 ) -> None:
     """What each model will really read: a few prompts a cell, with special tokens and token counts."""
-    from experiments.datasets import load_dataset
-    from experiments.loading import model_to_look_at
-    from experiments.prompting import look
-    from experiments.reading import load_study
+    from experiments.config.datasets import load_dataset
+    from experiments.config.parsing import load_study
+    from experiments.sample.models import model_to_look_at
+    from experiments.sample.prompting import look
 
     read = load_study(study, set or [])
     datasets = {d.name: load_dataset(d, read.prompting.exemplars) for d in read.datasets}
@@ -102,8 +102,8 @@ def score(
     if semantics is None:
         _again(targets, set or [], "score")
         return
-    from experiments.agreement import agreement_table, compare
-    from experiments.reading import named_semantics
+    from experiments.config.parsing import named_semantics
+    from experiments.score.compare_semantics import agreement_table, compare
 
     chosen = named_semantics(semantics)
     found = []
@@ -126,9 +126,9 @@ def probe(targets: Targets, set: Sets = None) -> None:
 @app.command()
 def compare(targets: Targets, set: Sets = None) -> None:
     """Runs side by side, with paired tests: all against the first, or the sensible pairs of a study or folder."""
-    from experiments.comparable import by_temperature, chosen_runs
-    from experiments.compare import compare_all, equalised
-    from experiments.report.comparison import comparison_tables, explanation, temperature_table
+    from experiments.compare.compare_runs import compare_all, equalised
+    from experiments.compare.pairs import by_temperature, chosen_runs
+    from experiments.report.comparison_tables import comparison_tables, explanation, temperature_table
 
     runs, named, left_out = chosen_runs(targets, set or [])
     with Screen() as screen:
@@ -167,13 +167,13 @@ def intervene(
     n: Annotated[int, typer.Option("-n", "--n", min=2, help="Questions to intervene on, at most.")] = 300,
 ) -> None:
     """Change what the model knows before it answers, sample again with the same seeds, and measure what that did."""
-    from experiments.cell import stored_cell
-    from experiments.conditions import KINDS, Wanted
-    from experiments.intervening import intervene_run
-    from experiments.report.interventions import EXPLANATION, intervention_table
-    from experiments.report.page import write_report
+    from experiments.pipeline.cell import stored_cell
+    from experiments.probe.intervene import intervene_run
+    from experiments.probe.intervention_plan import KINDS, Wanted
+    from experiments.report.intervention_table import EXPLANATION, intervention_table
+    from experiments.report.run_page import write_report
     from semcal.errors import nearest
-    from semcal.store import Run
+    from semcal.runs.run import Run
 
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; one of {', '.join(KINDS)}")
@@ -200,8 +200,8 @@ def transfer(
     out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
 ) -> None:
     """Train a linear probe on each run and test it on each: what is read alike across datasets, styles, checkpoints."""
-    from experiments.comparable import chosen_runs
-    from experiments.transferring import explanation, transfer_runs, transfer_table, write_transfer
+    from experiments.compare.pairs import chosen_runs
+    from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer
 
     runs, _, left_out = chosen_runs(targets, [])
     found = transfer_runs(runs, layer=layer, target=target)
@@ -216,9 +216,9 @@ def transfer(
 @app.command()
 def verdict(study: Annotated[Path, typer.Argument(help="A study file, run to its end.")], set: Sets = None) -> None:
     """Decide each hypothesis on a study's runs, without the model: holds, fails, undecided or not tested."""
-    from experiments.reading import load_study
-    from experiments.report.verdict import as_markdown, draw_verdict, verdict_tables
-    from experiments.verdict import judge_study, write_verdict
+    from experiments.config.parsing import load_study
+    from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
+    from experiments.verdict.study_verdict import judge_study, write_verdict
 
     with complaints.status("reading runs") as status:
         judgement = judge_study(load_study(study, set or []), status.update)
@@ -234,7 +234,7 @@ def verdict(study: Annotated[Path, typer.Argument(help="A study file, run to its
 @app.command()
 def report(targets: Targets, set: Sets = None) -> None:
     """Draw figures and pages again: of runs, and of a study (or a folder of runs) as one page."""
-    from experiments.reporting import report_on
+    from experiments.report.write_reports import report_on
 
     with Screen() as screen:
         reported = [report_on(target, set or [], screen.stage) for target in targets]
@@ -247,8 +247,8 @@ def report(targets: Targets, set: Sets = None) -> None:
 @app.command()
 def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
     """Runs, their state and headline figures."""
-    from experiments.report.table import cells_of, headline
-    from experiments.study import find_runs
+    from experiments.pipeline.run_study import find_runs
+    from experiments.report.summary_table import cells_of, headline
 
     table = Table()
     for title in ("run", "state", "n", "smECE", "excess", "KL explained"):
@@ -270,9 +270,9 @@ def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]
     Raises:
         UserError: one that has not been sampled to its end.
     """
-    from experiments.cell import open_cell, stored_cell
-    from experiments.reading import is_study_file, load_study
-    from experiments.study import find_runs
+    from experiments.config.parsing import is_study_file, load_study
+    from experiments.pipeline.cell import open_cell, stored_cell
+    from experiments.pipeline.run_study import find_runs
 
     cells: list[Cell] = []
     for target in targets:
@@ -297,10 +297,10 @@ def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]
 
 def _again(targets: list[str], overrides: list[str], what: str) -> None:
     """Redo an analysis for a study file or for run folders."""
-    from experiments.loading import Models
-    from experiments.reading import is_study_file
-    from experiments.reporting import refresh_study
-    from experiments.study import analyse
+    from experiments.config.parsing import is_study_file
+    from experiments.pipeline.run_study import analyse
+    from experiments.report.write_reports import refresh_study
+    from experiments.sample.models import Models
 
     rows, models = _sampled(targets, overrides), Models()
     with Screen() as screen:
@@ -312,7 +312,7 @@ def _again(targets: list[str], overrides: list[str], what: str) -> None:
 
 
 def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
-    from experiments.report.table import labels, remarks, summary
+    from experiments.report.summary_table import labels, remarks, summary
 
     names = labels([cell for cell, _ in rows])
     console.print(summary([(name, found) for name, (_, found) in zip(names, rows, strict=True)]))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semcal.answers import Answer, sample
     from semcal.errors import NonFiniteError, UserError
-    from semcal.models import LanguageModel
-    from semcal.questions import Question
-    from semcal.semantics import ClassDistribution, ExactMatch, KthWord
-    from semcal.store import Run
+    from semcal.models.checkpoint import LanguageModel
+    from semcal.questions.question import Question
+    from semcal.runs.run import Run
+    from semcal.semantics.class_table import ClassDistribution
+    from semcal.semantics.collapsing.collapse import ExactMatch, KthWord
 
 __all__ = [
     "Answer",
@@ -32,13 +33,13 @@ __all__ = [
 # Imported when first used: torch takes seconds, and a typing mistake in a study should be answered at once.
 _HOMES = {
     "Answer": "semcal.answers",
-    "ClassDistribution": "semcal.semantics",
-    "ExactMatch": "semcal.semantics",
-    "KthWord": "semcal.semantics",
-    "LanguageModel": "semcal.models",
+    "ClassDistribution": "semcal.semantics.class_table",
+    "ExactMatch": "semcal.semantics.collapsing.collapse",
+    "KthWord": "semcal.semantics.collapsing.collapse",
+    "LanguageModel": "semcal.models.checkpoint",
     "NonFiniteError": "semcal.errors",
-    "Question": "semcal.questions",
-    "Run": "semcal.store",
+    "Question": "semcal.questions.question",
+    "Run": "semcal.runs.run",
     "UserError": "semcal.errors",
     "sample": "semcal.answers",
 }

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from semcal.errors import UserError
-from semcal.models.load import LanguageModel
-from semcal.sampling import Answered, Enumerated, Observer, Prompt, Sampler, Sampling, StopRule, cut
+from semcal.models.checkpoint import LanguageModel
+from semcal.sampling.decoders import Observer
+from semcal.sampling.engine import Sampler
+from semcal.sampling.records import Answered, Enumerated, Prompt, Sampling
+from semcal.sampling.stopping import StopRule, cut
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import Reply, ServedModel

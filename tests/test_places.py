@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semcal.places import (
+from semcal.positions import (
     DEFAULT_HOOKS,
     block_hooks,
     check_hook,

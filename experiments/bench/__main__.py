@@ -25,11 +25,11 @@ def bench(
     """Run one comparison side by side with what a user would otherwise run."""
     from transformers.utils.logging import disable_progress_bar
 
-    from experiments.bench.calibration import calibration_cases
+    from experiments.bench.calibration_cases import calibration_cases
     from experiments.bench.growth import draw, growth_cases
-    from experiments.bench.probes import probes_cases
-    from experiments.bench.sampler import capture_cases, sampler_cases
-    from experiments.bench.semantics import semantics_cases
+    from experiments.bench.probe_cases import probes_cases
+    from experiments.bench.sampler_cases import capture_cases, sampler_cases
+    from experiments.bench.semantics_cases import semantics_cases
 
     disable_progress_bar()
     benches = {

@@ -8,10 +8,10 @@ from itertools import cycle, islice
 
 from matplotlib.figure import Figure
 
-from experiments.bench.sampler import THEIRS_QUESTIONS, generate, ours
+from experiments.bench.sampler_cases import THEIRS_QUESTIONS, generate, ours
 from experiments.bench.subjects import M, Subject, subjects
 from experiments.bench.timing import Case, side_by_side
-from semcal.sampling import Prompt
+from semcal.sampling.records import Prompt
 
 SAMPLES = (5, 10, 20, 50, 100, 200)
 LENGTHS = (50, 100, 200, 400, 800)

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from experiments.datasets import AtlasConfig, load_dataset
-from experiments.organisms.atlas.weights import bundled
-from semcal.models import LanguageModel
+from experiments.atlas.weights import bundled
+from experiments.config.datasets import AtlasConfig, load_dataset
+from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import STOPS, few_shot
-from semcal.sampling import Prompt
+from semcal.sampling.records import Prompt
 
 M = 50
 

@@ -1,0 +1,1 @@
+"""`semcal report`: figures, tables and HTML pages of runs and studies."""

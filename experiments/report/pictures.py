@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from experiments.answers import class_matrix
-from experiments.config import Cell
+from experiments.config.study import Cell
 from experiments.report.probe_pictures import probe_figures
-from semcal.calibration import (
-    confidences,
-    confidences_of_masses,
-    m_curve_figure,
-    null_band,
-    reliability_diagram,
-    risk_coverage_curve,
-)
-from semcal.calibration.mcurve import curve_of_rows
-from semcal.calibration.profile import ProfileRow, calibration_profile
-from semcal.semantics.figures import knowing_curve
-from semcal.store import Run
+from experiments.score.read_answers import class_matrix
+from semcal.calibration.estimators.confidence import confidences, confidences_of_masses
+from semcal.calibration.estimators.m_curve import curve_of_rows
+from semcal.calibration.nulls.null import null_band
+from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve
+from semcal.calibration.plots.profile import ProfileRow, calibration_profile
+from semcal.calibration.plots.reliability_diagram import reliability_diagram
+from semcal.runs.run import Run
+from semcal.semantics.knowing_curve import knowing_curve
 
 
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.config import Cell
-from experiments.report.table import linear
-from probes.commitment import commitment_curve
-from probes.evaluation import BASELINE, LINEAR, at_layer
-from probes.figures import layer_curve
-from probes.heatmaps import layer_position_map
-from probes.rung_figures import rungs_figure
-from semcal.places import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
-from semcal.store import Run
+from experiments.config.study import Cell
+from experiments.report.summary_table import linear
+from probes.evaluation.result import BASELINE, LINEAR, at_layer
+from probes.plots.commitment import commitment_curve
+from probes.plots.heatmaps import layer_position_map
+from probes.plots.layer_curve import layer_curve
+from probes.plots.rung_comparison import rungs_figure
+from semcal.positions import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
+from semcal.runs.run import Run
 
 CLASSES = "classes"
 

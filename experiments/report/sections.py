@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from semcal.store import Run
+from semcal.runs.run import Run
 
 
 def sections(run: Run) -> list[tuple[str, str, pd.DataFrame]]:

@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.config import Cell
+from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS
 from experiments.report.markup import document, gallery, table, write_figures
-from experiments.report.table import COLUMNS, cells_of, headline, labels, last_layer, remarks
-from probes.emergence import emergence_curve
-from probes.predictability import predictability_scatter
-from semcal.calibration.overview import by_model
-from semcal.store import Run, write_atomically
+from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, last_layer, remarks
+from probes.plots.emergence import emergence_curve
+from probes.plots.predictability import predictability_scatter
+from semcal.calibration.plots.by_model import by_model
+from semcal.runs.run import Run, write_atomically
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
 _FEWEST = 2  # runs in a figure over runs

@@ -8,11 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.binned import brier_parts, debiased_ece, ece, mce
-from semcal.calibration.bootstrap import Interval
-from semcal.calibration.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.checks import FloatArray
-from semcal.calibration.confidence import (
+from semcal.calibration.estimators.confidence import (
     Confidences,
     SplitHalf,
     checked_counts,
@@ -22,11 +19,14 @@ from semcal.calibration.confidence import (
     confidences_of_masses,
     split_half,
 )
-from semcal.calibration.kernel import Convention
-from semcal.calibration.measures import auroc, brier, log_loss, signed_gap, weighted_mean
-from semcal.calibration.null import Null, exact_null, null_of_counts
-from semcal.calibration.selective import aurc
-from semcal.calibration.smece import smece_batch
+from semcal.calibration.inference.bootstrap import Interval
+from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.measures.binned import brier_parts, debiased_ece, ece, mce
+from semcal.calibration.measures.kernel import Convention
+from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
+from semcal.calibration.measures.selective import aurc
+from semcal.calibration.measures.smece import smece_batch
+from semcal.calibration.nulls.null import Null, exact_null, null_of_counts
 from semcal.seeds import keyed_generator
 
 

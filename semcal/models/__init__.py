@@ -1,5 +1,1 @@
-"""Who answers: a checkpoint with its tokenizer. Knows no dataset."""
-
-from semcal.models.load import DTYPES, LanguageModel, check_path
-
-__all__ = ["DTYPES", "LanguageModel", "check_path"]
+"""Who answers: a checkpoint, or a model behind an endpoint. Knows no dataset."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from transformer_lens import TransformerBridge
 
-from semcal.models.load import LanguageModel
+from semcal.models.checkpoint import LanguageModel
 from semcal.models.skeleton import second_skeleton
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from semcal.errors import UserError
-from semcal.models.load import pick_device, weights_fingerprint
+from semcal.models.checkpoint import pick_device, weights_fingerprint
 
 
 class Embedder:

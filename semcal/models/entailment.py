@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError
-from semcal.models.load import check_path, pick_device, weights_fingerprint
+from semcal.models.checkpoint import check_path, pick_device, weights_fingerprint
 
 _BATCH = 64
 

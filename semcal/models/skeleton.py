@@ -10,7 +10,7 @@ import copy
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from semcal.models.load import LanguageModel
+from semcal.models.checkpoint import LanguageModel
 
 
 def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:

@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from semcal.sampling.attention import AnswerPass, PrefixPass, TailPass, tree_attention_in
 from semcal.sampling.records import Prompt
-from semcal.sampling.store import TreeStore
+from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, tree_attention_in
+from semcal.sampling.tree_store import TreeStore
 
 
 @dataclass(frozen=True)

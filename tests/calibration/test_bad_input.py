@@ -8,33 +8,15 @@ import warnings
 import numpy as np
 import pytest
 
-from semcal.calibration import (
-    aurc,
-    auroc,
-    binned,
-    bootstrap,
-    brier,
-    brier_parts,
-    calibrate,
-    calibrate_masses,
-    confidences,
-    confidences_of_masses,
-    debiased_ece,
-    ece,
-    exact_null,
-    log_loss,
-    mce,
-    null_band,
-    reliability_diagram,
-    risk_coverage,
-    signed_gap,
-    simulated_null,
-    smece,
-    smece_batch,
-    smooth_curve,
-    split_half,
-    weighted_mean,
-)
+from semcal.calibration.estimators.confidence import confidences, confidences_of_masses, split_half
+from semcal.calibration.inference.bootstrap import bootstrap
+from semcal.calibration.measures.binned import binned, brier_parts, debiased_ece, ece, mce
+from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
+from semcal.calibration.measures.selective import aurc, risk_coverage
+from semcal.calibration.measures.smece import smece, smece_batch, smooth_curve
+from semcal.calibration.nulls.null import exact_null, null_band, simulated_null
+from semcal.calibration.plots.reliability_diagram import reliability_diagram
+from semcal.calibration.summary import calibrate, calibrate_masses
 
 NAN, INF = float("nan"), float("inf")
 QUICK = {"bootstrap": 20, "null_draws": 10}

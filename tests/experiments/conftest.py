@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config import Study
-from experiments.reading import load_study
-from experiments.study import Silent, prepare_study, run_study
+from experiments.config.parsing import load_study
+from experiments.config.study import Study
+from experiments.pipeline.run_study import Silent, prepare_study, run_study
 from semcal import Run
 
 
@@ -58,7 +58,7 @@ def run_dict(folder: Path, study: dict[str, Any], *overrides: str, drawn: bool =
     prepared = prepare_study(parsed)
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
-            patch.setattr("experiments.study.write_report", _no_report)
+            patch.setattr("experiments.pipeline.run_study.write_report", _no_report)
         run_study(prepared, Silent())
     return prepared.runs
 

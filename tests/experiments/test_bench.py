@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from experiments.bench import calibration as calibration_bench
-from experiments.bench import probes as probes_bench
-from experiments.bench import sampler as sampler_bench
+from experiments.bench import calibration_cases as calibration_bench
+from experiments.bench import probe_cases as probes_bench
+from experiments.bench import sampler_cases as sampler_bench
 from experiments.bench.growth import draw
 from experiments.bench.subjects import Subject
 from experiments.bench.timing import Case, side_by_side
-from semcal.sampling import Prompt
+from semcal.sampling.records import Prompt
 
 
 def test_the_line_of_json_is_flat_and_the_ratio_is_theirs_over_ours():

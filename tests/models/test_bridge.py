@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from probes.capture import ResidualCapture
-from probes.hooks import choose_hooks
+from probes.activations.capture import ResidualCapture
+from probes.activations.hooks import choose_hooks
 from semcal import LanguageModel, UserError
 from semcal.models.bridge import bridge
-from semcal.places import BLOCK_HOOKS, LAST_PROMPT_TOKEN
-from semcal.sampling import Prompt, pad_left, prefill
+from semcal.positions import BLOCK_HOOKS, LAST_PROMPT_TOKEN
+from semcal.sampling.decoders import pad_left, prefill
+from semcal.sampling.records import Prompt
 from tests.conftest import CONFIGS, MORE_CONFIGS, ROPE, save_checkpoint
 
 PROMPTS = [Prompt("long", (0, 5, 6, 7, 8, 9, 10)), Prompt("short", (0, 11, 12)), Prompt("middle", (0, 4, 9, 3, 7))]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semcal import LanguageModel, UserError
-from semcal.models.load import check_path, pick_device, weights_fingerprint
+from semcal.models.checkpoint import check_path, pick_device, weights_fingerprint
 from tests.conftest import data_folder, needs, save_checkpoint, word_tokenizer
 
 

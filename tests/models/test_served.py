@@ -21,7 +21,8 @@ from semcal import LanguageModel, UserError, sample
 from semcal.answers import stop_rule
 from semcal.models import http
 from semcal.models.served import Endpoint, ServedModel
-from semcal.sampling import Prompt, Sampling, enumerate_answers
+from semcal.sampling.enumeration import enumerate_answers
+from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 
 TEXT = "the answer is red"

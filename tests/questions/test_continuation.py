@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semcal import UserError
-from semcal.questions import read_continuations
+from semcal.questions.continuation import read_continuations
 from tests.conftest import data_folder, needs
 
 

@@ -9,7 +9,8 @@ import datasets
 import pytest
 
 from semcal import UserError
-from semcal.questions import NAMED, build, read_named
+from semcal.questions.build import build
+from semcal.questions.named.registry import NAMED, read_named
 from tests.conftest import data_folder, needs
 
 

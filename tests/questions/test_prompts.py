@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from semcal import Question
-from semcal.questions import STYLES
 from semcal.questions.prompts import asked, chat, few_shot, options, written
+from semcal.questions.question import STYLES
 
 EXEMPLARS = [
     Question(id=f"e{i}", text=f"What is {i}?", answers=(f"A{i}",), worked={"cot": f"It is A{i}. The answer is A{i}."})

@@ -11,7 +11,9 @@ from scipy import stats
 
 from semcal import LanguageModel, NonFiniteError, UserError, sample
 from semcal.answers import stop_rule
-from semcal.sampling import Prompt, Sampler, Sampling, pad_left, prefill
+from semcal.sampling.decoders import pad_left, prefill
+from semcal.sampling.engine import Sampler
+from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 
 PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0, 4, 9, 3)), Prompt("d", (0, 12, 13))]

@@ -12,7 +12,9 @@ from scipy import stats
 
 from semcal import UserError
 from semcal.answers import stop_rule
-from semcal.sampling import Prompt, Sampler, Sampling, enumerate_answers
+from semcal.sampling.engine import Sampler
+from semcal.sampling.enumeration import enumerate_answers
+from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 
 PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0, 4, 9, 3))]

@@ -11,10 +11,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from semcal import LanguageModel, UserError
 from semcal.answers import stop_rule
-from semcal.sampling import EXPANDED, SHARED, Prompt, Sampler, Sampling
 from semcal.sampling import engine as engine_module
-from semcal.sampling.attention import PrefixPass
 from semcal.sampling.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
+from semcal.sampling.engine import EXPANDED, SHARED, Sampler
+from semcal.sampling.records import Prompt, Sampling
+from semcal.sampling.tree_attention import PrefixPass
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
 SHOTS = (0, 5, 9, 14, 7, 8, 21, 3, 12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from semcal.sampling import StopRule, cut
+from semcal.sampling.stopping import StopRule, cut
 
 PIECES = ["", "J", ".", " R", " Tolkien", "\n", "Ques", "tion", ":", " x", "\nQuestion"]
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from semcal import Question
-from semcal.semantics import UNPARSED, Choice
+from semcal.semantics.collapsing.choice import Choice
+from semcal.semantics.collapsing.collapse import UNPARSED
 
 Q = Question(id="q", text="Where?", answers=("Paris",), choices=("Rome", "Paris", "Paris, Texas", "A coruna"))
 B = Choice()

@@ -7,16 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semcal import ExactMatch, KthWord, Question, UserError
-from semcal.semantics import (
-    UNPARSED,
-    Choice,
-    Clustered,
-    Numeric,
-    adjusted_rand,
-    check_contract,
-    load_custom,
-    unreadable_gold,
-)
+from semcal.semantics.agreement import adjusted_rand
+from semcal.semantics.collapsing.choice import Choice
+from semcal.semantics.collapsing.clustered import Clustered
+from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.custom import check_contract, load_custom, unreadable_gold
+from semcal.semantics.collapsing.numeric import Numeric
 
 Q = Question(
     id="q",

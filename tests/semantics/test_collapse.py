@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcal import ClassDistribution, ExactMatch, KthWord, Question
-from semcal.semantics import UNPARSED, count_matrix, extract, normalise
+from semcal.semantics.class_table import count_matrix
+from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.extract import extract
+from semcal.semantics.normalise import normalise
 
 Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
 TOWNS = ExactMatch(

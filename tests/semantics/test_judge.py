@@ -13,7 +13,10 @@ import pytest
 from semcal import Question, UserError
 from semcal.models import http
 from semcal.models.chat import ChatModel
-from semcal.semantics import UNPARSED, Clustered, Decisions, Judge
+from semcal.semantics.collapsing.clustered import Clustered
+from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.decisions import Decisions
+from semcal.semantics.collapsing.judge import Judge
 
 Q = Question(id="q", text="Which city?", answers=("Paris",))
 CITY = {"paris": "Paris", "capital of france": "the French capital", "lyon": "Lyon", "who knows": None}

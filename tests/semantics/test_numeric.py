@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semcal import Question
-from semcal.semantics import UNPARSED, Numeric
-from semcal.semantics.numeric import read
+from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.numeric import Numeric, read
 from tests.conftest import data_folder, needs
 
 B = Numeric()

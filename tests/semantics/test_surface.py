@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.questions import Question
-from semcal.semantics import UNPARSED, KthWord, first_token, first_word, length
-from semcal.semantics.surface import CUT_OFF
+from semcal.questions.question import Question
+from semcal.semantics.collapsing.collapse import UNPARSED, KthWord
+from semcal.semantics.collapsing.surface import CUT_OFF, first_token, first_word, length
 
 QUESTION = Question(id="q", text="What?", answers=("y",))
 

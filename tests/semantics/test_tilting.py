@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from semcal.answers import stop_rule
-from semcal.calibration import loss_change
-from semcal.sampling import Prompt, Sampling, enumerate_answers
-from semcal.semantics import answer_tree, tilt_along, tilted_logprobs, token_tilt
+from semcal.calibration.measures.tilt import loss_change
+from semcal.sampling.enumeration import enumerate_answers
+from semcal.sampling.records import Prompt, Sampling
+from semcal.semantics.tilting import answer_tree, tilt_along, tilted_logprobs, token_tilt
 
 TAU = [-2.0, -0.3, 0.7, 3.0]
 

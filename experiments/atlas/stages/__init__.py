@@ -1,0 +1,1 @@
+"""`semcal train`: how each stage of the bundled lineage is trained."""

@@ -1,0 +1,165 @@
+"""Training atlas from nothing: documents, a tokenizer, a small Llama, and checkpoints along the way.
+
+What it learns is next tokens and nothing else. Every document is seen once, so a question drawn afresh is in the
+distribution the model was trained on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from experiments.atlas.stages.checkpoints import Progress, Stand, Training, adamw, scheduled, warm_cosine
+from experiments.atlas.text import document
+from experiments.atlas.world import World
+
+SPECIAL = BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # token ids 0, 1, 2
+QUESTIONS_A_DOCUMENT = 18  # enough to fill the context in the tersest style
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a base model is made. The defaults are those of the shipped one."""
+
+    world_seed: int = 0
+    seed: int = 0
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 352
+    context: int = 256
+    max_positions: int = 1024
+    batch_size: int = 8
+    steps: int = 4000
+    warmup: int = 50
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    checkpoints: int = 10
+
+
+SMALL = {  # 13 M parameters, for a GPU
+    "hidden_size": 384,
+    "layers": 8,
+    "heads": 6,
+    "intermediate_size": 1024,
+    "batch_size": 64,
+    "steps": 12000,
+    "warmup": 200,
+    "learning_rate": 1e-3,
+}
+
+
+def train_tokenizer(world: World, settings: TrainingSettings) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on documents of the world; prepends <s>."""
+    rng = np.random.default_rng([settings.seed, 101])
+    core = Tokenizer(models.BPE(unk_token=None))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator((document(world, rng, QUESTIONS_A_DOCUMENT) for _ in range(4000)), trainer)
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=settings.max_positions,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The untrained model: a small Llama with tied embeddings."""
+    torch.manual_seed(settings.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=settings.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=SPECIAL.index(BOS),
+        eos_token_id=SPECIAL.index(EOS),
+        pad_token_id=SPECIAL.index(PAD),
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(
+    world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
+) -> Iterator[torch.Tensor]:
+    """[batch, context] token ids, one document a row, cut where the context ends; an endless stream."""
+    while True:
+        documents = [document(world, rng, QUESTIONS_A_DOCUMENT) for _ in range(settings.batch_size)]
+        ids = tokenizer(documents, padding="max_length", truncation=True, max_length=settings.context)["input_ids"]
+        yield torch.tensor(ids)
+
+
+def train_base(
+    settings: TrainingSettings,
+    out: Path,
+    *,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Path:
+    """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`.
+
+    One that was interrupted goes on from where it last wrote down how it stands, and ends with the same weights.
+
+    Returns:
+        The folder of the final checkpoint: Hugging Face format, bf16 safetensors.
+
+    Raises:
+        UserError: `out` holds a base trained, or begun, with other settings; training diverged.
+    """
+    kept = Training(asdict(settings), checkpoints=out, final=out / "base", steps=settings.steps, n=settings.checkpoints)
+    if kept.finished:
+        return kept.final
+    world = World(settings.world_seed)
+    tokenizer = train_tokenizer(world, settings)
+    model = new_model(settings, tokenizer)
+    torch.nn.Module.to(model, torch.device(device))
+    stand, rng = kept.stand(), np.random.default_rng([settings.seed, 102])
+    if stand.stream is not None:
+        rng.bit_generator.state = stand.stream
+    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
+    kept.restore(model, optimizer)
+    schedule = scheduled(optimizer, warm_cosine(settings.warmup, settings.steps), stand.step)
+    if stand.step == 0:
+        kept.checkpoint(model, tokenizer, stand)
+    started, begun, tokens = time.monotonic(), stand.step, stand.tokens
+    stream = batches(world, tokenizer, settings, rng)
+    for step in range(begun + 1, settings.steps + 1):
+        ids = next(stream).to(model.device)
+        targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
+        loss = model(input_ids=ids, labels=targets).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += ids.numel()
+        stand = Stand(step, tokens, dict(rng.bit_generator.state))
+        kept.after_step(model, tokenizer, optimizer, float(loss.detach()), stand)
+        seconds = time.monotonic() - started
+        left = seconds / (step - begun) * (settings.steps - step)
+        on_progress(Progress(step, settings.steps, float(loss.detach()), tokens, seconds, left))
+    return kept.finish(model, tokenizer, stand)

@@ -1,0 +1,125 @@
+"""DPO on pairs of a model's own answers, one of them correct and one of them not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from experiments.atlas.conversation import Turn, draw_turn
+from experiments.atlas.stages.checkpoints import Progress
+from experiments.atlas.stages.tuning import LONGEST_ANSWER, Loop, Source, TuningSettings, train_on
+from semcal.answers import Answer, sample
+from semcal.errors import UserError
+from semcal.sampling.records import Prompt
+from semcal.seeds import keyed_generator
+from semcal.semantics.collapsing.collapse import ExactMatch
+
+_AT_ONCE = 256  # questions
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DPOSettings(TuningSettings):
+    """`beta` is the strength of the pull towards the model that the answers were drawn from, which is also the
+    reference; `samples` answers are drawn to a question, and one pair is made of them."""
+
+    steps: int = 60
+    learning_rate: float = 2e-4
+    beta: float = 0.1
+    samples: int = 16
+
+
+SMALL = {"steps": 300, "batch_size": 128, "learning_rate": 2e-5}
+
+
+def train_dpo(
+    settings: DPOSettings,
+    source: Source,
+    out: Path,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Path:
+    """Direct preference optimisation (Rafailov et al. 2023) of a model that converses; every pair is seen once.
+
+    Raises:
+        UserError: as `Source.training`, `pairs` and `train_on`.
+    """
+    kept = source.training("dpo", settings, out)
+    if kept.finished:
+        return kept.final
+    rows = pairs(source, settings, settings.steps * settings.batch_size)
+    reference = Source.open(Path(source.model.path), conversing=True, device=str(source.model.device))
+
+    def trainer(loop: Loop) -> DPOTrainer:
+        config = DPOConfig(
+            **loop.arguments, per_device_train_batch_size=settings.batch_size, beta=settings.beta, max_length=None
+        )
+        return DPOTrainer(
+            source.model.model,
+            ref_model=reference.model.model,
+            args=config,
+            train_dataset=loop.rows,
+            processing_class=source.model.tokenizer,
+            **loop.given,
+        )
+
+    return train_on(
+        rows,
+        source,
+        kept,
+        settings,
+        trainer,
+        rows_a_step=settings.batch_size,
+        said=lambda logs: f"chosen preferred {logs['rewards/accuracies']:.0%}",
+        on_progress=on_progress,
+    )
+
+
+def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]:
+    """n pairs, each of one correct and one wrong answer that the model gave to one question at temperature 1.
+
+    Questions are asked as training text asks them; one that is always or never answered well makes no pair, and
+    answers that do not end are left out.
+
+    Raises:
+        UserError: hardly any question is answered both ways.
+    """
+    rng = keyed_generator(settings.seed, "atlas", "dpo")
+    chosen: dict[str, Any] = {"families": settings.families, "styles": settings.styles}
+    b, found, tried = ExactMatch(source.world.aliases), [], 0
+    while len(found) < n:
+        turns = [draw_turn(source.world, rng, **chosen) for _ in range(_AT_ONCE)]
+        prompts = [
+            Prompt(f"{tried + i}", source.model.encode_rendered(source.model.render_chat(turn.asked)))
+            for i, turn in enumerate(turns)
+        ]
+        drawn = sample(source.model, prompts, m=settings.samples, max_new_tokens=LONGEST_ANSWER, seed=settings.seed)
+        for turn, answers in zip(turns, drawn, strict=True):
+            found += _pair(b, turn, answers, rng)
+        tried += len(turns)
+        if len(found) < tried / 100:
+            raise UserError(f"only {len(found)} of {tried} questions were answered both right and wrong; raise samples")
+    log.info("%d pairs from %d questions", len(found), tried)
+    return found[:n]
+
+
+def _pair(b: ExactMatch, turn: Turn, answers: tuple[Answer, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """The pair of a question as trl wants it, or nothing."""
+    ended = [a for a in answers if a.finish == "stop"]
+    right = [b.of_text(turn.question, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
+    if all(right) or not any(right):
+        return []
+    pair: dict[str, Any] = {"prompt": turn.asked}
+    for name, wanted in (("chosen", True), ("rejected", False)):
+        its = [a for a, r in zip(ended, right, strict=True) if r == wanted]
+        counts = np.array([a.count for a in its], dtype=float)
+        answer = its[rng.choice(len(its), p=counts / counts.sum())]
+        pair[name] = [{"role": "assistant", "content": answer.text.strip()}]
+    return [pair]

@@ -1,0 +1,1 @@
+"""`semcal compare` and `semcal transfer`: several runs side by side."""

@@ -1,0 +1,194 @@
+"""Runs side by side: made equal in questions and samples, and how far their figures differ.
+
+Which runs may be compared stands in `comparable.py`, the tests in `semcal.calibration.inference.paired`, the tables in
+`report/comparison.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
+from experiments.config.study import Cell
+from experiments.probe.at_position import compare_last_layers
+from semcal.calibration.estimators.confidence import Confidences, confidences, confidences_of_masses
+from semcal.calibration.estimators.thinning import thin
+from semcal.calibration.inference.holm import holm
+from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference
+from semcal.calibration.nulls.null import exact_null, null_of_counts
+from semcal.errors import UserError
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.runs.run import Run
+from semcal.seeds import keyed_generator
+
+
+@dataclass(frozen=True)
+class Equal:
+    """A run on the questions and with the number of samples that it has in common with others.
+
+    Attributes:
+        cell: Its configuration.
+        found: Confidence and correctness of each question.
+        null_mean: Mean smECE of calibrated models with these class distributions, at this n and M.
+    """
+
+    cell: Cell
+    found: Confidences
+    null_mean: float
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Runs made equal in n and M.
+
+    Attributes:
+        runs: Each on the same questions, in the same order.
+        group: [question] labels of dependent questions.
+        m: Samples a question; None where answers were enumerated.
+        told: What was done to make them equal, in words.
+    """
+
+    runs: tuple[Equal, ...]
+    group: np.ndarray
+    m: int | None
+    told: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs.
+
+    Attributes:
+        a, b: Their configurations.
+        matched: What was done to make them equal.
+        differences: Statistic -> their difference b - a; "excess" is smECE less the mean of its null.
+        predictability: Rung -> the difference b - a of the share of its ceiling that a probe explains of the class
+            distribution, at the last prompt token and last layer; empty where that cannot be compared.
+        told: What must be said beside predictability, or why it is not compared.
+    """
+
+    a: Cell
+    b: Cell
+    matched: Matched
+    differences: dict[str, Difference]
+    predictability: dict[str, Difference]
+    told: str
+
+
+def equalised(runs: Sequence[Scored]) -> Matched:
+    """Runs on their common questions, with the smallest M among them: smECE has a floor that depends on both.
+
+    Raises:
+        UserError: see `check_comparable`.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        check_comparable(first, run)
+    common = first.questions.index
+    for run in runs[1:]:
+        common = common[common.isin(run.questions.index)]
+    if common.empty:
+        raise UserError(f"these {len(runs)} runs have no question that all of them answer")
+    m = None if first.m is None else min(run.m or 0 for run in runs)
+    sizes, samples = [len(run.questions) for run in runs], [run.m for run in runs]
+    told = [f"{len(common)} questions" + ("" if m is None else f", M = {m}")]
+    if len(set(sizes)) > 1 or sizes[0] > len(common):
+        told.append(f"common to runs of {', '.join(map(str, sizes))} questions")
+    if len(set(samples)) > 1:
+        told.append(f"of M = {', '.join(map(str, samples))} samples each, {m} are kept at random")
+    made = tuple(_equal(run, common, m) for run in runs)
+    return Matched(made, np.asarray(first.questions.loc[common, "group"]), m, "; ".join(told))
+
+
+def _equal(run: Scored, common: pd.Index, m: int | None) -> Equal:
+    settings: dict[str, Any] = {"draws": run.cell.calibration.null_draws, "seed": run.cell.seed}
+    rows = run.questions.index.get_indexer(common)
+    counts, gold, unparsed = run.matrix.counts[rows], run.matrix.gold[rows], run.matrix.unparsed[rows]
+    if m is None:
+        found = confidences_of_masses(counts, gold, unparsed)
+        return Equal(run.cell, found, exact_null(found.plug_in, **settings).mean)
+    if run.m == m and len(common) == len(run.questions):
+        return Equal(run.cell, confidences(counts, gold, unparsed), run.calibration["null_mean"])
+    if run.m != m:
+        counts = thin(counts, m, rng=keyed_generator(run.cell.seed, "compare", "thin"), repeats=1)[0]
+    return Equal(run.cell, confidences(counts, gold, unparsed), null_of_counts(counts, gold, **settings).mean)
+
+
+def compare(a: Scored, b: Scored) -> Comparison:
+    """Every statistic of two runs, and their difference on equal questions and samples.
+
+    Raises:
+        UserError: see `check_comparable`.
+    """
+    matched = equalised([a, b])
+    one, two = matched.runs
+    differences = {
+        name: paired_difference(
+            STATISTICS[name],
+            (one.found.plug_in, one.found.correct),
+            (two.found.plug_in, two.found.correct),
+            group=matched.group,
+            draws=a.cell.calibration.bootstrap,
+            level=a.cell.calibration.level,
+            seed=a.cell.seed,
+        )
+        for name in STATISTICS
+    }
+    smece = differences.pop("smece")
+    first = {"smece": smece, "excess": smece.less(one.null_mean, two.null_mean)}
+    return Comparison(a.cell, b.cell, matched, first | differences, *_predictability(a, b))
+
+
+def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:
+    """See `Comparison`. Probes that learnt under other conditions cannot be made equal as samples can."""
+    for what, one, two in (
+        ("M", a.m, b.m),
+        ("seed", a.cell.seed, b.cell.seed),
+        ("probes.folds", a.cell.probes.folds, b.cell.probes.folds),
+        ("probes.max_classes", a.cell.probes.max_classes, b.cell.probes.max_classes),
+    ):
+        if one != two:
+            return {}, f"not compared: {what} is {one} and {two}"
+    settings = a.cell.calibration
+    common: dict[str, Any] = {"draws": settings.bootstrap, "level": settings.level, "seed": a.cell.seed}
+    try:
+        return compare_last_layers(Run(a.folder), Run(b.folder), LAST_PROMPT_TOKEN, **common)
+    except UserError as error:
+        return {}, f"not compared: {error}"
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
+    """Holm's p-value of every statistic and every rung of every comparison.
+
+    All statistics together are one family, and predictability is another: what is said of calibration is not to depend
+    on how many rungs were fitted.
+    """
+    found: list[dict[str, float]] = [{} for _ in comparisons]
+    for its in ([c.differences for c in comparisons], [c.predictability for c in comparisons]):
+        tests = [(at, name, d.p_value) for at, family in enumerate(its) for name, d in family.items()]
+        for (at, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
+            found[at][name] = float(p)
+    return found
+
+
+def compare_all(
+    runs: Sequence[Scored], named: bool, tell: Callable[[Cell, str], None] = lambda *_: None
+) -> list[Comparison]:
+    """Every run against the first where they were named one by one; otherwise the pairs that make sense.
+
+    Raises:
+        UserError: a pair that cannot be compared, before anything is computed.
+    """
+    pairs = [(runs[0], run) for run in runs[1:]] if named else sensible_pairs(runs)
+    for a, b in pairs:
+        check_comparable(a, b)
+    found = []
+    for done, (a, b) in enumerate(pairs, start=1):
+        tell(b.cell, f"comparing, pair {done} of {len(pairs)}")
+        found.append(compare(a, b))
+    return found

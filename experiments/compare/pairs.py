@@ -1,0 +1,167 @@
+"""Which runs may be compared with which: chosen, read, paired, or refused.
+
+Knows run folders and configurations; knows no statistics.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.config.parsing import is_study_file, load_study
+from experiments.config.study import LABELS, Cell
+from experiments.pipeline.cell import stored_cell
+from experiments.pipeline.run_study import find_runs
+from experiments.score.read_answers import class_matrix
+from semcal.errors import UserError
+from semcal.runs.run import Run
+from semcal.semantics.class_table import CountMatrix
+
+FACTORS = ("model", "style", "B", "temperature")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run that was scored, as comparing needs it.
+
+    Attributes:
+        cell: Its configuration.
+        folder: Where it lies.
+        matrix: Its classes, questions in the order of `questions`.
+        questions: A row a question, by id: text, group, answers.
+        m: Samples a question; None where answers were enumerated.
+        calibration: Its calibration.json.
+    """
+
+    cell: Cell
+    folder: Path
+    matrix: CountMatrix
+    questions: pd.DataFrame
+    m: int | None
+    calibration: dict[str, Any]
+
+
+def chosen_runs(targets: Sequence[str], overrides: Sequence[str]) -> tuple[list[Scored], bool, list[Path]]:
+    """The runs behind run folders, folders of runs and study files; whether each was named; those left out.
+
+    A run that was named must have been scored; of a study or a folder those are taken that have been.
+
+    Raises:
+        UserError: a named run that is not scored, or one that is named twice; no run at all.
+    """
+    named, found, left_out = True, [], []
+    for target in map(Path, targets):
+        is_study = is_study_file(target)
+        if overrides and not is_study:
+            raise UserError("--set goes with a study file, not with run folders")
+        if is_study:
+            named, runs = False, [Run(Path(cell.folder)) for cell in load_study(target, overrides).cells()]
+        elif (target / "config.yaml").is_file():
+            runs = [Run(target)]
+            if not runs[0].calibration():
+                raise UserError(f"{target} has not been scored; `semcal run` its study, or `semcal score {target}`")
+        else:
+            named, runs = False, find_runs([target])
+        found += [run for run in runs if run.calibration()]
+        left_out += [run.folder for run in runs if not run.calibration()]
+    folders = [run.folder.resolve() for run in found]
+    if twice := next((run.folder for run, at in zip(found, folders, strict=True) if folders.count(at) > 1), None):
+        raise UserError(f"{twice} is named twice; a run compares with another one")
+    if len(found) < 2:
+        raise UserError(f"{len(found)} of these runs {'is' if len(found) == 1 else 'are'} scored, and a pair needs two")
+    return [scored(run) for run in found], named, left_out
+
+
+def scored(run: Run) -> Scored:
+    """A run that has been scored, read."""
+    classes, calibration = run.classes(), run.calibration()
+    ids = classes["question_id"].unique()
+    questions = run.questions().set_index("id").loc[ids, ["text", "group", "answers"]]
+    return Scored(stored_cell(run), run.folder, class_matrix(classes), questions, calibration["m"], calibration)
+
+
+def differing(a: Cell, b: Cell) -> list[str]:
+    """In what two cells differ: model, style, B, temperature, or another key; not in the questions, nor in M."""
+    one, two = _facts(a), _facts(b)
+    return [key for key in one if one[key] != two[key]]
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    sampling = cell.sampling.model_dump(exclude={"m", "max_rows", "shard_size", "temperature"})
+    return {
+        "model": cell.model.model_dump(exclude={"name", "device", *LABELS}),
+        "style": cell.style,
+        "B": cell.semantics.model_dump(exclude={"device", "url", "concurrency", "cache"}),
+        "temperature": cell.sampling.temperature,
+        "seed": cell.seed,
+        **{f"sampling.{key}": value for key, value in sampling.items()},
+        **{f"prompting.{key}": value for key, value in cell.prompting.model_dump().items()},
+    }
+
+
+def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
+    """The pairs on the same dataset that differ in exactly one of model, style, B and temperature.
+
+    Raises:
+        UserError: there is none.
+    """
+    by_factor: dict[str, list[tuple[Scored, Scored]]] = {factor: [] for factor in FACTORS}
+    for a, b in itertools.combinations(runs, 2):
+        factors = differing(a.cell, b.cell)
+        if a.cell.dataset.name == b.cell.dataset.name and len(factors) == 1 and factors[0] in FACTORS:
+            by_factor[factors[0]].append((a, b))
+    pairs = [pair for its in by_factor.values() for pair in its]
+    if not pairs:
+        raise UserError(
+            f"no two of these {len(runs)} runs share a dataset and differ in exactly one of {', '.join(FACTORS)}; "
+            "name the runs to compare one by one"
+        )
+    return pairs
+
+
+def by_temperature(runs: Sequence[Scored]) -> list[list[Scored]]:
+    """Those of the runs that are the same but for temperature, coldest first."""
+    families: list[list[Scored]] = []
+    for run in runs:
+        alike = (f for f in families if _same_but_temperature(f[0], run))
+        if (family := next(alike, None)) is None:
+            families.append([run])
+        else:
+            family.append(run)
+    return [sorted(f, key=lambda r: r.cell.sampling.temperature) for f in families if len(f) > 1]
+
+
+def _same_but_temperature(a: Scored, b: Scored) -> bool:
+    return a.cell.dataset.name == b.cell.dataset.name and differing(a.cell, b.cell) == ["temperature"]
+
+
+def check_comparable(a: Scored, b: Scored) -> None:
+    """Refuse pairs whose differences would mean nothing.
+
+    Raises:
+        UserError: other datasets, no common question, other texts or gold answers under one id; enumerated against
+            sampled; other versions of B, or another B beside another difference.
+    """
+    pair = f"{a.folder} and {b.folder}"
+    if a.cell.dataset.name != b.cell.dataset.name:
+        raise UserError(f"{pair} answer different datasets ({a.cell.dataset.name}, {b.cell.dataset.name})")
+    common = a.questions.index.intersection(b.questions.index)
+    if common.empty:
+        raise UserError(f"{pair} have no question in common; give their datasets the same n and seed")
+    for column, what in (("text", "asks something else"), ("answers", "has other gold answers")):
+        for question_id, one, two in zip(common, a.questions[column][common], b.questions[column][common], strict=True):
+            if list(one) != list(two):
+                raise UserError(f"{pair}: question {question_id!r} {what} in the second; run one of them again")
+    if (a.m is None) != (b.m is None):
+        raise UserError(f"{pair}: one was enumerated and the other sampled; sample both, or enumerate both")
+    versions = [str(run.calibration["semantics"]) for run in (a, b)]
+    factors = differing(a.cell, b.cell)
+    if versions[0] != versions[1] and factors != ["B"]:
+        others = [f for f in factors if f != "B"]
+        mend = f" and differ in {', '.join(others)} too; score both with one B" if others else "; `semcal score` both"
+        raise UserError(f"{pair} were read by different Bs ({', '.join(versions)}){mend}")

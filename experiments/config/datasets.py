@@ -1,0 +1,133 @@
+"""What a study can say about questions, and the questions behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from experiments.atlas.world import World
+from experiments.atlas.world_questions import as_told, atlas_questions
+from experiments.config.collapsing_functions import ChoiceConfig, ExactConfig, NumericConfig, SemanticsConfig
+from experiments.config.settings import Settings, slug
+from semcal.questions.build import build
+from semcal.questions.continuation import read_continuations
+from semcal.questions.named.registry import NAMED, read_named
+from semcal.questions.question import Dataset
+from semcal.questions.tables import read_table
+
+NamedKind = Literal[
+    "gsm8k",
+    "math500",
+    "openmathinstruct2",
+    "triviaqa",
+    "simpleqa",
+    "simpleqa-verified",
+    "truthfulqa",
+    "truthfulqa-mc",
+    "nq-open",
+    "popqa",
+]
+
+
+class _Dataset(Settings):
+    name: str = ""
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _named(self) -> Any:
+        if not self.name:
+            object.__setattr__(self, "name", self.default_name())
+        return self
+
+    def default_name(self) -> str:
+        return self.kind  # type: ignore[attr-defined]
+
+
+class NamedConfig(_Dataset):
+    """A known dataset: the original file at `path`, or without one the Hub's `split` at `revision`."""
+
+    kind: NamedKind
+    path: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Any:
+        if self.path is not None and (self.split or self.revision):
+            raise ValueError(
+                f"datasets: {self.kind} is read from path {self.path!r}; split and revision are of the Hub"
+            )
+        return self
+
+
+class TableConfig(_Dataset):
+    """The user's own questions; see `semcal.questions.read_table`."""
+
+    kind: Literal["jsonl", "csv", "parquet"]
+    path: str
+
+    def default_name(self) -> str:
+        return slug(Path(self.path).stem)
+
+
+class ContinuationConfig(_Dataset):
+    """`split` is a regular expression between documents; see `semcal.questions.read_continuations`."""
+
+    kind: Literal["continuation"]
+    path: str
+    split: str = r"\n\s*\n"
+    prompt_words: list[Annotated[int, Field(ge=1)]] = Field(default=[24], min_length=1)
+    answer_words: Annotated[int, Field(ge=1)] = 8
+
+    def default_name(self) -> str:
+        return slug(Path(self.path).stem)
+
+
+class AtlasConfig(_Dataset):
+    """Questions about the bundled world; of `myths` the texts that the organism learnt from tell half wrongly."""
+
+    kind: Literal["atlas"]
+    family: Literal["facts", "routes", "myths"]
+    world_seed: int = 0
+
+    def default_name(self) -> str:
+        return f"atlas-{self.family}"
+
+
+DatasetConfig = Annotated[NamedConfig | TableConfig | ContinuationConfig | AtlasConfig, Field(discriminator="kind")]
+DATASETS: tuple[type[Settings], ...] = get_args(get_args(DatasetConfig)[0])
+
+
+def default_semantics(config: DatasetConfig) -> SemanticsConfig:
+    """The B of a dataset where the study names none."""
+    kind = NAMED[config.kind].semantics if isinstance(config, NamedConfig) else "exact"
+    return {"exact": ExactConfig(), "numeric": NumericConfig(), "choice": ChoiceConfig()}[kind]
+
+
+def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
+    """The questions of a dataset, `exemplars` of them set aside for few-shot prompts.
+
+    Raises:
+        UserError: a file that is missing or not in its format, too few questions.
+    """
+    if isinstance(config, AtlasConfig):
+        world, n = World(config.world_seed), config.n or 1000
+        # An exemplar takes the other questions of its group with it, hence the surplus.
+        questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
+        built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
+        return replace(built, exemplars=tuple(as_told(world, e, config.seed) for e in built.exemplars))
+    if isinstance(config, ContinuationConfig):
+        questions = read_continuations(
+            Path(config.path), split=config.split, prompt_words=config.prompt_words, answer_words=config.answer_words
+        )
+        return build(config.name, questions, n=config.n, exemplars=0, seed=config.seed, continuation=True)
+    if isinstance(config, NamedConfig):
+        path = None if config.path is None else Path(config.path)
+        questions = read_named(config.kind, path, split=config.split, revision=config.revision)
+    else:
+        questions = read_table(Path(config.path))
+    return build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed)

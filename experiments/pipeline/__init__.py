@@ -1,0 +1,1 @@
+"""A study run from beginning to end: sample, score, probe, report, track."""

@@ -1,0 +1,68 @@
+"""What the terminal shows while a study runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:  # torch takes seconds
+    from experiments.config.study import Cell
+
+complaints = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Screen:
+    """Shows a study as it runs: a bar of questions with rate and time left, and the stage of each cell."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=complaints,
+        )
+        self._sampled: TaskID | None = None  # the bar that grows
+        self._lines: dict[str, TaskID] = {}  # of cells that were sampled, by folder
+        self._line: TaskID | None = None  # of all others, one after the other
+
+    def __enter__(self) -> Screen:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def sampling(self, cell: Cell, questions: int, done: int) -> None:
+        self._sampled = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
+        self._lines[cell.folder] = self._sampled
+
+    def answered(self, questions: int) -> None:
+        assert self._sampled is not None
+        self._bar.advance(self._sampled, questions)
+        speed = self._bar.tasks[self._sampled].speed
+        self._bar.update(self._sampled, rate=f"{speed:.1f} questions/s" if speed else "")
+
+    def stage(self, cell: Cell, what: str) -> None:
+        if (line := self._lines.get(cell.folder, self._line)) is None:
+            line = self._line = self._bar.add_task("", total=1, completed=1, rate="")
+        self._bar.update(line, description=f"{cell.label}: {what}")
+
+    def finished(self, cell: Cell) -> None:
+        self.stage(cell, "finished")
+        if (line := self._lines.pop(cell.folder, None)) is None:
+            line, self._line = self._line, None
+        assert line is not None
+        self._bar.stop_task(line)

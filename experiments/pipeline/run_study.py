@@ -1,0 +1,179 @@
+"""A study, run: every cell of the grid that is not finished yet, in an order that loads each model once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from experiments.config.collapsing_functions import check_semantics
+from experiments.config.datasets import load_dataset
+from experiments.config.study import Cell, ModelConfig, Study
+from experiments.pipeline.cell import open_cell, prepare, refresh_gold
+from experiments.pipeline.tracking import track
+from experiments.probe.with_model import check_probes
+from experiments.report.run_page import write_report
+from experiments.report.study_page import write_study
+from experiments.sample.models import Models, model_path
+from experiments.sample.prompting import Answerer
+from experiments.sample.sample_cell import sample_cell
+from experiments.score.analysis import probe, score
+from semcal.errors import UserError
+from semcal.models.checkpoint import check_path, weights_fingerprint
+from semcal.questions.question import Dataset
+from semcal.runs.run import Run
+
+
+class Reporter(Protocol):
+    """Told what happens, so that a terminal can show it; a study runs as well without one."""
+
+    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
+
+    def answered(self, questions: int) -> None: ...
+
+    def stage(self, cell: Cell, what: str) -> None: ...
+
+    def finished(self, cell: Cell) -> None: ...
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
+
+    def answered(self, questions: int) -> None: ...
+
+    def stage(self, cell: Cell, what: str) -> None: ...
+
+    def finished(self, cell: Cell) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study whose configuration, files and folders have been checked; no model is loaded yet."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    runs: tuple[Run, ...]
+    datasets: dict[str, Dataset]
+
+
+def prepare_study(study: Study) -> Prepared:
+    """Check everything that can be checked without a model: paths, files, run folders.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    check_models(study)
+    # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
+    datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
+    for name, dataset in datasets.items():
+        check_groups(study, name, len({q.group for q in dataset.questions}))
+    cells = study.cells()
+    check_all_semantics(cells, datasets)
+    runs = [open_cell(c) for c in cells]
+    for cell, run in zip(cells, runs, strict=True):
+        refresh_gold(run, datasets[cell.dataset.name])
+    return Prepared(study, tuple(cells), tuple(runs), datasets)
+
+
+def check_models(study: Study) -> None:
+    """
+    Raises:
+        UserError: a path that cannot be a checkpoint; probes that its model cannot have.
+    """
+    for model in (m for m in study.models if not m.is_served):
+        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
+        check_probes(study.probes, model)
+
+
+def check_groups(study: Study, dataset: str, groups: int) -> None:
+    """
+    Raises:
+        UserError: fewer groups of questions than folds.
+    """
+    if study.probes.enabled and groups < study.probes.folds:
+        raise UserError(
+            f"{dataset}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
+            "lower probes.folds or set probes.enabled to false"
+        )
+
+
+def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:
+    """
+    Raises:
+        UserError: a B that cannot read the gold of one of these datasets; see `check_semantics`.
+    """
+    for cell in {(c.dataset.name, c.style, c.semantics.label): c for c in cells}.values():
+        if cell.dataset.name in datasets:
+            check_semantics(cell.semantics, datasets[cell.dataset.name], cell.style)
+
+
+def run_study(prepared: Prepared, reporter: Reporter) -> None:
+    """Sample, capture, score, probe, report and track every cell that is not finished."""
+    models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
+    for cell, run in rows:
+        if not run.sampled or _other_weights(cell.model, run):
+            _sample(cell, run, models.of(cell.model), prepared, reporter)
+        analyse(cell, run, reporter, models)
+        _finish(cell, run, reporter)
+    write_study(prepared.study.name, rows, prepared.study.folder)
+
+
+def _finish(cell: Cell, run: Run, reporter: Reporter) -> None:
+    if cell.tracking.wandb != "disabled":
+        reporter.stage(cell, "tracking")
+        track(cell, run)
+    reporter.finished(cell)
+
+
+def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter: Reporter) -> None:
+    job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+    reporter.sampling(job.cell, len(job.asked), len(job.asked) - job.questions_left)
+    if job.todo:
+        sample_cell(job, model, reporter.answered)
+
+
+def analyse(
+    cell: Cell, run: Run, reporter: Reporter | None = None, models: Models | None = None, *, again: Sequence[str] = ()
+) -> None:
+    """Whatever is computed from samples and activations and is missing, or is named in `again` ("score", "probe").
+
+    `models` are asked for the run's model only where a probe needs it.
+    """
+    changed, reporter = False, reporter or Silent()
+    if "score" in again or not run.calibration():
+        reporter.stage(cell, "scoring")
+        score(cell, run, lambda how_far: reporter.stage(cell, f"scoring, {how_far}"))
+        changed = True
+    if cell.probes.enabled and ("probe" in again or run.probes().empty):
+        reporter.stage(cell, "probing")
+        probe(cell, run, models)
+        changed = True
+    if changed or not (run.folder / "report.html").is_file():
+        reporter.stage(cell, "drawing")
+        write_report(cell, run)
+
+
+def _other_weights(config: ModelConfig, run: Run) -> bool:
+    """Whether a local folder holds other weights than the run was made with; a Hub commit cannot change."""
+    path = model_path(config)
+    return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs at or below some folders, in order of their names.
+
+    Raises:
+        UserError: a path with no run at or below it.
+    """
+    found: list[Run] = []
+    for path in map(Path, paths):
+        below = sorted({f.parent for f in path.rglob("config.yaml") if "wandb" not in f.parts}) if path.is_dir() else []
+        if not below:
+            raise UserError(
+                f"no run at or below {path}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"
+            )
+        found += [Run(folder) for folder in below]
+    return found

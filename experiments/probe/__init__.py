@@ -1,0 +1,1 @@
+"""`semcal probe` and `semcal intervene`: probes fitted to a run, and interventions on it."""

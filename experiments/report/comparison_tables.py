@@ -1,0 +1,140 @@
+"""Runs side by side as tables: pairs with their tests, and what temperature does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from experiments.compare.compare_runs import Comparison, Matched, adjusted
+from experiments.compare.pairs import FACTORS, differing
+from experiments.config.study import Cell
+from semcal.calibration.inference.paired import Difference, smallest_difference
+from semcal.calibration.measures.scores import signed_gap, weighted_mean
+from semcal.calibration.measures.smece import smece
+
+TITLES = {
+    "smece": "smECE",
+    "excess": "excess",
+    "signed_gap": "signed gap",
+    "confidence": "confidence",
+    "accuracy": "accuracy",
+    "brier": "Brier score",
+    "auroc": "AUROC",
+}
+SIGNED = ("excess", "signed_gap")
+
+
+def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, Table]]:
+    """A heading and a table a pair; p-values are adjusted over all of them."""
+    return [(_heading(c), _pair_table(c, holm)) for c, holm in zip(comparisons, adjusted(comparisons), strict=True)]
+
+
+def explanation(comparisons: Sequence[Comparison]) -> str:
+    """What the columns say, once for all tables."""
+    tests = _tests(c.differences for c in comparisons)
+    probed = _tests(c.predictability for c in comparisons)
+    level = comparisons[0].a.calibration.level
+    family = f"all {tests} tests shown"
+    if probed:
+        family = (
+            f"all {tests} tests of calibration shown, and for the {probed} of predictability, a family of their own"
+        )
+    said = (
+        f"difference: second − first, with the {level:.0%} interval of resampling groups of questions, the same for "
+        "both runs · p: is this figure the same in both? · "
+        f"Holm: p adjusted for {family} · swap: are the runs exchangeable? (for smECE and AUROC that "
+        f"asks more than p does) · detectable: the smallest true difference found with power 0.8 at p = {1 - level:.2g}"
+    )
+    if probed:
+        said += (
+            " · predictability: share of the run's own noise ceiling, which counts as known, that a probe explains of "
+            "the class distribution, at the last prompt token and last layer; probes are not fitted again"
+        )
+    return said
+
+
+def _tests(families: Iterable[Mapping[str, Difference]]) -> int:
+    return sum(math.isfinite(d.p_value) for family in families for d in family.values())
+
+
+def temperature_table(matched: Matched) -> Table:
+    """A row a temperature, coldest first, on equal questions and samples."""
+    names = ("T", "smECE", "null mean", "excess", "signed gap", "confidence", "accuracy")
+    table = Table(*names, box=box.SIMPLE_HEAD)
+    for run in matched.runs:
+        sure, right = run.found.plug_in, run.found.correct
+        error = smece(sure, right)
+        table.add_row(
+            f"{run.cell.sampling.temperature:g}",
+            f"{error:.3f}",
+            f"{run.null_mean:.3f}",
+            f"{error - run.null_mean:+.3f}",
+            f"{float(signed_gap(sure, right)):+.3f}",
+            f"{float(weighted_mean(sure)):.3f}",
+            f"{float(weighted_mean(right)):.3f}",
+        )
+    return table
+
+
+def _heading(c: Comparison) -> str:
+    factors = ", ".join(differing(c.a, c.b)) or "nothing that a study sets"
+    probes = f"\npredictability: {c.told}" if c.told else ""
+    return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.told}{probes}"
+
+
+def _name(cell: Cell) -> str:
+    hot = f" · T = {cell.sampling.temperature:g}" if cell.sampling.temperature != 1 else ""
+    return f"{cell.label}{hot}  ({cell.folder})"
+
+
+def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for title in (*_columns(c), "difference", "p", "Holm", "swap", "detectable"):
+        table.add_column(title, justify="right")
+    level = c.a.calibration.level
+    for name, d in c.differences.items():
+        table.add_row(TITLES[name], *_cells(d, holm[name], level, "+" if name in SIGNED else ""))
+    table.add_section()
+    for rung, d in c.predictability.items():
+        table.add_row(f"predictability, {rung}", *_cells(d, holm[rung], level, ""))
+    return table
+
+
+def _cells(d: Difference, holm: float, level: float, sign: str) -> tuple[str, ...]:
+    return (
+        _number(d.a, sign),
+        _number(d.b, sign),
+        f"{_number(d.estimate, '+')} [{_number(d.low, '+')}, {_number(d.high, '+')}]",
+        _p(d.p_value),
+        _p(holm),
+        _p(d.p_exchange),
+        _number(smallest_difference(d.standard_error, alpha=1 - level)),
+    )
+
+
+def _columns(c: Comparison) -> tuple[str, str]:
+    """The two runs by what tells them apart, where a word says it."""
+    told = [f for f in differing(c.a, c.b) if f in FACTORS]
+    words = [" · ".join(_value(cell, f) for f in told) for cell in (c.a, c.b)]
+    return ("first", "second") if words[0] == words[1] else (words[0], words[1])
+
+
+def _value(cell: Cell, factor: str) -> str:
+    return {
+        "model": cell.model.name,
+        "style": cell.style,
+        "B": cell.semantics.label,
+        "temperature": f"T = {cell.sampling.temperature:g}",
+    }[factor]
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "—" if math.isnan(value) else f"{value:{sign}.3f}"
+
+
+def _p(value: float) -> str:
+    return "—" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

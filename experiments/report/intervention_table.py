@@ -1,0 +1,100 @@
+"""Interventions as a table and figures: what each did, and whether random ones do as much."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from experiments.config.settings import slug
+from experiments.config.study import Cell
+from experiments.probe.intervention_plan import LEFT_ALONE
+from probes.interventions.effects import FAMILY
+from probes.plots.dose_response import dose_response
+from semcal.runs.run import Run
+
+_DIFFERENCES = {
+    "tv": "TV",
+    "d_confidence": "Δ confidence",
+    "d_accuracy": "Δ accuracy",
+    "smece": "smECE (null)",
+    "d_gold_loss": "Δ loss (nats)",
+}
+_FIGURE = ["context", "kind", "hook", "position"]
+EXPLANATION = (
+    "TV: total variation between a question's class distributions, changed and left alone, the mean over questions; "
+    "two samples of the model left alone differ, too ('another seed'), and draws with one seed are coupled · ±: half "
+    "the interval of resampling groups of questions · change: mean norm of what was moved · reads: what the probe "
+    "explains on these questions, which it was not fitted on · controls, in grey: their mean, and p that random ones "
+    "do as much, (1 + as much) / (1 + all); isotropic ones have equal rank (and norm, in steering), matched ones take "
+    "out as much variance, too, donors are any questions · overlap of their subspaces with the probe's · only prompt "
+    "tokens are changed, none that is generated"
+)
+
+
+HEADINGS = ("", "reads", "change", *_DIFFERENCES.values())
+
+
+def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
+    """The cells of a table with these headings: a row an intervention of interest, with one below for each sort of its
+    random controls; and whether it is of controls."""
+    rows = []
+    for _, family in frame.groupby(FAMILY, sort=False):
+        for row in family.query("control == ''").to_dict("records"):
+            reads = "" if math.isnan(row["readable"]) else f"{row['readable']:.0%}"
+            figures = [f"{_value(row, name)} {_spread(row, name)}" for name in _DIFFERENCES]
+            rows.append(([_name(row), reads, f"{row['change']:.2f}", *figures], False))
+            for control, random in family.query("control != ''").groupby("control", sort=False):
+                mean = random.mean(numeric_only=True).to_dict()
+                overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
+                p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
+                figures = [f"{_value(mean, name)}, p {_p(its)}" for name, its in zip(_DIFFERENCES, p, strict=True)]
+                rows.append(([f"  {len(random)} × {control}{overlap}", "", f"{mean['change']:.2f}", *figures], True))
+    return rows
+
+
+def intervention_table(frame: pd.DataFrame) -> Table:
+    """The same for a terminal, controls in grey."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for title in HEADINGS[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for cells, of_controls in intervention_rows(frame):
+        table.add_row(*cells, style="dim" if of_controls else None)
+    return table
+
+
+def intervention_figures(cell: Cell, run: Run) -> dict[str, Figure]:
+    """A figure for each kind, hook and position that a run has interventions of, by name."""
+    rows = run.interventions()
+    figures = {}
+    for _, some in () if rows.empty else rows.query("kind != @LEFT_ALONE").groupby(_FIGURE, sort=False):
+        context, kind, hook, position = (str(some[name].iloc[0]) for name in _FIGURE)
+        floor = rows.query("kind == @LEFT_ALONE and context == @context")
+        title = f"{cell.label}: {kind} at {hook}, {position}, n = {some['n'].max():.0f}"
+        name = slug("-".join((kind, hook, position, context[:4])))
+        figures[name] = dose_response(pd.concat([some, floor]), title=title)
+    return figures
+
+
+def _name(row: dict[Any, Any]) -> str:
+    if row["kind"] == LEFT_ALONE:
+        return f"left alone, {row['name']}"
+    what = {"ablate": f"rank {row['rank']}", "steer": f"{row['size']:+g} sd", "patch": row["name"]}[row["kind"]]
+    return f"{row['kind']} {what}, {row['hook'].replace('hook_', '')}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")  # tables are wide
+
+
+def _value(row: dict[Any, Any], name: str) -> str:
+    return f"{row[name]:{'+' if name.startswith('d_') else ''}.3f}"
+
+
+def _spread(row: dict[Any, Any], name: str) -> str:
+    return f"({row['null_mean']:.3f})" if name == "smece" else f"± {(row[f'{name}_high'] - row[f'{name}_low']) / 2:.3f}"

@@ -1,0 +1,185 @@
+"""Verdicts as tables, as Markdown and as a forest plot.
+
+Knows a Judgement; decides nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from experiments.verdict.rules import CLAIMS, Part, Verdict
+from experiments.verdict.study_verdict import Judgement
+from semcal.runs.run import write_atomically
+
+COLOURS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#6B6B6B", "not tested": "#6B6B6B"}
+SUMMARY = ("", "hypothesis", "verdict", "weakest part", "p (Holm)", "p against (Holm)")
+DETAIL = ("", "unit", "estimate", "to be shown", "p", "p against", "would find")
+ROW, WIDTH = 0.24, 11.0  # inches
+
+
+def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
+    """A row a hypothesis first, then the rows behind each."""
+    tables = [(_told(judgement), _table(SUMMARY, summary_rows(judgement.verdicts), left=4))]
+    for verdict in judgement.verdicts:
+        if rows := detail_rows(verdict):
+            tables.append((_heading(verdict), _table(DETAIL, rows, left=2)))
+    return tables
+
+
+def as_markdown(judgement: Judgement) -> str:
+    """The same tables, with the cells that are missing."""
+    lines = [f"# Verdicts on {judgement.study.name}", "", _told(judgement), ""]
+    lines += _markdown(SUMMARY, summary_rows(judgement.verdicts))
+    if judgement.missing:
+        lines += ["", "Missing:", "", *(f"- {lacking}" for lacking in judgement.missing)]
+    for verdict in judgement.verdicts:
+        lines += ["", f"## {_heading(verdict)}", ""]
+        if verdict.finding.runs:
+            lines += [f"Tested on {len(verdict.finding.runs)} runs: {', '.join(verdict.finding.runs)}.", ""]
+        lines += _markdown(DETAIL, detail_rows(verdict)) if detail_rows(verdict) else []
+    return "\n".join(lines) + "\n"
+
+
+def summary_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
+    rows = []
+    for v in verdicts:
+        f = v.finding
+        why = f"not tested: {f.reason}" if f.reason else _weakest(v)
+        rows.append((f.key, CLAIMS[f.key], v.decision, why, _p(v.p_holm), _p(v.p_against_holm)))
+    return rows
+
+
+def _weakest(v: Verdict) -> str:
+    """The part that decides: of the largest p, or, where the hypothesis fails, of the smallest p against it."""
+    parts = v.finding.parts
+    if v.decision == "fails":
+        part = min(parts, key=lambda its: math.inf if math.isnan(its.p_against) else its.p_against)
+    else:
+        part = max(parts, key=lambda its: (math.isnan(its.p), its.p))
+    found = f"{part.what}: {part.unit} {_interval(part)}, to be {part.shown}"
+    if v.decision == "undecided" and math.isnan(part.p):
+        return f"{found}; could not be tested"
+    return f"{found}; would find {_number(part.reach, part.unit)}" if v.decision == "undecided" else found
+
+
+def detail_rows(verdict: Verdict) -> list[tuple[str, ...]]:
+    """The parts, then what stands beside."""
+    return [
+        (p.what, p.unit, _interval(p), p.shown or "beside", _p(p.p), _p(p.p_against), _number(p.reach, p.unit))
+        for p in (*verdict.finding.parts, *verdict.finding.beside)
+    ]
+
+
+def _told(judgement: Judgement) -> str:
+    c = judgement.study.calibration
+    return (
+        f"{judgement.study.name}: {judgement.runs} runs, confidence {judgement.read_by}, delta {c.delta:g}, level "
+        f"{c.level:g}. Intervals at that level, p one-sided. A hypothesis holds if all its parts are shown (p: the "
+        "largest of theirs, Holm over hypotheses); it fails if one is contradicted. Would find: the smallest true "
+        "effect with power 0.8; for an error < delta, the smallest error that can be ruled out."
+    )
+
+
+def _heading(verdict: Verdict) -> str:
+    reason = f" ({verdict.finding.reason})" if verdict.finding.reason else ""
+    return f"{verdict.finding.key}: {CLAIMS[verdict.finding.key]}: {verdict.decision}{reason}"
+
+
+def _table(titles: Sequence[str], rows: Sequence[tuple[str, ...]], *, left: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for at, title in enumerate(titles):
+        table.add_column(title, overflow="fold", justify="left" if at < left else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _interval(part: Part) -> str:
+    ends = ", ".join(_number(end, part.unit, sign=True) for end in (part.low, part.high))
+    return f"{_number(part.estimate, part.unit, sign=True)} [{ends}]"
+
+
+def _number(value: float, unit: str, *, sign: bool = False) -> str:
+    digits = ".2f" if unit == "rho" else ".3f"
+    return "—" if math.isnan(value) else f"{value:{'+' if sign else ''}{digits}}"
+
+
+def _p(value: float) -> str:
+    return "—" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# ---- the figure ------------------------------------------------------------------------------------------------------
+
+
+def draw_verdict(judgement: Judgement) -> Path:
+    """figures/verdict.png and .svg in the study's folder; returns the first."""
+    figure = forest(judgement.verdicts, title=f"{judgement.study.name}: what the hypotheses rest on")
+    folder = judgement.study.folder / "figures"
+    for suffix in ("svg", "png"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=130)
+        body = buffer.getvalue()
+        write_atomically(folder / f"verdict.{suffix}", lambda p, body=body: p.write_bytes(body))
+    return folder / "verdict.png"
+
+
+def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
+    """A panel a hypothesis and unit: estimate and interval of every row, those of the rule filled, those beside hollow.
+
+    Rows of a hypothesis that are of the same runs share a line over its panels.
+    """
+    shown = [v for v in verdicts if v.finding.parts or v.finding.beside]
+    rows = [max(1, len(_lines(v))) for v in shown]
+    figure = Figure(figsize=(WIDTH, 1.0 + ROW * sum(rows) + 0.85 * len(shown)), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    if not shown:
+        figure.text(0.5, 0.5, "no hypothesis was tested", ha="center")
+        return figure
+    panels = figure.subplots(len(shown), 2, squeeze=False, height_ratios=[n + 2.5 for n in rows])
+    for verdict, (first, second) in zip(shown, panels, strict=True):
+        _panel(verdict, first, second)
+    return figure
+
+
+def _all(verdict: Verdict) -> tuple[Part, ...]:
+    return (*verdict.finding.parts, *verdict.finding.beside)
+
+
+def _lines(verdict: Verdict) -> list[str]:
+    return list(dict.fromkeys(p.what for p in _all(verdict)))
+
+
+def _panel(verdict: Verdict, first: Axes, second: Axes) -> None:
+    lines, units = _lines(verdict), list(dict.fromkeys(p.unit for p in _all(verdict)))
+    colour = COLOURS[verdict.decision]
+    for axes, unit in zip((first, second), [*units, None], strict=False):
+        if unit is None:
+            axes.set_axis_off()
+            continue
+        axes.axvline(0, color="#222222", lw=0.8)
+        for part in (p for p in _all(verdict) if p.unit == unit and np.isfinite(p.estimate)):
+            y, face = lines.index(part.what), colour if part.shown else "white"
+            axes.plot([part.low, part.high], [y, y], color=colour, lw=1.3)
+            axes.plot(part.estimate, y, "o" if part.shown else "s", ms=5, color=colour, mfc=face)
+        axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=unit)
+        axes.set_yticks(range(len(lines)), lines if axes is first else [], fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", color="#E6E6E6", lw=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    heading = f"{verdict.finding.key}: {CLAIMS[verdict.finding.key]}: {verdict.decision}"
+    first.set_title(heading, loc="left", fontsize=9.5, color=colour)

@@ -1,0 +1,1 @@
+"""`semcal run`, first half: prompts, sampling and capture of one cell."""

@@ -1,0 +1,161 @@
+"""Sampling and capturing a cell: from its prompts to shards on disk, whoever answers."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from experiments.pipeline.cell import SamplingJob
+from experiments.sample.capturing import Capturing, Rows
+from experiments.sample.prompting import Answerer, Asked
+from semcal.answers import Answer, enumerated_in_words, in_words, served_in_words, stop_rule
+from semcal.errors import NonFiniteError, UserError
+from semcal.models.checkpoint import LanguageModel
+from semcal.sampling.decoders import shared_prefix
+from semcal.sampling.engine import SHARED, Sampler
+from semcal.sampling.enumeration import enumerate_answers
+
+if TYPE_CHECKING:  # it needs the extra `serve`
+    from semcal.models.served import ServedModel
+
+# Answers some questions of a shard: (question id, rows of its distinct answers), as they are finished.
+Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
+
+
+def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
+    """Sample and capture every missing shard; a shard is on disk as soon as it is finished.
+
+    Shards are sampled one by one, so that what a question is computed beside does not depend on where a run was
+    interrupted, and a resumed run ends with the very same tables.
+
+    Raises:
+        NonFiniteError: naming model, question and layer; shards finished before it stay.
+        UserError: out of memory, or a server that fails; likewise.
+    """
+    by_id = {a.question.id: a for a in job.asked}
+    capturing = None
+    if job.cell.capture.positions and isinstance(model, LanguageModel):
+        capturing = Capturing(job, model)
+    work: dict[str, Any] = {}
+    began = time.monotonic()
+    try:
+        ask = _asker(job, model, capturing, on_answered, work)
+        for shard in (s for s in job.shards if s.key in set(job.todo)):
+            # Neighbours of similar length waste the least padding; the order does not change the samples.
+            asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
+            rows = dict(ask(shard.key, asked))
+            if capturing is not None:
+                capturing.write(shard, by_id, rows)
+            job.run.write_samples(shard.key, [row for q in shard.question_ids for row in rows[q]])
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); "
+            "what was finished is kept"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{job.cell.label}: {error}; what was finished is kept") from error
+    finally:
+        manifest = job.run.manifest()
+        manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
+        manifest["sampling_work"] = [*manifest["sampling_work"], work | _peak_memory(model)]
+        job.run.write_manifest(manifest)
+
+
+def _peak_memory(model: Answerer) -> dict[str, int]:
+    """The most memory that this process has held so far, and on a GPU the most that its tensors have; in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if isinstance(model, LanguageModel) and model.device.type == "cuda":
+        devices = range(torch.cuda.device_count())
+        peak["peak_gpu_bytes"] = sum(torch.cuda.max_memory_allocated(d) for d in devices)
+    return peak
+
+
+def _asker(
+    job: SamplingJob,
+    model: Answerer,
+    capturing: Capturing | None,
+    on_answered: Callable[[int], None],
+    work: dict[str, Any],
+) -> Ask:
+    """How this cell asks: a server, exact enumeration, or the sampler. `work` is filled with what was done."""
+    if not isinstance(model, LanguageModel):
+        return _ask_server(job, model, on_answered, work)
+    settings, exact = job.settings, job.cell.sampling.exact
+    rule = stop_rule(model, settings.stop)
+    observer = None if capturing is None else capturing.observer
+    first_token = None if capturing is None else capturing.first_token
+    if exact is not None:
+        work.update(path=SHARED, rows_decoded=0)
+
+        def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+            prompts = [a.prompt for a in asked]
+            for found in enumerate_answers(
+                model.model,
+                prompts,
+                settings,
+                rule,
+                device=model.device,
+                epsilon=exact.epsilon,
+                row_budget=exact.row_budget,
+                prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
+                observer=observer,
+                on_answered=on_answered,
+            ):
+                work["rows_decoded"] += found.rows
+                yield found.key, _rows(found.key, enumerated_in_words(model, found, settings.stop))
+
+        return enumerate_all
+    prompts = [a.prompt for a in job.asked]  # also those of shards that are on disk: a resumed run shares the same
+    sampler = Sampler(
+        model.model,
+        settings,
+        rule,
+        device=model.device,
+        max_rows=job.cell.sampling.max_rows,
+        prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
+    )
+
+    def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):
+            work.update(asdict(sampler.work))
+            yield answered.key, _rows(answered.key, in_words(model, answered, settings.stop))
+
+    return sample_all
+
+
+def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
+    """Every question is on disk as soon as it is answered: asking again costs time and perhaps money."""
+
+    def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        kept = job.run.partial(shard)
+        yield from kept.items()
+        on_answered(len(kept))
+        left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
+        for key, replies in model.answer(left, job.settings, on_answered):
+            work.update(asdict(model.work))
+            rows = _rows(key, served_in_words(replies))
+            job.run.append_partial(shard, key, rows)
+            yield key, rows
+
+    return ask
+
+
+def _rows(question_id: str, answers: Sequence[Answer]) -> Rows:
+    return [
+        {
+            "question_id": question_id,
+            "text": answer.text,
+            "token_ids": list(answer.ids),
+            "count": answer.count,
+            "logprob": answer.logprob,
+            "finish": answer.finish,
+        }
+        for answer in answers
+    ]

@@ -1,0 +1,1 @@
+"""`semcal score`: from samples to classes and calibration figures."""

@@ -1,0 +1,120 @@
+"""What is computed from a cell's samples and activations: classes, calibration, probes. Only probes that read the model
+itself ask for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from experiments.config.collapsing_functions import collapse_of
+from experiments.config.study import Cell
+from experiments.probe.at_position import Asked, fit_position, losses_of, table_of
+from experiments.probe.confidence_rows import probe_confidence
+from experiments.probe.with_model import ModelProbes
+from experiments.sample.models import Models
+from experiments.score.calibration_sections import details, masses_of
+from experiments.score.read_answers import Read, measure, read_answers
+from probes.evaluation.layerwise import COLUMNS
+from semcal.errors import UserError
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.runs.run import Run
+from semcal.semantics.class_table import ClassDistribution, count_matrix
+from semcal.semantics.collapsing.clustered import Clustered
+from semcal.semantics.collapsing.collapse import UNPARSED, Collapse
+from semcal.semantics.collapsing.judge import Judge
+from semcal.semantics.intermediate import expected_confidence
+
+log = logging.getLogger(__name__)
+
+
+def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Collapse answers into classes and measure calibration; `tell` hears how far a B that asks a model has come.
+
+    Writes classes.parquet, intermediate.parquet and calibration.json.
+    """
+    collapse = collapse_of(cell.semantics, run.aliases(), tell)
+    read, table = read_answers(cell, run, collapse), run.questions()
+    ids = list(table["id"])
+    matrix = count_matrix([r.distribution for r in read])
+    by_mass = masses_of(read, matrix) if cell.sampling.exact is None else None
+    run.write_classes(_class_table(ids, [r.distribution for r in read], by_mass))
+    run.write_intermediate(_intermediate_table(ids, read))
+    result = measure(cell, run, read)
+    behind = details(cell, run, read, matrix, by_mass, result)
+    run.write_calibration({"semantics": collapse.name, **_failures(collapse), **result.to_dict(), **behind})
+
+
+def _failures(collapse: Collapse) -> dict[str, int]:
+    """What a judge could not say, by kind."""
+    judge = collapse.cluster if isinstance(collapse, Clustered) else None
+    return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
+
+
+def _class_table(
+    ids: Sequence[str], collapsed: Sequence[ClassDistribution], by_mass: np.ndarray | None
+) -> pd.DataFrame:
+    """A row a class; `by_mass` is what the samples' log-probabilities say of it, where `mass` counts samples."""
+    rows = []
+    for at, (question_id, d) in enumerate(zip(ids, collapsed, strict=True)):
+        masses = d.masses | dict.fromkeys(sorted(d.gold - d.masses.keys()), 0.0)
+        for column, (klass, mass) in enumerate(masses.items()):
+            count = None if d.exact else d.counts.get(klass, 0)
+            known = (mass if d.exact else np.nan) if by_mass is None else by_mass[at, column]
+            row = (question_id, klass, count, mass, mass + d.unexplored, known, klass in d.gold, klass == UNPARSED)
+            rows.append(row)
+    columns = ["question_id", "klass", "count", "mass", "mass_high", "by_mass", "is_gold", "is_unparsed"]
+    return pd.DataFrame(rows, columns=columns).astype({"count": "Int64"})
+
+
+def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
+    """A row a question and token index, where token ids are known (not for served models)."""
+    rows = []
+    for question_id, its in zip(ids, read, strict=True):
+        tokens = [tuple(t) for t in its.samples["token_ids"]]
+        if tokens and all(tokens):
+            expected = expected_confidence(tokens, its.weights, its.classes)
+            rows += [(question_id, i, float(value)) for i, value in enumerate(expected)]
+    return pd.DataFrame(rows, columns=["question_id", "token", "expected_confidence"])
+
+
+def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
+    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, of each
+    question, probe_losses.parquet.
+
+    A position is probed on the questions that have it, if they make enough groups. At the last prompt token the probe's
+    confidence is measured, too (`probe_confidence`), and rungs and baselines that read the run's model are fitted:
+    `models` are asked for it, if there is one of them.
+
+    Raises:
+        UserError: fewer groups of questions than folds; what `ModelProbes` or `fit_position` refuse.
+    """
+    if (groups := len(set(run.questions()["group"]))) < cell.probes.folds:
+        raise UserError(
+            f"{run.folder}: {groups} groups of questions cannot be split into {cell.probes.folds} folds; lower "
+            "probes.folds, ask more, or set probes.enabled to false"
+        )
+    with_model = ModelProbes.of(cell, run, models or Models())
+    tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
+    for position in cell.capture.positions:
+        there = np.flatnonzero(run.activations(position, run.activation_layers(position)[:1]).present)
+        asked = Asked.of(cell, run, there)
+        if (groups := len(set(asked.group))) < cell.probes.folds:
+            log.warning(
+                "%s: questions of only %d groups have the position %s, too few for %d folds; not probed there (lower "
+                "probes.folds, or ask more)", cell.label, groups, position, cell.probes.folds,
+            )  # fmt: skip
+            continue
+        found = fit_position(cell, run, position, asked)
+        if position == LAST_PROMPT_TOKEN and with_model is not None:
+            found += with_model.fit(asked)
+        if found:
+            tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
+            losses.append(losses_of(found, position, list(asked.table["id"])))
+    run.write_probe_losses(pd.concat(losses, ignore_index=True))
+    if LAST_PROMPT_TOKEN in cell.capture.positions:
+        probe_confidence(cell, run)
+    # Last: where this file stands, a run counts as probed.
+    run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))

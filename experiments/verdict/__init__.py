@@ -1,0 +1,1 @@
+"""`semcal verdict`: the hypotheses and the rules that decide them."""

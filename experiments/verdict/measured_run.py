@@ -1,0 +1,129 @@
+"""A run as the hypotheses need it: what it is called, confidence and correctness, probes, interventions.
+
+Knows no files and no rules; figures that a rule asks for are computed once, when it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from semcal.calibration.inference.contrasts import Leaves, leaves, plain_mean
+from semcal.calibration.inference.paired import STATISTICS
+from semcal.calibration.measures.loss_gap import LossGap, loss_gap, simulated_loss_gap
+from semcal.calibration.measures.smece import smece_batch
+from semcal.calibration.nulls.null import Chances
+from semcal.seeds import keyed_generator
+
+FOLDS = 5  # of the loss gap
+DRAWS = 400  # simulated calibrated twins, for the means of nulls
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run.
+
+    Attributes:
+        label: model, dataset and style, in words.
+        folder: where it lies.
+        model: its name in the study.
+        weights: which weights; models of other prompts may share them.
+        lineage, stage, step, prompt: of the model, as the study says.
+        dataset, style: of the run.
+        confidence, correct: `[n]`, by mass or as shares of samples.
+        group: `[n]` labels of dependent questions.
+        chances: of its calibrated twins; None where they are not known.
+        null: mean smECE of calibrated twins, where `chances` are not known.
+        smoothing: samples a question where confidences are shares of them; None for masses.
+        entropy: mean semantic entropy, nats.
+        explained: rung -> predictability as a share of its ceiling.
+        interventions: its interventions.parquet; empty where there is none.
+        seed: of all that is drawn.
+    """
+
+    label: str
+    folder: str
+    model: str
+    weights: str
+    lineage: str
+    stage: str | None
+    step: int | None
+    prompt: str
+    dataset: str
+    style: str
+    confidence: np.ndarray
+    correct: np.ndarray
+    group: np.ndarray
+    chances: Chances | None
+    null: float = float("nan")
+    smoothing: int | None = None
+    entropy: float = float("nan")
+    explained: Mapping[str, float] = field(default_factory=dict)
+    interventions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    seed: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @cached_property
+    def error(self) -> Leaves:
+        """smECE, at least the calibration error in expectation."""
+        return self._leaves("smece")
+
+    @cached_property
+    def excess(self) -> Leaves:
+        """smECE less the mean of its calibrated twins, at most the calibration error in expectation."""
+        return self.error.less(self._null_mean)
+
+    @cached_property
+    def gap(self) -> Leaves:
+        """Confidence less accuracy."""
+        return self._leaves("signed_gap")
+
+    @cached_property
+    def loss_gap(self) -> LossGap | None:
+        """What the best tilt would recover; None where all answers are right, or wrong, or groups are few."""
+        if not self.correct.min() < self.correct.max() or len(set(self.group)) < FOLDS:
+            return None
+        settings: dict[str, Any] = {"m": self.smoothing, "group": self.group, "folds": FOLDS, "seed": self.seed}
+        return loss_gap(self.confidence, self.correct, bootstrap=1, **settings)
+
+    @cached_property
+    def loss(self) -> Leaves | None:
+        """The loss gap less the mean of its calibrated twins', nats; None where there is none."""
+        if self.loss_gap is None or self.chances is None:
+            return None
+        null = simulated_loss_gap(*self._twins, m=self.smoothing, group=self.group, folds=FOLDS, seed=self.seed)
+        drops = self.loss_gap.drops
+        found = leaves(plain_mean, drops, drops, stratum=self.dataset, group=self.group, seed=self.seed)
+        return found.less(null.mean)
+
+    def _leaves(self, statistic: str) -> Leaves:
+        return leaves(
+            STATISTICS[statistic],
+            self.confidence,
+            self.correct,
+            stratum=self.dataset,
+            group=self.group,
+            seed=self.seed,
+        )
+
+    @property
+    def _null_mean(self) -> float:
+        if self.chances is None:
+            return self.null
+        return float(smece_batch(*self._twins).values.mean())
+
+    @cached_property
+    def _twins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence and correctness of calibrated models, `[DRAWS, n]` each."""
+        assert self.chances is not None
+        uniform = keyed_generator(self.seed, "null", "verdict").random((DRAWS, len(self.correct)))
+        confidence, correct = self.chances.simulate(uniform)
+        return np.broadcast_to(confidence, correct.shape), correct

@@ -1,0 +1,246 @@
+"""`semcal verdict`: the runs of a study read, checked to be comparable, and every hypothesis decided on them.
+
+Knows run folders and configurations; the rules stand in `hypotheses.py`, the tables in `report/verdict.py`. No model is
+loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.compare.pairs import Scored, check_comparable, scored
+from experiments.config.study import Cell, Study
+from experiments.score.read_answers import mass_matrix, stored_masses
+from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
+from experiments.verdict.measured_run import Measured
+from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
+from experiments.verdict.rules import CLAIMS, Finding, Verdict, decide
+from probes.targets.closed import semantic_entropy
+from semcal.calibration.estimators.confidence import confidences, confidences_of_masses
+from semcal.calibration.nulls.null import exact_chances, exchange_chances, null_of_counts
+from semcal.errors import UserError
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.runs.run import Run, plain, write_atomically
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdicts of a study.
+
+    Attributes:
+        study: its configuration.
+        verdicts: one a hypothesis, in the order of `CLAIMS`.
+        runs: how many were read.
+        read_by: "by mass", or "plug-in" where a run has no log-probabilities.
+        missing: cells that are not finished, with what they lack.
+    """
+
+    study: Study
+    verdicts: tuple[Verdict, ...]
+    runs: int
+    read_by: str
+    missing: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For verdict.json."""
+        return {
+            "study": self.study.name,
+            "delta": self.study.calibration.delta,
+            "level": self.study.calibration.level,
+            "seed": self.study.seed,
+            "runs": self.runs,
+            "confidence": self.read_by,
+            "missing": list(self.missing),
+            "hypotheses": [
+                {"claim": CLAIMS[v.finding.key], "decision": v.decision, "p": v.finding.p, "p_holm": v.p_holm}
+                | {"p_against": v.finding.p_against, "p_against_holm": v.p_against_holm}
+                | asdict(v.finding)
+                for v in self.verdicts
+            ],
+        }
+
+
+def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> Judgement:
+    """Every hypothesis on the scored runs of a study.
+
+    Raises:
+        UserError: no scored run; runs that cannot be compared; runs scored by an early version.
+    """
+    found, missing = _runs_of(study)
+    check_alike(found)
+    check_lineages(study)
+    tell("reading runs")
+    runs, read_by = _measured(found)
+    settings = study.calibration
+    law = Law(delta=settings.delta, level=settings.level, seed=study.seed)
+    trials: list[Callable[[], Finding]] = [
+        lambda: base_calibrated(runs, law),
+        lambda: tuning_harms(runs, law, "chat"),
+        lambda: tuning_harms(runs, law, "few-shot"),
+        lambda: thinking_harms(runs, law),
+        lambda: predictability_helps(runs, law),
+        lambda: removing_harms(runs, law),
+        lambda: loss_left(runs, law),
+    ]
+    findings = []
+    for key, trial in zip(CLAIMS, trials, strict=True):
+        tell(f"testing {key}")
+        findings.append(trial())
+    return Judgement(study, tuple(decide(findings, law.alpha)), len(runs), read_by, tuple(missing))
+
+
+# ---- which runs, and whether they compare ----------------------------------------------------------------------------
+
+
+def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
+    """The scored runs of a study under the names it gives them now, and what the other cells lack."""
+    found, missing = [], []
+    for cell in study.cells():
+        run = Run(Path(cell.folder))
+        if not run.calibration():
+            begun = (run.folder / "config.yaml").is_file()
+            missing.append(f"{cell.label}: {'not finished' if begun else 'not run'}")
+            continue
+        if cell.probes.enabled and run.probes().empty:
+            missing.append(f"{cell.label}: not probed, so it is left out of H4")
+        its = scored(run)
+        found.append(Scored(_named_now(its.cell, cell), *_rest(its)))
+    if not found:
+        raise UserError(f"no run of {study.folder} is scored; `semcal run` the study first")
+    return found, missing
+
+
+def _rest(its: Scored) -> tuple[Any, ...]:
+    return its.folder, its.matrix, its.questions, its.m, its.calibration
+
+
+def _named_now(stored: Cell, now: Cell) -> Cell:
+    """A cell as it was run, its model labelled as the study labels it now."""
+    labels = {key: getattr(now.model, key) for key in ("stage", "lineage", "step", "name")}
+    return stored.model_copy(update={"model": stored.model.model_copy(update=labels)})
+
+
+def check_alike(runs: Sequence[Scored]) -> None:
+    """Refuse runs whose figures differ for other reasons than the hypotheses are about.
+
+    Raises:
+        UserError: two runs that differ in M, or on one dataset in n, B or questions, naming both.
+    """
+    for first, run in itertools.pairwise(runs):
+        _refuse_unless_equal("M", first, run, first.m, run.m)
+        _refuse_unless_equal("temperature", first, run, first.cell.sampling.temperature, run.cell.sampling.temperature)
+    kinds = sorted({r.cell.semantics.label for r in runs})
+    by_dataset: dict[str, Scored] = {}
+    for run in runs:
+        first = by_dataset.setdefault(run.cell.dataset.name, run)
+        if first is run:
+            continue
+        _refuse_unless_equal("n", first, run, len(first.questions), len(run.questions))
+        names = first.calibration["semantics"], run.calibration["semantics"]
+        _refuse_unless_equal("B", first, run, *names, mend=f"--set semantics to one of {', '.join(kinds)}")
+        check_comparable(first, run)
+        if list(first.questions.index) != list(run.questions.index):
+            raise UserError(f"{first.folder} and {run.folder} differ in their questions; give the datasets one seed")
+
+
+def _refuse_unless_equal(what: str, a: Scored, b: Scored, one: Any, two: Any, mend: str = "") -> None:
+    if one != two:
+        mend = mend or "a verdict needs them alike, so run one of them again"
+        raise UserError(f"{a.folder} and {b.folder} differ in {what} ({one} and {two}); {mend}")
+
+
+def check_lineages(study: Study) -> None:
+    """Refuse lineages in which it is not known from which base the tuned models come.
+
+    Raises:
+        UserError: a lineage with two finished few-shot base models and a tuned one.
+    """
+    for lineage in {m.lineage for m in study.models}:
+        kin = [m for m in study.models if m.lineage == lineage]
+        bases = [m.name for m in kin if m.stage == "base" and m.step is None and m.prompt == "few-shot"]
+        if len(bases) > 1 and any(m.stage not in ("base", None) for m in kin):
+            raise UserError(
+                f"models: lineage {lineage!r} has {len(bases)} base models ({', '.join(bases)}), and from which of "
+                "them its tuned models come is not known; give each base a lineage of its own"
+            )
+
+
+# ---- what they say ---------------------------------------------------------------------------------------------------
+
+
+def _measured(runs: Sequence[Scored]) -> tuple[list[Measured], str]:
+    """Every run by mass, or, if one has no log-probabilities, every run by shares of its samples."""
+    tables = [Run(r.folder).classes() for r in runs]
+    if old := next((r for r, t in zip(runs, tables, strict=True) if "by_mass" not in t), None):
+        raise UserError(f"{old.folder} was scored by an early version; `semcal score` the study again")
+    masses = [mass_matrix(t) for t in tables]
+    known = all(m is not None for m in masses)
+    found = [_one(r, t, m if known else None) for r, t, m in zip(runs, tables, masses, strict=True)]
+    return found, "by mass" if known else "plug-in"
+
+
+def _one(run: Scored, classes: pd.DataFrame, masses: np.ndarray | None) -> Measured:
+    cell, folder, counts = run.cell, Run(run.folder), run.matrix
+    single = (counts.gold.sum(axis=1) <= 1).all()
+    null = float("nan")
+    if masses is not None:
+        found = confidences_of_masses(masses, counts.gold, counts.unparsed)
+        chances = exact_chances(found.plug_in)
+    else:
+        found = confidences(counts.counts, counts.gold, counts.unparsed)
+        column = np.where(counts.gold.any(axis=1), counts.gold.argmax(axis=1), -1)
+        chances = exchange_chances(counts.counts, column) if single else None
+        if chances is None:
+            null = null_of_counts(counts.counts, counts.gold, draws=400, seed=cell.seed).mean
+    return Measured(
+        label=cell.label,
+        folder=str(run.folder),
+        model=cell.model.name,
+        weights=str(folder.manifest()["weights_hash"]),
+        lineage=cell.model.lineage,
+        stage=cell.model.stage,
+        step=cell.model.step,
+        prompt=cell.model.prompt,
+        dataset=cell.dataset.name,
+        style=cell.style,
+        confidence=found.plug_in,
+        correct=found.correct,
+        group=run.questions["group"].to_numpy(),
+        chances=chances,
+        null=null,
+        smoothing=run.m if masses is None else None,
+        entropy=float(np.mean(semantic_entropy(stored_masses(classes)))),
+        explained=predictability(folder.probes()),
+        interventions=folder.interventions(),
+        seed=cell.seed,
+    )
+
+
+def predictability(probes: pd.DataFrame) -> dict[str, float]:
+    """Rung -> share of its ceiling explained of the class distribution: its last row at the last prompt token.
+
+    Fixed before looking; a rung that reads elsewhere (attention: every token of the question) is taken where it reads.
+    """
+    if probes.empty or "rung" not in probes or "of_ceiling" not in probes:
+        return {}
+    rows = probes.loc[(probes["target"] == "classes") & probes["rung"].isin(LADDER), :]
+    table = list(zip(rows["rung"], rows["position"], rows["of_ceiling"], strict=True))
+    elsewhere = {str(rung): float(share) for rung, _, share in table}
+    return elsewhere | {str(rung): float(share) for rung, at, share in table if at == LAST_PROMPT_TOKEN}
+
+
+def write_verdict(judgement: Judgement, text: str) -> list[Path]:
+    """verdict.json and verdict.md in the study's folder."""
+    folder = judgement.study.folder
+    whole = json.dumps(plain(judgement.to_dict()), indent=1, ensure_ascii=False) + "\n"
+    for name, body in (("verdict.json", whole), ("verdict.md", text)):
+        write_atomically(folder / name, lambda path, body=body: path.write_text(body, encoding="utf-8"))
+    return [folder / "verdict.json", folder / "verdict.md"]

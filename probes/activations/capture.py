@@ -1,0 +1,255 @@
+"""Hidden activations before generation, seen on the very prefill that the samples come from.
+
+`ResidualCapture` is an observer of the sampler: forward hooks (`hooks.py`) read what TransformerLens's names mean,
+without replacing any module and with the model's own attention. Tests assert that what it reads equals what
+TransformerLens reads. Where to look is given as places of tokens; what the places mean is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from probes.activations.hooks import Hook, choose_hooks
+from semcal.errors import NonFiniteError, UserError
+from semcal.models.checkpoint import LanguageModel
+from semcal.positions import (
+    DEFAULT_HOOKS,
+    LAST_PROMPT_TOKEN,
+    PROMPT_POSITIONS,
+    QUESTION_MEAN,
+    QUESTION_POSITIONS,
+    check_position,
+    of_question,
+)
+from semcal.runs.stored_activations import Activations
+from semcal.sampling.decoders import PromptBatch, pad_left, prefill
+from semcal.sampling.records import Prompt
+
+# position -> the places of the tokens to read there, from 0; none where a prompt has no such position.
+Places = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What will be one row of activations: a token, or the mean of several."""
+
+    key: str
+    position: str
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to take from the hidden states of one batch.
+
+    Attributes:
+        rows: [row] of what is read.
+        question, column: [token] where it stands.
+        row: [token] which row it belongs to; None where each token is a row.
+    """
+
+    rows: list[_Row]
+    question: Tensor
+    column: Tensor
+    row: Tensor | None
+
+    @classmethod
+    def of(cls, batch: PromptBatch, where: Sequence[Places]) -> _Plan:
+        """
+        Raises:
+            UserError: a place among the tokens that all prompts begin with, which were read before.
+        """
+        length = (batch.mask.sum(-1) + batch.offset).tolist()
+        width, rows, question, column, row = batch.ids.shape[1], list[_Row](), list[int](), list[int](), list[int]()
+        for at, (key, places) in enumerate(zip(batch.keys, where, strict=True)):
+            for position, wanted in places.items():
+                if min(wanted, default=batch.offset) < batch.offset:
+                    raise UserError(
+                        f"question {key!r}: {position} lies among the {batch.offset} tokens that all prompts begin "
+                        "with and that are read once; give the sampler a shorter prefix"
+                    )
+                for some in (wanted,) if position == QUESTION_MEAN else ((place,) for place in wanted):
+                    question += [at] * len(some)
+                    column += [width - length[at] + place for place in some]
+                    row += [len(rows)] * len(some)
+                    rows.append(_Row(key, position, some))
+        device = batch.ids.device
+        averaged = torch.tensor(row, device=device) if len(row) > len(rows) else None
+        return cls(rows, torch.tensor(question, device=device), torch.tensor(column, device=device), averaged)
+
+    def take(self, hidden: Tensor) -> Tensor:
+        """[question, position, width] -> [row, width] in single precision, on the CPU."""
+        device = hidden.device
+        found = hidden.detach()[self.question.to(device), self.column.to(device)].float()
+        if self.row is not None:
+            row = self.row.to(device)
+            total = found.new_zeros(len(self.rows), found.shape[-1]).index_add(0, row, found)
+            found = total / torch.bincount(row, minlength=len(self.rows))[:, None]
+        return found.cpu()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One row: [layer, d_model], [head layer, head, d_head], and its token."""
+
+    values: np.ndarray
+    heads: np.ndarray
+    token_id: int
+    token_index: int
+
+
+class ResidualCapture:
+    """Reads activations at some places of every prompt it watches being prefilled.
+
+    Args:
+        hooks: TransformerLens's names, as shell-style patterns.
+        where: For each prompt's key, what to read; None reads the last prompt token of all.
+    """
+
+    def __init__(self, hooks: Sequence[str] = DEFAULT_HOOKS, where: Mapping[str, Places] | None = None) -> None:
+        self.patterns, self.where = tuple(hooks), where
+        self._model: PreTrainedModel | None = None
+        self._hooks: tuple[Hook, ...] = ()
+        self._plan: _Plan | None = None
+        self._seen: dict[str, Tensor] = {}
+        self._found: dict[tuple[str, str], list[_Found]] = {}  # (position, key), in the order in which they were read
+
+    def choose(self, model: PreTrainedModel) -> None:
+        """Find the hooks in this model.
+
+        Raises:
+            UserError: it has none of that name.
+        """
+        if self._model is not model:
+            self._model, self._hooks = model, choose_hooks(model, self.patterns)
+
+    @contextmanager
+    def watching(self, model: PreTrainedModel, batch: PromptBatch) -> Iterator[None]:
+        self.choose(model)
+        lengths = (batch.mask.sum(-1) + batch.offset).tolist()
+        last = [{LAST_PROMPT_TOKEN: (n - 1,)} for n in lengths]
+        plan = self._plan = _Plan.of(batch, last if self.where is None else [self.where[key] for key in batch.keys])
+        self._seen = {}
+        with ExitStack() as attached:
+            for hook in self._hooks:
+                attached.callback(hook.attach(partial(self._see, plan, hook.name)).remove)
+            yield
+
+    def _see(self, plan: _Plan, name: str, hidden: Tensor) -> None:
+        self._seen[name] = plan.take(hidden)
+
+    def prefilled(self, batch: PromptBatch) -> None:
+        """Keep what the pass showed.
+
+        Raises:
+            NonFiniteError: NaN or infinity, naming the question and the first layer that holds it.
+        """
+        plan = self._plan
+        assert plan is not None
+        for hook in self._hooks:
+            finite = self._seen[hook.name].isfinite().all(-1)  # [row]
+            if not finite.all():
+                key = plan.rows[int((~finite).nonzero()[0])].key
+                raise NonFiniteError(f"question {key!r}: activations at {hook.name} are NaN or infinite")
+        whole = [self._seen[h.name] for h in self._hooks if not h.heads]
+        parted = [rearrange(self._seen[h.name], "row (h d) -> row h d", h=h.heads) for h in self._hooks if h.heads]
+        values, heads = (torch.stack(parts, 1).numpy() if parts else None for parts in (whole, parted))
+        absent = np.zeros(0, dtype=np.float32)
+        ids, question, column = batch.ids.cpu(), plan.question.tolist(), plan.column.tolist()
+        found: dict[tuple[str, str], list[_Found]] = {}
+        last_token = -1
+        for at, row in enumerate(plan.rows):
+            last_token += len(row.places)
+            found.setdefault((row.position, row.key), []).append(
+                _Found(  # copies, so that a question taken is memory given back
+                    absent if values is None else values[at].copy(),
+                    absent if heads is None else heads[at].copy(),
+                    int(ids[question[last_token], column[last_token]]),
+                    int(row.places[-1]),
+                )
+            )
+        self._found |= found  # a question that began again is read again
+        self._seen, self._plan = {}, None
+
+    def take(self, keys: Sequence[str] | None = None, position: str = LAST_PROMPT_TOKEN) -> Activations:
+        """What was captured at a position for these questions (for all, in the order they were read), and forget it.
+
+        Raises:
+            KeyError: a question that was to be read there and was not.
+        """
+        wanted = tuple(k for p, k in self._found if p == position) if keys is None else tuple(keys)
+        by_question = [[] if self._has_none(k, position) else self._found.pop((position, k)) for k in wanted]
+        rows = [row for its in by_question for row in its]
+        layers = tuple(h.name for h in self._hooks if not h.heads)
+        head_layers = tuple(h.name for h in self._hooks if h.heads)
+        values = np.stack([r.values for r in rows]) if layers and rows else np.zeros((len(rows), len(layers), 0))
+        heads = (
+            np.stack([r.heads for r in rows]) if head_layers and rows else np.zeros((len(rows), len(head_layers), 0, 0))
+        )
+        return Activations(
+            keys=wanted,
+            layers=layers,
+            values=values,
+            token_ids=np.array([r.token_id for r in rows], dtype=np.int64),
+            token_index=np.array([r.token_index for r in rows], dtype=np.int64),
+            rows=np.array([len(its) for its in by_question], dtype=np.int64),
+            head_layers=head_layers,
+            heads=heads,
+        )
+
+    def _has_none(self, key: str, position: str) -> bool:
+        return self.where is not None and not len(self.where[key].get(position, ()))
+
+
+def capture(
+    model: LanguageModel,
+    prompts: Sequence[str] | Sequence[Prompt],
+    *,
+    hooks: Sequence[str] = DEFAULT_HOOKS,
+    position: str = LAST_PROMPT_TOKEN,
+    questions: Sequence[str] = (),
+    batch_size: int = 16,
+) -> Activations:
+    """Activations at one position of every prompt, without sampling anything.
+
+    Args:
+        hooks: TransformerLens's names, as shell-style patterns.
+        position: A position in the prompt.
+        questions: For a position in the question: the text of each question as it stands in its prompt, which must then
+            be text; the last such place counts.
+
+    Raises:
+        UserError: a hook that the model has not; a question that does not stand in its prompt.
+        ValueError: no such position, or one in the answer (`probes.activations.chains.read_chains` reads those).
+    """
+    check_position(position)
+    if position not in PROMPT_POSITIONS:
+        raise ValueError(f"{position} lies in the answer; read it by probes.activations.chains.read_chains")
+    if position in QUESTION_POSITIONS and len(questions) != len(prompts):
+        raise ValueError(f"{position} of {len(prompts)} prompts needs as many questions, got {len(questions)}")
+    encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
+    where = None
+    if position in QUESTION_POSITIONS:
+        where = {
+            e.key: {position: of_question(position, _tokens_of(model, p, q))}
+            for e, p, q in zip(encoded, prompts, questions, strict=True)
+        }
+    observer = ResidualCapture(hooks, where)
+    for start in range(0, len(encoded), batch_size):
+        prefill(model.model, pad_left(encoded[start : start + batch_size], 0, model.device), observer)
+    return observer.take([e.key for e in {e.key: e for e in encoded}.values()], position)
+
+
+def _tokens_of(model: LanguageModel, prompt: str | Prompt, question: str) -> range:
+    if isinstance(prompt, Prompt) or (start := prompt.rfind(question)) < 0:
+        raise UserError(f"the question {question!r} does not stand in its prompt (which must be text)")
+    return model.tokens_at(prompt, start, start + len(question))

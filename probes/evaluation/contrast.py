@@ -1,0 +1,118 @@
+"""Two runs on the same questions: is the one's class distribution better predictable than the other's?
+
+Knows held-out losses; nothing of models. Give both runs the same questions in the same order, M, and seed of folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from probes.evaluation.result import Evaluation
+from semcal.calibration.inference.holm import holm
+from semcal.calibration.inference.paired import Difference, difference_of
+
+_KEYS = ["rung", "target", "layer", "measure"]
+
+
+def compare_explained(
+    a: Evaluation,
+    b: Evaluation,
+    *,
+    group: Sequence[str],
+    of_ceiling: bool = True,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> pd.DataFrame:
+    """The difference b − a in the share explained, a row for each rung, target and layer that both have.
+
+    Two models differ in how flat their distributions are, and flat ones are drowned in the noise of M samples sooner:
+    hence the shares of each run's own ceiling, which counts as known. Interval and p-value are those of
+    `semcal.calibration.paired_difference`: the same resampled groups for both runs, the probes not refitted; `p_value`
+    is of "the shares are equal", `p_exchange` of "the runs are alike". `p_holm` is adjusted for the rows.
+
+    Args:
+        a, b: of the same questions in the same order.
+        group: [question].
+        of_ceiling: False: compare the shares explained themselves.
+
+    Returns:
+        Columns rung, target, layer, measure, a, b, difference, low, high, p_value, p_holm, p_exchange, n. NaN where a
+        run has nothing to explain, or no ceiling.
+
+    Raises:
+        ValueError: other numbers of questions, or no common row.
+    """
+    found = explained_differences(a, b, group=group, of_ceiling=of_ceiling, draws=draws, level=level, seed=seed)
+    rows = [
+        dict(zip(_KEYS, key, strict=True))
+        | {"a": d.a, "b": d.b, "difference": d.estimate, "low": d.low, "high": d.high}
+        | {"p_value": d.p_value, "p_exchange": d.p_exchange, "n": len(group)}
+        for key, d in found.items()
+    ]
+    frame = pd.DataFrame(rows)
+    frame.insert(frame.columns.get_loc("p_exchange"), "p_holm", holm(frame["p_value"]))  # pyright: ignore[reportArgumentType]
+    return frame
+
+
+def explained_differences(
+    a: Evaluation,
+    b: Evaluation,
+    *,
+    group: Sequence[str],
+    of_ceiling: bool = True,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> dict[tuple[str, str, str, str], Difference]:
+    """(rung, target, layer, measure) -> the difference b − a; see `compare_explained`.
+
+    Raises:
+        ValueError: other numbers of questions, or no common row.
+    """
+    if not len(a.baseline) == len(b.baseline) == len(group):
+        raise ValueError(
+            f"{len(a.baseline)} and {len(b.baseline)} questions and {len(group)} group labels; compare runs "
+            "on the same questions"
+        )
+    places = [{tuple(row): at for at, row in enumerate(one.frame[_KEYS].to_numpy().tolist())} for one in (a, b)]
+    common = [key for key in places[0] if key in places[1]]
+    if not common:
+        raise ValueError("the two evaluations have no rung, target and layer in common; evaluate both at the same ones")
+    found = {}
+    for key in common:
+        pairs = [_gain_and_room(one, its[key], of_ceiling) for one, its in zip((a, b), places, strict=True)]
+        found[key] = _difference(pairs[0], pairs[1], group, draws, level, seed)
+    return found
+
+
+def _gain_and_room(of: Evaluation, row: int, of_ceiling: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the probe gains on the baseline, and could gain: [question] each; None if that is nothing or not known."""
+    reachable = float(of.frame["ceiling"].iloc[row]) if of_ceiling else 1.0
+    if not (reachable > 0 and of.baseline.sum() > 0):
+        return None
+    return of.baseline - of.losses[row], reachable * of.baseline
+
+
+def _difference(
+    a: tuple[np.ndarray, np.ndarray] | None,
+    b: tuple[np.ndarray, np.ndarray] | None,
+    group: Sequence[str],
+    draws: int,
+    level: float,
+    seed: int,
+) -> Difference:
+    if a is None or b is None:
+        nothing = float("nan")
+        return Difference(nothing, nothing, nothing, nothing, nothing, 0, nothing)
+    return difference_of(_share, (*a, *b), group=list(group), draws=draws, level=level, seed=seed)
+
+
+def _share(gain: np.ndarray, room: np.ndarray, *, weight: np.ndarray | None = None) -> np.ndarray:
+    """Σ gain / Σ room over the last axis, resamples or swaps before it."""
+    if weight is None:
+        weight = np.ones(gain.shape[-1])
+    return (weight * gain).sum(-1) / (weight * room).sum(-1)

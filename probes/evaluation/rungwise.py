@@ -1,0 +1,224 @@
+"""Cross-validated predictability by any rung of the ladder, read against the same folds, marginal and ceiling.
+
+Knows how a rung's choices are made and its predictions scored; nothing of what it learns. Linear probes of many layers
+are fitted faster by `probes.evaluation.layerwise`, with a null over layers; this is for one rung at one layer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+
+from probes.activations.layers import checked_layer
+from probes.evaluation.controls import confidence_strata, control_target, exchange_p_value
+from probes.evaluation.cross_validation import TOLERANCE
+from probes.evaluation.folds import Fold, inner_split, nested_folds
+from probes.evaluation.layerwise import PENALTIES, ceilings
+from probes.evaluation.result import Ceiling, Evaluation, Seeds, evaluation
+from probes.rungs.attention import AttentionProbe
+from probes.rungs.linear import LinearProbe, RidgeLogitProbe
+from probes.rungs.low_rank import LowRankProbe
+from probes.rungs.mlp import MLPProbe
+from probes.rungs.rung import Rung
+from probes.targets.closed import ClassTarget, kl_divergence, smoothed
+
+RUNGS = ("linear", "ridge-logit", "low-rank", "mlp", "attention")
+
+
+def candidates(rung: str, *, m: int | None, seed: int) -> list[Rung]:
+    """What a rung of that name may choose from, the most constrained first; epochs are chosen inside `fit`.
+
+    Args:
+        rung: one of `RUNGS`. Attention reads `Segments`, the others activations [question, d].
+        m: samples behind the targets.
+        seed: of what is drawn in training.
+
+    Raises:
+        ValueError: another name.
+    """
+    path: dict[str, list[Rung]] = {
+        "linear": [LinearProbe(penalty, tol=TOLERANCE) for penalty in sorted(PENALTIES, reverse=True)],
+        "ridge-logit": [
+            RidgeLogitProbe(penalty, smoothing=0.5 / (m or 1000)) for penalty in sorted(PENALTIES, reverse=True)
+        ],
+        "low-rank": [LowRankProbe(4, penalty, tol=1e-5) for penalty in (1e4, 1e3, 1e2, 1e1, 1.0)],
+        "mlp": [MLPProbe(hidden, seed=seed) for hidden in (32, 256)],
+        "attention": [AttentionProbe(seed=seed)],
+    }
+    if rung not in path:
+        raise ValueError(f"unknown rung {rung!r}; one of {', '.join(RUNGS)}")
+    return path[rung]
+
+
+def evaluate_rung(
+    path: Sequence[Rung],
+    X: Any,
+    target: ClassTarget,
+    *,
+    rung: str,
+    layer: str,
+    group: Sequence[str],
+    name: str = "classes",
+    ceiling: Ceiling | None = None,
+    control: bool = True,
+    folds: int = 5,
+    permutations: int = 999,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> Evaluation:
+    """Predictability of the class distribution by one rung at one layer: a row as `evaluate` gives, and predictions.
+
+    The folds, and so the marginals, are those of `evaluate` with the same seed. In each fold the path of candidates is
+    gone along until two in a row do worse on the inner validation groups; the best is fitted to the whole training
+    part, where it may put groups of its own aside for early stopping. A training part whose questions all have one and
+    the same distribution teaches nothing, and its marginal is the probe.
+
+    `p_value` asks less than that of `evaluate`, for a rung that trains for minutes cannot be refitted a thousand times.
+    It tests, on the first fold alone, whether the predictions there have anything to do with which question they were
+    made for: targets are permuted among its held-out groups, the fitted probe stays (`exchange_p_value`, which says why
+    the folds are not pooled). So it is of one layer and one rung, not adjusted for looking at several; it is the p of
+    "knows something of its own question", whatever that costs: a probe that is worse than the marginal (`explained`
+    below 0) for being too sure has a small one, too; and with a fifth of the questions it misses weak effects that
+    `explained` and its interval may show. There is no `null_q95`: it would be of another statistic than `explained`.
+
+    Args:
+        path: candidates, the most constrained first (`candidates`); fitted ones are left alone.
+        X: what the rung reads: activations [question, d], `Segments`, or a list of prompts.
+        target: [question, class] and M.
+        rung, layer: for the columns.
+        group: [question].
+        control: whether the control task is learnt too, at the same price again; else its columns are NaN.
+        permutations: behind `p_value`; 0 leaves it NaN.
+
+    The others as in `evaluate`.
+
+    Returns:
+        `.log_q` are the held-out log-probabilities. The column `choice` says what was chosen in most folds, `penalty`
+        the lower median of the chosen penalties, if there are any.
+
+    Raises:
+        ValueError: lengths disagree, an activation is not finite, fewer groups than folds, or no candidate.
+    """
+    if not path:
+        raise ValueError("no candidate was given; want at least one rung")
+    if not len(X) == len(target) == len(group):
+        raise ValueError(f"{len(X)} inputs, {len(target)} targets and {len(group)} group labels; want one each")
+    if isinstance(X, np.ndarray):
+        checked_layer(X, layer, len(target))
+    seeds = Seeds.of(seed)
+    splits = nested_folds(group, folds, seeds.folds)
+    log_q, log_marginal, chosen = _held_out(path, X, target.distribution, splits, group)
+    losses, baseline = (_kl(target.distribution, logs) for logs in (log_q, log_marginal))
+    first = splits[0].test
+    p_value = np.nan
+    if baseline.sum() > 0:
+        names = np.asarray(group)[first].tolist()
+        p_value = exchange_p_value(target.distribution[first], log_q[first], names, permutations, seed=seeds.null)
+    columns: dict[str, Any] = {
+        "choice": _most_frequent(path, chosen),
+        "n_classes": len(target.classes),
+        "p_value": p_value,
+    }
+    penalties = [p for i in chosen if (p := getattr(path[i], "penalty", None)) is not None]
+    if penalties:
+        columns["penalty"] = float(np.quantile(penalties, 0.5, method="lower"))
+    if control:
+        other = control_target(target, group, confidence_strata(target), seeds.control).distribution
+        logs, marginal, _ = _held_out(path, X, other, splits, group)
+        whole = _kl(other, marginal).sum()
+        columns["control"] = 1 - _kl(other, logs).sum() / (whole if whole > 0 else np.nan)
+    return evaluation(
+        losses[None],
+        baseline,
+        rung=rung,
+        target=name,
+        layers=[layer],
+        measure="kl_explained",
+        ceiling=ceilings(target, float(baseline.mean()), seed=seed) if ceiling is None else ceiling,
+        group=group,
+        bootstrap=bootstrap,
+        level=level,
+        seed=seeds.bootstrap,
+        columns=columns,
+        log_q=log_q,
+    )
+
+
+def _held_out(
+    path: Sequence[Rung], X: Any, Y: np.ndarray, folds: Sequence[Fold], group: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Log-probabilities of the probe and of the marginal [question, class], and which candidate each fold chose."""
+    log_q, log_marginal, chosen = np.empty(Y.shape), np.empty(Y.shape), []
+    for fold in folds:
+        best = choose(path, X, Y, group, fold.fit, fold.validation)
+        log_q[fold.test] = learn(path[best], X, Y, group, fold.train, fold.test)
+        log_marginal[fold.test] = log_marginal_of(Y[fold.train])
+        chosen.append(best)
+    return log_q, log_marginal, chosen
+
+
+def choose(
+    path: Sequence[Rung], X: Any, Y: np.ndarray, group: Sequence[str], fit: np.ndarray, validation: np.ndarray
+) -> int:
+    """The candidate with the least loss on the validation rows; the path is left after two in a row that do worse."""
+    if len(path) == 1:
+        return 0
+    best, chosen, misses = np.inf, 0, 0
+    for index, rung in enumerate(path):
+        loss = _kl(Y[validation], learn(rung, X, Y, group, fit, validation)).mean()
+        best, chosen, misses = (loss, index, 0) if loss < best else (best, chosen, misses + 1)
+        if misses == 2:
+            break
+    return chosen
+
+
+def learn_best(
+    path: Sequence[Rung], X: Any, Y: np.ndarray, group: Sequence[str], train: np.ndarray, test: np.ndarray, *, seed: int
+) -> np.ndarray:
+    """Log-probabilities [test row, class] by the candidate that is best on groups within the training rows.
+
+    Fewer than four groups cannot be split for a choice and for early stopping: there the marginal is predicted.
+    """
+    inside = np.asarray(group)[train].tolist()
+    if len(set(inside)) < 4:
+        return np.tile(log_marginal_of(Y[train]), (len(test), 1))
+    fit, validation = inner_split(inside, 5, seed=seed)
+    best = choose(path, X, Y, group, train[fit], train[validation])
+    return learn(path[best], X, Y, group, train, test)
+
+
+def learn(rung: Rung, X: Any, Y: np.ndarray, group: Sequence[str], train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Log-probabilities [test row, class] by a rung fitted to the training rows, or by their marginal if all agree."""
+    if (Y[train] == Y[train[0]]).all():
+        return np.tile(log_marginal_of(Y[train]), (len(test), 1))
+    fresh: Any = clone(rung)  # scikit-learn's type for it is vague
+    fresh.fit(_rows(X, train), Y[train], np.asarray(group)[train].tolist())
+    return fresh.predict_log(_rows(X, test))
+
+
+def log_marginal_of(Y: np.ndarray) -> np.ndarray:
+    """[class], logarithm of the mean of smoothed training targets [question, class]."""
+    return smoothed(torch.as_tensor(Y)).mean(0).log().numpy()
+
+
+def _kl(Y: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """[question], nats."""
+    return kl_divergence(torch.as_tensor(Y), torch.as_tensor(log_q)).numpy()
+
+
+def _rows(X: Any, rows: np.ndarray) -> Any:
+    return [X[row] for row in rows] if isinstance(X, list | tuple) else X[rows]
+
+
+def _most_frequent(path: Sequence[Rung], chosen: Sequence[int]) -> str:
+    """The parameters in which the candidates differ, as the candidate chosen most often has them."""
+    parameters = [rung.get_params(deep=False) for rung in path]
+    varied = [key for key, value in parameters[0].items() if any(p[key] != value for p in parameters)]
+    winner = parameters[Counter(chosen).most_common(1)[0][0]]
+    return ", ".join(f"{key}={winner[key]:g}" for key in varied)

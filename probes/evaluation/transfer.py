@@ -1,0 +1,187 @@
+"""Does a probe of one run read another? Trained on each of some runs, tested on each: a matrix of shares explained.
+
+Knows activations of one layer, class distributions and groups of each run; nothing of models, styles or folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from probes.evaluation.controls import noise_ceiling, share_interval
+from probes.evaluation.crossfit import predict_elsewhere
+from probes.evaluation.layerwise import group_folds
+from probes.targets.closed import ClassTarget, class_target, kl_divergence, smoothed
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a probe of a run is trained and tested on.
+
+    Attributes:
+        name: Of the run.
+        activations: [question, d_model] at one layer and position.
+        distributions: [question] class -> mass, of any total.
+        group: [question] questions that must not be parted; a name means the same group in every run.
+        m: Samples behind each distribution; None if they are exact.
+    """
+
+    name: str
+    activations: np.ndarray
+    distributions: Sequence[Mapping[str, float]]
+    group: Sequence[str]
+    m: int | None
+
+    def __post_init__(self) -> None:
+        n = len(self.distributions)
+        if self.activations.ndim != 2 or not len(self.activations) == n == len(self.group):
+            raise ValueError(
+                f"{self.name}: activations {self.activations.shape}, {n} distributions and {len(self.group)} groups; "
+                "want [question, d_model] and one each a question"
+            )
+
+
+@dataclass(frozen=True)
+class TransferCell:
+    """A probe trained on one run and tested on one.
+
+    Attributes:
+        trained_on, tested_on: names of runs.
+        explained: 1 − Σ KL(π ‖ probe) / Σ KL(π ‖ marginal), the marginal being that of the run tested on, learnt on its
+            own training folds; so it is 0 for a probe that is worth no more there than knowing that run's mean
+            distribution, and far below 0 for one that is sure and wrong. NaN where that run has nothing to explain.
+        low, high: percentile interval, groups drawn with replacement, given the fitted probes.
+        baseline_nats, probe_nats: mean KL to the marginal and to the probe.
+        ceiling: share explainable at the M of the run tested on (`noise_ceiling`, approximate).
+        covered: share of the mass of the run tested on that lies in classes which the run trained on shows at all.
+        n: questions tested on.
+    """
+
+    trained_on: str
+    tested_on: str
+    explained: float
+    low: float
+    high: float
+    baseline_nats: float
+    probe_nats: float
+    ceiling: float
+    covered: float
+    n: int
+
+
+def transfer(
+    runs: Sequence[Material],
+    *,
+    folds: int = 5,
+    max_classes: int = 100,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int,
+) -> list[TransferCell]:
+    """Linear probes trained on each run, tested on each: a cell a pair, row by row of the matrix.
+
+    Groups of questions are put into folds once, over all runs. For each fold a probe is trained on a run's questions
+    outside it and tested on every run's questions inside it: the diagonal is cross-validated, and no probe is tested,
+    in whatever run, on a group that it was trained on. So all cells of a column are of the same questions, and of
+    probes trained on as many folds.
+
+    Classes are matched by their labels over one vocabulary of all runs, heaviest first; the lightest beyond
+    `max_classes` are pooled (see `class_target`).
+
+    Args:
+        runs: at least 2, of one d_model, whose activations mean the same (checkpoints, styles or questions of one
+            model); each with at least as many groups as folds.
+        folds: at least 2.
+        max_classes: of the joint vocabulary.
+        bootstrap: resamples; within a column they are the same.
+        level: of the intervals.
+        seed: of folds, inner splits and bootstrap.
+
+    Raises:
+        ValueError: fewer than 2 runs, two of one name, different d_model, or a run with too few groups.
+    """
+    _check(runs, folds)
+    joint = class_target([d for run in runs for d in run.distributions], max_classes=max_classes, m=None)
+    ends = np.cumsum([len(run.group) for run in runs])
+    starts = ends - [len(run.group) for run in runs]
+    Y = [joint.distribution[start:end] for start, end in zip(starts, ends, strict=True)]
+    losses = [np.empty((len(runs) + 1, len(run.group))) for run in runs]  # a tested run: [trained run, question]
+    everyone = [str(name) for run in runs for name in run.group]
+    for train, test in group_folds(everyone, folds, seed=seed):
+        fitted, held = ([rows[(rows >= s) & (rows < e)] - s for s, e in zip(starts, ends, strict=True)]
+                        for rows in (train, test))  # fmt: skip
+        held_out = [run.activations[rows] for run, rows in zip(runs, held, strict=True)]
+        for i, (run, rows) in enumerate(zip(runs, fitted, strict=True)):
+            names = [str(run.group[row]) for row in rows]
+            if len(set(names)) < 2:
+                raise ValueError(f"{run.name}: fewer than 2 groups outside one of {folds} folds; give more questions")
+            found = predict_elsewhere(run.activations[rows], Y[i][rows], names, held_out, seed=seed)
+            for j, log_q in enumerate(found):
+                losses[j][i, held[j]] = _kl(Y[j][held[j]], log_q)
+            losses[i][-1, held[i]] = _kl(Y[i][held[i]], _log_marginal(Y[i][rows]))
+    shown = [its.sum(0) > 0 for its in Y]
+    columns = [
+        _column(run, ClassTarget(joint.classes, its, run.m), its_losses, shown, runs, bootstrap, level, seed)
+        for run, its, its_losses in zip(runs, Y, losses, strict=True)
+    ]
+    return [column[i] for i in range(len(runs)) for column in columns]
+
+
+def _column(
+    tested: Material,
+    target: ClassTarget,
+    losses: np.ndarray,
+    shown: Sequence[np.ndarray],
+    runs: Sequence[Material],
+    bootstrap: int,
+    level: float,
+    seed: int,
+) -> list[TransferCell]:
+    """Every probe on one run, from losses [trained run and the marginal last, question]."""
+    probes, baseline = losses[:-1], losses[-1]
+    low, high = share_interval(probes, baseline, tested.group, bootstrap, level=level, seed=seed)
+    nats = float(baseline.mean())
+    return [
+        TransferCell(
+            trained_on=run.name,
+            tested_on=tested.name,
+            explained=float(1 - probe.mean() / nats) if nats > 0 else float("nan"),
+            low=float(low[i]),
+            high=float(high[i]),
+            baseline_nats=nats,
+            probe_nats=float(probe.mean()),
+            ceiling=noise_ceiling(target, nats),
+            covered=float(target.distribution[:, shown[i]].sum(1).mean()),
+            n=len(target),
+        )
+        for i, (run, probe) in enumerate(zip(runs, probes, strict=True))
+    ]
+
+
+def _log_marginal(Y: np.ndarray) -> np.ndarray:
+    return np.log(smoothed(torch.as_tensor(Y, dtype=torch.float64)).mean(0).numpy())
+
+
+def _kl(Y: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    return kl_divergence(torch.as_tensor(Y), torch.as_tensor(log_q)).numpy()
+
+
+def _check(runs: Sequence[Material], folds: int) -> None:
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} run; a probe is carried from one run to another, so give at least 2")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two runs are both called {max(names, key=names.count)!r}; give each its own name")
+    first = runs[0]
+    for run in runs:
+        widths = first.activations.shape[1], run.activations.shape[1]
+        if widths[0] != widths[1]:
+            raise ValueError(
+                f"{first.name} has {widths[0]} features and {run.name} has {widths[1]}: a probe of one cannot read the "
+                "other; give checkpoints of one model"
+            )
+        if (groups := len(set(run.group))) < folds:
+            raise ValueError(f"{run.name}: {groups} groups of questions cannot be split into {folds} folds; ask more")

@@ -1,0 +1,1 @@
+"""Figures of predictability, drawn on bare Matplotlib figures."""

@@ -1,0 +1,148 @@
+"""Shares explained as heat maps: layer × position of one run, and runs × runs.
+
+Draws on a bare Figure, without pyplot's state. Lightness alone carries the value, so that it reads in grey; cells below
+0, worse than the marginal, are hatched, and every cell holds its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+
+from probes.evaluation.transfer import TransferCell
+from probes.plots.layer_curve import position_name, short_names
+
+_INK, _MUTED, _BLUE = "#222222", "#6B6B6B", "#0072B2"
+# White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
+_SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", _BLUE, "#00304F"])
+_SHADES = _SHADES.with_extremes(bad="#F2F2F2")
+_NORM = Normalize(0, 1, clip=True)
+_MOST_NUMBERS = 240  # cells; more would not be read
+
+
+def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str = "share of KL explained") -> Figure:
+    """Share of KL explained by every run's probe (rows) on every run (columns), with its interval.
+
+    The diagonal, outlined, is cross-validated. Below each column stands the noise ceiling of the run tested on.
+
+    Args:
+        cells: as `transfer` gives them, row by row.
+        title: above the figure.
+        measure: what is explained, in words, for the colour bar.
+
+    Raises:
+        ValueError: cells that do not make a square.
+    """
+    names = list(dict.fromkeys(cell.trained_on for cell in cells))
+    size = len(names)
+    if len(cells) != size**2 or [c.tested_on for c in cells[:size]] != names:
+        raise ValueError(f"{len(cells)} cells of {size} runs; want one a pair, row by row")
+    values = np.array([cell.explained for cell in cells]).reshape(size, size)
+    text = [f"{_percent(cell.explained)}\n{_range(cell.low, cell.high)}" for cell in cells]
+    longest = max(map(len, names))
+    figure = Figure(figsize=(2.4 + 1.15 * size + 0.05 * longest, 1.9 + 0.85 * size), layout="constrained")
+    axes = figure.add_subplot()
+    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)))
+    for at in range(size):
+        axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=_INK, lw=1.8, zorder=4))
+    ceilings = [cell.ceiling for cell in cells[:size]]
+    below = [f"{_broken(n)}\n(ceiling {_percent(c)})" for n, c in zip(names, ceilings, strict=True)]
+    axes.set_xticks(range(size), below, fontsize=8)
+    axes.set_yticks(range(size), [_broken(name) for name in names], fontsize=8)
+    axes.set(xlabel="tested on", ylabel="trained on")
+    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    _colour_bar(figure, axes, measure)
+    return figure
+
+
+def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share of KL explained") -> Figure:
+    """Share explained by layer (upwards, as the network goes) and position (in the order given); missing ones empty.
+
+    Args:
+        frame: columns layer, position, explained; one row a pair.
+        title: above the figure.
+        measure: what is explained, in words, for the colour bar.
+
+    Raises:
+        ValueError: no rows, or a pair that stands twice, as in a frame of several targets.
+    """
+    layers, positions = (list(dict.fromkeys(frame[column])) for column in ("layer", "position"))
+    if frame.empty or frame.duplicated(["layer", "position"]).any():
+        raise ValueError(f"the frame has {len(frame)} rows; want one a layer and position, of a single target")
+    grid = frame.pivot(index="layer", columns="position", values="explained").loc[layers, positions].to_numpy(float)
+    height, width = 1.6 + 0.3 * min(len(layers), 40), 2.6 + 0.72 * len(positions)
+    figure = Figure(figsize=(max(4.2, width), max(3.4, height)), layout="constrained")
+    axes = figure.add_subplot()
+    numbers = [[_number(value) for value in row] for row in grid]
+    _draw(axes, grid, np.array(numbers, dtype=object) if grid.size <= _MOST_NUMBERS else None)
+    axes.invert_yaxis()
+    every = -(-len(layers) // 40)
+    axes.set_yticks(range(0, len(layers), every), short_names(layers)[::every], fontsize=8)
+    axes.set_xticks(range(len(positions)), [position_name(p) for p in positions], fontsize=8)
+    axes.tick_params(axis="x", rotation=35)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+    axes.set(xlabel="position", ylabel="layer")
+    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    _colour_bar(figure, axes, f"{measure}, %" if grid.size <= _MOST_NUMBERS else measure)
+    return figure
+
+
+def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
+    """Cells [row, column] in shades, hatched below 0, with their text."""
+    axes.imshow(values, cmap=_SHADES, norm=_NORM, aspect="auto")
+    rows, columns = values.shape
+    for row, column in np.ndindex(rows, columns):
+        value = values[row, column]
+        below = bool(value < -0.005)  # below 0 as it is written
+        if below:
+            style = {"fill": False, "ec": "#BDBDBD", "lw": 0, "hatch": "////"}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
+        if text is None:
+            continue
+        dark = bool(value > 0.58)
+        said = axes.text(
+            column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else _INK
+        )
+        if below:
+            said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", lw=1.2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_color("#BDBDBD")
+
+
+def _colour_bar(figure: Figure, axes: Axes, label: str) -> None:
+    bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.set_label(f"{label}\n(hatched: below 0)", fontsize=8, color=_MUTED)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+
+
+def _percent(value: float) -> str:
+    return f"{_number(value)} %" if np.isfinite(value) else "—"
+
+
+def _range(low: float, high: float) -> str:
+    return f"[{_number(low)}, {_number(high)}]" if np.isfinite(low) else ""
+
+
+def _number(value: float) -> str:
+    """A share in per cent, without a sign where it is 0; far below 0, only that it is."""
+    if not np.isfinite(value):
+        return "—"
+    return "< −999" if value < -9.99 else f"{round(100 * value)}".replace("-", "−")
+
+
+def _broken(name: str) -> str:
+    """The parts of a label one below the other."""
+    return name.replace(" · ", "\n")

@@ -1,0 +1,159 @@
+"""A probe over all tokens of a segment: where in it to look is learnt together with what to read there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from probes.rungs.rung import Rung, Standardiser, check_activations, validation_split
+from probes.solver.training import train_until_worse
+from probes.targets.closed import smoothed
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Activations at every token of a segment of each prompt.
+
+    Raises:
+        ValueError: the shapes disagree, or a question has no token.
+    """
+
+    states: np.ndarray
+    """[question, token, d]; what stands where the mask is False is never read, but must be finite."""
+
+    mask: np.ndarray
+    """[question, token], True at the tokens of the segment."""
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 3 or self.mask.shape != self.states.shape[:2]:
+            raise ValueError(
+                f"states are {self.states.shape} and mask is {self.mask.shape}; want [question, token, d] and "
+                "[question, token]"
+            )
+        if not self.mask.any(1).all():
+            raise ValueError(f"the segment of question {int(np.argmin(self.mask.any(1)))} has no token; leave it out")
+
+    @classmethod
+    def of(cls, states: np.ndarray, lengths: np.ndarray) -> Segments:
+        """From the tokens of all segments laid end to end [token, d], and how many each question has [question].
+
+        Raises:
+            ValueError: the lengths do not add up, or a question has no token.
+        """
+        if lengths.sum() != len(states):
+            raise ValueError(f"there are {len(states)} tokens, and the segments' lengths add up to {lengths.sum()}")
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.zeros((*mask.shape, states.shape[1]), dtype=states.dtype)
+        padded[mask] = states
+        return cls(padded, mask)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.states.shape
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: np.ndarray) -> Segments:
+        return Segments(self.states[rows], self.mask[rows])
+
+
+class AttentionProbe(Rung):
+    """softmax(W·Σ_t a_t h_t + b) with a = softmax over the tokens of a segment of q·h_t; q, W and b learnt together.
+
+    X is `Segments`. States are standardised over all tokens of the training segments. It begins as the training
+    marginal on the mean of the tokens (W = 0, q = 0); nothing is drawn but the minibatches and the split.
+
+    Args:
+        lr, weight_decay, batch_size, epochs, patience, validation, seed: as in `MLPProbe`; W is decayed.
+
+    Attributes:
+        network_: the trained module; its `weights` says where it looks.
+        best_epoch_: 0: the marginal was never beaten.
+    """
+
+    def __init__(
+        self,
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        batch_size: int = 64,
+        epochs: int = 200,
+        patience: int = 10,
+        validation: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.validation = validation
+        self.seed = seed
+
+    def attention(self, X: Segments) -> np.ndarray:
+        """Where the fitted probe looks: [question, token], rows sum to 1."""
+        inputs = self._fitting_inputs(X)
+        with torch.inference_mode():
+            return self.network_.weights(*self._tensors(inputs)).numpy()
+
+    def _inputs(self, X: Segments) -> Segments:
+        if not isinstance(X, Segments):
+            raise ValueError(f"X is a {type(X).__name__}; want Segments(states, mask)")
+        check_activations(X.states, ndim=3)
+        return X
+
+    def _row_bytes(self, inputs: Segments) -> list[bytes]:
+        return [states[mask].tobytes() for states, mask in zip(inputs.states, inputs.mask, strict=True)]
+
+    def _tensors(self, inputs: Segments) -> tuple[Tensor, Tensor]:
+        return self._standardise(torch.as_tensor(inputs.states)), torch.as_tensor(inputs.mask)
+
+    def _learn(self, inputs: Segments, Y: Tensor, group: Sequence[str]) -> None:
+        self._standardise = Standardiser.of(torch.as_tensor(inputs.states[inputs.mask]))
+        states, mask = self._tensors(inputs)
+        targets = smoothed(Y).float()
+        self.network_ = network = _Pooled(states.shape[2], torch.as_tensor(self.marginal_))
+
+        def loss(rows: Tensor) -> Tensor:
+            return -(targets[rows] * torch.log_softmax(network(states[rows], mask[rows]), 1)).sum(1)
+
+        fit, validation = validation_split(group, self.validation, seed=self.seed)
+        self.best_epoch_ = train_until_worse(
+            network,
+            loss,
+            fit,
+            validation,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            patience=self.patience,
+            seed=self.seed,
+        )
+
+    @torch.inference_mode()
+    def _log_probabilities(self, inputs: Segments) -> np.ndarray:
+        logits = self.network_(*self._tensors(inputs))
+        return torch.log_softmax(logits.double(), 1).numpy()
+
+
+class _Pooled(nn.Module):
+    def __init__(self, d: int, marginal: Tensor) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(d))
+        self.value = nn.Parameter(torch.zeros(d, len(marginal)))
+        self.bias = nn.Parameter(marginal.log().float())
+
+    def weights(self, states: Tensor, mask: Tensor) -> Tensor:
+        """[question, token] from states [question, token, d] and mask [question, token]."""
+        scores = states @ self.query / states.shape[2] ** 0.5
+        return scores.masked_fill(~mask, -torch.inf).softmax(1)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Logits [question, class]."""
+        pooled = torch.einsum("nt,ntd->nd", self.weights(states, mask), states)
+        return pooled @ self.value + self.bias

@@ -1,0 +1,1 @@
+"""What a probe is asked to predict: class distributions and scalars made from them."""

@@ -1,0 +1,189 @@
+"""From class counts to confidence and correctness: plug-in on all samples, and split-half on disjoint halves.
+
+Knows counts and which classes are gold; knows neither texts nor how classes were formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semcal.calibration.checks import FloatArray, IntArray, as_integers, as_numbers
+from semcal.calibration.estimators.thinning import thin
+
+
+@dataclass(frozen=True)
+class Confidences:
+    """One confidence and one correctness per question.
+
+    Attributes:
+        plug_in: `[n]` share of the most frequent class among the M samples. It overstates max_k pi(k) at finite M.
+        correct: `[n]` 1 if that class is the gold class; where several classes share the first place, 1 / their number
+            if gold is among them, which is the expectation over a random tie-break.
+        tied: `[n]` whether several classes share the first place.
+    """
+
+    plug_in: FloatArray
+    correct: FloatArray
+    tied: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SplitHalf:
+    """Mode and confidence taken on disjoint halves of the samples, averaged over random splits.
+
+    Attributes:
+        confidence: `[n]` share, in one half, of the class that is the mode of the other half.
+        correct: `[n]` share of splits in which the half's mode is the gold class (ties as in `Confidences`).
+    """
+
+    confidence: FloatArray
+    correct: FloatArray
+
+    @property
+    def gap(self) -> float:
+        """Mean confidence minus mean accuracy over questions."""
+        return float(self.confidence.mean() - self.correct.mean())
+
+
+def checked_counts(counts: ArrayLike) -> tuple[IntArray, int]:
+    """Counts `[n, K]` as int64, and M; ValueError unless whole, not negative and with rows that all sum to M."""
+    whole = as_integers("counts", counts, 0, "not a count")
+    if whole.ndim != 2 or 0 in whole.shape:
+        raise ValueError(f"counts must be [questions, classes] and not empty, got shape {whole.shape}")
+    totals = whole.sum(axis=1)
+    m = int(totals[0])
+    if m < 1 or (totals != m).any():
+        odd = int(np.argmax(totals != m)) if m else 0
+        raise ValueError(
+            f"every question needs the same number of samples: counts[0] sums to {m}, counts[{odd}] to {totals[odd]}"
+        )
+    return whole, m
+
+
+def checked_masses(masses: ArrayLike) -> FloatArray:
+    """Masses `[n, K]` as float64; ValueError where one is below 0 or a row sums to more than 1."""
+    array = as_numbers("masses", masses)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"masses must be [questions, classes] and not empty, got shape {array.shape}")
+    if not (array >= 0).all():  # so that NaN is refused
+        row, k = np.argwhere(~(array >= 0))[0]
+        raise ValueError(f"masses[{row}, {k}] is {array[row, k]}, which is not a probability")
+    above = array.sum(axis=1) > 1 + 1e-6
+    if above.any():
+        row = int(np.argmax(above))
+        raise ValueError(f"masses[{row}] sums to {array[row].sum():.6g}, which is more than 1")
+    return array
+
+
+def checked_index(name: str, index: ArrayLike | None, counts: IntArray | FloatArray) -> IntArray:
+    """Class indices `[n]` in [-1, K), -1 (None: all) meaning "no such class in this row"; ValueError otherwise."""
+    n, classes = counts.shape
+    wanted = f"neither -1 nor one of the {classes} classes"
+    whole = np.full(n, -1) if index is None else as_integers(name, index, -1, wanted)
+    if whole.shape != (n,):
+        raise ValueError(f"{name} has shape {whole.shape} but counts has shape {counts.shape}")
+    if (whole >= classes).any():
+        row = int(np.argmax(whole >= classes))
+        raise ValueError(f"{name}[{row}] is {whole[row]}, which is {wanted}")
+    return whole
+
+
+def share_of(chosen: NDArray[np.bool_], gold: IntArray) -> FloatArray:
+    """Chance that one class drawn evenly from the `chosen [..., K]` is `gold [...]`; 0 where gold is -1."""
+    hit = np.take_along_axis(chosen, np.maximum(gold, 0)[..., None], axis=-1)[..., 0] & (gold >= 0)
+    return hit / chosen.sum(axis=-1)
+
+
+def share_within(chosen: NDArray[np.bool_], gold: NDArray[np.bool_]) -> FloatArray:
+    """Chance that one class drawn evenly from the `chosen [..., K]` is one of the `gold [..., K]`."""
+    return (chosen & gold).sum(axis=-1) / chosen.sum(axis=-1)
+
+
+def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None = None) -> Confidences:
+    """Plug-in confidence and correctness of every question.
+
+    Args:
+        counts: `[n, K]` samples per class; every row sums to M, and rows with fewer classes are padded by 0.
+        gold: `[n]` index of the gold class in its row, -1 where it was never sampled; or, where several classes may be
+            correct, `[n, K]` bool.
+        unparsed: `[n]` index of the class of answers that could not be read, -1 where there is none. It may be the
+            mode, for the model is then confident of nothing usable, but it is never correct.
+
+    Raises:
+        ValueError: wrong shapes, rows with different totals, indices outside the row.
+    """
+    counts, _ = checked_counts(counts)
+    gold = checked_gold(counts, gold, unparsed)
+    top = counts.max(axis=1)
+    first = counts == top[:, None]
+    return Confidences(top / counts.sum(axis=1), share_within(first, gold), first.sum(axis=1) > 1)
+
+
+def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None = None) -> Confidences:
+    """Confidence and correctness from exact class masses, as exact enumeration gives them.
+
+    Args:
+        masses: `[n, K]` probability of each class, at least 0; rows sum to at most 1, what is missing being unexplored.
+        gold, unparsed: as in `confidences`.
+
+    Raises:
+        ValueError: wrong shapes, a mass below 0, a row above 1.
+    """
+    array = checked_masses(masses)
+    answerable = checked_gold(array, gold, unparsed)
+    top = array.max(axis=1)
+    first = (array == top[:, None]) & (top > 0)[:, None]
+    correct = np.where(top > 0, share_within(first | (top == 0)[:, None], answerable), 0.0)
+    return Confidences(np.minimum(top, 1.0), correct, first.sum(axis=1) > 1)
+
+
+def split_half(
+    counts: ArrayLike,
+    gold: ArrayLike,
+    unparsed: ArrayLike | None = None,
+    *,
+    rng: np.random.Generator,
+    repeats: int = 20,
+) -> SplitHalf:
+    """Confidence without the bias of choosing the mode and measuring it on the same draws.
+
+    The samples are split at random; the mode of one half (M // 2 samples) is the answer and its share in the other
+    half the confidence, whose expectation given the first half is exactly pi(mode). Gap = confidence - correct is
+    therefore 0 in expectation for a calibrated model at any M, where the plug-in gap is positive. It is about the
+    answer chosen by M // 2 samples, which is a little less often right than the answer chosen by M. Tied modes share
+    equally in both numbers.
+
+    Args:
+        counts: `[n, K]`, as in `confidences`; M must be at least 2.
+        gold: `[n]`, as in `confidences`.
+        unparsed: `[n]`, as in `confidences`.
+        rng: source of the splits (multivariate hypergeometric).
+        repeats: random splits per question; they only lower the noise of the split, not that of the M samples.
+    """
+    counts, m = checked_counts(counts)
+    gold = checked_gold(counts, gold, unparsed)
+    if m < 2 or repeats < 1:
+        raise ValueError(f"split_half needs at least 2 samples and 1 repeat, got m={m}, repeats={repeats}")
+    half = thin(counts, m // 2, rng=rng, repeats=repeats)  # [repeats, n, K]
+    first = half == half.max(axis=-1, keepdims=True)
+    held_out = (counts - half) / (m - m // 2)
+    confidence = (held_out * first).sum(axis=-1) / first.sum(axis=-1)
+    correct = share_within(first, gold)
+    return SplitHalf(confidence.mean(axis=0), correct.mean(axis=0))
+
+
+def checked_gold(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> NDArray[np.bool_]:
+    """Which classes `[n, K]` are correct, the unparsed one never; arguments and errors as in `confidences`."""
+    array = np.asarray(gold)
+    if array.dtype == bool and array.ndim == 2:
+        if array.shape != counts.shape:
+            raise ValueError(f"gold has shape {array.shape} but counts has shape {counts.shape}")
+        mask = array.copy()
+    else:
+        mask = checked_index("gold", gold, counts)[:, None] == np.arange(counts.shape[1])
+    column = checked_index("unparsed", unparsed, counts)
+    mask[np.arange(len(mask))[column >= 0], column[column >= 0]] = False
+    return mask

@@ -1,0 +1,1 @@
+"""Intervals, paired differences, contrasts and multiple tests, all by groups of questions."""

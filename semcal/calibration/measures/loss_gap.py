@@ -1,0 +1,215 @@
+"""The loss gap: the log loss that the best tilt of the top class would recover, measured on questions held out.
+
+A model is B-confidence calibrated iff no tilt of W_B lowers its log loss (arXiv 2511.04869, Theorem 6), so the gap is 0
+iff it is calibrated, and otherwise says in nats what local optimality of the loss is short of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit
+
+from semcal.calibration.checks import FloatArray, IntArray, checked_pairs
+from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.inference.group_folds import folds_by_group
+from semcal.calibration.measures.tilt import PENALTIES, basis, fit_tilts, inside, loss_change
+from semcal.calibration.nulls.null import Null
+
+CELL = 0.05  # of logit c, in nats: tilts are fitted to questions counted in cells of this width
+_CELLS = 200  # of them occupied, or so
+BATCH_ELEMENTS = 2**22  # tilts times cells held at once, 32 MB an array
+
+
+@dataclass(frozen=True)
+class LossGap:
+    """Log loss that tilting the top class would recover, in nats a question, and the tilt that does it.
+
+    Attributes:
+        estimate: mean fall of the log loss of held-out questions under the tilt fitted on the others; exactly 0 where
+            no fold chose a tilt, a little below 0 where one was chosen in vain.
+        low, high: percentile interval over questions (or groups), the fitted tilts taken as given.
+        grid: `[G]` confidences.
+        tilt: `[G]` tau(c) in nats, fitted on all questions; below 0 the top class deserves less than it gets
+            (overconfident at c), above 0 more. 0 everywhere where no tilt was worth it.
+        mean_tilt: mean of `tilts`: below 0 overconfident, above 0 underconfident over the questions asked.
+        tilts: `[n]` tau of each question, from the fold that held it out.
+        drops: `[n]` fall of each question's loss, whose mean is the estimate; pair them to compare two runs.
+        penalties: ridge penalty chosen for each fold, infinite where it takes no tilt.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    grid: FloatArray
+    tilt: FloatArray
+    mean_tilt: float
+    tilts: FloatArray
+    drops: FloatArray
+    penalties: tuple[float, ...]
+
+
+def loss_gap(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    m: int | None = None,
+    group: ArrayLike | None = None,
+    folds: int = 5,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> LossGap:
+    """What the best tilt of W_B would recover of a model's log loss, cross-fitted by group.
+
+    Whole groups are held out, fold by fold. Tau is fitted on the other folds (`tilt.basis`, ridge towards no tilt), its
+    penalty chosen by leaving each of those out in turn, no tilt being a choice; then the fall of the loss is measured
+    on the fold held out. A fitted tilt recovers at most what the best one does, so the estimate lies below the loss gap
+    on average, most of all where n is too small to tell a tilt from chance, and approaches it as n grows. Tau is
+    smooth in logit c: a gap that swings within a tenth of confidence and cancels out is not seen.
+
+    Confidences that are shares of samples are noisy, and the best tilt shrinks them: a calibrated model then has a loss
+    gap above 0 too. `simulated_loss_gap` says how large.
+
+    Args:
+        confidence: `[n]` B-confidence.
+        correct: `[n]` in [0, 1], whether the gold answer lies in the top class; a tie-break's fraction is its weight.
+        m: samples per question, where confidences are shares of samples (taken as (k + 1/2)/(m + 1)); None for exact
+            masses (clipped to [CLIP, 1 - CLIP]).
+        group: `[n]` labels of questions that depend on one another: held out and resampled together.
+        folds: at least 3, for the penalty needs 2 to choose on.
+        bootstrap: resamples of the interval.
+        level: its coverage.
+        seed: of folds and resampling.
+
+    Raises:
+        ValueError: as `checked_pairs`; fewer than 3 folds; fewer groups than folds.
+    """
+    pairs = checked_pairs(confidence, correct)
+    if pairs.confidence.ndim != 1:
+        raise ValueError(f"loss_gap takes one row, got shape {pairs.confidence.shape}; simulated_loss_gap takes many")
+    held = inside(pairs.confidence, m)
+    fold = folds_by_group(group, len(held), folds, seed=seed)
+    tilts, penalties = held_out_tilts(held[None], pairs.correct[None], fold)
+    drops = -loss_change(held, pairs.correct, tilts[0])
+
+    def mean(values: FloatArray, *, weight: FloatArray) -> FloatArray:
+        return (values * weight).sum(axis=-1) / weight.sum(axis=-1)
+
+    interval = bootstrap_interval(mean, [drops], group=group, num_samples=bootstrap, level=level, seed=seed)
+    grid = np.linspace(0.01, 0.99, 99)
+    beta, _ = _fit_choosing_penalty(*_in_cells(held[None], pairs.correct[None], fold))
+    return LossGap(
+        interval.estimate,
+        interval.low,
+        interval.high,
+        grid,
+        basis(logit(grid)) @ beta[0],
+        float(tilts.mean()),
+        tilts[0],
+        drops,
+        tuple(penalties[0].tolist()),
+    )
+
+
+def simulated_loss_gap(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    m: int | None = None,
+    group: ArrayLike | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> Null:
+    """The loss gap of simulated calibrated models: what finite M and n alone would show, to hold `loss_gap` against.
+
+    Args:
+        confidence: `[draws, n]` confidences of simulated models, calibrated by construction.
+        correct: `[draws, n]` their correctness.
+        m, group, folds, seed: as given to `loss_gap`, so that both split the questions alike.
+
+    Returns:
+        Mean, quantile, excess and p-value as for smECE; its values are the estimates of `loss_gap`, in nats.
+
+    Raises:
+        ValueError: as `loss_gap`; arrays that are not [draws, n].
+    """
+    pairs = checked_pairs(confidence, correct)
+    if pairs.confidence.ndim != 2:
+        raise ValueError(f"simulated_loss_gap takes [draws, n], got shape {pairs.confidence.shape}")
+    held = inside(pairs.confidence, m)
+    draws, n = held.shape
+    fold = folds_by_group(group, n, folds, seed=seed)
+    step = max(1, BATCH_ELEMENTS // (max(n, _CELLS * folds) * len(PENALTIES)))
+    values = np.empty(draws)
+    for start in range(0, draws, step):
+        block = slice(start, start + step)
+        tilts, _ = held_out_tilts(held[block], pairs.correct[block], fold)
+        values[block] = -loss_change(held[block], pairs.correct[block], tilts).mean(axis=-1)
+    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
+
+
+def _in_cells(confidence: FloatArray, correct: FloatArray, fold: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Questions counted in cells of logit c: the cells `[L]`, and number and correctness in them `[draw, fold, L]`.
+
+    Only for fitting, whose cost then hardly grows with n; tilts are applied, and losses taken, at c itself.
+    """
+    cells, cell = np.unique(np.round(logit(confidence) / CELL), return_inverse=True)
+    shape = (len(confidence), int(fold.max()) + 1, len(cells))
+    slot = (np.arange(shape[0])[:, None] * shape[1] + fold) * shape[2] + cell.reshape(confidence.shape)
+    weight, right = (
+        np.bincount(slot.ravel(), values.ravel(), minlength=np.prod(shape)).reshape(shape).astype(np.float64)
+        for values in (np.ones(confidence.shape), correct)
+    )
+    return cells * CELL, weight, right
+
+
+def _fit_choosing_penalty(logits: FloatArray, weight: FloatArray, correct: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Tilts `[draw, p]` fitted on all folds given, and their penalties `[draw]`, chosen by leaving each fold out.
+
+    The penalty is the one of least held-out loss; but there is no tilt (coefficients 0, penalty infinite) unless that
+    loss falls by more than its standard error (Breiman et al. 1984, the one-standard-error rule). The error is taken
+    over questions, a fractional correctness being a chance of being right, or over folds where that is larger, as it
+    is where groups hang together. Without the rule a calibrated model is tilted in vain in four folds out of ten.
+
+    Args:
+        logits: `[L]` middles of the cells.
+        weight, correct: `[draw, fold, L]` number of questions and sum of correctness.
+    """
+    whole, right = weight.sum(axis=1), correct.sum(axis=1)  # [draw, L]
+    finite = np.array(PENALTIES[1:])
+    others = np.broadcast_to(whole[:, None] - weight, (len(finite), *weight.shape))  # [penalty, draw, fold, L]
+    tau = fit_tilts(logits, others, np.broadcast_to(right[:, None] - correct, others.shape), finite[:, None, None])
+    tau = tau @ basis(logits).T
+    wrong = np.log1p(expit(logits) * np.expm1(tau))  # change of the loss where wrong; where right, tau less
+    by_fold = (weight * wrong - correct * tau).sum(axis=-1)  # [penalty, draw, fold]
+    change = by_fold.sum(axis=-1)
+    square = (weight * wrong**2 + correct * tau * (tau - 2 * wrong)).sum(axis=(-1, -2))
+    variance = square - change**2 / whole.sum(axis=-1)
+    error = np.sqrt(np.maximum(variance, by_fold.shape[-1] * by_fold.var(axis=-1, ddof=1)))
+
+    best = np.argmin(change, axis=0)
+    worth_it = np.take_along_axis(change + error, best[None], axis=0)[0] < 0
+    beta = fit_tilts(logits, whole, right, finite[best])
+    return np.where(worth_it[:, None], beta, 0.0), np.where(worth_it, finite[best], np.inf)
+
+
+def held_out_tilts(confidence: FloatArray, correct: FloatArray, fold: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Tau of each question by the tilt fitted without its fold, `[draw, n]`, and the penalties `[draw, fold]`.
+
+    Args:
+        confidence: `[draw, n]` in (0, 1).
+        correct: `[draw, n]`.
+        fold: `[n]` in [0, 3) or more.
+    """
+    cells, weight, right = _in_cells(confidence, correct, fold)
+    columns = basis(logit(confidence))  # [draw, n, p]
+    tilts, penalties = np.empty(confidence.shape), np.empty(weight.shape[:2])
+    for held_out in range(weight.shape[1]):
+        rest = np.delete(weight, held_out, axis=1), np.delete(right, held_out, axis=1)
+        beta, penalties[:, held_out] = _fit_choosing_penalty(cells, *rest)
+        questions = fold == held_out
+        tilts[:, questions] = np.einsum("dp,dqp->dq", beta, columns[:, questions])
+    return tilts, penalties

@@ -1,0 +1,1 @@
+"""What a calibrated model would show at the same n and M."""

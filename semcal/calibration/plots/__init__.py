@@ -1,0 +1,1 @@
+"""Figures of calibration, drawn on bare Matplotlib figures."""

@@ -1,0 +1,203 @@
+"""Figures beside the reliability diagram: confidence, selective answering, and what is left as M grows.
+
+Each function returns a Figure that belongs to no window and no pyplot state; save it with `figure.savefig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from semcal.calibration.checks import FloatArray, IntArray, checked_pairs, in_unit_interval
+from semcal.calibration.estimators.m_curve import MCurve
+from semcal.calibration.inference.bootstrap import Interval, groups, multiplicities
+from semcal.calibration.measures.selective import aurc, risk_coverage
+from semcal.calibration.nulls.null import pointwise_range
+from semcal.calibration.plots.reliability_diagram import BAND_RESAMPLES, BLUE, GREY, draw_histogram
+from semcal.seeds import keyed_generator
+
+# Okabe & Ito's colours; dashes and markers say the same again in grey.
+LINES = (
+    (BLUE, "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#009E73", "-.", "^"),
+    ("#CC79A7", ":", "D"),
+    ("#E69F00", (0, (5, 1)), "v"),
+    ("#56B4E9", (0, (3, 1, 1, 1)), "P"),
+)
+BAND_POINTS = 200
+MARKERS = 8  # on a line of many points
+
+
+def confidence_histogram(confidence: ArrayLike, *, title: str) -> Figure:
+    """How many questions have which confidence: a bar for each share k/M, or bins where there are many values.
+
+    Args:
+        confidence: `[n]` in [0, 1].
+        title: above the figure.
+
+    Raises:
+        ValueError: confidences are empty, NaN, outside [0, 1] or not one row.
+    """
+    shown = in_unit_interval("confidence", confidence)
+    if shown.ndim != 1:
+        raise ValueError(f"a histogram shows one run, got shape {shown.shape}")
+    figure = Figure(figsize=(5.0, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    draw_histogram(axes, shown)
+    axes.set(xlim=(-0.01, 1.01), xlabel="confidence", ylabel=f"questions (of {len(shown):,})")
+    axes.set_title(title, loc="left", fontsize=11)
+    _tidy(axes)
+    return figure
+
+
+def risk_coverage_curve(
+    runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str,
+    group: ArrayLike | None = None,
+    level: float = 0.95,
+    seed: int,
+) -> Figure:
+    """Error rate among the answered questions against the share answered, the surest first, for one run or more.
+
+    The band is the pointwise bootstrap over questions. A single run is drawn between the best order there could be
+    (all right answers first) and a confidence that tells nothing (the error rate).
+
+    Args:
+        runs: name -> (confidence `[n]`, correct `[n]`); the legend adds each run's AURC.
+        title: above the figure.
+        group: `[n]` labels of dependent questions for the bootstrap, of every run; None for independent ones.
+        level: coverage of the bands.
+        seed: of the bootstrap; runs of one n and grouping are drawn on the same resamples.
+
+    Raises:
+        ValueError: no runs; inputs as in `risk_coverage`; labels that do not match.
+    """
+    if not runs:
+        raise ValueError("there is no run to draw; give at least one")
+    figure = Figure(figsize=(5.0, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    highest = 0.0
+    for (name, (confidence, correct)), (colour, dashes, marker) in zip(runs.items(), cycle(LINES), strict=False):
+        pairs = checked_pairs(confidence, correct)
+        if pairs.confidence.ndim != 1:
+            raise ValueError(f"{name!r} has shape {pairs.confidence.shape}; want one row of questions")
+        n = len(pairs.confidence)
+        weight = multiplicities(groups(group, n), BAND_RESAMPLES, keyed_generator(seed, "risk-coverage"))
+        at = np.linspace(1 / n, 1, min(n, BAND_POINTS))
+        low, high = pointwise_range(_weighted_risk(pairs.confidence, pairs.correct, weight, at), level)
+        found = risk_coverage(pairs.confidence, pairs.correct)
+        axes.fill_between(at, low, high, color=colour, alpha=0.18, lw=0)
+        label = f"{name} (AURC {aurc(pairs.confidence, pairs.correct):.3f})"
+        style = {"color": colour, "ls": dashes, "marker": marker, "ms": 4, "markevery": max(1, n // MARKERS)}
+        axes.plot(found.coverage, found.risk, label=label, **style)
+        highest = max(highest, float(found.risk.max()), float(high.max()))
+        if len(runs) == 1:
+            _draw_bounds(axes, at, float(found.risk[-1]))
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.05 * highest or 1.0))
+    axes.set(xlabel="coverage: share of questions answered, the surest first", ylabel="risk: share of them wrong")
+    axes.set_title(title, loc="left", fontsize=11)
+    _tidy(axes)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8.5)
+    return figure
+
+
+def _draw_bounds(axes: Axes, coverage: FloatArray, error_rate: float) -> None:
+    """The best order there could be, and none."""
+    right = 1 - error_rate
+    best = np.concatenate([[coverage[0]], coverage[coverage > right]])  # 0 until all right answers are given
+    style = {"color": GREY, "lw": 1.2, "zorder": 1.5}
+    axes.axhline(error_rate, **style, ls=(0, (6, 3)), label="no information: the error rate")
+    axes.plot(
+        best, np.maximum(0.0, best - right) / best, **style, ls=(0, (1, 1.5)), label="oracle: right answers first"
+    )
+
+
+def _weighted_risk(confidence: FloatArray, correct: FloatArray, weight: FloatArray, coverage: FloatArray) -> FloatArray:
+    """Risk `[R, C]` at each coverage of resamples `weight [R, n]`; equal confidences are answered in random order.
+
+    In random order, errors grow linearly across a level, so that their sum is piecewise linear in coverage.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    starts = np.flatnonzero(np.diff(confidence[order], prepend=2.0))  # where a level begins
+    answered, wrong = (
+        np.cumsum(np.add.reduceat(each[:, order], starts, axis=1), axis=1) / weight.sum(axis=1, keepdims=True)
+        for each in (weight, weight * (1 - correct))
+    )
+    origin = np.zeros((len(weight), 1))
+    answered, wrong = np.hstack([origin, answered]), np.hstack([origin, wrong])
+    return np.stack([np.interp(coverage, a, w) for a, w in zip(answered, wrong, strict=True)]) / coverage
+
+
+def m_curve_figure(curve: MCurve, *, title: str) -> Figure:
+    """What finite M does: confidence and accuracy, and smECE with its simulated null, against samples a question.
+
+    The axis is linear in 1/sqrt(M), the rate at which the noise of shares falls, so that infinity has a place on it:
+    there the extrapolations stand, each with its interval.
+    """
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    left, right = figure.subplots(1, 2)
+    _against_m(left, curve, {"confidence": LINES[0], "accuracy": LINES[1]})
+    left.set(ylabel="mean over questions", title=_limit("signed gap", curve.limits.get("signed_gap"), "+.3f"))
+    _against_m(right, curve, {"smece": LINES[0], "null_mean": (GREY, ":", "D")})
+    right.set(ylabel="smooth calibration error", title=_limit("smECE", curve.limits.get("smece"), ".3f"))
+    right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
+    for axes in (left, right):
+        axes.title.set_fontsize(9)
+        axes.set_xlabel("samples a question M (linear in 1/√M)")
+        _tidy(axes)
+        axes.legend(loc="best", frameon=False, fontsize=8.5)
+    return figure
+
+
+NAMES = {"smece": "smECE", "null_mean": "calibrated model, same n and M"}
+
+
+def _against_m(axes: Axes, curve: MCurve, lines: Mapping[str, tuple[str, object, str]]) -> None:
+    """Lines over 1/sqrt(M), larger M to the right, and where they lead to."""
+    x = 1 / np.sqrt(curve.m)
+    both = all(name in curve.limits for name in lines)
+    shift = 0.02 * float(x[0]) if both else 0.0  # side by side, for two intervals may overlap
+    for place, (name, (colour, dashes, marker)) in enumerate(lines.items()):
+        values = getattr(curve, name)
+        axes.plot(x, values, color=colour, ls=dashes, marker=marker, ms=5, label=NAMES.get(name, name))  # pyright: ignore[reportArgumentType]
+        if name not in curve.limits:
+            continue
+        limit, at = curve.limits[name], shift * (1 - 2 * place)
+        axes.plot([x[-1], at], [values[-1], limit.estimate], color=colour, lw=0.8, ls=(0, (1, 2)))
+        axes.plot([at], [limit.estimate], color=colour, marker=marker, ms=6, mfc="white", ls="none")
+        axes.vlines(at, limit.low, limit.high, color=colour, lw=1.6)
+        axes.plot([at, at], [limit.low, limit.high], color=colour, marker="_", ms=7, ls="none")
+    axes.axvline(0, color=GREY, lw=0.6, zorder=0)
+    ticks = _ticks(curve.m)
+    axes.set_xticks([0.0, *(1 / np.sqrt(ticks))], ["∞", *map(str, ticks)])
+    axes.set_xlim(1.06 * float(x[0]), -0.06 * float(x[0]))
+
+
+def _ticks(m: IntArray) -> IntArray:
+    """Of the sample sizes, the largest and those below whose labels do not run into one another."""
+    kept = [int(m[-1])]
+    room = 0.1 / np.sqrt(m[0])
+    for size in m[-2::-1].tolist():
+        if 1 / np.sqrt(size) - 1 / np.sqrt(kept[-1]) >= room:
+            kept.append(size)
+    return np.array(kept)
+
+
+def _limit(name: str, limit: Interval | None, form: str) -> str:
+    if limit is None:
+        return ""
+    return f"{name} at M = ∞: {limit.estimate:{form}} [{limit.low:{form}}, {limit.high:{form}}]"
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", lw=0.7)
+    axes.set_axisbelow(True)

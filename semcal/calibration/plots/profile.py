@@ -1,0 +1,118 @@
+"""What a model is calibrated about: one set of samples under several collapsing functions, side by side.
+
+Knows the calibration of each B by name; knows no B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from semcal.calibration.plots.reliability_diagram import BLUE, GREY, LIGHT_GREY
+from semcal.calibration.summary import Calibration
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """Calibration of the same samples under one collapsing function; figures as in `Calibration`.
+
+    Attributes:
+        name: of the collapsing function.
+        classes: mean number of classes that the samples of a question fall into.
+        n: questions whose gold answer this B can see; fewer than the run has where token ids are not known.
+    """
+
+    name: str
+    classes: float
+    n: int
+    confidence: float
+    accuracy: float
+    signed_gap: float
+    smece: float
+    smece_low: float
+    smece_high: float
+    null_mean: float
+    null_q95: float
+    excess: float
+    p_value: float
+
+    @classmethod
+    def of(cls, name: str, classes: float, found: Calibration) -> ProfileRow:
+        """The figures of a profile out of a run's calibration under this B."""
+        return cls(
+            name,
+            classes,
+            found.n,
+            found.confidence,
+            found.accuracy,
+            found.signed_gap,
+            found.smece,
+            found.smece_low,
+            found.smece_high,
+            found.null_mean,
+            found.null_q95,
+            found.excess,
+            found.p_value,
+        )
+
+
+def calibration_profile(rows: Sequence[ProfileRow], *, title: str) -> Figure:
+    """A row for each B, the first on top: its smECE against chance, and its confidence against its accuracy.
+
+    Left, the dot is smECE with its interval, the grey bar reaches from 0 to where 95 % of calibrated models lie at this
+    n and M, and the tick in it is their mean. A B with a dot beyond its bar is one that the model is not calibrated
+    about. Right, the filled dot is accuracy and the open one confidence: open to the right is overconfident.
+
+    Args:
+        rows: at least one.
+        title: above the figure.
+
+    Returns:
+        A figure that belongs to no window and no pyplot state.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    if not rows:
+        raise ValueError("a profile needs at least one collapsing function")
+    figure = Figure(figsize=(8.0, 1.5 + 0.45 * len(rows)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    at = np.arange(len(rows))
+    _draw_errors(left, rows, at)
+    _draw_pairs(right, rows, at)
+    left.set(ylim=(len(rows) - 0.5, -0.5))  # shared: the first row on top
+    left.set_yticks(at, [f"{r.name}\n{r.classes:.1f} classes" for r in rows], fontsize=9)
+    for axes in (left, right):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    handles, labels = (a + b for a, b in zip(*(x.get_legend_handles_labels() for x in (left, right)), strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_errors(axes: Axes, rows: Sequence[ProfileRow], at: np.ndarray) -> None:
+    error = np.array([r.smece for r in rows])
+    ends = np.array([(r.smece_low, r.smece_high) for r in rows])
+    axes.barh(at, [r.null_q95 for r in rows], height=0.6, color=LIGHT_GREY, label="95 % of calibrated models")
+    axes.vlines([r.null_mean for r in rows], at - 0.3, at + 0.3, color=GREY, lw=1.5, label="mean of calibrated models")
+    known = np.isfinite(ends).all(axis=1)  # a single group of questions has no interval
+    axes.hlines(at[known], ends[known, 0], ends[known, 1], color=BLUE, lw=2)
+    axes.plot(error, at, "o", color=BLUE, ms=7, label="smECE and its interval")
+    far = max(np.nanmax(np.column_stack([ends, error])), max(r.null_q95 for r in rows), 0.02)
+    for y, row in zip(at, rows, strict=True):
+        axes.text(1.28 * far, y, f"p = {row.p_value:.3f}", ha="right", va="center", fontsize=8)
+    axes.set(xlim=(0, 1.3 * far), xlabel="smECE")
+    axes.locator_params(axis="x", nbins=6)
+
+
+def _draw_pairs(axes: Axes, rows: Sequence[ProfileRow], at: np.ndarray) -> None:
+    sure, right = [r.confidence for r in rows], [r.accuracy for r in rows]
+    axes.hlines(at, np.minimum(sure, right), np.maximum(sure, right), color=GREY, lw=1.5, zorder=1)
+    axes.plot(right, at, "o", color=BLUE, ms=6, label="accuracy")
+    axes.plot(sure, at, "o", ms=9, mfc="none", mec="black", mew=1.2, label="confidence", clip_on=False)
+    axes.set(xlim=(0, 1), xlabel="share of questions or samples")

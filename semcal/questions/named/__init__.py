@@ -1,0 +1,1 @@
+"""The named datasets, one file each, and the registry that lists them."""

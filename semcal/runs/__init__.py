@@ -1,0 +1,1 @@
+"""The run folder: atomic files, shards, tables and stored activations."""

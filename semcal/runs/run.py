@@ -1,0 +1,396 @@
+"""The run folder: what a run wrote, shard by shard, and how to read it back as tables.
+
+A run survives `kill -9` anywhere: every file is written to a temporary name and renamed, a shard of questions is there
+whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a question and
+never mixes with another configuration. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from semcal.errors import UserError
+from semcal.questions.question import Question
+from semcal.runs.stored_activations import Activations, Records, StoredActivations, layers_in, load, save
+
+SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A stretch of a run's questions that is written in one go.
+
+    Attributes:
+        key: File name without suffix: index and content key.
+        question_ids: The questions in it, in order.
+    """
+
+    key: str
+    question_ids: tuple[str, ...]
+
+
+def content_key(*parts: Any) -> str:
+    """16 hexadecimal digits that change when any of the parts does."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def shards(samples_key: str, question_ids: Sequence[str], size: int) -> list[Shard]:
+    """Cut the questions of a run into shards of `size`; the key of each covers what it holds and how it was made."""
+    parts = [tuple(question_ids[i : i + size]) for i in range(0, len(question_ids), size)]
+    return [Shard(f"{i:05d}-{content_key(samples_key, part)}", part) for i, part in enumerate(parts)]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing half-written is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if complaint := _disk_error(path, error):
+            raise complaint from error
+        raise
+
+
+def _disk_error(path: Path, error: BaseException) -> UserError | None:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return UserError(f"disk full while writing {path}; free some space and run again: what was finished is kept")
+    if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
+    return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """An existing run.
+
+        Raises:
+            UserError: the folder is no run.
+        """
+        run = cls(Path(folder))
+        if not run._path("config.yaml").is_file():
+            raise UserError(f"{folder} is no run folder: it has no config.yaml; `semcal ls` lists the runs")
+        return run
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def _path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    # ---- configuration ---------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, exactly as run."""
+        return yaml.safe_load(self._path("config.yaml").read_text())
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        write_atomically(self._path("config.yaml"), lambda p: p.write_text(text))
+
+    def manifest(self) -> dict[str, Any]:
+        """Versions, hashes, timings and the names of the shards; empty before sampling began."""
+        path = self._path("manifest.json")
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        self._write_json("manifest.json", manifest)
+
+    # ---- questions ------------------------------------------------------------------------------------------
+
+    def write_questions(self, table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
+        """`table`: as `questions` returns it; `aliases` of a closed answer space."""
+        self._write_parquet("questions.parquet", table)
+        self._write_json("aliases.json", dict(aliases))
+
+    def questions(self) -> pd.DataFrame:
+        """A row a question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash.
+
+        `written` is the gold answer as the run's style writes it, `written_ids` its token ids after the prompt, empty
+        where they are not known; runs of early versions have neither.
+        """
+        return self._parquet("questions.parquet")
+
+    def write_prompt_ids(self, ids: Sequence[Sequence[int]]) -> None:
+        """The token ids that the model reads for each question, which activations are held to when they are read."""
+        table = pd.DataFrame({"token_ids": [np.array(i, dtype=np.int32) for i in ids]})
+        self._write_parquet("prompts.parquet", table)
+
+    def prompt_ids(self) -> list[tuple[int, ...]]:
+        """The token ids that the model read for each question, where activations were captured."""
+        return [tuple(map(int, ids)) for ids in self._parquet("prompts.parquet")["token_ids"]]
+
+    def question_records(self) -> list[Question]:
+        """The questions as records."""
+        table = self.questions()
+        return [
+            Question(
+                id=row["id"],
+                text=row["text"],
+                answers=tuple(row["answers"]),
+                group=row["group"],
+                others=tuple(map(tuple, row.get("others", ()))),  # runs of early versions have none of these
+                incorrect=tuple(row.get("incorrect", ())),
+                choices=tuple(row.get("choices", ())),
+            )
+            for row in table.to_dict("records")
+        ]
+
+    def aliases(self) -> dict[str, str]:
+        """surface form -> class of a closed answer space; empty for an open one."""
+        return json.loads(self._path("aliases.json").read_text())
+
+    # ---- shards ---------------------------------------------------------------------------------------------
+
+    def has_shard(self, key: str, *, with_activations: bool) -> bool:
+        wanted = [self._path("samples", f"{key}.parquet")]
+        if with_activations:
+            wanted.append(self._path("activations", f"{key}.safetensors"))
+        return all(path.is_file() for path in wanted)
+
+    def write_samples(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows with SAMPLE_COLUMNS."""
+        table = pd.DataFrame(list(rows), columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
+        write_atomically(self._path("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
+
+    def append_partial(self, key: str, question_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the samples of one question of a shard that is not finished, where asking again would be dear."""
+        path = self._path("samples", f"{key}.partial.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps([question_id, *rows]) + "\n")
+
+    def partial(self, key: str) -> dict[str, list[dict[str, Any]]]:
+        """What `append_partial` kept: question -> rows. A last line that a kill tore is left out."""
+        path = self._path("samples", f"{key}.partial.jsonl")
+        kept: dict[str, list[dict[str, Any]]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(json.JSONDecodeError):
+                question_id, *rows = json.loads(line)
+                kept[question_id] = rows
+        return kept
+
+    def write_activations(
+        self,
+        key: str,
+        found: Mapping[str, Activations],
+        *,
+        dtype: str = "float32",
+        answer_rows: np.ndarray | None = None,
+    ) -> None:
+        """What was found at each position of a shard; `answer_rows` as `semcal.runs.stored_activations.save` takes it.
+
+        Raises:
+            UserError: a value beyond the range of the dtype.
+        """
+        tokenizer = str(self.manifest().get("tokenizer_hash", ""))
+        write_atomically(
+            self._path("activations", f"{key}.safetensors"),
+            lambda p: save(p, found, dtype=dtype, answer_rows=answer_rows, tokenizer_hash=tokenizer, shard=key),
+        )
+
+    def adopt_shard(self, other: Run, key: str, *, with_activations: bool) -> bool:
+        """Take a finished shard of the same content key from another run (the same samples under another B)."""
+        if other.folder == self.folder or not other.has_shard(key, with_activations=with_activations):
+            return False
+        parts = [("samples", f"{key}.parquet")] + ([("activations", f"{key}.safetensors")] if with_activations else [])
+        for part in parts:
+            source = other._path(*part)
+            write_atomically(self._path(*part), lambda p, source=source: _link_or_copy(source, p))
+        return True
+
+    def shard_keys(self) -> list[str]:
+        """The shards this run consists of, in order, written or not."""
+        return list(self.manifest().get("shards", []))
+
+    def missing_shards(self) -> list[str]:
+        captured = bool(self.manifest().get("positions"))
+        return [k for k in self.shard_keys() if not self.has_shard(k, with_activations=captured)]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether every question has its samples (and activations, where they are captured)."""
+        return bool(self.shard_keys()) and not self.missing_shards()
+
+    def samples(self) -> pd.DataFrame:
+        """A row a distinct sequence: question_id, text, token_ids, count, logprob (nats), finish.
+
+        `count` is absent after exact enumeration, `token_ids` is empty and `logprob` may be NaN for served models.
+        """
+        tables = [self._parquet(f"samples/{key}.parquet") for key in self.shard_keys()]
+        return pd.concat(tables, ignore_index=True)
+
+    def activation_layers(self, position: str) -> tuple[str, ...]:
+        """Hook names of what was captured at a position, or at `POSITION/attn_z`.
+
+        Raises:
+            UserError: nothing was captured there.
+        """
+        try:
+            return layers_in(self._activation_files()[0], position)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+
+    def activations(self, position: str, layers: Sequence[str] | None = None) -> StoredActivations:
+        """Activations at a position, or those of its heads at `POSITION/attn_z`; questions in the order of
+        `questions()`. With `layers`, nothing but these is read, so that a large run can be gone through by layers.
+
+        Raises:
+            UserError: nothing was captured there, or it was read at other tokens than this run's records say.
+        """
+        samples = [self._path("samples", f"{key}.parquet") for key in self.shard_keys()]
+        records = Records(str(self.manifest().get("tokenizer_hash", "")), self._path("prompts.parquet"), samples)
+        try:
+            return load(self._activation_files(), position, layers, records=records)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+
+    def _activation_files(self) -> list[Path]:
+        files = [self._path("activations", f"{key}.safetensors") for key in self.shard_keys()]
+        missing = next((f for f in files if not f.is_file()), None)
+        if missing is not None or not files:
+            shard = missing.stem if missing else "any"
+            raise UserError(f"no activations in shard {shard}; run its study again with capture switched on")
+        return files
+
+    # ---- results --------------------------------------------------------------------------------------------
+
+    def write_classes(self, table: pd.DataFrame) -> None:
+        """question_id, klass, count, mass, mass_high, is_gold, is_unparsed."""
+        self._write_parquet("classes.parquet", table)
+
+    def classes(self) -> pd.DataFrame:
+        """A row a question and class: question_id, klass, count, mass, mass_high, is_gold, is_unparsed.
+
+        The gold class has a row of mass 0 where it was never sampled. After exact enumeration `count` is absent and the
+        true mass lies between `mass` and `mass_high`; otherwise the two are the same share of the samples.
+        """
+        return self._parquet("classes.parquet")
+
+    def write_agreement(self, agreement: Mapping[str, Any]) -> None:
+        """How the samples look under several collapsing functions."""
+        self._write_json("agreement.json", agreement)
+
+    def write_intermediate(self, table: pd.DataFrame) -> None:
+        """question_id, token, expected_confidence."""
+        self._write_parquet("intermediate.parquet", table)
+
+    def intermediate(self) -> pd.DataFrame:
+        """A row a question and token index i: see `semcal.semantics.intermediate`."""
+        return self._parquet("intermediate.parquet")
+
+    def write_calibration(self, result: Mapping[str, Any]) -> None:
+        self._write_json("calibration.json", result)
+
+    def calibration(self) -> dict[str, Any]:
+        """The figures of `semcal.calibration.calibrate` and the name of B; empty before `semcal score`."""
+        path = self._path("calibration.json")
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_probes(self, table: pd.DataFrame) -> None:
+        self._write_parquet("probes.parquet", table)
+
+    def probes(self) -> pd.DataFrame:
+        """A row per target and layer (see `probes.evaluation.layerwise`); empty before `semcal probe`."""
+        return self._parquet_if_any("probes.parquet")
+
+    def write_interventions(self, table: pd.DataFrame) -> None:
+        self._write_parquet("interventions.parquet", table)
+
+    def interventions(self) -> pd.DataFrame:
+        """One row per intervention, random controls included (see `probes.interventions.effects`)."""
+        return self._parquet_if_any("interventions.parquet")
+
+    def write_probe_confidence(self, table: pd.DataFrame) -> None:
+        self._write_parquet("probe_confidence.parquet", table)
+
+    def probe_confidence(self) -> pd.DataFrame:
+        """A row a source of confidence (see `probes.probe_confidence.ConfidenceRow`); empty before it was measured."""
+        return self._parquet_if_any("probe_confidence.parquet")
+
+    def write_probe_losses(self, table: pd.DataFrame) -> None:
+        self._write_parquet("probe_losses.parquet", table)
+
+    def probe_losses(self) -> pd.DataFrame:
+        """Held-out KL of probe and marginal in nats, a row a question, position, rung and layer, for the target
+        "classes"; empty before `semcal probe`."""
+        return self._parquet_if_any("probe_losses.parquet")
+
+    def forget_results(self) -> None:
+        """Remove what was computed from samples and activations, which stay."""
+        for name in ("classes.parquet", "intermediate.parquet", "calibration.json", "interventions.parquet"):
+            self._path(name).unlink(missing_ok=True)
+        self.forget_probes()
+
+    def forget_probes(self) -> None:
+        """Remove the probes' table and the page and figures that show it."""
+        names = ("probes", "probe_losses", "probe_confidence")
+        tables = [self._path(f"{name}.parquet") for name in names]
+        for path in (*tables, self._path("report.html"), *self._path("figures").glob("*")):
+            path.unlink(missing_ok=True)
+
+    def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
+        write_atomically(self._path(name), lambda p: table.to_parquet(p, index=False))
+
+    def _parquet_if_any(self, name: str) -> pd.DataFrame:
+        path = self._path(name)
+        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
+    def _parquet(self, name: str) -> pd.DataFrame:
+        path = self._path(name)
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no {name} yet; `semcal run` its study first")
+        return pd.read_parquet(path)
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
+        write_atomically(self._path(name), lambda p: p.write_text(text))
+
+
+def plain(value: Any) -> Any:
+    """JSON knows neither NaN nor numpy: a figure that is not defined is null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        target.write_bytes(source.read_bytes())

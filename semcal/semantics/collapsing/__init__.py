@@ -1,0 +1,1 @@
+"""The collapsing functions B, one file each, and the contract that all of them keep."""

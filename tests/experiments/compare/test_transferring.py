@@ -1,0 +1,110 @@
+"""`semcal transfer`: what is read from runs, what is refused; and a run's probe confidence with its costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from transformers import LlamaConfig
+
+from experiments.compare.pairs import chosen_runs
+from experiments.compare.transfer_runs import explanation, transfer_runs
+from experiments.pipeline.cell import stored_cell
+from experiments.probe.confidence_rows import costs, probe_confidence
+from tests.conftest import CONFIGS, ROPE, save_checkpoint
+from tests.experiments.conftest import run_dict
+from tests.experiments.pipeline.test_cli import semcal
+
+LAST = "blocks.2.hook_resid_post"
+
+
+@pytest.fixture
+def lean(study_dict):
+    """Captured, but not probed: transfer and probe confidence fit probes of their own."""
+    return study_dict | {"probes": {"enabled": False, "folds": 3}}
+
+
+@pytest.fixture
+def styles(tmp_path, lean):
+    return run_dict(tmp_path, lean | {"styles": ["concise", "sentence"]})
+
+
+def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
+    out = tmp_path / "out"
+    folders = [run.folder for run in styles]
+    code, said, err = semcal(monkeypatch, capsys, "transfer", *folders, "--out", out)
+    assert code == 0, err
+    for word in ("trained on", "concise", "sentence", "noise ceiling", LAST, "cross-validated"):
+        assert word in said, word
+    table = pd.read_csv(out / "transfer.csv")
+    assert list(zip(table["trained_on"], table["tested_on"], strict=True)) == [
+        ("concise", "concise"),
+        ("concise", "sentence"),
+        ("sentence", "concise"),
+        ("sentence", "sentence"),
+    ]
+    assert set(table["layer"]) == {LAST}
+    assert (table["n"] == 48).all()
+    assert (out / "transfer.png").stat().st_size > 1000
+    assert (out / "transfer.svg").is_file()
+
+
+def test_a_layer_and_a_target_can_be_named(styles):
+    runs, _, _ = chosen_runs([str(run.folder) for run in styles], [])
+    first = transfer_runs(runs, layer="blocks.0.hook_resid_pre", target="b_confidence")
+    assert first.layer == "blocks.0.hook_resid_pre"
+    assert {cell.covered for cell in first.cells} == {1.0}
+    assert "KL of B-confidence explained" in explanation(first)
+    assert first.cells != transfer_runs(runs, target="b_confidence").cells
+
+
+def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_path, lean, styles):
+    def refused(*arguments) -> str:
+        code, _, err = semcal(monkeypatch, capsys, "transfer", *arguments, "--out", tmp_path / "out")
+        assert code == 2
+        assert "Traceback" not in err
+        return err.strip().splitlines()[-1]
+
+    one, two = (run.folder for run in styles)
+    assert "a pair needs two" in refused(one)
+    assert f"did you mean {LAST!r}" in refused(one, two, "--layer", "blocks.2.resid_post")
+    assert "did you mean 'classes'" in refused(one, two, "--target", "clases")
+    (blind,) = run_dict(tmp_path, lean | {"name": "blind", "capture": {"positions": []}})
+    assert f"{blind.folder} holds no activations" in refused(one, blind.folder)
+    monkeypatch.setitem(
+        CONFIGS,
+        "small",
+        lambda: LlamaConfig(**ROPE | {"hidden_size": 16, "num_hidden_layers": 2}, num_key_value_heads=2),
+    )
+    model = {"path": str(save_checkpoint(tmp_path / "small-llama", "small")), "device": "cpu"}
+    (other,) = run_dict(tmp_path, lean | {"name": "other", "models": [model]})
+    assert f"the last layer is {LAST} in {one} and blocks.1" in refused(one, other.folder)
+    assert "32 features and" in refused(one, other.folder, "--layer", "blocks.0.hook_resid_post")
+
+
+def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):
+    run = styles[0]
+    cell = stored_cell(run)
+    samples, classes, scalar = probe_confidence(cell, run)
+    table = run.probe_confidence()
+    assert list(table["source"]) == ["samples", "class probe", "confidence probe"]
+    assert samples.smece == run.calibration()["smece"]
+    assert scalar.accuracy == pytest.approx(run.calibration()["accuracy"])
+    assert 0 < classes.confidence <= 1
+    assert table["prompt_tokens"].nunique() == 1
+    rows = run.samples()
+    assert samples.generated_tokens == pytest.approx(sum(rows["count"] * rows["token_ids"].map(len)) / 48)
+    assert 0 < samples.rows_decoded <= samples.generated_tokens
+    assert (classes.generated_tokens, classes.rows_decoded) == (0, 0)
+    assert 0 < classes.seconds < samples.seconds
+    run.forget_results()
+    assert run.probe_confidence().empty
+
+
+def test_the_cost_of_samples_taken_from_another_run_is_not_known(tmp_path, lean):
+    bs = [{"kind": "exact"}, {"kind": "kth-word", "k": 1}]
+    first, second = run_dict(tmp_path, lean | {"semantics": bs})
+    assert np.isfinite(costs(first)[0].seconds)
+    sampling, probing = costs(second)
+    assert np.isnan([sampling.seconds, sampling.rows_decoded, probing.seconds]).all()
+    assert sampling.generated_tokens == costs(first)[0].generated_tokens

@@ -1,0 +1,130 @@
+"""A study that cannot be is refused in one line that names the key, what it got and the nearest valid name."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.config.parsing import load_study
+from semcal import UserError
+from tests.experiments.conftest import write_study
+
+
+def refused(tmp_path, study, *overrides):
+    with pytest.raises(UserError) as caught:
+        load_study(write_study(tmp_path, study), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_study_and_its_grid(tmp_path, study_dict):
+    study = load_study(write_study(tmp_path, study_dict | {"styles": ["concise", "cot"]}), ["sampling.m=20", "seed=3"])
+    assert [c.style for c in study.cells()] == ["concise", "cot"]
+    assert study.cells()[0].sampling.m == 20
+    assert len({c.folder for c in study.cells()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": {"temprature": 1}}, "unknown key 'sampling.temprature', did you mean 'temperature'"),
+        ({"modles": []}, "unknown key 'modles', did you mean 'models'"),
+        ({"temperature": 1}, "unknown key 'temperature'; it belongs under 'sampling'"),
+        ({"sampling": {"m": 1}}, "sampling.m: input should be greater than or equal to 2, got 1"),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature: .*greater than 0, got 0"),
+        ({"sampling": {"temperature": -1}}, "sampling.temperature"),
+        ({"sampling": {"m": "many"}}, "sampling.m: .*got 'many'"),
+        ({"styles": ["concice"]}, "styles.0: 'concice' is none of .*, did you mean 'concise'"),
+        (
+            {"sampling": {"max_new_tokens": {"concsie": 3}}},
+            "unknown key 'sampling.max_new_tokens.concsie', did you mean 'concise'",
+        ),
+        ({"sampling": {"temperature": float("inf")}}, "sampling.temperature"),
+        ({"styles": []}, "styles: .*at least 1"),
+        (
+            {"datasets": [{"kind": "trivaqa", "path": "x"}]},
+            "datasets.0: unknown kind 'trivaqa', did you mean 'triviaqa'",
+        ),
+        ({"datasets": [{"path": "x"}]}, "datasets.0: key 'kind' is missing"),
+        ({"datasets": [{"kind": "jsonl"}]}, "key 'datasets.0.path' is missing"),
+        (
+            {"datasets": [{"kind": "atlas", "family": "fact"}]},
+            "'fact' is none of facts, routes, myths, did you mean 'facts'",
+        ),
+        ({"datasets": [{"kind": "jsonl", "path": "x", "pth": 1}]}, "unknown key 'datasets.0.pth', did you mean 'path'"),
+        ({"styles": ["continuation"]}, "'continuation' needs a dataset of kind continuation"),
+        ({"datasets": [{"kind": "continuation", "path": "x"}]}, "whose only style is 'continuation'"),
+        ({"styles": ["concise", "concise"]}, "'concise' stands twice"),
+        ({"prompting": {"shots": 5, "exemplars": 3}}, "shots is 5 but exemplars is 3"),
+        ({"capture": {"positions": []}}, "nothing to probe"),
+        (
+            {"capture": {"positions": ["last_promt_token"]}},
+            "capture.positions: 'last_promt_token' is no position, did you mean 'last_prompt_token'",
+        ),
+        ({"capture": {"positions": ["chain_0", "chain_0"]}}, "capture.positions: 'chain_0' stands twice"),
+        ({"capture": {"hooks": ["blocks.*.hook_mlpout"]}}, r"capture.hooks: .* did you mean 'blocks.\*.hook_mlp_out'"),
+        ({"capture": {"hooks": ["blocks.*.attn.hook_z"]}}, "reads heads alone, which probes do not"),
+        ({"capture": {"positions": ["all_question_tokens"]}}, "every token alone, which linear probes do not read"),
+        ({"capture": {"dtype": "fp16"}}, "capture.dtype: 'fp16' is none of .*, did you mean 'float16'"),
+        ({"capture": {"position": ["chain_0"]}}, "unknown key 'capture.position', did you mean 'positions'"),
+        ({"sampling": {"exact": {"epsilon": 2}}}, "sampling.exact.epsilon"),
+        (
+            {"models": [{"path": "http://localhost:1/v1"}]},
+            "is served, so nothing can be captured; set capture.positions",
+        ),
+        ({"models": [{"path": "http://localhost:1/v1", "prompt": "chat"}]}, "completions endpoint; set its prompt"),
+        ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served is for the address of a server"),
+        ({"models": [{"path": "x", "dtype": "fp16"}]}, "models.0.dtype: 'fp16' is none of .*, did you mean 'float16'"),
+    ],
+)
+def test_impossible_studies(tmp_path, study_dict, change, message):
+    import re
+
+    assert re.search(message, refused(tmp_path, study_dict | change))
+
+
+def test_a_continuation_needs_kth_word(tmp_path, study_dict):
+    study = study_dict | {"datasets": [{"kind": "continuation", "path": "x"}], "styles": ["continuation"]}
+    assert "kth-word" in refused(tmp_path, study)
+    load_study(write_study(tmp_path, study | {"semantics": [{"kind": "kth-word", "k": 2}]}))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.m", "write it as key=value"),
+        ("models.7.path=x", "'7' is no place in a list of 1"),
+        ("models.first.path=x", "'first' is no place"),
+        ("name.deep=x", "'name|name is a value"),
+        ("sampling.mm=3", "unknown key 'sampling.mm', did you mean 'm'"),
+    ],
+)
+def test_overrides_that_lead_nowhere(tmp_path, study_dict, override, message):
+    import re
+
+    assert re.search(message, refused(tmp_path, study_dict, override))
+
+
+def test_files_that_are_no_study(tmp_path):
+    with pytest.raises(UserError, match=r"no file .*nope\.yaml"):
+        load_study(tmp_path / "nope.yaml")
+    (tmp_path / "study.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"study\.yaml:\d+: not YAML"):
+        load_study(tmp_path / "study.yaml")
+    with pytest.raises(UserError, match=r"did you mean 'study\.yaml'"):
+        load_study(tmp_path / "studi.yaml")
+    (tmp_path / "study.yaml").write_text("just text")
+    with pytest.raises(UserError, match="a study is a mapping"):
+        load_study(tmp_path / "study.yaml")
+    with pytest.raises(UserError, match="is a folder"):
+        load_study(tmp_path)
+
+
+def test_the_shipped_studies_are_valid():
+    from pathlib import Path
+
+    import experiments
+
+    files = sorted((Path(experiments.__file__).parent / "studies").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert load_study(file).cells()

@@ -1,0 +1,160 @@
+"""`semcal intervene`: what is fitted on and what is changed, resumed and refused, and what stands in the run folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from experiments.probe import intervene as intervening
+from experiments.probe.intervene import intervene_run
+from experiments.probe.intervention_plan import Halves, Wanted
+from probes.plots.dose_response import dose_response
+from semcal import Run, UserError
+from tests.experiments.conftest import run_dict
+from tests.experiments.pipeline.test_cli import semcal
+
+ABLATE = Wanted("ablate", ranks=(2,), random=2)
+
+
+@pytest.fixture
+def run(tmp_path, study_dict) -> Run:
+    captured = {"positions": ["last_prompt_token", "question_mean", "after_1_tokens"]}
+    sampling = study_dict["sampling"] | {"max_rows": 200, "shard_size": 48}
+    study = study_dict | {"capture": captured, "sampling": sampling, "probes": {"enabled": False}}
+    (made,) = run_dict(tmp_path, study)
+    return made
+
+
+def test_an_intervention_stands_in_the_run_with_its_controls(run):
+    found = intervene_run(run, ABLATE, layers=["1", "blocks.2.hook_resid_post"], n=16)
+    pd.testing.assert_frame_equal(found, run.interventions())
+    assert list(found["kind"]) == ["none"] * 2 + ["ablate"] * 10
+    same, other = found.iloc[0], found.iloc[1]
+    assert (same["name"], same["tv"], same["d_smece"]) == ("same seed", 0, 0)  # the run is reproduced
+    assert other["tv"] > 0.05
+    assert set(found["n"]) == {16}
+    made = found[found["kind"] == "ablate"]
+    assert list(made["control"])[:5] == ["", "isotropic", "isotropic", "matched", "matched"]
+    own = made[made["control"] == ""]
+    assert (own["change"] > 0).all()
+    assert own["p_tv_matched"].between(1 / 3, 1).all()
+    assert own["tv_low"].notna().all()
+    assert made.loc[made["control"] != "", "overlap"].between(0, 1).all()
+
+
+def test_no_question_both_fits_and_is_changed(run):
+    group = [f"g{i // 3}" for i in range(60)]
+    for seed in range(5):
+        halves = Halves.of(group, 12, seed)
+        assert not {group[i] for i in halves.fit} & {group[i] for i in halves.changed}
+        assert (len(halves.fit), len(halves.changed)) == (30, 12)
+    asked = []
+    real = intervening.intervene
+
+    def watched(model, prompts, *rest, **more):
+        asked.extend(p.key for p in prompts)
+        return real(model, prompts, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(intervening, "intervene", watched)
+        intervene_run(run, ABLATE)
+    questions = run.questions()
+    fit = Halves.of([str(g) for g in questions["group"]], 300, 0).fit
+    assert not set(asked) & set(questions["id"].iloc[fit])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "position", "named"),
+    [
+        (Wanted("steer", sizes=(-2.0, 2.0), random=1), "last_prompt_token", "confidence"),
+        (Wanted("patch", random=2), "last_prompt_token", "high into low"),
+        (Wanted("ablate", ranks=(1, 2), random=1), "question_mean", "probe"),
+    ],
+)
+def test_every_kind_and_position(run, wanted, position, named):
+    found = intervene_run(run, wanted, position=position, layers=["1"])
+    made = found[found["kind"] == wanted.kind]
+    assert made["name"].iloc[0] == named
+    assert (made["change"] > 0).all()
+    if wanted.kind == "steer":
+        own, controls = made[made["control"] == ""], made[made["control"] != ""]
+        np.testing.assert_allclose(controls["change"], own["change"].iloc[0], rtol=1e-4)  # all of one norm
+    figure = dose_response(found, title="a run")
+    assert len(figure.axes) == 3
+    with pytest.raises(ValueError, match="0 kinds"):
+        dose_response(found[found["kind"] == "none"], title="nothing")
+
+
+def test_what_was_finished_is_kept_and_not_made_again(run, monkeypatch):
+    real, seen = intervening.effect, []
+
+    def dies(*arguments, **more):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return real(*arguments, **more)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(intervening, "effect", dies)
+        with pytest.raises(KeyboardInterrupt):
+            intervene_run(run, ABLATE)
+    assert len(run.interventions()) == 4
+    monkeypatch.setattr(intervening, "effect", lambda *a, **k: (seen.append(1), real(*a, **k))[1])
+    broken_then_whole = intervene_run(run, ABLATE)
+    assert len(seen) == 7
+    (run.folder / "interventions.parquet").unlink()
+    pd.testing.assert_frame_equal(intervene_run(run, ABLATE), broken_then_whole)
+    monkeypatch.setattr(intervening, "Models", lambda: pytest.fail("nothing is left to do"))
+    pd.testing.assert_frame_equal(intervene_run(run, ABLATE), broken_then_whole)
+    run.forget_results()  # as after `semcal score` with another B
+    assert run.interventions().empty
+
+
+def test_the_command(run, monkeypatch, capsys):
+    code, out, err = semcal(monkeypatch, capsys, "intervene", run.folder, "--layer", 1, "--rank", 2, "--random", 1)
+    assert code == 0, err
+    for said in ("left alone, another seed", "ablate rank 2,", "1 × matched, overlap"):
+        assert said in out, said
+    (figure,) = (run.folder / "figures").glob("ablate-blocks.1*.png")
+    assert str(figure) in out
+    assert figure.with_suffix(".svg").is_file()
+    page = (run.folder / "report.html").read_text()
+    assert "<h2>Interventions</h2>" in page
+    assert f'alt="{figure.stem}"' in page
+    assert "1 × matched, overlap" in page
+
+
+def test_refusals_in_a_line(run, monkeypatch, capsys):
+    for arguments, said in (
+        (["--layer", 9], "layer 9 was not captured in"),
+        (["--layer", 9], "the nearest is 2; there is blocks.0.hook_resid_pre"),
+        (["--layer", "blocks.1.hook_resid_pst"], "did you mean 'blocks.1.hook_resid_post'"),
+        (["--kind", "ablat"], "unknown kind 'ablat', did you mean 'ablate'"),
+        (["--size", "-1"], "--size with --kind steer"),
+        (["--position", "after_1_tokens"], "after_1_tokens cannot be changed"),
+        (["--position", "last_question_token"], "nothing captured at position 'last_question_token'"),
+    ):
+        code, _, err = semcal(monkeypatch, capsys, "intervene", run.folder, *arguments)
+        assert code == 2
+        assert said in err.replace("\n", ""), err
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    for change, said in (
+        ({"sampling": config["sampling"] | {"exact": {}}}, "was enumerated; interventions sample"),
+        ({"capture": config["capture"] | {"positions": []}}, "has no activations"),
+        ({"model": config["model"] | {"path": "http://localhost:1/v1"}}, "is served, and what a server computes"),
+    ):
+        (run.folder / "config.yaml").write_text(yaml.safe_dump(config | change))
+        with pytest.raises(UserError, match=said):
+            intervene_run(run, ABLATE)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    run.write_manifest(manifest | {"weights_hash": "sha256:0"})
+    with pytest.raises(UserError, match="holds other weights or another tokenizer than"):
+        intervene_run(run, ABLATE)
+    (run.folder / "calibration.json").unlink()
+    with pytest.raises(UserError, match="is not finished; `semcal run` its study first"):
+        intervene_run(run, ABLATE)

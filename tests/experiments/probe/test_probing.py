@@ -1,0 +1,222 @@
+"""What `semcal probe` fits is what the study says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from experiments.config.parsing import load_study
+from experiments.config.study import ProbesConfig
+from experiments.pipeline.cell import stored_cell
+from experiments.probe.at_position import compare_last_layers
+from experiments.report.summary_table import last_layer
+from experiments.score.analysis import probe
+from semcal import Run, UserError
+from tests.experiments.conftest import run_dict, write_study
+from tests.experiments.pipeline.test_cli import semcal
+
+FINISHED: dict[str, Run] = {}
+
+
+@pytest.fixture
+def run(tmp_path, study_dict) -> Run:
+    """A copy of one finished run, for sampling it anew would take most of the time."""
+    if not FINISHED:
+        FINISHED["run"] = run_dict(tmp_path, study_dict)[0]
+    return Run(Path(shutil.copytree(FINISHED["run"].folder, tmp_path / "copy")))
+
+
+def probed(run: Run, **settings) -> Run:
+    cell = stored_cell(run)
+    given = {"folds": 3, "permutations": 2} | settings
+    probe(cell.model_copy(update={"probes": ProbesConfig(**given)}), run)
+    return run
+
+
+def test_by_default_linear_probes_of_all_layers_stand_beside_words_and_lengths(run):
+    table = run.probes()
+    assert set(table["rung"]) == {"linear", "baseline:tfidf"}
+    classes = table[table["target"] == "classes"]
+    assert list(classes["layer"]) == [*run.activation_layers("last_prompt_token"), "tf-idf and length"]
+    assert last_layer(table, "classes")["layer"] == run.activation_layers("last_prompt_token")[-1]
+    assert (classes["ceiling_low"] <= classes["ceiling"]).all()
+    scalar = table[table["target"] == "b_confidence"]
+    assert scalar["ceiling"].between(0, 1).all()
+
+
+def test_every_rung_and_target_has_its_rows(run):
+    targets = ["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
+    rungs = ["linear", "ridge-logit", "low-rank", "mlp"]
+    table = probed(run, targets=targets, rungs=rungs, baselines=["marginal", "tfidf"]).probes()
+    assert set(table["target"]) == set(targets)
+    names = run.activation_layers("last_prompt_token")
+    for rung in rungs[1:]:
+        rows = table[(table["rung"] == rung) & (table["target"] == "classes")]
+        assert list(rows["layer"]) == [names[len(names) // 2], names[-1]]
+        assert rows["control"].notna().all()
+    assert set(table.loc[table["rung"] == "mlp", "target"]) == {"classes", "ranked", "mode_correct"}
+    assert (table.loc[table["rung"] == "baseline:marginal", "explained"] == 0).all()
+    assert table.loc[table["target"].isin(["ranked", "mode_correct", "n_classes"]), "ceiling"].isna().all()
+
+
+def test_layers_are_chosen_by_name_and_one_that_was_not_captured_is_refused(run):
+    table = probed(run, targets=["classes"], rungs=["ridge-logit"], rung_layers=["blocks.0.hook_resid_pre"]).probes()
+    assert list(table["layer"]) == ["blocks.0.hook_resid_pre", "tf-idf and length"]
+    assert last_layer(table, "classes") is None
+    with pytest.raises(UserError, match=r"rung_layers: .*'blocks.0.resid_pre', did you mean 'blocks.0.hook_resid_pre'"):
+        probed(run, rungs=["mlp"], rung_layers=["blocks.0.resid_pre"])
+
+
+def test_held_out_losses_are_kept_by_question_and_give_the_table(run):
+    table, losses = run.probes(), run.probe_losses()
+    table = table[table["target"] == "classes"].set_index(["rung", "layer"])
+    assert set(losses["question_id"]) == set(run.questions()["id"])
+    for key, rows in losses.groupby(["rung", "layer"]):
+        explained = 1 - rows["probe_nats"].sum() / rows["baseline_nats"].sum()
+        assert explained == pytest.approx(table.loc[key, "explained"], abs=1e-5)
+    run.forget_probes()
+    assert run.probe_losses().empty
+
+
+def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, run):
+    hot = study_dict | {"name": "hot"}
+    (other,) = run_dict(tmp_path, hot, "sampling.temperature=3.0")
+    found, told = compare_last_layers(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
+    assert set(found) == {"linear"}
+    assert told == ""
+    for side, of in (("a", run), ("b", other)):
+        own = last_layer(of.probes(), "classes")
+        assert own is not None
+        assert getattr(found["linear"], side) == pytest.approx(own["of_ceiling"], abs=1e-5)
+    other.forget_probes()
+    with pytest.raises(UserError, match=r"holds no probes.*semcal probe"):
+        compare_last_layers(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
+
+
+def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):
+    capture = {"positions": ["last_prompt_token", "all_question_tokens"]}
+    probes = {"folds": 3, "permutations": 0, "targets": ["classes"], "rungs": ["linear", "attention"]}
+    (run,) = run_dict(tmp_path, study_dict | {"capture": capture, "probes": probes})
+    table = run.probes()
+    rows = table[table["rung"] == "attention"]
+    assert set(rows["position"]) == {"all_question_tokens"}
+    assert len(rows) == 2
+    assert rows["selectivity"].notna().all()
+    assert rows["p_value"].between(0.001, 1).all()
+    assert set(table.loc[table["rung"] == "linear", "position"]) == {"last_prompt_token"}
+
+
+@pytest.mark.parametrize(
+    ("probes", "message"),
+    [
+        ({"rungs": ["attention"]}, "add all_question_tokens to capture.positions"),
+        ({"rungs": ["mpl"]}, "mlp"),
+        ({"baselines": ["tf-idf"]}, "tfidf"),
+        ({"targets": ["mode-correct"]}, "mode_correct"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(tmp_path, study_dict, probes, message):
+    with pytest.raises(UserError, match=message):
+        load_study(write_study(tmp_path, study_dict | {"probes": probes}))
+
+
+# ---- bad input, by the library and by the command -------------------------------------------------------------------
+
+
+def refused(monkeypatch, capsys, run: Run, **probes) -> str:
+    """The one line that `semcal probe RUN` ends with, the run's stored configuration asking for these probes."""
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    given = {"probes": config["probes"] | {"targets": ["classes"], "baselines": []} | probes}
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config | given))
+    code, _, err = semcal(monkeypatch, capsys, "probe", run.folder)
+    assert (code, "Traceback" in err) == (2, False), err
+    return err.strip().splitlines()[-1]
+
+
+def shard(run: Run) -> Path:
+    return run.folder / "activations" / f"{run.shard_keys()[0]}.safetensors"
+
+
+def test_constant_targets_are_warned_of_and_explain_nothing(run, caplog):
+    table = run.questions()
+    one = {"klass": "red", "count": 8, "mass": 1.0, "mass_high": 1.0, "is_gold": False, "is_unparsed": False}
+    run.write_classes(pd.DataFrame({"question_id": table["id"]}).assign(**one).astype({"count": "Int64"}))
+    targets = ["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
+    with caplog.at_level("WARNING"):
+        found = probed(run, targets=targets, rungs=["linear", "ridge-logit", "mlp"], baselines=["tfidf"]).probes()
+    for name in targets:
+        (said,) = (r.getMessage() for r in caplog.records if f"target {name} " in r.getMessage())
+        assert "is the same for all 48 questions" in said
+        assert "ask other questions, draw more samples, or choose another B" in said
+        assert "\n" not in said
+    np.testing.assert_allclose(found[["explained", "control"]].fillna(0), 0, atol=1e-4)
+    assert (found["p_value"].fillna(1) == 1).all()
+    assert set(found["target"]) == set(targets)
+
+
+def test_more_folds_than_groups_are_refused(run, monkeypatch, capsys):
+    said = refused(monkeypatch, capsys, run, folds=49)
+    assert "48 groups of questions cannot be split into 49 folds; lower probes.folds" in said
+
+
+def test_a_position_that_few_questions_have_is_left_out_with_a_word(tmp_path, study_dict, caplog):
+    capture = {"positions": ["last_prompt_token", "after_4_tokens"]}
+    (run,) = run_dict(tmp_path, study_dict | {"capture": capture, "probes": {"enabled": False}})
+    there = int(run.activations("after_4_tokens").present.sum())
+    with caplog.at_level("WARNING"):
+        table = probed(run, folds=there + 1, targets=["b_confidence"], baselines=[], permutations=0).probes()
+    assert there < 48
+    assert set(table["position"]) == {"last_prompt_token"}
+    (said,) = (r.getMessage() for r in caplog.records if "after_4_tokens" in r.getMessage())
+    assert f"questions of only {there} groups have the position after_4_tokens, too few for {there + 1} folds" in said
+    assert "lower probes.folds, or ask more" in said
+
+
+def test_a_layer_that_was_not_captured_is_refused_with_the_nearest(run, monkeypatch, capsys):
+    said = refused(monkeypatch, capsys, run, rungs=["mlp"], rung_layers=["blocks.3.hook_resid_post"])
+    assert "probes.rung_layers: there are no activations of layer 'blocks.3.hook_resid_post', did you mean" in said
+    assert "captured are blocks.0.hook_resid_pre" in said
+
+
+def test_a_position_that_was_not_captured_is_refused_with_the_nearest(run, monkeypatch, capsys):
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    config["capture"]["positions"] = ["last_question_token"]
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    said = refused(monkeypatch, capsys, run)
+    assert "nothing captured at position 'last_question_token', did you mean 'last_prompt_token'" in said
+
+
+def test_activations_that_are_no_numbers_are_refused_and_the_file_named_made_again(
+    tmp_path, study_dict, monkeypatch, capsys
+):
+    (run,) = run_dict(tmp_path, study_dict)
+    before = run.activations("last_prompt_token").values
+    with safe_open(shard(run), framework="np") as stored:
+        facts, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    broken = tensors["last_prompt_token"].copy()
+    broken[3, 1, 0] = np.nan
+    save_file(tensors | {"last_prompt_token": broken}, shard(run), metadata=facts)
+    said = refused(monkeypatch, capsys, run)
+    assert f"{shard(run)}: last_prompt_token holds NaN or infinity at blocks.0.hook_resid_post, row 3" in said
+    assert "delete this file and `semcal run` its study again" in said
+    shard(run).unlink()
+    run_dict(tmp_path, study_dict)
+    np.testing.assert_array_equal(run.activations("last_prompt_token").values, before)
+
+
+def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dict, run, monkeypatch, capsys):
+    (other,) = run_dict(tmp_path, study_dict | {"name": "other", "seed": 1, "probes": {"enabled": False}})
+    own = shard(run).read_bytes()
+    shard(run).write_bytes(shard(other).read_bytes())
+    said = refused(monkeypatch, capsys, run)
+    assert f"holds shard {other.shard_keys()[0]}: it is of another run; delete this file and run its study" in said
+    shard(run).write_bytes(own)
+    run.write_manifest(run.manifest() | {"tokenizer_hash": "another"})
+    assert "captured with another tokenizer than this run's; it is of another run" in refused(monkeypatch, capsys, run)

@@ -1,0 +1,47 @@
+"""The pictures of figures/ and the studies that draw them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments.config.parsing import load_study
+from experiments.report.gallery import collect, pictures
+
+STUDIES = Path("experiments/studies")
+BY_BENCH = {"sampler-growth.png"}
+BY_TRANSFER = "transfer"  # `semcal transfer` writes into a folder of its own, not into that of a study
+
+
+def test_every_picture_shown_is_one_that_a_study_draws():
+    shown = {path.name for path in Path("figures").glob("*.png")} - BY_BENCH
+    assert shown <= set(pictures())
+
+
+def test_every_picture_is_of_a_cell_of_its_study():
+    for place in pictures().values():
+        name, cell, *_ = place.split("/")
+        if name == BY_TRANSFER:
+            assert cell == "transfer.png"
+            continue
+        study = load_study(STUDIES / f"{name}.yaml", [])
+        assert cell == "figures" or cell in {Path(c.folder).name for c in study.cells()}, place
+
+
+def test_what_is_there_is_copied_and_what_is_not_is_named(tmp_path):
+    there = tmp_path / "runs" / pictures()["emergence.png"]
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"png")
+    (tmp_path / "figures").mkdir()
+    copied, absent = collect(tmp_path / "runs", tmp_path / "figures")
+    assert copied == ["emergence.png"]
+    assert (tmp_path / "figures" / "emergence.png").read_bytes() == b"png"
+    assert len(absent) == len(pictures()) - 1
+
+
+def test_a_folder_that_is_none_is_refused_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "experiments.report.gallery", "--into", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is no folder; name one with --into" in done.stderr

@@ -1,0 +1,155 @@
+"""Pages and figures: of a run with several positions and rungs, of a study, and drawn again by `semcal report`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.pipeline.cell import stored_cell
+from experiments.report.markup import gallery, table
+from experiments.report.study_page import models, predictability
+from experiments.report.summary_table import last_layer
+from semcal import Run
+from tests.experiments.conftest import run_dict, write_study
+from tests.experiments.pipeline.test_cli import semcal
+
+
+def shown(page: Path) -> list[str]:
+    """The figures of a page, by their alternative text."""
+    text = page.read_text(encoding="utf-8")
+    assert 'src="http' not in text  # nothing is fetched
+    return re.findall(r'<img alt="([^"]+)"', text)
+
+
+def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_path, study_dict):
+    capture = {
+        "positions": ["last_prompt_token", "question_mean", "chain_50", "chain_100", "after_1_tokens", "before_answer"]
+    }
+    probes = {"folds": 3, "permutations": 0, "targets": ["classes"], "rungs": ["linear", "ridge-logit"]}
+    (run,) = run_dict(tmp_path, study_dict | {"capture": capture, "probes": probes}, drawn=True)
+    names = shown(run.folder / "report.html")
+    for name in ("layers", "layers-positions", "rungs", "commitment", "commitment-tokens"):
+        assert name in names, name
+        for suffix in ("png", "svg"):
+            assert (run.folder / "figures" / f"{name}.{suffix}").stat().st_size > 1000
+    page = (run.folder / "report.html").read_text()
+    assert "Rungs of the ladder beside the baselines" in page
+    assert "Interventions" not in page
+
+
+def test_one_position_and_one_rung_have_no_figures_over_them(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict, drawn=True)
+    names = shown(run.folder / "report.html")
+    assert "layers" in names
+    assert not {"layers-positions", "rungs", "commitment"} & set(names)
+
+
+@pytest.fixture
+def grid(tmp_path, study_dict) -> tuple[Run, ...]:
+    return run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, drawn=True)
+
+
+def test_a_study_has_a_page_with_its_table_its_figure_and_the_way_to_each_run(tmp_path, grid):
+    folder = tmp_path / "runs" / "small"
+    for name in ("report.html", "figures/predictability.png", "figures/predictability.svg"):
+        assert (folder / name).is_file(), name
+    assert shown(folder / "report.html") == ["predictability"] + ["reliability", "layers"] * 2
+    text = (folder / "report.html").read_text()
+    links = re.findall(r'<a href="([^"]+)">', text)
+    assert {(folder / link).resolve() for link in links} == {run.folder.resolve() / "report.html" for run in grid}
+    for run in grid:
+        smece = run.calibration()["smece"]
+        assert f"{smece:.3f} [" in text
+
+
+def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
+    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+    rows = [(stored_cell(run), run) for run in runs]
+    figure = predictability(rows)
+    assert figure is not None
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    for style, run in zip(("concise", "sentence"), runs, strict=True):
+        last = last_layer(run.probes(), "classes")
+        assert last is not None
+        ((x,), (y,)) = lines[style].get_data()
+        assert (x, y) == pytest.approx((last["of_ceiling"], run.calibration()["excess"]))
+    assert predictability(rows[:1]) is None
+
+    assert models(rows) is None  # of one model
+    tuned = [
+        (cell.model_copy(update={"model": cell.model.model_copy(update={"name": "b"})}), run) for cell, run in rows
+    ]
+    side_by_side = models(rows + tuned)
+    assert side_by_side is not None
+    for axes, figure in zip(side_by_side.axes, ("accuracy", "signed_gap", "excess"), strict=True):
+        for run, bars in zip(runs, axes.containers, strict=True):
+            found = run.calibration()
+            if figure == "signed_gap":
+                found = {its["estimator"]: its for its in found["finite_m"]}["by mass"]
+            assert bars.lines[0].get_xdata().tolist() == pytest.approx([found[figure]] * 2)
+
+
+def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path, grid):
+    folder, study = tmp_path / "runs" / "small", tmp_path / "study.yaml"
+    pages = [folder / "report.html", *(run.folder / "report.html" for run in grid)]
+    for target in (study, folder):
+        for page in pages:
+            page.unlink()
+        code, out, err = semcal(monkeypatch, capsys, "report", target)
+        assert code == 0, err
+        assert str(folder / "report.html") in out
+        assert all(page.is_file() for page in pages)
+    for page in pages:
+        page.unlink()
+    code, out, err = semcal(monkeypatch, capsys, "report", grid[0].folder)
+    assert code == 0, err
+    assert [page.is_file() for page in pages] == [False, True, False]
+    grid[1].forget_results()
+    code, out, err = semcal(monkeypatch, capsys, "report", study)
+    assert code == 0, err
+    assert f"{grid[1].folder}: not scored, left out" in out
+    assert "Fewer than two runs" in (folder / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("grid")
+def test_a_study_scored_again_has_its_page_drawn_again(monkeypatch, capsys, tmp_path):
+    page = tmp_path / "runs" / "small" / "report.html"
+    page.write_text("old")
+    code, _, err = semcal(monkeypatch, capsys, "score", tmp_path / "study.yaml")
+    assert code == 0, err
+    assert "small" in page.read_text()
+
+
+def test_what_cannot_be_reported_is_one_line(monkeypatch, capsys, tmp_path, study_dict):
+    study = write_study(tmp_path, study_dict)
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([study], "no run of it has been scored; `semcal run` its study first"),
+        ([tmp_path / "empty"], "no run at or below"),
+        ([tmp_path / "nowhere.yaml"], "no file"),
+        ([tmp_path / "empty", "--set", "seed=1"], "--set goes with a study file"),
+    ):
+        code, _, err = semcal(monkeypatch, capsys, "report", *arguments)
+        assert (code, message in err) == (2, True), err
+        assert "Traceback" not in err
+
+
+def test_a_table_aligns_words_and_numbers_and_escapes_both() -> None:
+    frame = pd.DataFrame({"run": ["a <b>", "c"], "x": [0.25, None], "y": ["1 % [0, 2]", "—"], "z": ["", "+0.1, p .5"]})
+    text = table(frame, links=["a/report.html", "c/report.html"], minor=[False, True])
+    assert '<td class="text"><a href="a/report.html">a &lt;b&gt;</a></td>' in text
+    assert re.findall(r'<th class="(\w+)">', text) == ["text", "number", "number", "number"]
+    assert '<td class="number">0.250</td>' in text
+    assert '<tr class="minor">' in text
+    assert text.count("—") == 2
+
+
+def test_figures_are_shown_at_one_scale_with_their_captions() -> None:
+    png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1500).to_bytes(4, "big") + (750).to_bytes(4, "big")
+    text = gallery({"a": png, "b": png}, {"a": "what <it> shows"})
+    assert re.findall(r'width="(\d+)"', text) == ["883", "883"]
+    assert text.count("<figcaption>what &lt;it&gt; shows</figcaption>") == 1
+    assert gallery({}, {}) == ""

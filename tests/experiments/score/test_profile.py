@@ -1,0 +1,149 @@
+"""The profile of a run: gold answers written out as the model would have to, and calibration under each B."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.config.collapsing_functions import collapse_of
+from experiments.pipeline.cell import stored_cell
+from experiments.sample.prompting import Asked, gold_ids
+from experiments.score.read_answers import measure, read_answers
+from experiments.score.surface_profile import profile
+from semcal import LanguageModel, Run
+from semcal.sampling.records import Prompt
+from tests.conftest import save_checkpoint, word_tokenizer
+from tests.experiments.conftest import run_dict
+
+
+@pytest.fixture
+def study_dict(study_dict):
+    return study_dict | {"capture": {"positions": []}, "probes": {"enabled": False}}
+
+
+def profile_of(run: Run):
+    cell = stored_cell(run)
+    read = read_answers(cell, run, collapse_of(cell.semantics, run.aliases()))
+    own = measure(cell, run, read)
+    return profile(cell, run, read, own), own
+
+
+def test_questions_hold_their_gold_as_the_style_writes_it(tmp_path, study_dict, checkpoint):
+    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+    model = LanguageModel.load(checkpoint, device="cpu")
+    for run, shown in zip(runs, ("{}", "The answer is {}."), strict=True):
+        for row in run.questions().to_dict("records"):
+            assert row["written"] == shown.format(row["answers"][0])
+            whole = model.encode(f"{row['prompt']} {row['written']}")
+            assert [*model.encode(row["prompt"]), *row["written_ids"]] == list(whole)
+            assert len(row["written_ids"]) == len(row["written"].split())
+
+
+def test_a_profile_has_a_row_for_each_b_and_its_last_is_the_run(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict)
+    rows, whole = profile_of(run)
+    assert [r.name for r in rows] == ["first token", "first word", "length in words", "meaning (exact)"]
+    assert {r.n for r in rows} == {48}
+    assert (rows[-1].smece, rows[-1].accuracy, rows[-1].null_mean) == (whole.smece, whole.accuracy, whole.null_mean)
+
+
+def test_first_token_is_read_off_the_ids(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict)
+    questions = run.questions()
+    counts = {q: Counter() for q in questions["id"]}
+    for its in run.samples().to_dict("records"):
+        counts[its["question_id"]][its["token_ids"][0]] += its["count"]
+    right = []
+    for its, ids in zip(counts.values(), questions["written_ids"], strict=True):
+        modes = [token for token, count in its.items() if count == max(its.values())]
+        right.append((ids[0] in modes) / len(modes))
+    row = profile_of(run)[0][0]
+    assert row.confidence == pytest.approx(np.mean([max(its.values()) / 8 for its in counts.values()]))
+    assert row.classes == pytest.approx(np.mean([len(its) for its in counts.values()]))
+    assert row.accuracy == pytest.approx(np.mean(right))
+
+
+def test_answers_that_all_were_cut_are_right_about_a_gold_that_would_be_too(tmp_path, study_dict):
+    """The limit is one token: nothing ends within it, and neither would the gold answer."""
+    (run,) = run_dict(tmp_path, study_dict, "sampling.max_new_tokens=1", "sampling.stop=[never]")
+    assert (run.samples()["finish"] == "length").to_numpy().mean() > 0.5
+    row = profile_of(run)[0][2]
+    assert (row.name, row.accuracy) == ("length in words", 1.0)
+
+
+def test_the_profile_is_made_of_what_there_is(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict)
+    table = run.questions()
+    some = [[] if i % 2 else list(ids) for i, ids in enumerate(table["written_ids"])]
+    run.write_questions(table.assign(written_ids=some), {})
+    assert [r.n for r in profile_of(run)[0]] == [24, 48, 48, 48]
+    run.write_questions(table.assign(written_ids=[[]] * len(table)), {})
+    assert [r.name for r in profile_of(run)[0]][:1] == ["first word"]
+    run.write_questions(table.drop(columns=["written", "written_ids"]), {})
+    assert [r.name for r in profile_of(run)[0]] == ["meaning (exact)"]
+
+
+def test_a_corrected_gold_is_written_again_and_its_ids_are_unknown(tmp_path, study_dict, questions_file):
+    (run,) = run_dict(tmp_path, study_dict)
+    before = run.questions()
+    lines = [json.loads(line) for line in questions_file.read_text().splitlines()]
+    for line in lines[::2]:
+        line["answers"] = ["yes"]
+    questions_file.write_text("\n".join(map(json.dumps, lines)))
+    (again,) = run_dict(tmp_path, study_dict)
+    after = again.questions()
+    changed = (after["written"] == "yes").to_numpy()
+    assert changed.any()
+    assert not changed.all()
+    assert after.loc[changed, "written_ids"].map(len).eq(0).all()
+    pd.testing.assert_series_equal(after.loc[~changed, "written_ids"], before.loc[~changed, "written_ids"])
+
+
+def test_enumerated_answers_have_a_profile_too(tmp_path, study_dict):
+    exact = study_dict | {"sampling": study_dict["sampling"] | {"exact": {"epsilon": 0.05}, "max_new_tokens": 2}}
+    rows, whole = profile_of(run_dict(tmp_path, exact)[0])
+    assert len(rows) == 4
+    assert rows[-1].smece == whole.smece
+
+
+def test_a_continuation_is_what_truly_follows_and_has_no_length(tmp_path, study_dict):
+    text = tmp_path / "stories.txt"
+    text.write_text("\n\n".join(f"red blue one {w} , two three {v} yes no" for w in "abcdefgh" for v in "ijklmn"))
+    study = study_dict | {
+        "datasets": [{"kind": "continuation", "path": str(text), "prompt_words": [4], "answer_words": 3}],
+        "styles": ["continuation"],
+        "semantics": [{"kind": "kth-word", "k": 1}],
+    }
+    (run,) = run_dict(tmp_path, study)
+    assert run.questions()["written"].str.startswith("two three").all()
+    two = word_tokenizer().get_vocab()["two"]
+    assert all(ids[0] == two for ids in run.questions()["written_ids"])
+    assert [r.name for r in profile_of(run)[0]] == ["first token", "first word", "meaning (word1)"]
+
+
+@pytest.mark.parametrize("lead", ["", " ", " yes "])
+def test_in_a_chat_the_template_says_how_an_answer_begins(tmp_path, study_dict, lead):
+    path = save_checkpoint(tmp_path / "chat", scale=4.0)
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for m in messages %}{% if m['role'] == 'user' %}Question: {{ m['content'] }} Answer: "
+        f"{{% else %}}{lead}{{{{ m['content'] }}}} </s>{{% endif %}}{{% endfor %}}"
+    )
+    tokenizer.save_pretrained(path)
+    study = study_dict | {"models": [{"path": str(path), "name": "chat", "device": "cpu", "prompt": "chat"}]}
+    (run,) = run_dict(tmp_path, study)
+    for row in run.questions().to_dict("records"):
+        expected = [*lead.split(), *row["written"].split()]
+        assert tokenizer.convert_ids_to_tokens(list(row["written_ids"])) == expected
+
+
+def test_what_shares_a_token_with_its_prompt_or_is_served_has_no_ids(tmp_path, study_dict, tiny):
+    (run,) = run_dict(tmp_path, study_dict)
+    cell, question = stored_cell(run), run.question_records()[0]
+    shared = Asked(question, "Answer", Prompt("q", (*tiny.encode("Answer:"), 5)))
+    assert gold_ids(cell, tiny, shared) == ()
+    assert gold_ids(cell, object(), shared) == ()  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,138 @@
+"""`semcal verdict` from end to end: what it says of small runs, what it writes, what it names, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.compare.pairs import chosen_runs, differing, sensible_pairs
+from experiments.config.study import Cell
+from semcal.runs.run import Run
+from tests.conftest import save_checkpoint
+from tests.experiments.conftest import run_dict, write_study
+from tests.experiments.pipeline.test_cli import semcal
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    monkeypatch.setattr("experiments.verdict.measured_run.DRAWS", 20)
+    monkeypatch.setattr(
+        "experiments.pipeline.run_study.write_report", lambda *_: None
+    )  # pictures of runs are not what is tested
+
+
+@pytest.fixture
+def lineage(study_dict, tmp_path):
+    """Three random models stand in for a base and what was made of it."""
+    base = study_dict["models"][0] | {"name": "base", "stage": "base"}
+    models = [base]
+    for seed, stage in ((1, "sft"), (2, "dpo")):
+        path = str(save_checkpoint(tmp_path / stage, seed=seed, scale=2.0))
+        models.append(base | {"path": path, "name": stage, "stage": stage})
+    fast = {"targets": ["classes"], "permutations": 0, "folds": 3, "baselines": []}
+    return study_dict | {"models": models, "styles": ["concise", "sentence", "cot"], "probes": fast}
+
+
+def verdict(monkeypatch, capsys, tmp_path: Path, *sets: str):
+    return semcal(monkeypatch, capsys, "verdict", tmp_path / "study.yaml", *[x for s in sets for x in ("--set", s)])
+
+
+def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_path, lineage):
+    run_dict(tmp_path, lineage)
+    code, out, err = verdict(monkeypatch, capsys, tmp_path)
+    assert code == 0, err
+    for said in ("H1", "H2 same prompt", "H6", "not tested: no run has an intervention", "would find", "dpo · colours"):
+        assert said in out, said
+    folder = tmp_path / "runs" / "small"
+    found = json.loads((folder / "verdict.json").read_text())
+    by_key = {h["key"]: h for h in found["hypotheses"]}
+    assert (found["runs"], found["missing"], found["confidence"]) == (9, [], "by mass")
+    assert by_key["H2"]["decision"] == "not tested"  # nobody was asked under chat
+    assert by_key["H2 same prompt"]["decision"] in ("holds", "fails", "undecided")
+    assert len(by_key["H2 same prompt"]["parts"]) == 4
+    assert by_key["H4"]["parts"][0]["what"].startswith("linear, ")
+    text = (folder / "verdict.md").read_text()
+    assert text.count("\n## ") == 7
+    assert (folder / "figures" / "verdict.png").stat().st_size > 10_000
+
+
+def test_what_is_missing_is_named_and_nothing_holds_without_runs(monkeypatch, capsys, tmp_path, lineage):
+    runs = run_dict(tmp_path, lineage | {"probes": {"enabled": False}, "capture": {"positions": []}})
+    for run in runs[1:]:
+        run.forget_results()
+    code, out, err = verdict(monkeypatch, capsys, tmp_path)
+    assert code == 0, err
+    assert "sft · colours · cot: not finished" in out
+    assert out.count("not finished") == 8
+    found = json.loads((tmp_path / "runs" / "small" / "verdict.json").read_text())
+    decisions = {h["key"]: h["decision"] for h in found["hypotheses"]}
+    assert set(decisions.values()) <= {"not tested", "undecided", "fails"}
+    assert all(decisions[key] == "not tested" for key in ("H2", "H2 same prompt", "H3", "H4", "H5", "H6"))
+    runs[0].forget_results()
+    code, _, err = verdict(monkeypatch, capsys, tmp_path)
+    assert (code, "is scored; `semcal run` the study first" in err) == (2, True)
+
+
+def change_config(run: Run, change) -> None:
+    path = run.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
+
+
+def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch, capsys, tmp_path, lineage):
+    plain = lineage | {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
+    plain = plain | {"models": plain["models"][:2]}
+    _, second = run_dict(tmp_path, plain)
+
+    def refused(*parts: str) -> None:
+        code, _, err = verdict(monkeypatch, capsys, tmp_path)
+        assert code == 2
+        assert all(part in err for part in ("small/base__", "small/sft__", *parts)), err
+        assert err.count("semcal:") == 1
+        assert "\n" not in err[err.index("semcal:") :].strip()
+
+    calibration, classes, questions = second.calibration(), second.classes(), second.questions()
+    second.write_calibration(calibration | {"m": 5})
+    refused("differ in M (8 and 5)")
+    second.write_calibration(calibration | {"semantics": "exact/0"})
+    refused("differ in B", "exact/0")
+    second.write_calibration(calibration)
+    kept = list(questions["id"])[:40]
+    second.write_classes(classes.loc[classes["question_id"].isin(kept), :])
+    refused("differ in n (48 and 40)")
+    second.write_classes(classes.drop(columns="by_mass"))
+    code, _, err = verdict(monkeypatch, capsys, tmp_path)
+    assert (code, "scored by an early version" in err) == (2, True)
+    second.write_classes(classes)
+    second.write_questions(questions.assign(text="who?"), {})
+    refused("asks something else")
+
+
+def test_two_bases_of_one_lineage_are_refused(monkeypatch, capsys, tmp_path, lineage):
+    plain = lineage | {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
+    run_dict(tmp_path, plain)
+    code, _, err = verdict(monkeypatch, capsys, tmp_path, "models.1.stage=base")
+    assert (code, "has 2 base models (base, sft)" in err) == (2, True)
+    code, _, err = verdict(monkeypatch, capsys, tmp_path, "models.1.stage=bass")
+    assert (code, "did you mean 'base'?" in err) == (2, True)
+
+
+def test_what_a_model_is_called_changes_no_sample_and_is_no_difference(tmp_path, lineage):
+    plain = lineage | {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
+    base = plain["models"][0]
+    (run,) = run_dict(tmp_path, plain | {"models": [base]})
+    before = run.calibration()
+    again = base | {"stage": None, "lineage": "colours", "step": 7}
+    (run,) = run_dict(tmp_path, plain | {"models": [again]})  # refused if it were another configuration
+    assert run.calibration() == before
+    assert run.config()["model"]["step"] == 7
+    old = Cell.model_validate(run.config())
+    assert not differing(old, old.model_copy(update={"model": old.model.model_copy(update={"stage": "sft"})}))
+    twice = [base, base | {"name": "again", "step": 3}]
+    run_dict(tmp_path, plain | {"models": twice, "styles": ["concise", "sentence"]})
+    read, _, _ = chosen_runs(
+        [str(write_study(tmp_path, plain | {"models": twice, "styles": ["concise", "sentence"]}))], []
+    )
+    assert {tuple(differing(a.cell, b.cell)) for a, b in sensible_pairs(read)} == {("style",)}

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import xlogy
+
+from probes.evaluation.controls import (
+    _log_series_tail,
+    confidence_strata,
+    control_target,
+    exchange_between_groups,
+    maximum_null,
+    noise_ceiling,
+    permuted_rows,
+    sampling_noise,
+    share_interval,
+)
+from probes.targets.closed import ClassTarget
+
+
+def target_of(rows: np.ndarray, m: int | None = 50) -> ClassTarget:
+    return ClassTarget(tuple(f"c{index}" for index in range(rows.shape[1])), rows, m)
+
+
+def sampled(n: int, K: int, m: int, alpha: float = 0.5) -> tuple[ClassTarget, np.ndarray]:
+    rng = np.random.default_rng(0)
+    pi = rng.dirichlet(np.full(K, alpha), size=n) + 1e-12
+    pi /= pi.sum(1, keepdims=True)
+    return target_of(np.stack([rng.multinomial(m, row) for row in pi]) / m, m), pi
+
+
+def test_the_ceiling_falls_with_fewer_samples_and_stays_a_share() -> None:
+    ceilings = []
+    for m in (1000, 50, 10, 5):
+        target, _ = sampled(500, 8, m)
+        marginal = target.distribution.mean(0)
+        baseline = float((xlogy(target.distribution, target.distribution / marginal)).sum(1).mean())
+        ceilings.append(noise_ceiling(target, baseline))
+    assert all(0 <= ceiling <= 1 for ceiling in ceilings)
+    assert ceilings == sorted(ceilings, reverse=True)
+    assert ceilings[0] > 0.99
+
+
+@pytest.mark.parametrize(("alpha", "K"), [(2.0, 4), (0.5, 6), (0.05, 50)])
+def test_the_ceiling_is_what_the_true_distributions_explain(alpha: float, K: int) -> None:
+    target, pi = sampled(2000, K, 50, alpha=alpha)
+    Y, marginal = target.distribution, target.distribution.mean(0)
+    baseline = float((xlogy(Y, Y) - xlogy(Y, marginal)).sum(1).mean())
+    noise = float((xlogy(Y, Y) - xlogy(Y, pi)).sum(1).mean())
+    assert 0.8 < sampling_noise(target) / noise < 1.05
+    assert noise_ceiling(target, baseline) == pytest.approx(1 - noise / baseline, abs=0.015)
+
+
+def test_sampling_noise_agrees_with_the_classical_value_where_that_holds() -> None:
+    rng = np.random.default_rng(0)
+    target = target_of(rng.multinomial(500, np.full(5, 0.2), size=3000) / 500, 500)
+    assert sampling_noise(target) == pytest.approx(4 / 1000, rel=0.05)
+
+
+@pytest.mark.parametrize("m", [2, 50, 400, 2000])
+def test_the_tail_of_the_series_is_summed_without_loss(m: int) -> None:
+    q = np.concatenate([[0.0], np.linspace(0.01, 0.99, 30), [1 - 1e-3]])
+    j = np.arange(60_000)[:, None]
+    np.testing.assert_allclose(_log_series_tail(q, m), (q ** (j + 1) / (m + j)).sum(0), rtol=1e-5)
+
+
+def test_the_ceiling_of_exact_or_empty_targets() -> None:
+    rows = np.full((4, 3), 1 / 3)
+    assert noise_ceiling(target_of(rows, None), 0.5) == 1
+    assert noise_ceiling(target_of(rows, 3), 1e-3) == 0
+    assert np.isnan(noise_ceiling(target_of(rows, 1), 0.5))
+    assert np.isnan(noise_ceiling(target_of(rows), 0.0))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), min_size=2, max_size=40), st.integers(0, 5))
+def test_no_question_keeps_the_target_of_its_own_group(rows: list[tuple[int, int]], seed: int) -> None:
+    group, strata = [f"g{g}" for g, _ in rows], np.array([s for _, s in rows])
+    if 2 * max(group.count(name) for name in group) > len(group):
+        with pytest.raises(ValueError, match="more than half"):
+            exchange_between_groups(group, strata, seed=seed)
+        return
+    donor = exchange_between_groups(group, strata, seed=seed)
+    assert sorted(donor) == list(range(len(rows)))
+    assert all(group[i] != group[j] for i, j in enumerate(donor))
+
+
+def test_the_control_task_keeps_the_strata_of_confidence() -> None:
+    target, _ = sampled(300, 6, 50)
+    strata = confidence_strata(target)
+    assert len(np.unique(strata)) == 5
+    control = control_target(target, [str(i) for i in range(300)], strata, seed=0)
+    np.testing.assert_array_equal(np.sort(control.distribution, 0), np.sort(target.distribution, 0))
+    np.testing.assert_array_equal(confidence_strata(control), strata)
+    assert (np.abs(control.distribution - target.distribution).sum(1) > 0).mean() > 0.9
+    with pytest.raises(ValueError, match="lengths must agree"):
+        control_target(target, ["a"], strata, seed=0)
+
+
+def test_permutations_move_groups_of_one_size_as_blocks() -> None:
+    group = list("abcdabcdabcd")
+    for row in permuted_rows(group, 20, seed=0):
+        assert sorted(row) == list(range(12))
+        donors = {(name, group[donor]) for name, donor in zip(group, row, strict=True)}
+        assert len(donors) == 4  # one donor group each
+
+
+def test_permutations_of_single_questions_are_all_reached_alike() -> None:
+    rows = permuted_rows(["a", "b", "c"], 6000, seed=0)
+    _, counts = np.unique(rows, axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert counts.min() > 850
+
+
+def test_the_maximum_over_layers_adjusts_the_p_values() -> None:
+    statistic = np.array([[0.1, 0.0, 0.2, 0.0], [0.0, 0.3, 0.0, 0.1]])
+    q95, p = maximum_null(statistic, np.array([0.25, 0.9]))
+    assert q95 == pytest.approx(np.quantile([0.1, 0.3, 0.2, 0.1], 0.95))
+    np.testing.assert_allclose(p, [2 / 5, 1 / 5])
+    assert np.isnan(maximum_null(np.empty((2, 0)), np.zeros(2))[0])
+
+
+def test_the_interval_widens_when_questions_come_in_groups() -> None:
+    rng = np.random.default_rng(0)
+    baseline = np.ones(400)
+    probe = np.repeat(rng.uniform(0, 1, size=40), 10)[None]
+    low, high = share_interval(probe, baseline, [str(i) for i in range(400)], 500, level=0.95, seed=0)
+    grouped_low, grouped_high = share_interval(
+        probe, baseline, [str(i // 10) for i in range(400)], 500, level=0.95, seed=0
+    )
+    assert low[0] < 1 - probe.mean() < high[0]
+    assert (grouped_high - grouped_low)[0] > 2 * (high - low)[0]

@@ -1,0 +1,46 @@
+"""The figure along training."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from probes.plots.emergence import emergence_curve
+
+
+def frame(steps: list[int]) -> pd.DataFrame:
+    rows = [
+        {"line": line, "step": step, "explained": 0.1 * i, "low": 0.1 * i - 0.02, "high": 0.1 * i + 0.02}
+        | {"excess": 0.2 - 0.02 * i, "excess_low": 0.18 - 0.02 * i, "excess_high": 0.22 - 0.02 * i}
+        for line in ("facts · concise", "routes · cot")
+        for i, step in enumerate(steps)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_every_line_runs_over_its_steps_in_order_in_both_panels():
+    figure = emergence_curve(frame([400, 0, 16]), title="t")
+    for axes in figure.axes:
+        drawn = [c.lines[0].get_xdata() for c in axes.containers]
+        assert len(drawn) == 2
+        for x in drawn:
+            np.testing.assert_array_equal(x, [0, 16, 400])
+    top, bottom = figure.axes
+    assert top.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.0])
+    assert bottom.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.18, 0.16, 0.2])
+    figure.savefig(io.BytesIO())
+
+
+def test_a_run_without_predictability_leaves_a_gap():
+    shown = frame([0, 16, 32])
+    shown.loc[1, ["explained", "low", "high"]] = np.nan
+    figure = emergence_curve(shown, title="t")
+    assert np.isnan(figure.axes[0].containers[0].lines[0].get_ydata()[1])
+
+
+def test_one_step_is_no_curve():
+    with pytest.raises(ValueError, match="1 training step; a curve wants at least two"):
+        emergence_curve(frame([16]), title="t")

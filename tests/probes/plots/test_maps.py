@@ -1,0 +1,141 @@
+"""Heat maps, the scatter over runs and the commitment curve show what they were given."""
+
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from probes.evaluation.transfer import TransferCell
+from probes.plots.commitment import commitment_curve
+from probes.plots.heatmaps import layer_position_map, transfer_matrix
+from probes.plots.predictability import predictability_scatter
+
+
+def drawn(figure: Figure) -> Figure:
+    figure.savefig(BytesIO(), format="png")
+    return figure
+
+
+def cell(trained: str, tested: str, explained: float) -> TransferCell:
+    return TransferCell(
+        trained, tested, explained, explained - 0.02, explained + 0.02, 1.0, 1 - explained, 0.9, 1.0, 10
+    )
+
+
+def test_the_matrix_holds_every_value_with_its_interval() -> None:
+    values = {("a", "a"): 0.8, ("a", "b · cot"): -0.3, ("b · cot", "a"): float("nan"), ("b · cot", "b · cot"): -40.0}
+    figure = drawn(transfer_matrix([cell(*pair, value) for pair, value in values.items()], title="t"))
+    axes = figure.axes[0]
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["80 %\n[78, 82]", "−30 %\n[−32, −28]", "—\n", "< −999 %\n[< −999, < −999]"]
+    np.testing.assert_array_equal(np.ma.filled(axes.images[0].get_array(), np.nan).ravel(), list(values.values()))
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a\n(ceiling 90 %)", "b\ncot\n(ceiling 90 %)"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("tested on", "trained on")
+    assert sum(patch.get_hatch() is not None for patch in axes.patches) == 2  # the two below 0
+    with pytest.raises(ValueError, match="3 cells of 2 runs"):
+        transfer_matrix([cell(*pair, 0.1) for pair in list(values)[:3]], title="t")
+
+
+def test_layers_stand_upwards_and_missing_places_stay_empty() -> None:
+    rows = [
+        (f"blocks.{i}.hook_resid_post", p, 0.1 * i) for p in ("last_prompt_token", "after_1_tokens") for i in (0, 1, 2)
+    ]
+    frame = pd.DataFrame(rows[:-1], columns=["layer", "position", "explained"])
+    axes = drawn(layer_position_map(frame, title="t")).axes[0]
+    low, high = axes.get_ylim()
+    assert low < high  # the first layer at the bottom
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["last prompt token", "after 1 tokens"]
+    assert [text.get_text() for text in axes.texts] == ["0", "0", "10", "10", "20", "—"]
+    with pytest.raises(ValueError, match="of a single target"):
+        layer_position_map(pd.concat([frame, frame]), title="t")
+
+
+def test_a_map_of_many_cells_has_colours_only() -> None:
+    rows = [(f"blocks.{i}.hook_resid_post", f"after_{j}_tokens", 0.5) for i in range(60) for j in range(1, 9)]
+    axes = drawn(layer_position_map(pd.DataFrame(rows, columns=["layer", "position", "explained"]), title="t")).axes[0]
+    assert not axes.texts
+    assert len(axes.get_yticklabels()) == 30
+
+
+def runs(n: int) -> pd.DataFrame:
+    x = np.linspace(0, 0.9, n)
+    y = 0.1 - 0.1 * x + 0.02 * np.cos(7 * x)
+    table = {"label": [f"run {i}" for i in range(n)], "style": ["concise", "cot"] * (n // 2) + ["cot"] * (n % 2)}
+    table |= {"explained": x, "low": x - 0.02, "high": x + 0.02}
+    return pd.DataFrame(table | {"excess": y, "excess_low": y - 0.01, "excess_high": y + 0.03})
+
+
+def test_the_scatter_marks_and_names_every_run_and_correlates_from_four_on() -> None:
+    table = runs(6)
+    figure = drawn(predictability_scatter(table, title="t", seed=0))
+    axes = figure.axes[0]
+    marked = {line.get_label(): line.get_marker() for line in axes.lines if line.get_label() in ("concise", "cot")}
+    assert len(set(marked.values())) == 2
+    assert [text.get_text() for text in axes.texts] == list("123456")
+    assert [text.get_text() for text in figure.legends[0].texts] == [f"{i + 1}  run {i}" for i in range(6)]
+    rho = spearmanr(table["explained"], table["excess"]).statistic
+    assert axes.get_title(loc="right").startswith(f"Spearman ρ = −{abs(rho):.2f}, p = ")
+    assert "Spearman" not in drawn(predictability_scatter(table[:3], title="t", seed=0)).axes[0].get_title(loc="right")
+
+
+def test_a_perfect_order_of_four_runs_has_the_exact_p_value() -> None:
+    table = runs(4).assign(excess=[0.1, 0.08, 0.05, 0.01])
+    figure = predictability_scatter(table, title="t", seed=0)
+    assert figure.axes[0].get_title(loc="right") == "Spearman ρ = −1.00, p = 0.083, n = 4"  # 2 of 4! orders
+
+
+def test_runs_without_probes_are_left_out_of_the_scatter() -> None:
+    table = runs(5)
+    table.loc[1, "explained"] = np.nan
+    figure = drawn(predictability_scatter(table, title="t", seed=0))
+    assert [text.get_text()[3:] for text in figure.legends[0].texts] == ["run 0", "run 2", "run 3", "run 4"]
+    with pytest.raises(ValueError, match="no run has both"):
+        predictability_scatter(table.assign(excess=np.nan), title="t", seed=0)
+
+
+def intermediate() -> pd.DataFrame:
+    rows = [("short", 0, 0.5), ("short", 1, 0.7), ("short", 2, 1.0)]
+    rows += [("long", i, g) for i, g in enumerate([0.2, 0.4, 0.6, 0.8, 1.0])]
+    return pd.DataFrame(rows, columns=["question_id", "token", "expected_confidence"])
+
+
+def probed(place: str, at: list[float]) -> pd.DataFrame:
+    explained = np.linspace(0.1, 0.8, len(at))
+    return pd.DataFrame({place: at, "explained": explained, "low": explained - 0.05, "high": explained + 0.05})
+
+
+def test_commitment_by_tokens_lets_an_answer_that_ended_stay() -> None:
+    upper, lower = drawn(commitment_curve(intermediate(), probed("token", [0, 1, 4]), title="t")).axes
+    np.testing.assert_allclose(upper.lines[0].get_ydata(), [0.35, 0.55, 0.8, 0.9, 1.0])
+    (bars,) = (c for c in lower.containers if isinstance(c, ErrorbarContainer))
+    np.testing.assert_allclose(bars.lines[0].get_xdata(), [0, 1, 4])
+    np.testing.assert_allclose(bars.lines[0].get_ydata(), [0.1, 0.45, 0.8])
+    assert lower.get_xlabel() == "tokens generated"
+
+
+def test_commitment_by_share_brings_answers_to_one_length() -> None:
+    shuffled = probed("share", [0, 0.5, 1]).iloc[::-1]
+    upper, lower = drawn(commitment_curve(intermediate(), shuffled, title="t")).axes
+    x, y = upper.lines[0].get_data()
+    np.testing.assert_allclose(np.interp([0, 0.5, 1], x, y), [0.35, (0.7 + 0.6) / 2, 1.0])
+    (bars,) = (c for c in lower.containers if isinstance(c, ErrorbarContainer))
+    np.testing.assert_allclose(bars.lines[0].get_ydata(), [0.1, 0.45, 0.8])
+
+
+def test_a_place_that_differs_between_questions_is_named_and_not_joined() -> None:
+    table = probed("share", [0, 0.5, 0.6]).assign(name=["", "", "before the answer"])
+    _, lower = drawn(commitment_curve(intermediate(), table, title="t")).axes
+    joined, apart = (c for c in lower.containers if isinstance(c, ErrorbarContainer))
+    np.testing.assert_allclose(joined.lines[0].get_xdata(), [0, 0.5])
+    np.testing.assert_allclose(apart.lines[0].get_xdata(), [0.6])
+    assert [text.get_text() for text in lower.texts] == ["before the answer"]
+
+
+def test_commitment_needs_to_know_where_the_probes_stood() -> None:
+    with pytest.raises(ValueError, match="either token or share"):
+        commitment_curve(intermediate(), probed("place", [0, 1]), title="t")

@@ -1,0 +1,128 @@
+"""The run folder: whole shards or none, content keys, and one line when the disk says no."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semcal import Run, UserError
+from semcal.runs.run import content_key, shards, write_atomically
+from semcal.runs.stored_activations import Activations
+
+
+def test_shards_cover_every_question_once_and_their_keys_what_they_hold():
+    ids = [f"q{i}" for i in range(10)]
+    cut = shards("key", ids, 4)
+    assert [q for s in cut for q in s.question_ids] == ids
+    assert len({s.key for s in cut}) == 3
+    assert shards("key", ids, 4) == cut
+    assert shards("other", ids, 4)[0].key != cut[0].key
+    assert shards("key", ids[:-1], 4)[2].key != cut[2].key
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+
+
+def test_a_failed_write_leaves_nothing_and_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("old")
+
+    def fail(p):
+        p.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"disk full while writing .*x\.json; free some space and run again"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrow_and_safetensors_complaints_of_a_full_disk_are_recognised(tmp_path):
+    def fail(_):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(UserError, match="disk full"):
+        write_atomically(tmp_path / "a", fail)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomically(tmp_path / "file" / "below" / "x", lambda p: p.write_text(""))
+
+
+def make_run(folder, ids=("a", "b", "c")):
+    run = Run(folder)
+    run.write_config({"study": "s"})
+    table = pd.DataFrame(
+        {
+            "id": ids,
+            "group": ids,
+            "text": ["T"] * len(ids),
+            "answers": [["x", "y"]] * len(ids),
+            "prompt": ["P"] * len(ids),
+            "prompt_tokens": [3] * len(ids),
+            "prompt_hash": ["h"] * len(ids),
+        }
+    )
+    run.write_questions(table, {"X": "x"})
+    parts = shards("key", list(ids), 2)
+    run.write_manifest({"shards": [s.key for s in parts], "positions": ["last_prompt_token"]})
+    return run, parts
+
+
+def row(question_id):
+    return {"question_id": question_id, "text": "t", "token_ids": [1, 2], "count": 5, "logprob": -1.0, "finish": "stop"}
+
+
+def fill(run, part):
+    n = len(part.question_ids)
+    values = np.arange(n * 6, dtype=np.float32).reshape(n, 2, 3)
+    ones = np.ones(n, dtype=np.int64)
+    found = Activations(part.question_ids, ("l0", "l1"), values, np.arange(n), ones, ones, (), np.zeros((n, 0, 0, 0)))
+    run.write_activations(part.key, {"last_prompt_token": found})
+    run.write_samples(part.key, [row(q) for q in part.question_ids])
+
+
+def test_a_run_reads_back_what_was_written(tmp_path):
+    run, parts = make_run(tmp_path / "run")
+    assert run.missing_shards() == [p.key for p in parts]
+    fill(run, parts[0])
+    assert not run.sampled
+    fill(run, parts[1])
+    assert run.sampled
+    again = Run.open(tmp_path / "run")
+    assert again.samples()["question_id"].tolist() == ["a", "b", "c"]
+    assert again.samples()["token_ids"].iloc[0].tolist() == [1, 2]
+    stored = again.activations("last_prompt_token")
+    assert (stored.layers, stored.values.shape, stored.token_ids.tolist()) == (("l0", "l1"), (3, 2, 3), [0, 1, 0])
+    assert again.question_records()[0].answers == ("x", "y")
+    assert again.aliases() == {"X": "x"}
+    with pytest.raises(UserError, match="nothing captured at position 'elsewhere'"):
+        again.activations("elsewhere")
+
+
+def test_samples_without_their_activations_are_not_a_finished_shard(tmp_path):
+    run, parts = make_run(tmp_path / "run")
+    run.write_samples(parts[0].key, [row("a")])
+    assert parts[0].key in run.missing_shards()
+
+
+def test_a_sibling_with_the_same_content_key_lends_its_shards(tmp_path):
+    one, parts = make_run(tmp_path / "one")
+    two, _ = make_run(tmp_path / "two")
+    fill(one, parts[0])
+    assert two.adopt_shard(one, parts[0].key, with_activations=True)
+    assert not two.adopt_shard(one, parts[1].key, with_activations=True)
+    assert two.missing_shards() == [parts[1].key]
+
+
+def test_no_run_folder_and_stages_still_to_come(tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        Run.open(tmp_path)
+    run, _ = make_run(tmp_path / "run")
+    assert run.calibration() == {}
+    assert run.probes().empty
+    with pytest.raises(UserError, match=r"no classes\.parquet yet"):
+        run.classes()
