@@ -13,12 +13,12 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from probes.targets.closed import OTHER
-from semcal.calibration.estimators.confidence import Confidences
 from semcal.calibration.inference.bootstrap import bootstrap
 from semcal.calibration.inference.paired import paired_difference
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import exact_null
+from semcal.semantics.confidence import Confidences
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from semcal.models.checkpoint import LanguageModel
     from semcal.questions.question import Question
     from semcal.runs.run import Run
-    from semcal.semantics.class_table import ClassDistribution
     from semcal.semantics.collapsing.collapse import ExactMatch, KthWord
+    from semcal.semantics.distribution import ClassDistribution
 
 __all__ = [
     "Answer",
@@ -33,7 +33,7 @@ __all__ = [
 # Imported when first used: torch takes seconds, and a typing mistake in a study should be answered at once.
 _HOMES = {
     "Answer": "semcal.answers",
-    "ClassDistribution": "semcal.semantics.class_table",
+    "ClassDistribution": "semcal.semantics.distribution",
     "ExactMatch": "semcal.semantics.collapsing.collapse",
     "KthWord": "semcal.semantics.collapsing.collapse",
     "LanguageModel": "semcal.models.checkpoint",

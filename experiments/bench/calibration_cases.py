@@ -14,12 +14,12 @@ from itertools import cycle, islice
 import numpy as np
 
 from experiments.bench.timing import Case, side_by_side
-from semcal.calibration.checks import FloatArray, IntArray
-from semcal.calibration.estimators.confidence import confidences
+from semcal.arrays import FloatArray, IntArray
 from semcal.calibration.measures.smece import smece, smece_batch
 from semcal.calibration.nulls.null import simulated_null
 from semcal.calibration.summary import Calibration, calibrate
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import confidences
 
 QUESTIONS, M, CLASSES = 1000, 50, 20
 REPLICATES = 1000  # resamples of the bootstrap, draws of the null

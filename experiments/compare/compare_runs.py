@@ -16,7 +16,6 @@ import pandas as pd
 from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
 from experiments.config.study import Cell
 from experiments.probe.at_position import compare_last_layers
-from semcal.calibration.estimators.confidence import Confidences, confidences, confidences_of_masses
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference
@@ -25,6 +24,7 @@ from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
 
 
 @dataclass(frozen=True)

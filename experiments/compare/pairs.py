@@ -20,7 +20,7 @@ from experiments.pipeline.run_study import find_runs
 from experiments.score.read_answers import class_matrix
 from semcal.errors import UserError
 from semcal.runs.run import Run
-from semcal.semantics.class_table import CountMatrix
+from semcal.semantics.distribution import CountMatrix
 
 FACTORS = ("model", "style", "B", "temperature")
 

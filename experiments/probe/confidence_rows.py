@@ -14,8 +14,8 @@ from experiments.score.read_answers import class_matrix
 from probes.evaluation.crossfit import out_of_fold
 from probes.probe_confidence import ConfidenceRow, Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, b_confidence, class_target, mode_correctness, share_target
-from semcal.calibration.estimators.confidence import Confidences, confidences, confidences_of_masses
 from semcal.runs.run import Run
+from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
 
 
 def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:

@@ -28,8 +28,8 @@ from semcal.questions.prompts import question_span
 from semcal.questions.question import CONTINUATION, Question
 from semcal.runs.run import Run, content_key
 from semcal.sampling.records import Prompt, Sampling
-from semcal.semantics.class_table import ClassDistribution
 from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.distribution import ClassDistribution
 
 SAME, OTHER = "same seed", "another seed"  # the model left alone: is the run reproduced, and what does finite M do
 

@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 from experiments.config.study import Cell
 from experiments.report.probe_pictures import probe_figures
 from experiments.score.read_answers import class_matrix
-from semcal.calibration.estimators.confidence import confidences, confidences_of_masses
 from semcal.calibration.estimators.m_curve import curve_of_rows
 from semcal.calibration.nulls.null import null_band
 from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve
 from semcal.calibration.plots.profile import ProfileRow, calibration_profile
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.runs.run import Run
+from semcal.semantics.confidence import confidences, confidences_of_masses
 from semcal.semantics.knowing_curve import knowing_curve
 
 

@@ -22,7 +22,6 @@ from experiments.pipeline.cell import stored_cell
 from experiments.pipeline.run_study import Silent, prepare_study, run_study
 from experiments.score.calibration_sections import sampled_masses
 from experiments.score.read_answers import class_matrix, read_answers
-from semcal.calibration.estimators.confidence import confidences_of_masses
 from semcal.calibration.estimators.finite_m import Estimate, estimates
 from semcal.calibration.estimators.m_curve import m_curve
 from semcal.calibration.estimators.thinning import thin
@@ -30,7 +29,8 @@ from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
-from semcal.semantics.class_table import count_matrix
+from semcal.semantics.confidence import confidences_of_masses
+from semcal.semantics.distribution import count_matrix
 
 THINNED = (5, 10, 20)
 EPSILON = 0.005  # mass of a question that may stay unexplored

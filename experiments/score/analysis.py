@@ -21,10 +21,10 @@ from probes.evaluation.layerwise import COLUMNS
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
-from semcal.semantics.class_table import ClassDistribution, count_matrix
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import UNPARSED, Collapse
 from semcal.semantics.collapsing.judge import Judge
+from semcal.semantics.distribution import ClassDistribution, count_matrix
 from semcal.semantics.intermediate import expected_confidence
 
 log = logging.getLogger(__name__)

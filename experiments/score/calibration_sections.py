@@ -14,7 +14,6 @@ import numpy as np
 from experiments.config.study import Cell
 from experiments.score.read_answers import Read
 from experiments.score.surface_profile import profile
-from semcal.calibration.estimators.confidence import Confidences, confidences, confidences_of_masses
 from semcal.calibration.estimators.finite_m import estimates
 from semcal.calibration.estimators.m_curve import m_curve
 from semcal.calibration.estimators.masses import class_masses
@@ -28,7 +27,8 @@ from semcal.calibration.nulls.null import Chances, exact_chances, exchange_chanc
 from semcal.calibration.summary import Calibration
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
-from semcal.semantics.class_table import CountMatrix
+from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
+from semcal.semantics.distribution import CountMatrix
 from semcal.semantics.tilting import TokenTilt, token_tilt
 
 FOLDS = 5

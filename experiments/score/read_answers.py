@@ -18,8 +18,8 @@ from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
-from semcal.semantics.class_table import UNEXPLORED, ClassDistribution, CountMatrix, count_matrix
 from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.distribution import UNEXPLORED, ClassDistribution, CountMatrix, count_matrix
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from semcal.calibration.summary import Calibration
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
-from semcal.semantics.class_table import ClassDistribution
 from semcal.semantics.collapsing.surface import first_token, first_word, length
+from semcal.semantics.distribution import ClassDistribution
 
 
 def profile(cell: Cell, run: Run, read: Sequence[Read], own: Calibration) -> list[ProfileRow]:

@@ -24,11 +24,11 @@ from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
 from experiments.verdict.rules import CLAIMS, Finding, Verdict, decide
 from probes.targets.closed import semantic_entropy
-from semcal.calibration.estimators.confidence import confidences, confidences_of_masses
 from semcal.calibration.nulls.null import exact_chances, exchange_chances, null_of_counts
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run, plain, write_atomically
+from semcal.semantics.confidence import confidences, confidences_of_masses
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.inference.bootstrap import bootstrap
 from semcal.calibration.inference.paired import STATISTICS, Statistic
 from semcal.calibration.measures.scores import log_loss
 from semcal.calibration.nulls.null import null_of_counts
-from semcal.semantics.class_table import ClassDistribution, count_matrix
 from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.confidence import confidences
+from semcal.semantics.distribution import ClassDistribution, count_matrix
 
 MEASURES = ("confidence", "accuracy", "smece", "signed_gap", "log_loss")
 # What tells one intervention of interest from another; random controls share it with what they are controls of.

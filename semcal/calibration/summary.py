@@ -8,17 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray
-from semcal.calibration.estimators.confidence import (
-    Confidences,
-    SplitHalf,
-    checked_counts,
-    checked_gold,
-    checked_index,
-    confidences,
-    confidences_of_masses,
-    split_half,
-)
+from semcal.arrays import FloatArray
+from semcal.calibration.estimators.split_half import SplitHalf, split_half
 from semcal.calibration.inference.bootstrap import Interval
 from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.measures.binned import brier_parts, debiased_ece, ece, mce
@@ -28,6 +19,14 @@ from semcal.calibration.measures.selective import aurc
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import Null, exact_null, null_of_counts
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import (
+    Confidences,
+    checked_counts,
+    checked_gold,
+    checked_index,
+    confidences,
+    confidences_of_masses,
+)
 
 
 @dataclass(frozen=True)

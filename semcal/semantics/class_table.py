@@ -1,113 +1,255 @@
-"""The distribution over semantic classes that a model's samples give: the push-forward of its answers through B."""
+"""The class table: for each question its semantic classes, how often and how probably they were answered, and which
+are correct.
+
+It owns the order of questions and classes; every other part of the analysis takes a view of it and derives nothing
+again. Knows neither texts nor how classes were formed.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import UNPARSED, Collapse
+from semcal.arrays import FloatArray, IntArray
+from semcal.errors import UserError
+from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
 
+UNPARSED = "(unparsed)"
 UNEXPLORED = "(unexplored)"
+COLUMNS = ("question_id", "group", "class", "count", "mass", "seen_mass", "gold", "unparsed")
 
 
 @dataclass(frozen=True)
-class ClassDistribution:
-    """The distribution of one question's answers over semantic classes, sampled or exact.
+class ClassTable:
+    """The semantic classes of a run's answers. K is the largest number of classes of any question; rows are padded.
+
+    Classes of a question are in descending order of their counts (of their masses where answers were enumerated), ties
+    in alphabetical order; correct classes that were never sampled come last.
 
     Attributes:
-        counts: class -> number of samples, the most frequent first; sums to m. The unparsed class is one of them. After
-            exact enumeration: class -> mass, a lower bound; they sum to 1 with `unexplored`.
-        gold: The classes that are correct, whether they were sampled or not.
-        unexplored: Mass of the answers that enumeration did not follow; any class may have that much more.
-        exact: Whether `counts` are masses.
+        questions: [question] ids.
+        groups: [question] labels; questions of one group depend on each other.
+        classes: [question][class] labels.
+        counts: [question, K] samples per class, int64, rows sum to M; None where answers were enumerated.
+        masses: [question, K] probabilities of the classes; None where the log-probability of an answer is unknown.
+            From samples: estimates that sum to 1 (`class_masses`). From enumeration: lower bounds.
+        seen_mass: [question] probability of the distinct answers that were seen, in [0, 1]; NaN where unknown.
+        gold: [question, K] whether a class is correct. The unparsed class never is.
+        unparsed: [question] column of the class of answers that could not be parsed, -1 where every answer could.
+
+    Raises:
+        ValueError: the shapes disagree, or neither counts nor masses are given.
     """
 
-    counts: dict[str, int] | dict[str, float]
-    gold: frozenset[str]
-    unexplored: float = 0.0
-    exact: bool = False
+    questions: tuple[str, ...]
+    groups: NDArray[np.str_]
+    classes: tuple[tuple[str, ...], ...]
+    counts: IntArray | None
+    masses: FloatArray | None
+    seen_mass: FloatArray
+    gold: NDArray[np.bool_]
+    unparsed: IntArray
+
+    def __post_init__(self) -> None:
+        n = len(self.questions)
+        wide = [array.shape for array in (self.counts, self.masses, self.gold) if array is not None]
+        if len(wide) == 1:
+            raise ValueError("a class table needs counts or masses")
+        if len(set(wide)) > 1 or any(len(array) != n for array in (self.groups, self.classes, self.gold)):
+            raise ValueError(f"{n} questions, but arrays of shapes {', '.join(map(str, wide))}; expected [question, K]")
 
     @classmethod
-    def of(
-        cls, classes: Iterable[str], weights: Iterable[float], gold: frozenset[str], *, exact: bool = False
-    ) -> ClassDistribution:
-        """From the class of each answer and its weight: a count of samples, or a probability that enumeration found."""
-        weight: Counter[str] = Counter()
-        for klass, its in zip(classes, weights, strict=True):
-            weight[klass] += its  # pyright: ignore[reportArgumentType]
-        ordered = dict(sorted(weight.items(), key=lambda item: (-item[1], item[0])))
-        return cls(ordered, gold, max(0.0, 1.0 - sum(ordered.values())) if exact else 0.0, exact)
+    def of_arrays(
+        cls,
+        counts: Any = None,
+        gold: Any = None,
+        unparsed: Any = None,
+        *,
+        masses: Any = None,
+        groups: Any = None,
+    ) -> ClassTable:
+        """A table from arrays alone; classes are named by their columns and questions by their rows.
 
-    @classmethod
-    def collapse(
-        cls, collapse: Collapse, question: Question, texts: Iterable[tuple[str, int]], style: str
-    ) -> ClassDistribution:
-        """Collapse (text, count) pairs of one question."""
-        pairs = list(texts)
-        (found,) = collapse.collapse([question], [[text for text, _ in pairs]], style)
-        return cls.of(found.classes, [count for _, count in pairs], found.gold)
+        Args:
+            counts: [question, K] samples per class; None: `masses` are those of an enumeration.
+            gold: [question, K] bool, or [question] column of the one correct class, -1 where it was never sampled.
+            unparsed: [question] column, -1 for none.
+            masses: [question, K].
+            groups: [question] labels; None: each question is a group of its own.
+        """
+        whole = np.asarray(masses if counts is None else counts)
+        n, width = whole.shape
+        column = np.full(n, -1) if unparsed is None else np.asarray(unparsed, dtype=np.int64)
+        correct = np.zeros(whole.shape, dtype=bool) if gold is None else np.asarray(gold)
+        if correct.ndim == 1:
+            correct = correct[:, None] == np.arange(width)
+        correct = correct & (np.arange(width) != column[:, None])
+        names = [str(i) for i in range(width)]
+        return cls(
+            questions=tuple(map(str, range(n))),
+            groups=np.array([str(i) for i in range(n)] if groups is None else [str(g) for g in groups]),
+            classes=tuple(tuple(UNPARSED if k == c else name for k, name in enumerate(names)) for c in column),
+            counts=None if counts is None else np.asarray(counts, dtype=np.int64),
+            masses=None if masses is None else np.asarray(masses, dtype=np.float64),
+            seen_mass=np.full(n, np.nan),
+            gold=correct,
+            unparsed=column,
+        )
+
+    # ---- size and order ------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers were enumerated with their probabilities instead of sampled."""
+        return self.counts is None
 
     @property
     def m(self) -> int | None:
-        """Number of samples; None for exact masses."""
-        return None if self.exact else int(sum(self.counts.values()))
+        """Samples per question, M; None where answers were enumerated."""
+        return None if self.counts is None else int(self.counts[0].sum())
 
-    @property
-    def masses(self) -> dict[str, float]:
-        """class -> share of the samples, the estimate of pi_x; or its mass, a lower bound."""
-        return {k: c / (self.m or 1) for k, c in self.counts.items()}
+    def select(self, rows: Any) -> ClassTable:
+        """The table of some questions: row numbers or a mask, in the order given."""
+        picked = np.arange(len(self))[rows]
+        kept: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                kept[field.name] = tuple(value[i] for i in picked)
+            else:
+                kept[field.name] = None if value is None else value[picked]
+        return ClassTable(**kept)
 
-    @property
-    def confidence(self) -> float:
-        """B-confidence, plug-in: the largest share; after enumeration its lower bound."""
-        return max(self.masses.values(), default=0.0)
+    # ---- views ---------------------------------------------------------------------------------------------------
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The classes that share the largest count; more than one is a tie."""
-        top = max(self.counts.values(), default=0)
-        return tuple(k for k, c in self.counts.items() if c == top)
+    @cached_property
+    def shares(self) -> FloatArray:
+        """[question, K] estimate of the class distribution π_x: frequencies of the samples, or enumerated masses."""
+        if self.counts is not None:
+            return self.counts / self.counts.sum(1, keepdims=True)
+        assert self.masses is not None
+        return self.masses
 
-    @property
-    def accuracy(self) -> float:
-        """1 if the mode is a gold class, 0 if not; under a tie the chance that a fair draw among the modes is gold.
+    @cached_property
+    def by_count(self) -> Confidences:
+        """Confidence (plug-in), correctness and ties; of enumerated answers those of `by_mass`."""
+        if self.counts is None:
+            assert self.masses is not None
+            return confidences_of_masses(self.masses, self.gold, self.unparsed)
+        return confidences(self.counts, self.gold, self.unparsed)
 
-        The unparsed class is never correct.
+    @cached_property
+    def by_mass(self) -> Confidences | None:
+        """Confidence, correctness and ties by mass; None where masses are unknown."""
+        return None if self.masses is None else confidences_of_masses(self.masses, self.gold, self.unparsed)
+
+    @cached_property
+    def top(self) -> tuple[str, ...]:
+        """[question] the semantic answer: its first class, whatever it is tied with."""
+        return tuple(its[0] if its else UNEXPLORED for its in self.classes)
+
+    @cached_property
+    def single_gold(self) -> IntArray | None:
+        """[question] column of the gold class, -1 where it has none; None where a question has several."""
+        if (self.gold.sum(axis=1) > 1).any():
+            return None
+        return np.where(self.gold.any(axis=1), self.gold.argmax(axis=1), -1)
+
+    @cached_property
+    def gold_classes(self) -> tuple[frozenset[str], ...]:
+        """[question] labels of the correct classes."""
+        return tuple(
+            frozenset(label for label, right in zip(labels, its, strict=False) if right)
+            for labels, its in zip(self.classes, self.gold, strict=True)
+        )
+
+    @cached_property
+    def distributions(self) -> tuple[dict[str, float], ...]:
+        """[question] class -> share, positive ones only: what probes predict.
+
+        A question of which enumeration found no whole answer has the one class UNEXPLORED.
         """
-        return sum(mode in self.gold and mode != UNPARSED for mode in self.modes) / max(1, len(self.modes))
+        found = (
+            {label: float(share) for label, share in zip(labels, row, strict=False) if share > 0}
+            for labels, row in zip(self.classes, self.shares, strict=True)
+        )
+        return tuple(masses or {UNEXPLORED: 1.0} for masses in found)
+
+    @property
+    def unparsed_share(self) -> float:
+        """Share of all samples that could not be parsed (of the mass, where answers were enumerated)."""
+        whole = self.counts if self.counts is not None else self.shares
+        at = np.flatnonzero(self.unparsed >= 0)
+        unread = float(whole[at, self.unparsed[at]].sum())
+        return unread / float(whole.sum()) if self.counts is not None else unread / len(self)
+
+    # ---- as a table on disk --------------------------------------------------------------------------------------
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per question and class, columns COLUMNS; `count` is absent where answers were enumerated."""
+        rows = [(q, k) for q, labels in enumerate(self.classes) for k in range(len(labels))]
+        row, column = (np.array(part, dtype=np.int64) for part in zip(*rows, strict=True)) if rows else ([], [])
+        frame = pd.DataFrame(
+            {
+                "question_id": np.array(self.questions, dtype=object)[row],
+                "group": self.groups[row].astype(object),
+                "class": [self.classes[q][k] for q, k in rows],
+                "count": pd.NA if self.counts is None else self.counts[row, column],
+                "mass": np.nan if self.masses is None else self.masses[row, column],
+                "seen_mass": self.seen_mass[row],
+                "gold": self.gold[row, column],
+                "unparsed": self.unparsed[row] == column,
+            }
+        )
+        return frame.astype({"count": "Int64"})
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> ClassTable:
+        """The table that `to_frame` wrote.
+
+        Raises:
+            UserError: a table of another version of semcal.
+        """
+        if missing := [name for name in COLUMNS if name not in frame]:
+            raise UserError(
+                f"classes.parquet has no column {missing[0]!r}: it was written by an earlier version of semcal; "
+                "run `semcal score` on this run"
+            )
+        row, questions = pd.factorize(frame["question_id"])
+        column = frame.groupby("question_id", sort=False).cumcount().to_numpy()
+        first = frame.drop_duplicates("question_id")
+        shape = (len(questions), int(column.max()) + 1)
+
+        def laid_out(name: str, dtype: Any) -> np.ndarray:
+            array = np.zeros(shape, dtype=dtype)
+            array[row, column] = frame[name].to_numpy(dtype=dtype)
+            return array
+
+        read = frame["unparsed"].to_numpy(dtype=bool)
+        unparsed = np.full(len(questions), -1)
+        unparsed[row[read]] = column[read]
+        return cls(
+            questions=tuple(map(str, questions)),
+            groups=first["group"].to_numpy().astype(str),
+            classes=tuple(tuple(its) for _, its in frame.groupby("question_id", sort=False)["class"]),
+            counts=None if bool(frame["count"].isna().any()) else laid_out("count", np.int64),
+            masses=None if bool(frame["mass"].isna().any()) else laid_out("mass", np.float64),
+            seen_mass=first["seen_mass"].to_numpy(dtype=np.float64),
+            gold=laid_out("gold", bool),
+            unparsed=unparsed,
+        )
 
 
-@dataclass(frozen=True)
-class CountMatrix:
-    """The class distributions of many questions as arrays; classes are numbered a question, so K is the most any has.
-
-    Attributes:
-        counts: [question, K] samples a class, 0 where a question has fewer classes; rows sum to m. Masses where they
-            are exact.
-        gold: [question, K] bool, which classes are correct; one that was never sampled has a column, too.
-        unparsed: [question] column of the unparsed class, -1 where every sample parsed.
-    """
-
-    counts: np.ndarray
-    gold: np.ndarray
-    unparsed: np.ndarray
-
-
-def count_matrix(distributions: Sequence[ClassDistribution]) -> CountMatrix:
-    """Stack class distributions, the most frequent class of each question first."""
-    classes = [[*d.counts, *sorted(d.gold - d.counts.keys())] for d in distributions]
-    width = max(1, *map(len, classes))
-    exact = any(d.exact for d in distributions)
-    counts = np.zeros((len(distributions), width), dtype=np.float64 if exact else np.int64)
-    gold, unparsed = np.zeros(counts.shape, dtype=bool), np.full(len(distributions), -1)
-    for row, d in enumerate(distributions):
-        for column, klass in enumerate(classes[row]):
-            counts[row, column] = d.counts.get(klass, 0)
-            gold[row, column] = klass in d.gold and klass != UNPARSED
-            if klass == UNPARSED:
-                unparsed[row] = column
-    return CountMatrix(counts, gold, unparsed)
+def ordered_classes(weights: Mapping[str, float], gold: Sequence[str] | frozenset[str]) -> tuple[str, ...]:
+    """The order of a question's classes: descending by weight, ties in alphabetical order, unseen gold classes last."""
+    seen = sorted(weights, key=lambda label: (-weights[label], label))
+    return (*seen, *sorted(set(gold) - weights.keys()))

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.confidence import confidences, confidences_of_masses, split_half
+from semcal.calibration.estimators.split_half import split_half
 from semcal.calibration.inference.bootstrap import bootstrap
 from semcal.calibration.measures.binned import binned, brier_parts, debiased_ece, ece, mce
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
@@ -17,6 +17,7 @@ from semcal.calibration.measures.smece import smece, smece_batch, smooth_curve
 from semcal.calibration.nulls.null import exact_null, null_band, simulated_null
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.calibration.summary import calibrate, calibrate_masses
+from semcal.semantics.confidence import confidences, confidences_of_masses
 
 NAN, INF = float("nan"), float("inf")
 QUICK = {"bootstrap": 20, "null_draws": 10}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcal import ClassDistribution, ExactMatch, KthWord, Question
-from semcal.semantics.class_table import count_matrix
 from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.distribution import count_matrix
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 

@@ -10,21 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray
-from semcal.calibration.estimators.confidence import (
-    Confidences,
-    checked_counts,
-    checked_gold,
-    confidences,
-    split_half,
-)
+from semcal.arrays import FloatArray
 from semcal.calibration.estimators.m_curve import MCurve
+from semcal.calibration.estimators.split_half import split_half
 from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import Null, exact_null, null_of_counts
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import Confidences, checked_counts, checked_gold, confidences
 
 
 @dataclass(frozen=True)

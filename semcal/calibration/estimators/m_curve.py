@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, IntArray
-from semcal.calibration.estimators.confidence import checked_counts, checked_gold, share_within
+from semcal.arrays import FloatArray, IntArray
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.bootstrap import Interval, groups, multiplicities
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import exact_null, null_of_counts
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import checked_counts, checked_gold, share_within
 
 SHARES = (0.2, 0.3, 0.45, 0.67, 1.0)  # of M, evenly spaced on a log scale
 POWERS = (0, 1, 2)  # of 1/m, the terms that are fitted

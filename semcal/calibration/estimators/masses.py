@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray
+from semcal.arrays import FloatArray
 
 EXCESS_MASS = 1.01  # log-probabilities in bf16 may sum to a little above 1; more than that is no rounding
 

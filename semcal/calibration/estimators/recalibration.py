@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from semcal.calibration.checks import FloatArray, checked_pairs
+from semcal.arrays import FloatArray, checked_pairs
 from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.inference.group_folds import folds_by_group
 from semcal.calibration.measures.loss_gap import held_out_tilts

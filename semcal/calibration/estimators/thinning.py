@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from semcal.calibration.checks import IntArray
+from semcal.arrays import IntArray
 
 
 def thin(counts: IntArray, m: int, *, rng: np.random.Generator, repeats: int) -> IntArray:

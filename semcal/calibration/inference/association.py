@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, rankdata
 
-from semcal.calibration.checks import FloatArray
+from semcal.arrays import FloatArray
 from semcal.seeds import keyed_generator
 
 MOST = 20_000  # arrangements that are all gone through; of more, as many random ones

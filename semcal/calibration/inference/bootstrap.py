@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, IntArray, as_numbers
+from semcal.arrays import FloatArray, IntArray, as_numbers
 from semcal.seeds import keyed_generator
 
 BATCH_ELEMENTS = 2**22  # weights held at once, 32 MB

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
-from semcal.calibration.checks import FloatArray
+from semcal.arrays import FloatArray
 from semcal.calibration.inference.bootstrap import groups
 from semcal.calibration.inference.paired import Statistic, leave_out, smallest_difference
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, checked_pairs
-from semcal.calibration.estimators.confidence import confidences
+from semcal.arrays import FloatArray, checked_pairs
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import Chances, exact_chances, exchange_chances
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import confidences
 
 STEPS = 7  # of the bisection for `within`
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import IntArray
+from semcal.arrays import IntArray
 from semcal.calibration.inference.bootstrap import groups
 from semcal.seeds import keyed_generator
 

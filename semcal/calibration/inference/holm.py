@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray
+from semcal.arrays import FloatArray
 
 
 def holm(p_values: ArrayLike) -> FloatArray:

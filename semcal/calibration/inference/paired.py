@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm, t
 
-from semcal.calibration.checks import FloatArray, checked_pairs
+from semcal.arrays import FloatArray, checked_pairs
 from semcal.calibration.inference.bootstrap import BATCH_ELEMENTS, Groups, bootstrap, groups
 from semcal.calibration.measures.scores import auroc, brier, signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece_batch

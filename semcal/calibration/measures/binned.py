@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, checked_pairs
+from semcal.arrays import FloatArray, checked_pairs
 
 Scheme = Literal["width", "mass"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semcal.calibration.checks import FloatArray
+from semcal.arrays import FloatArray
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.measures.closed_set import ClosedSet
 from semcal.calibration.measures.smece import smece_batch

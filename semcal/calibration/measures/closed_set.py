@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, IntArray
-from semcal.calibration.estimators.confidence import checked_index, checked_masses
+from semcal.arrays import FloatArray, IntArray
 from semcal.calibration.nulls.exchange import pooled, redrawn_gold
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import checked_index, checked_masses
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import fft, sparse
 
-from semcal.calibration.checks import FloatArray, IntArray
+from semcal.arrays import FloatArray, IntArray
 
 Convention = Literal["relplot", "exact"]
 """How the smoothing integral is discretised; see `semcal.calibration.measures.smece.smece`."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
-from semcal.calibration.checks import FloatArray, IntArray, checked_pairs
+from semcal.arrays import FloatArray, IntArray, checked_pairs
 from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
 from semcal.calibration.inference.group_folds import folds_by_group
 from semcal.calibration.measures.tilt import PENALTIES, basis, fit_tilts, inside, loss_change

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlog1py, xlogy
 
-from semcal.calibration.checks import FloatArray, checked_pairs, checked_weight, in_unit_interval
+from semcal.arrays import FloatArray, checked_pairs, checked_weight, in_unit_interval
 
 
 def weighted_mean(values: ArrayLike, *, weight: ArrayLike | None = None) -> FloatArray:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
-from semcal.calibration.checks import FloatArray
+from semcal.arrays import FloatArray
 from semcal.calibration.measures.closed_set import ClosedSet
 from semcal.calibration.nulls.null import Null
 

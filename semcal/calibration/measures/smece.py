@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, checked_pairs
+from semcal.arrays import FloatArray, checked_pairs
 from semcal.calibration.measures.kernel import CELLS, Convention, smoothed, smoothing, to_spectrum
 
 SMALLEST_BANDWIDTH = 0.001

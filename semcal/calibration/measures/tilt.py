@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 from scipy.special import expit, logit
 
-from semcal.calibration.checks import FloatArray, IntArray, in_unit_interval
+from semcal.arrays import FloatArray, IntArray, in_unit_interval
 
 CLIP = 1e-6
 """Exact masses are kept this far from 0 and 1: about what float32 leaves of a product of token probabilities."""

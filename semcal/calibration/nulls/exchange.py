@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import IntArray
-from semcal.calibration.estimators.confidence import checked_counts, checked_index
+from semcal.arrays import IntArray
+from semcal.semantics.confidence import checked_counts, checked_index
 
 CHUNK_ELEMENTS = 2**22  # counts held at once, 32 MB
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from semcal.calibration.checks import FloatArray, IntArray, in_unit_interval
-from semcal.calibration.estimators.confidence import checked_counts, share_of
+from semcal.arrays import FloatArray, IntArray, in_unit_interval
 from semcal.calibration.inference.bootstrap import groups
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import smece_batch, smooth_curve
 from semcal.calibration.nulls.exchange import pooled
 from semcal.seeds import keyed_generator
+from semcal.semantics.confidence import checked_counts, share_of
 
 CHUNK_ELEMENTS = 2**22  # simulated counts held at once, 32 MB
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from semcal.calibration.checks import FloatArray, IntArray, checked_pairs, in_unit_interval
+from semcal.arrays import FloatArray, IntArray, checked_pairs, in_unit_interval
 from semcal.calibration.estimators.m_curve import MCurve
 from semcal.calibration.inference.bootstrap import Interval, groups, multiplicities
 from semcal.calibration.measures.selective import aurc, risk_coverage

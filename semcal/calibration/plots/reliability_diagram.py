@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from semcal.calibration.checks import FloatArray, checked_pairs
+from semcal.arrays import FloatArray, checked_pairs
 from semcal.calibration.inference.bootstrap import groups, multiplicities
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import ReliabilityCurve, smece_batch, smooth_curve

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.confidence import confidences, split_half
+from semcal.calibration.estimators.split_half import split_half
+from semcal.semantics.confidence import confidences
 
 
 def test_the_most_frequent_class_is_the_answer():

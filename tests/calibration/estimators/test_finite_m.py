@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.confidence import confidences, confidences_of_masses
 from semcal.calibration.estimators.finite_m import estimates
 from semcal.calibration.estimators.m_curve import extrapolation_weights, m_curve, sizes_for
 from semcal.calibration.estimators.masses import class_masses
 from semcal.calibration.measures.smece import smece
+from semcal.semantics.confidence import confidences, confidences_of_masses
 
 
 def drawn(n: int, m: int, seed: int, *, alpha: float = 0.5, classes: int = 8, sharpness: float = 1.0):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from semcal.calibration.estimators.confidence import confidences_of_masses
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.null import exact_null
 from semcal.calibration.summary import calibrate, calibrate_masses
+from semcal.semantics.confidence import confidences_of_masses
 
 
 def world(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

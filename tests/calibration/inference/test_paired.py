@@ -7,12 +7,12 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.inference.bootstrap import bootstrap
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import STATISTICS, paired_difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.nulls.null import simulated_null
+from semcal.semantics.confidence import confidences
 
 
 def two_runs(seed: int, n: int = 150, groups: int | None = None, shift: float = 0.0):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.inference.equivalence import equivalence, exact_equivalence
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.exchange import exchanged
 from semcal.calibration.nulls.null import exchange_chances, exchange_null, null_of_counts, simulated_null
+from semcal.semantics.confidence import confidences
 
 
 def calibrated(n: int, m: int, rng: np.random.Generator, alpha: float = 0.5, classes: int = 8, accuracy: float = 0.0):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.null import null_band, simulated_null
+from semcal.semantics.confidence import confidences
 
 
 def sampled(pi: np.ndarray, m: int, rng: np.random.Generator, sharpen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

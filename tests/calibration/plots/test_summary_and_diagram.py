@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.measures.smece import smece, smece_batch
 from semcal.calibration.nulls.null import null_band
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.calibration.summary import calibrate
+from semcal.semantics.confidence import confidences
 
 
 def overconfident(n: int = 300, m: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

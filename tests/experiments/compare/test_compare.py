@@ -15,9 +15,9 @@ from experiments.compare.compare_runs import adjusted, compare, compare_all, equ
 from experiments.compare.pairs import by_temperature, check_comparable, chosen_runs, differing, sensible_pairs
 from experiments.report.summary_table import last_layer
 from semcal import UserError
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.inference.holm import holm as holm_of
 from semcal.calibration.measures.smece import smece
+from semcal.semantics.confidence import confidences
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.pipeline.test_cli import semcal

@@ -53,19 +53,6 @@ def test_a_run_folder_holds_what_it_should(tmp_path, study_dict):
     assert manifest["packages"]["torch"]
 
 
-def test_a_cell_analysed_beside_the_next_one_has_the_same_results(tmp_path, study_dict, monkeypatch):
-    study = study_dict | {"styles": ["concise", "sentence"]}
-    here = run_dict(tmp_path, study)
-    told = []
-    monkeypatch.setattr(Silent, "stage", lambda _, cell, what: told.append((cell.style, what)))
-    monkeypatch.setattr("experiments.pipeline.run_study.WORTH_A_PROCESS", 0)
-    beside = run_dict(tmp_path, study | {"name": "beside"})
-    assert [what for style, what in told if style == "concise"] == ["analysed beside"]
-    for one, two in zip(here, beside, strict=True):
-        assert_same(one, two)
-        assert (two.folder / "report.html").is_file()
-
-
 def test_samples_and_activations_come_from_the_same_token_ids(tmp_path, study_dict, checkpoint):
     (run,) = run_dict(tmp_path, study_dict)
     model = LanguageModel.load(checkpoint, device="cpu")

@@ -5,8 +5,8 @@ from scipy.special import softmax
 from probes.evaluation.crossfit import out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, share_target
-from semcal.calibration.estimators.confidence import confidences
 from semcal.calibration.summary import calibrate
+from semcal.semantics.confidence import confidences
 
 N, K, D, M = 400, 5, 10, 50
 FREE = Cost(prompt_tokens=40.0, generated_tokens=0.0, rows_decoded=0.0, seconds=0.01)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from probes.interventions.effects import FAMILY, against_random, effect, gold_loss, total_variation
-from semcal.semantics.class_table import ClassDistribution
 from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.distribution import ClassDistribution
 
 GOLD = frozenset({"a"})
 

@@ -18,7 +18,7 @@ from semcal.models.bridge import bridge
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.engine import EXPANDED, SHARED, Sampler
 from semcal.sampling.records import Prompt, Sampling
-from semcal.semantics.class_table import ClassDistribution
+from semcal.semantics.distribution import ClassDistribution
 from tests.conftest import CONFIGS, save_checkpoint
 
 SHOTS = (0, 5, 9, 14, 7, 8)

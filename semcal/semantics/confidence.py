@@ -1,4 +1,4 @@
-"""From class counts to confidence and correctness: plug-in on all samples, and split-half on disjoint halves.
+"""From class counts or masses to one confidence and one correctness per question.
 
 Knows counts and which classes are gold; knows neither texts nor how classes were formed.
 """
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from semcal.calibration.checks import FloatArray, IntArray, as_integers, as_numbers
-from semcal.calibration.estimators.thinning import thin
+from semcal.arrays import FloatArray, IntArray, as_integers, as_numbers
 
 
 @dataclass(frozen=True)
@@ -28,24 +27,6 @@ class Confidences:
     plug_in: FloatArray
     correct: FloatArray
     tied: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class SplitHalf:
-    """Mode and confidence taken on disjoint halves of the samples, averaged over random splits.
-
-    Attributes:
-        confidence: `[n]` share, in one half, of the class that is the mode of the other half.
-        correct: `[n]` share of splits in which the half's mode is the gold class (ties as in `Confidences`).
-    """
-
-    confidence: FloatArray
-    correct: FloatArray
-
-    @property
-    def gap(self) -> float:
-        """Mean confidence minus mean accuracy over questions."""
-        return float(self.confidence.mean() - self.correct.mean())
 
 
 def checked_counts(counts: ArrayLike) -> tuple[IntArray, int]:
@@ -138,41 +119,6 @@ def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLik
     first = (array == top[:, None]) & (top > 0)[:, None]
     correct = np.where(top > 0, share_within(first | (top == 0)[:, None], answerable), 0.0)
     return Confidences(np.minimum(top, 1.0), correct, first.sum(axis=1) > 1)
-
-
-def split_half(
-    counts: ArrayLike,
-    gold: ArrayLike,
-    unparsed: ArrayLike | None = None,
-    *,
-    rng: np.random.Generator,
-    repeats: int = 20,
-) -> SplitHalf:
-    """Confidence without the bias of choosing the mode and measuring it on the same draws.
-
-    The samples are split at random; the mode of one half (M // 2 samples) is the answer and its share in the other
-    half the confidence, whose expectation given the first half is exactly pi(mode). Gap = confidence - correct is
-    therefore 0 in expectation for a calibrated model at any M, where the plug-in gap is positive. It is about the
-    answer chosen by M // 2 samples, which is a little less often right than the answer chosen by M. Tied modes share
-    equally in both numbers.
-
-    Args:
-        counts: `[n, K]`, as in `confidences`; M must be at least 2.
-        gold: `[n]`, as in `confidences`.
-        unparsed: `[n]`, as in `confidences`.
-        rng: source of the splits (multivariate hypergeometric).
-        repeats: random splits per question; they only lower the noise of the split, not that of the M samples.
-    """
-    counts, m = checked_counts(counts)
-    gold = checked_gold(counts, gold, unparsed)
-    if m < 2 or repeats < 1:
-        raise ValueError(f"split_half needs at least 2 samples and 1 repeat, got m={m}, repeats={repeats}")
-    half = thin(counts, m // 2, rng=rng, repeats=repeats)  # [repeats, n, K]
-    first = half == half.max(axis=-1, keepdims=True)
-    held_out = (counts - half) / (m - m // 2)
-    confidence = (held_out * first).sum(axis=-1) / first.sum(axis=-1)
-    correct = share_within(first, gold)
-    return SplitHalf(confidence.mean(axis=0), correct.mean(axis=0))
 
 
 def checked_gold(counts: IntArray | FloatArray, gold: ArrayLike, unparsed: ArrayLike | None) -> NDArray[np.bool_]:
