@@ -177,7 +177,7 @@ def test_results_follow_the_seed_and_not_the_batches(monkeypatch):
     a, b, label = two_runs(0, groups=30)
     whole = paired_difference(signed_gap, a, b, group=label, draws=60, seed=1)
     for module in ("bootstrap", "paired"):
-        monkeypatch.setattr(import_module(f"semcal.calibration.{module}"), "BATCH_ELEMENTS", 1000)
+        monkeypatch.setattr(import_module(f"semcal.calibration.inference.{module}"), "BATCH_ELEMENTS", 1000)
     assert paired_difference(signed_gap, a, b, group=label, draws=60, seed=1) == whole
     assert paired_difference(signed_gap, a, b, group=label, draws=60, seed=2) != whole
 
