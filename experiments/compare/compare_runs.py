@@ -24,7 +24,7 @@ from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
-from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
+from semcal.semantics.confidence import Confidences, confidences
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,17 @@ def equalised(runs: Sequence[Scored]) -> Matched:
 
 def _equal(run: Scored, common: pd.Index, m: int | None) -> Equal:
     settings: dict[str, Any] = {"draws": run.cell.calibration.null_draws, "seed": run.cell.seed}
-    rows = run.questions.index.get_indexer(common)
-    counts, gold, unparsed = run.matrix.counts[rows], run.matrix.gold[rows], run.matrix.unparsed[rows]
+    table = run.table.select(run.questions.index.get_indexer(common))
     if m is None:
-        found = confidences_of_masses(counts, gold, unparsed)
-        return Equal(run.cell, found, exact_null(found.plug_in, **settings).mean)
+        return Equal(run.cell, table.by_count, exact_null(table.by_count.plug_in, **settings).mean)
     if run.m == m and len(common) == len(run.questions):
-        return Equal(run.cell, confidences(counts, gold, unparsed), run.calibration["null_mean"])
+        return Equal(run.cell, table.by_count, run.calibration["null_mean"])
+    counts = table.counts
+    assert counts is not None
     if run.m != m:
         counts = thin(counts, m, rng=keyed_generator(run.cell.seed, "compare", "thin"), repeats=1)[0]
-    return Equal(run.cell, confidences(counts, gold, unparsed), null_of_counts(counts, gold, **settings).mean)
+    found = confidences(counts, table.gold, table.unparsed)
+    return Equal(run.cell, found, null_of_counts(counts, table.gold, **settings).mean)
 
 
 def compare(a: Scored, b: Scored) -> Comparison:

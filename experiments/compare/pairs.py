@@ -17,10 +17,9 @@ from experiments.config.parsing import is_study_file, load_study
 from experiments.config.study import LABELS, Cell
 from experiments.pipeline.cell import stored_cell
 from experiments.pipeline.run_study import find_runs
-from experiments.score.read_answers import class_matrix
 from semcal.errors import UserError
 from semcal.runs.run import Run
-from semcal.semantics.distribution import CountMatrix
+from semcal.semantics.class_table import ClassTable
 
 FACTORS = ("model", "style", "B", "temperature")
 
@@ -32,7 +31,7 @@ class Scored:
     Attributes:
         cell: Its configuration.
         folder: Where it lies.
-        matrix: Its classes, questions in the order of `questions`.
+        table: Its classes, questions in the order of `questions`.
         questions: A row a question, by id: text, group, answers.
         m: Samples a question; None where answers were enumerated.
         calibration: Its calibration.json.
@@ -40,7 +39,7 @@ class Scored:
 
     cell: Cell
     folder: Path
-    matrix: CountMatrix
+    table: ClassTable
     questions: pd.DataFrame
     m: int | None
     calibration: dict[str, Any]
@@ -79,10 +78,9 @@ def chosen_runs(targets: Sequence[str], overrides: Sequence[str]) -> tuple[list[
 
 def scored(run: Run) -> Scored:
     """A run that has been scored, read."""
-    classes, calibration = run.classes(), run.calibration()
-    ids = classes["question_id"].unique()
-    questions = run.questions().set_index("id").loc[ids, ["text", "group", "answers"]]
-    return Scored(stored_cell(run), run.folder, class_matrix(classes), questions, calibration["m"], calibration)
+    table, calibration = run.class_table(), run.calibration()
+    questions = run.questions().set_index("id").loc[list(table.questions), ["text", "group", "answers"]]
+    return Scored(stored_cell(run), run.folder, table, questions, calibration["m"], calibration)
 
 
 def differing(a: Cell, b: Cell) -> list[str]:

@@ -6,7 +6,7 @@ Rungs that read the model itself are in `with_model.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.study import Cell
-from experiments.score.read_answers import class_matrix, stored_masses
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import marginal_row
 from probes.evaluation.contrast import explained_differences
@@ -60,17 +59,14 @@ class Asked:
 
     rows: np.ndarray
     table: pd.DataFrame
-    masses: list[dict[str, float]]
-    gold: list[frozenset[str]]
+    masses: Sequence[Mapping[str, float]]
+    gold: Sequence[Collection[str]]
     counts: np.ndarray | None
 
     @classmethod
-    def of(cls, cell: Cell, run: Run, rows: np.ndarray) -> Asked:
-        classes = run.classes()
-        masses = stored_masses(classes)
-        gold = [frozenset(q.loc[q["is_gold"], "klass"]) for _, q in classes.groupby("question_id", sort=False)]
-        counts = class_matrix(classes).counts[rows] if cell.sampling.exact is None else None
-        return cls(rows, run.questions().iloc[rows], [masses[i] for i in rows], [gold[i] for i in rows], counts)
+    def of(cls, run: Run, rows: np.ndarray) -> Asked:
+        classes = run.class_table().select(rows)
+        return cls(rows, run.questions().iloc[rows], classes.distributions, classes.gold_classes, classes.counts)
 
     @property
     def group(self) -> list[str]:

@@ -10,12 +10,10 @@ import pandas as pd
 
 from experiments.config.study import Cell
 from experiments.probe.run_layer import read_layer
-from experiments.score.read_answers import class_matrix
 from probes.evaluation.crossfit import out_of_fold
 from probes.probe_confidence import ConfidenceRow, Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, b_confidence, class_target, mode_correctness, share_target
 from semcal.runs.run import Run
-from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
 
 
 def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
@@ -30,7 +28,7 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
         UserError: nothing was captured at the last prompt token.
     """
     read = read_layer(run)
-    sampled = _sampled(cell, run)
+    sampled = run.class_table().by_count
     settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
     target = class_target(read.masses, max_classes=cell.probes.max_classes, m=read.m)
     answer = probe_answer(
@@ -81,9 +79,3 @@ def costs(run: Run) -> tuple[Cost, Cost]:
     seconds = manifest.get("sampling_seconds", nan) / n if whole else nan
     prompt = float(prompts.mean())
     return Cost(prompt, generated, each("rows_decoded"), seconds), Cost(prompt, 0.0, 0.0, each("prefill_seconds"))
-
-
-def _sampled(cell: Cell, run: Run) -> Confidences:
-    matrix = class_matrix(run.classes())
-    scored = confidences if cell.sampling.exact is None else confidences_of_masses
-    return scored(np.asarray(matrix.counts), matrix.gold, matrix.unparsed)

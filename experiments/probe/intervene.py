@@ -18,7 +18,7 @@ from experiments.config.study import Cell
 from experiments.pipeline.cell import stored_cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Halves, Material, Wanted, conditions
 from experiments.sample.models import Models
-from experiments.score.read_answers import readable, stored_masses
+from experiments.score.read_answers import readable
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect
 from semcal.errors import UserError, nearest
@@ -71,7 +71,7 @@ def intervene_run(
     )
     common = {"context": context, "kind": wanted.kind, "position": position}
     planned = [_Planned.alone(name, context, halves) for name in (SAME, OTHER)]
-    masses = stored_masses(run.classes())
+    masses = run.class_table().distributions
     for hook in hooks:
         tell(cell, f"fitting a probe at {hook}")
         values = run.activations(position, [hook]).values[:, 0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.pipeline.cell import stored_cell
-from experiments.score.read_answers import stored_masses
 from semcal.errors import UserError, nearest
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
@@ -28,8 +28,8 @@ class AtLayer:
 
     layer: str
     activations: np.ndarray
-    masses: list[dict[str, float]]
-    gold: list[set[str]]
+    masses: Sequence[Mapping[str, float]]
+    gold: Sequence[Collection[str]]
     group: list[str]
     m: int | None
 
@@ -59,14 +59,12 @@ def read_layer(run: Run, layer: str | None = None) -> AtLayer:
     name = known[-1] if layer is None else layer
     if name not in known:
         raise UserError(f"{run.folder} has no layer {name!r}{nearest(name, known)}; it has {', '.join(known)}")
-    stored, classes = run.activations(LAST_PROMPT_TOKEN, [name]), run.classes()
-    correct = classes["is_gold"] & ~classes["is_unparsed"]
-    by_question = classes.assign(correct=correct).groupby("question_id", sort=False)
+    stored, classes = run.activations(LAST_PROMPT_TOKEN, [name]), run.class_table()
     return AtLayer(
         layer=name,
         activations=stored.values[:, 0],
-        masses=stored_masses(classes),
-        gold=[set(its["klass"][its["correct"]]) for _, its in by_question],
-        group=[str(name) for name in run.questions()["group"]],
-        m=run.calibration()["m"],
+        masses=classes.distributions,
+        gold=classes.gold_classes,
+        group=classes.groups.tolist(),
+        m=classes.m,
     )

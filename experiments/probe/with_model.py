@@ -192,13 +192,12 @@ def surface_forms(run: Run, classes: Sequence[str]) -> list[list[str]]:
 
     None for what is no answer, or a pool of many.
     """
-    table, questions = run.classes(), run.question_records()
-    gold = table.loc[table["is_gold"] & (table["klass"] != UNPARSED), :].groupby("question_id")["klass"].agg(list)
+    questions, gold = run.question_records(), run.class_table().gold_classes
     forms: dict[str, set[str]] = {}
     for form, klass in run.aliases().items():
         forms.setdefault(klass, set()).add(form)
-    for question in questions:
-        if len(its := gold.get(question.id, [])) == 1 and not question.others:
-            forms.setdefault(its[0], set()).update(question.answers)
+    for question, correct in zip(questions, gold, strict=True):
+        if len(correct) == 1 and not question.others:
+            forms.setdefault(next(iter(correct)), set()).update(question.answers)
     named = [sorted(forms.get(klass, {klass, klass[:1].upper() + klass[1:]})) for klass in classes]
     return [[] if klass in (UNPARSED, UNEXPLORED, OTHER) else its for klass, its in zip(classes, named, strict=True)]

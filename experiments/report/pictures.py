@@ -6,38 +6,34 @@ from matplotlib.figure import Figure
 
 from experiments.config.study import Cell
 from experiments.report.probe_pictures import probe_figures
-from experiments.score.read_answers import class_matrix
 from semcal.calibration.estimators.m_curve import curve_of_rows
 from semcal.calibration.nulls.null import null_band
 from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve
 from semcal.calibration.plots.profile import ProfileRow, calibration_profile
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.runs.run import Run
-from semcal.semantics.confidence import confidences, confidences_of_masses
 from semcal.semantics.knowing_curve import knowing_curve
 
 
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """The pictures of a run by name, in the order in which the page shows them."""
-    matrix = class_matrix(run.classes())
-    sampled = cell.sampling.exact is None
-    scored = (confidences if sampled else confidences_of_masses)(matrix.counts, matrix.gold, matrix.unparsed)
-    width = float(run.calibration()["bandwidth"])
-    band = null_band(matrix.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed) if sampled else None
+    classes = run.class_table()
+    scored, width, band = classes.by_count, float(run.calibration()["bandwidth"]), None
+    if classes.counts is not None:
+        band = null_band(classes.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed)
     figures = {
         "reliability": reliability_diagram(
             scored.plug_in,
             scored.correct,
             title=cell.label,
             null_band=band,
-            group=run.questions()["group"].to_numpy(),
+            group=classes.groups,
             level=cell.calibration.level,
             seed=cell.seed,
         ),
     }
     pairs = {cell.label: (scored.plug_in, scored.correct)}
-    group = run.questions()["group"].to_numpy()
-    figures["risk-coverage"] = risk_coverage_curve(pairs, title=cell.label, group=group, seed=cell.seed)
+    figures["risk-coverage"] = risk_coverage_curve(pairs, title=cell.label, group=classes.groups, seed=cell.seed)
     calibration = run.calibration()
     if rows := calibration.get("m_curve"):
         figures["m-curve"] = m_curve_figure(curve_of_rows(rows), title=cell.label)

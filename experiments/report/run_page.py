@@ -57,7 +57,7 @@ def _first_question(run: Run) -> str:
     first = run.questions().iloc[0]
     samples, classes = run.samples(), run.classes()
     answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
-    classes = classes.loc[classes["question_id"] == first["id"], ["klass", "count", "mass", "is_gold"]].head(5)
+    classes = classes.loc[classes["question_id"] == first["id"], ["class", "count", "mass", "gold"]].head(5)
     return f"""<h2>What the model read and wrote</h2>
 <p>The first question, <code>{html.escape(str(first["id"]))}</code>: prompt, answers, semantic classes.</p>
 <pre>{html.escape(str(first["prompt"]))}</pre>

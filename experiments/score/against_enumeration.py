@@ -21,7 +21,7 @@ from experiments.config.parsing import load_study
 from experiments.pipeline.cell import stored_cell
 from experiments.pipeline.run_study import Silent, prepare_study, run_study
 from experiments.score.calibration_sections import sampled_masses
-from experiments.score.read_answers import class_matrix, read_answers
+from experiments.score.read_answers import read_answers
 from semcal.calibration.estimators.finite_m import Estimate, estimates
 from semcal.calibration.estimators.m_curve import m_curve
 from semcal.calibration.estimators.thinning import thin
@@ -29,7 +29,6 @@ from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
-from semcal.semantics.confidence import confidences_of_masses
 from semcal.semantics.distribution import count_matrix
 
 THINNED = (5, 10, 20)
@@ -63,8 +62,7 @@ def _table(sampled: Run, exact: Run, seed: int) -> Table:
 
 
 def _truth(exact: Run) -> tuple[str, float, float, float, float]:
-    matrix = class_matrix(exact.classes())
-    found = confidences_of_masses(matrix.counts, matrix.gold, matrix.unparsed)
+    found = exact.class_table().by_count
     gap = float(signed_gap(found.plug_in, found.correct))
     return (
         "exact masses",

@@ -16,15 +16,15 @@ from experiments.probe.confidence_rows import probe_confidence
 from experiments.probe.with_model import ModelProbes
 from experiments.sample.models import Models
 from experiments.score.calibration_sections import details, masses_of
-from experiments.score.read_answers import Read, measure, read_answers
+from experiments.score.read_answers import Read, class_table, measure, read_answers
 from probes.evaluation.layerwise import COLUMNS
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 from semcal.semantics.collapsing.clustered import Clustered
-from semcal.semantics.collapsing.collapse import UNPARSED, Collapse
+from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.judge import Judge
-from semcal.semantics.distribution import ClassDistribution, count_matrix
+from semcal.semantics.distribution import count_matrix
 from semcal.semantics.intermediate import expected_confidence
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     ids = list(table["id"])
     matrix = count_matrix([r.distribution for r in read])
     by_mass = masses_of(read, matrix) if cell.sampling.exact is None else None
-    run.write_classes(_class_table(ids, [r.distribution for r in read], by_mass))
+    run.write_classes(class_table(run, read))
     run.write_intermediate(_intermediate_table(ids, read))
     result = measure(cell, run, read)
     behind = details(cell, run, read, matrix, by_mass, result)
@@ -51,22 +51,6 @@ def _failures(collapse: Collapse) -> dict[str, int]:
     """What a judge could not say, by kind."""
     judge = collapse.cluster if isinstance(collapse, Clustered) else None
     return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
-
-
-def _class_table(
-    ids: Sequence[str], collapsed: Sequence[ClassDistribution], by_mass: np.ndarray | None
-) -> pd.DataFrame:
-    """A row a class; `by_mass` is what the samples' log-probabilities say of it, where `mass` counts samples."""
-    rows = []
-    for at, (question_id, d) in enumerate(zip(ids, collapsed, strict=True)):
-        masses = d.masses | dict.fromkeys(sorted(d.gold - d.masses.keys()), 0.0)
-        for column, (klass, mass) in enumerate(masses.items()):
-            count = None if d.exact else d.counts.get(klass, 0)
-            known = (mass if d.exact else np.nan) if by_mass is None else by_mass[at, column]
-            row = (question_id, klass, count, mass, mass + d.unexplored, known, klass in d.gold, klass == UNPARSED)
-            rows.append(row)
-    columns = ["question_id", "klass", "count", "mass", "mass_high", "by_mass", "is_gold", "is_unparsed"]
-    return pd.DataFrame(rows, columns=columns).astype({"count": "Int64"})
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
@@ -100,7 +84,7 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
         there = np.flatnonzero(run.activations(position, run.activation_layers(position)[:1]).present)
-        asked = Asked.of(cell, run, there)
+        asked = Asked.of(run, there)
         if (groups := len(set(asked.group))) < cell.probes.folds:
             log.warning(
                 "%s: questions of only %d groups have the position %s, too few for %d folds; not probed there (lower "

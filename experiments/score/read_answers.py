@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.study import Cell
+from semcal.calibration.estimators.masses import class_masses
 from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
+from semcal.semantics.class_table import UNEXPLORED, UNPARSED, ClassTable, ordered_classes
 from semcal.semantics.collapsing.collapse import Collapse
-from semcal.semantics.distribution import UNEXPLORED, ClassDistribution, CountMatrix, count_matrix
+from semcal.semantics.distribution import ClassDistribution, count_matrix
 
 
 @dataclass(frozen=True)
@@ -102,34 +104,51 @@ def _truncated_share(read: Sequence[Read]) -> float:
     return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")
 
 
-def class_matrix(classes: pd.DataFrame) -> CountMatrix:
-    """The table of classes as arrays again; a class stands in the column of its place among its question's."""
-    row, column = _places(classes)
-    counted = bool(classes["count"].notna().all())
-    counts = np.zeros((row.max() + 1, column.max() + 1))
-    counts[row, column] = classes["count" if counted else "mass"]
-    unparsed = classes["is_unparsed"].to_numpy()
-    gold, at = np.zeros(counts.shape, dtype=bool), np.full(len(counts), -1)
-    gold[row, column] = classes["is_gold"].to_numpy() & ~unparsed
-    at[row[unparsed]] = column[unparsed]
-    return CountMatrix(counts.astype(np.int64) if counted else counts, gold, at)
+def class_table(run: Run, read: Sequence[Read]) -> ClassTable:
+    """The class table of answers that have been read, in the order of `run.questions()`.
+
+    Masses come from the log-probabilities of the samples, or are those that enumeration found.
+    """
+    questions, enumerated = run.questions(), any(r.distribution.exact for r in read)
+    classes = [
+        ordered_classes(r.distribution.counts, r.distribution.gold) or (UNEXPLORED,) for r in read
+    ]  # a question of which enumeration found nothing keeps its row
+    shape = (len(read), max(map(len, classes)))
+    weights, gold, unparsed = np.zeros(shape), np.zeros(shape, dtype=bool), np.full(len(read), -1)
+    for row, (r, labels) in enumerate(zip(read, classes, strict=True)):
+        for column, label in enumerate(labels):
+            weights[row, column] = r.distribution.counts.get(label, 0)
+            gold[row, column] = label in r.distribution.gold and label != UNPARSED
+            if label == UNPARSED:
+                unparsed[row] = column
+    counts = None if enumerated else weights.astype(np.int64)
+    masses, seen = (weights, weights.sum(1)) if enumerated else _masses(read, classes, shape)
+    return ClassTable(
+        questions=tuple(questions["id"]),
+        groups=questions["group"].to_numpy().astype(str),
+        classes=tuple(classes),
+        counts=counts,
+        masses=masses,
+        seen_mass=seen,
+        gold=gold,
+        unparsed=unparsed,
+    )
 
 
-def mass_matrix(classes: pd.DataFrame) -> np.ndarray | None:
-    """[question, K] masses by log-probability (or enumeration), columns as in `class_matrix`; None where unknown."""
-    row, column = _places(classes)
-    masses = np.zeros((row.max() + 1, column.max() + 1))
-    masses[row, column] = classes["by_mass"]
-    return None if np.isnan(masses).any() else masses
-
-
-def _places(classes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of each class."""
-    return pd.factorize(classes["question_id"])[0], classes.groupby("question_id", sort=False).cumcount().to_numpy()
-
-
-def stored_masses(classes: pd.DataFrame) -> list[dict[str, float]]:
-    """Class -> mass of every question; a class of its own where enumeration found no whole answer."""
-    by_question = classes.groupby("question_id", sort=False)
-    found = [{k: v for k, v in zip(q["klass"], q["mass"], strict=True) if v > 0} for _, q in by_question]
-    return [masses or {UNEXPLORED: 1.0} for masses in found]
+def _masses(
+    read: Sequence[Read], classes: Sequence[Sequence[str]], shape: tuple[int, int]
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Class masses by the log-probabilities of the samples, and the mass seen; None and NaN where one is unknown."""
+    logprob = np.concatenate([r.samples["logprob"].to_numpy(dtype=float) for r in read])
+    if np.isnan(logprob).any():
+        return None, np.full(shape[0], np.nan)
+    column = [{label: k for k, label in enumerate(labels)} for labels in classes]
+    row = np.repeat(np.arange(len(read)), [len(r.classes) for r in read])
+    masses = class_masses(
+        row,
+        [column[at][label] for at, r in enumerate(read) for label in r.classes],
+        np.concatenate([r.samples["count"].to_numpy(dtype=int) for r in read]),
+        logprob,
+        shape=shape,
+    )
+    return masses, np.minimum(1.0, np.bincount(row, np.exp(logprob), shape[0]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import pandas as pd
 
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.study import Cell, Study
-from experiments.score.read_answers import mass_matrix, stored_masses
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
@@ -28,7 +27,6 @@ from semcal.calibration.nulls.null import exact_chances, exchange_chances, null_
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run, plain, write_atomically
-from semcal.semantics.confidence import confidences, confidences_of_masses
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,10 @@ def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
         if cell.probes.enabled and run.probes().empty:
             missing.append(f"{cell.label}: not probed, so it is left out of H4")
         its = scored(run)
-        found.append(Scored(_named_now(its.cell, cell), *_rest(its)))
+        found.append(replace(its, cell=_named_now(its.cell, cell)))
     if not found:
         raise UserError(f"no run of {study.folder} is scored; `semcal run` the study first")
     return found, missing
-
-
-def _rest(its: Scored) -> tuple[Any, ...]:
-    return its.folder, its.matrix, its.questions, its.m, its.calibration
 
 
 def _named_now(stored: Cell, now: Cell) -> Cell:
@@ -178,28 +172,23 @@ def check_lineages(study: Study) -> None:
 
 def _measured(runs: Sequence[Scored]) -> tuple[list[Measured], str]:
     """Every run by mass, or, if one has no log-probabilities, every run by shares of its samples."""
-    tables = [Run(r.folder).classes() for r in runs]
-    if old := next((r for r, t in zip(runs, tables, strict=True) if "by_mass" not in t), None):
-        raise UserError(f"{old.folder} was scored by an early version; `semcal score` the study again")
-    masses = [mass_matrix(t) for t in tables]
-    known = all(m is not None for m in masses)
-    found = [_one(r, t, m if known else None) for r, t, m in zip(runs, tables, masses, strict=True)]
-    return found, "by mass" if known else "plug-in"
+    by_mass = all(r.table.masses is not None for r in runs)
+    return [_one(r, by_mass) for r in runs], "by mass" if by_mass else "plug-in"
 
 
-def _one(run: Scored, classes: pd.DataFrame, masses: np.ndarray | None) -> Measured:
-    cell, folder, counts = run.cell, Run(run.folder), run.matrix
-    single = (counts.gold.sum(axis=1) <= 1).all()
+def _one(run: Scored, by_mass: bool) -> Measured:
+    cell, folder, table = run.cell, Run(run.folder), run.table
     null = float("nan")
-    if masses is not None:
-        found = confidences_of_masses(masses, counts.gold, counts.unparsed)
+    if by_mass:
+        found = table.by_mass
+        assert found is not None
         chances = exact_chances(found.plug_in)
     else:
-        found = confidences(counts.counts, counts.gold, counts.unparsed)
-        column = np.where(counts.gold.any(axis=1), counts.gold.argmax(axis=1), -1)
-        chances = exchange_chances(counts.counts, column) if single else None
+        found, column = table.by_count, table.single_gold
+        assert table.counts is not None
+        chances = None if column is None else exchange_chances(table.counts, column)
         if chances is None:
-            null = null_of_counts(counts.counts, counts.gold, draws=400, seed=cell.seed).mean
+            null = null_of_counts(table.counts, table.gold, draws=400, seed=cell.seed).mean
     return Measured(
         label=cell.label,
         folder=str(run.folder),
@@ -213,11 +202,11 @@ def _one(run: Scored, classes: pd.DataFrame, masses: np.ndarray | None) -> Measu
         style=cell.style,
         confidence=found.plug_in,
         correct=found.correct,
-        group=run.questions["group"].to_numpy(),
+        group=table.groups,
         chances=chances,
         null=null,
-        smoothing=run.m if masses is None else None,
-        entropy=float(np.mean(semantic_entropy(stored_masses(classes)))),
+        smoothing=None if by_mass else run.m,
+        entropy=float(np.mean(semantic_entropy(table.distributions))),
         explained=predictability(folder.probes()),
         interventions=folder.interventions(),
         seed=cell.seed,

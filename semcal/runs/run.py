@@ -25,6 +25,7 @@ import yaml
 from semcal.errors import UserError
 from semcal.questions.question import Question
 from semcal.runs.stored_activations import Activations, Records, StoredActivations, layers_in, load, save
+from semcal.semantics.class_table import ClassTable
 
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
 
@@ -286,15 +287,17 @@ class Run:
 
     # ---- results --------------------------------------------------------------------------------------------
 
-    def write_classes(self, table: pd.DataFrame) -> None:
-        """question_id, klass, count, mass, mass_high, is_gold, is_unparsed."""
-        self._write_parquet("classes.parquet", table)
+    def write_classes(self, table: ClassTable) -> None:
+        self._write_parquet("classes.parquet", table.to_frame())
+
+    def class_table(self) -> ClassTable:
+        """The class table of a scored run."""
+        return ClassTable.from_frame(self.classes())
 
     def classes(self) -> pd.DataFrame:
-        """A row a question and class: question_id, klass, count, mass, mass_high, is_gold, is_unparsed.
+        """A row a question and class: see `ClassTable.to_frame`.
 
-        The gold class has a row of mass 0 where it was never sampled. After exact enumeration `count` is absent and the
-        true mass lies between `mass` and `mass_high`; otherwise the two are the same share of the samples.
+        A gold class that was never sampled has a row too.
         """
         return self._parquet("classes.parquet")
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from semcal.questions.question import Question
+from semcal.semantics.class_table import UNEXPLORED  # noqa: F401
 from semcal.semantics.collapsing.collapse import UNPARSED, Collapse
-
-UNEXPLORED = "(unexplored)"
 
 
 @dataclass(frozen=True)

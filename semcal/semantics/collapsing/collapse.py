@@ -11,10 +11,10 @@ from itertools import chain
 from typing import Protocol
 
 from semcal.questions.question import Question
+from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 
-UNPARSED = "(unparsed)"
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 

@@ -82,7 +82,7 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     kept = matched.runs[0].found.plug_in * 5
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-9)
     rows = two.questions.index.get_indexer(pd.Index(common))
-    untouched = confidences(two.matrix.counts[rows], two.matrix.gold[rows], two.matrix.unparsed[rows])
+    untouched = confidences(two.table.counts[rows], two.table.gold[rows], two.table.unparsed[rows])
     np.testing.assert_array_equal(matched.runs[1].found.plug_in, untouched.plug_in)
     again = equalised([one, two])
     np.testing.assert_array_equal(again.runs[0].found.plug_in, matched.runs[0].found.plug_in)

@@ -40,7 +40,7 @@ def test_a_run_folder_holds_what_it_should(tmp_path, study_dict):
     assert samples["question_id"].nunique() == 48
     classes = run.classes()
     assert classes.groupby("question_id")["count"].sum().eq(8).all()
-    assert classes.groupby("question_id")["is_gold"].sum().eq(1).all()
+    assert classes.groupby("question_id")["gold"].sum().eq(1).all()
     stored = run.activations("last_prompt_token")
     assert stored.values.shape == (48, 4, 32)
     assert set(run.probes()["target"]) == {"classes", "b_confidence"}
@@ -319,7 +319,7 @@ def test_a_corrected_gold_answer_is_taken_over_without_the_model(tmp_path, study
     questions_file.write_text("\n".join(map(json.dumps, lines)))
     monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: pytest.fail("loaded a model again"))
     (again,) = run_dict(tmp_path, study_dict)
-    assert set(again.classes().query("is_gold")["klass"]) == {"yes"}
+    assert set(again.classes().query("gold")["class"]) == {"yes"}
     pd.testing.assert_frame_equal(before, again.samples())
     lines[0]["question"] = lines[1]["question"] = lines[2]["question"] = "another one ?"
     questions_file.write_text("\n".join(map(json.dumps, lines)))
@@ -340,12 +340,12 @@ def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_pa
     assert samples["count"].isna().all()
     assert classes["count"].isna().all()
     assert (np.exp(samples["logprob"]).groupby(samples["question_id"]).sum() > 0.98).all()
-    assert ((classes["mass_high"] - classes["mass"]).between(0, 0.02)).all()
+    assert (1 - classes["seen_mass"]).between(0, 0.02).all()
     assert figures["m"] is None
     assert 0 <= figures["unexplored"] < 0.02
     assert figures["split_half_gap"] is None
-    top = [r.classes().groupby("question_id")["mass"].max() for r in (run, drawn)]
-    assert (top[0] - top[1]).abs().mean() < 0.04  # sampling noise of a share of 400
+    top = [r.class_table().by_count.plug_in for r in (run, drawn)]
+    assert np.abs(top[0] - top[1]).mean() < 0.04  # sampling noise of a share of 400
     assert abs(figures["accuracy"] - drawn.calibration()["accuracy"]) < 0.1
     assert (run.probes()["ceiling"] == 1).all()
     assert "enumerated to 0.02" in (run.folder / "report.html").read_text()
@@ -355,8 +355,8 @@ def test_what_is_decided_after_each_token_is_a_table(tmp_path, study_dict):
     (run,) = run_dict(tmp_path, study_dict, drawn=True)
     table = run.intermediate()
     first = table[table["token"] == 0].set_index("question_id")["expected_confidence"]
-    confidence = run.classes().groupby("question_id")["mass"].max()
-    assert first.to_dict() == pytest.approx(confidence.to_dict())
+    classes = run.class_table()
+    assert first.to_dict() == pytest.approx(dict(zip(classes.questions, classes.by_count.plug_in, strict=True)))
     last = table.groupby("question_id")["expected_confidence"].last()
     assert (last == 1).all()
     assert (table.groupby("question_id")["expected_confidence"].diff().dropna() > -1e-9).all()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from experiments.probe.at_position import compare_last_layers
 from experiments.report.summary_table import last_layer
 from experiments.score.analysis import probe
 from semcal import Run, UserError
+from semcal.semantics.class_table import ClassTable
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
 
@@ -146,8 +147,8 @@ def shard(run: Run) -> Path:
 
 def test_constant_targets_are_warned_of_and_explain_nothing(run, caplog):
     table = run.questions()
-    one = {"klass": "red", "count": 8, "mass": 1.0, "mass_high": 1.0, "is_gold": False, "is_unparsed": False}
-    run.write_classes(pd.DataFrame({"question_id": table["id"]}).assign(**one).astype({"count": "Int64"}))
+    one = ClassTable.of_arrays(np.full((len(table), 1), 8), groups=table["group"])
+    run.write_classes(replace(one, questions=tuple(table["id"])))
     targets = ["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
     with caplog.at_level("WARNING"):
         found = probed(run, targets=targets, rungs=["linear", "ridge-logit", "mlp"], baselines=["tfidf"]).probes()

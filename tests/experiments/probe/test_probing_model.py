@@ -18,7 +18,6 @@ from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading
 from experiments.sample.models import Models
 from experiments.score.analysis import probe
-from experiments.score.read_answers import stored_masses
 from probes.evaluation.rungwise import evaluate_rung
 from probes.rungs.lens import LensProbe, first_tokens
 from probes.targets.closed import OTHER, class_target
@@ -92,7 +91,7 @@ def test_the_checkpoint_itself_as_step_0_reads_what_the_linear_probe_reads(run, 
 
 def test_the_lens_reads_the_first_tokens_with_which_answers_begin(run, tiny: LanguageModel):
     found = probed(run, rungs=["lens"]).set_index("layer").loc[LAST]
-    masses = stored_masses(run.classes())
+    masses = run.class_table().distributions
     target = class_target(masses, m=8)
     forms = surface_forms(run, target.classes)
     first = first_tokens(tiny, [[f" {form}" for form in its] for its in forms], context="Answer:")
@@ -105,8 +104,7 @@ def test_the_lens_reads_the_first_tokens_with_which_answers_begin(run, tiny: Lan
 
 
 def test_a_class_is_written_as_its_aliases_its_gold_answers_or_its_name(run):
-    classes = run.classes()
-    gold = classes.loc[classes["is_gold"], "klass"].iloc[0]
+    gold = next(iter(run.class_table().gold_classes[0]))
     assert surface_forms(run, [gold, "fourteen", OTHER, UNPARSED]) == [[gold], ["Fourteen", "fourteen"], [], []]
     table = run.questions()
     run.write_questions(table, {"the red one": gold})

@@ -114,8 +114,8 @@ def test_a_run_scored_by_a_judge_counts_its_failures(tmp_path, study_dict):
     calibration = run.calibration()
     assert calibration["semantics"] == "judge(wise, prompts 1, complete)/1"
     assert calibration["judge_failed_to_shorten"] == 0
-    assert set(run.classes()["klass"]) <= {"red", UNPARSED, *run.classes()["klass"]}
-    assert "red" in set(run.classes()["klass"])
+    assert set(run.classes()["class"]) <= {"red", UNPARSED, *run.classes()["class"]}
+    assert "red" in set(run.classes()["class"])
 
 
 def test_prompts_show_what_the_model_will_read(monkeypatch, capsys, tmp_path, study_dict):
