@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.pipeline.cell import stored_cell
+from experiments.config.run_folder import stored_cell
 from experiments.report.markup import gallery, table
 from experiments.report.study_page import models, predictability
 from experiments.report.summary_table import last_layer
@@ -107,7 +107,7 @@ def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path,
     code, out, err = semcal(monkeypatch, capsys, "report", grid[0].folder)
     assert code == 0, err
     assert [page.is_file() for page in pages] == [False, True, False]
-    grid[1].forget_results()
+    (grid[1].folder / "calibration.json").unlink()
     code, out, err = semcal(monkeypatch, capsys, "report", study)
     assert code == 0, err
     assert f"{grid[1].folder}: not scored, left out" in out
@@ -127,10 +127,10 @@ def test_what_cannot_be_reported_is_one_line(monkeypatch, capsys, tmp_path, stud
     study = write_study(tmp_path, study_dict)
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([study], "no run of it has been scored; `semcal run` its study first"),
+        ([study], "none of its runs has been scored; `semcal run` its study first"),
         ([tmp_path / "empty"], "no run at or below"),
         ([tmp_path / "nowhere.yaml"], "no file"),
-        ([tmp_path / "empty", "--set", "seed=1"], "--set goes with a study file"),
+        ([tmp_path / "empty", "--set", "seed=1"], "--set needs a study file"),
     ):
         code, _, err = semcal(monkeypatch, capsys, "report", *arguments)
         assert (code, message in err) == (2, True), err
