@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.atlas.train import train
 from experiments.pipeline.progress import Screen, complaints
 from semcal.errors import UserError
 
-if TYPE_CHECKING:  # imported by each command when it needs them: torch takes seconds
+if TYPE_CHECKING:  # each command imports these when it needs them: torch takes seconds
     from experiments.config.study import Cell
     from semcal.runs.run import Run
 
@@ -26,64 +28,80 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Is a language model's confidence in what it means earned, and does it know it before it speaks?",
+    help="Is a language model's confidence in what it means calibrated, and does the model know it before it answers?",
 )
-# Tables are wide; where nobody looks (a pipe, a log) they need not fit a window of 80 columns.
+# Tables are wide; in a pipe or a log they need not fit a window of 80 columns.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
-Targets = Annotated[list[str], typer.Argument(help="A study file, or run folders (or folders of them).")]
+Targets = Annotated[list[str], typer.Argument(help="Study files, run folders, or folders of runs.")]
+Studies = Annotated[list[Path], typer.Argument(help="Study files.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"semcal {metadata.version('semcal')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
 def run(
-    study: Annotated[Path, typer.Argument(help="A study file.")],
+    studies: Studies,
     set: Sets = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell, estimate its cost.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="With --dry-run: all of it as JSON.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell; count tokens and memory.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --dry-run: print everything as JSON.")] = False,
 ) -> None:
     """Run every cell of a study that is not finished yet; print a summary, write figures and pages."""
     if json and not dry_run:
-        raise UserError("--json goes with --dry-run")
+        raise UserError("--json needs --dry-run")
     if dry_run:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a plan must not wait for a network
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a dry run must not wait for a network
         from experiments.config.parsing import load_study
-        from experiments.pipeline.dry_run import dry_run as look_ahead
+        from experiments.pipeline.dry_run import dry_run as plan
         from experiments.pipeline.dry_run_table import show_plan
 
-        show_plan(look_ahead(load_study(study, set or [])), console, as_json=json)
+        for study in studies:
+            show_plan(plan(load_study(study, set or [])), console, as_json=json)
         return
     from experiments.config.parsing import load_study
     from experiments.pipeline.run_study import prepare_study, run_study
 
-    prepared = prepare_study(load_study(study, set or []))
-    with Screen() as screen:
-        run_study(prepared, screen)
-    _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
-    console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
+    for prepared in [prepare_study(load_study(study, set or [])) for study in studies]:
+        with Screen() as screen:
+            run_study(prepared, screen)
+        _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
+        console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
 
 
 @app.command()
 def prompts(
-    study: Annotated[Path, typer.Argument(help="A study file.")],
+    studies: Studies,
     set: Sets = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Questions a cell.")] = 2,
+    n: Annotated[int, typer.Option("-n", min=1, help="Questions per cell.")] = 2,
 ) -> None:
-    """What each model will really read: a few prompts a cell, with special tokens and token counts."""
+    """Show what each model will read: a few prompts per cell, with special tokens and token counts."""
     from experiments.config.datasets import load_dataset
     from experiments.config.parsing import load_study
     from experiments.sample.models import model_to_look_at
     from experiments.sample.prompting import look
 
-    read = load_study(study, set or [])
-    datasets = {d.name: load_dataset(d, read.prompting.exemplars) for d in read.datasets}
-    models = {m.name: model_to_look_at(m) for m in read.models}
-    for cell in {(c.model.name, c.dataset.name, c.style): c for c in read.cells()}.values():
-        console.rule(f"{cell.model.name} · {cell.dataset.name} · {cell.style}")
-        for told in look(cell, datasets[cell.dataset.name], models[cell.model.name], n):
-            facts, _, text = told.partition("\n")
-            console.print(facts, style="bold", highlight=False, markup=False, soft_wrap=True)
-            console.print(text + "▌\n", highlight=False, markup=False, soft_wrap=True)
+    for study in [load_study(path, set or []) for path in studies]:
+        datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
+        models = {m.name: model_to_look_at(m) for m in study.models}
+        for cell in {(c.model.name, c.dataset.name, c.style): c for c in study.cells()}.values():
+            console.rule(f"{cell.model.name} · {cell.dataset.name} · {cell.style}")
+            for shown in look(cell, datasets[cell.dataset.name], models[cell.model.name], n):
+                facts, _, text = shown.partition("\n")
+                console.print(facts, style="bold", highlight=False, markup=False, soft_wrap=True)
+                console.print(text + "▌\n", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -93,8 +111,8 @@ def score(
     semantics: Annotated[
         str | None,
         typer.Option(
-            help="Compare Bs on the same samples: exact,numeric,choice,wordK,entailment:PATH,embedding:PATH,"
-            "judge:MODEL@URL,custom:MODULE:NAME. The runs stay as they are."
+            help="Compare collapsing functions on the same samples: exact,numeric,choice,wordK,entailment:PATH,"
+            "embedding:PATH,judge:MODEL@URL,custom:MODULE:NAME. The runs are not changed."
         ),
     ] = None,
 ) -> None:
@@ -103,13 +121,14 @@ def score(
         _again(targets, set or [], "score")
         return
     from experiments.config.parsing import named_semantics
+    from experiments.pipeline.targets import sampled_rows
     from experiments.score.compare_semantics import agreement_table, compare
 
     chosen = named_semantics(semantics)
     found = []
     with Screen() as screen:
-        for cell, its in _sampled(targets, set or []):
-            found.append((cell, compare(cell, its, chosen, lambda far, c=cell: screen.stage(c, f"reading, {far}"))))
+        for cell, run in sampled_rows(targets, set or []):
+            found.append((cell, compare(cell, run, chosen, lambda far, c=cell: screen.stage(c, f"reading, {far}"))))
             screen.finished(cell)
     for cell, agreement in found:
         console.rule(cell.label)
@@ -125,12 +144,13 @@ def probe(targets: Targets, set: Sets = None) -> None:
 
 @app.command()
 def compare(targets: Targets, set: Sets = None) -> None:
-    """Runs side by side, with paired tests: all against the first, or the sensible pairs of a study or folder."""
+    """Compare runs with paired tests: all with the first, or pairs of a study or folder that differ in one factor."""
     from experiments.compare.compare_runs import compare_all, equalised
-    from experiments.compare.pairs import by_temperature, chosen_runs
+    from experiments.compare.pairs import by_temperature
+    from experiments.pipeline.targets import scored_runs
     from experiments.report.comparison_tables import comparison_tables, explanation, temperature_table
 
-    runs, named, left_out = chosen_runs(targets, set or [])
+    runs, named, left_out = scored_runs(targets, set or [])
     with Screen() as screen:
         families = [(family[0].cell, equalised(family)) for family in by_temperature(runs)]
         comparisons = compare_all(runs, named, screen.stage)
@@ -144,116 +164,112 @@ def compare(targets: Targets, set: Sets = None) -> None:
         console.print(matched.told, highlight=False, soft_wrap=True)
         console.print(temperature_table(matched))
     console.print(explanation(comparisons), highlight=False, markup=False)
-    for folder in left_out:
-        console.print(f"[yellow]{folder}:[/yellow] not finished, left out", soft_wrap=True, highlight=False)
+    _print_left_out(left_out)
 
 
 @app.command()
 def intervene(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    targets: Targets,
     kind: Annotated[str, typer.Option(help="ablate, steer or patch.")] = "ablate",
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="A block's number, or a captured hook; may be repeated. The last if left out."),
+        typer.Option(help="Block number or captured hook; repeatable. The last layer if left out."),
     ] = None,
     position: Annotated[
-        str, typer.Option(help="Where activations were captured, and are changed.")
+        str, typer.Option(help="Position to change; activations must have been captured there.")
     ] = "last_prompt_token",
-    rank: Annotated[list[int] | None, typer.Option(min=1, help="Of the subspace to ablate; may be repeated.")] = None,
-    size: Annotated[
-        list[float] | None, typer.Option(help="To steer by, in standard deviations; may be repeated.")
-    ] = None,
-    random: Annotated[int, typer.Option(min=0, help="Random controls of each sort, for every intervention.")] = 20,
-    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Questions to intervene on, at most.")] = 300,
+    rank: Annotated[list[int] | None, typer.Option(min=1, help="Rank of the ablated subspace; repeatable.")] = None,
+    size: Annotated[list[float] | None, typer.Option(help="Steering size in standard deviations; repeatable.")] = None,
+    random: Annotated[int, typer.Option(min=0, help="Random controls of each kind per intervention.")] = 20,
+    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Most questions to intervene on.")] = 300,
 ) -> None:
-    """Change what the model knows before it answers, sample again with the same seeds, and measure what that did."""
-    from experiments.pipeline.cell import stored_cell
+    """Change activations before the model answers, sample again with the same seeds, and measure the effect."""
+    from experiments.pipeline.targets import resolve
     from experiments.probe.intervene import intervene_run
     from experiments.probe.intervention_plan import KINDS, Wanted
     from experiments.report.intervention_table import EXPLANATION, intervention_table
     from experiments.report.run_page import write_report
     from semcal.errors import nearest
-    from semcal.runs.run import Run
 
     if kind not in KINDS:
-        raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; one of {', '.join(KINDS)}")
+        raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
     if (rank and kind != "ablate") or (size and kind != "steer"):
-        raise UserError("--rank goes with --kind ablate, --size with --kind steer")
+        raise UserError("--rank needs --kind ablate; --size needs --kind steer")
     wanted = Wanted(kind, tuple(rank or Wanted.ranks), tuple(size or Wanted.sizes), random)
-    changed = Run.open(folder)
-    with Screen() as screen:
-        found = intervene_run(changed, wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
-        screen.stage(stored_cell(changed), "drawing")
-        drawn = write_report(stored_cell(changed), changed)
-    console.print(intervention_table(found))
-    console.print(EXPLANATION, highlight=False, markup=False)
-    for name in (name for name in drawn if name.startswith(f"{kind}-")):
-        console.print(f"figure: {changed.folder / 'figures' / name}.png", soft_wrap=True, highlight=False)
-    console.print(f"page: {changed.folder / 'report.html'}", soft_wrap=True, highlight=False)
+    for cell, changed in [row for target in resolve(targets) for row in zip(target.cells(), target.runs, strict=True)]:
+        with Screen() as screen:
+            found = intervene_run(changed, wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
+            screen.stage(cell, "drawing")
+            drawn = write_report(cell, changed)
+        console.print(intervention_table(found))
+        console.print(EXPLANATION, highlight=False, markup=False)
+        figures = [f"figures/{name}.png" for name in drawn if name.startswith(f"{kind}-")]
+        _print_written(changed.folder / name for name in (*figures, "report.html"))
 
 
 @app.command()
 def transfer(
     targets: Targets,
     layer: Annotated[str | None, typer.Option(help="Hook name; the last layer if left out.")] = None,
-    target: Annotated[str, typer.Option(help="classes, or b_confidence where runs share no classes.")] = "classes",
+    target: Annotated[str, typer.Option(help="classes, or b_confidence for runs that share no classes.")] = "classes",
     out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
 ) -> None:
-    """Train a linear probe on each run and test it on each: what is read alike across datasets, styles, checkpoints."""
-    from experiments.compare.pairs import chosen_runs
+    """Train a linear probe on each run and test it on each: what datasets, styles and checkpoints have in common."""
     from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer
+    from experiments.pipeline.targets import scored_runs
 
-    runs, _, left_out = chosen_runs(targets, [])
+    runs, _, left_out = scored_runs(targets)
     found = transfer_runs(runs, layer=layer, target=target)
     console.print(transfer_table(found.cells))
     console.print(explanation(found), highlight=False, markup=False)
     write_transfer(found, out)
-    console.print(f"transfer.csv, transfer.png, transfer.svg: {out}", soft_wrap=True)
-    for folder in left_out:
-        console.print(f"[yellow]{folder}:[/yellow] not finished, left out", soft_wrap=True, highlight=False)
+    _print_written(out / f"transfer.{suffix}" for suffix in ("csv", "png", "svg"))
+    _print_left_out(left_out)
 
 
 @app.command()
-def verdict(study: Annotated[Path, typer.Argument(help="A study file, run to its end.")], set: Sets = None) -> None:
-    """Decide each hypothesis on a study's runs, without the model: holds, fails, undecided or not tested."""
+def verdict(studies: Studies, set: Sets = None) -> None:
+    """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested."""
     from experiments.config.parsing import load_study
     from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
 
-    with complaints.status("reading runs") as status:
-        judgement = judge_study(load_study(study, set or []), status.update)
-    for heading, table in verdict_tables(judgement):
-        console.print(heading, highlight=False, markup=False, soft_wrap=True)
-        console.print(table)
-    for lacking in judgement.missing:
-        console.print(f"[yellow]{_escaped(lacking)}[/yellow]", soft_wrap=True, highlight=False)
-    for path in (*write_verdict(judgement, as_markdown(judgement)), draw_verdict(judgement)):
-        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    for study in [load_study(path, set or []) for path in studies]:
+        with complaints.status("reading runs") as status:
+            judgement = judge_study(study, status.update)
+        for heading, table in verdict_tables(judgement):
+            console.print(heading, highlight=False, markup=False, soft_wrap=True)
+            console.print(table)
+        for missing in judgement.missing:
+            console.print(f"[yellow]{escape(missing)}[/yellow]", soft_wrap=True, highlight=False)
+        _print_written([*write_verdict(judgement, as_markdown(judgement)), draw_verdict(judgement)])
 
 
 @app.command()
 def report(targets: Targets, set: Sets = None) -> None:
-    """Draw figures and pages again: of runs, and of a study (or a folder of runs) as one page."""
-    from experiments.report.write_reports import report_on
+    """Draw figures and pages again: of runs, and of a study or a folder of runs as one page."""
+    from experiments.pipeline.run_study import report_on
+    from experiments.pipeline.targets import resolve
 
     with Screen() as screen:
-        reported = [report_on(target, set or [], screen.stage) for target in targets]
+        reported = [report_on(target, screen.stage) for target in resolve(targets, set or [])]
     for page, left_out in reported:
-        console.print(f"page: {page}", soft_wrap=True, highlight=False)
-        for folder in left_out:
-            console.print(f"[yellow]{folder}:[/yellow] not scored, left out", soft_wrap=True, highlight=False)
+        _print_written([page])
+        _print_left_out(left_out)
 
 
 @app.command()
-def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs")) -> None:
-    """Runs, their state and headline figures."""
-    from experiments.pipeline.run_study import find_runs
+def ls(
+    folders: Annotated[list[str] | None, typer.Argument(help="Folders to search; default: runs.")] = None,
+) -> None:
+    """List runs, their state and headline figures."""
+    from experiments.pipeline.targets import resolve
     from experiments.report.summary_table import cells_of, headline
 
     table = Table()
     for title in ("run", "state", "n", "smECE", "excess", "KL explained"):
         table.add_column(title, overflow="fold", justify="left" if title in ("run", "state") else "right")
-    for found in find_runs([folder]):
+    for found in (run for target in resolve(folders or ["runs"]) for run in target.runs):
         figures = headline(found)
         text = cells_of(figures)
         state = _state(found)
@@ -264,50 +280,21 @@ def ls(folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] =
 app.command()(train)
 
 
-def _sampled(targets: list[str], overrides: list[str]) -> list[tuple[Cell, Run]]:
-    """The cells of study files and run folders, with their runs.
-
-    Raises:
-        UserError: one that has not been sampled to its end.
-    """
-    from experiments.config.parsing import is_study_file, load_study
-    from experiments.pipeline.cell import open_cell, stored_cell
-    from experiments.pipeline.run_study import find_runs
-
-    cells: list[Cell] = []
-    for target in targets:
-        if is_study_file(target):
-            cells += load_study(target, overrides).cells()
-        elif overrides:
-            raise UserError("--set goes with a study file, not with run folders")
-        else:
-            cells += [stored_cell(found) for found in find_runs([target])]
-    found = []
-    for cell in cells:
-        if not (Path(cell.folder) / "config.yaml").is_file():
-            raise UserError(f"{cell.folder} has not been run yet; `semcal run` its study first")
-        run = open_cell(cell)
-        if missing := run.missing_shards() or (["all"] if not run.shard_keys() else []):
-            raise UserError(
-                f"{run.folder} is not sampled to its end ({len(missing)} shards missing); `semcal run` its study first"
-            )
-        found.append((cell, run))
-    return found
-
-
-def _again(targets: list[str], overrides: list[str], what: str) -> None:
-    """Redo an analysis for a study file or for run folders."""
-    from experiments.config.parsing import is_study_file
+def _again(targets: list[str], overrides: list[str], stage: str) -> None:
+    """Repeat an analysis of study files or run folders."""
+    from experiments.config.run_folder import stored_cell
     from experiments.pipeline.run_study import analyse
-    from experiments.report.write_reports import refresh_study
+    from experiments.pipeline.targets import resolve, sampled_rows
+    from experiments.report.study_page import write_study
     from experiments.sample.models import Models
 
-    rows, models = _sampled(targets, overrides), Models()
+    rows, models = sampled_rows(targets, overrides), Models()
     with Screen() as screen:
         for cell, found in rows:
-            analyse(cell, found, screen, models, again=[what])
-    for study in filter(is_study_file, targets):
-        refresh_study(study, overrides)
+            analyse(cell, found, screen, models, again=[stage])
+    for target in resolve(targets, overrides):
+        if target.study is not None:
+            write_study(target.study.name, [(stored_cell(run), run) for run in target.runs], target.folder)
     _print_summary(rows)
 
 
@@ -321,17 +308,27 @@ def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
             console.print(f"[yellow]{name}:[/yellow] {remark}", soft_wrap=True, highlight=False)
 
 
+def _print_written(paths: Iterable[Path]) -> None:
+    for path in paths:
+        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _print_left_out(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        console.print(f"[yellow]{folder}:[/yellow] not scored, left out", soft_wrap=True, highlight=False)
+
+
 def _state(found: Run) -> str:
     if not found.sampled:
         keys, missing = found.shard_keys(), found.missing_shards()
-        return f"sampling {1 - len(missing) / len(keys):.0%}" if keys else "begun"
+        return f"sampling {1 - len(missing) / len(keys):.0%}" if keys else "started"
     if not found.calibration():
         return "sampled"
     return "scored" if found.probes().empty else "finished"
 
 
 def main() -> None:
-    """Entry point: what a user can mend is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Entry point: an error that the user can fix is one line on stderr and exit code 2; Ctrl-C is 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(
         level=logging.WARNING,
@@ -340,24 +337,27 @@ def main() -> None:
     )
     try:
         _quiet()
+        _check_packages()
         app(standalone_mode=True)
     except UserError as error:
-        complaints.print(f"[bold red]semcal:[/bold red] {_escaped(' '.join(str(error).split()))}")
+        complaints.print(f"[bold red]semcal:[/bold red] {escape(' '.join(str(error).split()))}")
         raise SystemExit(2) from None
     except SystemExit as ended:
         if ended.code == 130:  # typer's answer to Ctrl-C
-            complaints.print("semcal: stopped; what was finished is kept, run the same command again to go on")
+            complaints.print("semcal: stopped; completed shards are saved, run the same command again to continue")
         raise
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _check_packages() -> None:
+    try:
+        from semcal.errors import check_packages  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError:
+        return
+    check_packages()
 
 
 def _quiet() -> None:
-    """Progress bars of our own are enough; libraries keep their warnings."""
+    """Silence the progress bars of libraries; their warnings stay."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

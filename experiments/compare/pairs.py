@@ -13,15 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.config.parsing import is_study_file, load_study
-from experiments.config.study import LABELS, Cell
-from experiments.pipeline.cell import stored_cell
-from experiments.pipeline.run_study import find_runs
+from experiments.config.differences import FACTORS, differing
+from experiments.config.run_folder import stored_cell
+from experiments.config.study import Cell
 from semcal.errors import UserError
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
-
-FACTORS = ("model", "style", "B", "temperature")
 
 
 @dataclass(frozen=True)
@@ -45,61 +42,11 @@ class Scored:
     calibration: dict[str, Any]
 
 
-def chosen_runs(targets: Sequence[str], overrides: Sequence[str]) -> tuple[list[Scored], bool, list[Path]]:
-    """The runs behind run folders, folders of runs and study files; whether each was named; those left out.
-
-    A run that was named must have been scored; of a study or a folder those are taken that have been.
-
-    Raises:
-        UserError: a named run that is not scored, or one that is named twice; no run at all.
-    """
-    named, found, left_out = True, [], []
-    for target in map(Path, targets):
-        is_study = is_study_file(target)
-        if overrides and not is_study:
-            raise UserError("--set goes with a study file, not with run folders")
-        if is_study:
-            named, runs = False, [Run(Path(cell.folder)) for cell in load_study(target, overrides).cells()]
-        elif (target / "config.yaml").is_file():
-            runs = [Run(target)]
-            if not runs[0].calibration():
-                raise UserError(f"{target} has not been scored; `semcal run` its study, or `semcal score {target}`")
-        else:
-            named, runs = False, find_runs([target])
-        found += [run for run in runs if run.calibration()]
-        left_out += [run.folder for run in runs if not run.calibration()]
-    folders = [run.folder.resolve() for run in found]
-    if twice := next((run.folder for run, at in zip(found, folders, strict=True) if folders.count(at) > 1), None):
-        raise UserError(f"{twice} is named twice; a run compares with another one")
-    if len(found) < 2:
-        raise UserError(f"{len(found)} of these runs {'is' if len(found) == 1 else 'are'} scored, and a pair needs two")
-    return [scored(run) for run in found], named, left_out
-
-
 def scored(run: Run) -> Scored:
     """A run that has been scored, read."""
     table, calibration = run.class_table(), run.calibration()
     questions = run.questions().set_index("id").loc[list(table.questions), ["text", "group", "answers"]]
     return Scored(stored_cell(run), run.folder, table, questions, calibration["m"], calibration)
-
-
-def differing(a: Cell, b: Cell) -> list[str]:
-    """In what two cells differ: model, style, B, temperature, or another key; not in the questions, nor in M."""
-    one, two = _facts(a), _facts(b)
-    return [key for key in one if one[key] != two[key]]
-
-
-def _facts(cell: Cell) -> dict[str, Any]:
-    sampling = cell.sampling.model_dump(exclude={"m", "max_rows", "shard_size", "temperature"})
-    return {
-        "model": cell.model.model_dump(exclude={"name", "device", *LABELS}),
-        "style": cell.style,
-        "B": cell.semantics.model_dump(exclude={"device", "url", "concurrency", "cache"}),
-        "temperature": cell.sampling.temperature,
-        "seed": cell.seed,
-        **{f"sampling.{key}": value for key, value in sampling.items()},
-        **{f"prompting.{key}": value for key, value in cell.prompting.model_dump().items()},
-    }
 
 
 def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:

@@ -5,7 +5,6 @@ The statistics stand in `probes.evaluation.transfer`, the figure in `probes.plot
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from experiments.compare.pairs import Scored
 from experiments.probe.run_layer import layers_of, read_layer
+from experiments.report.html_page import save_figures
 from experiments.report.summary_table import labels
 from probes.evaluation.transfer import Material, TransferCell, transfer
 from probes.plots.heatmaps import transfer_matrix
@@ -154,8 +154,4 @@ def write_transfer(found: Transferred, folder: Path) -> None:
     write_atomically(folder / "transfer.csv", lambda path: table.to_csv(path, index=False))
     title = f"Linear probes at {found.layer}, last prompt token"
     figure = transfer_matrix(found.cells, title=title, measure=TARGETS[found.target])
-    for suffix in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=150)
-        body = buffer.getvalue()
-        write_atomically(folder / f"transfer.{suffix}", lambda path, body=body: path.write_bytes(body))
+    save_figures({"transfer": figure}, folder)

@@ -380,14 +380,3 @@ class Cell(Settings):
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
-
-    def sampling_part(self) -> dict[str, Any]:
-        """What the samples and activations depend on: a run folder is of one configuration of these."""
-        parts = {"model", "dataset", "style", "seed", "on_long_prompt", "prompting", "capture"}
-        whole = self.model_dump(mode="json", include=parts)
-        for key in ("device", *LABELS):
-            whole["model"].pop(key)
-        sampling = self.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
-        return whole | {
-            "sampling": sampling | {"max_new_tokens": self.sampling.length(self.style), "stop": self.sampling.stop}
-        }

@@ -1,20 +1,24 @@
-"""A study, run: every cell of the grid that is not finished yet, in an order that loads each model once."""
+"""Run a study: every cell of the grid that is not finished yet, in an order that loads each model once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.datasets import load_dataset
+from experiments.config.differences import analysis_part
+from experiments.config.run_folder import open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study
-from experiments.pipeline.cell import open_cell, prepare, refresh_gold
+from experiments.pipeline.targets import Target
 from experiments.pipeline.tracking import track
 from experiments.probe.with_model import check_probes
 from experiments.report.run_page import write_report
 from experiments.report.study_page import write_study
+from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
 from experiments.sample.prompting import Answerer
 from experiments.sample.sample_cell import sample_cell
@@ -22,11 +26,11 @@ from experiments.score.analysis import probe, score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.questions.question import Dataset
-from semcal.runs.run import Run
+from semcal.runs.run import Run, content_key
 
 
 class Reporter(Protocol):
-    """Told what happens, so that a terminal can show it; a study runs as well without one."""
+    """Hears what happens, so that a terminal can show it."""
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
 
@@ -60,7 +64,7 @@ class Prepared:
 
 
 def prepare_study(study: Study) -> Prepared:
-    """Check everything that can be checked without a model: paths, files, run folders.
+    """Check everything that needs no model: paths, files, run folders.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -138,42 +142,64 @@ def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter:
 def analyse(
     cell: Cell, run: Run, reporter: Reporter | None = None, models: Models | None = None, *, again: Sequence[str] = ()
 ) -> None:
-    """Whatever is computed from samples and activations and is missing, or is named in `again` ("score", "probe").
-
-    `models` are asked for the run's model only where a probe needs it.
+    """Compute what is missing, was made with other settings, or is named in `again` ("score", "probe"); old results
+    stay until new ones replace them. `models` lends the run's model where a probe needs it.
     """
     changed, reporter = False, reporter or Silent()
-    if "score" in again or not run.calibration():
+    if "score" in again or not run.calibration() or not _is_current(cell, run, "score"):
         reporter.stage(cell, "scoring")
-        score(cell, run, lambda how_far: reporter.stage(cell, f"scoring, {how_far}"))
+        with _recorded(cell, run, "score"):
+            score(cell, run, lambda progress: reporter.stage(cell, f"scoring, {progress}"))
         changed = True
-    if cell.probes.enabled and ("probe" in again or run.probes().empty):
+    if cell.probes.enabled and ("probe" in again or run.probes().empty or not _is_current(cell, run, "probe")):
         reporter.stage(cell, "probing")
-        probe(cell, run, models)
+        with _recorded(cell, run, "probe"):
+            probe(cell, run, models)
         changed = True
     if changed or not (run.folder / "report.html").is_file():
         reporter.stage(cell, "drawing")
         write_report(cell, run)
 
 
+def _is_current(cell: Cell, run: Run, stage: str) -> bool:
+    """Whether the results of a stage were made with the settings of now."""
+    return run.manifest().get("analysed", {}).get(stage) == content_key(analysis_part(cell, stage))
+
+
+@contextmanager
+def _recorded(cell: Cell, run: Run, stage: str) -> Iterator[None]:
+    """Remember which settings the results of a stage were made with; until it ends, they count as out of date."""
+    _record(run, stage, None)
+    yield
+    _record(run, stage, content_key(analysis_part(cell, stage)))
+
+
+def _record(run: Run, stage: str, key: str | None) -> None:
+    manifest = run.manifest()
+    run.write_manifest(manifest | {"analysed": manifest.get("analysed", {}) | {stage: key}})
+
+
+def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: None) -> tuple[Path, list[Path]]:
+    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all.
+
+    Returns:
+        The page, and the run folders left out because they have not been scored.
+
+    Raises:
+        UserError: no run was scored.
+    """
+    rows = [(stored_cell(run), run) for run in target.runs if run.calibration()]
+    if not rows:
+        raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
+    for cell, run in rows:
+        tell(cell, "drawing")
+        write_report(cell, run)
+    if not target.is_run:
+        write_study(target.folder.resolve().name, rows, target.folder)
+    return target.folder / "report.html", [run.folder for run in target.runs if not run.calibration()]
+
+
 def _other_weights(config: ModelConfig, run: Run) -> bool:
     """Whether a local folder holds other weights than the run was made with; a Hub commit cannot change."""
     path = model_path(config)
     return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
-
-
-def find_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """The runs at or below some folders, in order of their names.
-
-    Raises:
-        UserError: a path with no run at or below it.
-    """
-    found: list[Run] = []
-    for path in map(Path, paths):
-        below = sorted({f.parent for f in path.rglob("config.yaml") if "wandb" not in f.parts}) if path.is_dir() else []
-        if not below:
-            raise UserError(
-                f"no run at or below {path}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"
-            )
-        found += [Run(folder) for folder in below]
-    return found

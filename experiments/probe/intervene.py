@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.collapsing_functions import collapse_of
+from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
-from experiments.pipeline.cell import stored_cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Halves, Material, Wanted, conditions
 from experiments.sample.models import Models
 from experiments.score.read_answers import readable

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.pipeline.cell import stored_cell
+from experiments.config.run_folder import stored_cell
 from semcal.errors import UserError, nearest
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run

@@ -1,29 +1,60 @@
-"""What each figure shows, in a sentence or two."""
+"""What each figure and each section of a page shows, in a sentence or two."""
 
 CAPTIONS = {
-    "reliability": "Accuracy against B-confidence, smoothed, with what a calibrated model would show at this number of "
-    "questions and samples; below, how many questions have which confidence.",
-    "risk-coverage": "Errors among the questions answered, the surest first, between a perfect order and none.",
-    "m-curve": "Random parts of the samples, and where they lead as M grows.",
+    "reliability": "Accuracy against B-confidence, smoothed, with the band of a calibrated model at this number of "
+    "questions and samples; below, the distribution of confidence.",
+    "risk-coverage": "Error rate among the questions answered, most confident first, between a perfect order and none.",
+    "m-curve": "Estimates from random subsets of the samples, extrapolated to infinite M.",
     "profile": "Calibration of the same samples under other collapsing functions.",
     "knowing": "How decided the answer is after i tokens: the expected largest class probability.",
-    "layers": "How much of the class distribution linear probes read, layer by layer, on questions held out.",
-    "layers-positions": "The same at every position. The target is always the class distribution of all samples, also "
+    "layers": "How much of the class distribution linear probes explain, layer by layer, on held-out questions.",
+    "layers-positions": "The same at every position. The target is always the class distribution of all samples, even "
     "where an answer is already being written.",
-    "rungs": "Rungs of the ladder beside the baselines, at one layer. A rung that explains little says that it cannot "
-    "read it there, not that it is not known.",
+    "rungs": "Rungs of the ladder and baselines at one layer. A rung that explains little cannot read the distribution "
+    "there; this does not show that the model does not know it.",
     "commitment": "Above, how decided the answer is along the way; below, how much of the class distribution of all "
-    "samples linear probes read by then. Once the answer at hand is being written, activations hold it rather than "
-    "that distribution. The open mark lies before the answering phrase, at its mean place.",
-    "models": "What each model knows, which way its confidence departs from it, and by how much more than that of "
-    "calibrated models. The gap is by mass where log-probabilities are known. Bars are bootstrap intervals by group.",
-    "predictability": "Is a model calibrated where it can predict its own class distribution? A mark a run: across, "
-    "how much of it a linear probe reads at the last prompt token, last layer, as a share of what M samples let anyone "
-    "read; up, the calibration error beyond what calibrated models show. Bars are bootstrap intervals by group.",
-    "emergence": "The same two figures after so many steps of training: does predictability come before calibration?",
+    "samples linear probes explain by then. Once an answer is being written, activations hold that answer rather than "
+    "the distribution. The open mark is the mean place before the answering phrase.",
+    "models": "For each model: accuracy, the signed gap, and the excess calibration error over calibrated models. "
+    "The gap is by mass where log-probabilities are known. Bars are bootstrap intervals by group.",
+    "predictability": "Is a model calibrated where it can predict its own class distribution? One mark per run: "
+    "horizontally, what a linear probe explains at the last prompt token, last layer, as a share of what M samples "
+    "allow; vertically, the calibration error in excess of calibrated models. Bars are bootstrap intervals by group.",
+    "emergence": "The same two figures along training: does predictability come before calibration?",
 }
 CAPTIONS["commitment-tokens"] = CAPTIONS["commitment"]
 INTERVENTION = (
-    "Dose and response, with every random control. What a probe reads is used only where changing it does more than "
-    "random changes of the same strength."
+    "Dose and response, with every random control. What a probe reads is used by the model only if changing it does "
+    "more than random changes of the same strength."
 )
+SECTIONS = {
+    "finite_m": (
+        "Finite M",
+        "B-confidence by each estimator. The share of the most frequent class (plug-in) is too large at finite M; "
+        "split-half (mode from one half, share in the other) is unbiased for the answer that half of the samples "
+        "choose; masses come from log-probabilities, and the limit from the M-curve.",
+    ),
+    "m_curve": ("M-curve", "Random subsets of the samples, and the limit with its intervals."),
+    "equivalence": (
+        "Calibrated within",
+        "The equivalence test: the smallest calibration error that can be ruled out (within), and whether delta can.",
+    ),
+    "loss_gap": (
+        "Loss gap",
+        "Log loss (nats per question) that the best tilt of the top class would recover on held-out questions; 0 where "
+        "the model is locally loss-optimal.",
+    ),
+    "remedies": ("Remedies", "The confidence recalibrated by each method, on held-out questions."),
+    "closed": (
+        "Beyond the top class",
+        "All classes at once: the kernel calibration error of the whole distribution (SKCE; its mean is 0 for a "
+        "calibrated model), and smECE class by class.",
+    ),
+    "profile": ("Profile", "The same samples under other collapsing functions: what the model is calibrated about."),
+    "probe_confidence": (
+        "Probe confidence",
+        "The confidence that linear probes read before the first token, for one forward pass, next to that of the "
+        "samples. AUROC: how well it separates right from wrong answers of the model. Read smECE together with "
+        "accuracy.",
+    ),
+}

@@ -2,95 +2,113 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import pandas as pd
 
 from experiments.config.study import Cell
-from experiments.report.captions import CAPTIONS, INTERVENTION
+from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
+from experiments.report.html_page import HtmlTable, cell_text, gallery, html_table, save_figures, shown_path, write_page
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
-from experiments.report.markup import document, folded, gallery, table, write_figures
-from experiments.report.pictures import run_figures
-from experiments.report.sections import sections
+from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import COLUMNS, cells_of, headline, remarks
-from semcal.runs.run import Run, write_atomically
+from semcal.runs.run import Run
 
 
 def write_report(cell: Cell, run: Run) -> list[str]:
-    """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures."""
+    """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
+
+    Figures that the run no longer gives are removed.
+    """
     folder = run.folder / "figures"
-    pictures = write_figures(run_figures(cell, run), folder)
-    changed = write_figures(intervention_figures(cell, run), folder)
-    text = page(cell, run, pictures, changed)
-    write_atomically(run.folder / "report.html", lambda p: p.write_text(text, encoding="utf-8"))
+    pictures = save_figures(run_figures(cell, run), folder)
+    changed = save_figures(intervention_figures(cell, run), folder)
+    for path in folder.glob("*"):
+        if path.stem not in pictures | changed:
+            path.unlink()
+    rest = {k: v for k, v in run.calibration().items() if not isinstance(v, str | list | dict)}
+    values = pd.DataFrame({"figure": [*rest], "value": pd.Series([*rest.values()], dtype=object)})
+    write_page(
+        run.folder / "report.html",
+        "run.html",
+        title=cell.label,
+        facts=_facts(cell, run),
+        remarks=remarks(cell, run),
+        headline=html_table(pd.DataFrame([cells_of(headline(run))]).rename(columns=COLUMNS)),
+        figures=gallery(pictures, CAPTIONS),
+        first=_first_question(run),
+        sections=_sections(run),
+        interventions=_interventions(run),
+        changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
+        explanation=EXPLANATION,
+        calibration=html_table(values.assign(figure=values["figure"].str.replace("_", " "))),
+        probes=html_table(run.probes()),
+    )
     return [*pictures, *changed]
 
 
-def page(cell: Cell, run: Run, pictures: Mapping[str, bytes], changed: Mapping[str, bytes]) -> str:
-    """The page as HTML; pictures (PNG) are embedded, those of interventions in a section of their own."""
-    manifest, calibration = run.manifest(), run.calibration()
-    said = "".join(f'<p class="remark">{html.escape(r)}</p>' for r in remarks(cell, run))
-    told = [f"<h2>{title}</h2><p>{words}</p>{table(frame)}" for title, words, frame in sections(run)]
-    rest = {k: v for k, v in calibration.items() if not isinstance(v, str | list | dict)}
-    figures = pd.DataFrame({"figure": list(rest), "value": pd.Series(list(rest.values()), dtype=object)})
-    probes = run.probes()
-    body = f"""<p>{manifest["questions"]} questions, {_drawn(manifest)} at temperature
-{manifest["sampling"]["temperature"]:g} ({_path(manifest)}); B: {html.escape(str(calibration["semantics"]))}; model
-{html.escape(str(manifest["model"]))} ({html.escape(str(manifest["weights_hash"]))}, {manifest["dtype"]}).</p>
-{said}
-{table(pd.DataFrame([cells_of(headline(run))]).rename(columns=COLUMNS))}
-{gallery(pictures, CAPTIONS)}
-{_first_question(run)}
-{"".join(told)}
-{_interventions(run, changed)}
-<h2>Every figure of calibration</h2>
-{folded(f"{len(rest)} figures", table(figures))}
-<h2>Every probe</h2>
-{"<p>none</p>" if probes.empty else folded(f"{len(probes)} rows, by target, position, rung and layer", table(probes))}
-"""
-    return document(cell.label, body)
+def _facts(cell: Cell, run: Run) -> str:
+    """How the answers were made, in words."""
+    manifest, exact = run.manifest(), run.manifest()["exact"]
+    drawn = f"{manifest['sampling']['m']} samples each" if exact is None else f"enumerated to {exact['epsilon']:g}"
+    work = next((w for w in manifest["sampling_work"] if "path" in w), {})
+    paths = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
+    path = paths.get(work.get("path", ""), work.get("path", "samples of another run"))
+    why = f" because {work['why']}" if work.get("why") and work["path"] not in paths else ""
+    return (
+        f"{manifest['questions']} questions, {drawn} at temperature {manifest['sampling']['temperature']:g} "
+        f"({path}{why}); B: {run.calibration()['semantics']}; model {shown_path(cell.model.path, run.folder)} "
+        f"({manifest['weights_hash']}, {manifest['dtype']})."
+    )
 
 
-def _first_question(run: Run) -> str:
+def _first_question(run: Run) -> dict[str, Any]:
     first = run.questions().iloc[0]
     samples, classes = run.samples(), run.classes()
     answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
     classes = classes.loc[classes["question_id"] == first["id"], ["class", "count", "mass", "gold"]].head(5)
-    return f"""<h2>What the model read and wrote</h2>
-<p>The first question, <code>{html.escape(str(first["id"]))}</code>: prompt, answers, semantic classes.</p>
-<pre>{html.escape(str(first["prompt"]))}</pre>
-{table(answers)}{table(classes)}"""
+    return {
+        "id": first["id"],
+        "prompt": first["prompt"],
+        "answers": html_table(answers),
+        "classes": html_table(classes),
+    }
 
 
-def _interventions(run: Run, changed: Mapping[str, bytes]) -> str:
-    """A table for each set of questions that was intervened on, and the figures of all."""
-    rows = run.interventions()
-    if rows.empty:
-        return ""
-    tables = []
-    for _, some in rows.groupby("context", sort=False):
+def _interventions(run: Run) -> list[HtmlTable]:
+    """A table for each set of questions that was intervened on."""
+    rows, tables = run.interventions(), []
+    for _, some in () if rows.empty else rows.groupby("context", sort=False):
         cells = intervention_rows(some)
-        frame = pd.DataFrame([its for its, _ in cells], columns=list(HEADINGS))
-        tables.append(table(frame, minor=[of_controls for _, of_controls in cells]))
-    return f"""<h2>Interventions</h2>
-<p>What changing activations before generation did to the answers, sampled again with the same seeds.</p>
-{gallery(changed, dict.fromkeys(changed, INTERVENTION))}
-{"".join(tables)}
-<p class="note">{html.escape(EXPLANATION)}</p>"""
+        frame = pd.DataFrame([texts for texts, _ in cells], columns=list(HEADINGS))
+        tables.append(html_table(frame, minor=[of_controls for _, of_controls in cells]))
+    return tables
 
 
-def _drawn(manifest: dict[str, Any]) -> str:
-    exact = manifest["exact"]
-    return (
-        f"{manifest['sampling']['m']} samples each" if exact is None else f"answers enumerated to {exact['epsilon']:g}"
-    )
+def _sections(run: Run) -> list[dict[str, Any]]:
+    """Title, words and table of what is behind the headline figures."""
+    found = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
+    if curve := found.get("m_curve"):
+        found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
+    return [
+        {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
+        for key, (heading, words) in SECTIONS.items()
+        if found.get(key)
+    ]
 
 
-def _path(manifest: dict[str, Any]) -> str:
-    """How the answers were drawn, in words."""
-    work = next((w for w in manifest["sampling_work"] if "path" in w), {})
-    path = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
-    why = f" because {work['why']}" if work.get("why") else ""
-    return html.escape(path.get(work.get("path", ""), f"{work.get('path', 'samples of another run')}{why}"))
+def _frame(section: dict[str, Any] | list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, each figure with its interval in brackets."""
+    rows = section if isinstance(section, list) else [section]
+    frame = pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, dict)} for row in rows])
+    for name in list(frame):
+        for ends in ([f"{name}_low", f"{name}_high"], ["low", "high"] if name == "estimate" else []):
+            if ends and set(ends) <= set(frame):
+                frame[name] = [_with_interval(*row) for row in frame[[name, *ends]].to_numpy(float).tolist()]
+                frame = frame.drop(columns=ends)
+    return frame
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return cell_text(value) if math.isnan(low) else f"{cell_text(value)} [{cell_text(low)}, {cell_text(high)}]"

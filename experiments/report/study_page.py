@@ -1,8 +1,7 @@
-"""A study as one self-contained HTML page: its runs in a table, its claim in a figure, and the way to every run."""
+"""A study as one self-contained HTML page: a table of its runs, figures over runs, and a link to every run."""
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from matplotlib.figure import Figure
 
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS
-from experiments.report.markup import document, gallery, table, write_figures
+from experiments.report.html_page import Picture, gallery, html_table, save_figures, shown_path, write_page
 from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, last_layer, remarks
 from probes.plots.emergence import emergence_curve
 from probes.plots.predictability import predictability_scatter
 from semcal.calibration.plots.by_model import by_model
-from semcal.runs.run import Run, write_atomically
+from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
 _FEWEST = 2  # runs in a figure over runs
@@ -31,13 +30,28 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
         rows: the runs that are scored, in the order of the page.
     """
     figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
-    pictures = write_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
-    text = _page(name, rows, folder, pictures)
-    write_atomically(folder / "report.html", lambda p: p.write_text(text, encoding="utf-8"))
+    pictures = save_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
+    names = labels([cell for cell, _ in rows])
+    # Relative, so that the folder may be moved or served.
+    links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
+    summary = pd.DataFrame([{"run": n} | cells_of(headline(run)) for n, (_, run) in zip(names, rows, strict=True)])
+    write_page(
+        folder / "report.html",
+        "study.html",
+        title=name,
+        facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
+        summary=html_table(summary.rename(columns=COLUMNS), links=links),
+        figures=gallery(pictures, CAPTIONS),
+        runs=[
+            {"name": n, "link": link, "facts": _facts(cell, run, folder), "figures": _pictures(run)}
+            for n, link, (cell, run) in zip(names, links, rows, strict=True)
+        ],
+        remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
+    )
 
 
 def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
-    """Excess calibration error over runs against what their probes explain; None unless two runs have both."""
+    """Excess calibration error against what probes explain, over runs; None unless two runs have both."""
     names = labels([cell for cell, _ in rows])
     frame = pd.DataFrame([_place(name, *row) for name, row in zip(names, rows, strict=True)])
     frame = frame.dropna(subset=["explained", "excess"])
@@ -63,9 +77,9 @@ def models(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
 
 
 def _gap(calibration: dict[str, Any]) -> dict[str, float]:
-    """Accuracy, and the signed gap by mass where it is known: that of shares is too large at finite M."""
+    """Accuracy, and the signed gap by mass where it is known: by counts it is too large at finite M."""
     ends = ("", "_low", "_high")
-    best = next((its for its in calibration.get("finite_m") or [] if its["estimator"] == "by mass"), calibration)
+    best = next((row for row in calibration.get("finite_m") or [] if row["estimator"] == "by mass"), calibration)
     found = {f"accuracy{end}": calibration[f"accuracy{end}"] for end in ends}
     return found | {f"signed_gap{end}": best[f"signed_gap{end}"] for end in ends}
 
@@ -95,37 +109,16 @@ def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
 _OF_CEILING = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
 
 
-def _page(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path, pictures: dict[str, bytes]) -> str:
-    names = labels([cell for cell, _ in rows])
-    # Relative, so that the folder may be moved or served.
-    links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
-    summary = pd.DataFrame([{"run": n} | cells_of(headline(run)) for n, (_, run) in zip(names, rows, strict=True)])
-    said = "".join(
-        f'<p class="remark">{html.escape(f"{n}: {remark}")}</p>'
-        for n, (cell, run) in zip(names, rows, strict=True)
-        for remark in remarks(cell, run)
-    )
-    runs = [_run(n, link, *row) for n, link, row in zip(names, links, rows, strict=True)]
-    body = f"""<p>{len(rows)} runs: {html.escape(_grid([cell for cell, _ in rows]))}.</p>
-{table(summary.rename(columns=COLUMNS), links=links)}
-<p class="note">[…] bootstrap intervals by group · null: mean and 95 % quantile of smECE of calibrated models at this
-number of questions and samples · excess: smECE less that mean · signed gap: confidence less accuracy · KL explained:
-linear probe on the last layer, last prompt token.</p>
-{gallery(pictures, CAPTIONS) or "<p>Fewer than two runs have both a calibration error and probes of their classes.</p>"}
-{"".join(runs)}
-{f"<h2>Remarks</h2>{said}" if said else ""}
-"""
-    return document(name, body)
+def _facts(cell: Cell, run: Run, folder: Path) -> str:
+    calibration = run.calibration()
+    model = shown_path(cell.model.path, folder)
+    return f"{calibration['n']} questions; B: {calibration['semantics']}; model {model}."
 
 
-def _run(name: str, link: str, cell: Cell, run: Run) -> str:
+def _pictures(run: Run) -> list[Picture]:
     """The headline figures of one run, from its folder."""
     files = {n: run.folder / "figures" / f"{n}.png" for n in HEADLINES}
-    pictures = {n: path.read_bytes() for n, path in files.items() if path.is_file()}
-    facts = f"{run.calibration()['n']} questions; B: {run.calibration()['semantics']}; model {cell.model.path}"
-    return f"""<h2>{html.escape(name)}</h2>
-<p>{html.escape(facts)}. <a href="{html.escape(link)}">Every figure and table of this run</a></p>
-{gallery(pictures, {})}"""
+    return gallery({n: path.read_bytes() for n, path in files.items() if path.is_file()}, {})
 
 
 def _grid(cells: Sequence[Cell]) -> str:
@@ -136,4 +129,4 @@ def _grid(cells: Sequence[Cell]) -> str:
         "styles": [c.style for c in cells],
         "B": [c.semantics.label for c in cells],
     }
-    return "; ".join(f"{what} {', '.join(dict.fromkeys(its))}" for what, its in parts.items())
+    return "; ".join(f"{what} {', '.join(dict.fromkeys(names))}" for what, names in parts.items())

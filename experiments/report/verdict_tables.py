@@ -5,7 +5,6 @@ Knows a Judgement; decides nothing.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from experiments.report.html_page import save_figures
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
-from semcal.runs.run import write_atomically
 
 COLOURS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#6B6B6B", "not tested": "#6B6B6B"}
 SUMMARY = ("", "hypothesis", "verdict", "weakest part", "p (Holm)", "p against (Holm)")
@@ -128,11 +127,7 @@ def draw_verdict(judgement: Judgement) -> Path:
     """figures/verdict.png and .svg in the study's folder; returns the first."""
     figure = forest(judgement.verdicts, title=f"{judgement.study.name}: what the hypotheses rest on")
     folder = judgement.study.folder / "figures"
-    for suffix in ("svg", "png"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=130)
-        body = buffer.getvalue()
-        write_atomically(folder / f"verdict.{suffix}", lambda p, body=body: p.write_bytes(body))
+    save_figures({"verdict": figure}, folder)
     return folder / "verdict.png"
 
 

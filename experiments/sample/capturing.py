@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pipeline.cell import SamplingJob
+from experiments.sample.job import SamplingJob
 from experiments.sample.prompting import Asked
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.pipeline.cell import SamplingJob
 from experiments.sample.capturing import Capturing, Rows
+from experiments.sample.job import SamplingJob
 from experiments.sample.prompting import Answerer, Asked
 from semcal.answers import Answer, enumerated_in_words, in_words, served_in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.parsing import load_study
-from experiments.pipeline.cell import stored_cell
+from experiments.config.run_folder import stored_cell
 from experiments.pipeline.run_study import Silent, prepare_study, run_study
 from experiments.score.calibration_sections import sampled_masses
 from experiments.score.read_answers import read_answers

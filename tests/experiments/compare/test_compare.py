@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from experiments.compare.compare_runs import adjusted, compare, compare_all, equalised
-from experiments.compare.pairs import by_temperature, check_comparable, chosen_runs, differing, sensible_pairs
+from experiments.compare.pairs import by_temperature, check_comparable, sensible_pairs
+from experiments.config.differences import differing
+from experiments.pipeline.targets import scored_runs
 from experiments.report.summary_table import last_layer
 from semcal import UserError
 from semcal.calibration.inference.holm import holm as holm_of
@@ -30,7 +32,7 @@ def plain(study_dict):
 
 
 def scored(*folders: Path):
-    runs, _, _ = chosen_runs([str(f) for f in folders], [])
+    runs, _, _ = scored_runs([str(f) for f in folders], [])
     return runs
 
 
@@ -53,17 +55,17 @@ def test_two_models_side_by_side(monkeypatch, capsys, tmp_path, plain):
 def test_a_study_is_compared_in_pairs_that_differ_in_one_thing(monkeypatch, capsys, tmp_path, plain):
     grid = plain | {"styles": ["concise", "sentence"], "semantics": [{"kind": "exact"}, {"kind": "kth-word", "k": 1}]}
     runs = run_dict(tmp_path, grid)
-    read, named, left_out = chosen_runs([str(tmp_path / "study.yaml")], [])
+    read, named, left_out = scored_runs([str(tmp_path / "study.yaml")], [])
     pairs = sensible_pairs(read)
     assert not named
     assert not left_out
     assert [differing(a.cell, b.cell) for a, b in pairs] == [["style"], ["style"], ["B"], ["B"]]
-    runs[3].forget_results()
+    (runs[3].folder / "calibration.json").unlink()
     code, out, err = semcal(monkeypatch, capsys, "compare", tmp_path / "runs" / "small")
     assert code == 0, err
     assert out.count("they differ in") == 2
     assert "all 14 tests" in out
-    assert "not finished, left out" in out
+    assert "not scored, left out" in out
 
 
 def test_unequal_runs_are_made_equal(tmp_path, plain):
@@ -210,9 +212,9 @@ def test_what_does_not_compare_is_refused_in_one_line(monkeypatch, capsys, tmp_p
     for arguments, message in (
         ([run.folder, other], "has not been scored"),
         ([run.folder, run.folder], "is named twice"),
-        ([run.folder], "a pair needs two"),
+        ([run.folder], "needs two scored runs, found 1"),
         ([run.folder, tmp_path / "nowhere"], "no run at or below"),
-        ([run.folder, "--set", "seed=1"], "--set goes with a study file"),
+        ([run.folder, "--set", "seed=1"], "--set needs a study file"),
     ):
         code, _, err = semcal(monkeypatch, capsys, "compare", *arguments)
         assert (code, message in err) == (2, True), err

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from experiments.compare.pairs import chosen_runs
 from experiments.compare.transfer_runs import explanation, transfer_runs
-from experiments.pipeline.cell import stored_cell
+from experiments.config.run_folder import stored_cell
+from experiments.pipeline.targets import scored_runs
 from experiments.probe.confidence_rows import costs, probe_confidence
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
 from tests.experiments.conftest import run_dict
@@ -50,7 +50,7 @@ def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
 
 
 def test_a_layer_and_a_target_can_be_named(styles):
-    runs, _, _ = chosen_runs([str(run.folder) for run in styles], [])
+    runs, _, _ = scored_runs([str(run.folder) for run in styles], [])
     first = transfer_runs(runs, layer="blocks.0.hook_resid_pre", target="b_confidence")
     assert first.layer == "blocks.0.hook_resid_pre"
     assert {cell.covered for cell in first.cells} == {1.0}
@@ -66,7 +66,7 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
         return err.strip().splitlines()[-1]
 
     one, two = (run.folder for run in styles)
-    assert "a pair needs two" in refused(one)
+    assert "needs two scored runs, found 1" in refused(one)
     assert f"did you mean {LAST!r}" in refused(one, two, "--layer", "blocks.2.resid_post")
     assert "did you mean 'classes'" in refused(one, two, "--target", "clases")
     (blind,) = run_dict(tmp_path, lean | {"name": "blind", "capture": {"positions": []}})

@@ -9,12 +9,12 @@ import pytest
 
 from experiments.config.datasets import NamedConfig, load_dataset
 from experiments.config.parsing import load_study
-from experiments.pipeline.cell import prepare
 from experiments.pipeline.dry_run import OWN, STAND_IN, dry_run
 from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
 from experiments.pipeline.stand_ins import STATED, pieces
 from experiments.report.summary_table import remarks, summary
+from experiments.sample.job import prepare
 from experiments.sample.models import load_model
 from experiments.sample.sample_cell import sample_cell
 from semcal import UserError
@@ -61,13 +61,10 @@ def test_the_papers_studies_resolve_offline(name, cells):
         assert (record["tokenizer"], record["questions"]) == (STAND_IN, "placeholders")
         assert record["prefill_tokens"] > 0
         assert record["decode_tokens"] <= record["decode_tokens_most"] == record["n"] * 50 * record["max_new_tokens"]
-        assert record["shape"]["source"] == "table", record["path"]
-        assert 0 < record["cost"]["hours"] <= record["cost"]["hours_most"]
-    assert sum(r["cost"]["hours"] for r in data["cells"]) == pytest.approx(data["totals"]["hours"])
+        assert record["memory_bytes"] is None
     said = " ".join(plan_notes(found))
     assert "stand-in" in said
     assert "placeholders" in said
-    assert "device to balanced" not in said  # the study has set it where it must be
 
 
 def test_the_papers_published_figures_stand_beside_their_cells():
@@ -98,23 +95,23 @@ def test_the_demo_is_counted_as_it_will_be_sampled(tmp_path, vary, positions):
         "probes": {"enabled": False},
         "output": str(tmp_path / "runs"),
     }
-    planned = dry_run(load_study(write_study(tmp_path, raw))).planned
+    planned = dry_run(load_study(write_study(tmp_path, raw)))
     assert not (tmp_path / "runs").exists()
     assert all(p.read.tokenizer == OWN and p.real for p in planned)
     for plan, run in zip(planned, sampled(tmp_path, raw), strict=True):
         (work,) = run.manifest()["sampling_work"]
-        assert plan.work.prefix == work["prefix_tokens"]
-        assert plan.work.prefill_tokens == work["prefix_tokens"] + work["prompt_tokens"]
+        assert plan.read.prefix == work["prefix_tokens"]
+        assert plan.prefill_tokens == work["prefix_tokens"] + work["prompt_tokens"]
         samples = run.samples()
         tokens = sum(c * len(ids) for c, ids in zip(samples["count"], samples["token_ids"], strict=True))
         assert work["rows_plain"] == tokens - 60 * 10  # the first token of a sample comes of the prefill
-        assert work["rows_decoded"] <= tokens <= plan.work.decode_tokens_most
+        assert work["rows_decoded"] <= tokens <= plan.decode_tokens_most
         activations = (run.folder / "activations").iterdir()
-        assert plan.activations is not None
-        assert plan.activations.disk == pytest.approx(sum(f.stat().st_size for f in activations), rel=0.15)
-        assert plan.work.decode_tokens == pytest.approx(tokens, rel=0.1)  # this model answers as its exemplars do
+        assert plan.memory is not None
+        assert plan.memory.activations == pytest.approx(sum(f.stat().st_size for f in activations), rel=0.15)
+        assert plan.decode_tokens == pytest.approx(tokens, rel=0.1)  # this model answers as its exemplars do
     if vary == "run":
-        assert planned[0].work.prefix > 30  # two exemplars, but not the question
+        assert planned[0].read.prefix > 30  # two exemplars, but not the question
 
 
 @pytest.mark.parametrize("kind", ["gsm8k", "math500", "triviaqa", "simpleqa", "truthfulqa"])
@@ -135,25 +132,21 @@ def test_stated_lengths_are_those_of_the_original_files(kind):
 def test_a_model_without_its_files_is_told_from_one_that_is_here(tmp_path, study_dict):
     study_dict["models"] += [{"path": "someone/some-7B", "dtype": "bfloat16"}, {"path": "someone/nameless"}]
     found = dry_run(load_study(write_study(tmp_path, study_dict)))
-    here, sized, unknown = found.planned
+    here, sized, unknown = found
     assert (here.read.tokenizer, sized.read.tokenizer) == (OWN, STAND_IN)
-    assert sized.shape is not None
-    assert sized.shape.source == "name"
-    assert unknown.shape is None
-    assert unknown.cost is None
-    assert unknown.work.prefill_tokens == sized.work.prefill_tokens
-    said = " ".join(plan_notes(found))
-    assert "rule of thumb" in said
-    assert "someone-nameless: memory and hours are unknown" in said
+    assert here.memory is not None
+    assert here.memory.weights == 4 * load_model(here.cell.model).model.num_parameters()
+    assert sized.memory is unknown.memory is None
+    assert unknown.prefill_tokens == sized.prefill_tokens
+    assert "no tokenizer on this machine for someone-some-7B, someone-nameless" in " ".join(plan_notes(found))
 
 
 def test_a_server_is_not_asked(tmp_path, study_dict):
     study = study_dict | {"models": [{"path": "http://127.0.0.1:9/v1"}], "capture": {"positions": []}}
     found = dry_run(load_study(write_study(tmp_path, study | {"probes": {"enabled": False}})))
-    (planned,) = found.planned
-    assert (planned.cost, planned.read.tokenizer) == (None, STAND_IN)
-    assert planned.work.decode_tokens > 0
-    assert "served elsewhere" in " ".join(plan_notes(found))
+    (planned,) = found
+    assert (planned.memory, planned.read.tokenizer) == (None, STAND_IN)
+    assert planned.decode_tokens > 0
 
 
 def test_bs_share_their_samples_and_are_counted_once(tmp_path, study_dict):
@@ -166,8 +159,8 @@ def test_bs_share_their_samples_and_are_counted_once(tmp_path, study_dict):
 
 def test_enumeration_is_bounded_by_its_budget(tmp_path, study_dict):
     study_dict["sampling"]["exact"] = {"row_budget": 30}
-    (planned,) = dry_run(load_study(write_study(tmp_path, study_dict))).planned
-    assert planned.work.decode_tokens == planned.work.decode_tokens_most == 48 * 30
+    (planned,) = dry_run(load_study(write_study(tmp_path, study_dict)))
+    assert planned.decode_tokens == planned.decode_tokens_most == 48 * 30
 
 
 @pytest.mark.parametrize(
@@ -221,7 +214,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(tmp_path, s
 
 def test_more_questions_than_the_hub_states_are_refused(tmp_path, study_dict):
     study = study_dict | {"datasets": [{"kind": "truthfulqa", "n": 900}], "semantics": [{"kind": "exact"}]}
-    with pytest.raises(UserError, match="n is 900, but beside 4 exemplars there are only 813 questions"):
+    with pytest.raises(UserError, match="n is 900, but 4 exemplars leave only 813 questions"):
         dry_run(load_study(write_study(tmp_path, study)))
 
 
@@ -263,14 +256,14 @@ def test_the_command(monkeypatch, capsys, tmp_path, study_dict):
     path = write_study(tmp_path, study_dict | {"published": [FIGURE]})
     code, out, err = semcal(monkeypatch, capsys, "run", path, "--dry-run")
     assert code == 0, err
-    for text in ("colours · concise", "total", "GPU hours", "H100", "0.031", "estimated"):
+    for text in ("colours · concise", "total", "generated", "memory", "0.031", "estimated"):
         assert text in out
     assert not (tmp_path / "runs").exists()
     code, out, _ = semcal(monkeypatch, capsys, "run", path, "--dry-run", "--json")
     assert code == 0
     assert json.loads(out)["cells"][0]["model"] == "llama"
     code, _, err = semcal(monkeypatch, capsys, "run", path, "--json")
-    assert (code, "--json goes with --dry-run" in err) == (2, True)
+    assert (code, "--json needs --dry-run" in err) == (2, True)
 
 
 def test_a_chat_model_here_without_a_template_is_refused(tmp_path, study_dict):

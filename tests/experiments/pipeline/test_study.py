@@ -179,7 +179,7 @@ def test_new_weights_under_the_old_path_are_refused(tmp_path, study_dict):
     study = study_dict | {"models": [{"path": str(path), "name": "m", "device": "cpu"}]}
     run_dict(tmp_path, study)
     save_checkpoint(tmp_path / "model", seed=2, scale=4.0)
-    with pytest.raises(UserError, match="was begun with other weights"):
+    with pytest.raises(UserError, match="was started with different weights"):
         run_dict(tmp_path, study)
 
 
@@ -190,6 +190,28 @@ def test_analysis_alone_changes_without_the_model(tmp_path, study_dict, monkeypa
     (again,) = run_dict(tmp_path, study_dict, "calibration.null_draws=30")
     assert again.calibration()["smece"] == first["smece"]
     assert again.calibration()["null_mean"] != first["null_mean"]
+
+
+def test_a_new_setting_deletes_nothing_and_results_are_replaced_by_new_results_only(tmp_path, study_dict, monkeypatch):
+    (run,) = run_dict(tmp_path, study_dict)
+    interventions = pd.DataFrame({"key": ["a"], "tv": [0.1]})
+    run.write_interventions(interventions)
+    before, probes = run.calibration(), (run.folder / "probes.parquet").stat().st_mtime_ns
+
+    def failing(*_, **__):
+        raise UserError("the judge is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.pipeline.run_study.score", failing)
+        with pytest.raises(UserError, match="the judge is down"):
+            run_dict(tmp_path, study_dict, "calibration.bootstrap=30")
+    assert run.calibration() == before
+    (again,) = run_dict(tmp_path, study_dict, "calibration.bootstrap=30")
+    assert again.calibration()["smece_low"] != before["smece_low"]
+    assert (run.folder / "probes.parquet").stat().st_mtime_ns == probes  # they do not depend on it
+    pd.testing.assert_frame_equal(again.interventions(), interventions)
+    run_dict(tmp_path, study_dict, "calibration.bootstrap=30", "probes.permutations=3")
+    assert (run.folder / "probes.parquet").stat().st_mtime_ns > probes
 
 
 def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
@@ -323,7 +345,7 @@ def test_a_corrected_gold_answer_is_taken_over_without_the_model(tmp_path, study
     pd.testing.assert_frame_equal(before, again.samples())
     lines[0]["question"] = lines[1]["question"] = lines[2]["question"] = "another one ?"
     questions_file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(UserError, match="was begun with another question"):
+    with pytest.raises(UserError, match="was started with another question"):
         run_dict(tmp_path, study_dict)
 
 

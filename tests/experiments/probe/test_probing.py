@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from experiments.config.parsing import load_study
+from experiments.config.run_folder import stored_cell
 from experiments.config.study import ProbesConfig
-from experiments.pipeline.cell import stored_cell
 from experiments.probe.at_position import compare_last_layers
 from experiments.report.summary_table import last_layer
 from experiments.score.analysis import probe

@@ -12,8 +12,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from experiments.config.parsing import load_study
+from experiments.config.run_folder import stored_cell
 from experiments.config.study import ModelConfig, ProbesConfig
-from experiments.pipeline.cell import stored_cell
 from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading
 from experiments.sample.models import Models

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.pipeline.cell import stored_cell
-from experiments.report.markup import gallery, table
+from experiments.config.run_folder import stored_cell
+from experiments.report.html_page import gallery, html_table, templates
 from experiments.report.study_page import models, predictability
 from experiments.report.summary_table import last_layer
 from semcal import Run
@@ -36,7 +36,7 @@ def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_pat
         for suffix in ("png", "svg"):
             assert (run.folder / "figures" / f"{name}.{suffix}").stat().st_size > 1000
     page = (run.folder / "report.html").read_text()
-    assert "Rungs of the ladder beside the baselines" in page
+    assert "Rungs of the ladder and baselines at one layer" in page
     assert "Interventions" not in page
 
 
@@ -107,7 +107,7 @@ def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path,
     code, out, err = semcal(monkeypatch, capsys, "report", grid[0].folder)
     assert code == 0, err
     assert [page.is_file() for page in pages] == [False, True, False]
-    grid[1].forget_results()
+    (grid[1].folder / "calibration.json").unlink()
     code, out, err = semcal(monkeypatch, capsys, "report", study)
     assert code == 0, err
     assert f"{grid[1].folder}: not scored, left out" in out
@@ -127,10 +127,10 @@ def test_what_cannot_be_reported_is_one_line(monkeypatch, capsys, tmp_path, stud
     study = write_study(tmp_path, study_dict)
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        ([study], "no run of it has been scored; `semcal run` its study first"),
+        ([study], "none of its runs has been scored; `semcal run` its study first"),
         ([tmp_path / "empty"], "no run at or below"),
         ([tmp_path / "nowhere.yaml"], "no file"),
-        ([tmp_path / "empty", "--set", "seed=1"], "--set goes with a study file"),
+        ([tmp_path / "empty", "--set", "seed=1"], "--set needs a study file"),
     ):
         code, _, err = semcal(monkeypatch, capsys, "report", *arguments)
         assert (code, message in err) == (2, True), err
@@ -139,7 +139,7 @@ def test_what_cannot_be_reported_is_one_line(monkeypatch, capsys, tmp_path, stud
 
 def test_a_table_aligns_words_and_numbers_and_escapes_both() -> None:
     frame = pd.DataFrame({"run": ["a <b>", "c"], "x": [0.25, None], "y": ["1 % [0, 2]", "—"], "z": ["", "+0.1, p .5"]})
-    text = table(frame, links=["a/report.html", "c/report.html"], minor=[False, True])
+    text = parts().table(html_table(frame, links=["a/report.html", "c/report.html"], minor=[False, True]))
     assert '<td class="text"><a href="a/report.html">a &lt;b&gt;</a></td>' in text
     assert re.findall(r'<th class="(\w+)">', text) == ["text", "number", "number", "number"]
     assert '<td class="number">0.250</td>' in text
@@ -149,7 +149,23 @@ def test_a_table_aligns_words_and_numbers_and_escapes_both() -> None:
 
 def test_figures_are_shown_at_one_scale_with_their_captions() -> None:
     png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1500).to_bytes(4, "big") + (750).to_bytes(4, "big")
-    text = gallery({"a": png, "b": png}, {"a": "what <it> shows"})
+    text = parts().gallery(gallery({"a": png, "b": png}, {"a": "what <it> shows"}))
     assert re.findall(r'width="(\d+)"', text) == ["883", "883"]
     assert text.count("<figcaption>what &lt;it&gt; shows</figcaption>") == 1
-    assert gallery({}, {}) == ""
+    assert parts().gallery([]).strip() == ""
+
+
+def parts():
+    return templates.get_template("parts.html").module
+
+
+def test_titles_are_words_and_small_figures_keep_their_digits() -> None:
+    frame = pd.DataFrame({"skce_null_q95": [-0.00012], "smece": [0.5], "p_value": [1.0], "gold": [True]})
+    table = html_table(frame)
+    assert [name for name, _ in table.head] == ["SKCE null 95 % quantile", "smECE", "p", "gold"]
+    assert [text for text, _ in table.rows[0].cells] == ["-0.00012", "0.500", "1.000", "yes"]
+
+
+def test_no_page_shows_where_this_machine_keeps_its_files(tmp_path, grid):
+    for page in (tmp_path / "runs" / "small" / "report.html", grid[0].folder / "report.html"):
+        assert str(tmp_path) not in page.read_text()

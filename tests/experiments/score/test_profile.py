@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments.config.collapsing_functions import collapse_of
-from experiments.pipeline.cell import stored_cell
+from experiments.config.run_folder import stored_cell
 from experiments.sample.prompting import Asked, gold_ids
 from experiments.score.read_answers import measure, read_answers
 from experiments.score.surface_profile import profile

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.compare.pairs import chosen_runs, differing, sensible_pairs
+from experiments.compare.pairs import sensible_pairs
+from experiments.config.differences import differing
 from experiments.config.study import Cell
+from experiments.pipeline.targets import scored_runs
 from semcal.runs.run import Run
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict, write_study
@@ -132,7 +134,7 @@ def test_what_a_model_is_called_changes_no_sample_and_is_no_difference(tmp_path,
     assert not differing(old, old.model_copy(update={"model": old.model.model_copy(update={"stage": "sft"})}))
     twice = [base, base | {"name": "again", "step": 3}]
     run_dict(tmp_path, plain | {"models": twice, "styles": ["concise", "sentence"]})
-    read, _, _ = chosen_runs(
+    read, _, _ = scored_runs(
         [str(write_study(tmp_path, plain | {"models": twice, "styles": ["concise", "sentence"]}))], []
     )
     assert {tuple(differing(a.cell, b.cell)) for a, b in sensible_pairs(read)} == {("style",)}

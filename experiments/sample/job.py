@@ -1,7 +1,4 @@
-"""One cell of the grid: its run folder opened or refused, its questions and manifest written, what is left to sample.
-
-The stages after that stand in `answering.py` (with the model) and `analysis.py` (without it).
-"""
+"""What is left to sample in a cell: questions and manifest written, gold answers kept up to date."""
 
 from __future__ import annotations
 
@@ -9,12 +6,11 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.config.parsing import parse
+from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.sample.prompting import Answerer, Asked, ask_all, gold_ids, gold_text, stop_strings
 from probes.activations.hooks import choose_hooks
@@ -27,75 +23,12 @@ from semcal.sampling.records import Sampling
 PACKAGES = ("semcal", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")
 
 
-# ---- before the model ----------------------------------------------------------------------------------------------
-
-
-def differing_key(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:
-    """The first key in which two nested configurations differ, with both values; None if they agree."""
-    for key in dict.fromkeys([*old, *new]):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if inner := differing_key(a, b, f"{prefix}{key}."):
-                return inner
-        elif a != b:
-            return f"{prefix}{key} was {a!r}, is now {b!r}"
-    return None
-
-
-def check_folder(cell: Cell) -> Cell | None:
-    """The configuration that the cell's folder was begun with; None where nothing was sampled into it. Writes nothing.
-
-    Raises:
-        UserError: the folder holds a run of another configuration.
-    """
-    run = Run(Path(cell.folder))
-    if run.folder.is_file():
-        raise UserError(f"{run.folder} is a file; choose another output folder")
-    if not (run.folder / "config.yaml").is_file() or not run.manifest():  # nothing was sampled, so nothing can be mixed
-        return None
-    old = stored_cell(run)
-    if difference := differing_key(old.sampling_part(), cell.sampling_part()):
-        raise UserError(
-            f"{run.folder} holds a run of another configuration ({difference}); give this study another name or "
-            "output, or delete the folder"
-        )
-    return old
-
-
-def open_cell(cell: Cell) -> Run:
-    """The run folder of a cell, new or found; what only concerns the analysis may have changed since.
-
-    Raises:
-        UserError: the folder holds a run of another configuration.
-    """
-    old, run = check_folder(cell), Run(Path(cell.folder))
-    if old is None:
-        run.write_config(cell.model_dump(mode="json"))
-        return run
-    analysis = {"semantics", "calibration"}
-    if old.model_dump(include=analysis) != cell.model_dump(include=analysis):
-        run.forget_results()
-    elif old.probes != cell.probes:
-        run.forget_probes()
-    if old != cell:
-        run.write_config(cell.model_dump(mode="json"))
-    return run
-
-
-def stored_cell(run: Run) -> Cell:
-    """The cell as a run's config.yaml holds it, wherever the folder lies now.
-
-    Raises:
-        UserError: a configuration of another version of semcal.
-    """
-    return parse(Cell, run.config() | {"folder": str(run.folder)}, str(run.folder / "config.yaml"))
-
-
 def refresh_gold(run: Run, dataset: Dataset) -> None:
-    """Take over gold answers, groups and aliases that were corrected since the run began; its results are forgotten.
+    """Take over gold answers, groups and aliases that were corrected since the run started; its results are then out
+    of date, and the next analysis replaces them.
 
     Raises:
-        UserError: a question that the run has asked is gone or asks something else now.
+        UserError: a question of the run is gone or asks something else now.
     """
     if not run.manifest():
         return
@@ -103,35 +36,30 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
     table, now = run.questions(), {q.id: q for q in dataset.questions}
     known = [now[q] for q in table["id"]]
     if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
+        run.write_manifest(run.manifest() | {"analysed": {}})
         run.write_questions(table.assign(**_gold_columns(known), **_rewritten(run, table, known)), dataset.aliases)
-        run.forget_results()
 
 
 def check_questions(run: Run, dataset: Dataset) -> None:
     """
     Raises:
-        UserError: a question that the run has asked is gone or asks something else now.
+        UserError: a question of the run is gone or asks something else now.
     """
     table, now = run.questions(), {q.id: q for q in dataset.questions}
     for question_id, text in zip(table["id"], table["text"], strict=True):
         if question_id not in now or now[question_id].text != text:
             raise UserError(
-                f"{run.folder} was begun with another question {question_id!r}; delete the folder, or give this study "
-                "another name or output"
+                f"{run.folder} was started with another question {question_id!r}; delete the folder, or give this "
+                "study another name or output"
             )
 
 
 def _rewritten(run: Run, table: pd.DataFrame, questions: Sequence[Question]) -> dict[str, list[Any]]:
-    """Gold answers written out again; the token ids of those that changed are lost, for they need the model."""
-    if "written" not in table:  # runs of early versions
-        return {}
+    """Gold answers written out again; token ids need the model, so those of changed answers are dropped."""
     style = stored_cell(run).style
     now = [gold_text(style, q) for q in questions]
     rows = zip(now, table["written"], table["written_ids"], strict=True)
     return {"written": now, "written_ids": [list(ids) if text == before else [] for text, before, ids in rows]}
-
-
-# ---- with the model ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,10 +84,10 @@ class SamplingJob:
 
 
 def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: Sequence[Run]) -> SamplingJob:
-    """Write questions and manifest, take over what a sibling has sampled already, and say what is left.
+    """Write questions and manifest, take over shards that a sibling run has sampled already, and say what is left.
 
     Raises:
-        UserError: the weights or the prompts are not those the run began with; a hook that the model has not.
+        UserError: weights or prompts differ from those the run was started with; the model lacks a hook.
     """
     asked = ask_all(cell, dataset, model)
     if cell.capture.positions and isinstance(model, LanguageModel):
@@ -186,7 +114,8 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     if manifest and manifest["samples_key"] != key:
         changed = "weights" if manifest["weights_hash"] != model.weights_hash else "questions or prompts"
         raise UserError(
-            f"{run.folder} was begun with other {changed}; delete the folder, or give this study another name or output"
+            f"{run.folder} was started with different {changed}; delete the folder, or give this study another name "
+            "or output"
         )
     if not manifest:
         run.write_questions(_question_table(cell, model, asked), dataset.aliases)
@@ -218,7 +147,7 @@ def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.D
 
 
 def _gold_columns(questions: Sequence[Question]) -> dict[str, list[Any]]:
-    """What the analysis takes from a question's record and may be corrected after it was asked."""
+    """The columns of a question that the analysis reads; they may be corrected after sampling."""
     return {
         "group": [q.group for q in questions],
         "answers": [list(q.answers) for q in questions],
@@ -250,6 +179,6 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ask
 
 
 def _cot_from_template(cell: Cell, dataset: Dataset) -> bool:
-    """Whether few-shot exemplars show a chain of thought that nobody thought."""
+    """Whether few-shot exemplars show a chain of thought that no one wrote (a template)."""
     shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
     return cell.style == "cot" and any("cot" not in e.worked for e in shown)

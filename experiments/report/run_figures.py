@@ -1,4 +1,4 @@
-"""The figures of a run's probes, from its tables: over layers, over positions, over rungs, and along the answer."""
+"""The figures of one run, from what its folder holds: calibration, then probes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,50 @@ from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map
 from probes.plots.layer_curve import layer_curve
 from probes.plots.rung_comparison import rungs_figure
+from semcal.calibration.estimators.m_curve import curve_of_rows
+from semcal.calibration.nulls.null import null_band
+from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve
+from semcal.calibration.plots.profile import ProfileRow, calibration_profile
+from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.positions import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
 from semcal.runs.run import Run
+from semcal.semantics.knowing_curve import knowing_curve
 
 CLASSES = "classes"
 
 
+def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
+    """The figures of a run by name, in the order in which the page shows them."""
+    classes = run.class_table()
+    scored, width, band = classes.by_count, float(run.calibration()["bandwidth"]), None
+    if classes.counts is not None:
+        band = null_band(classes.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed)
+    figures = {
+        "reliability": reliability_diagram(
+            scored.plug_in,
+            scored.correct,
+            title=cell.label,
+            null_band=band,
+            group=classes.groups,
+            level=cell.calibration.level,
+            seed=cell.seed,
+        ),
+    }
+    pairs = {cell.label: (scored.plug_in, scored.correct)}
+    figures["risk-coverage"] = risk_coverage_curve(pairs, title=cell.label, group=classes.groups, seed=cell.seed)
+    calibration = run.calibration()
+    if rows := calibration.get("m_curve"):
+        figures["m-curve"] = m_curve_figure(curve_of_rows(rows), title=cell.label)
+    if rows := calibration.get("profile"):
+        figures["profile"] = calibration_profile([ProfileRow(**row) for row in rows], title=cell.label)
+    intermediate = run.intermediate()
+    if not intermediate.empty:
+        figures["knowing"] = knowing_curve({cell.style: intermediate}, title=cell.label)
+    return figures | probe_figures(cell, run)
+
+
 def probe_figures(cell: Cell, run: Run) -> dict[str, Figure]:
-    """Those that the run's probes give, by name: layers, layers-positions, rungs, commitment.
+    """The figures of its probes by name: layers, layers-positions, rungs, commitment.
 
     They show the class distribution, or the first target where it was not probed.
     """
@@ -62,13 +98,13 @@ def _by_rung(cell: Cell, probes: pd.DataFrame, layers: list[str]) -> dict[str, F
 
 
 def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
-    """Along the answer by shares of it, or by tokens where positions were given in tokens; two figures if in both."""
+    """Along the answer by shares of it, or by tokens where positions are given in tokens; two figures if both are."""
     intermediate, positions = run.intermediate(), list(lines["position"])
     places = [nominal_place(p) for p in positions]
     units = [unit for unit in ("share", "token") if any(place.get(unit, 0) > 0 for place in places)]
     if not units and BEFORE_ANSWER in positions:
         units = ["share"]
-    if not units or intermediate.empty:  # served models say no tokens
+    if not units or intermediate.empty:  # served models report no tokens
         return {}
     measured = _before_answer(run) if BEFORE_ANSWER in positions else {}
     found = []
@@ -81,10 +117,8 @@ def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _before_answer(run: Run) -> dict[str, float]:
-    """Where the answering phrase begins in the answers that were read: mean share of the answer, mean number of tokens.
-
-    Empty for runs that did not store it.
-    """
+    """Where the answering phrase begins in the answers that were read: mean share of the answer, mean number of tokens;
+    empty where no answer has one."""
     stored = run.activations(BEFORE_ANSWER, run.activation_layers(BEFORE_ANSWER)[:1])
     if not len(stored.samples) or stored.token_index.min() < 0:
         return {}

@@ -1,0 +1,113 @@
+"""What the user named (study files, run folders, folders of runs, globs) as cells and runs."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.compare.pairs import Scored, scored
+from experiments.config.parsing import is_study_file, load_study
+from experiments.config.run_folder import open_cell, stored_cell
+from experiments.config.study import Cell, Study
+from semcal.errors import UserError
+from semcal.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that the user named.
+
+    Attributes:
+        folder: The run, the folder of runs, or the folder of the study.
+        runs: Its runs; those of a study may not exist yet.
+        study: None for folders.
+    """
+
+    folder: Path
+    runs: tuple[Run, ...]
+    study: Study | None = None
+
+    @property
+    def is_run(self) -> bool:
+        return self.study is None and self.runs[0].folder == self.folder
+
+    def cells(self) -> list[Cell]:
+        """The cells as the study file describes them now, or as the run folders hold them."""
+        return [stored_cell(run) for run in self.runs] if self.study is None else self.study.cells()
+
+
+def resolve(named: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Target]:
+    """One target per study file or folder. Of several names, those without a run are skipped: globs match figures too.
+
+    Raises:
+        UserError: a path that does not exist, no run in any of them, overrides without a study file.
+    """
+    paths = [Path(path) for name in named for path in sorted(glob.glob(str(name))) or [str(name)]]
+    if overrides and not all(map(is_study_file, paths)):
+        raise UserError("--set needs a study file; the settings of run folders are fixed")
+    found = []
+    for path in paths:
+        if is_study_file(path):
+            study = load_study(path, overrides)
+            found.append(Target(study.folder, tuple(Run(Path(cell.folder)) for cell in study.cells()), study))
+        elif below := _runs_below(path):
+            found.append(Target(path, tuple(below)))
+        elif not path.exists() or len(paths) == 1:
+            raise UserError(_no_run(path))
+    if not found:
+        raise UserError(_no_run(*paths[:3]))
+    return found
+
+
+def _runs_below(path: Path) -> list[Run]:
+    if not path.is_dir():
+        return []
+    return [Run(folder) for folder in sorted({f.parent for f in path.rglob("config.yaml") if "wandb" not in f.parts})]
+
+
+def _no_run(*paths: Path) -> str:
+    where = ", ".join(map(str, paths))
+    return f"no run at or below {where}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"
+
+
+def sampled_rows(named: Sequence[str], overrides: Sequence[str]) -> list[tuple[Cell, Run]]:
+    """Every cell with its run, ready to be analysed.
+
+    Raises:
+        UserError: one that has not been sampled to the end; see `resolve`.
+    """
+    rows = {}
+    for cell in (cell for target in resolve(named, overrides) for cell in target.cells()):
+        if not (Path(cell.folder) / "config.yaml").is_file():
+            raise UserError(f"{cell.folder} has not been run yet; `semcal run` its study first")
+        run = open_cell(cell)
+        if not run.sampled:
+            missing = len(run.missing_shards()) or "all"
+            raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); `semcal run` its study")
+        rows[run.folder.resolve()] = (cell, run)
+    return list(rows.values())
+
+
+def scored_runs(named: Sequence[str], overrides: Sequence[str] = ()) -> tuple[list[Scored], bool, list[Path]]:
+    """At least two scored runs; whether each was named on its own; folders left out because they are not scored.
+
+    Raises:
+        UserError: a run named on its own that is not scored, or named twice; fewer than two; see `resolve`.
+    """
+    targets = resolve(named, overrides)
+    for target in targets:
+        if target.is_run and not target.runs[0].calibration():
+            raise UserError(
+                f"{target.folder} has not been scored; `semcal run` its study, or `semcal score {target.folder}`"
+            )
+    runs = [run for target in targets for run in target.runs]
+    found = [run for run in runs if run.calibration()]
+    folders = [run.folder.resolve() for run in found]
+    if twice := next((run.folder for run, at in zip(found, folders, strict=True) if folders.count(at) > 1), None):
+        raise UserError(f"{twice} is named twice; name each run once")
+    if len(found) < 2:
+        raise UserError(f"needs two scored runs, found {len(found)}; name more, or `semcal run` their study first")
+    left_out = [run.folder for run in runs if not run.calibration()]
+    return [scored(run) for run in found], all(target.is_run for target in targets), left_out
