@@ -155,7 +155,7 @@ class CaptureConfig(Settings):
                     raise ValueError(f"capture.{key}: {error}") from None
         twice = next((p for p in self.positions if self.positions.count(p) > 1), None)
         if twice is not None:
-            raise ValueError(f"capture.positions: {twice!r} stands twice")
+            raise ValueError(f"capture.positions: {twice!r} is duplicated; list each position once")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class Study(Settings):
         ):
             twice = next((n for n in names if names.count(n) > 1), None)
             if twice is not None:
-                raise ValueError(f"{what}: {twice!r} stands twice; give each its own name")
+                raise ValueError(f"{what}: {twice!r} is duplicated; give each a name of its own")
         continuations = [d.name for d in self.datasets if isinstance(d, ContinuationConfig)]
         if continuations and (set(self.styles) != {CONTINUATION} or len(continuations) < len(self.datasets)):
             raise ValueError(
