@@ -115,7 +115,13 @@ class SamplingConfig(Settings):
     exact: ExactSearchConfig | None = None
     shard_size: Annotated[int, Field(ge=1)] = 256
 
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities rather than sampled."""
+        return self.exact is not None
+
     def length(self, style: str) -> int:
+        """The most new tokens of an answer in this style."""
         if isinstance(self.max_new_tokens, int):
             return self.max_new_tokens
         return getattr(self.max_new_tokens, style)
@@ -280,7 +286,7 @@ class Study(Settings):
                     f"models: {served.name!r} is served, so nothing can be captured; set capture.positions to [] and "
                     "probes.enabled to false"
                 )
-            if self.sampling.exact is not None:
+            if self.sampling.enumerated:
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
         if not self.capture.positions and self.probes.enabled:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
@@ -380,6 +386,11 @@ class Cell(Settings):
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities rather than sampled."""
+        return self.sampling.enumerated
 
     def sampling_part(self) -> dict[str, Any]:
         """What the samples and activations depend on: a run folder is of one configuration of these."""

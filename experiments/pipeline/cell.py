@@ -16,10 +16,11 @@ import pandas as pd
 
 from experiments.config.parsing import parse
 from experiments.config.study import Cell
-from experiments.sample.prompting import Answerer, Asked, ask_all, gold_ids, gold_text, stop_strings
+from experiments.sample.prompting import Answerer, Asked, ask_all, gold_ids, stop_strings
 from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
+from semcal.questions.prompts import written
 from semcal.questions.question import Dataset, Question
 from semcal.runs.run import Run, Shard, content_key, shards
 from semcal.sampling.records import Sampling
@@ -126,7 +127,7 @@ def _rewritten(run: Run, table: pd.DataFrame, questions: Sequence[Question]) -> 
     if "written" not in table:  # runs of early versions
         return {}
     style = stored_cell(run).style
-    now = [gold_text(style, q) for q in questions]
+    now = [written(q, style) for q in questions]
     rows = zip(now, table["written"], table["written_ids"], strict=True)
     return {"written": now, "written_ids": [list(ids) if text == before else [] for text, before, ids in rows]}
 
@@ -211,7 +212,7 @@ def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.D
             "prompt": [a.text for a in asked],
             "prompt_tokens": [len(a.prompt.ids) for a in asked],
             "prompt_hash": [a.ids_hash for a in asked],
-            "written": [gold_text(cell.style, a.question) for a in asked],
+            "written": [written(a.question, cell.style) for a in asked],
             "written_ids": [list(gold_ids(cell, model, a)) for a in asked],
         }
     )
