@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from semcal.models.checkpoint import LanguageModel
     from semcal.questions.question import Question
     from semcal.runs.run import Run
-    from semcal.semantics.collapsing.collapse import ExactMatch, KthWord
+    from semcal.semantics.collapsing.exact_match import ExactMatch
+    from semcal.semantics.collapsing.surface import KthWord
     from semcal.semantics.distribution import ClassDistribution
 
 __all__ = [
@@ -34,8 +35,8 @@ __all__ = [
 _HOMES = {
     "Answer": "semcal.answers",
     "ClassDistribution": "semcal.semantics.distribution",
-    "ExactMatch": "semcal.semantics.collapsing.collapse",
-    "KthWord": "semcal.semantics.collapsing.collapse",
+    "ExactMatch": "semcal.semantics.collapsing.exact_match",
+    "KthWord": "semcal.semantics.collapsing.surface",
     "LanguageModel": "semcal.models.checkpoint",
     "NonFiniteError": "semcal.errors",
     "Question": "semcal.questions.question",

@@ -9,7 +9,8 @@ import numpy as np
 
 from experiments.bench.timing import Case, side_by_side
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import Collapse, Collapsed, ExactMatch
+from semcal.semantics.collapsing.collapse import Collapse, Collapsed
+from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric, read
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise

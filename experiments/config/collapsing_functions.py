@@ -1,11 +1,15 @@
-"""What a study can say about B, and the collapsing function behind it."""
+"""The registry of collapsing functions B: for each kind, what a study can say about it and how it is built.
+
+To add a B, write its class under semcal/semantics/collapsing/, a configuration here, and add that to `REGISTRY`; the
+study's schema, its error messages and the names on the command line follow from it (docs/extending.md).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field
 
@@ -14,36 +18,65 @@ from semcal.errors import UserError
 from semcal.questions.question import Dataset, Question
 from semcal.semantics.collapsing.choice import Choice
 from semcal.semantics.collapsing.clustered import Clustered
-from semcal.semantics.collapsing.collapse import Collapse, ExactMatch, KthWord
+from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.custom import check_contract, load_custom, unreadable_gold
 from semcal.semantics.collapsing.decisions import Decisions
+from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.judge import Judge
 from semcal.semantics.collapsing.numeric import Numeric
 from semcal.semantics.collapsing.similarity import Embedding, Entailment
+from semcal.semantics.collapsing.surface import KthWord
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Progress = Callable[[int, int], None]  # (answered so far, all requests)
 
 
-class _Plain(Settings):
+class CollapseConfig(Settings):
+    """What a study says about one B.
+
+    A subclass sets `kind` to the name that a study uses and builds the collapsing function.
+    """
+
+    kind: str
+    asks_a_model: ClassVar[bool] = False  # then gold answers are not checked before the run
+
     @property
     def label(self) -> str:
-        """Its name in folders and tables."""
-        return self.kind  # type: ignore[attr-defined]
+        """The name in folders and tables."""
+        return self.kind
+
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:
+        """The collapsing function.
+
+        Args:
+            aliases: Surface form -> class of a closed answer space; empty for an open one.
+            progress: Called by a B that asks a model.
+        """
+        raise NotImplementedError
 
 
-class ExactConfig(_Plain):
+class ExactConfig(CollapseConfig):
     kind: Literal["exact"] = "exact"
 
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        return ExactMatch(aliases)
 
-class NumericConfig(_Plain):
+
+class NumericConfig(CollapseConfig):
     kind: Literal["numeric"] = "numeric"
 
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        return Numeric()
 
-class ChoiceConfig(_Plain):
+
+class ChoiceConfig(CollapseConfig):
     kind: Literal["choice"] = "choice"
 
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        return Choice()
 
-class KthWordConfig(Settings):
+
+class KthWordConfig(CollapseConfig):
     kind: Literal["kth-word"]
     k: Annotated[int, Field(ge=1)]
 
@@ -51,39 +84,55 @@ class KthWordConfig(Settings):
     def label(self) -> str:
         return f"word{self.k}"
 
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        return KthWord(self.k)
 
-class _FromModel(Settings):
+
+class _FromModel(CollapseConfig):
     """`path` is a local folder or a Hub id."""
 
+    asks_a_model: ClassVar[bool] = True
     path: str
     threshold: Share
+    device: str = "auto"
 
     @property
     def label(self) -> str:
-        return slug(f"{self.kind}-{Path(self.path).name}")  # type: ignore[attr-defined]
+        return slug(f"{self.kind}-{Path(self.path).name}")
 
 
 class EntailmentConfig(_FromModel):
-    """Two answers mean the same where each entails the other with at least `threshold`, given the question."""
+    """Two answers mean the same if each entails the other with probability at least `threshold`, given the question."""
 
     kind: Literal["entailment"]
     revision: str | None = None
     threshold: Share = 0.5
-    device: str = "auto"
+
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        from semcal.models.entailment import EntailmentModel
+
+        nli = EntailmentModel.load(self.path, revision=self.revision, device=self.device)
+        return Clustered(Entailment(lambda pairs: nli.probability(pairs, progress), nli.name, self.threshold))
 
 
 class EmbeddingConfig(_FromModel):
-    """Two answers mean the same where their sentence embeddings have a cosine of at least `threshold`."""
+    """Two answers mean the same if their sentence embeddings have a cosine of at least `threshold`."""
 
     kind: Literal["embedding"]
     threshold: Share = 0.8
-    device: str = "auto"
+
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        from semcal.models.embedder import Embedder
+
+        embedder = Embedder(self.path, device=self.device)
+        return Clustered(Embedding(lambda texts: embedder.embed(texts, progress), embedder.name, self.threshold))
 
 
-class JudgeConfig(Settings):
+class JudgeConfig(CollapseConfig):
     """A language model behind an OpenAI-compatible endpoint says which answers are the same."""
 
     kind: Literal["judge"]
+    asks_a_model: ClassVar[bool] = True
     url: str
     model: str
     concurrency: Annotated[int, Field(ge=1)] = 8
@@ -93,9 +142,24 @@ class JudgeConfig(Settings):
     def label(self) -> str:
         return slug(f"judge-{Path(self.model).name}")
 
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        try:
+            from semcal.models.chat import ChatModel
+        except ImportError as error:
+            raise UserError(f"a judge is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semcal"
+        chat = ChatModel(self.url, self.model, concurrency=self.concurrency)
 
-class CustomConfig(Settings):
-    """A user's own B: `path` is module:name of a function (question, text, style) -> class or None."""
+        def ask(prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+            for done, reply in enumerate(chat.ask(prompts), start=1):
+                progress(done, len(prompts))
+                yield reply
+
+        return Clustered(Judge(ask, self.model, Decisions(Path(self.cache or home / "judge.jsonl"))), whole=True)
+
+
+class CustomConfig(CollapseConfig):
+    """Your own B: `path` is module:name of a function (question, text, style) -> class or None."""
 
     kind: Literal["custom"]
     path: str
@@ -104,82 +168,54 @@ class CustomConfig(Settings):
     def label(self) -> str:
         return slug(f"custom-{self.path.rpartition(':')[2]}")
 
+    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+        return load_custom(self.path)
 
-SemanticsConfig = Annotated[
-    ExactConfig
-    | NumericConfig
-    | ChoiceConfig
-    | KthWordConfig
-    | EntailmentConfig
-    | EmbeddingConfig
-    | JudgeConfig
-    | CustomConfig,
-    Field(discriminator="kind"),
-]
+
+REGISTRY: tuple[type[CollapseConfig], ...] = (
+    ExactConfig,
+    NumericConfig,
+    ChoiceConfig,
+    KthWordConfig,
+    EntailmentConfig,
+    EmbeddingConfig,
+    JudgeConfig,
+    CustomConfig,
+)
+
+if TYPE_CHECKING:
+    SemanticsConfig = CollapseConfig
+else:
+    SemanticsConfig = Annotated[Union[REGISTRY], Field(discriminator="kind")]  # noqa: UP007
 
 
 def collapse_of(
     config: SemanticsConfig, aliases: Mapping[str, str], tell: Callable[[str], None] = lambda _: None
 ) -> Collapse:
-    """The collapsing function B; `aliases` are those of a closed answer space, `tell` hears how far a model has got."""
+    """The collapsing function B.
 
-    def progress(done: int, of: int) -> None:
-        tell(f"{done:,} of {of:,} asked")
-
-    match config:
-        case ExactConfig():
-            return ExactMatch(aliases)
-        case NumericConfig():
-            return Numeric()
-        case ChoiceConfig():
-            return Choice()
-        case KthWordConfig():
-            return KthWord(config.k)
-        case CustomConfig():
-            return load_custom(config.path)
-        case EntailmentConfig():
-            from semcal.models.entailment import EntailmentModel
-
-            nli = EntailmentModel.load(config.path, revision=config.revision, device=config.device)
-            return Clustered(Entailment(lambda pairs: nli.probability(pairs, progress), nli.name, config.threshold))
-        case EmbeddingConfig():
-            from semcal.models.embedder import Embedder
-
-            embedder = Embedder(config.path, device=config.device)
-            return Clustered(Embedding(lambda texts: embedder.embed(texts, progress), embedder.name, config.threshold))
-        case JudgeConfig():
-            return Clustered(_judge(config, progress), whole=True)
-
-
-def _judge(config: JudgeConfig, progress: Callable[[int, int], None]) -> Judge:
-    try:
-        from semcal.models.chat import ChatModel
-    except ImportError as error:
-        raise UserError(f"a judge is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semcal"
-    cache = Path(config.cache) if config.cache else home / "judge.jsonl"
-    chat = ChatModel(config.url, config.model, concurrency=config.concurrency)
-
-    def ask(prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        for done, reply in enumerate(chat.ask(prompts), start=1):
-            progress(done, len(prompts))
-            yield reply
-
-    return Judge(ask, config.model, Decisions(cache))
+    Args:
+        config: What the study says about it.
+        aliases: Surface form -> class of a closed answer space; empty for an open one.
+        tell: Hears how many requests a model has answered.
+    """
+    return config.build(aliases, lambda done, of: tell(f"{done:,} of {of:,} requests"))
 
 
 def check_semantics(config: SemanticsConfig, dataset: Dataset, style: str) -> None:
-    """Whether a B that costs nothing to ask can read a dataset's gold, and a user's own keeps the contract.
+    """Check, before anything is sampled, that B can read the gold answers of a dataset; a user's own B, its contract.
+
+    A B that asks a model is not checked: asking is expensive.
 
     Raises:
         UserError: options are missing, gold answers cannot be read (ids named), or the contract is broken.
     """
     if isinstance(config, ChoiceConfig) and (bare := [q.id for q in dataset.questions if not q.choices]):
         raise UserError(
-            f"{dataset.name}: {_some(bare)} {'has' if len(bare) == 1 else 'have'} no choices, which semantics choice "
-            "needs; use exact"
+            f"{dataset.name}: semantics choice needs questions with choices; {_some(bare)} "
+            f"{'has' if len(bare) == 1 else 'have'} none; use exact"
         )
-    if isinstance(config, EntailmentConfig | EmbeddingConfig | JudgeConfig):
+    if config.asks_a_model:
         return
     collapse = collapse_of(config, dataset.aliases)
     if isinstance(config, CustomConfig):
@@ -187,8 +223,8 @@ def check_semantics(config: SemanticsConfig, dataset: Dataset, style: str) -> No
         check_contract(collapse, some, [_known_answers(q) for q in some], style)
     if unread := unreadable_gold(collapse, dataset.questions):
         raise UserError(
-            f"{dataset.name}: semantics {config.label} cannot read the gold of {_some(unread)}; take another B, or "
-            "mend these answers"
+            f"{dataset.name}: semantics {config.label} cannot read the gold answers of {_some(unread)}; "
+            "use another B, or fix these answers"
         )
 
 
@@ -199,6 +235,3 @@ def _known_answers(question: Question) -> list[str]:
 def _some(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return f"{', '.join(ids[:5])}{more}"
-
-
-SEMANTICS: tuple[type[Settings], ...] = get_args(get_args(SemanticsConfig)[0])

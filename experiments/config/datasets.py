@@ -1,16 +1,16 @@
-"""What a study can say about questions, and the questions behind it."""
+"""What a study can say about a dataset, and how its questions are loaded."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from experiments.atlas.world import World
 from experiments.atlas.world_questions import as_told, atlas_questions
-from experiments.config.collapsing_functions import ChoiceConfig, ExactConfig, NumericConfig, SemanticsConfig
+from experiments.config.collapsing_functions import REGISTRY, CollapseConfig
 from experiments.config.settings import Settings, slug
 from semcal.questions.build import build
 from semcal.questions.continuation import read_continuations
@@ -18,18 +18,11 @@ from semcal.questions.named.registry import NAMED, read_named
 from semcal.questions.question import Dataset
 from semcal.questions.tables import read_table
 
-NamedKind = Literal[
-    "gsm8k",
-    "math500",
-    "openmathinstruct2",
-    "triviaqa",
-    "simpleqa",
-    "simpleqa-verified",
-    "truthfulqa",
-    "truthfulqa-mc",
-    "nq-open",
-    "popqa",
-]
+# The known datasets, as their registry lists them.
+if TYPE_CHECKING:
+    NamedKind = str
+else:
+    NamedKind = Literal[tuple(NAMED)]
 
 
 class _Dataset(Settings):
@@ -48,7 +41,7 @@ class _Dataset(Settings):
 
 
 class NamedConfig(_Dataset):
-    """A known dataset: the original file at `path`, or without one the Hub's `split` at `revision`."""
+    """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`."""
 
     kind: NamedKind
     path: str | None = None
@@ -59,7 +52,8 @@ class NamedConfig(_Dataset):
     def _one_place(self) -> Any:
         if self.path is not None and (self.split or self.revision):
             raise ValueError(
-                f"datasets: {self.kind} is read from path {self.path!r}; split and revision are of the Hub"
+                f"datasets: {self.kind} is read from path {self.path!r}, so split and revision, which choose a version "
+                "on the Hub, do nothing; remove them or path"
             )
         return self
 
@@ -88,7 +82,7 @@ class ContinuationConfig(_Dataset):
 
 
 class AtlasConfig(_Dataset):
-    """Questions about the bundled world; of `myths` the texts that the organism learnt from tell half wrongly."""
+    """Questions about the bundled world. The training texts of the organism state half of the `myths` wrongly."""
 
     kind: Literal["atlas"]
     family: Literal["facts", "routes", "myths"]
@@ -99,13 +93,12 @@ class AtlasConfig(_Dataset):
 
 
 DatasetConfig = Annotated[NamedConfig | TableConfig | ContinuationConfig | AtlasConfig, Field(discriminator="kind")]
-DATASETS: tuple[type[Settings], ...] = get_args(get_args(DatasetConfig)[0])
 
 
-def default_semantics(config: DatasetConfig) -> SemanticsConfig:
+def default_semantics(config: DatasetConfig) -> CollapseConfig:
     """The B of a dataset where the study names none."""
     kind = NAMED[config.kind].semantics if isinstance(config, NamedConfig) else "exact"
-    return {"exact": ExactConfig(), "numeric": NumericConfig(), "choice": ChoiceConfig()}[kind]
+    return next(b for b in REGISTRY if b.model_fields["kind"].default == kind)()  # pyright: ignore[reportCallIssue]
 
 
 def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:

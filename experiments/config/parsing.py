@@ -1,6 +1,6 @@
-"""Reading a study file: what is wrong with it is said in one line, before anything is loaded.
+"""Reading a study file. Whatever is wrong with it is reported in one line, before anything is loaded.
 
-Unknown keys, wrong types and impossible combinations name the key, what it got and the nearest valid name.
+The line names the key, the value found, and the nearest valid name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from experiments.config.collapsing_functions import SEMANTICS, SemanticsConfig
-from experiments.config.datasets import DATASETS
+from experiments.config.collapsing_functions import REGISTRY, SemanticsConfig
+from experiments.config.datasets import DatasetConfig
 from experiments.config.settings import Settings
 from experiments.config.study import (
     CalibrationConfig,
@@ -34,39 +34,50 @@ from semcal.errors import UserError, nearest
 
 
 def is_study_file(path: str | Path) -> bool:
-    """Whether a path names a study, and not a run or a folder of runs."""
+    """Whether a path names a study rather than a run or a folder of runs."""
     return Path(path).suffix in (".yaml", ".yml") and Path(path).name != "config.yaml"
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study file and apply `a.b=c` overrides (values are YAML; list items by number, `models.0.path=...`).
+    """Read a study file and apply overrides of the form `a.b=c`.
+
+    Values are YAML. List items are addressed by number, as in `models.0.path=...`.
 
     Raises:
-        UserError: no such file, not YAML, or a key or value the study cannot have.
+        UserError: no such file, not YAML, or an unknown key or invalid value.
     """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no file {path}{_near_file(Path(path))}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a study file (YAML)") from None
+        raise UserError(f"{path} is a folder; expected a study file (YAML)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or 'not text'})") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: a study is a mapping of keys (name, models, datasets, styles, ...)")
+        raise UserError(
+            f"{path}: a study is a mapping of keys (name, models, datasets, styles, ...), got a {type(raw).__name__}"
+        )
     for override in overrides:
         _override(raw, override)
     return parse(Study, raw, str(path))
 
 
 def parse(model: type[Any], raw: Mapping[str, Any], where: str) -> Any:
-    """Validate; pydantic's complaint becomes one line."""
+    """Validate `raw` against a pydantic model.
+
+    Raises:
+        UserError: pydantic's first complaint in one line.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{where}: {_complaint(error, model)}") from None
+
+
+_DATASETS: tuple[type[Settings], ...] = get_args(get_args(DatasetConfig)[0])
 
 
 class _OneB(Settings):
@@ -78,7 +89,7 @@ def named_semantics(names: str) -> list[SemanticsConfig]:
     judge:MODEL@URL, custom:MODULE:NAME.
 
     Raises:
-        UserError: a name that is none of these.
+        UserError: an unknown name.
     """
     return [_named(name.strip()) for name in names.split(",")]
 
@@ -98,7 +109,7 @@ def _named(name: str) -> SemanticsConfig:
 def _override(raw: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise UserError(f"--set {override}: write it as key=value, e.g. --set sampling.m=20")
+        raise UserError(f"--set {override}: expected key=value, e.g. --set sampling.m=20")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -113,7 +124,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
                 node[key] = {}
             node = node[key]
         if not isinstance(node, dict | list):
-            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a group of keys")
+            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
     if isinstance(node, list):
         node[_index(node, last, override)] = parsed
     else:
@@ -122,19 +133,19 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _index(items: list[Any], key: str, override: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
-        raise UserError(f"--set {override}: {key!r} is no place in a list of {len(items)}; places count from 0")
+        raise UserError(f"--set {override}: {key!r} is not a valid list index; expected 0 to {len(items) - 1}")
     return int(key)
 
 
 def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
-    # Where a value may be a number or a group of keys, a group is not scolded for being no number.
+    # If a value may be a number or a group of keys, report what is wrong inside the group first.
     first = min(
         error.errors(), key=lambda e: (e["type"] == "int_type" and isinstance(e["input"], dict), e["type"] == "missing")
     )
-    kinds = {tag for config in (*DATASETS, *SEMANTICS) for tag in get_args(config.model_fields["kind"].annotation)}
+    kinds = {tag for config in (*_DATASETS, *REGISTRY) for tag in get_args(config.model_fields["kind"].annotation)}
     tags = {*kinds, "Lengths", "constrained-int"}
     loc = [str(part) for part in first["loc"]]
-    # `exact` is a kind of semantics, and a key of sampling.
+    # `exact` is both a kind of semantics and a key of sampling.
     location = [
         part for part in loc if (part not in tags or (loc[0] == "sampling" and part == "exact")) and "[" not in part
     ]
@@ -148,23 +159,23 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
     if kind == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", context["expected_tags"])
         tag = context["tag"]
-        return f"{key}: unknown kind {tag!r}{nearest(tag, known)}; one of {', '.join(known)}"
+        return f"{key}: unknown kind {tag!r}{nearest(tag, known)}; expected one of {', '.join(known)}"
     if kind == "union_tag_not_found":
         return f"{key}: key 'kind' is missing"
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", context["expected"])
-        return f"{key}: {got!r} is none of {', '.join(known)}{nearest(str(got), known)}"
+        return f"{key}: {got!r} is not valid; expected one of {', '.join(known)}{nearest(str(got), known)}"
     message = first["msg"].removeprefix("Value error, ")
     return message if kind == "value_error" else f"{key}: {message[0].lower()}{message[1:]}, got {got!r}"
 
 
 def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> str:
-    """The nearest key among those of the group the unknown key stands in, else anywhere."""
+    """Where an unknown key belongs, or the nearest key of the group that it is in."""
     groups: dict[str, list[type[BaseModel]]] = {
         "models": [ModelConfig],
         "served": [ServedConfig],
-        "datasets": list(DATASETS),
-        "semantics": list(SEMANTICS),
+        "datasets": list(_DATASETS),
+        "semantics": list(REGISTRY),
         "sampling": [SamplingConfig, Lengths],
         "prompting": [PromptingConfig],
         "capture": [CaptureConfig],

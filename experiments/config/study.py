@@ -115,7 +115,13 @@ class SamplingConfig(Settings):
     exact: ExactSearchConfig | None = None
     shard_size: Annotated[int, Field(ge=1)] = 256
 
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities rather than sampled."""
+        return self.exact is not None
+
     def length(self, style: str) -> int:
+        """The most new tokens of an answer in this style."""
         if isinstance(self.max_new_tokens, int):
             return self.max_new_tokens
         return getattr(self.max_new_tokens, style)
@@ -155,7 +161,7 @@ class CaptureConfig(Settings):
                     raise ValueError(f"capture.{key}: {error}") from None
         twice = next((p for p in self.positions if self.positions.count(p) > 1), None)
         if twice is not None:
-            raise ValueError(f"capture.positions: {twice!r} stands twice")
+            raise ValueError(f"capture.positions: {twice!r} is duplicated; list each position once")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -263,7 +269,7 @@ class Study(Settings):
         ):
             twice = next((n for n in names if names.count(n) > 1), None)
             if twice is not None:
-                raise ValueError(f"{what}: {twice!r} stands twice; give each its own name")
+                raise ValueError(f"{what}: {twice!r} is duplicated; give each a name of its own")
         continuations = [d.name for d in self.datasets if isinstance(d, ContinuationConfig)]
         if continuations and (set(self.styles) != {CONTINUATION} or len(continuations) < len(self.datasets)):
             raise ValueError(
@@ -280,7 +286,7 @@ class Study(Settings):
                     f"models: {served.name!r} is served, so nothing can be captured; set capture.positions to [] and "
                     "probes.enabled to false"
                 )
-            if self.sampling.exact is not None:
+            if self.sampling.enumerated:
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
         if not self.capture.positions and self.probes.enabled:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
@@ -380,3 +386,8 @@ class Cell(Settings):
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities rather than sampled."""
+        return self.sampling.enumerated

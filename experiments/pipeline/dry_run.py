@@ -19,15 +19,15 @@ from experiments.pipeline.stand_ins import STATED, pieces, placeholders, rendere
 from experiments.sample.capturing import first_watched
 from experiments.sample.job import check_questions
 from experiments.sample.models import model_to_look_at
-from experiments.sample.prompting import Asked, ask_all, gold_ids, gold_text, stop_strings
+from experiments.sample.prompting import Asked, ask_all, form_of, gold_ids, stop_strings
 from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, QUESTION_POSITIONS
 from semcal.questions.build import build
 from semcal.questions.named.registry import read_named
-from semcal.questions.prompts import QUESTION, SEPARATOR, chat, few_shot, question_span
-from semcal.questions.question import CONTINUATION, Dataset
+from semcal.questions.prompts import QUESTION, SEPARATOR, question_span, written
+from semcal.questions.question import Dataset
 from semcal.runs.run import Run
 from semcal.sampling.decoders import shared_prefix
 from semcal.sampling.engine import kv_values
@@ -202,7 +202,7 @@ def _read(cell: Cell, posed: Posed, model: LanguageModel | None) -> Read:
     most = cell.sampling.length(cell.style)
     if model is None:
         asked = [_ask_without(cell, dataset, i) for i in range(len(dataset.questions))]
-        gold = [len(pieces(f" {gold_text(cell.style, a.question)}")) for a in asked]
+        gold = [len(pieces(f" {written(a.question, cell.style)}")) for a in asked]
         end = len(pieces(_ending(cell)))
     else:
         asked = ask_all(cell, dataset, model)
@@ -212,7 +212,7 @@ def _read(cell: Cell, posed: Posed, model: LanguageModel | None) -> Read:
     prefix = shared_prefix([a.prompt for a in asked])
     watched = first_watched(asked, cell.capture.positions)
     prefix = prefix if watched is None else min(prefix, watched)
-    endless = cell.style == CONTINUATION or (cell.style == "cot" and cell.model.prompt == "chat")
+    endless = form_of(cell).endless
     return Read(
         tokenizer=STAND_IN if model is None else OWN,
         n=len(asked) if posed.real else posed.n,
@@ -235,13 +235,7 @@ def _ending(cell: Cell) -> str:
 def _ask_without(cell: Cell, dataset: Dataset, index: int) -> Asked:
     """One question for a model whose tokenizer is not on this machine."""
     question = dataset.questions[index]
-    if cell.style == CONTINUATION:
-        text = question.text
-    elif cell.model.prompt == "chat":
-        text = rendered(chat(question, cell.style))
-    else:
-        shots, vary = cell.prompting.shots, cell.prompting.vary
-        text = few_shot(question, dataset.exemplars, cell.style, shots, cell.seed, vary=vary)
+    text = form_of(cell).text(dataset, question, rendered)
     asked = Asked(question, text, Prompt(question.id, pieces(text)))
     if not set(cell.capture.positions) & set(QUESTION_POSITIONS):
         return asked

@@ -12,10 +12,11 @@ import pandas as pd
 
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
-from experiments.sample.prompting import Answerer, Asked, ask_all, gold_ids, gold_text, stop_strings
+from experiments.sample.prompting import Answerer, Asked, ask_all, gold_ids, stop_strings
 from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
+from semcal.questions.prompts import written
 from semcal.questions.question import Dataset, Question
 from semcal.runs.run import Run, Shard, content_key, shards
 from semcal.sampling.records import Sampling
@@ -57,7 +58,7 @@ def check_questions(run: Run, dataset: Dataset) -> None:
 def _rewritten(run: Run, table: pd.DataFrame, questions: Sequence[Question]) -> dict[str, list[Any]]:
     """Gold answers written out again; token ids need the model, so those of changed answers are dropped."""
     style = stored_cell(run).style
-    now = [gold_text(style, q) for q in questions]
+    now = [written(q, style) for q in questions]
     rows = zip(now, table["written"], table["written_ids"], strict=True)
     return {"written": now, "written_ids": [list(ids) if text == before else [] for text, before, ids in rows]}
 
@@ -140,7 +141,7 @@ def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.D
             "prompt": [a.text for a in asked],
             "prompt_tokens": [len(a.prompt.ids) for a in asked],
             "prompt_hash": [a.ids_hash for a in asked],
-            "written": [gold_text(cell.style, a.question) for a in asked],
+            "written": [written(a.question, cell.style) for a in asked],
             "written_ids": [list(gold_ids(cell, model, a)) for a in asked],
         }
     )

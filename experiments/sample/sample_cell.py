@@ -1,4 +1,4 @@
-"""Sampling and capturing a cell: from its prompts to shards on disk, whoever answers."""
+"""Sampling and capturing a cell: from its prompts to shards on disk, for local and served models."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from semcal.errors import NonFiniteError, UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.decoders import shared_prefix
 from semcal.sampling.engine import SHARED, Sampler
-from semcal.sampling.enumeration import enumerate_answers
+from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
 
-# Answers some questions of a shard: (question id, rows of its distinct answers), as they are finished.
+# Answers questions of a shard; yields (question id, rows of its distinct answers) as they are finished.
 Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
 
 
 def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
-    """Sample and capture every missing shard; a shard is on disk as soon as it is finished.
+    """Sample and capture every missing shard; each is written to disk as soon as it is finished.
 
-    Shards are sampled one by one, so that what a question is computed beside does not depend on where a run was
-    interrupted, and a resumed run ends with the very same tables.
+    Shards are sampled one at a time, so that the batches do not depend on where a run was interrupted, and a resumed
+    run ends with exactly the same tables.
 
     Raises:
-        NonFiniteError: naming model, question and layer; shards finished before it stay.
-        UserError: out of memory, or a server that fails; likewise.
+        NonFiniteError: NaN or infinity, naming model, question and layer; completed shards are saved.
+        UserError: out of memory, or a server fails; completed shards are saved.
     """
     by_id = {a.question.id: a for a in job.asked}
     capturing = None
@@ -47,7 +47,7 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     try:
         ask = _asker(job, model, capturing, on_answered, work)
         for shard in (s for s in job.shards if s.key in set(job.todo)):
-            # Neighbours of similar length waste the least padding; the order does not change the samples.
+            # Sorting by length saves padding and does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
             rows = dict(ask(shard.key, asked))
             if capturing is not None:
@@ -56,10 +56,10 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     except NonFiniteError as error:
         raise NonFiniteError(
             f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); "
-            "what was finished is kept"
+            "completed shards are saved"
         ) from error
     except UserError as error:
-        raise UserError(f"{job.cell.label}: {error}; what was finished is kept") from error
+        raise UserError(f"{job.cell.label}: {error}; completed shards are saved") from error
     finally:
         manifest = job.run.manifest()
         manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
@@ -68,7 +68,7 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
 
 
 def _peak_memory(model: Answerer) -> dict[str, int]:
-    """The most memory that this process has held so far, and on a GPU the most that its tensors have; in bytes."""
+    """Peak memory of this process so far and, on a GPU, of its tensors; in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if isinstance(model, LanguageModel) and model.device.type == "cuda":
@@ -84,7 +84,7 @@ def _asker(
     on_answered: Callable[[int], None],
     work: dict[str, Any],
 ) -> Ask:
-    """How this cell asks: a server, exact enumeration, or the sampler. `work` is filled with what was done."""
+    """How this cell gets answers: a server, exact enumeration or the sampler. `work` is updated with what was done."""
     if not isinstance(model, LanguageModel):
         return _ask_server(job, model, on_answered, work)
     settings, exact = job.settings, job.cell.sampling.exact
@@ -101,9 +101,7 @@ def _asker(
                 prompts,
                 settings,
                 rule,
-                device=model.device,
-                epsilon=exact.epsilon,
-                row_budget=exact.row_budget,
+                limits=SearchLimits(exact.epsilon, exact.row_budget),
                 prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
                 observer=observer,
                 on_answered=on_answered,
@@ -112,7 +110,7 @@ def _asker(
                 yield found.key, _rows(found.key, enumerated_in_words(model, found, settings.stop))
 
         return enumerate_all
-    prompts = [a.prompt for a in job.asked]  # also those of shards that are on disk: a resumed run shares the same
+    prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
     sampler = Sampler(
         model.model,
         settings,
@@ -131,7 +129,7 @@ def _asker(
 
 
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
-    """Every question is on disk as soon as it is answered: asking again costs time and perhaps money."""
+    """Each question is written to disk as soon as it is answered: asking again costs time and perhaps money."""
 
     def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         kept = job.run.partial(shard)

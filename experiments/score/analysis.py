@@ -39,7 +39,7 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     read, table = read_answers(cell, run, collapse), run.questions()
     ids = list(table["id"])
     matrix = count_matrix([r.distribution for r in read])
-    by_mass = masses_of(read, matrix) if cell.sampling.exact is None else None
+    by_mass = None if cell.enumerated else masses_of(read, matrix)
     run.write_classes(class_table(run, read))
     run.write_intermediate(_intermediate_table(ids, read))
     result = measure(cell, run, read)

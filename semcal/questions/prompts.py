@@ -1,7 +1,7 @@
 """From a question to what the model reads: few-shot prompts for base models, chat messages for tuned ones.
 
-Knows styles and wording; knows no tokenizer. The same instruction in words serves the chat template; base models get
-exemplars written in the style instead.
+Knows styles and wording, and no tokenizer. Tuned models get an instruction in words, base models get exemplars that are
+written in the style.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from string import ascii_uppercase
 from semcal.questions.question import CONTINUATION, Question
 from semcal.seeds import keyed_generator
 
+Messages = list[dict[str, str]]  # of a conversation: role and content
 QUESTION, ANSWER, SEPARATOR = "Question: ", "Answer:", "\n\n"
 
-# Where a question ships no answer written out in a style, the gold answer is put into these words.
+# How a gold answer is written in a style, if the dataset does not write it out; see `Question.worked`.
 TEMPLATES = {
     "concise": "{answer}",
     "sentence": "The answer is {answer}.",
     "cot": "Let us think step by step and recall what is known about this. The answer is {answer}.",
+    CONTINUATION: "{answer}",
 }
 INSTRUCTIONS = {
     "concise": "Answer with a single word or a short phrase and nothing else.",
     "sentence": 'Answer in one complete sentence of the form "The answer is ...".',
     "cot": 'Think step by step, then finish with one sentence of the form "The answer is ...".',
 }
-# The same where there are options to choose from.
+# The same for questions with options.
 CHOICE_INSTRUCTIONS = {
     "concise": "Answer with the letter of the right option and nothing else.",
     "sentence": 'Answer in one complete sentence of the form "The answer is ...", with the letter of the right option.',
@@ -34,7 +36,7 @@ CHOICE_INSTRUCTIONS = {
         "right option."
     ),
 }
-# A base model runs on into the next question; each style ends where its exemplars end.
+# A base model goes on with another question, so each style ends where its exemplars end.
 STOPS = {
     "concise": ("\n",),
     "sentence": ("\n",),
@@ -44,17 +46,20 @@ STOPS = {
 
 
 def options(question: Question) -> dict[str, str]:
-    """letter -> option, in the order in which they are shown."""
+    """Letter -> option, in the order shown."""
     return dict(zip(ascii_uppercase, question.choices, strict=False))
 
 
 def asked(question: Question) -> str:
-    """The question as it is put, with its options, if it has any, each on a line of its own."""
+    """The question as the model reads it, with each of its options, if any, on a line of its own."""
     return "\n".join([question.text, *(f"{letter}) {option}" for letter, option in options(question).items())])
 
 
 def written(question: Question, style: str) -> str:
-    """The gold answer of a question as an exemplar in this style shows it; an option is named by letter and text."""
+    """The gold answer as an exemplar in this style shows it; an option is named by letter and text.
+
+    For a continuation this is the text that truly follows.
+    """
     right = [f"{letter}) {option}" for letter, option in options(question).items() if option in question.answers]
     return question.worked.get(style) or TEMPLATES[style].format(answer=(right or question.answers)[0])
 
@@ -65,14 +70,14 @@ def few_shot(
     """The text a base model continues: `shots` exemplars and the question.
 
     The exemplars are drawn without replacement. With vary="question" the generator is seeded by (seed, question id), so
-    that they differ from question to question and no single choice of exemplars colours a whole run. With vary="run"
-    all questions see those of the seed: the sampler then reads them once a run, and seeds must be varied instead.
+    that no single choice of exemplars influences a whole run. With vary="run" all questions share the exemplars that
+    the seed gives; the sampler then reads them once per run, and the seed should be varied across runs.
 
     Raises:
         ValueError: fewer exemplars than shots.
     """
     if shots > len(exemplars):
-        raise ValueError(f"{shots} shots need as many exemplars, the dataset has {len(exemplars)}")
+        raise ValueError(f"{shots} shots need {shots} exemplars, but the dataset has {len(exemplars)}")
     keys = (question.id, "exemplars") if vary == "question" else ("exemplars",)
     chosen = keyed_generator(seed, *keys).permutation(len(exemplars))[:shots]
     shown = [f"{QUESTION}{asked(e)}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
@@ -80,23 +85,24 @@ def few_shot(
 
 
 def question_span(text: str, question: Question, style: str) -> tuple[int, int]:
-    """Where in its prompt (a few-shot one, or a conversation as rendered) the evaluated question itself stands, options
-    included, exemplars and instruction not: start and stop in characters.
+    """Start and stop, in characters, of the evaluated question in its prompt (few-shot, or a rendered conversation).
+
+    The span includes the question's options, but neither exemplars nor the instruction.
 
     Raises:
-        ValueError: a chat template that does not show the question as it is.
+        ValueError: the chat template does not show the question verbatim.
     """
     if style == CONTINUATION:
         return 0, len(text)
-    put = asked(question).lstrip()  # templates may strip what a message begins with
+    put = asked(question).lstrip()  # templates may strip leading whitespace from a message
     for frame in (f"\n{ANSWER}", f"\n{_instruction(question, style)}"):
         if (start := text.rfind(put + frame)) >= 0:
             return start, start + len(put)
-    raise ValueError(f"the prompt of question {question.id!r} does not show its text as it stands")
+    raise ValueError(f"the prompt of question {question.id!r} does not contain its text verbatim")
 
 
-def chat(question: Question, style: str) -> list[dict[str, str]]:
-    """The messages a tuned model answers: the question and how to answer it."""
+def chat(question: Question, style: str) -> Messages:
+    """The messages that a tuned model answers: the question and how to answer it."""
     return [{"role": "user", "content": f"{asked(question)}\n{_instruction(question, style)}"}]
 
 

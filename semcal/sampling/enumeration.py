@@ -1,8 +1,8 @@
-"""Exact enumeration: every answer that matters with its probability, and a bound on all the others together.
+"""Exact enumeration: every answer that matters with its probability, and a bound on the mass of all others.
 
-Best-first over the tree of answers: the likeliest prefix not yet followed is followed next, until the answers that
-were followed to their end hold all but epsilon of the mass, or the budget of rows is spent. No sampling noise: a class
-has at least the mass of its answers, and at most that plus what is unexplored.
+A best-first search over the tree of answers: it always extends the likeliest open prefix, until the finished answers
+hold all but epsilon of the mass, or the budget of rows is spent. There is no sampling noise: the mass of a class is at
+least that of its answers, and at most that plus the unexplored mass.
 """
 
 from __future__ import annotations
@@ -23,16 +23,39 @@ from semcal.sampling.engine import EXPANDED, Budget, choose_path, refuse
 from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
-_AT_ONCE = 16  # prefixes of one question followed in one pass
+_AT_ONCE = 16  # prefixes of one question extended in one pass
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """When the search ends.
+
+    Attributes:
+        epsilon: It ends when less than this mass is unexplored; in (0, 1).
+        row_budget: Or when this many prefixes of a question have been decoded. A continuation of less than
+            epsilon / row_budget mass is never extended: that many of them together could not close the gap.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    epsilon: float = 0.01
+    row_budget: int = 2000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise UserError(f"epsilon is {self.epsilon}; it must lie in (0, 1)")
+        if self.row_budget < 1:
+            raise UserError(f"row_budget is {self.row_budget}; it must be at least 1")
 
 
 @dataclass
 class _Node:
-    """A prefix that was followed: its likely continuations, the likeliest first.
+    """A prefix that was extended, with its likely continuations, likeliest first.
 
     Attributes:
         ids: Tokens of the prefix.
-        row: Where its keys and values lie; -1 for the question itself.
+        row: Row of its keys and values; -1 for the question itself.
         tokens, logprobs: [child] continuations and the log-probability of prefix and continuation together, in nats.
     """
 
@@ -70,43 +93,39 @@ def enumerate_answers(
     settings: Sampling,
     stop_rule: StopRule,
     *,
-    device: torch.device,
-    epsilon: float = 0.01,
-    row_budget: int = 2000,
+    limits: SearchLimits = SearchLimits(),
     prefix: Sequence[int] | None = None,
     observer: Observer | None = None,
     on_answered: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Enumerated]:
-    """Answers of every prompt with their probabilities.
+    """Answers of every prompt with their probabilities, question by question.
 
     Args:
-        settings: Temperature, top-k, top-p, length and stop strings; m and the seed play no part.
-        epsilon: The search ends when less than this mass is unexplored.
-        row_budget: Or when so many prefixes of the question have been decoded. A continuation of less than
-            epsilon / row_budget mass is never followed: that many of them together could not close the gap.
+        model: On one device; token ids are sent to the device of its embedding.
+        settings: Temperature, top-k, top-p, length and stop strings; m and the seed are not used.
+        limits: When the search ends.
         prefix: Tokens that all prompts begin with, read once and not observed; None takes all that they share.
+        observer: Watches every prefill.
+        on_answered: Called with the number of questions just finished.
 
     Raises:
-        UserError: epsilon outside (0, 1), or a model that only the expanded path serves.
+        UserError: a model that only the expanded path serves.
         NonFiniteError: NaN or infinity in the logits.
     """
-    if not 0 < epsilon < 1:
-        raise UserError(f"epsilon is {epsilon}; it is a share of mass, above 0 and below 1")
-    if row_budget < 1:
-        raise UserError(f"row_budget is {row_budget}; it must be at least 1")
     if not prompts:
         return
+    device = next(model.get_input_embeddings().parameters()).device
     path, why = choose_path(model, device, prompts)
     if path == EXPANDED:
-        raise UserError(f"exact enumeration needs the shared-prefix path, which does not serve this model: {why}")
+        raise UserError(f"exact enumeration needs the shared-prefix path, which does not support this model: {why}")
     prefix = prompts[0].ids[: shared_prefix(prompts)] if prefix is None else prefix
     decoder = TreeDecoder(model, device)
     decoder.share(prefix)
     budget = Budget.of(model, device)
     longest = max(len(p.ids) for p in prompts) - len(prefix)
-    worst = longest + row_budget * settings.max_new_tokens
+    worst = longest + limits.row_budget * settings.max_new_tokens
     in_flight = max(1, min(budget.rows // _AT_ONCE, budget.positions // worst))
-    floor = np.log(epsilon / row_budget)
+    floor = np.log(limits.epsilon / limits.row_budget)
     waiting, open_, free, top = deque(prompts), dict[int, _Search](), list[int](), 0
 
     while waiting or open_:
@@ -119,7 +138,7 @@ def enumerate_answers(
                 open_[search.slot] = search
         chosen: list[tuple[_Search, _Node, int]] = []
         for search in list(open_.values()):
-            followed = _follow(search, settings, stop_rule, epsilon, row_budget)
+            followed = _follow(search, settings, stop_rule, limits)
             if followed:
                 chosen += [(search, node, child) for node, child in followed]
                 continue
@@ -149,17 +168,15 @@ def enumerate_answers(
             search.push(node, 0)
 
 
-def _follow(
-    search: _Search, settings: Sampling, stop_rule: StopRule, epsilon: float, row_budget: int
-) -> list[tuple[_Node, int]]:
-    """Take from the frontier what is to be decoded next; answers that are finished are put down. Empty at the end."""
+def _follow(search: _Search, settings: Sampling, stop_rule: StopRule, limits: SearchLimits) -> list[tuple[_Node, int]]:
+    """Take from the frontier what to decode next, and record finished answers; empty when the search is over."""
     followed: list[tuple[_Node, int]] = []
-    while search.frontier and len(followed) < _AT_ONCE and 1 - search.explored >= epsilon:
+    while search.frontier and len(followed) < _AT_ONCE and 1 - search.explored >= limits.epsilon:
         _, _, node, child = search.frontier[0]
         token = int(node.tokens[child])
         ids = (*node.ids, token)
         stopped = bool(stop_rule.finished(torch.tensor([token]), [ids])[0])
-        if not stopped and len(ids) < settings.max_new_tokens and search.decoded + len(followed) >= row_budget:
+        if not stopped and len(ids) < settings.max_new_tokens and search.decoded + len(followed) >= limits.row_budget:
             break
         heapq.heappop(search.frontier)
         search.push(node, child + 1)
@@ -179,7 +196,7 @@ def _nodes(
     at: Sequence[tuple[tuple[int, ...], int, float]],
     searches: Sequence[_Search],
 ) -> list[_Node]:
-    """The nodes that [row, vocab] logits belong to; `at` holds (ids, row, log-probability) of each prefix."""
+    """The nodes of [row, vocab] logits; `at` holds (ids, row, log-probability) of each prefix."""
     probabilities = token_probabilities(logits, settings)
     if not probabilities.isfinite().all():
         bad = int((~probabilities.isfinite()).any(-1).nonzero()[0])
@@ -187,7 +204,7 @@ def _nodes(
     logprobs, tokens = probabilities.log().sort(-1, descending=True)
     logprobs, tokens = logprobs.double().cpu().numpy(), tokens.cpu().numpy()
     nodes = []
-    for (ids, row, before), its, whole in zip(at, tokens, logprobs, strict=True):
+    for (ids, row, before), likeliest, whole in zip(at, tokens, logprobs, strict=True):
         keep = int(np.searchsorted(-(whole + before), -floor, side="right"))
-        nodes.append(_Node(ids, row, its[:keep].astype(np.int32), whole[:keep] + before))
+        nodes.append(_Node(ids, row, likeliest[:keep].astype(np.int32), whole[:keep] + before))
     return nodes

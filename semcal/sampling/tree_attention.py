@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -56,12 +56,14 @@ def tree_attention(
     *,
     tree: Pass | None = None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: object,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function that transformers calls in every layer; returns ([row, new, head, d], None)."""
-    unknown = [k for k, v in others.items() if k not in _HARMLESS and v is not None]
+    """The function that transformers calls in every layer; returns ([row, new, head, d], None).
+
+    Of `options`, sliding_window and softcap change the result and are followed; any other that might is refused.
+    """
+    sliding_window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
+    unknown = [k for k, v in options.items() if k not in _HARMLESS and v is not None]
     if tree is None or attention_mask is not None or unknown or not hasattr(module, "layer_idx"):
         raise Unserved(f"{type(module).__name__} ({', '.join(unknown) or 'does not pass the tree on'})")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -21,7 +21,7 @@ from semcal import LanguageModel, UserError, sample
 from semcal.answers import stop_rule
 from semcal.models import http
 from semcal.models.served import Endpoint, ServedModel
-from semcal.sampling.enumeration import enumerate_answers
+from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 
@@ -80,9 +80,7 @@ def test_transformers_serve_draws_from_the_model_itself(transformers_server):
         [Prompt("q", local.encode(TEXT))],
         Sampling(max_new_tokens=2),
         rule,
-        device=local.device,
-        epsilon=1e-4,
-        row_budget=10_000,
+        limits=SearchLimits(1e-4, 10_000),
     )
     law = Counter()
     for outcome in exact.outcomes:
@@ -331,7 +329,7 @@ def test_a_server_that_dies_leaves_the_questions_it_answered(serve, tmp_path):
         "probes": {"enabled": False},
         "calibration": {"bootstrap": 20, "null_draws": 20},
     }
-    with pytest.raises(UserError, match=r"failed 2 times.*what was finished is kept"):
+    with pytest.raises(UserError, match=r"failed 2 times.*completed shards are saved"):
         run_dict(tmp_path, study)
     script.answers = [completion(4)]
     script.bodies.clear()

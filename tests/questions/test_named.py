@@ -73,7 +73,7 @@ def test_openmathinstruct2_keeps_a_problem_once_under_an_id_of_its_text(tmp_path
     assert plus.worked["cot"] == "First. The answer is $3$."
     assert (minus.text, minus.answers) == ("Add $1-2$.", ("-1",))
     (record,) = caplog.records
-    assert record.getMessage() == "openmathinstruct2: 1 rows repeat a question and are left out, 2 are kept"
+    assert record.getMessage() == "openmathinstruct2: left out 1 rows that repeat a question, kept 2"
     hub("openmathinstruct2", *rows[1:])
     assert [q.id for q in read_named("openmathinstruct2", None)] == [minus.id, plus.id]
 
@@ -198,9 +198,9 @@ def test_other_columns_are_refused_with_those_there_are(tmp_path, kind):
 
 
 def test_a_name_or_an_argument_that_cannot_be(tmp_path):
-    with pytest.raises(UserError, match="no dataset 'gsm', did you mean 'gsm8k'"):
+    with pytest.raises(UserError, match="unknown dataset 'gsm', did you mean 'gsm8k'"):
         read_named("gsm", None)
-    with pytest.raises(UserError, match="split and revision are of the Hub, and path is"):
+    with pytest.raises(UserError, match="is a file, and split and revision choose a version on the Hub"):
         read_named("gsm8k", tmp_path / "t.jsonl", split="train")
 
 

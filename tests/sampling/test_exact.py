@@ -13,7 +13,7 @@ from scipy import stats
 from semcal import UserError
 from semcal.answers import stop_rule
 from semcal.sampling.engine import Sampler
-from semcal.sampling.enumeration import enumerate_answers
+from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 
@@ -23,9 +23,7 @@ PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0
 def exactly(model, prompts=PROMPTS, *, epsilon=1e-3, row_budget=5000, stop=(), **settings):
     chosen = Sampling(**{"max_new_tokens": 3, "stop": tuple(stop)} | settings)
     rule = stop_rule(model, stop)
-    found = enumerate_answers(
-        model.model, prompts, chosen, rule, device=model.device, epsilon=epsilon, row_budget=row_budget
-    )
+    found = enumerate_answers(model.model, prompts, chosen, rule, limits=SearchLimits(epsilon, row_budget))
     found = {e.key: e for e in found}
     return [found[p.key] for p in prompts]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcal.semantics.collapsing.agglomerate import agglomerate
+from semcal.semantics.collapsing.clustered import agglomerate
 
 
 @st.composite

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import UNPARSED, KthWord
-from semcal.semantics.collapsing.surface import CUT_OFF, first_token, first_word, length
+from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.surface import CUT_OFF, KthWord, first_token, first_word, length
 
 QUESTION = Question(id="q", text="What?", answers=("y",))
 

@@ -19,7 +19,7 @@ from semcal.answers import Answer, sample
 from semcal.errors import UserError
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
-from semcal.semantics.collapsing.collapse import ExactMatch
+from semcal.semantics.collapsing.exact_match import ExactMatch
 
 _AT_ONCE = 256  # questions
 log = logging.getLogger(__name__)

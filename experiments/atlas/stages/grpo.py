@@ -18,7 +18,7 @@ from semcal.answers import sample
 from semcal.errors import UserError, nearest
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
-from semcal.semantics.collapsing.collapse import ExactMatch
+from semcal.semantics.collapsing.exact_match import ExactMatch
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The named datasets: how each is read, where it lies on the Hub, and which semantics suits it."""
+"""The registry of named datasets: how a row becomes a question, where the Hub has it, and which semantics suits it.
+
+To add a dataset, write its reader in a file beside this one and add an entry to `NAMED` (docs/extending.md).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from semcal.errors import UserError, nearest
 from semcal.questions.named.gsm8k import gsm8k
@@ -27,14 +29,14 @@ class Named:
     """A named dataset.
 
     Attributes:
-        question: From a row, of the original file as of the Hub, to a Question.
-        hub: Repository id, configuration (None for the only one) and split to evaluate.
-        semantics: The collapsing function that suits its answers.
+        question: Turns a row, of the original file or of the Hub, into a Question.
+        hub: Repository id, configuration (None if there is only one) and the split to evaluate.
+        semantics: Kind of the collapsing function that suits its answers; one that needs no settings.
     """
 
     question: Callable[[Row], Question]
     hub: tuple[str, str | None, str]
-    semantics: Literal["exact", "numeric", "choice"]
+    semantics: str
 
 
 NAMED: dict[str, Named] = {
@@ -56,21 +58,23 @@ def read_named(
 ) -> list[Question]:
     """The questions of a named dataset, in the order of its rows.
 
-    Rows of one id and one text are one question: the first is kept, and how many were left out is logged.
+    Rows with the same id and text are one question: the first is kept, and the number left out is logged.
 
     Args:
         kind: A key of `NAMED`.
         path: The dataset's original file; None to read it from the Hub.
-        split: Of the Hub, as `datasets` reads it ("train[:1000]"); the usual one to evaluate if it is left out.
-        revision: Of the Hub: branch, tag or commit.
+        split: A split on the Hub, as `datasets` reads it ("train[:1000]"); the usual one to evaluate by default.
+        revision: A branch, tag or commit on the Hub.
 
     Raises:
-        UserError: no such dataset, a file that is missing or not in its format, the Hub out of reach.
+        UserError: an unknown dataset, a file that is missing or not in its format, or the Hub cannot be reached.
     """
     if kind not in NAMED:
-        raise UserError(f"no dataset {kind!r}{nearest(kind, NAMED)}; the named ones are {', '.join(NAMED)}")
+        raise UserError(f"unknown dataset {kind!r}{nearest(kind, NAMED)}; expected one of {', '.join(NAMED)}")
     if path is not None and (split or revision):
-        raise UserError(f"{kind}: split and revision are of the Hub, and path is {path}; give one or the other")
+        raise UserError(
+            f"{kind}: path {path} is a file, and split and revision choose a version on the Hub; give one or the other"
+        )
     named = NAMED[kind]
     hub, config, usual = named.hub
     rows = read_rows(path) if path is not None else hub_rows(hub, config, split=split or usual, revision=revision)
@@ -84,5 +88,5 @@ def _once(kind: str, questions: map[Question]) -> list[Question]:
         first = kept.setdefault((question.id, " ".join(question.text.split())), question)
         repeats += first is not question
     if repeats:
-        logger.warning("%s: %d rows repeat a question and are left out, %d are kept", kind, repeats, len(kept))
+        logger.warning("%s: left out %d rows that repeat a question, kept %d", kind, repeats, len(kept))
     return list(kept.values())

@@ -1,4 +1,4 @@
-"""Collapsing by meaning: phrases are extracted and known aliases joined, then a clusterer sorts what is left."""
+"""Collapsing by meaning: extract phrases, join known aliases, then cluster the rest by similarity."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import UNPARSED, Cluster, Collapsed, correct_classes
+from semcal.semantics.class_table import UNPARSED
+from semcal.semantics.collapsing.collapse import Cluster, Collapsed, correct_classes
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 
 
 @dataclass(frozen=True)
 class Clustered:
-    """extract → canonicalise (normalised exact match with the gold answer's aliases) → cluster.
+    """Extract a phrase, replace aliases of the gold answer by the first one (normalised exact match), then cluster.
 
-    The dataset's own answers, right and wrong, are sorted together with the model's. A class is named by the gold
-    answer in it, else by its first phrase in alphabetical order.
+    The dataset's own answers, right and wrong, are clustered together with the model's. A class is named after the gold
+    answer in it, or else after its first phrase in alphabetical order.
 
     Attributes:
-        cluster: What sorts the distinct phrases of a question.
-        whole: Whether it reads answers as the model wrote them (a judge does); otherwise the extracted phrase.
+        cluster: Groups the distinct phrases of a question.
+        whole: Whether it reads answers as the model wrote them, as a judge does, rather than the extracted phrases.
     """
 
     cluster: Cluster
@@ -33,7 +39,7 @@ class Clustered:
 
     def collapse(self, questions: Sequence[Question], texts: Sequence[Sequence[str]], style: str) -> list[Collapsed]:
         """As `Collapse`."""
-        pools = [_Pool.of(q, [self._phrase(t, style) for t in its]) for q, its in zip(questions, texts, strict=True)]
+        pools = [_Pool.of(q, [self._phrase(t, style) for t in own]) for q, own in zip(questions, texts, strict=True)]
         labels = self.cluster.cluster(questions, [list(pool.phrases.values()) for pool in pools])
         return [pool.collapsed(q, own) for q, pool, own in zip(questions, pools, labels, strict=True)]
 
@@ -43,9 +49,14 @@ class Clustered:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The distinct phrases of one question: canonical form -> a phrase of that form, in alphabetical order."""
+    """The distinct phrases of one question.
 
-    keys: list[str | None]  # of each text
+    Attributes:
+        keys: [text] canonical form of its phrase; None if it has none.
+        phrases: Canonical form -> a phrase of that form, in alphabetical order.
+    """
+
+    keys: list[str | None]
     phrases: dict[str, str]
 
     @classmethod
@@ -69,16 +80,45 @@ class _Pool:
             names.setdefault(label_of[key], key)
         names[-1] = UNPARSED
 
-        def klass(key: str | None) -> str:
+        def name_of(key: str | None) -> str:
             return UNPARSED if key is None else names[label_of[key]]
 
-        gold = correct_classes(question, lambda q, answer: klass(_canonical(q, answer)))
-        return Collapsed(tuple(map(klass, self.keys)), gold)
+        gold = correct_classes(question, lambda q, answer: name_of(_canonical(q, answer)))
+        return Collapsed(tuple(map(name_of, self.keys)), gold)
 
 
 def _canonical(question: Question, phrase: str) -> str | None:
-    """Its normalised form; that of the first gold answer if it is one of its aliases; None if nothing is left."""
+    """The normalised phrase; for an alias of the gold answer, the normalised first alias; None if nothing is left."""
     key = normalise(phrase)
     if key in {normalise(a) for a in question.answers}:
         key = normalise(question.answers[0])
     return key or None
+
+
+def agglomerate(similarity: ArrayLike, threshold: float, *, method: str) -> np.ndarray:
+    """Classes from pairwise similarities, by hierarchical clustering: [u] labels 0, 1, ... by first appearance.
+
+    Pairwise judgements, as of entailment or a judge, are not transitive; clustering makes them an equivalence. With
+    method "complete" any two members of a class have at least `threshold` similarity; with "average" classes are merged
+    while the mean similarity of their members is at least `threshold`. Ties are merged in the order of the items, so
+    sort them if their order is arbitrary.
+
+    Args:
+        similarity: [u, u] in [0, 1], symmetric; the diagonal is ignored.
+        threshold: In (0, 1].
+        method: "complete" or "average".
+
+    Raises:
+        ValueError: not a square symmetric matrix.
+    """
+    array = np.asarray(similarity, dtype=np.float64)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not np.allclose(array, array.T):
+        raise ValueError(f"similarity must be a symmetric [u, u] matrix, got shape {array.shape}")
+    if len(array) < 2:
+        return np.zeros(len(array), dtype=np.int64)
+    distance = 1 - array
+    np.fill_diagonal(distance, 0.0)
+    tree = linkage(squareform(distance, checks=False), method=method)
+    found = fcluster(tree, 1 - threshold + 1e-9, criterion="distance")
+    _, first, place = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[place]

@@ -1,4 +1,4 @@
-"""A language model as judge of what answers mean, as in arXiv 2511.04869: shorten each answer, then compare them."""
+"""A language model as judge of what answers mean: shorten each answer, then compare them (arXiv 2511.04869)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,54 @@ from typing import Any
 import numpy as np
 
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.agglomerate import agglomerate
+from semcal.semantics.collapsing.clustered import agglomerate
 from semcal.semantics.collapsing.decisions import Decisions, decision_key
-from semcal.semantics.collapsing.judge_prompts import REMINDER, SAME, SHORTEN, VERSION
 from semcal.semantics.normalise import normalise
+
+# Change VERSION with any of these prompts: decisions made under other prompts are not reused.
+VERSION = 1
+
+SHORTEN = """Here is a question and what somebody answered to it.
+
+Question: {question}
+Answer: {answer}
+
+What does the answer come to? Reply with JSON and nothing else: {{"answer": "..."}} with a single word or a short
+phrase, without explanation. If several answers are given, take the last one. If it does not answer the question at all,
+reply {{"answer": null}}."""
+
+SAME = """Here is a question and two answers to it.
+
+Question: {question}
+First answer: {first}
+Second answer: {second}
+
+Do both answers mean the same, as answers to this question? Other spellings, abbreviations and units of one value are
+the same; a more general or more special answer is not. Reply with JSON and nothing else: {{"same": true}} or
+{{"same": false}}."""
+
+REMINDER = "\n\nReply with the JSON object alone, in exactly the form asked for."
 
 _OBJECT = re.compile(r"\{[^{}]*\}", re.DOTALL)
 Ask = Callable[[Sequence[str]], Iterable[tuple[int, str]]]
 
 
 class Judge:
-    """Answers mean the same where a language model says so.
+    """Two answers mean the same if a language model says so.
 
-    Each distinct answer of a question is shortened to a phrase; every two different phrases are compared once, the
-    alphabetically earlier one first. Judgements need not be transitive: classes are made by complete linkage, so that
-    any two phrases of a class were called the same. Replies that cannot be read are asked for once more; after that an
-    answer that was not shortened is unparsed and two phrases that were not compared are taken for different, and both
-    are counted, never guessed.
+    Each distinct answer of a question is shortened to a phrase, and each pair of different phrases is compared once, in
+    alphabetical order. Judgements need not be transitive, so classes are made by complete linkage: any two phrases of a
+    class were judged the same. An unreadable reply is requested once more. If that fails too, an answer that was not
+    shortened is unparsed and a pair that was not compared is different; both are counted, never guessed.
 
     Args:
-        ask: prompts -> (index, reply) as they come.
-        model: Its name.
-        decisions: What was decided before; a second pass over the same answers asks nothing.
+        ask: prompts -> (index, reply), in the order in which they arrive.
+        model: Name of the model.
+        decisions: Earlier decisions; a second pass over the same answers sends no request.
 
     Attributes:
-        failures: How many answers could not be shortened ("shorten") and how many pairs not compared ("compare").
-        asked: Requests so far.
+        failures: Number of answers that could not be shortened ("shorten") and of pairs not compared ("compare").
+        asked: Number of requests so far.
     """
 
     def __init__(self, ask: Ask, model: str, decisions: Decisions) -> None:
@@ -49,42 +71,42 @@ class Judge:
         return f"judge({self.model}, prompts {VERSION}, complete)/1"
 
     def cluster(self, questions: Sequence[Question], phrases: Sequence[Sequence[str]]) -> list[list[int]]:
-        """As `Cluster`; a phrase that holds no answer has the label -1."""
-        shortened = self._shorten([(q, p) for q, its in zip(questions, phrases, strict=True) for p in its])
+        """As `Cluster`."""
+        shortened = self._shorten([(q, p) for q, own in zip(questions, phrases, strict=True) for p in own])
         short = iter(shortened)
-        keys = [[next(short) for _ in its] for its in phrases]
+        keys = [[next(short) for _ in own] for own in phrases]
         pairs = [
             (q, a, b)
-            for q, its in zip(questions, keys, strict=True)
-            for a, b in combinations(sorted({k for k in its if k is not None}), 2)
+            for q, own in zip(questions, keys, strict=True)
+            for a, b in combinations(sorted({k for k in own if k is not None}), 2)
         ]
         same = dict(zip(((q.id, a, b) for q, a, b in pairs), self._compare(pairs), strict=True))
         labels = []
-        for question, its in zip(questions, keys, strict=True):
-            distinct = sorted({k for k in its if k is not None})
+        for question, own in zip(questions, keys, strict=True):
+            distinct = sorted({k for k in own if k is not None})
             similarity = np.eye(len(distinct))
             for (i, a), (j, b) in combinations(enumerate(distinct), 2):
                 similarity[i, j] = similarity[j, i] = same[question.id, a, b]
             label_of = dict(zip(distinct, agglomerate(similarity, 0.5, method="complete").tolist(), strict=True))
-            labels.append([-1 if k is None else label_of[k] for k in its])
+            labels.append([-1 if k is None else label_of[k] for k in own])
         return labels
 
     def _shorten(self, answers: Sequence[tuple[Question, str]]) -> list[str | None]:
-        """The normalised phrase each answer comes to; None where there is none, or the judge failed."""
+        """[answer] normalised phrases; None if there is no answer, or the judge failed."""
         prompts = [SHORTEN.format(question=q.text, answer=a) for q, a in answers]
         found = self._decide(prompts, "answer", lambda value: value is None or isinstance(value, str))
         self.failures["shorten"] += sum(reply is None for reply in found)
         return [(normalise(r["answer"]) or None) if r and r["answer"] else None for r in found]
 
     def _compare(self, pairs: Sequence[tuple[Question, str, str]]) -> list[float]:
-        """1 where a pair is the same, 0 where it is not, or the judge failed."""
+        """[pair] 1 if both mean the same, 0 if not, or if the judge failed."""
         prompts = [SAME.format(question=q.text, first=a, second=b) for q, a, b in pairs]
         found = self._decide(prompts, "same", lambda value: isinstance(value, bool))
         self.failures["compare"] += sum(reply is None for reply in found)
         return [float(bool(reply and reply["same"])) for reply in found]
 
     def _decide(self, prompts: Sequence[str], field: str, valid: Callable[[Any], bool]) -> list[dict[str, Any] | None]:
-        """The judge's reply to each prompt, from before where it was asked already; None after two unreadable ones."""
+        """The judge's reply to each prompt, from earlier decisions if possible; None after two unreadable replies."""
         keys = {prompt: decision_key(self.model, VERSION, prompt) for prompt in prompts}
         for reminder in ("", REMINDER):
             left = [prompt for prompt, key in keys.items() if key not in self.decisions]
@@ -97,7 +119,7 @@ class Judge:
 
 
 def _read(reply: str, field: str, valid: Callable[[Any], bool]) -> dict[str, Any] | None:
-    """The JSON object of a reply, if it is the one that was asked for."""
+    """The JSON object of a reply; None if it is not of the form requested."""
     found = _OBJECT.findall(reply)
     try:
         value = json.loads(found[-1]) if found else None

@@ -1,4 +1,4 @@
-"""A study that cannot be is refused in one line that names the key, what it got and the nearest valid name."""
+"""An invalid study is refused in one line that names the key, the value found and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def refused(tmp_path, study, *overrides):
     return str(caught.value)
 
 
-def test_a_good_study_and_its_grid(tmp_path, study_dict):
+def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
     study = load_study(write_study(tmp_path, study_dict | {"styles": ["concise", "cot"]}), ["sampling.m=20", "seed=3"])
     assert [c.style for c in study.cells()] == ["concise", "cot"]
     assert study.cells()[0].sampling.m == 20
@@ -33,7 +33,7 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ({"sampling": {"temperature": 0}}, "sampling.temperature: .*greater than 0, got 0"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature"),
         ({"sampling": {"m": "many"}}, "sampling.m: .*got 'many'"),
-        ({"styles": ["concice"]}, "styles.0: 'concice' is none of .*, did you mean 'concise'"),
+        ({"styles": ["concice"]}, "styles.0: 'concice' is not valid; expected one of .*, did you mean 'concise'"),
         (
             {"sampling": {"max_new_tokens": {"concsie": 3}}},
             "unknown key 'sampling.max_new_tokens.concsie', did you mean 'concise'",
@@ -48,23 +48,26 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ({"datasets": [{"kind": "jsonl"}]}, "key 'datasets.0.path' is missing"),
         (
             {"datasets": [{"kind": "atlas", "family": "fact"}]},
-            "'fact' is none of facts, routes, myths, did you mean 'facts'",
+            "'fact' is not valid; expected one of facts, routes, myths, did you mean 'facts'",
         ),
         ({"datasets": [{"kind": "jsonl", "path": "x", "pth": 1}]}, "unknown key 'datasets.0.pth', did you mean 'path'"),
         ({"styles": ["continuation"]}, "'continuation' needs a dataset of kind continuation"),
         ({"datasets": [{"kind": "continuation", "path": "x"}]}, "whose only style is 'continuation'"),
-        ({"styles": ["concise", "concise"]}, "'concise' stands twice"),
+        ({"styles": ["concise", "concise"]}, "'concise' is duplicated"),
         ({"prompting": {"shots": 5, "exemplars": 3}}, "shots is 5 but exemplars is 3"),
         ({"capture": {"positions": []}}, "nothing to probe"),
         (
             {"capture": {"positions": ["last_promt_token"]}},
             "capture.positions: 'last_promt_token' is no position, did you mean 'last_prompt_token'",
         ),
-        ({"capture": {"positions": ["chain_0", "chain_0"]}}, "capture.positions: 'chain_0' stands twice"),
+        ({"capture": {"positions": ["chain_0", "chain_0"]}}, "capture.positions: 'chain_0' is duplicated"),
         ({"capture": {"hooks": ["blocks.*.hook_mlpout"]}}, r"capture.hooks: .* did you mean 'blocks.\*.hook_mlp_out'"),
         ({"capture": {"hooks": ["blocks.*.attn.hook_z"]}}, "reads heads alone, which probes do not"),
         ({"capture": {"positions": ["all_question_tokens"]}}, "every token alone, which linear probes do not read"),
-        ({"capture": {"dtype": "fp16"}}, "capture.dtype: 'fp16' is none of .*, did you mean 'float16'"),
+        (
+            {"capture": {"dtype": "fp16"}},
+            "capture.dtype: 'fp16' is not valid; expected one of .*, did you mean 'float16'",
+        ),
         ({"capture": {"position": ["chain_0"]}}, "unknown key 'capture.position', did you mean 'positions'"),
         ({"sampling": {"exact": {"epsilon": 2}}}, "sampling.exact.epsilon"),
         (
@@ -73,10 +76,13 @@ def test_a_good_study_and_its_grid(tmp_path, study_dict):
         ),
         ({"models": [{"path": "http://localhost:1/v1", "prompt": "chat"}]}, "completions endpoint; set its prompt"),
         ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served is for the address of a server"),
-        ({"models": [{"path": "x", "dtype": "fp16"}]}, "models.0.dtype: 'fp16' is none of .*, did you mean 'float16'"),
+        (
+            {"models": [{"path": "x", "dtype": "fp16"}]},
+            "models.0.dtype: 'fp16' is not valid; expected one of .*, did you mean 'float16'",
+        ),
     ],
 )
-def test_impossible_studies(tmp_path, study_dict, change, message):
+def test_impossible_studies_are_refused(tmp_path, study_dict, change, message):
     import re
 
     assert re.search(message, refused(tmp_path, study_dict | change))
@@ -91,20 +97,20 @@ def test_a_continuation_needs_kth_word(tmp_path, study_dict):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sampling.m", "write it as key=value"),
-        ("models.7.path=x", "'7' is no place in a list of 1"),
-        ("models.first.path=x", "'first' is no place"),
+        ("sampling.m", "expected key=value"),
+        ("models.7.path=x", "'7' is not a valid list index; expected 0 to 0"),
+        ("models.first.path=x", "'first' is not a valid list index"),
         ("name.deep=x", "'name|name is a value"),
         ("sampling.mm=3", "unknown key 'sampling.mm', did you mean 'm'"),
     ],
 )
-def test_overrides_that_lead_nowhere(tmp_path, study_dict, override, message):
+def test_overrides_of_unknown_keys_are_refused(tmp_path, study_dict, override, message):
     import re
 
     assert re.search(message, refused(tmp_path, study_dict, override))
 
 
-def test_files_that_are_no_study(tmp_path):
+def test_files_that_are_not_a_study_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no file .*nope\.yaml"):
         load_study(tmp_path / "nope.yaml")
     (tmp_path / "study.yaml").write_text("a: [1")

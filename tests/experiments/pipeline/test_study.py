@@ -259,7 +259,7 @@ def test_long_prompts_are_counted_and_named_or_dropped(tmp_path, study_dict, que
         "datasets": [{"kind": "jsonl", "path": str(questions_file)}],
         "prompting": {"shots": 0, "exemplars": 0},
     }
-    with pytest.raises(UserError, match=r"1 of 61 prompts \(long\) are longer than the 252 tokens"):
+    with pytest.raises(UserError, match=r"1 of 61 prompts \(long\) are longer than 252 tokens"):
         run_dict(tmp_path, study)
     (run,) = run_dict(tmp_path, study, "on_long_prompt=drop")
     assert "long" not in set(run.questions()["id"])

@@ -166,5 +166,5 @@ def test_questions_are_found_in_a_conversation_as_well(tmp_path, capturing):
     hidden = "{{ bos_token }}{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
     tokenizer.chat_template = hidden
     tokenizer.save_pretrained(path)
-    with pytest.raises(UserError, match="does not show its text as it stands; capture at last_prompt_token instead"):
+    with pytest.raises(UserError, match="does not contain its text verbatim; capture at last_prompt_token instead"):
         run_dict(tmp_path, study, "name=upper")

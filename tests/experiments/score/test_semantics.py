@@ -59,11 +59,14 @@ def test_names_on_the_command_line():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"semantics": [{"kind": "choice"}]}, "no choices, which semantics choice needs"),
+        ({"semantics": [{"kind": "choice"}]}, "semantics choice needs questions with choices"),
         ({"semantics": [{"kind": "custom", "path": "nowhere:b"}]}, "cannot import 'nowhere:b'"),
         ({"semantics": [{"kind": "embeding", "path": "x"}]}, "did you mean 'embedding'"),
         ({"semantics": [{"kind": "entailment", "path": "x", "threshold": 1.5}]}, "semantics.0.threshold"),
-        ({"datasets": [{"kind": "gsm8k", "path": "x", "split": "train"}]}, "split and revision are of the Hub"),
+        (
+            {"datasets": [{"kind": "gsm8k", "path": "x", "split": "train"}]},
+            "so split and revision, which choose a version on the Hub",
+        ),
         ({"prompting": {"shots": 2, "exemplars": 500}}, "500 exemplars are wanted"),
     ],
 )
@@ -84,7 +87,7 @@ def test_gold_that_b_cannot_read_is_named(monkeypatch, capsys, tmp_path, study_d
     code, _, err = semcal(monkeypatch, capsys, "run", write_study(tmp_path, study))
     line = err.strip().splitlines()[-1]
     assert code == 2
-    assert "cannot read the gold of" in line
+    assert "cannot read the gold answers of" in line
 
 
 def test_bs_compared_on_the_same_samples_leave_the_run_as_it_is(monkeypatch, capsys, tmp_path, study_dict):
