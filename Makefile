@@ -1,4 +1,4 @@
-# make demo, make test: each works alone on a machine with Python 3.11 and make.
+# make demo and make test each work on a machine with only Python 3.11 or later and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,11 +14,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
-# The main job on the bundled organism: 1,000 questions a cell, six cells.
+# The main job on the bundled model: six cells of 1,000 questions.
 demo: $(STAMP)
 	$(BIN)/semcal run experiments/studies/demo.yaml
 
-# The same stages on 60 questions a cell, for CI.
+# The same stages on 60 questions per cell, for CI.
 demo-smoke: $(STAMP)
 	$(BIN)/semcal run experiments/studies/demo.yaml --set name=demo-smoke --set output=$(VENV)/smoke \
 		--set datasets.0.n=60 --set datasets.1.n=60 --set calibration.bootstrap=100 --set calibration.null_draws=100 \
@@ -32,15 +32,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# A real model on real text; needs the checkpoint and the text, see the head of the study.
+# A public model on public text; both must be downloaded first, see the head of each study.
 horizon: $(STAMP)
 	$(BIN)/semcal run experiments/studies/horizon.yaml
 
 questions: $(STAMP)
 	$(BIN)/semcal run experiments/studies/questions.yaml
 
-# Every picture of figures/ that the shipped checkpoints can draw. Those of `checkpoints`, `ablation` and `horizon` are
-# taken over if they have been run.
+# Every figure that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and `horizon` are copied if
+# these targets have been run before.
 STUDIES := experiments/studies
 figures: $(STAMP) demo
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
@@ -52,14 +52,14 @@ figures: $(STAMP) demo
 	$(BIN)/semcal transfer $(foreach style,concise sentence cot,runs/demo/atlas-base__atlas-routes__$(style)__exact)
 	$(BIN)/python -m experiments.report.gallery
 
-# The base model along its training, which is done again first: its checkpoints are not shipped.
+# The base model along its training, which is repeated first because its checkpoints are not shipped.
 checkpoints: $(STAMP)
 	$(BIN)/semcal train atlas
 	$(BIN)/semcal run $(STUDIES)/checkpoints.yaml
 	$(BIN)/semcal verdict $(STUDIES)/checkpoints.yaml
 	$(BIN)/python -m experiments.report.gallery
 
-# The whole lineage again from nothing, under another seed, measured and decided: make lineage SEED=1
+# The whole lineage, trained from scratch with another seed, measured and decided: make lineage SEED=1
 SEED ?= 1
 AGAIN = runs/seed-$(SEED)
 FROM_SEED = --set name=lineage-seed-$(SEED) $(foreach at,0/base 1/sft 2/sft 3/dpo 4/dpo 5/grpo 6/grpo,\
@@ -73,7 +73,8 @@ lineage: $(STAMP)
 	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
 
-# What of tuning does it: the models of the study, trained from the shipped SFT, then the study at four temperatures.
+# Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
+# study at four temperatures.
 ablation: $(STAMP)
 	for s in 25 400; do $(BIN)/semcal train atlas --stage sft --steps $$s --out runs/atlas/sft-$$s || exit; done
 	for b in 0.03 0.1 0.3; do $(BIN)/semcal train atlas --stage dpo --beta $$b --out runs/atlas/dpo-beta-$$b || exit; done
