@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from semcal.questions.question import Question
     from semcal.runs.run import Run
     from semcal.semantics.collapsing.collapse import ExactMatch, KthWord
-    from semcal.semantics.distribution import ClassDistribution
 
 __all__ = [
     "Answer",
-    "ClassDistribution",
     "ExactMatch",
     "KthWord",
     "LanguageModel",
@@ -33,7 +31,6 @@ __all__ = [
 # Imported when first used: torch takes seconds, and a typing mistake in a study should be answered at once.
 _HOMES = {
     "Answer": "semcal.answers",
-    "ClassDistribution": "semcal.semantics.distribution",
     "ExactMatch": "semcal.semantics.collapsing.collapse",
     "KthWord": "semcal.semantics.collapsing.collapse",
     "LanguageModel": "semcal.models.checkpoint",

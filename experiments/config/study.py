@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from experiments.config.collapsing_functions import ExactConfig, SemanticsConfig
 from experiments.config.datasets import ContinuationConfig, DatasetConfig, default_semantics
 from experiments.config.settings import Settings, slug
+from semcal.calibration.resampling import Resampling
 from semcal.errors import nearest
 from semcal.positions import (
     ALL_QUESTION_TOKENS,
@@ -172,6 +173,14 @@ class CalibrationConfig(Settings):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
     detail_draws: Annotated[int, Field(ge=10)] = 200
+
+    def resampling(self, seed: int) -> Resampling:
+        """Of headline figures."""
+        return Resampling(self.bootstrap, self.null_draws, self.level, seed)
+
+    def detail(self, seed: int) -> Resampling:
+        """Of the figures behind the headline."""
+        return self.resampling(seed).of(self.detail_draws)
 
 
 _OF_THE_MODEL = ("lora", "lens", "first-token", "random-init", "step-0")
@@ -380,6 +389,11 @@ class Cell(Settings):
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities instead of sampled."""
+        return self.sampling.exact is not None
 
     def sampling_part(self) -> dict[str, Any]:
         """What the samples and activations depend on: a run folder is of one configuration of these."""
