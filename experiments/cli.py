@@ -161,7 +161,7 @@ def compare(targets: Targets, set: Sets = None) -> None:
         console.print(table)
     for cell, matched in families:
         console.rule(f"{cell.label}, by temperature")
-        console.print(matched.told, highlight=False, soft_wrap=True)
+        console.print(matched.note, highlight=False, soft_wrap=True)
         console.print(temperature_table(matched))
     console.print(explanation(comparisons), highlight=False, markup=False)
     _print_left_out(left_out)

@@ -1,4 +1,4 @@
-"""A probe's confidence as a product: is it earned, does it tell right from wrong, and what does it cost?
+"""The confidence of a probe as a product: is it earned, does it tell right from wrong, and what does it cost?
 
 Knows confidences, correctness and counts of tokens; nothing of activations or of how a probe was fitted.
 """
@@ -13,12 +13,13 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from probes.targets.closed import OTHER
-from semcal.calibration.inference.bootstrap import bootstrap
+from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.paired import paired_difference
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import exact_null
-from semcal.semantics.confidence import Confidences
+from semcal.calibration.resampling import Resampling
+from semcal.semantics.class_table import ClassTable
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Cost:
 
     Attributes:
         prompt_tokens: read before anything is generated.
-        generated_tokens: of all sampled answers together, as one that draws each by itself generates them; 0 for a
-            probe, NaN where token ids are not known.
-        rows_decoded: the same as this run decoded them, equal beginnings once; NaN where not recorded.
-        seconds: wall clock on the machine of the run, loading apart; NaN where not recorded.
+        generated_tokens: of all sampled answers together, if each were drawn separately; 0 for a probe, NaN where token
+            ids are unknown.
+        rows_decoded: the same as this run decoded them, shared beginnings once; NaN where not recorded.
+        seconds: wall clock on the machine of the run, without loading the model; NaN where not recorded.
     """
 
     prompt_tokens: float
@@ -45,20 +46,20 @@ class ConfidenceRow:
 
     Attributes:
         source: "samples": B-confidence of the samples. "class probe": the largest probability that a probe of the class
-            distribution gives to a class with a name. "confidence probe": a probe of B-confidence itself.
-        answer: whose answer the confidence is in: "mode", the most frequent class of the samples, or "probe", the class
-            the probe holds most likely, which needs no sample at all.
+            distribution gives to a named class. "confidence probe": a probe of B-confidence itself.
+        answer: the answer that the confidence is about: "mode", the most frequent class of the samples, or "probe", the
+            class that the probe considers most likely, which needs no sample at all.
         n: questions.
         accuracy, confidence: means; accuracy is of that answer.
-        smece, null_mean, null_q95, excess, p_value: as in `Calibration`. A probe's confidence is no frequency of
-            draws, so its null has only the chance of being right (`exact_null`).
-        signed_gap: confidence − accuracy; above 0 overconfident.
+        smece, null_mean, null_q95, excess, p_value: as in `Calibration`. A probe's confidence is not a frequency
+            of draws, so its null leaves only whether it is right to chance (`exact_null`).
+        signed_gap: confidence − accuracy; above 0 is overconfident.
         brier, log_loss: of confidence in that answer; log loss in nats.
         auroc: how well the confidence tells, of the model's answer (the mode), right from wrong; the same question for
             every source.
-        auroc_less_sampled: auroc less that of the samples' confidence, on the same resamples.
+        auroc_less_sampled: auroc minus that of the samples' confidence, on the same resamples.
         spearman: rank correlation with the samples' confidence; NaN where either is constant.
-        agreement: share of questions where that answer is the mode, tied modes sharing.
+        agreement: share of questions where that answer is the mode; tied modes share.
         pooled: mean mass in classes that have no column of their own in the class probe.
         prompt_tokens, generated_tokens, rows_decoded, seconds: see `Cost`.
     """
@@ -97,21 +98,21 @@ class ConfidenceRow:
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """The class that a probe holds most likely.
+    """The class that a probe considers most likely.
 
     Attributes:
         confidence: [question] its predicted probability.
-        klass: [question] its label.
+        labels: [question] its label.
         correct: [question] 1 if it is a gold class.
     """
 
     confidence: np.ndarray
-    klass: tuple[str, ...]
+    labels: tuple[str, ...]
     correct: np.ndarray
 
 
 def probe_answer(predicted: np.ndarray, classes: Sequence[str], gold: Sequence[Collection[str]]) -> ProbeAnswer:
-    """Answer with the most likely class that has a name: the pool of light classes is none.
+    """Answer with the most likely named class; the pool of light classes is not one.
 
     Args:
         predicted: [question, class] probabilities, of questions that the probe was not trained on.
@@ -126,7 +127,7 @@ def probe_answer(predicted: np.ndarray, classes: Sequence[str], gold: Sequence[C
         raise ValueError(f"predicted has shape {predicted.shape} for {len(gold)} questions and {len(classes)} classes")
     best = predicted[:, named].argmax(1)
     labels = tuple(str(classes[named[index]]) for index in best)
-    correct = np.array([float(label in its) for label, its in zip(labels, gold, strict=True)])
+    correct = np.array([float(label in own) for label, own in zip(labels, gold, strict=True)])
     return ProbeAnswer(predicted[:, named].max(1), labels, correct)
 
 
@@ -135,44 +136,40 @@ def confidence_row(
     confidence: np.ndarray,
     correct: np.ndarray,
     *,
-    sampled: Confidences,
-    agreement: np.ndarray | None,
-    pooled: float,
+    table: ClassTable,
     cost: Cost,
-    group: Sequence[str],
-    resamples: int = 1000,
-    null_draws: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling,
+    agreement: np.ndarray | None = None,
+    pooled: float = 0.0,
 ) -> ConfidenceRow:
-    """Measure a probe's confidence beside that of the samples.
+    """Measure the confidence of a probe next to that of the samples.
 
     Args:
         source: its name.
         confidence: [question] in [0, 1].
-        correct: [question] of the answer it is in.
-        sampled: the samples' confidence, and whether their mode is right.
-        agreement: [question] whether the probe's own answer is the mode; None where the confidence is in the mode.
+        correct: [question] whether the answer that the confidence is about is correct.
+        table: the run's answers: the samples' confidence, whether their mode is right, and groups.
+        cost: per question.
+        resampling: as in `calibrate`.
+        agreement: [question] whether the probe's own answer is the mode; None where the confidence is about the mode.
         pooled: a share, see `ConfidenceRow`.
-        cost: of a question.
-        group: [question] for the intervals.
-        resamples, null_draws, level, seed: as in `calibrate`.
 
     Raises:
         ValueError: values outside [0, 1], or lengths that disagree.
     """
-    settings: dict[str, Any] = {"group": np.asarray(group), "level": level, "seed": seed}
+    sampled = table.by_count
+    settings: dict[str, Any] = {"resampling": resampling, "group": table.groups}
 
     def smooth(sure: np.ndarray, right: np.ndarray, *, weight: np.ndarray) -> np.ndarray:
         return smece_batch(sure, right, weight=weight).values
 
     pair = (confidence, correct)
-    error = bootstrap(smooth, pair, num_samples=resamples, centred=True, bounds=(0.0, 1.0), **settings)
-    gap = bootstrap(signed_gap, pair, num_samples=resamples, bounds=(-1.0, 1.0), **settings)
+    error = bootstrap_interval(smooth, pair, centred=True, bounds=(0.0, 1.0), **settings)
+    gap = bootstrap_interval(signed_gap, pair, bounds=(-1.0, 1.0), **settings)
     on_mode = (confidence, sampled.correct)
-    ranking = bootstrap(auroc, on_mode, num_samples=resamples, bounds=(0.0, 1.0), **settings)
-    beside = paired_difference(auroc, (sampled.plug_in, sampled.correct), on_mode, draws=resamples, **settings)
-    null = exact_null(confidence, draws=null_draws, seed=seed)
+    ranking = bootstrap_interval(auroc, on_mode, bounds=(0.0, 1.0), **settings)
+    beyond = paired_difference(auroc, (sampled.plug_in, sampled.correct), on_mode, **settings)
+    null = exact_null(confidence, null_draws=resampling.null_draws, seed=resampling.seed)
     return ConfidenceRow(
         source=source,
         answer="mode" if agreement is None else "probe",
@@ -194,9 +191,9 @@ def confidence_row(
         auroc=ranking.estimate,
         auroc_low=ranking.low,
         auroc_high=ranking.high,
-        auroc_less_sampled=beside.estimate,
-        auroc_less_sampled_low=beside.low,
-        auroc_less_sampled_high=beside.high,
+        auroc_less_sampled=beyond.estimate,
+        auroc_less_sampled_low=beyond.low,
+        auroc_less_sampled_high=beyond.high,
         spearman=_rank_correlation(confidence, sampled.plug_in),
         agreement=1.0 if agreement is None else float(np.mean(agreement)),
         pooled=pooled,
@@ -205,7 +202,7 @@ def confidence_row(
 
 
 def sampled_row(calibration: Mapping[str, Any], cost: Cost) -> ConfidenceRow:
-    """The samples' own row, from the record of a run's calibration, so that no two tables disagree."""
+    """The row of the samples themselves, from the record of a run's calibration, so that no two tables disagree."""
     taken = (
         *("n", "accuracy", "confidence", "smece", "smece_low", "smece_high", "null_mean", "null_q95", "excess"),
         *("p_value", "signed_gap", "signed_gap_low", "signed_gap_high", "brier", "log_loss"),

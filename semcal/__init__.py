@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from semcal.runs.run import Run
     from semcal.semantics.collapsing.exact_match import ExactMatch
     from semcal.semantics.collapsing.surface import KthWord
-    from semcal.semantics.distribution import ClassDistribution
 
 __all__ = [
     "Answer",
-    "ClassDistribution",
     "ExactMatch",
     "KthWord",
     "LanguageModel",
@@ -34,7 +32,6 @@ __all__ = [
 # Imported when first used: torch takes seconds, and a typing mistake in a study should be answered at once.
 _HOMES = {
     "Answer": "semcal.answers",
-    "ClassDistribution": "semcal.semantics.distribution",
     "ExactMatch": "semcal.semantics.collapsing.exact_match",
     "KthWord": "semcal.semantics.collapsing.surface",
     "LanguageModel": "semcal.models.checkpoint",

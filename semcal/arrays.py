@@ -33,13 +33,13 @@ def as_numbers(name: str, values: ArrayLike) -> FloatArray:
         raise ValueError(f"{name} is not an array of numbers: {error}") from None
 
 
-def as_integers(name: str, values: ArrayLike, lowest: int, wanted: str) -> IntArray:
-    """`values` as int64; ValueError with the first that is not whole or below `lowest`, and with what is `wanted`."""
+def as_integers(name: str, values: ArrayLike, lowest: int, reason: str) -> IntArray:
+    """`values` as int64; ValueError with the first that is not whole or below `lowest`, followed by the `reason`."""
     array = as_numbers(name, values)
     refused = ~((array >= lowest) & (array < 2**53) & (array == np.floor(array)))  # NaN is refused as well
     if refused.any():
         where = tuple(int(i) for i in np.argwhere(refused)[0])
-        raise ValueError(f"{name}{list(where)} is {array[where]:g}, which is {wanted}")
+        raise ValueError(f"{name}{list(where)} is {array[where]:g}, which is {reason}")
     return array.astype(np.int64)
 
 

@@ -17,8 +17,10 @@ from experiments.bench.timing import Case, side_by_side
 from semcal.arrays import FloatArray, IntArray
 from semcal.calibration.measures.smece import smece, smece_batch
 from semcal.calibration.nulls.null import simulated_null
+from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import Calibration, calibrate
 from semcal.seeds import keyed_generator
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
 
 QUESTIONS, M, CLASSES = 1000, 50, 20
@@ -64,7 +66,7 @@ def null_case(n: int = QUESTIONS, draws: int = REPLICATES, timed: int = THEIRS_D
     rng = keyed_generator(0, "bench", "null")
 
     def ours() -> FloatArray:
-        return simulated_null(counts, draws=draws, seed=0).values
+        return simulated_null(counts, null_draws=draws, seed=0).values
 
     def theirs() -> list[float]:
         return [null_draw(counts, rng) for _ in range(timed)]
@@ -100,7 +102,7 @@ def calibrate_case(n: int = QUESTIONS, replicates: int = REPLICATES, timed: int 
     rng = keyed_generator(0, "bench", "calibrate")
 
     def ours() -> Calibration:
-        return calibrate(counts, gold, bootstrap=replicates, null_draws=replicates)
+        return calibrate(ClassTable.of_arrays(counts, gold), resampling=Resampling(replicates, replicates))
 
     def measured(rows: IntArray) -> dict[str, float]:
         confidence, correct = found.plug_in[rows], found.correct[rows]
@@ -118,7 +120,7 @@ def calibrate_case(n: int = QUESTIONS, replicates: int = REPLICATES, timed: int 
             measured(rng.integers(n, size=n))
             null_draw(counts, rng)
 
-    record = calibrate(counts, gold, bootstrap=2, null_draws=2)
+    record = calibrate(ClassTable.of_arrays(counts, gold), resampling=Resampling(2, 2))
     apart = max(abs(value - getattr(record, name)) for name, value in measured(np.arange(n)).items())
     assert apart < 1e-3, f"calibrate: a measure differs by {apart:.2g}"
     return _case("calibrate", ours, theirs, questions=n, replicates=replicates, timed=timed, apart=apart)

@@ -1,14 +1,13 @@
 """Runs side by side: made equal in questions and samples, and how far their figures differ.
 
-Which runs may be compared stands in `comparable.py`, the tests in `semcal.calibration.inference.paired`, the tables in
-`report/comparison.py`.
+`pairs.py` says which runs may be compared; the tests are in `semcal.calibration.inference.paired`, the tables in
+`report/comparison_tables.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,22 +18,22 @@ from experiments.probe.at_position import compare_last_layers
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference
-from semcal.calibration.nulls.null import exact_null, null_of_counts
+from semcal.calibration.nulls.null import null_of
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
-from semcal.semantics.confidence import Confidences, confidences
+from semcal.semantics.confidence import Confidences
 
 
 @dataclass(frozen=True)
 class Equal:
-    """A run on the questions and with the number of samples that it has in common with others.
+    """A run on the questions, and with the number of samples, that it has in common with others.
 
     Attributes:
-        cell: Its configuration.
-        found: Confidence and correctness of each question.
-        null_mean: Mean smECE of calibrated models with these class distributions, at this n and M.
+        cell: its configuration.
+        found: confidence and correctness of each question.
+        null_mean: mean smECE of calibrated models with these class distributions, at this n and M.
     """
 
     cell: Cell
@@ -47,16 +46,16 @@ class Matched:
     """Runs made equal in n and M.
 
     Attributes:
-        runs: Each on the same questions, in the same order.
+        runs: each on the same questions, in the same order.
         group: [question] labels of dependent questions.
-        m: Samples a question; None where answers were enumerated.
-        told: What was done to make them equal, in words.
+        m: samples per question; None where answers were enumerated.
+        note: what was done to make them equal, in words.
     """
 
     runs: tuple[Equal, ...]
     group: np.ndarray
     m: int | None
-    told: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,12 @@ class Comparison:
     """Two runs.
 
     Attributes:
-        a, b: Their configurations.
-        matched: What was done to make them equal.
-        differences: Statistic -> their difference b - a; "excess" is smECE less the mean of its null.
-        predictability: Rung -> the difference b - a of the share of its ceiling that a probe explains of the class
+        a, b: their configurations.
+        matched: the runs made equal.
+        differences: statistic -> their difference b - a; "excess" is smECE minus the mean of its null.
+        predictability: rung -> the difference b - a of the share of its ceiling that a probe explains of the class
             distribution, at the last prompt token and last layer; empty where that cannot be compared.
-        told: What must be said beside predictability, or why it is not compared.
+        note: remarks on predictability, or why it is not compared.
     """
 
     a: Cell
@@ -77,7 +76,7 @@ class Comparison:
     matched: Matched
     differences: dict[str, Difference]
     predictability: dict[str, Difference]
-    told: str
+    note: str
 
 
 def equalised(runs: Sequence[Scored]) -> Matched:
@@ -93,31 +92,27 @@ def equalised(runs: Sequence[Scored]) -> Matched:
     for run in runs[1:]:
         common = common[common.isin(run.questions.index)]
     if common.empty:
-        raise UserError(f"these {len(runs)} runs have no question that all of them answer")
+        raise UserError(f"no question is answered by all {len(runs)} runs; give their datasets the same n and seed")
     m = None if first.m is None else min(run.m or 0 for run in runs)
     sizes, samples = [len(run.questions) for run in runs], [run.m for run in runs]
-    told = [f"{len(common)} questions" + ("" if m is None else f", M = {m}")]
+    note = [f"{len(common)} questions" + ("" if m is None else f", M = {m}")]
     if len(set(sizes)) > 1 or sizes[0] > len(common):
-        told.append(f"common to runs of {', '.join(map(str, sizes))} questions")
+        note.append(f"common to runs of {', '.join(map(str, sizes))} questions")
     if len(set(samples)) > 1:
-        told.append(f"of M = {', '.join(map(str, samples))} samples each, {m} are kept at random")
+        note.append(f"of M = {', '.join(map(str, samples))} samples each, {m} are kept at random")
     made = tuple(_equal(run, common, m) for run in runs)
-    return Matched(made, np.asarray(first.questions.loc[common, "group"]), m, "; ".join(told))
+    return Matched(made, np.asarray(first.questions.loc[common, "group"]), m, "; ".join(note))
 
 
 def _equal(run: Scored, common: pd.Index, m: int | None) -> Equal:
-    settings: dict[str, Any] = {"draws": run.cell.calibration.null_draws, "seed": run.cell.seed}
     table = run.table.select(run.questions.index.get_indexer(common))
-    if m is None:
-        return Equal(run.cell, table.by_count, exact_null(table.by_count.plug_in, **settings).mean)
-    if run.m == m and len(common) == len(run.questions):
+    if m is not None and run.m == m and len(common) == len(run.questions):
         return Equal(run.cell, table.by_count, run.calibration["null_mean"])
-    counts = table.counts
-    assert counts is not None
-    if run.m != m:
-        counts = thin(counts, m, rng=keyed_generator(run.cell.seed, "compare", "thin"), repeats=1)[0]
-    found = confidences(counts, table.gold, table.unparsed)
-    return Equal(run.cell, found, null_of_counts(counts, table.gold, **settings).mean)
+    if run.m != m and m is not None:
+        rng = keyed_generator(run.cell.seed, "compare", "thin")
+        table = replace(table, counts=thin(table.sampled_counts, m, rng=rng, repeats=1)[0], masses=None)
+    null = null_of(table, null_draws=run.cell.calibration.null_draws, seed=run.cell.seed)
+    return Equal(run.cell, table.by_count, null.mean)
 
 
 def compare(a: Scored, b: Scored) -> Comparison:
@@ -134,19 +129,17 @@ def compare(a: Scored, b: Scored) -> Comparison:
             (one.found.plug_in, one.found.correct),
             (two.found.plug_in, two.found.correct),
             group=matched.group,
-            draws=a.cell.calibration.bootstrap,
-            level=a.cell.calibration.level,
-            seed=a.cell.seed,
+            resampling=a.cell.calibration.resampling(a.cell.seed),
         )
         for name in STATISTICS
     }
     smece = differences.pop("smece")
-    first = {"smece": smece, "excess": smece.less(one.null_mean, two.null_mean)}
+    first = {"smece": smece, "excess": smece.minus(one.null_mean, two.null_mean)}
     return Comparison(a.cell, b.cell, matched, first | differences, *_predictability(a, b))
 
 
 def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:
-    """See `Comparison`. Probes that learnt under other conditions cannot be made equal as samples can."""
+    """See `Comparison`. Probes that were trained under other conditions cannot be made equal as samples can."""
     for what, one, two in (
         ("M", a.m, b.m),
         ("seed", a.cell.seed, b.cell.seed),
@@ -155,10 +148,9 @@ def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:
     ):
         if one != two:
             return {}, f"not compared: {what} is {one} and {two}"
-    settings = a.cell.calibration
-    common: dict[str, Any] = {"draws": settings.bootstrap, "level": settings.level, "seed": a.cell.seed}
+    resampling = a.cell.calibration.resampling(a.cell.seed)
     try:
-        return compare_last_layers(Run(a.folder), Run(b.folder), LAST_PROMPT_TOKEN, **common)
+        return compare_last_layers(Run(a.folder), Run(b.folder), LAST_PROMPT_TOKEN, resampling=resampling)
     except UserError as error:
         return {}, f"not compared: {error}"
 
@@ -166,12 +158,12 @@ def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:
 def adjusted(comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
     """Holm's p-value of every statistic and every rung of every comparison.
 
-    All statistics together are one family, and predictability is another: what is said of calibration is not to depend
+    All statistics together are one family, and predictability is another: what is said of calibration must not depend
     on how many rungs were fitted.
     """
     found: list[dict[str, float]] = [{} for _ in comparisons]
-    for its in ([c.differences for c in comparisons], [c.predictability for c in comparisons]):
-        tests = [(at, name, d.p_value) for at, family in enumerate(its) for name, d in family.items()]
+    for families in ([c.differences for c in comparisons], [c.predictability for c in comparisons]):
+        tests = [(at, name, d.p_value) for at, family in enumerate(families) for name, d in family.items()]
         for (at, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
             found[at][name] = float(p)
     return found
@@ -180,7 +172,7 @@ def adjusted(comparisons: Sequence[Comparison]) -> list[dict[str, float]]:
 def compare_all(
     runs: Sequence[Scored], named: bool, tell: Callable[[Cell, str], None] = lambda *_: None
 ) -> list[Comparison]:
-    """Every run against the first where they were named one by one; otherwise the pairs that make sense.
+    """Every run against the first if they were named one by one; otherwise the pairs that make sense.
 
     Raises:
         UserError: a pair that cannot be compared, before anything is computed.

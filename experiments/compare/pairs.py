@@ -23,30 +23,33 @@ from semcal.semantics.class_table import ClassTable
 
 @dataclass(frozen=True)
 class Scored:
-    """A run that was scored, as comparing needs it.
+    """A run that was scored, as a comparison needs it.
 
     Attributes:
-        cell: Its configuration.
-        folder: Where it lies.
-        table: Its classes, questions in the order of `questions`.
-        questions: A row a question, by id: text, group, answers.
-        m: Samples a question; None where answers were enumerated.
-        calibration: Its calibration.json.
+        cell: its configuration.
+        folder: its path.
+        table: its classes, questions in the order of `questions`.
+        questions: one row per question, by id: text, group, answers.
+        calibration: its calibration.json.
     """
 
     cell: Cell
     folder: Path
     table: ClassTable
     questions: pd.DataFrame
-    m: int | None
     calibration: dict[str, Any]
+
+    @property
+    def m(self) -> int | None:
+        """Samples per question; None where answers were enumerated."""
+        return self.table.m
 
 
 def scored(run: Run) -> Scored:
-    """A run that has been scored, read."""
+    """Read a run that has been scored."""
     table, calibration = run.class_table(), run.calibration()
     questions = run.questions().set_index("id").loc[list(table.questions), ["text", "group", "answers"]]
-    return Scored(stored_cell(run), run.folder, table, questions, calibration["m"], calibration)
+    return Scored(stored_cell(run), run.folder, table, questions, calibration)
 
 
 def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
@@ -60,7 +63,7 @@ def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
         factors = differing(a.cell, b.cell)
         if a.cell.dataset.name == b.cell.dataset.name and len(factors) == 1 and factors[0] in FACTORS:
             by_factor[factors[0]].append((a, b))
-    pairs = [pair for its in by_factor.values() for pair in its]
+    pairs = [pair for found in by_factor.values() for pair in found]
     if not pairs:
         raise UserError(
             f"no two of these {len(runs)} runs share a dataset and differ in exactly one of {', '.join(FACTORS)}; "
@@ -70,7 +73,7 @@ def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
 
 
 def by_temperature(runs: Sequence[Scored]) -> list[list[Scored]]:
-    """Those of the runs that are the same but for temperature, coldest first."""
+    """Families of runs that differ in temperature alone, coldest first."""
     families: list[list[Scored]] = []
     for run in runs:
         alike = (f for f in families if _same_but_temperature(f[0], run))
@@ -89,8 +92,8 @@ def check_comparable(a: Scored, b: Scored) -> None:
     """Refuse pairs whose differences would mean nothing.
 
     Raises:
-        UserError: other datasets, no common question, other texts or gold answers under one id; enumerated against
-            sampled; other versions of B, or another B beside another difference.
+        UserError: different datasets, no common question, different texts or gold answers under one id; enumerated
+            against sampled; different versions of B, or a different B in addition to another difference.
     """
     pair = f"{a.folder} and {b.folder}"
     if a.cell.dataset.name != b.cell.dataset.name:
@@ -98,7 +101,7 @@ def check_comparable(a: Scored, b: Scored) -> None:
     common = a.questions.index.intersection(b.questions.index)
     if common.empty:
         raise UserError(f"{pair} have no question in common; give their datasets the same n and seed")
-    for column, what in (("text", "asks something else"), ("answers", "has other gold answers")):
+    for column, what in (("text", "has another text"), ("answers", "has other gold answers")):
         for question_id, one, two in zip(common, a.questions[column][common], b.questions[column][common], strict=True):
             if list(one) != list(two):
                 raise UserError(f"{pair}: question {question_id!r} {what} in the second; run one of them again")
@@ -108,5 +111,5 @@ def check_comparable(a: Scored, b: Scored) -> None:
     factors = differing(a.cell, b.cell)
     if versions[0] != versions[1] and factors != ["B"]:
         others = [f for f in factors if f != "B"]
-        mend = f" and differ in {', '.join(others)} too; score both with one B" if others else "; `semcal score` both"
-        raise UserError(f"{pair} were read by different Bs ({', '.join(versions)}){mend}")
+        fix = f" and differ in {', '.join(others)} too; score both with one B" if others else "; `semcal score` both"
+        raise UserError(f"{pair} were read by different Bs ({', '.join(versions)}){fix}")

@@ -1,6 +1,6 @@
 """Probes of some runs tried on each other: what may be tried, read from run folders, or refused; table and files.
 
-The statistics stand in `probes.evaluation.transfer`, the figure in `probes.plots.heatmaps`.
+The statistics are in `probes.evaluation.transfer`, the figure in `probes.plots.heatmaps`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from experiments.compare.pairs import Scored
 from experiments.probe.run_layer import layers_of, read_layer
 from experiments.report.html_page import save_figures
 from experiments.report.summary_table import labels
-from probes.evaluation.transfer import Material, TransferCell, transfer
+from probes.evaluation.transfer import ReadRun, TransferCell, transfer
 from probes.plots.heatmaps import transfer_matrix
 from probes.targets.closed import b_confidence
 from semcal.errors import UserError, nearest
@@ -33,8 +33,8 @@ class Transferred:
     """Probes of some runs tried on each other.
 
     Attributes:
-        cells: A probe and a run each, row by row of the matrix.
-        layer: Hook name.
+        cells: one per probe and run, row by row of the matrix.
+        layer: hook name.
         target: "classes" or "b_confidence".
     """
 
@@ -50,30 +50,28 @@ def transfer_runs(runs: Sequence[Scored], *, layer: str | None = None, target: s
         runs: at least 2, scored and captured at the last prompt token.
         layer: hook name; None: the last of all, which must be the same in all runs.
         target: "classes", or "b_confidence" where runs share no classes, as two datasets do: then the share explained
-            is that of KL between Bernoulli distributions of B-confidence.
+            is the share of KL between Bernoulli distributions of B-confidence.
 
     Raises:
-        UserError: runs without activations or of different width, no common layer, too few groups.
+        UserError: runs without activations or of different widths, no common layer, too few groups.
     """
     if target not in TARGETS:
         raise UserError(f"unknown target {target!r}{nearest(target, TARGETS)}; one of {', '.join(TARGETS)}")
     name = _common_layer([Run(run.folder) for run in runs], layer)
-    materials = []
+    read_runs = []
     for run, label in zip(runs, _names(runs), strict=True):
         read = read_layer(Run(run.folder), name)
         masses: Any = read.masses
         if target == "b_confidence":
             masses = [{"sure": c, "rest": 1 - c} for c in b_confidence(read.masses)]
-        materials.append(Material(label, read.activations, masses, read.group, read.m))
+        read_runs.append(ReadRun(label, read.activations, masses, read.group, read.m))
     cell = runs[0].cell
     try:
         cells = transfer(
-            materials,
+            read_runs,
             folds=cell.probes.folds,
             max_classes=max(run.cell.probes.max_classes for run in runs),
-            bootstrap=cell.calibration.bootstrap,
-            level=cell.calibration.level,
-            seed=cell.seed,
+            resampling=cell.calibration.resampling(cell.seed),
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -82,16 +80,14 @@ def transfer_runs(runs: Sequence[Scored], *, layer: str | None = None, target: s
 
 def _common_layer(runs: Sequence[Run], layer: str | None) -> str:
     known = [layers_of(run) for run in runs]
-    common = [name for name in known[0] if all(name in its for its in known)]
+    common = [name for name in known[0] if all(name in own for own in known)]
     if not common:
         raise UserError(f"{runs[0].folder} and the others have no layer in common; capture the same hooks in all")
     if layer is not None:
         if layer not in common:
-            raise UserError(
-                f"not all runs have layer {layer!r}{nearest(layer, common)}; they share {', '.join(common)}"
-            )
+            raise UserError(f"some runs lack layer {layer!r}{nearest(layer, common)}; they share {', '.join(common)}")
         return layer
-    odd = next((i for i, its in enumerate(known) if its[-1] != known[0][-1]), None)
+    odd = next((i for i, own in enumerate(known) if own[-1] != known[0][-1]), None)
     if odd is not None:
         raise UserError(
             f"the last layer is {known[0][-1]} in {runs[0].folder} and {known[odd][-1]} in {runs[odd].folder}; name "
@@ -101,14 +97,16 @@ def _common_layer(runs: Sequence[Run], layer: str | None) -> str:
 
 
 def _names(runs: Sequence[Scored]) -> list[str]:
-    """Labels as in the summary table; study and a number tell those apart that it does not."""
+    """Labels as in the summary table; equal ones are told apart by study and a number."""
     names = labels([run.cell for run in runs])
-    told = [f"{n} · {r.cell.study}" if names.count(n) > 1 else n for n, r in zip(names, runs, strict=True)]
-    return [f"{name} ({told[: i + 1].count(name)})" if told.count(name) > 1 else name for i, name in enumerate(told)]
+    longer = [f"{n} · {r.cell.study}" if names.count(n) > 1 else n for n, r in zip(names, runs, strict=True)]
+    return [
+        f"{name} ({longer[: i + 1].count(name)})" if longer.count(name) > 1 else name for i, name in enumerate(longer)
+    ]
 
 
 def transfer_table(cells: Sequence[TransferCell]) -> Table:
-    """A row a run trained on, a column a run tested on."""
+    """One row per run trained on, one column per run tested on."""
     names = list(dict.fromkeys(cell.tested_on for cell in cells))
     table = Table(box=box.SIMPLE_HEAD, show_lines=False)
     table.add_column("trained on ↓, tested on →", overflow="fold")
@@ -132,13 +130,13 @@ def _share(cell: TransferCell) -> str:
 
 
 def explanation(found: Transferred) -> str:
-    """What the numbers are, once below the table."""
+    """What the numbers are, printed below the table."""
     thin = [cell for cell in found.cells if cell.covered < 0.9]
     worst = min(thin, key=lambda cell: cell.covered, default=None)
     said = (
         f"{TARGETS[found.target]} by a linear probe at {found.layer}, last prompt token, against the marginal of the "
-        "run tested on, learnt on its own training folds · folds are of groups over all runs: no probe is tested on a "
-        "group that it was trained on, and the diagonal is cross-validated · below 0: worse than that marginal"
+        "run tested on, learnt on its own training folds · folds are made of groups over all runs: no probe is tested "
+        "on a group that it was trained on, and the diagonal is cross-validated · below 0: worse than that marginal"
     )
     if worst is not None:
         said += (

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from experiments.config.collapsing_functions import ExactConfig, SemanticsConfig
 from experiments.config.datasets import ContinuationConfig, DatasetConfig, default_semantics
 from experiments.config.settings import Settings, slug
+from semcal.calibration.resampling import Resampling
 from semcal.errors import nearest
 from semcal.positions import (
     ALL_QUESTION_TOKENS,
@@ -178,6 +179,14 @@ class CalibrationConfig(Settings):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
     detail_draws: Annotated[int, Field(ge=10)] = 200
+
+    def resampling(self, seed: int) -> Resampling:
+        """Of headline figures."""
+        return Resampling(self.bootstrap, self.null_draws, self.level, seed)
+
+    def detail(self, seed: int) -> Resampling:
+        """Of the figures behind the headline."""
+        return self.resampling(seed).of(self.detail_draws)
 
 
 _OF_THE_MODEL = ("lora", "lens", "first-token", "random-init", "step-0")

@@ -15,6 +15,7 @@ from experiments.config.run_folder import open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study
 from experiments.pipeline.targets import Target
 from experiments.pipeline.tracking import track
+from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.run_page import write_report
 from experiments.report.study_page import write_study
@@ -22,7 +23,7 @@ from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
 from experiments.sample.prompting import Answerer
 from experiments.sample.sample_cell import sample_cell
-from experiments.score.analysis import probe, score
+from experiments.score.score import score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.questions.question import Dataset

@@ -36,6 +36,7 @@ from probes.targets.closed import (
     share_target,
 )
 from semcal.calibration.inference.paired import Difference
+from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
 from semcal.positions import ALL_QUESTION_TOKENS
 from semcal.runs.run import Run
@@ -242,9 +243,7 @@ def stored_evaluation(run: Run, position: str, ids: Sequence[str]) -> Evaluation
     return Evaluation(frame.reset_index(drop=True), rows.to_numpy(float), baseline.loc[list(ids)].to_numpy(float))
 
 
-def compare_last_layers(
-    a: Run, b: Run, position: str, *, draws: int, level: float, seed: int
-) -> tuple[dict[str, Difference], str]:
+def compare_last_layers(a: Run, b: Run, position: str, *, resampling: Resampling) -> tuple[dict[str, Difference], str]:
     """Rung -> how much better the class distribution is predictable in the second of two runs, as shares of their
     ceilings, each run at its own last layer, without baselines; and remarks on it.
 
@@ -260,7 +259,7 @@ def compare_last_layers(
         told.append(f"probes learnt from {sizes[0]} and {sizes[1]} questions")
     last = [_only(e, layer) for e, layer in zip((one, two), layers, strict=True)]
     try:
-        found = explained_differences(*last, group=group, draws=draws, level=level, seed=seed)
+        found = explained_differences(*last, group=group, resampling=resampling)
     except ValueError:
         raise UserError(f"{a.folder} and {b.folder} share no rung at their last layers; `semcal probe` both") from None
     return {rung: d for (rung, *_), d in found.items()}, "; ".join(told)

@@ -28,7 +28,7 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
         UserError: nothing was captured at the last prompt token.
     """
     read = read_layer(run)
-    sampled = run.class_table().by_count
+    table = run.class_table()
     settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
     target = class_target(read.masses, max_classes=cell.probes.max_classes, m=read.m)
     answer = probe_answer(
@@ -37,23 +37,15 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
     scalar = share_target(b_confidence(read.masses), name="b_confidence", m=read.m)
     sure = out_of_fold(read.activations, scalar.distribution, read.group, **settings)[:, 0]
     sampling, probing = costs(run)
-    measured: dict[str, Any] = {
-        "sampled": sampled,
-        "cost": probing,
-        "group": read.group,
-        "resamples": cell.calibration.detail_draws,
-        "null_draws": cell.calibration.detail_draws,
-        "level": cell.calibration.level,
-        "seed": cell.seed,
-    }
-    agreement = mode_correctness(read.masses, [{label} for label in answer.klass])
+    measured: dict[str, Any] = {"table": table, "cost": probing, "resampling": cell.calibration.detail(cell.seed)}
+    agreement = mode_correctness(read.masses, [{label} for label in answer.labels])
     pooled = float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0
     rows = [
         sampled_row(run.calibration(), sampling),
         confidence_row(
             "class probe", answer.confidence, answer.correct, agreement=agreement, pooled=pooled, **measured
         ),
-        confidence_row("confidence probe", sure, sampled.correct, agreement=None, pooled=0.0, **measured),
+        confidence_row("confidence probe", sure, table.by_count.correct, **measured),
     ]
     run.write_probe_confidence(pd.DataFrame([asdict(row) for row in rows]))
     return rows

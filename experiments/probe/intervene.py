@@ -29,8 +29,8 @@ from semcal.questions.prompts import question_span
 from semcal.questions.question import Question
 from semcal.runs.run import Run, content_key
 from semcal.sampling.records import Prompt, Sampling
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.collapse import Collapse
-from semcal.semantics.distribution import ClassDistribution
 
 SAME, OTHER = "same seed", "another seed"  # the model left alone: is the run reproduced, and what does finite M do
 
@@ -213,20 +213,15 @@ class _Session:
         asked = [self.questions[i] for i in planned.questions]
         pairs = [(before[q.id], after[q.id]) for q in asked]
         texts = [[text for its in pair for text in readable(its, self.cell.style)] for pair in pairs]
-        first, second = [], []
-        for (a, b), found in zip(pairs, self.collapse.collapse(asked, texts, self.cell.style), strict=True):
-            first.append(ClassDistribution.of(found.classes[: len(a)], a["count"].tolist(), found.gold))
-            second.append(ClassDistribution.of(found.classes[len(a) :], b["count"].tolist(), found.gold))
-        settings = self.cell.calibration
-        measured = effect(
-            first,
-            second,
-            [q.group for q in asked],
-            draws=0 if planned.labels["control"] else settings.bootstrap,
-            null_draws=settings.null_draws,
-            level=settings.level,
-            seed=self.cell.seed,
+        found = self.collapse.collapse(asked, texts, self.cell.style)
+        ids, groups, gold = [q.id for q in asked], [q.group for q in asked], [b.gold for b in found]
+        parts = [(b.classes[: len(a)], b.classes[len(a) :]) for b, (a, _) in zip(found, pairs, strict=True)]
+        first, second = (
+            ClassTable.of_answers(ids, groups, classes, [list(pair[side]["count"]) for pair in pairs], gold)
+            for side, classes in enumerate(zip(*parts, strict=True))
         )
+        resampling = self.cell.calibration.resampling(self.cell.seed)
+        measured = effect(first, second, resampling=resampling, intervals=not planned.labels["control"])
         return {"key": planned.key} | planned.labels | {"change": change, "m": self.settings.m} | measured
 
 

@@ -29,8 +29,7 @@ from semcal.models.checkpoint import LanguageModel, check_path
 from semcal.positions import LAST_PROMPT_TOKEN, is_residual
 from semcal.runs.run import Run
 from semcal.sampling.records import Prompt
-from semcal.semantics.collapsing.collapse import UNPARSED
-from semcal.semantics.distribution import UNEXPLORED
+from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 
 WHOLE_MODEL = "whole model"  # stands where other rows name the layer they read
 RANDOM, BEFORE = "random-init", "step-0"

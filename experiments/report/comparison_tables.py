@@ -81,8 +81,8 @@ def temperature_table(matched: Matched) -> Table:
 
 def _heading(c: Comparison) -> str:
     factors = ", ".join(differing(c.a, c.b)) or "nothing that a study sets"
-    probes = f"\npredictability: {c.told}" if c.told else ""
-    return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.told}{probes}"
+    probes = f"\npredictability: {c.note}" if c.note else ""
+    return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.note}{probes}"
 
 
 def _name(cell: Cell) -> str:

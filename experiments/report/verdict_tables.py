@@ -74,7 +74,7 @@ def detail_rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """The parts, then what stands beside."""
     return [
         (p.what, p.unit, _interval(p), p.shown or "beside", _p(p.p), _p(p.p_against), _number(p.reach, p.unit))
-        for p in (*verdict.finding.parts, *verdict.finding.beside)
+        for p in (*verdict.finding.parts, *verdict.finding.context)
     ]
 
 
@@ -136,7 +136,7 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
 
     Rows of a hypothesis that are of the same runs share a line over its panels.
     """
-    shown = [v for v in verdicts if v.finding.parts or v.finding.beside]
+    shown = [v for v in verdicts if v.finding.parts or v.finding.context]
     rows = [max(1, len(_lines(v))) for v in shown]
     figure = Figure(figsize=(WIDTH, 1.0 + ROW * sum(rows) + 0.85 * len(shown)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -150,7 +150,7 @@ def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
 
 
 def _all(verdict: Verdict) -> tuple[Part, ...]:
-    return (*verdict.finding.parts, *verdict.finding.beside)
+    return (*verdict.finding.parts, *verdict.finding.context)
 
 
 def _lines(verdict: Verdict) -> list[str]:

@@ -1,49 +1,47 @@
 """`python -m experiments.score.against_enumeration`: estimators of B-confidence against exact masses.
 
-The same questions are enumerated and sampled; what the samples say at M = 5, 10, 20 and 50 stands beside the truth.
+The same questions are enumerated and sampled; estimates from samples at M = 5, 10, 20 and 50 are set beside the truth.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config.collapsing_functions import collapse_of
 from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
 from experiments.pipeline.run_study import Silent, prepare_study, run_study
-from experiments.score.calibration_sections import sampled_masses
-from experiments.score.read_answers import read_answers
 from semcal.calibration.estimators.finite_m import Estimate, estimates
 from semcal.calibration.estimators.m_curve import m_curve
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece
+from semcal.calibration.resampling import Resampling
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
-from semcal.semantics.distribution import count_matrix
+from semcal.semantics.class_table import ClassTable
 
 THINNED = (5, 10, 20)
-EPSILON = 0.005  # mass of a question that may stay unexplored
+EPSILON = 0.005  # mass per question that may stay unexplored
 
 
-def main(n: Annotated[int, typer.Option("-n", min=20, help="Questions a cell.")] = 400, seed: int = 0) -> None:
-    """Print a table a cell."""
+def main(n: Annotated[int, typer.Option("-n", min=20, help="Questions per cell.")] = 400, seed: int = 0) -> None:
+    """Print one table per cell."""
     study = str(files("experiments") / "studies" / "demo.yaml")
     common = [f"datasets.{i}.n={n}" for i in (0, 1)] + [f"seed={seed}", "styles=[concise, sentence]"]
     common += ["capture.positions=[]", "probes.enabled=false", "tracking.wandb=disabled"]
     with tempfile.TemporaryDirectory() as folder:
         runs = []
-        for how, its in (("sampled", []), ("exact", [f"sampling.exact.epsilon={EPSILON}"])):
-            prepared = prepare_study(load_study(study, [*common, *its, f"output={folder}/{how}"]))
+        for how, changes in (("sampled", []), ("exact", [f"sampling.exact.epsilon={EPSILON}"])):
+            prepared = prepare_study(load_study(study, [*common, *changes, f"output={folder}/{how}"]))
             run_study(prepared, Silent())
             runs.append(prepared.runs)
         for sampled, exact in zip(*runs, strict=True):
@@ -64,30 +62,22 @@ def _table(sampled: Run, exact: Run, seed: int) -> Table:
 def _truth(exact: Run) -> tuple[str, float, float, float, float]:
     found = exact.class_table().by_count
     gap = float(signed_gap(found.plug_in, found.correct))
-    return (
-        "exact masses",
-        float(found.plug_in.mean()),
-        float(found.correct.mean()),
-        gap,
-        smece(found.plug_in, found.correct),
-    )
+    means = float(found.plug_in.mean()), float(found.correct.mean())
+    return "exact masses", *means, gap, smece(found.plug_in, found.correct)
 
 
 def _estimated(run: Run, seed: int) -> Iterator[tuple[str, float, float, float, float]]:
-    cell = stored_cell(run)
-    read = read_answers(cell, run, collapse_of(cell.semantics, run.aliases()))
-    matrix = count_matrix([r.distribution for r in read])
+    table = run.class_table()
     for m in THINNED:
-        parts = thin(matrix.counts, m, rng=keyed_generator(seed, "truth", str(m)), repeats=1)[0]
-        yield _row(f"plug-in, M = {m}", _estimates(parts, matrix.gold, matrix.unparsed, None, seed)[0])
-    for row in _estimates(matrix.counts, matrix.gold, matrix.unparsed, sampled_masses(read, matrix), seed):
-        yield _row(f"{row.estimator}, M = {cell.sampling.m}".replace("infinity, M", "infinity, from M"), row)
+        parts = thin(table.sampled_counts, m, rng=keyed_generator(seed, "truth", str(m)), repeats=1)[0]
+        yield _row(f"plug-in, M = {m}", _estimates(replace(table, counts=parts, masses=None), seed)[0])
+    for row in _estimates(table, seed):
+        yield _row(f"{row.estimator}, M = {table.m}".replace("infinity, M", "infinity, from M"), row)
 
 
-def _estimates(counts: np.ndarray, gold: np.ndarray, unparsed: np.ndarray, masses: Any, seed: int) -> list[Estimate]:
-    few: dict[str, Any] = {"bootstrap": 10, "null_draws": 100, "seed": seed}
-    curve = m_curve(counts, gold, unparsed, **few)
-    return list(estimates(counts, gold, unparsed, curve=curve, masses=masses, **few))
+def _estimates(table: ClassTable, seed: int) -> tuple[Estimate, ...]:
+    few = Resampling(bootstrap=10, null_draws=100, seed=seed)
+    return estimates(table, curve=m_curve(table, resampling=few), resampling=few)
 
 
 def _row(name: str, e: Estimate) -> tuple[str, float, float, float, float]:

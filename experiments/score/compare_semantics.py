@@ -12,7 +12,7 @@ from rich.table import Table
 
 from experiments.config.collapsing_functions import SemanticsConfig, collapse_of
 from experiments.config.study import Cell
-from experiments.score.read_answers import Read, measure, read_answers
+from experiments.score.read_answers import Read, class_table, measure, read_answers
 from semcal.calibration.summary import Calibration
 from semcal.errors import UserError
 from semcal.runs.run import Run
@@ -24,11 +24,11 @@ class Pair:
     """Two collapsing functions on the same samples.
 
     Attributes:
-        a, b: Their names.
-        rand: Mean over questions of the adjusted Rand index of their classifications of the samples.
-        same: Share of questions that they classify in the same way.
-        smece_change: smECE under b minus that under a.
-        accuracy_change: Likewise.
+        a, b: their names.
+        rand: mean over questions of the adjusted Rand index of their classifications of the samples.
+        same: share of questions that they classify in the same way.
+        smece_change: smECE under b minus smECE under a.
+        accuracy_change: likewise for accuracy.
     """
 
     a: str
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Calibration under each B, the mean number of classes a question, and how the Bs agree."""
+    """Calibration under each B, the mean number of classes per question, and how far the Bs agree."""
 
     calibration: dict[str, Calibration]
     classes: dict[str, float]
@@ -51,18 +51,22 @@ class Agreement:
 def compare(
     cell: Cell, run: Run, chosen: Sequence[SemanticsConfig], tell: Callable[[str], None] = lambda _: None
 ) -> Agreement:
-    """Read a run's samples with each B; also written to agreement.json. The run's own results stay as they are.
+    """Read a run's samples with each B and write agreement.json. The run's own results stay unchanged.
 
     Raises:
-        UserError: fewer than two Bs, or a run whose answers were enumerated and not sampled.
+        UserError: fewer than two Bs, or a run whose answers were enumerated instead of sampled.
     """
     if len({c.label for c in chosen}) < 2:
-        raise UserError("--semantics compares at least two different Bs; separate them by a comma")
+        raise UserError("--semantics compares at least two different Bs; separate their names by commas")
     if cell.enumerated:
-        raise UserError(f"{run.folder} was enumerated, and agreement counts samples; take a run without sampling.exact")
+        raise UserError(
+            f"{run.folder} was enumerated, but agreement counts samples; choose a run without sampling.exact"
+        )
     read = {c.label: read_answers(cell, run, collapse_of(c, run.aliases(), tell)) for c in chosen}
-    calibration = {name: measure(cell, run, its) for name, its in read.items()}
-    classes = {name: float(np.mean([len(r.distribution.counts) for r in its])) for name, its in read.items()}
+    tables = {name: class_table(cell, run.questions(), answers) for name, answers in read.items()}
+    resampling = cell.calibration.resampling(cell.seed)
+    calibration = {name: measure(tables[name], answers, resampling) for name, answers in read.items()}
+    classes = {name: table.mean_classes for name, table in tables.items()}
     pairs = tuple(_pair(a, b, read, calibration) for a, b in itertools.combinations(read, 2))
     found = Agreement(calibration, classes, pairs)
     run.write_agreement(asdict(found))
@@ -83,9 +87,9 @@ def _pair(a: str, b: str, read: dict[str, list[Read]], calibration: dict[str, Ca
 
 
 def agreement_table(found: Agreement) -> tuple[Table, Table]:
-    """One table of the Bs and one of their pairs."""
+    """A table of the Bs and a table of their pairs."""
     alone = Table(
-        "B", "smECE", "excess", "accuracy", "confidence", "unparsed", "classes a question", box=box.SIMPLE_HEAD
+        "B", "smECE", "excess", "accuracy", "confidence", "unparsed", "classes per question", box=box.SIMPLE_HEAD
     )
     for name, c in found.calibration.items():
         figures = (f"{c.smece:.3f} [{c.smece_low:.3f}, {c.smece_high:.3f}]", f"{c.excess:+.3f}", f"{c.accuracy:.3f}")

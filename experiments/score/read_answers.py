@@ -1,13 +1,13 @@
-"""The answers of a run as semantic classes: read from its samples by a B, as arrays, and measured.
+"""The answers of a run as semantic classes: read from its samples by a B, made into a class table, and measured.
 
-Knows run folders and configurations; writes nothing and needs no model but what B asks.
+Knows run folders and configurations; writes nothing and needs no model except what B queries.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,30 +15,30 @@ import pandas as pd
 
 from experiments.config.study import Cell
 from semcal.calibration.estimators.masses import class_masses
-from semcal.calibration.summary import Calibration, calibrate, calibrate_masses
+from semcal.calibration.resampling import Resampling
+from semcal.calibration.summary import Calibration, calibrate
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
-from semcal.semantics.class_table import UNEXPLORED, UNPARSED, ClassTable, ordered_classes
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.collapse import Collapse
-from semcal.semantics.distribution import ClassDistribution, count_matrix
 
 
 @dataclass(frozen=True)
 class Read:
-    """One question's samples, read by a collapsing function.
+    """The samples of one question, read by a collapsing function.
 
     Attributes:
-        samples: The rows of its distinct answers.
+        samples: one row per distinct answer.
         weights: [answer] counts, or the probabilities that enumeration gives.
         classes: [answer] semantic classes.
-        distribution: What they make.
+        gold: the correct classes, whether an answer fell into them or not.
     """
 
     samples: pd.DataFrame
     weights: list[Any]
     classes: tuple[str, ...]
-    distribution: ClassDistribution
+    gold: frozenset[str]
 
 
 def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
@@ -47,14 +47,8 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [readable(its, cell.style) for its in rows], cell.style)
-    exact = cell.enumerated
-    read = []
-    for its, collapsed in zip(rows, found, strict=True):
-        weights = _weights(cell, its)
-        distribution = ClassDistribution.of(collapsed.classes, weights, collapsed.gold, exact=exact)
-        read.append(Read(its, weights, collapsed.classes, distribution))
-    return read
+    found = collapse.collapse(questions, [readable(answers, cell.style) for answers in rows], cell.style)
+    return [Read(answers, _weights(cell, answers), b.classes, b.gold) for answers, b in zip(rows, found, strict=True)]
 
 
 def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
@@ -68,87 +62,42 @@ def readable(rows: pd.DataFrame, style: str) -> list[str]:
     if style != CONTINUATION:
         return texts
     cut = (rows["finish"] == LENGTH).to_list()  # the last word of a continuation that was cut may be half a word
-    return [_whole_words(t) if c else t for t, c in zip(texts, cut, strict=True)]
+    return [re.sub(r"\S+$", "", t) if c else t for t, c in zip(texts, cut, strict=True)]
 
 
-def _whole_words(text: str) -> str:
-    return re.sub(r"\S+$", "", text)
+def class_table(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> ClassTable:
+    """The class table of answers that have been read.
 
-
-def measure(
-    cell: Cell, run: Run, read: Sequence[Read], *, group: np.ndarray | None = None, draws: int | None = None
-) -> Calibration:
-    """Every figure of calibration of answers that have been read.
+    Masses come from the log-probabilities of the samples, where all are known, or are those that enumeration found.
 
     Args:
-        group: where the answers are not those of all questions.
-        draws: resamples and simulated data sets, where they are to be others than the study's.
+        questions: their rows of `Run.questions`, in the order of `read`.
     """
-    matrix = count_matrix([r.distribution for r in read])
-    settings: dict[str, Any] = {
-        "truncated_share": _truncated_share(read),
-        "group": run.questions()["group"].to_numpy() if group is None else group,
-        "bootstrap": draws or cell.calibration.bootstrap,
-        "null_draws": draws or cell.calibration.null_draws,
-        "level": cell.calibration.level,
-        "seed": cell.seed,
-    }
-    if not cell.enumerated:
-        return calibrate(matrix.counts, matrix.gold, matrix.unparsed, m=cell.sampling.m, **settings)
-    return calibrate_masses(matrix.counts, matrix.gold, matrix.unparsed, **settings)
-
-
-def _truncated_share(read: Sequence[Read]) -> float:
-    weight = np.concatenate([np.array(r.weights, dtype=float) for r in read])
-    cut = np.array([finish for r in read for finish in r.samples["finish"].tolist()]) == LENGTH
-    return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")
-
-
-def class_table(run: Run, read: Sequence[Read]) -> ClassTable:
-    """The class table of answers that have been read, in the order of `run.questions()`.
-
-    Masses come from the log-probabilities of the samples, or are those that enumeration found.
-    """
-    questions, enumerated = run.questions(), any(r.distribution.exact for r in read)
-    classes = [
-        ordered_classes(r.distribution.counts, r.distribution.gold) or (UNEXPLORED,) for r in read
-    ]  # a question of which enumeration found nothing keeps its row
-    shape = (len(read), max(map(len, classes)))
-    weights, gold, unparsed = np.zeros(shape), np.zeros(shape, dtype=bool), np.full(len(read), -1)
-    for row, (r, labels) in enumerate(zip(read, classes, strict=True)):
-        for column, label in enumerate(labels):
-            weights[row, column] = r.distribution.counts.get(label, 0)
-            gold[row, column] = label in r.distribution.gold and label != UNPARSED
-            if label == UNPARSED:
-                unparsed[row] = column
-    counts = None if enumerated else weights.astype(np.int64)
-    masses, seen = (weights, weights.sum(1)) if enumerated else _masses(read, classes, shape)
-    return ClassTable(
-        questions=tuple(questions["id"]),
-        groups=questions["group"].to_numpy().astype(str),
-        classes=tuple(classes),
-        counts=counts,
-        masses=masses,
-        seen_mass=seen,
-        gold=gold,
-        unparsed=unparsed,
+    columns = ([r.classes for r in read], [r.weights for r in read], [r.gold for r in read])
+    table = ClassTable.of_answers(
+        list(questions["id"]), questions["group"].to_numpy(), *columns, enumerated=cell.enumerated
     )
-
-
-def _masses(
-    read: Sequence[Read], classes: Sequence[Sequence[str]], shape: tuple[int, int]
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Class masses by the log-probabilities of the samples, and the mass seen; None and NaN where one is unknown."""
     logprob = np.concatenate([r.samples["logprob"].to_numpy(dtype=float) for r in read])
-    if np.isnan(logprob).any():
-        return None, np.full(shape[0], np.nan)
-    column = [{label: k for k, label in enumerate(labels)} for labels in classes]
+    if table.enumerated or np.isnan(logprob).any():
+        return table
+    column = [{label: k for k, label in enumerate(labels)} for labels in table.classes]
     row = np.repeat(np.arange(len(read)), [len(r.classes) for r in read])
     masses = class_masses(
         row,
         [column[at][label] for at, r in enumerate(read) for label in r.classes],
         np.concatenate([r.samples["count"].to_numpy(dtype=int) for r in read]),
         logprob,
-        shape=shape,
+        shape=table.gold.shape,
     )
-    return masses, np.minimum(1.0, np.bincount(row, np.exp(logprob), shape[0]))
+    return replace(table, masses=masses, seen_mass=np.minimum(1.0, np.bincount(row, np.exp(logprob), len(read))))
+
+
+def measure(table: ClassTable, read: Sequence[Read], resampling: Resampling) -> Calibration:
+    """Every figure of calibration of answers that have been read."""
+    return calibrate(table, resampling=resampling, truncated_share=_truncated_share(read))
+
+
+def _truncated_share(read: Sequence[Read]) -> float:
+    weight = np.concatenate([np.array(r.weights, dtype=float) for r in read])
+    cut = np.array([finish for r in read for finish in r.samples["finish"].tolist()]) == LENGTH
+    return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")

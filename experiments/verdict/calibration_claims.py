@@ -1,4 +1,4 @@
-"""Each hypothesis put to the runs it is about, by the rules in `hypotheses.py`.
+"""H1, H2, H3 and H6 tested on the runs they are about, by the rules in `rules.py`.
 
 Knows runs as `Measured` arrays and tables; knows no files and no models.
 """
@@ -13,31 +13,31 @@ from typing import Any
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import Finding, Part
 from semcal.calibration.inference.contrasts import Contrast, Leaves, contrast
-from semcal.calibration.inference.equivalence import equivalence_of
-from semcal.calibration.inference.loss_equivalence import loss_equivalence
+from semcal.calibration.inference.equivalence import equivalence, loss_equivalence
+from semcal.calibration.resampling import Resampling
 
 PREFERENCE = ("dpo", "grpo", "rl", "instruct")
 SHORT = ("concise", "sentence")
 
 Figure = Callable[[Measured], Leaves]
-Pair = tuple[Measured, Measured]  # the run of interest, then the one it is held against
+Pair = tuple[Measured, Measured]  # the run of interest, then the one it is compared with
 Terms = list[tuple[float, Leaves]]
 
 
 @dataclass(frozen=True)
 class Law:
-    """The numbers that the rules are made with.
+    """The numbers in the rules.
 
     Attributes:
         delta: the smallest calibration error that counts.
         level: of intervals; 1 - level is alpha.
-        draws: simulated data sets of each equivalence test.
-        seed: of all that is drawn.
+        null_draws: simulated data sets of each equivalence test.
+        seed: of everything random.
     """
 
     delta: float = 0.05
     level: float = 0.95
-    draws: int = 400
+    null_draws: int = 400
     seed: int = 0
 
     @property
@@ -46,7 +46,7 @@ class Law:
 
     @property
     def least_loss(self) -> float:
-        """Nats that a model with a calibration error of delta leaves at least: 2 delta² (Pinsker, Jensen)."""
+        """The least loss, in nats, that a calibration error of delta leaves to recover: 2 delta² (Pinsker, Jensen)."""
         return 2 * self.delta**2
 
 
@@ -71,7 +71,7 @@ def loss(run: Measured) -> Leaves:
 
 
 def standing(runs: Sequence[Measured]) -> list[Measured]:
-    """The runs without checkpoints that a later one of the same stage, or the finished model, stands for."""
+    """The runs, without checkpoints that a later one of the same stage, or the finished model, represents."""
     kept = []
     for run in runs:
         kin = [r for r in runs if (r.lineage, r.stage, r.prompt) == (run.lineage, run.stage, run.prompt)]
@@ -86,8 +86,8 @@ def of_stage(runs: Iterable[Measured], stages: Sequence[str], styles: Sequence[s
     return [r for r in runs if r.stage in stages and r.style in styles]
 
 
-def beside_base(runs: Sequence[Measured], stages: Sequence[str], prompt: str, styles: Sequence[str]) -> list[Pair]:
-    """Tuned runs under a prompt, each with its base model's run of the same dataset and style, few-shot."""
+def paired_with_base(runs: Sequence[Measured], stages: Sequence[str], prompt: str, styles: Sequence[str]) -> list[Pair]:
+    """Tuned runs under a prompt, each paired with its base model's few-shot run of the same dataset and style."""
     bases = {(r.lineage, r.dataset, r.style): r for r in runs if r.stage == "base" and r.prompt == "few-shot"}
     tuned = [r for r in of_stage(runs, stages, styles) if r.prompt == prompt]
     return [(r, bases[key]) for r in tuned if (key := (r.lineage, r.dataset, r.style)) in bases]
@@ -97,25 +97,25 @@ def beside_base(runs: Sequence[Measured], stages: Sequence[str], prompt: str, st
 
 
 def mean_difference(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Terms:
-    """The mean over pairs of a figure of the one less that, or another, of the other."""
+    """The mean over pairs of a figure of the first run minus that figure, or another, of the second."""
     share, other_figure = 1 / len(pairs), of_other or figure
     return [term for one, other in pairs for term in ((share, figure(one)), (-share, other_figure(other)))]
 
 
 def row(what: str, unit: str, found: Contrast, law: Law) -> Part:
-    """A figure that stands beside: two-sided p is not asked of it."""
+    """A figure shown for context, without a test."""
     return Part(what, unit, found.estimate, *found.interval(law.level), reach=found.detectable(law.alpha))
 
 
 def above(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
-    """To be shown: > 0; contradicted if a sum that is no smaller, `most`, is less than delta."""
+    """To be shown: > 0; contradicted if `most`, a sum that is at least as large, is less than delta."""
     found = contrast(terms)
     ends, reach = found.interval(law.level), found.detectable(law.alpha)
     return Part(what, unit, found.estimate, *ends, "> 0", found.p_above(0.0), contrast(most).p_below(law.delta), reach)
 
 
 def below(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
-    """To be shown: < delta, even of a sum that is no smaller, `most`; contradicted if it is more."""
+    """To be shown: < delta, even of `most`, a sum that is at least as large; contradicted if it is more."""
     found, shown = contrast(terms), f"< {law.delta:g}"
     ends, reach = found.interval(law.level), found.detectable(law.alpha)
     p, against = contrast(most).p_below(law.delta), found.p_above(law.delta)
@@ -123,27 +123,20 @@ def below(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
 
 
 def calibrated(run: Measured, law: Law) -> Part:
-    """Its error is less than delta."""
+    """To be shown: the error of a run is less than delta."""
     found = contrast([(1.0, run.excess)])
     what, ends = run.label, found.interval(law.level)
     shown = f"error < {law.delta:g}"
-    if run.chances is None:  # several correct classes and no log-probabilities: nobody knows its calibrated twins
+    if run.chances is None:  # several correct classes and no log-probabilities: its calibrated twins are unknown
         return Part(what, "excess smECE", found.estimate, *ends, shown)
-    test = equivalence_of(
-        run.chances,
-        run.confidence,
-        run.correct,
-        delta=law.delta,
-        alpha=law.alpha,
-        draws=law.draws,
-        seed=law.seed,
-    )
+    resampling = Resampling(null_draws=law.null_draws, level=law.level, seed=law.seed)
+    test = equivalence(run.chances, run.confidence, run.correct, delta=law.delta, resampling=resampling)
     against = found.p_above(law.delta)
     return Part(what, "excess smECE", found.estimate, *ends, shown, test.p_value, against, test.within)
 
 
 def no_loss(run: Measured, law: Law) -> Part:
-    """Its loss gap is less than that of an error of delta."""
+    """To be shown: the loss gap of a run is less than that of an error of delta."""
     shown = f"< that of an error of {law.delta:g}"
     if run.loss is None or run.loss_gap is None:
         return Part(run.label, "nats", nan, nan, nan, shown)
@@ -172,10 +165,10 @@ def base_calibrated(runs: Sequence[Measured], law: Law) -> Finding:
 
 def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
     key, kept = "H2" if prompt == "chat" else "H2 same prompt", standing(runs)
-    how = "under chat" if prompt == "chat" else "few-shot"
-    tuned, sft = (beside_base(kept, stages, prompt, SHORT) for stages in (PREFERENCE, ["sft"]))
-    along = [pair for stages in (PREFERENCE, ["sft"]) for pair in beside_base(kept, stages, prompt, ["cot"])]
-    beside = [
+    prompted = "under chat" if prompt == "chat" else "few-shot"
+    tuned, sft = (paired_with_base(kept, stages, prompt, SHORT) for stages in (PREFERENCE, ["sft"]))
+    along = [pair for stages in (PREFERENCE, ["sft"]) for pair in paired_with_base(kept, stages, prompt, ["cot"])]
+    context = [
         row(f"{one.label} − base", unit, contrast(mean_difference([(one, base)], figure)), law)
         for one, base in (*tuned, *sft, *along)
         for unit, figure in (("excess smECE", excess), ("signed gap", gap))
@@ -183,22 +176,22 @@ def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
     seen = labels(run for pair in (*tuned, *sft) for run in pair)
     if not tuned or not sft:
         lacks = "dpo, grpo, rl or instruct" if not tuned else "sft"
-        reason = f"no model of stage {lacks} {how} beside its few-shot base in concise or sentence"
-        return Finding(key, beside=tuple(beside), reason=reason, runs=seen)
+        reason = f"no model of stage {lacks} {prompted} next to its few-shot base in concise or sentence"
+        return Finding(key, context=tuple(context), reason=reason, runs=seen)
     raised, most_raised = mean_difference(tuned, excess), mean_difference(tuned, error, excess)
     steady, most_steady = mean_difference(sft, excess), mean_difference(sft, error, excess)
     surer = mean_difference(tuned, gap)
     parts = (
         above("preference tuned − base", "excess smECE", raised, most_raised, law),
         above("preference tuned − base", "signed gap", surer, surer, law),
-        above("preference tuned − SFT", "excess smECE", raised + _less(steady), most_raised + _less(steady), law),
+        above("preference tuned − SFT", "excess smECE", raised + _negated(steady), most_raised + _negated(steady), law),
         below("SFT − base", "excess smECE", steady, most_steady, law),
     )
-    return Finding(key, parts, tuple(beside), runs=seen)
+    return Finding(key, parts, tuple(context), runs=seen)
 
 
-def _less(terms: Terms) -> Terms:
-    return [(-weight, its) for weight, its in terms]
+def _negated(terms: Terms) -> Terms:
+    return [(-weight, run) for weight, run in terms]
 
 
 def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
@@ -208,37 +201,37 @@ def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
     if not short:
         return Finding("H3", reason="no model of stage base has both cot and concise or sentence on one dataset")
     pairs = [(places[r.model, r.dataset], r) for r in short]
-    beside = [row("cot − short, mean", "signed gap", contrast(_by_place(pairs, gap)), law)]
-    beside += [
+    context = [row("cot − short, mean", "signed gap", contrast(_by_place(pairs, gap)), law)]
+    context += [
         row(f"{cot.label} − {one.style}", unit, contrast(mean_difference([(cot, one)], figure)), law)
         for cot, one in pairs
         for unit, figure in (("excess smECE", excess), ("signed gap", gap))
     ]
     most = _by_place(pairs, error, excess)
     part = above("cot − short, mean", "excess smECE", _by_place(pairs, excess), most, law)
-    return Finding("H3", (part,), tuple(beside), runs=labels(run for pair in pairs for run in pair))
+    return Finding("H3", (part,), tuple(context), runs=labels(run for pair in pairs for run in pair))
 
 
 def _by_place(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Terms:
-    """The mean over models and datasets, each alike, however many short styles it has."""
+    """The mean over models and datasets with equal weights, however many short styles each has."""
     places = {(cot.model, cot.dataset): [p for p in pairs if p[0] is cot] for cot, _ in pairs}
     differences = [mean_difference(own, figure, of_other) for own in places.values()]
-    return [(weight / len(places), its) for terms in differences for weight, its in terms]
+    return [(weight / len(places), run) for terms in differences for weight, run in terms]
 
 
 def loss_left(runs: Sequence[Measured], law: Law) -> Finding:
     kept = standing(runs)
     bases = of_stage(kept, ["base"])
     tuned, sft = ([r for r in of_stage(kept, s) if r.prompt == "chat" and r.loss] for s in (PREFERENCE, ["sft"]))
-    beside = [row(run.label, "nats", contrast([(1.0, loss(run))]), law) for run in (*tuned, *sft)]
+    context = [row(run.label, "nats", contrast([(1.0, loss(run))]), law) for run in (*tuned, *sft)]
     parts = tuple(no_loss(run, law) for run in bases)
     if not bases or not tuned:
         lacks = "base" if not bases else "dpo, grpo, rl or instruct under chat"
         reason = f"no model of stage {lacks} with a loss gap in concise or sentence"
-        return Finding("H6", beside=(*parts, *beside), reason=reason, runs=labels([*bases, *tuned]))
+        return Finding("H6", context=(*parts, *context), reason=reason, runs=labels([*bases, *tuned]))
     found = contrast([(1 / len(tuned), loss(run)) for run in tuned])
     ends, reach = found.interval(law.level), found.detectable(law.alpha)
-    none_left = max(no_loss(run, law).p for run in tuned)  # a fitted tilt recovers too little to say so by itself
+    none_left = max(no_loss(run, law).p for run in tuned)  # a fitted tilt alone recovers too little to show this
     what = "preference tuned, mean"
     parts = (*parts, Part(what, "nats", found.estimate, *ends, "> 0", found.p_above(0.0), none_left, reach))
-    return Finding("H6", parts, tuple(beside), runs=labels([*bases, *tuned, *sft]))
+    return Finding("H6", parts, tuple(context), runs=labels([*bases, *tuned, *sft]))

@@ -1,6 +1,6 @@
-"""A run as the hypotheses need it: what it is called, confidence and correctness, probes, interventions.
+"""A run as the hypotheses need it: its names, confidence and correctness, probes, interventions.
 
-Knows no files and no rules; figures that a rule asks for are computed once, when it asks.
+Knows no files and no rules; a figure is computed once, when a rule first needs it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,11 @@ from semcal.calibration.inference.paired import STATISTICS
 from semcal.calibration.measures.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import Chances
+from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
 
 FOLDS = 5  # of the loss gap
-DRAWS = 400  # simulated calibrated twins, for the means of nulls
+NULL_DRAWS = 400  # simulated calibrated twins, for the means of nulls
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Measured:
 
     Attributes:
         label: model, dataset and style, in words.
-        folder: where it lies.
+        folder: its path.
         model: its name in the study.
-        weights: which weights; models of other prompts may share them.
-        lineage, stage, step, prompt: of the model, as the study says.
+        weights: hash of its weights; models with other prompts may share them.
+        lineage, stage, step, prompt: of the model, as in the study.
         dataset, style: of the run.
         confidence, correct: `[n]`, by mass or as shares of samples.
         group: `[n]` labels of dependent questions.
-        chances: of its calibrated twins; None where they are not known.
-        null: mean smECE of calibrated twins, where `chances` are not known.
-        smoothing: samples a question where confidences are shares of them; None for masses.
+        chances: of its calibrated twins; None where they are unknown.
+        null: mean smECE of calibrated models, where `chances` are unknown.
+        smoothing: samples per question where confidences are shares of them; None for masses.
         entropy: mean semantic entropy, nats.
         explained: rung -> predictability as a share of its ceiling.
-        interventions: its interventions.parquet; empty where there is none.
-        seed: of all that is drawn.
+        interventions: its interventions.parquet; empty if there is none.
+        seed: of everything random.
     """
 
     label: str
@@ -73,36 +73,42 @@ class Measured:
 
     @cached_property
     def error(self) -> Leaves:
-        """smECE, at least the calibration error in expectation."""
+        """smECE: in expectation at least the calibration error."""
         return self._leaves("smece")
 
     @cached_property
     def excess(self) -> Leaves:
-        """smECE less the mean of its calibrated twins, at most the calibration error in expectation."""
-        return self.error.less(self._null_mean)
+        """smECE minus the mean of its calibrated twins: in expectation at most the calibration error."""
+        return self.error.minus(self._null_mean)
 
     @cached_property
     def gap(self) -> Leaves:
-        """Confidence less accuracy."""
+        """Confidence minus accuracy."""
         return self._leaves("signed_gap")
 
     @cached_property
     def loss_gap(self) -> LossGap | None:
-        """What the best tilt would recover; None where all answers are right, or wrong, or groups are few."""
+        """What the best tilt would recover; None where all answers are right, or all wrong, or groups are too few."""
         if not self.correct.min() < self.correct.max() or len(set(self.group)) < FOLDS:
             return None
-        settings: dict[str, Any] = {"m": self.smoothing, "group": self.group, "folds": FOLDS, "seed": self.seed}
-        return loss_gap(self.confidence, self.correct, bootstrap=1, **settings)
+        return loss_gap(
+            self.confidence,
+            self.correct,
+            m=self.smoothing,
+            group=self.group,
+            folds=FOLDS,
+            resampling=Resampling(bootstrap=1, seed=self.seed),
+        )
 
     @cached_property
     def loss(self) -> Leaves | None:
-        """The loss gap less the mean of its calibrated twins', nats; None where there is none."""
+        """The loss gap minus the mean loss gap of its calibrated twins, nats; None where there is none."""
         if self.loss_gap is None or self.chances is None:
             return None
         null = simulated_loss_gap(*self._twins, m=self.smoothing, group=self.group, folds=FOLDS, seed=self.seed)
         drops = self.loss_gap.drops
         found = leaves(plain_mean, drops, drops, stratum=self.dataset, group=self.group, seed=self.seed)
-        return found.less(null.mean)
+        return found.minus(null.mean)
 
     def _leaves(self, statistic: str) -> Leaves:
         return leaves(
@@ -122,8 +128,8 @@ class Measured:
 
     @cached_property
     def _twins(self) -> tuple[np.ndarray, np.ndarray]:
-        """Confidence and correctness of calibrated models, `[DRAWS, n]` each."""
+        """Confidence and correctness of calibrated models, `[NULL_DRAWS, n]` each."""
         assert self.chances is not None
-        uniform = keyed_generator(self.seed, "null", "verdict").random((DRAWS, len(self.correct)))
+        uniform = keyed_generator(self.seed, "null", "verdict").random((NULL_DRAWS, len(self.correct)))
         confidence, correct = self.chances.simulate(uniform)
         return np.broadcast_to(confidence, correct.shape), correct

@@ -1,6 +1,7 @@
-"""The mechanism put to the test: does predictability go with calibration (H4), and does removing it harm (H5)?
+"""The mechanism put to the test: does predictability go with calibration (H4), and does removing what the probe reads
+harm (H5)?
 
-By the rules in `hypotheses.py`; knows runs as `Measured` arrays and tables, no files and no models.
+By the rules in `rules.py`; knows runs as `Measured` arrays and tables, no files and no models.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from semcal.calibration.inference.association import Association, grid_associati
 from semcal.seeds import keyed_generator
 
 LADDER = ("lens", "linear", "ridge-logit", "low-rank", "mlp", "attention", "lora")
-READOUTS = ("lens", "linear", "ridge-logit", "low-rank")  # where one of these fails, another rung may not
-FEWEST = 4  # cells; of three, even a perfect order happens by chance once in three
+READOUTS = ("lens", "linear", "ridge-logit", "low-rank")  # where one of these fails, another rung may succeed
+FEWEST = 4  # cells; of three, even a perfect order has a chance of one in three
 CONTROLS = ("isotropic", "matched")
 COMBINATIONS = 9999
 
@@ -47,7 +48,7 @@ class Grid:
 
 
 def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
-    """H4, for the highest rung that a whole grid of runs has; the rungs below stand beside."""
+    """H4, for the highest rung that a whole grid of runs has; the rungs below are shown for context."""
     sizes = sorted({len(run.correct) for run in runs})
     if len(sizes) > 1:
         return Finding("H4", reason=f"its runs differ in n ({', '.join(map(str, sizes))}); give the datasets one n")
@@ -55,27 +56,27 @@ def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
     able = [rung for rung, grid in grids.items() if len(grid.cells) >= FEWEST]
     if not able:
         return Finding("H4", reason=f"no rung was fitted on a whole grid of {FEWEST} cells or more; see probes.enabled")
-    parts, beside = tuple(_of_rung(grids[able[-1]], able[-1], law)), []
+    parts, context = tuple(_of_rung(grids[able[-1]], able[-1], law)), []
     for rung in able[:-1]:
-        beside += _of_rung(grids[rung], rung, law)
-    return Finding("H4", parts, tuple(beside), runs=labels(grids[able[-1]].cells))
+        context += _of_rung(grids[rung], rung, law)
+    return Finding("H4", parts, tuple(context), runs=labels(grids[able[-1]].cells))
 
 
 def _one_prompt(runs: Sequence[Measured]) -> list[Measured]:
-    """Weights under one prompt each, their own if they have it: the same weights twice are not two models."""
+    """Each weights under one prompt, their natural one if it was run: the same weights twice are not two models."""
     prompts: dict[str, set[str]] = {}
     for run in runs:
         prompts.setdefault(run.weights, set()).add(run.prompt)
 
-    def own(run: Measured) -> str:
+    def chosen(run: Measured) -> str:
         natural = "few-shot" if run.stage in ("base", None) else "chat"
         return natural if natural in prompts[run.weights] else run.prompt
 
-    return [run for run in runs if run.prompt == own(run)]
+    return [run for run in runs if run.prompt == chosen(run)]
 
 
 def grid_of(runs: Sequence[Measured], rung: str) -> Grid:
-    """The models that have a rung in every cell, over all datasets and styles."""
+    """The models that have the rung in every cell, over all datasets and styles."""
     places = {(r.model, r.dataset, r.style): r for r in runs}
     models, datasets, styles = (list(dict.fromkeys(key[i] for key in places)) for i in range(3))
 
@@ -106,7 +107,7 @@ def _part(what: str, a: Association, rung: str) -> Part:
 
 
 def removing_harms(runs: Sequence[Measured], law: Law) -> Finding:
-    """H5, from what `semcal intervene` has written."""
+    """H5, from the rows that `semcal intervene` has written."""
     bases = of_stage(standing(runs), ["base"])
     folders = ", ".join(r.folder for r in bases) or "RUN of a base model in concise or sentence"
     changed = [r for r in bases if not r.interventions.empty and "ablate" in set(r.interventions["kind"])]
@@ -119,29 +120,29 @@ def removing_harms(runs: Sequence[Measured], law: Law) -> Finding:
 
 
 def _families(run: Measured, control: str) -> Iterator[np.ndarray]:
-    """Of each ablation, its excess and then that of its random controls; that of the model left alone cancels."""
+    """For each ablation, its excess and then those of its random controls; that of the unchanged model cancels."""
     ablations = run.interventions.query("kind == 'ablate'")
-    for _, its in ablations.groupby(FAMILY, sort=False):
-        excess, sort = (its["smece"] - its["null_mean"]).to_numpy(float), its["control"].to_numpy()
-        if (sort == "").any() and (sort == control).any():
-            yield np.concatenate([excess[sort == ""][:1], excess[sort == control]])
+    for _, rows in ablations.groupby(FAMILY, sort=False):
+        excess, kind = (rows["smece"] - rows["null_mean"]).to_numpy(float), rows["control"].to_numpy()
+        if (kind == "").any() and (kind == control).any():
+            yield np.concatenate([excess[kind == ""][:1], excess[kind == control]])
 
 
 def _against_random(control: str, families: Sequence[np.ndarray], law: Law) -> Part:
     """How much more an ablation raises the excess than random ones do, on average over ablations.
 
-    Were the probe's subspace one more random one, each of a family could be the one of interest: the p-value is the
-    share of random choices, one of each family, with a mean as large.
+    If the probe's subspace were one more random one, any member of a family could be the one of interest: the p-value
+    is the share of random choices, one per family, with a mean at least as large.
     """
 
     def lead(values: np.ndarray) -> np.ndarray:
-        """[member]: each less the mean of the others."""
+        """[member]: each minus the mean of the others."""
         return values - (values.sum() - values) / (len(values) - 1)
 
     leads = [lead(values) for values in families]
-    observed = float(np.mean([its[0] for its in leads]))
+    observed = float(np.mean([values[0] for values in leads]))
     rng = keyed_generator(law.seed, "verdict", "random subspaces", control)
-    drawn = np.mean([its[rng.integers(len(its), size=COMBINATIONS)] for its in leads], axis=0)
+    drawn = np.mean([values[rng.integers(len(values), size=COMBINATIONS)] for values in leads], axis=0)
     spread = float(drawn.std())
     reach = float(norm.ppf((1 + law.level) / 2)) * spread
     p, against = ((1 + int(hits.sum())) / (1 + COMBINATIONS) for hits in (drawn >= observed, drawn <= observed))

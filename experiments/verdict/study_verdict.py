@@ -1,6 +1,6 @@
 """`semcal verdict`: the runs of a study read, checked to be comparable, and every hypothesis decided on them.
 
-Knows run folders and configurations; the rules stand in `hypotheses.py`, the tables in `report/verdict.py`. No model is
+Knows run folders and configurations; the rules are in `rules.py`, the tables in `report/verdict_tables.py`. No model is
 loaded.
 """
 
@@ -19,11 +19,11 @@ import pandas as pd
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.study import Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
-from experiments.verdict.measured_run import Measured
+from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
 from experiments.verdict.rules import CLAIMS, Finding, Verdict, decide
 from probes.targets.closed import semantic_entropy
-from semcal.calibration.nulls.null import exact_chances, exchange_chances, null_of_counts
+from semcal.calibration.nulls.null import chances_of, null_of
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run, plain, write_atomically
@@ -35,10 +35,10 @@ class Judgement:
 
     Attributes:
         study: its configuration.
-        verdicts: one a hypothesis, in the order of `CLAIMS`.
-        runs: how many were read.
+        verdicts: one per hypothesis, in the order of `CLAIMS`.
+        runs: number of runs read.
         read_by: "by mass", or "plug-in" where a run has no log-probabilities.
-        missing: cells that are not finished, with what they lack.
+        missing: cells that are not finished, and what they lack.
     """
 
     study: Study
@@ -48,7 +48,7 @@ class Judgement:
     missing: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For verdict.json."""
+        """The content of verdict.json."""
         return {
             "study": self.study.name,
             "delta": self.study.calibration.delta,
@@ -70,7 +70,7 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
     """Every hypothesis on the scored runs of a study.
 
     Raises:
-        UserError: no scored run; runs that cannot be compared; runs scored by an early version.
+        UserError: no scored run; runs that cannot be compared.
     """
     found, missing = _runs_of(study)
     check_alike(found)
@@ -104,13 +104,13 @@ def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
     for cell in study.cells():
         run = Run(Path(cell.folder))
         if not run.calibration():
-            begun = (run.folder / "config.yaml").is_file()
-            missing.append(f"{cell.label}: {'not finished' if begun else 'not run'}")
+            started = (run.folder / "config.yaml").is_file()
+            missing.append(f"{cell.label}: {'not finished' if started else 'not run'}")
             continue
         if cell.probes.enabled and run.probes().empty:
-            missing.append(f"{cell.label}: not probed, so it is left out of H4")
-        its = scored(run)
-        found.append(replace(its, cell=_named_now(its.cell, cell)))
+            missing.append(f"{cell.label}: not probed, so left out of H4")
+        read = scored(run)
+        found.append(replace(read, cell=_named_now(read.cell, cell)))
     if not found:
         raise UserError(f"no run of {study.folder} is scored; `semcal run` the study first")
     return found, missing
@@ -123,7 +123,7 @@ def _named_now(stored: Cell, now: Cell) -> Cell:
 
 
 def check_alike(runs: Sequence[Scored]) -> None:
-    """Refuse runs whose figures differ for other reasons than the hypotheses are about.
+    """Refuse runs whose figures differ for reasons that the hypotheses are not about.
 
     Raises:
         UserError: two runs that differ in M, or on one dataset in n, B or questions, naming both.
@@ -139,20 +139,22 @@ def check_alike(runs: Sequence[Scored]) -> None:
             continue
         _refuse_unless_equal("n", first, run, len(first.questions), len(run.questions))
         names = first.calibration["semantics"], run.calibration["semantics"]
-        _refuse_unless_equal("B", first, run, *names, mend=f"--set semantics to one of {', '.join(kinds)}")
+        _refuse_unless_equal("B", first, run, *names, fix=f"--set semantics to one of {', '.join(kinds)}")
         check_comparable(first, run)
         if list(first.questions.index) != list(run.questions.index):
-            raise UserError(f"{first.folder} and {run.folder} differ in their questions; give the datasets one seed")
+            raise UserError(
+                f"{first.folder} and {run.folder} differ in their questions; give the datasets the same seed"
+            )
 
 
-def _refuse_unless_equal(what: str, a: Scored, b: Scored, one: Any, two: Any, mend: str = "") -> None:
+def _refuse_unless_equal(what: str, a: Scored, b: Scored, one: Any, two: Any, fix: str = "") -> None:
     if one != two:
-        mend = mend or "a verdict needs them alike, so run one of them again"
-        raise UserError(f"{a.folder} and {b.folder} differ in {what} ({one} and {two}); {mend}")
+        fix = fix or "a verdict needs them equal, so run one of them again"
+        raise UserError(f"{a.folder} and {b.folder} differ in {what} ({one} and {two}); {fix}")
 
 
 def check_lineages(study: Study) -> None:
-    """Refuse lineages in which it is not known from which base the tuned models come.
+    """Refuse lineages in which the base of the tuned models is ambiguous.
 
     Raises:
         UserError: a lineage with two finished few-shot base models and a tuned one.
@@ -162,8 +164,8 @@ def check_lineages(study: Study) -> None:
         bases = [m.name for m in kin if m.stage == "base" and m.step is None and m.prompt == "few-shot"]
         if len(bases) > 1 and any(m.stage not in ("base", None) for m in kin):
             raise UserError(
-                f"models: lineage {lineage!r} has {len(bases)} base models ({', '.join(bases)}), and from which of "
-                "them its tuned models come is not known; give each base a lineage of its own"
+                f"models: lineage {lineage!r} has {len(bases)} base models ({', '.join(bases)}), so which "
+                "one its tuned models come from is ambiguous; give each base a lineage of its own"
             )
 
 
@@ -178,17 +180,10 @@ def _measured(runs: Sequence[Scored]) -> tuple[list[Measured], str]:
 
 def _one(run: Scored, by_mass: bool) -> Measured:
     cell, folder, table = run.cell, Run(run.folder), run.table
-    null = float("nan")
-    if by_mass:
-        found = table.by_mass
-        assert found is not None
-        chances = exact_chances(found.plug_in)
-    else:
-        found, column = table.by_count, table.single_gold
-        assert table.counts is not None
-        chances = None if column is None else exchange_chances(table.counts, column)
-        if chances is None:
-            null = null_of_counts(table.counts, table.gold, draws=400, seed=cell.seed).mean
+    chances = chances_of(table, by_mass=by_mass)
+    null = float("nan") if chances else null_of(table, null_draws=NULL_DRAWS, seed=cell.seed).mean
+    found = table.by_mass if by_mass else table.by_count
+    assert found is not None
     return Measured(
         label=cell.label,
         folder=str(run.folder),
@@ -216,7 +211,8 @@ def _one(run: Scored, by_mass: bool) -> Measured:
 def predictability(probes: pd.DataFrame) -> dict[str, float]:
     """Rung -> share of its ceiling explained of the class distribution: its last row at the last prompt token.
 
-    Fixed before looking; a rung that reads elsewhere (attention: every token of the question) is taken where it reads.
+    Fixed before looking; a rung that reads elsewhere (attention: every token of the question) is reported where it
+    reads.
     """
     if probes.empty or "rung" not in probes or "of_ceiling" not in probes:
         return {}
@@ -227,7 +223,7 @@ def predictability(probes: pd.DataFrame) -> dict[str, float]:
 
 
 def write_verdict(judgement: Judgement, text: str) -> list[Path]:
-    """verdict.json and verdict.md in the study's folder."""
+    """Write verdict.json and verdict.md to the study's folder."""
     folder = judgement.study.folder
     whole = json.dumps(plain(judgement.to_dict()), indent=1, ensure_ascii=False) + "\n"
     for name, body in (("verdict.json", whole), ("verdict.md", text)):

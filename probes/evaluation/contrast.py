@@ -1,6 +1,7 @@
-"""Two runs on the same questions: is the one's class distribution better predictable than the other's?
+"""Two runs on the same questions: is the class distribution of one more predictable than that of the other?
 
-Knows held-out losses; nothing of models. Give both runs the same questions in the same order, M, and seed of folds.
+Knows held-out losses; nothing of models. Both runs need the same questions in the same order, the same M and the same
+seed of folds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pandas as pd
 from probes.evaluation.result import Evaluation
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import Difference, difference_of
+from semcal.calibration.resampling import Resampling
 
 _KEYS = ["rung", "target", "layer", "measure"]
 
@@ -23,30 +25,29 @@ def compare_explained(
     *,
     group: Sequence[str],
     of_ceiling: bool = True,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling,
 ) -> pd.DataFrame:
-    """The difference b − a in the share explained, a row for each rung, target and layer that both have.
+    """The difference b − a in the share explained, one row for each rung, target and layer that both have.
 
-    Two models differ in how flat their distributions are, and flat ones are drowned in the noise of M samples sooner:
-    hence the shares of each run's own ceiling, which counts as known. Interval and p-value are those of
-    `semcal.calibration.paired_difference`: the same resampled groups for both runs, the probes not refitted; `p_value`
-    is of "the shares are equal", `p_exchange` of "the runs are alike". `p_holm` is adjusted for the rows.
+    Two models differ in how flat their distributions are, and the noise of M samples drowns flat ones sooner: hence the
+    shares of each run's own ceiling, which is taken as known. Interval and p-value are those of
+    `paired_difference`: the same resampled groups for both runs, the probes not refitted; `p_value`
+    is of "the shares are equal", `p_exchange` of "the runs are alike". `p_holm` is adjusted over the rows.
 
     Args:
         a, b: of the same questions in the same order.
         group: [question].
-        of_ceiling: False: compare the shares explained themselves.
+        of_ceiling: False compares the shares explained themselves.
+        resampling: as in `paired_difference`.
 
     Returns:
         Columns rung, target, layer, measure, a, b, difference, low, high, p_value, p_holm, p_exchange, n. NaN where a
         run has nothing to explain, or no ceiling.
 
     Raises:
-        ValueError: other numbers of questions, or no common row.
+        ValueError: different numbers of questions, or no common row.
     """
-    found = explained_differences(a, b, group=group, of_ceiling=of_ceiling, draws=draws, level=level, seed=seed)
+    found = explained_differences(a, b, group=group, of_ceiling=of_ceiling, resampling=resampling)
     rows = [
         dict(zip(_KEYS, key, strict=True))
         | {"a": d.a, "b": d.b, "difference": d.estimate, "low": d.low, "high": d.high}
@@ -64,14 +65,12 @@ def explained_differences(
     *,
     group: Sequence[str],
     of_ceiling: bool = True,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling,
 ) -> dict[tuple[str, str, str, str], Difference]:
     """(rung, target, layer, measure) -> the difference b − a; see `compare_explained`.
 
     Raises:
-        ValueError: other numbers of questions, or no common row.
+        ValueError: different numbers of questions, or no common row.
     """
     if not len(a.baseline) == len(b.baseline) == len(group):
         raise ValueError(
@@ -84,13 +83,13 @@ def explained_differences(
         raise ValueError("the two evaluations have no rung, target and layer in common; evaluate both at the same ones")
     found = {}
     for key in common:
-        pairs = [_gain_and_room(one, its[key], of_ceiling) for one, its in zip((a, b), places, strict=True)]
-        found[key] = _difference(pairs[0], pairs[1], group, draws, level, seed)
+        pairs = [_gain_and_room(one, rows[key], of_ceiling) for one, rows in zip((a, b), places, strict=True)]
+        found[key] = _difference(pairs[0], pairs[1], group, resampling)
     return found
 
 
 def _gain_and_room(of: Evaluation, row: int, of_ceiling: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """What the probe gains on the baseline, and could gain: [question] each; None if that is nothing or not known."""
+    """What the probe gains on the baseline, and could gain: [question] each; None if that is zero or unknown."""
     reachable = float(of.frame["ceiling"].iloc[row]) if of_ceiling else 1.0
     if not (reachable > 0 and of.baseline.sum() > 0):
         return None
@@ -101,14 +100,12 @@ def _difference(
     a: tuple[np.ndarray, np.ndarray] | None,
     b: tuple[np.ndarray, np.ndarray] | None,
     group: Sequence[str],
-    draws: int,
-    level: float,
-    seed: int,
+    resampling: Resampling,
 ) -> Difference:
     if a is None or b is None:
         nothing = float("nan")
         return Difference(nothing, nothing, nothing, nothing, nothing, 0, nothing)
-    return difference_of(_share, (*a, *b), group=list(group), draws=draws, level=level, seed=seed)
+    return difference_of(_share, (*a, *b), group=list(group), resampling=resampling)
 
 
 def _share(gain: np.ndarray, room: np.ndarray, *, weight: np.ndarray | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Does a probe of one run read another? Trained on each of some runs, tested on each: a matrix of shares explained.
+"""Does a probe of one run read another? Trained on each run, tested on each: a matrix of shares explained.
 
 Knows activations of one layer, class distributions and groups of each run; nothing of models, styles or folders.
 """
@@ -15,18 +15,19 @@ from probes.evaluation.controls import noise_ceiling, share_interval
 from probes.evaluation.crossfit import predict_elsewhere
 from probes.evaluation.layerwise import group_folds
 from probes.targets.closed import ClassTarget, class_target, kl_divergence, smoothed
+from semcal.calibration.resampling import Resampling
 
 
 @dataclass(frozen=True)
-class Material:
+class ReadRun:
     """What a probe of a run is trained and tested on.
 
     Attributes:
-        name: Of the run.
+        name: of the run.
         activations: [question, d_model] at one layer and position.
-        distributions: [question] class -> mass, of any total.
-        group: [question] questions that must not be parted; a name means the same group in every run.
-        m: Samples behind each distribution; None if they are exact.
+        distributions: [question] class -> mass, with any total.
+        group: [question] questions that stay together; a name means the same group in every run.
+        m: samples behind each distribution; None if they are exact.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Material:
         if self.activations.ndim != 2 or not len(self.activations) == n == len(self.group):
             raise ValueError(
                 f"{self.name}: activations {self.activations.shape}, {n} distributions and {len(self.group)} groups; "
-                "want [question, d_model] and one each a question"
+                "expected [question, d_model] and one of each per question"
             )
 
 
@@ -51,8 +52,9 @@ class TransferCell:
     Attributes:
         trained_on, tested_on: names of runs.
         explained: 1 − Σ KL(π ‖ probe) / Σ KL(π ‖ marginal), the marginal being that of the run tested on, learnt on its
-            own training folds; so it is 0 for a probe that is worth no more there than knowing that run's mean
-            distribution, and far below 0 for one that is sure and wrong. NaN where that run has nothing to explain.
+            own training folds; so it is 0 for a probe that is worth no more there than that run's mean
+            distribution, and far below 0 for one that is confident and wrong. NaN where that run has nothing to
+            explain.
         low, high: percentile interval, groups drawn with replacement, given the fitted probes.
         baseline_nats, probe_nats: mean KL to the marginal and to the probe.
         ceiling: share explainable at the M of the run tested on (`noise_ceiling`, approximate).
@@ -73,20 +75,18 @@ class TransferCell:
 
 
 def transfer(
-    runs: Sequence[Material],
+    runs: Sequence[ReadRun],
     *,
     folds: int = 5,
     max_classes: int = 100,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling,
 ) -> list[TransferCell]:
-    """Linear probes trained on each run, tested on each: a cell a pair, row by row of the matrix.
+    """Linear probes trained on each run and tested on each: one cell per pair, row by row of the matrix.
 
-    Groups of questions are put into folds once, over all runs. For each fold a probe is trained on a run's questions
+    Groups of questions are dealt to folds once, over all runs. For each fold a probe is trained on a run's questions
     outside it and tested on every run's questions inside it: the diagonal is cross-validated, and no probe is tested,
-    in whatever run, on a group that it was trained on. So all cells of a column are of the same questions, and of
-    probes trained on as many folds.
+    in any run, on a group that it was trained on. So all cells of a column are of the same questions and of probes
+    trained on equally many folds.
 
     Classes are matched by their labels over one vocabulary of all runs, heaviest first; the lightest beyond
     `max_classes` are pooled (see `class_target`).
@@ -96,14 +96,13 @@ def transfer(
             model); each with at least as many groups as folds.
         folds: at least 2.
         max_classes: of the joint vocabulary.
-        bootstrap: resamples; within a column they are the same.
-        level: of the intervals.
-        seed: of folds, inner splits and bootstrap.
+        resampling: of the intervals, the same within a column; its seed also deals folds and inner splits.
 
     Raises:
         ValueError: fewer than 2 runs, two of one name, different d_model, or a run with too few groups.
     """
     _check(runs, folds)
+    seed = resampling.seed
     joint = class_target([d for run in runs for d in run.distributions], max_classes=max_classes, m=None)
     ends = np.cumsum([len(run.group) for run in runs])
     starts = ends - [len(run.group) for run in runs]
@@ -122,27 +121,27 @@ def transfer(
             for j, log_q in enumerate(found):
                 losses[j][i, held[j]] = _kl(Y[j][held[j]], log_q)
             losses[i][-1, held[i]] = _kl(Y[i][held[i]], _log_marginal(Y[i][rows]))
-    shown = [its.sum(0) > 0 for its in Y]
+    shown = [own.sum(0) > 0 for own in Y]
     columns = [
-        _column(run, ClassTarget(joint.classes, its, run.m), its_losses, shown, runs, bootstrap, level, seed)
-        for run, its, its_losses in zip(runs, Y, losses, strict=True)
+        _column(run, ClassTarget(joint.classes, own, run.m), own_losses, shown, runs, resampling)
+        for run, own, own_losses in zip(runs, Y, losses, strict=True)
     ]
     return [column[i] for i in range(len(runs)) for column in columns]
 
 
 def _column(
-    tested: Material,
+    tested: ReadRun,
     target: ClassTarget,
     losses: np.ndarray,
     shown: Sequence[np.ndarray],
-    runs: Sequence[Material],
-    bootstrap: int,
-    level: float,
-    seed: int,
+    runs: Sequence[ReadRun],
+    resampling: Resampling,
 ) -> list[TransferCell]:
     """Every probe on one run, from losses [trained run and the marginal last, question]."""
     probes, baseline = losses[:-1], losses[-1]
-    low, high = share_interval(probes, baseline, tested.group, bootstrap, level=level, seed=seed)
+    low, high = share_interval(
+        probes, baseline, tested.group, resampling.bootstrap, level=resampling.level, seed=resampling.seed
+    )
     nats = float(baseline.mean())
     return [
         TransferCell(
@@ -169,9 +168,9 @@ def _kl(Y: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     return kl_divergence(torch.as_tensor(Y), torch.as_tensor(log_q)).numpy()
 
 
-def _check(runs: Sequence[Material], folds: int) -> None:
+def _check(runs: Sequence[ReadRun], folds: int) -> None:
     if len(runs) < 2:
-        raise ValueError(f"{len(runs)} run; a probe is carried from one run to another, so give at least 2")
+        raise ValueError(f"{len(runs)} run; a probe is transferred from one run to another, so give at least 2")
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"two runs are both called {max(names, key=names.count)!r}; give each its own name")
@@ -181,7 +180,9 @@ def _check(runs: Sequence[Material], folds: int) -> None:
         if widths[0] != widths[1]:
             raise ValueError(
                 f"{first.name} has {widths[0]} features and {run.name} has {widths[1]}: a probe of one cannot read the "
-                "other; give checkpoints of one model"
+                "other; use checkpoints of one model"
             )
         if (groups := len(set(run.group))) < folds:
-            raise ValueError(f"{run.name}: {groups} groups of questions cannot be split into {folds} folds; ask more")
+            raise ValueError(
+                f"{run.name}: {groups} groups of questions cannot be split into {folds} folds; ask more questions"
+            )

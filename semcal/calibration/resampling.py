@@ -35,6 +35,11 @@ class Resampling:
         """1 − level."""
         return 1 - self.level
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The two quantiles that enclose an interval of this level."""
+        return (1 - self.level) / 2, (1 + self.level) / 2
+
     def of(self, draws: int) -> Resampling:
         """The same with `draws` resamples and simulated data sets."""
         return replace(self, bootstrap=draws, null_draws=draws)

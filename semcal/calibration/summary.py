@@ -1,4 +1,4 @@
-"""One run's calibration in one record: every headline figure with its interval, its null and its finite-M checks."""
+"""The calibration of a run in one record: every headline figure with its interval, its null and its finite-M checks."""
 
 from __future__ import annotations
 
@@ -6,27 +6,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from semcal.arrays import FloatArray
-from semcal.calibration.estimators.split_half import SplitHalf, split_half
-from semcal.calibration.inference.bootstrap import Interval
-from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.estimators.split_half import split_half
+from semcal.calibration.inference.bootstrap import Interval, bootstrap_interval
 from semcal.calibration.measures.binned import brier_parts, debiased_ece, ece, mce
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.measures.selective import aurc
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import Null, exact_null, null_of_counts
+from semcal.calibration.nulls.null import null_of
+from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
-from semcal.semantics.confidence import (
-    Confidences,
-    checked_counts,
-    checked_gold,
-    checked_index,
-    confidences,
-    confidences_of_masses,
-)
+from semcal.semantics.class_table import ClassTable
 
 
 @dataclass(frozen=True)
@@ -36,30 +28,30 @@ class Calibration:
     Attributes:
         n: questions.
         m: samples per question; None where class masses are exact.
-        unexplored: mean mass that exact enumeration did not follow; 0 for samples.
+        unexplored: mean mass that enumeration did not reach; 0 for samples.
         accuracy: share of questions whose most frequent class is gold, ties scored fractionally.
         confidence: mean share of the most frequent class (plug-in B-confidence).
-        smece: SmoothECE; its interval is centred (see `bootstrap`), the others are percentile intervals.
-        bandwidth: kernel width at which smece was read off.
-        null_mean: mean smECE of calibrated models at this n, M and these class distributions (`null_of_counts`).
+        smece: SmoothECE; its interval is centred (see `bootstrap_interval`), the others are percentile intervals.
+        bandwidth: kernel width at which smece was read off, in units of confidence.
+        null_mean: mean smECE of calibrated models at this n, M and these class distributions (`null_of`).
         null_q95: its 95 % quantile.
         excess: smece - null_mean.
         p_value: one-sided, of smece against that null.
-        signed_gap: mean confidence - accuracy; above 0 overconfident. Biased up at finite M.
+        signed_gap: mean confidence - accuracy; above 0 is overconfident. Biased upwards at finite M.
         split_half_confidence: mean confidence with mode and share taken on different halves of the samples.
         split_half_gap: split_half_confidence - accuracy of the half's mode; free of that bias.
         ece: 15 equal-width bins with edges off the grid of shares k/M.
         ece_mass: 15 bins of equal numbers of questions.
-        debiased_ece: root mean square gap over those, less what chance explains.
+        debiased_ece: root mean square gap over those, minus what chance explains.
         mce: the largest gap of the equal-width bins.
-        log_loss: in nats, shares k/M taken as (k + 1/2)/(M + 1); of exact masses as they are.
+        log_loss: in nats, shares k/M taken as (k + 1/2)/(M + 1), exact masses as they are.
         brier_reliability, brier_resolution: two of the parts of the Brier score; the third is accuracy (1 - accuracy).
         aurc: area under the risk-coverage curve; lower is better.
         brier: expected Brier score.
         auroc: how well confidence tells right from wrong; NaN where all are right or all wrong.
         tie_rate: share of questions whose first place is shared.
-        unparsed_share: share of all samples that could not be read.
-        truncated_share: share of all samples cut off by the length limit; NaN where not known.
+        unparsed_share: share of all samples that could not be parsed.
+        truncated_share: share of all samples cut off by the length limit; NaN if unknown.
     """
 
     n: int
@@ -108,122 +100,36 @@ class Calibration:
 
 
 def calibrate(
-    counts: ArrayLike,
-    gold: ArrayLike,
-    unparsed: ArrayLike | None = None,
-    truncated_share: float = float("nan"),
-    group: ArrayLike | None = None,
+    table: ClassTable,
     *,
-    m: int | None = None,
-    bootstrap: int = 1000,
-    null_draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    resampling: Resampling = Resampling(),
+    truncated_share: float = float("nan"),
     convention: Convention = "relplot",
 ) -> Calibration:
     """Measure everything that `Calibration` holds.
 
+    >>> calibrate(ClassTable.of_arrays(counts=[[9, 1], [3, 7]], gold=[0, 0])).smece
+
+    Of enumerated answers confidence is the mass found for the top class, a lower bound; `unexplored` is its slack.
+    There is no sampling noise, so the null leaves only whether the top class is correct to chance.
+
     Args:
-        counts: `[n, K]` samples per class and question; every row sums to M, shorter rows are padded by 0.
-        gold: `[n]` index of the gold class in its row, -1 where it was never sampled; or `[n, K]` bool (`confidences`).
-        unparsed: `[n]` index of the class of unreadable answers, -1 where there is none; never correct.
+        table: classes, counts or masses, gold and groups. Intervals resample whole groups; nulls take questions as
+            independent.
+        resampling: resamples, simulated data sets, level and seed.
         truncated_share: share of all samples cut off by the length limit, in [0, 1], passed through.
-        group: `[n]` labels of dependent questions for the intervals; None for independent ones. The null takes
-            questions as independent in any case (see `simulated_null` for another choice).
-        m: the M that was asked for; refused when counts hold another. None takes it from the counts.
-        bootstrap: resamples.
-        null_draws: simulated data sets of the null.
-        level: coverage of the intervals.
-        seed: of resampling, null and splits.
-        convention: smECE's, for the value and the null alike; see `smece`.
+        convention: of smECE, for the value and the null alike; see `smece`.
 
     Raises:
-        ValueError: counts are not counts of one M or not of the m given; shapes or labels that do not match.
+        ValueError: a truncated_share outside [0, 1].
     """
-    counts, total = checked_counts(counts)
-    if m is not None and m != total:
-        raise ValueError(f"counts hold {total} samples per question, but m is {m}")
-    column = checked_index("unparsed", unparsed, counts)
-    unread = np.where(column >= 0, counts[np.arange(len(counts)), column], 0)
-    return _measured(
-        confidences(counts, gold, unparsed),
-        null_of_counts(
-            counts, checked_gold(counts, gold, unparsed), draws=null_draws, seed=seed, convention=convention
-        ),
-        split_half(counts, gold, unparsed, rng=keyed_generator(seed, "split_half")) if total > 1 else None,
-        group,
-        m=total,
-        unexplored=0.0,
-        unparsed_share=float(unread.sum() / counts.sum()),
-        truncated_share=truncated_share,
-        bootstrap=bootstrap,
-        level=level,
-        seed=seed,
-        convention=convention,
-    )
-
-
-def calibrate_masses(
-    masses: ArrayLike,
-    gold: ArrayLike,
-    unparsed: ArrayLike | None = None,
-    truncated_share: float = float("nan"),
-    group: ArrayLike | None = None,
-    *,
-    bootstrap: int = 1000,
-    null_draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    convention: Convention = "relplot",
-) -> Calibration:
-    """The same from exact class masses: no sampling noise, so the null has only the chance of being right.
-
-    Confidence is the mass found for the top class, a lower bound that `unexplored` says the slack of.
-
-    Args:
-        masses: `[n, K]` probability of each class; rows sum to at most 1.
-        others: as in `calibrate`.
-
-    Raises:
-        ValueError: see `confidences_of_masses`.
-    """
-    found = confidences_of_masses(masses, gold, unparsed)
-    array = np.asarray(masses, dtype=np.float64)
-    column = checked_index("unparsed", unparsed, array)
-    unread = np.where(column >= 0, array[np.arange(len(array)), column], 0)
-    return _measured(
-        found,
-        exact_null(found.plug_in, draws=null_draws, seed=seed, convention=convention),
-        None,
-        group,
-        m=None,
-        unexplored=float(np.maximum(0.0, 1 - array.sum(axis=1)).mean()),
-        unparsed_share=float(unread.mean()),
-        truncated_share=truncated_share,
-        bootstrap=bootstrap,
-        level=level,
-        seed=seed,
-        convention=convention,
-    )
-
-
-def _measured(
-    found: Confidences,
-    null: Null,
-    halves: SplitHalf | None,
-    group: ArrayLike | None,
-    *,
-    m: int | None,
-    unexplored: float,
-    unparsed_share: float,
-    truncated_share: float,
-    bootstrap: int,
-    level: float,
-    seed: int,
-    convention: Convention,
-) -> Calibration:
     if not (np.isnan(truncated_share) or 0 <= truncated_share <= 1):
         raise ValueError(f"truncated_share is {truncated_share}, which is not in [0, 1]")
+    found, m = table.by_count, table.m
+    null = null_of(table, null_draws=resampling.null_draws, seed=resampling.seed, convention=convention)
+    halves = None
+    if m is not None and m > 1:
+        halves = split_half(table, rng=keyed_generator(resampling.seed, "split_half"))
 
     def smooth_error(confidence: FloatArray, correct: FloatArray, *, weight: FloatArray) -> FloatArray:
         return smece_batch(confidence, correct, weight=weight, convention=convention).values
@@ -232,14 +138,7 @@ def _measured(
         statistic: Callable[..., FloatArray], *arrays: FloatArray, centred: bool = False, lowest: float = 0.0
     ) -> Interval:
         return bootstrap_interval(
-            statistic,
-            arrays,
-            group=group,
-            num_samples=bootstrap,
-            level=level,
-            seed=seed,
-            centred=centred,
-            bounds=(lowest, 1.0),
+            statistic, arrays, resampling=resampling, group=table.groups, centred=centred, bounds=(lowest, 1.0)
         )
 
     accuracy = interval(weighted_mean, found.correct)
@@ -251,9 +150,9 @@ def _measured(
     parts = brier_parts(found.plug_in, found.correct)
 
     return Calibration(
-        n=len(found.plug_in),
+        n=len(table),
         m=m,
-        unexplored=unexplored,
+        unexplored=float(np.maximum(0.0, 1 - table.shares.sum(axis=1)).mean()) if table.enumerated else 0.0,
         accuracy=accuracy.estimate,
         accuracy_low=accuracy.low,
         accuracy_high=accuracy.high,
@@ -288,6 +187,6 @@ def _measured(
         auroc_low=ranking.low,
         auroc_high=ranking.high,
         tie_rate=float(found.tied.mean()),
-        unparsed_share=unparsed_share,
+        unparsed_share=table.unparsed_share,
         truncated_share=float(truncated_share),
     )

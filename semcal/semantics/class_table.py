@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
-from semcal.semantics.confidence import Confidences, confidences, confidences_of_masses
+from semcal.semantics.confidence import (
+    Confidences,
+    checked_counts,
+    checked_gold,
+    checked_index,
+    checked_masses,
+    confidences,
+    confidences_of_masses,
+)
 
 UNPARSED = "(unparsed)"
 UNEXPLORED = "(unexplored)"
@@ -74,32 +82,85 @@ class ClassTable:
         masses: Any = None,
         groups: Any = None,
     ) -> ClassTable:
-        """A table from arrays alone; classes are named by their columns and questions by their rows.
+        """A table from arrays alone; classes are named after their columns and questions after their rows.
 
         Args:
-            counts: [question, K] samples per class; None: `masses` are those of an enumeration.
+            counts: [question, K] samples per class, every row summing to M; None: `masses` are those of an enumeration.
             gold: [question, K] bool, or [question] column of the one correct class, -1 where it was never sampled.
-            unparsed: [question] column, -1 for none.
-            masses: [question, K].
+            unparsed: [question] column, -1 for none. It is never correct.
+            masses: [question, K] probabilities; rows sum to at most 1.
             groups: [question] labels; None: each question is a group of its own.
+
+        Raises:
+            ValueError: counts that are not counts of one M, masses that are not probabilities, or a column outside its
+                row.
         """
-        whole = np.asarray(masses if counts is None else counts)
+        samples = None if counts is None else checked_counts(counts)[0]
+        probabilities = None if masses is None else checked_masses(masses)
+        whole = probabilities if samples is None else samples
+        if whole is None:
+            raise ValueError("a class table needs counts or masses")
         n, width = whole.shape
-        column = np.full(n, -1) if unparsed is None else np.asarray(unparsed, dtype=np.int64)
-        correct = np.zeros(whole.shape, dtype=bool) if gold is None else np.asarray(gold)
-        if correct.ndim == 1:
-            correct = correct[:, None] == np.arange(width)
-        correct = correct & (np.arange(width) != column[:, None])
-        names = [str(i) for i in range(width)]
+        ids = np.char.zfill([str(i) for i in range(n)], len(str(n)))  # sorted as text, they keep their order
+        column = checked_index("unparsed", unparsed, whole)
+        names = [str(k) for k in range(width)]
         return cls(
-            questions=tuple(map(str, range(n))),
-            groups=np.array([str(i) for i in range(n)] if groups is None else [str(g) for g in groups]),
+            questions=tuple(ids.tolist()),
+            groups=ids if groups is None else np.array([str(group) for group in groups]),
             classes=tuple(tuple(UNPARSED if k == c else name for k, name in enumerate(names)) for c in column),
-            counts=None if counts is None else np.asarray(counts, dtype=np.int64),
-            masses=None if masses is None else np.asarray(masses, dtype=np.float64),
+            counts=samples,
+            masses=probabilities,
             seen_mass=np.full(n, np.nan),
-            gold=correct,
+            gold=checked_gold(whole, np.zeros(whole.shape, dtype=bool) if gold is None else gold, unparsed),
             unparsed=column,
+        )
+
+    @classmethod
+    def of_answers(
+        cls,
+        questions: Sequence[str],
+        groups: Sequence[str] | NDArray[np.str_],
+        classes: Sequence[Sequence[str]],
+        weights: Sequence[Sequence[float]],
+        gold: Sequence[frozenset[str]],
+        *,
+        enumerated: bool = False,
+    ) -> ClassTable:
+        """A table of answers whose classes are known.
+
+        A question of which enumeration found no answer, and that has no gold class, gets the one class UNEXPLORED.
+
+        Args:
+            questions, groups: [question].
+            classes: [question][answer] the class of each distinct answer.
+            weights: [question][answer] how often it was sampled, or its probability if it was enumerated.
+            gold: [question] the correct classes, whether they were sampled or not.
+            enumerated: whether weights are probabilities. From samples, masses stay None.
+        """
+        total: list[Mapping[str, float]] = []
+        for labels, own in zip(classes, weights, strict=True):
+            weight: dict[str, float] = {}
+            for label, w in zip(labels, own, strict=True):
+                weight[label] = weight.get(label, 0) + w
+            total.append(weight)
+        ordered = [_ordered(weight, right) or (UNEXPLORED,) for weight, right in zip(total, gold, strict=True)]
+        shape = (len(ordered), max(map(len, ordered)))
+        whole, correct, unparsed = np.zeros(shape), np.zeros(shape, dtype=bool), np.full(shape[0], -1)
+        for row, labels in enumerate(ordered):
+            for column, label in enumerate(labels):
+                whole[row, column] = total[row].get(label, 0)
+                correct[row, column] = label in gold[row] and label != UNPARSED
+                if label == UNPARSED:
+                    unparsed[row] = column
+        return cls(
+            questions=tuple(questions),
+            groups=np.asarray(groups).astype(str),
+            classes=tuple(ordered),
+            counts=None if enumerated else whole.astype(np.int64),
+            masses=whole if enumerated else None,
+            seen_mass=whole.sum(1) if enumerated else np.full(shape[0], np.nan),
+            gold=correct,
+            unparsed=unparsed,
         )
 
     # ---- size and order ------------------------------------------------------------------------------------------
@@ -116,6 +177,13 @@ class ClassTable:
     def m(self) -> int | None:
         """Samples per question, M; None where answers were enumerated."""
         return None if self.counts is None else int(self.counts[0].sum())
+
+    @property
+    def sampled_counts(self) -> IntArray:
+        """`counts`; ValueError where answers were enumerated."""
+        if self.counts is None:
+            raise ValueError("this needs samples, but the answers of this table were enumerated")
+        return self.counts
 
     def select(self, rows: Any) -> ClassTable:
         """The table of some questions: row numbers or a mask, in the order given."""
@@ -155,7 +223,7 @@ class ClassTable:
     @cached_property
     def top(self) -> tuple[str, ...]:
         """[question] the semantic answer: its first class, whatever it is tied with."""
-        return tuple(its[0] if its else UNEXPLORED for its in self.classes)
+        return tuple(labels[0] for labels in self.classes)
 
     @cached_property
     def single_gold(self) -> IntArray | None:
@@ -168,8 +236,8 @@ class ClassTable:
     def gold_classes(self) -> tuple[frozenset[str], ...]:
         """[question] labels of the correct classes."""
         return tuple(
-            frozenset(label for label, right in zip(labels, its, strict=False) if right)
-            for labels, its in zip(self.classes, self.gold, strict=True)
+            frozenset(label for label, right in zip(labels, row, strict=False) if right)
+            for labels, row in zip(self.classes, self.gold, strict=True)
         )
 
     @cached_property
@@ -185,12 +253,16 @@ class ClassTable:
         return tuple(masses or {UNEXPLORED: 1.0} for masses in found)
 
     @property
+    def mean_classes(self) -> float:
+        """Mean number of classes that the answers of a question fall into."""
+        return float((self.shares > 0).sum(axis=1).mean())
+
+    @property
     def unparsed_share(self) -> float:
         """Share of all samples that could not be parsed (of the mass, where answers were enumerated)."""
-        whole = self.counts if self.counts is not None else self.shares
-        at = np.flatnonzero(self.unparsed >= 0)
-        unread = float(whole[at, self.unparsed[at]].sum())
-        return unread / float(whole.sum()) if self.counts is not None else unread / len(self)
+        whole = self.shares if self.counts is None else self.counts
+        unread = np.where(self.unparsed >= 0, whole[np.arange(len(self)), self.unparsed], 0)
+        return float(unread.mean() if self.counts is None else unread.sum() / whole.sum())
 
     # ---- as a table on disk --------------------------------------------------------------------------------------
 
@@ -240,7 +312,7 @@ class ClassTable:
         return cls(
             questions=tuple(map(str, questions)),
             groups=first["group"].to_numpy().astype(str),
-            classes=tuple(tuple(its) for _, its in frame.groupby("question_id", sort=False)["class"]),
+            classes=tuple(tuple(labels) for _, labels in frame.groupby("question_id", sort=False)["class"]),
             counts=None if bool(frame["count"].isna().any()) else laid_out("count", np.int64),
             masses=None if bool(frame["mass"].isna().any()) else laid_out("mass", np.float64),
             seen_mass=first["seen_mass"].to_numpy(dtype=np.float64),
@@ -249,7 +321,7 @@ class ClassTable:
         )
 
 
-def ordered_classes(weights: Mapping[str, float], gold: Sequence[str] | frozenset[str]) -> tuple[str, ...]:
+def _ordered(weights: Mapping[str, float], gold: frozenset[str]) -> tuple[str, ...]:
     """The order of a question's classes: descending by weight, ties in alphabetical order, unseen gold classes last."""
     seen = sorted(weights, key=lambda label: (-weights[label], label))
-    return (*seen, *sorted(set(gold) - weights.keys()))
+    return (*seen, *sorted(gold - weights.keys()))

@@ -62,13 +62,13 @@ def checked_masses(masses: ArrayLike) -> FloatArray:
 def checked_index(name: str, index: ArrayLike | None, counts: IntArray | FloatArray) -> IntArray:
     """Class indices `[n]` in [-1, K), -1 (None: all) meaning "no such class in this row"; ValueError otherwise."""
     n, classes = counts.shape
-    wanted = f"neither -1 nor one of the {classes} classes"
-    whole = np.full(n, -1) if index is None else as_integers(name, index, -1, wanted)
+    expected = f"neither -1 nor one of the {classes} classes"
+    whole = np.full(n, -1) if index is None else as_integers(name, index, -1, expected)
     if whole.shape != (n,):
         raise ValueError(f"{name} has shape {whole.shape} but counts has shape {counts.shape}")
     if (whole >= classes).any():
         row = int(np.argmax(whole >= classes))
-        raise ValueError(f"{name}[{row}] is {whole[row]}, which is {wanted}")
+        raise ValueError(f"{name}[{row}] is {whole[row]}, which is {expected}")
     return whole
 
 

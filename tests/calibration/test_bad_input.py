@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from semcal.calibration.estimators.split_half import split_half
-from semcal.calibration.inference.bootstrap import bootstrap
+from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.measures.binned import binned, brier_parts, debiased_ece, ece, mce
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.measures.selective import aurc, risk_coverage
 from semcal.calibration.measures.smece import smece, smece_batch, smooth_curve
 from semcal.calibration.nulls.null import exact_null, null_band, simulated_null
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
-from semcal.calibration.summary import calibrate, calibrate_masses
+from semcal.calibration.resampling import Resampling
+from semcal.calibration.summary import calibrate
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences, confidences_of_masses
 
 NAN, INF = float("nan"), float("inf")
-QUICK = {"bootstrap": 20, "null_draws": 10}
+QUICK = {"resampling": Resampling(bootstrap=20, null_draws=10)}
 
 # Each takes (confidence, correct) and gives a number.
 MEASURES = {
@@ -38,7 +40,9 @@ MEASURES = {
     "auroc": auroc,
     "aurc": aurc,
     "signed_gap": signed_gap,
-    "bootstrap": lambda c, r: bootstrap(log_loss, [c, r], num_samples=20, seed=0).estimate,
+    "bootstrap": lambda c, r: (
+        bootstrap_interval(log_loss, [c, r], resampling=Resampling(bootstrap=20, seed=0)).estimate
+    ),
 }
 # And these give something larger.
 OTHERS = {
@@ -130,7 +134,7 @@ def test_curves_and_diagrams_of_degenerate_data_are_made_without_a_warning(case,
 
 
 def test_an_infinite_replicate_leaves_no_interval_and_never_a_finite_one():
-    interval = bootstrap(log_loss, [[1.0, 0.5], [0.0, 1.0]], num_samples=50, seed=0)
+    interval = bootstrap_interval(log_loss, [[1.0, 0.5], [0.0, 1.0]], resampling=Resampling(bootstrap=50, seed=0))
     assert interval.estimate == INF
     assert np.isinf(interval.replicates).any()
     assert np.isfinite(interval.replicates).any()  # a resample without the question has no infinite loss
@@ -148,11 +152,11 @@ def test_an_infinite_replicate_leaves_no_interval_and_never_a_finite_one():
         (["a"], "confidence is not an array of numbers"),
     ],
 )
-def test_the_exact_null_refuses_what_is_no_confidence(values, message):
+def test_the_exact_null_refuses_invalid_confidences(values, message):
     with pytest.raises(ValueError, match=message):
-        exact_null(values, draws=5, seed=0)
-    with pytest.raises(ValueError, match="draws=0"):
-        exact_null([0.5], draws=0, seed=0)
+        exact_null(values, null_draws=5, seed=0)
+    with pytest.raises(ValueError, match="null_draws must be positive, got 0"):
+        exact_null([0.5], null_draws=0, seed=0)
 
 
 def test_options_out_of_range_are_named():
@@ -170,12 +174,13 @@ def test_options_out_of_range_are_named():
 # From counts: each takes (counts, gold); the null looks at counts alone.
 FROM_COUNTS = {
     "confidences": confidences,
-    "split_half": lambda c, g: split_half(c, g, rng=np.random.default_rng(0)),
-    "calibrate": lambda c, g: calibrate(c, g, **QUICK),
+    "class table": ClassTable.of_arrays,
+    "split_half": lambda c, g: split_half(ClassTable.of_arrays(c, g), rng=np.random.default_rng(0)),
+    "calibrate": lambda c, g: calibrate(ClassTable.of_arrays(c, g), **QUICK),
 }
 NULLS = {
-    "simulated_null": lambda c: simulated_null(c, draws=5, seed=0),
-    "null_band": lambda c: null_band(c, bandwidth=0.05, draws=5, seed=0),
+    "simulated_null": lambda c: simulated_null(c, null_draws=5, seed=0),
+    "null_band": lambda c: null_band(c, bandwidth=0.05, null_draws=5, seed=0),
 }
 BAD_COUNTS = {
     "NaN": ([[NAN, 5], [5, 0]], r"counts\[0, 0\] is nan"),
@@ -203,7 +208,7 @@ BAD_GOLD = {
 
 
 @pytest.mark.parametrize("case", BAD_COUNTS)
-def test_counts_that_are_none_are_named(case):
+def test_invalid_counts_are_named(case):
     counts, message = BAD_COUNTS[case]
     for measure in FROM_COUNTS.values():
         with pytest.raises(ValueError, match=message):
@@ -214,12 +219,12 @@ def test_counts_that_are_none_are_named(case):
 
 
 @pytest.mark.parametrize("case", BAD_GOLD)
-def test_gold_that_is_none_is_named(case):
+def test_invalid_gold_is_named(case):
     gold, message = BAD_GOLD[case]
     for measure in FROM_COUNTS.values():
         with pytest.raises(ValueError, match=message):
             measure([[3, 2], [5, 0]], gold)
-    for measure in (confidences_of_masses, lambda p, g: calibrate_masses(p, g, **QUICK)):
+    for measure in (confidences_of_masses, lambda p, g: calibrate(ClassTable.of_arrays(gold=g, masses=p), **QUICK)):
         with pytest.raises(ValueError, match=message):
             measure([[0.6, 0.4], [1.0, 0.0]], gold)
 
@@ -233,7 +238,7 @@ def test_gold_that_is_none_is_named(case):
         ([["a", "b"]], "masses is not an array of numbers"),
     ],
 )
-def test_masses_that_are_no_distribution_are_named(masses, message):
+def test_invalid_masses_are_named(masses, message):
     with pytest.raises(ValueError, match=message):
         confidences_of_masses(masses, [0] * len(masses))
 
@@ -252,7 +257,7 @@ def test_masses_that_are_no_distribution_are_named(masses, message):
     ids=["one question", "all right", "all wrong", "constant", "sure and right", "sure and never", "one class"],
 )
 def test_the_record_of_degenerate_data_leaves_undefined_only_what_is(counts, gold, undefined):
-    record = calibrate(counts, gold, truncated_share=0.0, **QUICK).to_dict()
+    record = calibrate(ClassTable.of_arrays(counts, gold), truncated_share=0.0, **QUICK).to_dict()
     single = {name for name in record if name.endswith(("_low", "_high"))} if len(counts) == 1 else set()
     bounds = {f"{name}_{end}" for name in undefined & {"auroc"} for end in ("low", "high")}
     found = {name for name, value in record.items() if value is not None and math.isnan(value)}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcal import ClassDistribution, ExactMatch, KthWord, Question
+from semcal import ExactMatch, KthWord, Question
+from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapsing.collapse import UNPARSED
-from semcal.semantics.distribution import count_matrix
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 
@@ -106,27 +106,43 @@ def test_kth_word():
     assert KthWord(4).of_text(asked, "one two three", "continuation") == UNPARSED
 
 
-def test_distribution_confidence_ties_and_gold():
-    d = ClassDistribution.collapse(
-        ExactMatch(), Q, [("Beatles", 2), ("Fab Four", 1), ("Stones", 3), ("", 1)], "concise"
+def test_a_class_table_of_answers_knows_ties_gold_and_unparsed():
+    texts = [["Beatles", "Fab Four", "Stones", ""]]
+    (found,) = ExactMatch().collapse([Q], texts, "concise")
+    table = ClassTable.of_answers([Q.id], ["g"], [found.classes], [[2, 1, 3, 1]], [found.gold])
+    assert table.classes == (("beatles", "stones", UNPARSED),)
+    assert table.sampled_counts.tolist() == [[3, 3, 1]]
+    assert (table.m, table.by_count.plug_in[0], table.by_count.correct[0]) == (7, 3 / 7, 0.5)
+    assert table.by_count.tied.all()
+    assert table.distributions[0] == {"beatles": 3 / 7, "stones": 3 / 7, UNPARSED: 1 / 7}
+
+
+def test_a_class_table_keeps_every_sample_and_unsampled_gold():
+    table = ClassTable.of_answers(
+        ["1", "2", "3"],
+        ["a", "a", "b"],
+        [["a", UNPARSED], ["b", "y", "w"], [UNPARSED]],
+        [[3, 2], [2, 2, 1], [5]],
+        [frozenset("a"), frozenset("yz"), frozenset({"c", UNPARSED})],
     )
-    assert d.counts == {"beatles": 3, "stones": 3, UNPARSED: 1}
-    assert (d.m, d.confidence, d.modes, d.accuracy) == (7, 3 / 7, ("beatles", "stones"), 0.5)
-    assert sum(d.masses.values()) == pytest.approx(1)
-    assert ClassDistribution({UNPARSED: 5}, frozenset({UNPARSED})).accuracy == 0
-
-
-def test_count_matrix_keeps_every_sample_and_knows_gold_and_unparsed():
-    ds = [
-        ClassDistribution({"a": 3, UNPARSED: 2}, frozenset("a")),
-        ClassDistribution({"b": 2, "y": 2, "w": 1}, frozenset("yz")),
-        ClassDistribution({UNPARSED: 5}, frozenset("c")),
-    ]
-    matrix = count_matrix(ds)
-    assert matrix.counts.tolist() == [[3, 2, 0, 0], [2, 2, 1, 0], [5, 0, 0, 0]]
-    assert matrix.gold.tolist() == [
+    assert table.sampled_counts.tolist() == [[3, 2, 0, 0], [2, 2, 1, 0], [5, 0, 0, 0]]
+    assert table.gold.tolist() == [
         [True, False, False, False],
         [False, True, False, True],
         [False, True, False, False],
     ]
-    assert matrix.unparsed.tolist() == [1, -1, 0]
+    assert table.unparsed.tolist() == [1, -1, 0]
+    assert table.single_gold is None
+    assert table.mean_classes == 2
+    assert table.by_count.correct.tolist() == [1, 0.5, 0]
+
+
+def test_enumerated_answers_have_masses_and_an_empty_question_its_own_class():
+    table = ClassTable.of_answers(
+        ["1", "2"], ["a", "b"], [["a", "b"], []], [[0.6, 0.3], []], [frozenset("a"), frozenset()], enumerated=True
+    )
+    assert table.enumerated
+    assert table.classes == (("a", "b"), (UNEXPLORED,))
+    assert table.seen_mass.tolist() == pytest.approx([0.9, 0])
+    with pytest.raises(ValueError, match="needs samples"):
+        _ = table.sampled_counts

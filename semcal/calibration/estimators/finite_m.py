@@ -1,25 +1,23 @@
-"""B-confidence at finite M, estimated in every way there is, side by side: plug-in, split-half, by mass, extrapolated.
-
-Knows counts, gold columns and, where there are any, class masses; the estimators stand in files of their own.
-"""
+"""B-confidence at finite M by every estimator, side by side: plug-in, split-half, by mass, extrapolated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from semcal.arrays import FloatArray
-from semcal.calibration.estimators.m_curve import MCurve
-from semcal.calibration.estimators.split_half import split_half
-from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.estimators.m_curve import STATISTICS, MCurve
+from semcal.calibration.estimators.split_half import SplitHalf, split_half
+from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import Null, exact_null, null_of_counts
+from semcal.calibration.nulls.null import Null, exact_null, null_of
+from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
-from semcal.semantics.confidence import Confidences, checked_counts, checked_gold, confidences
+from semcal.semantics.class_table import ClassTable
+from semcal.semantics.confidence import Confidences
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,10 @@ class Estimate:
 
     Attributes:
         estimator: "plug-in", "split-half", "by mass" or "M to infinity".
-        confidence, accuracy: means; accuracy is that of the answer that the estimator takes for the mode.
+        confidence, accuracy: means; accuracy is that of the class that the estimator takes for the mode.
         signed_gap, signed_gap_low, signed_gap_high: confidence - accuracy with its bootstrap interval.
-        smece: SmoothECE of the estimator's pairs; of halves it holds the noise of a half.
-        null_mean, excess, p_value: against calibrated models at the same n and M; NaN where no null belongs to it.
+        smece: SmoothECE of the estimator's pairs; for split-half it includes the noise of a half.
+        null_mean, excess, p_value: against calibrated models at the same n and M; NaN where there is no null.
     """
 
     estimator: str
@@ -47,65 +45,38 @@ class Estimate:
 
 
 def estimates(
-    counts: ArrayLike,
-    gold: ArrayLike,
-    unparsed: ArrayLike | None = None,
+    table: ClassTable,
     *,
     curve: MCurve,
-    masses: Confidences | None = None,
-    group: ArrayLike | None = None,
-    bootstrap: int = 1000,
-    null_draws: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling = Resampling(),
     convention: Convention = "relplot",
 ) -> tuple[Estimate, ...]:
-    """A row an estimator.
+    """One row per estimator; "by mass" only where the table has masses.
 
     Args:
-        counts, gold, unparsed: as in `confidences`.
+        table: sampled answers.
         curve: the run's M-curve, whose limits are the last row.
-        masses: `confidences_of_masses` of the run's `class_masses`; None where log-probabilities are not known.
-        group: `[n]` labels of dependent questions.
-        bootstrap, null_draws, level, seed, convention: as in `calibrate`.
-
-    Raises:
-        ValueError: as `confidences`.
+        resampling, convention: as in `calibrate`.
     """
-    counts, total = checked_counts(counts)
 
-    def row(name: str, confidence: FloatArray, correct: FloatArray, null: Null | None) -> Estimate:
-        gap = bootstrap_interval(
-            signed_gap, [confidence, correct], group=group, num_samples=bootstrap, level=level, seed=seed
-        )
-        error = float(smece_batch(confidence, correct, convention=convention).values[0])
+    def row(name: str, found: Confidences | SplitHalf, confidence: FloatArray, null: Null | None) -> Estimate:
+        gap = bootstrap_interval(signed_gap, [confidence, found.correct], group=table.groups, resampling=resampling)
+        error = float(smece_batch(confidence, found.correct, convention=convention).values[0])
         against = (null.mean, null.excess(error), null.p_value(error)) if null else (np.nan,) * 3
-        means = float(confidence.mean()), float(correct.mean())
+        means = float(confidence.mean()), float(found.correct.mean())
         return Estimate(name, *means, gap.estimate, gap.low, gap.high, error, *against)
 
-    found = confidences(counts, gold, unparsed)
-    null = null_of_counts(
-        counts, checked_gold(counts, gold, unparsed), draws=null_draws, seed=seed, convention=convention
-    )
-    rows = [row("plug-in", found.plug_in, found.correct, null)]
-    if total > 1:
-        halves = split_half(counts, gold, unparsed, rng=keyed_generator(seed, "split_half"))
-        rows.append(row("split-half", halves.confidence, halves.correct, None))
+    common = {"null_draws": resampling.null_draws, "seed": resampling.seed}
+    found, masses = table.by_count, table.by_mass
+    rows = [row("plug-in", found, found.plug_in, null_of(table, convention=convention, **common))]
+    if table.m and table.m > 1:
+        halves = split_half(table, rng=keyed_generator(resampling.seed, "split_half"))
+        rows.append(row("split-half", halves, halves.confidence, None))
     if masses is not None:
-        null = exact_null(masses.plug_in, draws=null_draws, seed=seed, convention=convention)
-        rows.append(row("by mass", masses.plug_in, masses.correct, null))
+        null = exact_null(masses.plug_in, convention=convention, **common)
+        rows.append(row("by mass", masses, masses.plug_in, null))
     if curve.limits:
-        sure, right, gap, error = (curve.limits[k] for k in ("confidence", "accuracy", "signed_gap", "smece"))
-        rows.append(
-            Estimate(
-                "M to infinity",
-                sure.estimate,
-                right.estimate,
-                gap.estimate,
-                gap.low,
-                gap.high,
-                error.estimate,
-                *(np.nan,) * 3,
-            )
-        )
+        sure, right, gap, error = (curve.limits[k] for k in STATISTICS)
+        figures = sure.estimate, right.estimate, gap.estimate, gap.low, gap.high, error.estimate
+        rows.append(Estimate("M to infinity", *figures, *(np.nan,) * 3))
     return tuple(rows)

@@ -1,28 +1,29 @@
-"""How confidence, accuracy and smECE move with the number of samples M, and where they would be at M -> infinity.
+"""How confidence, accuracy and smECE change with the number of samples M, and their limits at M -> infinity.
 
-Knows counts and gold columns. The curve comes from random parts of the samples that were drawn; nothing is drawn anew.
+The curve comes from random parts of the samples that were drawn; nothing is sampled again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from semcal.arrays import FloatArray, IntArray
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.bootstrap import Interval, groups, multiplicities
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import exact_null, null_of_counts
+from semcal.calibration.nulls.null import exact_null, null_of
+from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
-from semcal.semantics.confidence import checked_counts, checked_gold, share_within
+from semcal.semantics.class_table import ClassTable
+from semcal.semantics.confidence import share_within
 
 SHARES = (0.2, 0.3, 0.45, 0.67, 1.0)  # of M, evenly spaced on a log scale
-POWERS = (0, 1, 2)  # of 1/m, the terms that are fitted
+POWERS = (0, 1, 2)  # of 1/m, the fitted terms
 STATISTICS = ("confidence", "accuracy", "signed_gap", "smece")
 
 
@@ -50,7 +51,7 @@ class MCurve:
     limits: dict[str, Interval]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a size, the limit last with m None, as plain numbers."""
+        """One row per size as plain numbers, the limit last with m None."""
         names = (*STATISTICS, "null_mean")
         table: list[dict[str, Any]] = [
             {"m": int(m)} | {name: float(getattr(self, name)[i]) for name in names} for i, m in enumerate(self.m)
@@ -64,7 +65,7 @@ class MCurve:
 
 
 def curve_of_rows(rows: Sequence[Mapping[str, Any]]) -> MCurve:
-    """The curve whose `MCurve.rows` these are; the intervals come without replicates."""
+    """The curve that `MCurve.rows` gave; the intervals come without replicates."""
     sizes = [row for row in rows if row["m"] is not None]
     columns = {name: np.array([row[name] for row in sizes], dtype=np.float64) for name in (*STATISTICS, "null_mean")}
     limits = {
@@ -88,16 +89,10 @@ def extrapolation_weights(m: Sequence[int] | IntArray) -> FloatArray:
 
 
 def m_curve(
-    counts: ArrayLike,
-    gold: ArrayLike,
-    unparsed: ArrayLike | None = None,
+    table: ClassTable,
     *,
-    group: ArrayLike | None = None,
+    resampling: Resampling = Resampling(bootstrap=200, null_draws=100),
     repeats: int = 10,
-    bootstrap: int = 200,
-    null_draws: int = 100,
-    level: float = 0.95,
-    seed: int,
     convention: Convention = "relplot",
 ) -> MCurve:
     """The M-curve by subsampling, extrapolated by Richardson's method.
@@ -107,34 +102,32 @@ def m_curve(
     order 1/sqrt(m)); so a + b/m + c/m^2 is fitted to the curve and a reported. Classes that are tied exactly for many
     questions break the expansion, and the limit of the confidence is then too high.
 
-    smECE has a floor of its own at every m. Noise and error add in quadrature, nearly, so the excess of its square over
-    the null's mean square is extrapolated, and the mean square at exact confidences (`exact_null` on the plug-in ones)
-    added again. Intervals are cluster bootstraps over questions of
-    whole curves, centred for smECE (see `bootstrap`), so they hold the noise of the questions and of their M samples.
+    smECE has a floor of its own at every m. Noise and error add nearly in quadrature, so the excess of its square over
+    the null's mean square is extrapolated, and the mean square at exact confidences (`exact_null` of the plug-in ones)
+    is added again. Intervals are cluster bootstraps over questions of whole curves, centred for smECE (see
+    `bootstrap_interval`), so they include the noise of the questions and of their M samples.
 
     Args:
-        counts, gold, unparsed: as in `confidences`.
-        group: `[n]` labels of dependent questions; None for independent ones.
-        repeats: random parts a size.
-        bootstrap: resamples for the intervals.
-        null_draws: simulated data sets of the null a size.
-        level: coverage of the intervals.
-        seed: of parts, resamples and nulls.
+        table: sampled answers, at least 2 per question.
+        resampling: of the intervals and of the null at each size; its seed also chooses the parts.
+        repeats: random parts per size.
         convention: of smECE.
 
     Raises:
-        ValueError: as `confidences`; M below 2.
+        ValueError: M below 2, or enumerated answers.
     """
-    counts, total = checked_counts(counts)
-    if total < 2:
+    if (total := table.m) is None or total < 2:
         raise ValueError(f"an M-curve needs at least 2 samples per question, got {total}")
-    gold = checked_gold(counts, gold, unparsed)
+    counts, gold, seed = table.sampled_counts, table.gold, resampling.seed
+    common: dict[str, Any] = {"null_draws": resampling.null_draws, "seed": seed, "convention": convention}
     sizes = sizes_for(total)
     rng = keyed_generator(seed, "m_curve")
-    weight = multiplicities(groups(group, len(counts)), bootstrap, keyed_generator(seed, "m_curve", "bootstrap"))
-    weight = np.concatenate([np.ones((1, len(counts))), weight])  # the data themselves first
+    weight = multiplicities(
+        groups(table.groups, len(table)), resampling.bootstrap, keyed_generator(seed, "m_curve", "bootstrap")
+    )
+    weight = np.concatenate([np.ones((1, len(table))), weight])  # the data themselves first
 
-    means = np.empty((3, len(sizes), bootstrap + 1))  # confidence, accuracy, smECE under each row of weights
+    means = np.empty((3, len(sizes), len(weight)))  # confidence, accuracy, smECE under each row of weights
     curve_smece, floor, square_excess = (np.empty(len(sizes)) for _ in range(3))
     for s, size in enumerate(sizes):
         parts = thin(counts, int(size), rng=rng, repeats=1 if size == total else repeats)  # [repeats, n, K]
@@ -143,7 +136,7 @@ def m_curve(
         values = smece_batch(confidence, correct, convention=convention).values
         means[:2, s] = np.stack([confidence.mean(axis=0), correct.mean(axis=0)]) @ weight.T / weight.sum(axis=1)
         means[2, s] = smece_batch(confidence[0], correct[0], weight=weight, convention=convention).values
-        null = null_of_counts(parts[0], gold, draws=null_draws, seed=seed, convention=convention)
+        null = null_of(replace(table, counts=parts[0], masses=None), **common)
         curve_smece[s], floor[s] = values.mean(), null.mean
         square_excess[s] = (values**2).mean() - (null.values**2).mean()
     confidence, accuracy = means[0, :, 0], means[1, :, 0]
@@ -152,22 +145,21 @@ def m_curve(
         to_limit = extrapolation_weights(sizes)
         pairs = {"confidence": means[0], "accuracy": means[1], "signed_gap": means[0] - means[1]}
         for name, values in pairs.items():
-            limits[name] = _interval(to_limit @ values, float(to_limit @ values[:, 0]), level)
-        shares = counts.max(axis=1) / total
-        base = (exact_null(shares, draws=null_draws, seed=seed, convention=convention).values ** 2).mean()
+            limits[name] = _interval(to_limit @ values, float(to_limit @ values[:, 0]), resampling)
+        base = (exact_null(table.by_count.plug_in, **common).values ** 2).mean()
         square = base + to_limit @ square_excess
         replicates = to_limit @ means[2] ** 2  # of the square, but for a shift
-        limits["smece"] = _root(_interval(square + replicates - replicates[1:].mean(), square, level))
+        limits["smece"] = _root(_interval(square + replicates - replicates[1:].mean(), square, resampling))
     return MCurve(sizes, confidence, accuracy, confidence - accuracy, curve_smece, floor, limits)
 
 
-def _interval(values: FloatArray, estimate: float, level: float) -> Interval:
-    """The bootstrap interval of an extrapolated figure; `values` holds that of the data, then the replicates."""
-    low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+def _interval(values: FloatArray, estimate: float, resampling: Resampling) -> Interval:
+    """The bootstrap interval of an extrapolated figure; `values` holds the figure of the data, then the replicates."""
+    low, high = np.quantile(values[1:], resampling.ends)
     return Interval(float(estimate), float(low), float(high), values[1:])
 
 
 def _root(square: Interval) -> Interval:
-    """Of the square of something that is not negative, the interval of itself."""
+    """The interval of a non-negative figure from that of its square."""
     low, estimate, high = np.sqrt(np.maximum(0.0, [square.low, square.estimate, square.high]))
     return Interval(float(estimate), float(low), float(high), np.sqrt(np.maximum(0.0, square.replicates)))

@@ -1,6 +1,6 @@
-"""What would mend a confidence: maps fitted on some questions and applied to others, whole groups apart.
+"""What would fix a confidence: maps fitted on some questions and applied to others, whole groups apart.
 
-Temperature, isotonic, beta and tilt recalibration of B-confidence, each out of fold, and a table of what they do.
+Temperature, isotonic, beta and tilt recalibration of B-confidence, each out of fold, and a table of their effects.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from semcal.arrays import FloatArray, checked_pairs
-from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.group_folds import folds_by_group
 from semcal.calibration.measures.loss_gap import held_out_tilts
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.measures.tilt import inside
 from semcal.calibration.nulls.null import exact_null
+from semcal.calibration.resampling import Resampling
 
 Method = Literal["none", "temperature", "isotonic", "beta", "tilt"]
 Map = Callable[[FloatArray], FloatArray]
 
 STEEPEST = 20.0
-"""Slopes in logit c or log c, and the intercept, are kept within it: a steeper map is a threshold."""
+"""Bound on slopes in logit c or log c, and on the intercept: a steeper map is a threshold."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class Remedy:
     """How calibrated a confidence is after one method, measured on questions that the method was not fitted on.
 
     Attributes:
-        method: "none" is the confidence as it came.
+        method: "none" is the confidence unchanged.
         smece, smece_low, smece_high: SmoothECE and its centred bootstrap interval, the fitted maps taken as given.
         null_mean: mean smECE of a model that is right with a probability of exactly this confidence.
-        excess: smece - null_mean. That null knows nothing of finite M: before a remedy, the overstatement of the
-            largest of M shares is part of the excess (unlike in `simulated_null`), and a remedy may take it away.
+        excess: smece - null_mean. That null ignores finite M: before a remedy, the overstatement of the largest of M
+            shares is part of the excess (unlike in `simulated_null`), and a remedy may remove it.
         p_value: one-sided, of smece against that null.
         signed_gap: mean confidence - accuracy.
         brier: expected Brier score.
-        log_loss: in nats; of "none", shares k/m are taken as (k + 1/2)/(m + 1).
-        auroc: maps that only rise leave it as it is, but for the folds' maps not being one, and for ties.
+        log_loss: in nats; for "none", shares k/m are taken as (k + 1/2)/(m + 1).
+        auroc: increasing maps leave it unchanged, except that folds have different maps and that ties may form.
     """
 
     method: Method
@@ -68,17 +69,12 @@ def remedies(
     m: int | None = None,
     group: ArrayLike | None = None,
     folds: int = 5,
-    bootstrap: int = 1000,
-    null_draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    resampling: Resampling = Resampling(),
 ) -> tuple[Remedy, ...]:
     """Every method on the same questions and folds, "none" first.
 
     Args:
-        bootstrap: resamples of whole groups for the interval.
-        null_draws: simulated data sets of the null.
-        level: coverage of the interval.
+        resampling: of intervals and nulls; its seed also deals the folds.
         others: as in `recalibrated`.
 
     Raises:
@@ -90,18 +86,11 @@ def remedies(
         return smece_batch(sure, right, weight=weight).values
 
     def measured(method: Method) -> Remedy:
-        sure = recalibrated(confidence, correct, method, m=m, group=group, folds=folds, seed=seed)
+        sure = recalibrated(confidence, correct, method, m=m, group=group, folds=folds, seed=resampling.seed)
         smooth = bootstrap_interval(
-            smooth_error,
-            [sure, correct],
-            group=group,
-            num_samples=bootstrap,
-            level=level,
-            seed=seed,
-            centred=True,
-            bounds=(0.0, 1.0),
+            smooth_error, [sure, correct], group=group, resampling=resampling, centred=True, bounds=(0.0, 1.0)
         )
-        null = exact_null(sure, draws=null_draws, seed=seed)
+        null = exact_null(sure, null_draws=resampling.null_draws, seed=resampling.seed)
         return Remedy(
             method,
             smooth.estimate,
@@ -129,14 +118,14 @@ def recalibrated(
     folds: int = 5,
     seed: int = 0,
 ) -> FloatArray:
-    """Confidences `[n]`, each mapped by what was fitted without its fold; "none" gives them back as they are.
+    """Confidences `[n]`, each mapped by what was fitted without its fold; "none" returns them unchanged.
 
-    All maps act on c as `tilt.inside` takes it, and minimise the log loss but for isotonic (squared error):
+    All maps act on c as `tilt.inside` gives it, and minimise the log loss, except isotonic (squared error):
 
     - temperature: sigma(logit(c) / T), see `temperature`;
-    - isotonic: the rising step function, kept 1 / (2 n + 2) from 0 and 1, n the questions fitted on;
+    - isotonic: the rising step function, kept 1 / (2 n + 2) from 0 and 1, where n is the number of questions fitted on;
     - beta: sigma(a log c - b log(1 - c) + d) with a, b >= 0 (Kull et al. 2017, AISTATS);
-    - tilt: sigma(logit(c) + tau(c)), the tilt of `loss_gap`, which is none where none is worth it.
+    - tilt: sigma(logit(c) + tau(c)), the tilt of `loss_gap`; no tilt where none is worth it.
 
     Args:
         confidence: `[n]` in [0, 1].
@@ -148,14 +137,14 @@ def recalibrated(
 
     Raises:
         ValueError: as `checked_pairs`; an unknown method; fewer than 3 folds, or fewer groups than folds; all answers
-            right, or all wrong, in what a fold is fitted on. One confidence for all is no error: the maps then give the
-            accuracy of the folds fitted on, but for a temperature, which cannot cross 1/2, and a tilt not worth it.
+            right, or all wrong, in what a fold is fitted on. One confidence for all is accepted: the maps then give
+            the accuracy of the folds fitted on, except a temperature, which cannot cross 1/2, and a tilt not worth it.
     """
     pairs = checked_pairs(confidence, correct)
     if pairs.confidence.ndim != 1:
-        raise ValueError(f"recalibrated takes one row, got shape {pairs.confidence.shape}")
+        raise ValueError(f"recalibrated expects one row [n], got shape {pairs.confidence.shape}")
     if method not in get_args(Method):
-        raise ValueError(f"method is {method!r}; want one of {', '.join(get_args(Method))}")
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(get_args(Method))}")
     if method == "none":
         return np.array(pairs.confidence)
     sure, right = inside(pairs.confidence, m), pairs.correct
@@ -164,14 +153,16 @@ def recalibrated(
         accuracy = right[fold != held_out].mean()
         if accuracy in (0.0, 1.0):
             alike = "right" if accuracy else "wrong"
-            raise ValueError(f"all answers outside fold {held_out} are {alike}; recalibration needs both, ask more")
+            raise ValueError(
+                f"all answers outside fold {held_out} are {alike}; recalibration needs both; ask more questions"
+            )
     if method == "tilt":
         return expit(logit(sure) + held_out_tilts(sure[None], right[None], fold)[0][0])
-    mended = np.empty(len(sure))
+    fixed = np.empty(len(sure))
     for held_out in range(folds):
         fitted = _FITS[method](sure[fold != held_out], right[fold != held_out])
-        mended[fold == held_out] = fitted(sure[fold == held_out])
-    return mended
+        fixed[fold == held_out] = fitted(sure[fold == held_out])
+    return fixed
 
 
 def temperature(confidence: ArrayLike, correct: ArrayLike, *, m: int | None = None) -> float:

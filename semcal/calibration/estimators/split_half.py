@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from semcal.arrays import FloatArray
 from semcal.calibration.estimators.thinning import thin
-from semcal.semantics.confidence import checked_counts, checked_gold, share_within
+from semcal.semantics.class_table import ClassTable
+from semcal.semantics.confidence import share_within
 
 
 @dataclass(frozen=True)
@@ -30,36 +30,26 @@ class SplitHalf:
         return float(self.confidence.mean() - self.correct.mean())
 
 
-def split_half(
-    counts: ArrayLike,
-    gold: ArrayLike,
-    unparsed: ArrayLike | None = None,
-    *,
-    rng: np.random.Generator,
-    repeats: int = 20,
-) -> SplitHalf:
+def split_half(table: ClassTable, *, rng: np.random.Generator, repeats: int = 20) -> SplitHalf:
     """Confidence without the bias of choosing the mode and measuring it on the same draws.
 
     The samples are split at random; the mode of one half (M // 2 samples) is the answer and its share in the other
     half the confidence, whose expectation given the first half is exactly pi(mode). Gap = confidence - correct is
     therefore 0 in expectation for a calibrated model at any M, where the plug-in gap is positive. It is about the
-    answer chosen by M // 2 samples, which is a little less often right than the answer chosen by M. Tied modes share
+    answer chosen by M // 2 samples, which is right slightly less often than the answer chosen by M. Tied modes share
     equally in both numbers.
 
     Args:
-        counts: `[n, K]`, as in `confidences`; M must be at least 2.
-        gold: `[n]`, as in `confidences`.
-        unparsed: `[n]`, as in `confidences`.
+        table: sampled answers, at least 2 per question.
         rng: source of the splits (multivariate hypergeometric).
-        repeats: random splits per question; they only lower the noise of the split, not that of the M samples.
+        repeats: random splits per question; more lower the noise of the split, not that of the M samples.
     """
-    counts, m = checked_counts(counts)
-    gold = checked_gold(counts, gold, unparsed)
+    counts, m = table.sampled_counts, table.m or 0
     if m < 2 or repeats < 1:
         raise ValueError(f"split_half needs at least 2 samples and 1 repeat, got m={m}, repeats={repeats}")
     half = thin(counts, m // 2, rng=rng, repeats=repeats)  # [repeats, n, K]
     first = half == half.max(axis=-1, keepdims=True)
     held_out = (counts - half) / (m - m // 2)
     confidence = (held_out * first).sum(axis=-1) / first.sum(axis=-1)
-    correct = share_within(first, gold)
+    correct = share_within(first, table.gold)
     return SplitHalf(confidence.mean(axis=0), correct.mean(axis=0))

@@ -1,7 +1,4 @@
-"""Fewer samples than were drawn: counts of a random part of each question's samples, as if no more had been taken.
-
-Knows counts; knows neither what the classes are nor what is measured on them.
-"""
+"""Fewer samples than were drawn: counts of a random part of each question's samples."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from semcal.arrays import IntArray
 def thin(counts: IntArray, m: int, *, rng: np.random.Generator, repeats: int) -> IntArray:
     """Counts of m samples chosen from each question's without replacement: multivariate hypergeometric.
 
-    Samples are exchangeable, so m of them chosen at random are distributed as m drawn afresh from the model. The
-    repeats, though, share the samples they choose from: their mean over repeats has less noise than one of them, but
-    never less than the samples have.
+    Samples are exchangeable, so m of them chosen at random are distributed like m fresh draws from the model. But the
+    repeats choose from the same samples: their mean has less noise than one of them, though never less than the
+    samples have.
 
     Args:
         counts: `[n, K]` samples per class, whole and not negative; rows may have different totals.
@@ -24,7 +21,7 @@ def thin(counts: IntArray, m: int, *, rng: np.random.Generator, repeats: int) ->
         repeats: independent choices.
 
     Returns:
-        `[repeats, n, K]`, each row summing to m and nowhere above `counts`.
+        `[repeats, n, K]`, each row summing to m, no entry above `counts`.
 
     Raises:
         ValueError: m is below 1 or a question has fewer samples; no repeats.

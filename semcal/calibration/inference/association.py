@@ -1,6 +1,6 @@
 """Do two figures of the cells of a grid go together? Rank correlation, with permutations that keep the grid's ties.
 
-Knows arrays over a grid such as model × dataset × style; knows not what they mean.
+Knows arrays over a grid such as model × dataset × style; does not know what they mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import norm, rankdata
 from semcal.arrays import FloatArray
 from semcal.seeds import keyed_generator
 
-MOST = 20_000  # arrangements that are all gone through; of more, as many random ones
+MOST = 20_000  # arrangements that are all tried; if there are more, so many random ones
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Association:
 
     Attributes:
         rho: Spearman's, or the partial one.
-        low, high: rho more or less normal quantiles of its spread under permutation, on Fisher's scale; approximate.
+        low, high: rho ± normal quantiles of its spread under permutation, on Fisher's scale; approximate.
         p_negative: one-sided, of "not negatively related": the share of arrangements with a rho as low.
         p_positive: of "not positively related".
         detectable: the smallest |rho| found with power 0.8 one-sided at level alpha, by the same approximation.
-        arrangements: of the grid that were gone through, the observed one included; the smallest p is 1 in so many.
+        arrangements: number of arrangements of the grid tried, including the observed one; the smallest p is 1 in so
+            many.
     """
 
     rho: float
@@ -53,13 +54,13 @@ def grid_association(
     """Spearman's rho of x and y over a grid, or their partial rank correlation given covariates.
 
     Cells of a grid are not exchangeable one by one: those of one model resemble each other, and so do those of one
-    dataset or style. But under "y has nothing to do with x" it is arbitrary which model of x is put beside which model
-    of y, and likewise along every other axis. So a permutation shuffles whole slices of y along each axis, each axis by
-    itself (as the Mantel and QAP tests do for matrices); an effect of a model, dataset or style stays in both arrays
-    and does not count as many observations.
+    dataset or style. But under "y has nothing to do with x" it is arbitrary which model of x is paired with which model
+    of y, and likewise along every other axis. So a permutation shuffles whole slices of y along each axis, each axis
+    separately (as the Mantel and QAP tests do for matrices); an effect of a model, dataset or style stays in both
+    arrays and does not count as many observations.
 
-    The partial correlation is that of the residuals of ranks on the ranks of the covariates; the residuals of y are
-    permuted and freed of the covariates again (Freedman & Lane 1983).
+    The partial correlation is that between the residuals of ranks on the ranks of the covariates; the residuals of y
+    are permuted and regressed on the covariates again (Freedman & Lane 1983).
 
     Args:
         x, y: `[a, b, ...]`, finite.
@@ -68,14 +69,16 @@ def grid_association(
         seed: of the arrangements, where there are more than MOST.
 
     Raises:
-        ValueError: other shapes, or values that are not finite.
+        ValueError: different shapes, or values that are not finite.
     """
     one, two = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     given = np.empty((0, *one.shape)) if covariates is None else np.asarray(covariates, dtype=np.float64)
     if one.shape != two.shape or given.shape[1:] != one.shape:
-        raise ValueError(f"x, y and covariates are of shapes {one.shape}, {two.shape}, {given.shape}; want one grid")
+        raise ValueError(
+            f"x, y and covariates are of shapes {one.shape}, {two.shape}, {given.shape}; expected one grid"
+        )
     if not all(np.isfinite(a).all() for a in (one, two, given)):
-        raise ValueError("x, y or covariates are not finite; leave such cells out, with their models")
+        raise ValueError("x, y or covariates are not finite; leave out such cells with their models")
     columns = np.stack([np.ones(one.size), *(rankdata(c) for c in given)], axis=1)  # [cell, 1 + c]
     q, _ = np.linalg.qr(columns)
 
@@ -83,7 +86,7 @@ def grid_association(
         return values - (values @ q) @ q.T
 
     a, b = freed(rankdata(one)), freed(rankdata(two))
-    if a @ a < 1e-9 or b @ b < 1e-9:  # all alike, or told by the covariates
+    if a @ a < 1e-9 or b @ b < 1e-9:  # all equal, or determined by the covariates
         return Association(*(float("nan"),) * 6, arrangements=0)
     cells = np.arange(one.size).reshape(one.shape)
     order = np.stack([cells[np.ix_(*axes)].ravel() for axes in _arrangements(one.shape, seed)])  # [arrangement, cell]

@@ -1,4 +1,4 @@
-"""Sums and differences of a statistic over many runs, with the error that their common questions leave.
+"""Sums and differences of a statistic over many runs, with errors that account for their common questions.
 
 Knows a statistic of each run with and without each block of its questions; knows no counts and no models.
 """
@@ -22,17 +22,17 @@ class Leaves:
     """A statistic of one run: on all questions, and without each block of them.
 
     Attributes:
-        stratum: which questions; runs of one stratum answered the same ones, runs of two strata none in common.
-        estimate: on all.
-        without: `[blocks]`, one block of groups left out at a time, the same blocks for every run of a stratum.
+        stratum: name of the questions; runs of one stratum answered the same ones, different strata share none.
+        estimate: on all questions.
+        without: `[blocks]`, one block of groups left out at a time, the same blocks for all runs of a stratum.
     """
 
     stratum: str
     estimate: float
     without: FloatArray
 
-    def less(self, floor: float) -> Leaves:
-        """The same after a floor that counts as known, e.g. the mean of a null, is taken off."""
+    def minus(self, floor: float) -> Leaves:
+        """The same after subtracting a floor that is taken as known, e.g. the mean of a null."""
         return Leaves(self.stratum, self.estimate - floor, self.without - floor)
 
 
@@ -52,15 +52,15 @@ class Contrast:
     freedom: float
 
     def p_above(self, bound: float) -> float:
-        """One-sided, of "the true sum is at most `bound`"; small says it is above. 1 where nothing varies at all."""
+        """One-sided, of "the true sum is at most `bound`"; small means it is above. 1 where nothing varies."""
         return self._tail(self.estimate - bound)
 
     def p_below(self, bound: float) -> float:
-        """One-sided, of "the true sum is at least `bound`"; small says it is below."""
+        """One-sided, of "the true sum is at least `bound`"; small means it is below."""
         return self._tail(bound - self.estimate)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The sum more or less its quantile of t standard errors."""
+        """The sum ± the quantile of t times the standard error."""
         reach = float(t.ppf((1 + level) / 2, self.freedom)) * self.standard_error if self.standard_error > 0 else np.nan
         return self.estimate - reach, self.estimate + reach
 
@@ -69,7 +69,7 @@ class Contrast:
         return smallest_difference(self.standard_error, alpha=2 * alpha)
 
     def _tail(self, distance: float) -> float:
-        if self.standard_error == 0:  # no block of questions changes anything, which is no evidence of precision
+        if self.standard_error == 0:  # no block of questions changes anything, which is not evidence of precision
             return 1.0
         return float(t.sf(distance / self.standard_error, self.freedom))
 
@@ -87,10 +87,10 @@ def leaves(
 
     Args:
         statistic: as in `paired_difference`.
-        first, second: `[n]` two numbers a question, confidence and correctness for most statistics.
+        first, second: `[n]` two numbers per question, confidence and correctness for most statistics.
         stratum: name of the questions.
         group: `[n]` labels of dependent questions.
-        seed: of the blocks; give runs of a stratum the same seed, questions and labels, in one order.
+        seed: of the blocks; runs of a stratum need the same seed, questions and labels, in one order.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     kept = leave_out(groups(group, len(a)), seed)
@@ -99,12 +99,13 @@ def leaves(
 
 
 def plain_mean(values: FloatArray, _: FloatArray, *, weight: FloatArray) -> FloatArray:
-    """The statistic for figures that are means over questions, such as losses; the second number is not read."""
+    """The statistic for figures that are means over questions, such as losses; the second number is ignored."""
     return (values * weight).sum(axis=-1) / weight.sum(axis=-1)
 
 
 def contrast(terms: Sequence[tuple[float, Leaves]]) -> Contrast:
-    """The weighted sum of runs' statistics, its error by leaving out the same questions of all runs at once.
+    """The weighted sum of the statistics of runs; its error comes from leaving out the same questions of all runs at
+    once.
 
     As in `paired_difference`, what is hard for all runs cancels, and the jackknife errs on the large side (Efron &
     Stein 1981).
@@ -113,22 +114,22 @@ def contrast(terms: Sequence[tuple[float, Leaves]]) -> Contrast:
         terms: (weight, run).
 
     Raises:
-        ValueError: no terms; runs of one stratum with other numbers of blocks.
+        ValueError: no terms; runs of one stratum with different numbers of blocks.
     """
     if not terms:
         raise ValueError("a contrast needs at least one run")
     sums: dict[str, FloatArray] = {}
-    for weight, its in terms:
-        known = sums.setdefault(its.stratum, np.zeros(len(its.without)))
-        if len(known) != len(its.without):
+    for weight, run in terms:
+        known = sums.setdefault(run.stratum, np.zeros(len(run.without)))
+        if len(known) != len(run.without):
             raise ValueError(
-                f"runs of {its.stratum!r} were cut into {len(known)} and {len(its.without)} blocks; give them the same "
+                f"runs of {run.stratum!r} were cut into {len(known)} and {len(run.without)} blocks; give them the same "
                 "questions and groups"
             )
-        sums[its.stratum] = known + weight * its.without
+        sums[run.stratum] = known + weight * run.without
     variances = np.array([(len(without) - 1) * np.var(without) for without in sums.values()])
     squares = np.array([v**2 / max(len(without) - 1, 1) for v, without in zip(variances, sums.values(), strict=True)])
     total = float(variances.sum())
     freedom = total**2 / float(squares.sum()) if total > 0 else 1.0
-    estimate = float(sum(weight * its.estimate for weight, its in terms))
+    estimate = float(sum(weight * run.estimate for weight, run in terms))
     return Contrast(estimate, float(np.sqrt(total)), freedom)

@@ -17,16 +17,16 @@ def folds_by_group(group: ArrayLike | None, n: int, folds: int, *, seed: int) ->
     Args:
         group: `[n]` labels of questions that depend on one another; None for independent questions.
         n: number of questions.
-        folds: number of folds, at least 3: while one is held out, a choice made on the others takes two.
+        folds: at least 3: while one is held out, choosing a penalty on the others takes two.
         seed: deals the groups.
 
     Raises:
-        ValueError: fewer than 3 folds, fewer groups than folds, or labels that do not fit n.
+        ValueError: fewer than 3 folds, fewer groups than folds, or labels of another length.
     """
     clusters = groups(group, n)
     if folds < 3:
-        raise ValueError(f"folds is {folds}; take at least 3: one is held out, two to choose a penalty on")
+        raise ValueError(f"folds is {folds}; expected at least 3: one is held out, two choose a penalty")
     if clusters.count < folds:
-        raise ValueError(f"{clusters.count} groups of questions cannot fill {folds} folds; take fewer folds")
+        raise ValueError(f"{clusters.count} groups of questions cannot fill {folds} folds; use fewer folds")
     dealt = keyed_generator(seed, "folds").permutation(clusters.count) % folds
     return dealt[clusters.index]

@@ -1,4 +1,4 @@
-"""Many tests at once: p-values adjusted so that the chance of any false rejection is kept."""
+"""Many tests at once: p-values adjusted so that the chance of any false rejection is controlled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def holm(p_values: ArrayLike) -> FloatArray:
     Sorted upwards, the i-th of k is multiplied by k - i + 1, made at least as large as those before it and at most 1.
 
     Args:
-        p_values: `[k]`; NaN marks a test that was not made, which counts for nothing and stays NaN.
+        p_values: `[k]`; NaN marks a test that was not made: it is not counted and stays NaN.
 
     Raises:
         ValueError: a p-value outside [0, 1].
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or (p < 0).any() or (p > 1).any():
-        raise ValueError(f"holm takes one row of p-values in [0, 1], got {p}")
+        raise ValueError(f"holm expects one row of p-values in [0, 1], got {p}")
     order = np.argsort(p)[: int(np.isfinite(p).sum())]  # NaN are sorted to the end
     adjusted = np.full(len(p), np.nan)
     steps = np.arange(len(order), 0, -1)

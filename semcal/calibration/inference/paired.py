@@ -1,6 +1,6 @@
-"""Two runs on the same questions: is their difference in a measure more than chance, and what would have been found?
+"""Two runs on the same questions: is their difference in a measure more than chance, and what could have been found?
 
-Knows a confidence and a correctness per question and run; knows no counts, so equal n and M are the caller's business.
+Knows a confidence and a correctness per question and run; knows no counts, so the caller ensures equal n and M.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm, t
 
 from semcal.arrays import FloatArray, checked_pairs
-from semcal.calibration.inference.bootstrap import BATCH_ELEMENTS, Groups, bootstrap, groups
+from semcal.calibration.inference.bootstrap import BATCH_ELEMENTS, Groups, bootstrap_interval, groups
 from semcal.calibration.measures.scores import auroc, brier, signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece_batch
+from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
 
 ROUNDING = 1e-12  # swapped data give sums in another order; a tie with the observed difference is still a tie
-BLOCKS = 200  # more would only sharpen the standard error, whose own is 5 % by then
+BLOCKS = 200  # the standard error of the standard error is 5 % by then
 
 FourArrays = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 """Confidence and correctness of the first run, then of the second; each `[n]`."""
@@ -57,12 +58,11 @@ class Difference:
     Attributes:
         a: the statistic of the first run.
         b: of the second.
-        low: lower end of the interval of the difference. It covers the difference that the runs would show on all
+        low, high: interval of the difference. It covers the difference that the runs would show on all
             questions (groups of them) of the kind of these, at this n and M, the floors of both smECE included; it
-            knows nothing of other exemplars or training seeds. NaN where a single group leaves nothing to resample.
-        high: upper end.
+            does not cover other exemplars or training seeds. NaN where a single group leaves nothing to resample.
         standard_error: of the difference, by jackknife; NaN likewise.
-        blocks: how many parts of the questions the jackknife left out, one at a time.
+        blocks: number of parts of the questions that the jackknife left out, one at a time.
         p_exchange: two-sided, of "the two runs are exchangeable", by swapping; NaN where not tested.
     """
 
@@ -85,11 +85,11 @@ class Difference:
         in_errors = abs(self.estimate) / max(self.standard_error, ROUNDING)
         return float(2 * t.sf(in_errors, self.blocks - 1))
 
-    def less(self, floor_a: float, floor_b: float) -> Difference:
-        """The same comparison after each run's floor, e.g. the mean of its null, is taken off.
+    def minus(self, floor_a: float, floor_b: float) -> Difference:
+        """The same comparison after subtracting each run's floor, e.g. the mean of its null.
 
-        Two calibrated runs differ in smECE where their class distributions differ in flatness, and in their excesses
-        they do not. Floors count as known. Swapping would move them too, so `p_exchange` becomes NaN.
+        Two calibrated runs whose class distributions differ in flatness differ in smECE, but not in their excesses.
+        Floors are taken as known. Swapping would move them too, so `p_exchange` becomes NaN.
         """
         shift = floor_b - floor_a
         return replace(
@@ -108,23 +108,21 @@ def paired_difference(
     b: tuple[ArrayLike, ArrayLike],
     *,
     group: ArrayLike | None = None,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling = Resampling(),
 ) -> Difference:
     """The difference b - a of a statistic of two runs that answered the same questions.
 
-    Interval: the same resampled groups for both runs, so that what is hard for both cancels; centred (see `bootstrap`),
-    which changes nothing for means and takes out the second helping of noise for smECE.
+    Interval: the same resampled groups for both runs, so that what is hard for both cancels; centred (see
+    `bootstrap_interval`), which changes nothing for means and removes the second helping of noise for smECE.
 
-    Two p-values, since two hypotheses go by the name of "no difference":
+    Two p-values, because "no difference" can mean two hypotheses:
 
     `p_exchange` swaps the (confidence, correct) of whole groups between the runs at random; it is exact for "the runs
     are exchangeable", that is, alike in every respect. For means over questions (gap, confidence, accuracy, Brier) this
     is a sign-flip test, which where groups are many also holds for equal means in runs that differ otherwise, since
     flipping keeps the variance of the differences. Not so for smECE: a swapped run is a mixture of both, and where one
     run is as overconfident as the other is underconfident, the mixture is calibrated, its smECE hardly varies, and
-    equal smECE are called different half the time (simulated). Studentising cannot mend that: the mixture sits at a
+    equal smECE is called different half the time (simulated). Studentising cannot fix that: the mixture sits at a
     kink of smECE, and the runs do not. A small `p_exchange` for smECE or AUROC says that the runs differ, not that they
     differ in this statistic.
 
@@ -141,19 +139,17 @@ def paired_difference(
         a: (confidence `[n]`, correct `[n]`) of the first run; see `Confidences`.
         b: of the second run, the same questions in the same order.
         group: `[n]` labels of dependent questions; None for independent ones.
-        draws: resamples, and swaps.
-        level: coverage of the interval.
-        seed: of resamples and swaps; resamples are the same for every statistic.
+        resampling: `bootstrap` is the number of resamples and of swaps; resamples are the same for every statistic.
 
     Raises:
-        ValueError: arrays of different lengths or not `[n]`, values outside [0, 1]; see `bootstrap`.
+        ValueError: arrays of different lengths or not `[n]`, values outside [0, 1]; see `bootstrap_interval`.
     """
     first, second = checked_pairs(*a), checked_pairs(*b)
     shapes = [first.confidence.shape, second.confidence.shape]
     if first.confidence.ndim != 1 or len(set(shapes)) != 1:
         raise ValueError(f"a pair needs the same questions [n] in both runs, got shapes {shapes}")
     arrays = (first.confidence, first.correct, second.confidence, second.correct)
-    return difference_of(statistic, arrays, group=group, draws=draws, level=level, seed=seed)
+    return difference_of(statistic, arrays, group=group, resampling=resampling)
 
 
 def difference_of(
@@ -161,18 +157,16 @@ def difference_of(
     arrays: FourArrays,
     *,
     group: ArrayLike | None = None,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling = Resampling(),
 ) -> Difference:
-    """`paired_difference` for any two numbers a question, such as losses, in place of confidence and correctness.
+    """`paired_difference` for any two numbers per question, such as losses, in place of confidence and correctness.
 
     Args:
         statistic: see `Statistic`.
-        arrays: two `[n]` of the first run, two of the second.
+        arrays: two `[n]` of the first run, then two of the second.
 
     Raises:
-        ValueError: see `bootstrap`.
+        ValueError: see `bootstrap_interval`.
     """
 
     def difference(
@@ -180,9 +174,10 @@ def difference_of(
     ) -> FloatArray:
         return statistic(first_b, second_b, weight=weight) - statistic(first_a, second_a, weight=weight)
 
-    interval = bootstrap(difference, arrays, group=group, num_samples=draws, level=level, seed=seed, centred=True)
+    interval = bootstrap_interval(difference, arrays, resampling=resampling, group=group, centred=True)
     n = len(arrays[0])
-    error, blocks = _jackknife(difference, arrays, groups(group, n), seed)
+    clusters = groups(group, n)
+    error, blocks = _jackknife(difference, arrays, clusters, resampling.seed)
     one = np.ones((1, n))
     return Difference(
         a=float(statistic(*arrays[:2], weight=one)[0]),
@@ -191,7 +186,7 @@ def difference_of(
         high=interval.high,
         standard_error=error,
         blocks=blocks,
-        p_exchange=_swap_p(statistic, arrays, interval.estimate, group, draws, seed),
+        p_exchange=_swap_p(statistic, arrays, interval.estimate, clusters, resampling),
     )
 
 
@@ -208,44 +203,38 @@ def _jackknife(
 
 
 def leave_out(clusters: Groups, seed: int) -> FloatArray:
-    """Weights `[blocks, n]` of a grouped jackknife: each row leaves one block of whole groups out."""
+    """Weights `[blocks, n]` of a grouped jackknife: each row leaves out one block of whole groups."""
     blocks = min(clusters.count, BLOCKS)
     block = keyed_generator(seed, "jackknife").permutation(clusters.count) % blocks  # [group]
     return (np.arange(blocks)[:, None] != block[clusters.index]).astype(np.float64)
 
 
 def _swap_p(
-    statistic: Statistic,
-    arrays: FourArrays,
-    estimate: float,
-    group: ArrayLike | None,
-    draws: int,
-    seed: int,
+    statistic: Statistic, arrays: FourArrays, estimate: float, clusters: Groups, resampling: Resampling
 ) -> float:
     if not np.isfinite(estimate):
         return float("nan")
     sure_a, right_a, sure_b, right_b = arrays
-    clusters = groups(group, len(sure_a))
-    rng = keyed_generator(seed, "swap")
+    rng = keyed_generator(resampling.seed, "swap")
     step = max(1, BATCH_ELEMENTS // len(sure_a))
     farther = 0
-    for start in range(0, draws, step):
-        coins = rng.random((min(step, draws - start), clusters.count)) < 0.5
+    for start in range(0, resampling.bootstrap, step):
+        coins = rng.random((min(step, resampling.bootstrap - start), clusters.count)) < 0.5
         swapped = coins[:, clusters.index]  # [step, n]
         after = statistic(np.where(swapped, sure_a, sure_b), np.where(swapped, right_a, right_b))
         before = statistic(np.where(swapped, sure_b, sure_a), np.where(swapped, right_b, right_a))
         nearer = np.abs(after - before) < abs(estimate) - ROUNDING  # an undefined difference is not nearer
         farther += int((~nearer).sum())
-    return (1 + farther) / (1 + draws)
+    return (1 + farther) / (1 + resampling.bootstrap)
 
 
 def smallest_difference(standard_error: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """The true difference that a two-sided test at level alpha finds with the given power.
 
     (z_{1 - alpha/2} + z_{power}) * standard error of the paired difference, the usual normal approximation. The
-    standard error is that of this n and M (finite M spreads what is observed), and so is the answer: a difference below
-    it may well exist unseen. It takes the error to be the same at that difference, which for smECE near its floor it is
-    not: there it is larger away from the floor, and the power less.
+    standard error is that of this n and M (finite M spreads what is observed), and so is the answer: a smaller
+    difference may well exist undetected. The error is taken to be the same at that difference; for smECE near its floor
+    it is larger away from the floor, and the power lower.
 
     Raises:
         ValueError: alpha or power outside (0, 1).

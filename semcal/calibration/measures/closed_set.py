@@ -1,6 +1,6 @@
 """A closed set of classes that all questions share, and where gold classes fall under the null, sampled or exact.
 
-Knows no measure: `classwise.py` and `skce.py` read from this what they observe and what chance alone would give.
+Knows no measure: `classwise.py` and `skce.py` take from it what was observed and what chance alone would give.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from semcal.semantics.confidence import checked_index, checked_masses
 
 @dataclass(frozen=True)
 class ClosedSet:
-    """Predictions and gold of n questions over K shared classes; column K stands for a gold class outside them.
+    """Predictions and gold of n questions over K shared classes; column K is for a gold class outside them.
 
     Attributes:
         pool: `[n, K + 1]` the chance of each class of being the gold one, if the model is calibrated: exact masses,
-            or, given M samples, their pool with the gold answer over M + 1 (see `exchange.exchanged`).
+            or, given M samples, their pool with the gold answer over M + 1 (see `nulls/exchange.py`).
         gold: `[n]` column of the gold class.
         m: samples per question; None where masses are exact.
     """
@@ -33,7 +33,8 @@ class ClosedSet:
 
     @classmethod
     def of_counts(cls, counts: ArrayLike, gold: ArrayLike) -> ClosedSet:
-        """From samples: counts `[n, K]`, every row summing to M, and gold `[n]` a class, -1 for one outside the K.
+        """From samples: counts `[n, K]`, every row summing to M, and gold `[n]`, a column or -1 for a class outside the
+        K.
 
         Raises:
             ValueError: counts are not counts of one M; a gold index outside its row.
@@ -44,7 +45,8 @@ class ClosedSet:
 
     @classmethod
     def of_masses(cls, masses: ArrayLike, gold: ArrayLike) -> ClosedSet:
-        """From exact masses `[n, K]`, rows summing to at most 1 (what is missing lies outside), and gold as above.
+        """From exact masses `[n, K]`, rows summing to at most 1 (what is missing lies outside), and gold as in
+        `of_counts`.
 
         Raises:
             ValueError: a mass below 0, a row above 1, a gold index outside its row.
@@ -58,8 +60,8 @@ class ClosedSet:
     def scale(self) -> float:
         """(M + 1) / M, or 1 of exact masses: onehot(gold) - probability = scale * (onehot(gold) - pool).
 
-        So the residual of a question has mean 0 given its pool, at any M: nothing but the choice of the gold answer
-        among the pool is random in it.
+        So the residual of a question has mean 0 given its pool, at any M: only the choice of the gold answer from the
+        pool is random.
         """
         return 1.0 if self.m is None else (self.m + 1) / self.m
 
@@ -70,17 +72,17 @@ class ClosedSet:
         """
         return np.clip(self.scale * self.pool[:, column] - (self.scale - 1) * hit, 0.0, 1.0)  # up to rounding
 
-    def redrawn(self, draws: int, *, seed: int) -> IntArray:
-        """Gold columns `[draws, n]` of data sets in which the model is calibrated, given the pools.
+    def redrawn(self, null_draws: int, *, seed: int) -> IntArray:
+        """Gold columns `[null_draws, n]` of data sets in which the model is calibrated, given the pools.
 
         Raises:
             ValueError: fewer than one draw.
         """
-        if draws < 1:
-            raise ValueError(f"draws must be positive, got {draws}")
+        if null_draws < 1:
+            raise ValueError(f"null_draws must be positive, got {null_draws}")
         rng = keyed_generator(seed, "closed set", "gold")
         if self.m is not None:
-            return redrawn_gold(np.rint(self.pool * (self.m + 1)).astype(np.int64), draws, rng)
-        uniform = rng.random((draws, len(self.pool)))
+            return redrawn_gold(np.rint(self.pool * (self.m + 1)).astype(np.int64), null_draws, rng)
+        uniform = rng.random((null_draws, len(self.pool)))
         edges = np.cumsum(self.pool[:, :-1], axis=1)
         return np.stack([np.searchsorted(e, u, side="right") for e, u in zip(edges, uniform.T, strict=True)], axis=1)

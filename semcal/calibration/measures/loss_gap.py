@@ -1,7 +1,7 @@
 """The loss gap: the log loss that the best tilt of the top class would recover, measured on questions held out.
 
 A model is B-confidence calibrated iff no tilt of W_B lowers its log loss (arXiv 2511.04869, Theorem 6), so the gap is 0
-iff it is calibrated, and otherwise says in nats what local optimality of the loss is short of.
+iff it is calibrated; otherwise it says, in nats, how far the loss is from its local optimum.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
 from semcal.arrays import FloatArray, IntArray, checked_pairs
-from semcal.calibration.inference.bootstrap import bootstrap as bootstrap_interval
+from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.group_folds import folds_by_group
 from semcal.calibration.measures.tilt import PENALTIES, basis, fit_tilts, inside, loss_change
 from semcal.calibration.nulls.null import Null
+from semcal.calibration.resampling import Resampling
 
 CELL = 0.05  # of logit c, in nats: tilts are fitted to questions counted in cells of this width
 _CELLS = 200  # of them occupied, or so
@@ -25,19 +26,19 @@ BATCH_ELEMENTS = 2**22  # tilts times cells held at once, 32 MB an array
 
 @dataclass(frozen=True)
 class LossGap:
-    """Log loss that tilting the top class would recover, in nats a question, and the tilt that does it.
+    """Log loss that tilting the top class would recover, in nats per question, and the tilt that does it.
 
     Attributes:
         estimate: mean fall of the log loss of held-out questions under the tilt fitted on the others; exactly 0 where
-            no fold chose a tilt, a little below 0 where one was chosen in vain.
+            no fold chose a tilt, slightly below 0 where one was chosen in vain.
         low, high: percentile interval over questions (or groups), the fitted tilts taken as given.
         grid: `[G]` confidences.
         tilt: `[G]` tau(c) in nats, fitted on all questions; below 0 the top class deserves less than it gets
-            (overconfident at c), above 0 more. 0 everywhere where no tilt was worth it.
+            (overconfident at c), above 0 more. 0 everywhere if no tilt was worth it.
         mean_tilt: mean of `tilts`: below 0 overconfident, above 0 underconfident over the questions asked.
         tilts: `[n]` tau of each question, from the fold that held it out.
         drops: `[n]` fall of each question's loss, whose mean is the estimate; pair them to compare two runs.
-        penalties: ridge penalty chosen for each fold, infinite where it takes no tilt.
+        penalties: ridge penalty chosen for each fold, infinite for no tilt.
     """
 
     estimate: float
@@ -58,9 +59,7 @@ def loss_gap(
     m: int | None = None,
     group: ArrayLike | None = None,
     folds: int = 5,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    resampling: Resampling = Resampling(),
 ) -> LossGap:
     """What the best tilt of W_B would recover of a model's log loss, cross-fitted by group.
 
@@ -68,7 +67,7 @@ def loss_gap(
     penalty chosen by leaving each of those out in turn, no tilt being a choice; then the fall of the loss is measured
     on the fold held out. A fitted tilt recovers at most what the best one does, so the estimate lies below the loss gap
     on average, most of all where n is too small to tell a tilt from chance, and approaches it as n grows. Tau is
-    smooth in logit c: a gap that swings within a tenth of confidence and cancels out is not seen.
+    smooth in logit c: it misses a gap that changes sign within a tenth of confidence and cancels out.
 
     Confidences that are shares of samples are noisy, and the best tilt shrinks them: a calibrated model then has a loss
     gap above 0 too. `simulated_loss_gap` says how large.
@@ -80,9 +79,7 @@ def loss_gap(
             masses (clipped to [CLIP, 1 - CLIP]).
         group: `[n]` labels of questions that depend on one another: held out and resampled together.
         folds: at least 3, for the penalty needs 2 to choose on.
-        bootstrap: resamples of the interval.
-        level: its coverage.
-        seed: of folds and resampling.
+        resampling: of the interval; its seed also deals the folds.
 
     Raises:
         ValueError: as `checked_pairs`; fewer than 3 folds; fewer groups than folds.
@@ -91,14 +88,14 @@ def loss_gap(
     if pairs.confidence.ndim != 1:
         raise ValueError(f"loss_gap takes one row, got shape {pairs.confidence.shape}; simulated_loss_gap takes many")
     held = inside(pairs.confidence, m)
-    fold = folds_by_group(group, len(held), folds, seed=seed)
+    fold = folds_by_group(group, len(held), folds, seed=resampling.seed)
     tilts, penalties = held_out_tilts(held[None], pairs.correct[None], fold)
     drops = -loss_change(held, pairs.correct, tilts[0])
 
     def mean(values: FloatArray, *, weight: FloatArray) -> FloatArray:
         return (values * weight).sum(axis=-1) / weight.sum(axis=-1)
 
-    interval = bootstrap_interval(mean, [drops], group=group, num_samples=bootstrap, level=level, seed=seed)
+    interval = bootstrap_interval(mean, [drops], group=group, resampling=resampling)
     grid = np.linspace(0.01, 0.99, 99)
     beta, _ = _fit_choosing_penalty(*_in_cells(held[None], pairs.correct[None], fold))
     return LossGap(
@@ -123,11 +120,11 @@ def simulated_loss_gap(
     folds: int = 5,
     seed: int = 0,
 ) -> Null:
-    """The loss gap of simulated calibrated models: what finite M and n alone would show, to hold `loss_gap` against.
+    """The loss gap of simulated calibrated models: what finite M and n alone would show, to compare `loss_gap` with.
 
     Args:
-        confidence: `[draws, n]` confidences of simulated models, calibrated by construction.
-        correct: `[draws, n]` their correctness.
+        confidence: `[null_draws, n]` confidences of simulated models, calibrated by construction.
+        correct: `[null_draws, n]` their correctness.
         m, group, folds, seed: as given to `loss_gap`, so that both split the questions alike.
 
     Returns:
@@ -148,7 +145,7 @@ def simulated_loss_gap(
         block = slice(start, start + step)
         tilts, _ = held_out_tilts(held[block], pairs.correct[block], fold)
         values[block] = -loss_change(held[block], pairs.correct[block], tilts).mean(axis=-1)
-    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
+    return Null.of(values)
 
 
 def _in_cells(confidence: FloatArray, correct: FloatArray, fold: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -172,7 +169,7 @@ def _fit_choosing_penalty(logits: FloatArray, weight: FloatArray, correct: Float
     The penalty is the one of least held-out loss; but there is no tilt (coefficients 0, penalty infinite) unless that
     loss falls by more than its standard error (Breiman et al. 1984, the one-standard-error rule). The error is taken
     over questions, a fractional correctness being a chance of being right, or over folds where that is larger, as it
-    is where groups hang together. Without the rule a calibrated model is tilted in vain in four folds out of ten.
+    is where questions of a group are related. Without the rule a calibrated model is tilted in vain in 4 of 10 folds.
 
     Args:
         logits: `[L]` middles of the cells.
@@ -183,7 +180,7 @@ def _fit_choosing_penalty(logits: FloatArray, weight: FloatArray, correct: Float
     others = np.broadcast_to(whole[:, None] - weight, (len(finite), *weight.shape))  # [penalty, draw, fold, L]
     tau = fit_tilts(logits, others, np.broadcast_to(right[:, None] - correct, others.shape), finite[:, None, None])
     tau = tau @ basis(logits).T
-    wrong = np.log1p(expit(logits) * np.expm1(tau))  # change of the loss where wrong; where right, tau less
+    wrong = np.log1p(expit(logits) * np.expm1(tau))  # change of the loss where wrong; where right, minus tau
     by_fold = (weight * wrong - correct * tau).sum(axis=-1)  # [penalty, draw, fold]
     change = by_fold.sum(axis=-1)
     square = (weight * wrong**2 + correct * tau * (tau - 2 * wrong)).sum(axis=(-1, -2))

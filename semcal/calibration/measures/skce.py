@@ -1,6 +1,6 @@
 """Calibration of the full class distribution: the squared kernel calibration error, unbiased at any M.
 
-Knows predictions and gold of shared classes (`closed.py`); knows no top class and no text.
+Knows predictions and gold of shared classes (`closed_set.py`); knows no top class and no text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KernelCalibration:
     """The squared kernel calibration error of one run.
 
     Attributes:
-        skce: the estimate; 0 in the mean for a calibrated model at any n, M and K, so it may be negative.
+        skce: the estimate; 0 on average for a calibrated model at any n, M and K, so it may be negative.
         null_q95: 95 % quantile for a calibrated model at this n and M.
         p_value: one-sided, of skce against that null.
         bandwidth: width of the kernel, a distance of class distributions.
@@ -36,26 +36,26 @@ class KernelCalibration:
     bandwidth: float
 
 
-def skce(closed: ClosedSet, *, kernel: Kernel = "laplacian", draws: int = 1000, seed: int) -> KernelCalibration:
+def skce(closed: ClosedSet, *, kernel: Kernel = "laplacian", null_draws: int = 1000, seed: int) -> KernelCalibration:
     """Unbiased estimate of the squared kernel calibration error and its p-value.
 
     SKCE = 2 / (n (n - 1)) * sum over i < j of k(p_i, p_j) <e(y_i) - p_i, e(y_j) - p_j>, the U-statistic of Widmann,
     Lindsten & Zachariah 2019 (arXiv 1910.11385, SKCE_uq) with the matrix kernel k I; e(y) is the one-hot vector of the
     gold class. It is 0 in the long run iff E[e(y) | p] = p, which is stronger than every class by itself.
 
-    With p = counts / M for p it would not be unbiased: given the counts, the gold answer is distributed as the counts
-    shrunk towards the prior. Here the kernel is between the pools of M + 1 draws instead, given which the residuals
-    e(y_i) - counts_i / M have mean 0 exactly and are independent; for M -> infinity, and for exact masses, it is the
-    estimator of the paper. Against a model that is not calibrated it differs from that by terms of order 1 / M.
+    With counts / M for p it would be biased: given the counts, the gold answer is distributed as the counts shrunk
+    towards the prior. The kernel therefore compares the pools of M + 1 draws; given these, the residuals
+    e(y_i) - counts_i / M have mean exactly 0 and are independent. For M -> infinity, and for exact masses, it is the
+    estimator of the paper; for a miscalibrated model the two differ by terms of order 1 / M.
 
     Args:
         closed: predictions and gold, n >= 2.
         kernel: k(p, q) = exp(-|p - q| / w) or exp(-|p - q|^2 / (2 w^2)), with the Euclidean distance and w the median
             distance of two questions (the mean one where the median is 0, 1 where all are equal).
-        draws: data sets of the null: gold answers drawn again as `ClosedSet.redrawn` does.
+        null_draws: data sets of the null, whose gold answers `ClosedSet.redrawn` draws.
         seed: of the draws.
 
-    It takes O(n^2 K) for the kernel and O(n^2) a draw, and 16 n^2 bytes: 64 MB at n = 2,000.
+    Time is O(n^2 K) for the kernel and O(n^2) per draw; memory is 16 n^2 bytes, 64 MB at n = 2,000.
 
     Raises:
         ValueError: fewer than two questions or one draw, an unknown kernel.
@@ -64,7 +64,7 @@ def skce(closed: ClosedSet, *, kernel: Kernel = "laplacian", draws: int = 1000, 
     if n < 2:
         raise ValueError(f"the kernel calibration error needs at least two questions, got {n}")
     if kernel not in ("laplacian", "gaussian"):
-        raise ValueError(f"kernel is {kernel!r}; want 'laplacian' or 'gaussian'")
+        raise ValueError(f"kernel is {kernel!r}; expected 'laplacian' or 'gaussian'")
     width = _bandwidth(closed.pool)
     distance = cdist(closed.pool, closed.pool) / width
     near = np.exp(-distance if kernel == "laplacian" else -(distance**2) / 2)  # [n, n]
@@ -73,12 +73,12 @@ def skce(closed: ClosedSet, *, kernel: Kernel = "laplacian", draws: int = 1000, 
     # <e(y_i) - p_i, e(y_j) - p_j> = 1[y_i = y_j] - p_i(y_j) - p_j(y_i) + <p_i, p_j>: only the first is of pairs.
     expected = near @ closed.pool  # [n, K + 1], the sum over i of k_ij p_i
     constant = (expected * closed.pool).sum()
-    drawn = np.vstack([closed.gold, closed.redrawn(draws, seed=seed)])  # [1 + draws, n], the observed first
+    drawn = np.vstack([closed.gold, closed.redrawn(null_draws, seed=seed)])  # [1 + null_draws, n], the observed first
     linear = expected[np.arange(n), drawn].sum(axis=1)
     same = np.array([_within(near, gold) for gold in drawn])
     values = closed.scale**2 * (same - 2 * linear + constant) / (n * (n - 1))
 
-    null = Null(float(values[1:].mean()), float(np.quantile(values[1:], 0.95)), values[1:])
+    null = Null.of(values[1:])
     return KernelCalibration(float(values[0]), null.quantile95, null.p_value(float(values[0])), width)
 
 

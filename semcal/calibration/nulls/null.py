@@ -1,7 +1,7 @@
 """What smECE a calibrated model would show at this M, this n and these class distributions, by simulation.
 
-`exchange_null` is exact at any M and what the records report; `simulated_null` draws from the estimated class
-distributions instead, and serves where several classes may be correct.
+`null_of` picks the null of a class table. `exchange_null` is exact at any M. `simulated_null` draws from the estimated
+class distributions and serves where several classes may be correct. `exact_null` is for confidences known exactly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from semcal.arrays import FloatArray, IntArray, in_unit_interval
 from semcal.calibration.inference.bootstrap import groups
@@ -17,6 +17,7 @@ from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import smece_batch, smooth_curve
 from semcal.calibration.nulls.exchange import pooled
 from semcal.seeds import keyed_generator
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import checked_counts, share_of
 
 CHUNK_ELEMENTS = 2**22  # simulated counts held at once, 32 MB
@@ -29,16 +30,21 @@ class Null:
     Attributes:
         mean: the floor to subtract from an observed smECE.
         quantile95: an observed smECE above it is miscalibrated at the 5 % level.
-        values: `[draws]` the simulated values.
+        values: `[null_draws]` the simulated values.
     """
 
     mean: float
     quantile95: float
     values: FloatArray
 
+    @classmethod
+    def of(cls, values: FloatArray) -> Null:
+        """The summary of simulated values `[null_draws]`."""
+        return cls(float(values.mean()), float(np.quantile(values, 0.95)), values)
+
     def p_value(self, observed: float) -> float:
-        """One-sided Monte Carlo p-value, (1 + #{null >= observed}) / (1 + draws); never 0, as it should not be."""
-        at_least = int((self.values >= observed - 1e-12).sum())  # equal but for rounding is equal
+        """One-sided Monte Carlo p-value, (1 + #{null >= observed}) / (1 + draws); never 0."""
+        at_least = int((self.values >= observed - 1e-12).sum())  # equal up to rounding is equal
         return (1 + at_least) / (1 + len(self.values))
 
     def excess(self, observed: float) -> float:
@@ -61,11 +67,6 @@ class Band:
     high: FloatArray
 
 
-def null_of(values: FloatArray) -> Null:
-    """The summary of simulated values `[draws]`."""
-    return Null(float(values.mean()), float(np.quantile(values, 0.95)), values)
-
-
 @dataclass(frozen=True)
 class Chances:
     """The two pairs of confidence and correctness that a question can show in a simulated data set.
@@ -81,11 +82,11 @@ class Chances:
     wrong: FloatArray
 
     def simulate(self, uniform: FloatArray, chance: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """Confidence `[draws, n]`, or `[n]` where it is the same in all draws, and correctness `[draws, n]`.
+        """Confidence `[null_draws, n]`, or `[n]` where all draws share it, and correctness `[null_draws, n]`.
 
         Args:
-            uniform: `[draws, n]` variates.
-            chance: `[n]`, where it is to be another than that of the null.
+            uniform: `[null_draws, n]` variates.
+            chance: `[n]`, to replace that of the null.
         """
         is_right = uniform < (self.chance if chance is None else chance)
         same = np.array_equal(self.right[0], self.wrong)
@@ -94,7 +95,7 @@ class Chances:
 
 
 def exact_chances(confidence: ArrayLike) -> Chances:
-    """Of questions whose B-confidence `[n]` is known exactly; ValueError where it is not one row of shares."""
+    """For questions whose B-confidence `[n]` is known exactly; ValueError unless it is one row of shares in [0, 1]."""
     exact = in_unit_interval("confidence", confidence)
     if exact.ndim != 1:
         raise ValueError(f"confidence must be one row [n], got shape {exact.shape}")
@@ -102,17 +103,17 @@ def exact_chances(confidence: ArrayLike) -> Chances:
 
 
 def exchange_chances(counts: ArrayLike, gold: ArrayLike) -> Chances:
-    """Of questions whose gold answer changes places with one of the samples; arguments as in `exchange_null`.
+    """For questions whose gold answer changes places with one of the samples; arguments as in `exchange_null`.
 
     If the pool of M + 1 draws has a single most frequent class and the new gold answer is one of it, the mode of the
-    other M is right, or, where losing one makes it a tie, right with the chance of a fair draw. In all other cases the
-    new gold answer is of a class that is no mode.
+    other M is right; or, where losing one makes it a tie, right with the chance of a fair draw. Otherwise the new gold
+    answer belongs to a class that is not a mode.
     """
     pool, _ = pooled(counts, gold)
     m = int(pool[0].sum()) - 1
     first, second = -np.partition(-pool, 1, axis=1)[:, :2].T
-    beside = (pool == second[:, None]).sum(axis=1)  # classes that the mode is level with if they differ by one
-    correct = np.where(first - 1 > second, 1.0, 1.0 / (1 + beside))
+    level = (pool == second[:, None]).sum(axis=1)  # classes that the mode ties with if they differ by one
+    correct = np.where(first - 1 > second, 1.0, 1.0 / (1 + level))
     return Chances(
         np.where(first > second, first / (m + 1), 0.0),
         np.stack([(first - 1) / m, correct]),
@@ -120,54 +121,74 @@ def exchange_chances(counts: ArrayLike, gold: ArrayLike) -> Chances:
     )
 
 
+def chances_of(table: ClassTable, *, by_mass: bool) -> Chances | None:
+    """The calibrated twins of a table's questions.
+
+    Args:
+        table: the questions.
+        by_mass: whether confidence is by mass, and so taken as exact, or a share of the samples.
+
+    Returns:
+        None where a question has several correct classes and confidence is a share of samples: its gold answer is not
+        one draw.
+    """
+    if by_mass:
+        assert table.by_mass is not None
+        return exact_chances(table.by_mass.plug_in)
+    return None if table.single_gold is None else exchange_chances(table.sampled_counts, table.single_gold)
+
+
+def null_of(table: ClassTable, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
+    """The null of `table.by_count`: `exact_null` of enumerated answers; of samples `exchange_null`, or `simulated_null`
+    where a question has several correct classes.
+
+    Args:
+        table: the questions.
+        null_draws: simulated data sets.
+        seed: of the draws.
+        convention: as in `smece`; use the same for the observed value.
+    """
+    if table.enumerated:
+        return exact_null(table.by_count.plug_in, null_draws=null_draws, seed=seed, convention=convention)
+    counts, gold = table.sampled_counts, table.single_gold
+    if gold is None:
+        return simulated_null(counts, null_draws=null_draws, seed=seed, convention=convention)
+    return exchange_null(counts, gold, null_draws=null_draws, seed=seed, convention=convention)
+
+
 def exchange_null(
-    counts: ArrayLike, gold: ArrayLike, *, draws: int = 1000, seed: int, convention: Convention = "relplot"
+    counts: ArrayLike, gold: ArrayLike, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot"
 ) -> Null:
     """Distribution of smECE under "the gold answer is one more draw from the model's own class distribution", exact.
 
     Under that hypothesis the M samples of a question and its gold answer are M + 1 exchangeable draws. A simulated data
-    set takes one of them at random as gold and the other M as samples (see `exchanged`). Nothing is estimated, so the
+    set takes one of them at random as gold and the other M as samples (see `exchange.py`). Nothing is estimated, so the
     p-value is uniform under the hypothesis at any n, M and K, and the mean is the floor that finite M and n put
-    under smECE; `simulated_null`, which takes the frequencies for the truth, is too narrow at small M or flat classes.
+    under smECE. `simulated_null`, which takes the frequencies for the truth, is too narrow at small M or flat classes.
 
     Args:
         counts: `[n, K]` samples per class, every row summing to M.
         gold: `[n]` index of the one gold class in its row, -1 where it was never sampled.
-        draws: simulated data sets.
-        seed: of the draws.
-        convention: as in `smece`; use the same for the observed value.
+        null_draws, seed, convention: as in `null_of`.
 
     Raises:
         ValueError: counts are not counts of one M; a gold index outside its row; fewer than one draw.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be positive, got draws={draws}")
-    chances = exchange_chances(counts, gold)
-    uniform = keyed_generator(seed, "null", "exchange").random((draws, len(chances.chance)))
-    return null_of(smece_batch(*chances.simulate(uniform), convention=convention).values)
+    uniform = _uniform(exchange := exchange_chances(counts, gold), null_draws, seed, "exchange")
+    return Null.of(smece_batch(*exchange.simulate(uniform), convention=convention).values)
 
 
-def null_of_counts(
-    counts: ArrayLike, gold: NDArray[np.bool_], *, draws: int = 1000, seed: int, convention: Convention = "relplot"
-) -> Null:
-    """`exchange_null`; or `simulated_null` where a question has several correct classes, so that its gold answer is
-    not one draw.
-
-    Args:
-        counts: `[n, K]` samples per class.
-        gold: `[n, K]` bool, which classes are correct, those that were never sampled included.
-        draws, seed, convention: as in `exchange_null`.
-    """
-    if (gold.sum(axis=1) > 1).any():
-        return simulated_null(counts, draws=draws, seed=seed, convention=convention)
-    column = np.where(gold.any(axis=1), gold.argmax(axis=1), -1)
-    return exchange_null(counts, column, draws=draws, seed=seed, convention=convention)
+def _uniform(chances: Chances, null_draws: int, seed: int, stream: str) -> FloatArray:
+    """Variates `[null_draws, n]` for `Chances.simulate`."""
+    if null_draws < 1:
+        raise ValueError(f"null_draws must be positive, got {null_draws}")
+    return keyed_generator(seed, "null", stream).random((null_draws, len(chances.chance)))
 
 
 def simulated_null(
     counts: ArrayLike,
     *,
-    draws: int = 1000,
+    null_draws: int = 1000,
     seed: int,
     group: ArrayLike | None = None,
     chunk: int = CHUNK_ELEMENTS,
@@ -175,75 +196,72 @@ def simulated_null(
 ) -> Null:
     """Distribution of smECE under "the gold answer is one more draw from the model's own class distribution".
 
-    For each question pi_hat = counts / M stands for the true class distribution. A draw takes M fresh samples and a
-    gold class from pi_hat, scores them as `confidences` does, and measures smECE over the n questions. So the values
-    are the floor that finite M and finite n put under a model that is calibrated by construction. Since pi_hat is
-    itself a sample it is sharper than the true distribution, and where classes are flat the floor is slightly
+    For each question pi_hat = counts / M takes the place of the true class distribution. A draw takes M fresh samples
+    and a gold class from pi_hat, scores them as `confidences` does, and measures smECE over the n questions. So the
+    values are the floor that finite M and finite n put under a model that is calibrated by construction. Since pi_hat
+    is itself a sample, it is sharper than the true distribution, and where classes are flat the floor is slightly
     understated.
 
-    The class of unparsed answers takes part as any other class, gold included: the hypothesis is that class
+    The class of unparsed answers takes part like any other class, gold included: the hypothesis is that class
     probabilities are earned, and mass on an answer that can never be right is not. An observed model with many unparsed
-    answers therefore stands out against this null.
+    answers therefore departs from this null.
 
     Args:
         counts: `[n, K]` samples per class, every row summing to M.
-        draws: simulated data sets.
-        seed: seeds the samples and the gold classes, each its own stream; the result does not depend on `chunk`.
-        group: `[n]` labels of questions whose correctness may hang together, or None for independent questions. The
+        null_draws: simulated data sets.
+        seed: of the samples and the gold classes, one stream each; the result does not depend on `chunk`.
+        group: `[n]` labels of questions whose correctness may be related, or None for independent questions. The
             questions of a group then share one uniform variate for their gold class (ranked by probability), the
-            strongest dependence there can be, so that p-values stay valid but lose power. Do not give groups that only
-            say "of the same kind".
+            strongest dependence possible, so that p-values stay valid but lose power. Do not pass groups that only
+            mean "of the same kind".
         chunk: simulated counts held in memory at once.
         convention: as in `smece`; use the same for the observed value.
 
     Raises:
         ValueError: counts are not counts of one M; fewer than one draw; labels that do not match.
     """
-    confidence, correct = _simulate(counts, draws, seed, group, chunk)
-    return null_of(smece_batch(confidence, correct, convention=convention).values)
+    confidence, correct = _simulate(counts, null_draws, seed, group, chunk)
+    return Null.of(smece_batch(confidence, correct, convention=convention).values)
 
 
-def exact_null(confidence: ArrayLike, *, draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
+def exact_null(confidence: ArrayLike, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
     """The null where confidence is known exactly: only whether the top class is gold is left to chance.
 
     A draw makes each question correct with probability `confidence`, independently, and measures smECE.
 
     Args:
         confidence: `[n]` B-confidence in [0, 1].
-        draws, seed, convention: as in `simulated_null`.
+        null_draws, seed, convention: as in `null_of`.
 
     Raises:
         ValueError: confidences are empty, NaN, outside [0, 1] or not one row; fewer than one draw.
     """
-    chances = exact_chances(confidence)
-    if draws < 1:
-        raise ValueError(f"draws must be positive, got draws={draws}")
-    uniform = keyed_generator(seed, "null", "gold").random((draws, len(chances.chance)))
-    return null_of(smece_batch(*chances.simulate(uniform), convention=convention).values)
+    uniform = _uniform(chances := exact_chances(confidence), null_draws, seed, "gold")
+    return Null.of(smece_batch(*chances.simulate(uniform), convention=convention).values)
 
 
 def null_band(
     counts: ArrayLike,
     *,
     bandwidth: float,
-    draws: int = 200,
+    null_draws: int = 200,
     level: float = 0.95,
     seed: int,
     grid: ArrayLike | None = None,
 ) -> Band:
     """Where the reliability curve of a calibrated model with these counts would lie: the null as a band for diagrams.
 
-    It leans below the diagonal at small M, for the largest of M shares overstates the largest probability.
+    It leans below the diagonal at small M, because the largest of M shares overstates the largest probability.
 
     Args:
         counts: `[n, K]` samples per class.
-        bandwidth: that of the curve it is drawn behind.
-        draws: simulated data sets.
+        bandwidth: of the curve that the band is drawn behind.
+        null_draws: simulated data sets.
         level: share of the simulated curves inside the band at each point.
         seed: as in `simulated_null`.
         grid: `[G]` as in `smooth_curve`.
     """
-    confidence, correct = _simulate(counts, draws, seed, None, CHUNK_ELEMENTS)
+    confidence, correct = _simulate(counts, null_draws, seed, None, CHUNK_ELEMENTS)
     curves = smooth_curve(confidence, correct, bandwidth, grid)
     return Band(curves.grid, *pointwise_range(curves.accuracy, level))
 
@@ -258,17 +276,17 @@ def pointwise_range(curves: FloatArray, level: float) -> FloatArray:
 
 
 def _simulate(
-    counts: ArrayLike, draws: int, seed: int, group: ArrayLike | None, chunk: int
+    counts: ArrayLike, null_draws: int, seed: int, group: ArrayLike | None, chunk: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Plug-in confidence and correctness of calibrated models, each `[draws, n]`."""
+    """Plug-in confidence and correctness of calibrated models, each `[null_draws, n]`."""
     counts, m = checked_counts(counts)
-    if draws < 1 or chunk < 1:
-        raise ValueError(f"draws and chunk must be positive, got draws={draws}, chunk={chunk}")
+    if null_draws < 1 or chunk < 1:
+        raise ValueError(f"null_draws and chunk must be positive, got {null_draws} and {chunk}")
     n = len(counts)
     clusters = groups(group, n)
-    uniform = keyed_generator(seed, "null", "gold").random((draws, clusters.count))
+    uniform = keyed_generator(seed, "null", "gold").random((null_draws, clusters.count))
     sampler = keyed_generator(seed, "null", "samples")
-    confidence, correct = np.empty((draws, n)), np.empty((draws, n))
+    confidence, correct = np.empty((null_draws, n)), np.empty((null_draws, n))
     # Padding is dropped, and questions are taken together by their number of classes (1, 2, 3-4, 5-8, ...): most have
     # few. Largest first lets numpy's multinomial, a chain of binomials, stop as soon as all M samples are placed.
     ranked = -np.sort(-counts, axis=1)
@@ -277,8 +295,8 @@ def _simulate(
         rows = np.flatnonzero(width == classes)
         pi_hat = ranked[rows, :classes] / m
         step = max(1, chunk // pi_hat.size)
-        for start in range(0, draws, step):
-            block = np.ix_(np.arange(start, min(start + step, draws)), rows)
+        for start in range(0, null_draws, step):
+            block = np.ix_(np.arange(start, min(start + step, null_draws)), rows)
             fresh = sampler.multinomial(m, pi_hat, size=(len(block[0]), len(rows)))  # [step, rows, classes]
             top = fresh.max(axis=-1, keepdims=True)
             gold = _inverse_cdf(pi_hat, uniform[np.ix_(block[0][:, 0], clusters.index[rows])])
@@ -288,7 +306,7 @@ def _simulate(
 
 
 def _inverse_cdf(probability: FloatArray, uniform: FloatArray) -> IntArray:
-    """Classes `[draws, n]` with the given probabilities `[n, K]` at uniform variates `[draws, n]`."""
+    """Classes `[null_draws, n]` with the given probabilities `[n, K]` at uniform variates `[null_draws, n]`."""
     gold = np.zeros(uniform.shape, dtype=np.int64)
     for edge in np.cumsum(probability, axis=1).T[:-1]:
         gold += uniform >= edge

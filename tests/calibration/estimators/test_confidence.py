@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from semcal.calibration.estimators.split_half import split_half
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
 
 
@@ -59,13 +60,13 @@ def calibrated(n: int, m: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_split_half_is_unbiased_where_the_plug_in_is_biased_up(m):
     counts, gold = calibrated(20_000, m, seed=m)
     plug_in = confidences(counts, gold)
-    halves = split_half(counts, gold, rng=np.random.default_rng(0), repeats=4)
+    halves = split_half(ClassTable.of_arrays(counts, gold), rng=np.random.default_rng(0), repeats=4)
     assert abs(halves.gap) < 0.012  # three standard errors
     assert plug_in.plug_in.mean() - plug_in.correct.mean() > 0.04
 
 
 def test_split_half_of_certain_questions_is_certain():
-    halves = split_half([[10, 0], [0, 10]], [0, 0], rng=np.random.default_rng(0))
+    halves = split_half(ClassTable.of_arrays([[10, 0], [0, 10]], [0, 0]), rng=np.random.default_rng(0))
     np.testing.assert_array_equal(halves.confidence, [1, 1])
     np.testing.assert_array_equal(halves.correct, [1, 0])
     assert halves.gap == 0.5
@@ -73,18 +74,18 @@ def test_split_half_of_certain_questions_is_certain():
 
 def test_split_half_equals_its_enumeration():
     # M = 2, one sample of each of two classes: whichever is the mode of one half is absent from the other.
-    halves = split_half([[1, 1]], [0], rng=np.random.default_rng(0), repeats=4000)
+    halves = split_half(ClassTable.of_arrays([[1, 1]], [0]), rng=np.random.default_rng(0), repeats=4000)
     assert halves.confidence[0] == 0
     assert halves.correct[0] == pytest.approx(0.5, abs=0.03)
 
 
 def test_split_half_never_credits_unparsed_and_follows_its_generator():
     counts, gold = calibrated(50, 10, seed=1)
-    assert split_half(counts, gold, gold, rng=np.random.default_rng(0)).correct.sum() == 0
-    first, second = (split_half(counts, gold, rng=np.random.default_rng(3)) for _ in range(2))
+    assert split_half(ClassTable.of_arrays(counts, gold, gold), rng=np.random.default_rng(0)).correct.sum() == 0
+    first, second = (split_half(ClassTable.of_arrays(counts, gold), rng=np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first.confidence, second.confidence)
 
 
 def test_split_half_needs_two_samples():
     with pytest.raises(ValueError, match="m=1"):
-        split_half([[1, 0]], [0], rng=np.random.default_rng(0))
+        split_half(ClassTable.of_arrays([[1, 0]], [0]), rng=np.random.default_rng(0))

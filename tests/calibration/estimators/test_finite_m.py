@@ -9,6 +9,8 @@ from semcal.calibration.estimators.finite_m import estimates
 from semcal.calibration.estimators.m_curve import extrapolation_weights, m_curve, sizes_for
 from semcal.calibration.estimators.masses import class_masses
 from semcal.calibration.measures.smece import smece
+from semcal.calibration.resampling import Resampling
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences, confidences_of_masses
 
 
@@ -38,7 +40,9 @@ def test_limit_recovers_the_truth_within_its_interval(sharpness):
     bias = {name: [] for name in inside}
     for run in range(30):
         pi, counts, gold = drawn(250, 50, run, sharpness=sharpness)
-        curve = m_curve(counts, gold, repeats=4, bootstrap=60, null_draws=40, seed=run)
+        curve = m_curve(
+            ClassTable.of_arrays(counts, gold), repeats=4, resampling=Resampling(bootstrap=60, null_draws=40, seed=run)
+        )
         for name, value in truth_of(pi, gold).items():
             limit = curve.limits[name]
             inside[name].append(limit.low <= value <= limit.high)
@@ -53,7 +57,9 @@ def test_limit_recovers_the_truth_within_its_interval(sharpness):
 
 def test_curve_ends_at_the_plug_in_figures_and_falls_with_m():
     _, counts, gold = drawn(200, 40, 0)
-    curve = m_curve(counts, gold, repeats=4, bootstrap=20, null_draws=20, seed=0)
+    curve = m_curve(
+        ClassTable.of_arrays(counts, gold), repeats=4, resampling=Resampling(bootstrap=20, null_draws=20, seed=0)
+    )
     found = confidences(counts, gold)
     assert curve.m.tolist() == sizes_for(40).tolist() == [8, 12, 18, 27, 40]
     assert curve.confidence[-1] == pytest.approx(found.plug_in.mean())
@@ -70,10 +76,14 @@ def test_extrapolation_is_exact_for_what_is_fitted():
 
 
 def test_too_few_samples_have_a_curve_and_no_limit():
-    curve = m_curve([[2, 1], [1, 2]], [0, 0], repeats=2, bootstrap=5, null_draws=5, seed=0)
+    curve = m_curve(
+        ClassTable.of_arrays([[2, 1], [1, 2]], [0, 0]),
+        repeats=2,
+        resampling=Resampling(bootstrap=5, null_draws=5, seed=0),
+    )
     assert curve.limits == {}
     with pytest.raises(ValueError, match="at least 2 samples"):
-        m_curve([[1, 0]], [0], seed=0)
+        m_curve(ClassTable.of_arrays([[1, 0]], [0]), resampling=Resampling(seed=0))
 
 
 def wordings(pi: np.ndarray, forms: int, m: int, rng: np.random.Generator):
@@ -89,10 +99,10 @@ def wordings(pi: np.ndarray, forms: int, m: int, rng: np.random.Generator):
 def test_masses_are_nearer_the_truth_than_counts_the_fewer_wordings_there_are(forms, gain):
     rng = np.random.default_rng(forms)
     pi = rng.dirichlet(np.full(6, 0.5), 400)
-    question, klass, count, logprob = wordings(pi, forms, 50, rng)
-    masses = class_masses(question, klass, count, logprob, shape=pi.shape)
+    question, label, count, logprob = wordings(pi, forms, 50, rng)
+    masses = class_masses(question, label, count, logprob, shape=pi.shape)
     shares = np.zeros(pi.shape)
-    np.add.at(shares, (question, klass), count / 50)
+    np.add.at(shares, (question, label), count / 50)
     np.testing.assert_allclose(masses.sum(axis=1), 1)
     error, of_counts = (np.sqrt(((x - pi) ** 2).mean()) for x in (masses, shares))
     assert error < gain * of_counts
@@ -107,22 +117,24 @@ def test_masses_of_answers_seen_once_each_are_shares():
 def test_impossible_masses_are_refused():
     with pytest.raises(ValueError, match=r"logprob\[1\] is NaN"):
         class_masses([0, 0], [0, 1], [1, 1], [-1.0, np.nan], shape=(1, 2))
-    with pytest.raises(ValueError, match="question 0 have a mass of 2"):
+    with pytest.raises(ValueError, match="question 0 have a total mass of 2"):
         class_masses([0, 0], [0, 1], [1, 1], [0.0, 0.0], shape=(1, 2))
-    with pytest.raises(ValueError, match="question 1 have a mass of 0"):
+    with pytest.raises(ValueError, match="question 1 have a total mass of 0"):
         class_masses([0], [0], [1], [0.0], shape=(2, 2))
 
 
-def test_estimates_stand_side_by_side():
+def test_every_estimator_has_a_row():
     pi, counts, gold = drawn(300, 20, 1)
-    curve = m_curve(counts, gold, repeats=4, bootstrap=20, null_draws=20, seed=0)
-    rows = estimates(
-        counts, gold, curve=curve, masses=confidences_of_masses(pi, gold), bootstrap=50, null_draws=20, seed=0
+    curve = m_curve(
+        ClassTable.of_arrays(counts, gold), repeats=4, resampling=Resampling(bootstrap=20, null_draws=20, seed=0)
     )
+    table = ClassTable.of_arrays(counts, gold, masses=pi)
+    rows = estimates(table, curve=curve, resampling=Resampling(bootstrap=50, null_draws=20))
     by_name = {r.estimator: r for r in rows}
     assert list(by_name) == ["plug-in", "split-half", "by mass", "M to infinity"]
     assert by_name["by mass"].confidence == pytest.approx(pi.max(axis=1).mean())
     assert by_name["split-half"].confidence < by_name["plug-in"].confidence
     assert by_name["plug-in"].signed_gap_low < by_name["plug-in"].signed_gap < by_name["plug-in"].signed_gap_high
     assert np.isnan(by_name["split-half"].p_value)
-    assert len(estimates(counts, gold, curve=curve, bootstrap=10, null_draws=10, seed=0)) == 3
+    few = Resampling(bootstrap=10, null_draws=10)
+    assert len(estimates(ClassTable.of_arrays(counts, gold), curve=curve, resampling=few)) == 3

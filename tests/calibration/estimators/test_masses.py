@@ -8,7 +8,9 @@ from scipy import stats
 
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.null import exact_null
-from semcal.calibration.summary import calibrate, calibrate_masses
+from semcal.calibration.resampling import Resampling
+from semcal.calibration.summary import calibrate
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences_of_masses
 
 
@@ -23,8 +25,10 @@ def test_many_samples_lead_to_the_exact_figures():
     masses, gold = world(400, 0)
     rng = np.random.default_rng(1)
     counts = np.stack([rng.multinomial(200_000, p) for p in masses])
-    exact = calibrate_masses(masses, gold, bootstrap=20, null_draws=50)
-    drawn = calibrate(counts, gold, bootstrap=20, null_draws=50)
+    exact = calibrate(
+        ClassTable.of_arrays(gold=gold, masses=masses), resampling=Resampling(bootstrap=20, null_draws=50)
+    )
+    drawn = calibrate(ClassTable.of_arrays(counts, gold), resampling=Resampling(bootstrap=20, null_draws=50))
     for name in ("smece", "confidence", "accuracy", "signed_gap", "brier", "null_mean"):
         assert getattr(exact, name) == pytest.approx(getattr(drawn, name), abs=5e-3), name
     assert (exact.m, exact.unexplored) == (None, pytest.approx(0))
@@ -36,7 +40,7 @@ def test_the_p_value_of_a_calibrated_model_is_uniform():
     for seed in range(200):
         masses, gold = world(150, seed)
         found = confidences_of_masses(masses, gold)
-        p.append(exact_null(found.plug_in, draws=99, seed=seed).p_value(smece(found.plug_in, found.correct)))
+        p.append(exact_null(found.plug_in, null_draws=99, seed=seed).p_value(smece(found.plug_in, found.correct)))
     assert stats.kstest(p, "uniform").pvalue > 1e-3
 
 
@@ -44,11 +48,14 @@ def test_unexplored_mass_is_reported_and_an_empty_row_is_never_right():
     found = confidences_of_masses([[0.6, 0.2], [0.0, 0.0]], [0, 0])
     assert found.plug_in.tolist() == [0.6, 0.0]
     assert found.correct.tolist() == [1.0, 0.0]
-    result = calibrate_masses([[0.6, 0.2], [0.5, 0.5]], [0, 1], bootstrap=10, null_draws=10)
+    result = calibrate(
+        ClassTable.of_arrays(gold=[0, 1], masses=[[0.6, 0.2], [0.5, 0.5]]),
+        resampling=Resampling(bootstrap=10, null_draws=10),
+    )
     assert result.unexplored == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("masses", [[[0.7, 0.5]], [[-0.1, 0.5]], [0.5], [[np.nan, 0.1]]])
-def test_what_is_no_distribution_is_refused(masses):
+def test_invalid_masses_are_refused(masses):
     with pytest.raises(ValueError, match="masses"):
         confidences_of_masses(masses, [0])

@@ -1,4 +1,4 @@
-"""Remedies mend what is broken out of fold, leave what is whole, and never see what they are judged on."""
+"""Remedies fix what is miscalibrated out of fold, leave what is calibrated, and never see what they are judged on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from semcal.calibration.estimators.recalibration import recalibrated, remedies, 
 from semcal.calibration.inference.group_folds import folds_by_group
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece
+from semcal.calibration.resampling import Resampling
 
-MENDING = ["temperature", "isotonic", "beta", "tilt"]
+METHODS = ["temperature", "isotonic", "beta", "tilt"]
 
 
 def world(n: int, t: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -22,7 +23,7 @@ def world(n: int, t: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return confidence, accuracy, (rng.random(n) < accuracy).astype(float)
 
 
-@pytest.mark.parametrize("method", MENDING)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("t", [0.5, 2.0])
 def test_log_loss_falls_towards_that_of_the_truth_on_questions_not_fitted_on(method, t):
     confidence, accuracy, correct = world(4000, t, 0)
@@ -50,14 +51,14 @@ def test_temperature_at_its_ends():
 @pytest.mark.parametrize("t", [0.5, 2.0])
 def test_maps_rise(method, t):
     confidence, _, correct = world(600, t, 3)
-    mended, fold = recalibrated(confidence, correct, method), folds_by_group(None, 600, 5, seed=0)
+    fixed, fold = recalibrated(confidence, correct, method), folds_by_group(None, 600, 5, seed=0)
     for held_out in range(5):
         order = np.argsort(confidence[fold == held_out])
-        assert (np.diff(mended[fold == held_out][order]) >= -1e-12).all()
-    assert ((mended >= 0) & (mended <= 1)).all()
+        assert (np.diff(fixed[fold == held_out][order]) >= -1e-12).all()
+    assert ((fixed >= 0) & (fixed <= 1)).all()
 
 
-@pytest.mark.parametrize("method", MENDING)
+@pytest.mark.parametrize("method", METHODS)
 def test_no_remedy_harms_a_calibrated_model_by_more_than_sampling_noise(method):
     harm = []
     for seed in range(12):
@@ -67,7 +68,7 @@ def test_no_remedy_harms_a_calibrated_model_by_more_than_sampling_noise(method):
     assert np.mean(harm) < (0.02 if method == "isotonic" else 3 / 1500)
 
 
-@pytest.mark.parametrize("method", MENDING)
+@pytest.mark.parametrize("method", METHODS)
 def test_no_group_is_in_both_fit_and_evaluation(method):
     confidence, _, correct = world(600, 3.0, 5)
     group = np.arange(600) % 30  # groups of 20
@@ -85,19 +86,19 @@ def test_no_group_is_in_both_fit_and_evaluation(method):
 def test_a_fraction_is_that_much_of_a_right_answer(method):
     confidence, _, correct = world(400, 2.0, 6)
     correct[:80] = 0.5
-    mended = recalibrated(confidence, correct, method)
+    fixed = recalibrated(confidence, correct, method)
     # Spelled out: every question twice, a fraction once right and once wrong.
     twice = np.concatenate([np.ceil(correct), np.floor(correct)])
     spelled = recalibrated(np.tile(confidence, 2), twice, method, group=np.tile(np.arange(400), 2))
     # Only the ends of the isotonic map depend on the number of questions.
-    np.testing.assert_allclose(spelled[:400], mended, atol=0.005 if method == "isotonic" else 1e-4)
+    np.testing.assert_allclose(spelled[:400], fixed, atol=0.005 if method == "isotonic" else 1e-4)
 
 
 def test_the_table_is_the_packages_own_measures_before_and_after():
     confidence, _, correct = world(500, 2.0, 7)
     confidence = np.round(confidence * 20) / 20
-    table = remedies(confidence, correct, m=20, bootstrap=100, null_draws=100, seed=1)
-    assert [row.method for row in table] == ["none", *MENDING]
+    table = remedies(confidence, correct, m=20, resampling=Resampling(bootstrap=100, null_draws=100, seed=1))
+    assert [row.method for row in table] == ["none", *METHODS]
     for row in table:
         sure = recalibrated(confidence, correct, row.method, m=20, seed=1)
         assert row.smece == pytest.approx(smece(sure, correct))
@@ -107,10 +108,10 @@ def test_the_table_is_the_packages_own_measures_before_and_after():
         assert row.brier == pytest.approx(float(brier(sure, correct)))
         assert row.log_loss == pytest.approx(float(log_loss(sure, correct, m=20 if row.method == "none" else None)))
         assert row.auroc == pytest.approx(float(auroc(sure, correct)))
-    none, *mended = table
+    none, *fixed = table
     np.testing.assert_array_equal(recalibrated(confidence, correct, "none"), confidence)
     assert none.p_value == pytest.approx(1 / 101)
-    for row in mended:
+    for row in fixed:
         assert row.smece < 0.6 * none.smece
         assert row.log_loss < none.log_loss
         assert row.p_value > 0.01
@@ -130,8 +131,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="all answers outside fold 0 are right"):
         recalibrated(confidence, np.ones(9), "temperature")
     with pytest.raises(ValueError, match="all answers outside fold 0 are wrong"):
-        remedies(confidence, np.zeros(9), bootstrap=10, null_draws=10)
-    with pytest.raises(ValueError, match="method is 'platt'; want one of none, temperature"):
+        remedies(confidence, np.zeros(9), resampling=Resampling(bootstrap=10, null_draws=10))
+    with pytest.raises(ValueError, match="method is 'platt'; expected one of none, temperature"):
         recalibrated(confidence, np.arange(9) % 2, "platt")
-    with pytest.raises(ValueError, match=r"takes one row"):
+    with pytest.raises(ValueError, match=r"expects one row"):
         recalibrated(np.full((2, 9), 0.5), np.ones((2, 9)), "beta")

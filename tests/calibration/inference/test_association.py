@@ -36,7 +36,7 @@ def test_p_is_uniform_under_independence_though_models_and_styles_have_effects()
     assert np.mean(np.array(plain) <= 0.05) > 0.12  # cells taken one by one are fooled
 
 
-def test_what_covariates_tell_is_taken_off():
+def test_what_covariates_explain_is_removed():
     rng = np.random.default_rng(2)
     shape = (6, 2, 3)
     common = rng.normal(size=shape)
@@ -48,7 +48,7 @@ def test_what_covariates_tell_is_taken_off():
     assert partial.p_negative > 0.05
 
 
-def test_what_covariates_do_not_tell_is_kept():
+def test_what_covariates_do_not_explain_is_kept():
     rng = np.random.default_rng(3)
     shape = (6, 2, 3)
     x, nuisance = rng.normal(size=(2, *shape))
@@ -56,7 +56,7 @@ def test_what_covariates_do_not_tell_is_kept():
     assert grid_association(x, y, nuisance[None], seed=0).p_negative < 0.01
 
 
-def test_many_arrangements_are_drawn_and_few_are_no_evidence():
+def test_many_arrangements_are_sampled_and_few_are_not_evidence():
     x = np.arange(48.0).reshape(8, 2, 3)
     assert grid_association(x, -x, seed=0).arrangements == 20_001
     alone = grid_association(x[:1], -x[:1], seed=0)
@@ -66,7 +66,7 @@ def test_many_arrangements_are_drawn_and_few_are_no_evidence():
 
 def test_nothing_to_rank_is_not_defined():
     assert np.isnan(grid_association(np.ones((3, 2)), np.arange(6.0).reshape(3, 2), seed=0).p_negative)
-    with pytest.raises(ValueError, match="want one grid"):
+    with pytest.raises(ValueError, match="expected one grid"):
         grid_association(np.ones((3, 2)), np.ones((2, 3)), seed=0)
     with pytest.raises(ValueError, match="not finite"):
         grid_association(np.full((3, 2), np.nan), np.ones((3, 2)), seed=0)

@@ -7,9 +7,10 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from semcal.calibration.inference.bootstrap import bootstrap, groups
+from semcal.calibration.inference.bootstrap import bootstrap_interval, groups
 from semcal.calibration.measures.scores import auroc, signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece_batch
+from semcal.calibration.resampling import Resampling
 
 
 def smooth_error(confidence, correct, *, weight):
@@ -35,14 +36,16 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     for seed in range(100):
         confidence = rng.uniform(0.4, 1.0, 100)
         correct = (rng.random(100) < confidence - 0.2).astype(float)  # true gap 0.2
-        interval = bootstrap(signed_gap, [confidence, correct], num_samples=200, level=0.9, seed=seed)
+        interval = bootstrap_interval(
+            signed_gap, [confidence, correct], resampling=Resampling(bootstrap=200, level=0.9, seed=seed)
+        )
         covered += interval.low <= 0.2 <= interval.high
     assert 80 <= covered <= 98
 
 
 def test_replicates_are_the_statistic_of_resampled_data():
     values = np.random.default_rng(1).random(200)
-    interval = bootstrap(weighted_mean, [values], num_samples=2000, seed=0)
+    interval = bootstrap_interval(weighted_mean, [values], resampling=Resampling(bootstrap=2000, seed=0))
     assert interval.estimate == pytest.approx(values.mean())
     assert interval.replicates.mean() == pytest.approx(values.mean(), abs=2e-3)
     assert interval.replicates.std() == pytest.approx(values.std() / np.sqrt(200), rel=0.06)
@@ -54,17 +57,19 @@ def test_dependent_questions_widen_the_interval():
     sizes = rng.integers(1, 12, 60)
     labels = np.repeat(np.arange(60), sizes)
     values = np.repeat(rng.random(60), sizes)
-    alone = bootstrap(weighted_mean, [values], seed=0)
-    together = bootstrap(weighted_mean, [values], group=labels, seed=0)
+    alone = bootstrap_interval(weighted_mean, [values], resampling=Resampling(seed=0))
+    together = bootstrap_interval(weighted_mean, [values], group=labels, resampling=Resampling(seed=0))
     assert together.estimate == alone.estimate
     assert together.high - together.low > 1.8 * (alone.high - alone.low)
 
 
 def test_resamples_depend_neither_on_label_values_nor_on_batches(monkeypatch):
     values = np.random.default_rng(3).random(30)
-    whole = bootstrap(weighted_mean, [values], num_samples=50, seed=4)
+    whole = bootstrap_interval(weighted_mean, [values], resampling=Resampling(bootstrap=50, seed=4))
     monkeypatch.setattr(import_module("semcal.calibration.inference.bootstrap"), "BATCH_ELEMENTS", 100)
-    labelled = bootstrap(weighted_mean, [values], group=np.arange(30) + 7, num_samples=50, seed=4)
+    labelled = bootstrap_interval(
+        weighted_mean, [values], group=np.arange(30) + 7, resampling=Resampling(bootstrap=50, seed=4)
+    )
     np.testing.assert_array_equal(whole.replicates, labelled.replicates)
 
 
@@ -72,18 +77,22 @@ def test_centred_interval_of_smece_holds_its_estimate():
     rng = np.random.default_rng(5)
     confidence = rng.integers(0, 51, 300) / 50
     correct = (rng.random(300) < confidence).astype(float)
-    raw = bootstrap(smooth_error, [confidence, correct], num_samples=300, seed=0)
-    centred = bootstrap(smooth_error, [confidence, correct], num_samples=300, seed=0, centred=True, bounds=(0, 1))
+    raw = bootstrap_interval(smooth_error, [confidence, correct], resampling=Resampling(bootstrap=300, seed=0))
+    centred = bootstrap_interval(
+        smooth_error, [confidence, correct], centred=True, bounds=(0, 1), resampling=Resampling(bootstrap=300, seed=0)
+    )
     assert raw.replicates.mean() > raw.estimate  # resampling adds its own noise to a measure of absolute residuals
     assert 0 <= centred.low < centred.estimate < centred.high
     assert centred.high - centred.estimate == pytest.approx(raw.high - raw.replicates.mean())
 
 
 def test_undefined_replicates_are_left_out_and_a_single_group_has_no_interval():
-    interval = bootstrap(auroc, [[0.1, 0.9, 0.8], [0, 1, 1]], num_samples=200, seed=0)
+    interval = bootstrap_interval(auroc, [[0.1, 0.9, 0.8], [0, 1, 1]], resampling=Resampling(bootstrap=200, seed=0))
     assert np.isnan(interval.replicates).any()
     assert np.isfinite([interval.low, interval.high]).all()
-    lonely = bootstrap(weighted_mean, [[0.1, 0.9]], group=["a", "a"], num_samples=20, seed=0)
+    lonely = bootstrap_interval(
+        weighted_mean, [[0.1, 0.9]], group=["a", "a"], resampling=Resampling(bootstrap=20, seed=0)
+    )
     assert lonely.estimate == pytest.approx(0.5)
     assert np.isnan([lonely.low, lonely.high]).all()
 
@@ -91,19 +100,18 @@ def test_undefined_replicates_are_left_out_and_a_single_group_has_no_interval():
 def test_a_paired_difference_is_a_statistic_like_any_other():
     rng = np.random.default_rng(6)
     first, shift = rng.uniform(0, 0.8, 200), 0.1
-    interval = bootstrap(
+    interval = bootstrap_interval(
         lambda a, b, *, weight: weighted_mean(a, weight=weight) - weighted_mean(b, weight=weight),
         [first + shift, first],
-        num_samples=100,
-        seed=0,
+        resampling=Resampling(bootstrap=100, seed=0),
     )
     np.testing.assert_allclose([interval.low, interval.estimate, interval.high], shift)
 
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"shapes \[\(2,\), \(3,\)\]"):
-        bootstrap(signed_gap, [[0, 1], [0, 1, 1]], seed=0)
-    with pytest.raises(ValueError, match=r"in \(0, 1\), got 10 and 95"):
-        bootstrap(weighted_mean, [[0, 1]], num_samples=10, level=95, seed=0)
+        bootstrap_interval(signed_gap, [[0, 1], [0, 1, 1]], resampling=Resampling(seed=0))
+    with pytest.raises(ValueError, match=r"in \(0, 1\), got 95"):
+        bootstrap_interval(weighted_mean, [[0, 1]], resampling=Resampling(bootstrap=10, level=95, seed=0))
     with pytest.raises(ValueError, match=r"group has shape \(1,\)"):
-        bootstrap(weighted_mean, [[0, 1]], group=["a"], seed=0)
+        bootstrap_interval(weighted_mean, [[0, 1]], group=["a"], resampling=Resampling(seed=0))

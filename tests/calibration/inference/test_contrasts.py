@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from semcal.calibration.inference.contrasts import contrast, leaves, plain_mean
-from semcal.calibration.inference.loss_equivalence import loss_equivalence
+from semcal.calibration.inference.equivalence import loss_equivalence
 from semcal.calibration.inference.paired import STATISTICS, paired_difference
 from semcal.calibration.measures.loss_gap import loss_gap
+from semcal.calibration.resampling import Resampling
 
 
 def test_two_runs_give_the_paired_difference():
@@ -22,7 +23,11 @@ def test_two_runs_give_the_paired_difference():
         ]
         ours = contrast([(-1.0, runs[0]), (1.0, runs[1])])
         theirs = paired_difference(
-            STATISTICS[name], (confidence[0], correct[0]), (confidence[1], correct[1]), group=group, draws=10, seed=3
+            STATISTICS[name],
+            (confidence[0], correct[0]),
+            (confidence[1], correct[1]),
+            group=group,
+            resampling=Resampling(bootstrap=10, seed=3),
         )
         assert ours.estimate == pytest.approx(theirs.estimate)
         assert ours.standard_error == pytest.approx(theirs.standard_error)
@@ -61,7 +66,7 @@ def loss_test(off: float, seed: int, n: int = 1000) -> float:
     rng = np.random.default_rng([seed, 7])
     truth = rng.beta(2, 2, n)
     confidence, correct = np.clip(truth + off, 0.001, 0.999), (rng.random(n) < truth).astype(float)
-    gap = loss_gap(confidence, correct, bootstrap=1)
+    gap = loss_gap(confidence, correct, resampling=Resampling(bootstrap=1))
     return loss_equivalence(confidence, correct, gap, delta=0.05, seed=0).p_value
 
 

@@ -7,11 +7,12 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from semcal.calibration.inference.bootstrap import bootstrap
+from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import STATISTICS, paired_difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.nulls.null import simulated_null
+from semcal.calibration.resampling import Resampling
 from semcal.semantics.confidence import confidences
 
 
@@ -38,7 +39,7 @@ def test_where_the_runs_are_alike_both_tests_keep_their_level(name, groups):
     found = []
     for seed in range(200):
         a, b, label = two_runs(seed, groups=groups)
-        d = paired_difference(STATISTICS[name], a, b, group=label, draws=99, seed=seed)
+        d = paired_difference(STATISTICS[name], a, b, group=label, resampling=Resampling(bootstrap=99, seed=seed))
         found.append((d.p_value, d.p_exchange, not d.low <= 0 <= d.high))
     rejected = (np.array(found)[:, :2] <= 0.1).sum(axis=0)
     assert (rejected >= 8).all(), rejected  # 20 expected of 200, standard deviation 4.2
@@ -52,10 +53,15 @@ def test_dependent_questions_taken_as_independent_are_found_different_too_often(
         rng = np.random.default_rng(seed)
         label = np.repeat(np.arange(15), 10)
         a, b = (np.repeat(rng.random(15), 10), np.repeat(rng.random(15), 10))
-        d = paired_difference(STATISTICS["confidence"], (a, a), (b, b), draws=99, seed=seed)
+        d = paired_difference(STATISTICS["confidence"], (a, a), (b, b), resampling=Resampling(bootstrap=99, seed=seed))
         alone += d.p_value <= 0.1
         if seed == 0:
-            assert paired_difference(STATISTICS["confidence"], (a, a), (b, b), group=label, seed=0).blocks == 15
+            assert (
+                paired_difference(
+                    STATISTICS["confidence"], (a, a), (b, b), group=label, resampling=Resampling(seed=0)
+                ).blocks
+                == 15
+            )
     assert alone > 80
 
 
@@ -71,7 +77,10 @@ def opposite(seed: int, n: int = 300):
 
 
 def test_a_swap_tests_exchangeability_and_the_t_test_the_statistic():
-    found = [paired_difference(STATISTICS["smece"], *opposite(seed), draws=39, seed=seed) for seed in range(16)]
+    found = [
+        paired_difference(STATISTICS["smece"], *opposite(seed), resampling=Resampling(bootstrap=39, seed=seed))
+        for seed in range(16)
+    ]
     assert sum(d.p_exchange <= 0.05 for d in found) >= 4  # the runs do differ, though not in smECE
     assert sum(d.p_value <= 0.05 for d in found) <= 3
 
@@ -80,7 +89,7 @@ def test_calibrated_runs_are_not_found_different_in_smece():
     found = []
     for seed in range(16):
         a, b, _ = two_runs(seed)
-        found.append(paired_difference(STATISTICS["smece"], a, b, draws=39, seed=seed))
+        found.append(paired_difference(STATISTICS["smece"], a, b, resampling=Resampling(bootstrap=39, seed=seed)))
     assert sum(d.p_value <= 0.1 for d in found) <= 4
     assert sum(d.p_exchange <= 0.1 for d in found) <= 5
 
@@ -95,9 +104,9 @@ def test_a_difference_of_floors_is_in_smece_and_hardly_in_its_excess():
             counts = rng.multinomial(10, pi)
             found = confidences(counts, (pi.cumsum(axis=1) > rng.random((300, 1))).argmax(axis=1))
             runs.append((found.plug_in, found.correct))
-            floors.append(simulated_null(counts, draws=50, seed=seed).mean)
-        d = paired_difference(STATISTICS["smece"], *runs, draws=39, seed=seed)
-        moved = d.less(*floors)
+            floors.append(simulated_null(counts, null_draws=50, seed=seed).mean)
+        d = paired_difference(STATISTICS["smece"], *runs, resampling=Resampling(bootstrap=39, seed=seed))
+        moved = d.minus(*floors)
         assert moved.high - moved.low == pytest.approx(d.high - d.low)
         assert np.isnan(moved.p_exchange)
         raw.append(d.estimate)
@@ -109,7 +118,7 @@ def test_a_difference_of_floors_is_in_smece_and_hardly_in_its_excess():
 def test_power_grows_with_the_number_of_questions():
     def power(n: int) -> float:
         found = [two_runs(seed, n, shift=0.06) for seed in range(60)]
-        tests = [paired_difference(signed_gap, a, b, draws=99, seed=0) for a, b, _ in found]
+        tests = [paired_difference(signed_gap, a, b, resampling=Resampling(bootstrap=99, seed=0)) for a, b, _ in found]
         return float(np.mean([d.p_value <= 0.05 for d in tests]))
 
     few, some, many = power(50), power(200), power(800)
@@ -122,24 +131,33 @@ def test_the_smallest_difference_is_found_four_times_out_of_five(groups):
     errors = []
     for seed in range(20):
         a, b, label = two_runs(seed, 200, groups)
-        errors.append(paired_difference(signed_gap, a, b, group=label, draws=200, seed=seed).standard_error)
+        errors.append(
+            paired_difference(
+                signed_gap, a, b, group=label, resampling=Resampling(bootstrap=200, seed=seed)
+            ).standard_error
+        )
     shift = smallest_difference(float(np.mean(errors)))
     found = 0
     for seed in range(100, 300):
         a, b, label = two_runs(seed, 200, groups, shift=shift)
-        found += paired_difference(signed_gap, a, b, group=label, draws=99, seed=seed).p_value <= 0.05
+        found += (
+            paired_difference(signed_gap, a, b, group=label, resampling=Resampling(bootstrap=99, seed=seed)).p_value
+            <= 0.05
+        )
     assert 0.71 <= found / 200 <= 0.89  # standard deviation 0.028
 
 
 def test_the_standard_error_of_a_mean_is_that_of_its_groups():
     a, b, _ = two_runs(0, 120)
     difference = b[1] - a[1]
-    alone = paired_difference(STATISTICS["accuracy"], a, b, draws=20, seed=0)
+    alone = paired_difference(STATISTICS["accuracy"], a, b, resampling=Resampling(bootstrap=20, seed=0))
     assert alone.standard_error == pytest.approx(difference.std(ddof=1) / np.sqrt(120))
-    together = paired_difference(STATISTICS["accuracy"], a, b, group=np.arange(120) // 4, draws=20, seed=0)
+    together = paired_difference(
+        STATISTICS["accuracy"], a, b, group=np.arange(120) // 4, resampling=Resampling(bootstrap=20, seed=0)
+    )
     assert together.standard_error == pytest.approx(difference.reshape(30, 4).mean(axis=1).std(ddof=1) / np.sqrt(30))
     many = two_runs(0, 3000)
-    blocks = paired_difference(STATISTICS["accuracy"], *many[:2], draws=20, seed=0)
+    blocks = paired_difference(STATISTICS["accuracy"], *many[:2], resampling=Resampling(bootstrap=20, seed=0))
     assert blocks.blocks == 200
     assert blocks.standard_error == pytest.approx((many[1][1] - many[0][1]).std() / np.sqrt(3000), rel=0.15)
 
@@ -147,8 +165,11 @@ def test_the_standard_error_of_a_mean_is_that_of_its_groups():
 def test_pairing_narrows_the_interval():
     a, b, _ = two_runs(0, 400)
     b = (b[0], np.where(np.random.default_rng(1).random(400) < 0.8, a[1], b[1]))
-    d = paired_difference(STATISTICS["accuracy"], a, b, seed=0)
-    apart = [bootstrap(signed_gap, [np.zeros(400), right], seed=i) for i, (_, right) in enumerate((a, b))]
+    d = paired_difference(STATISTICS["accuracy"], a, b, resampling=Resampling(seed=0))
+    apart = [
+        bootstrap_interval(signed_gap, [np.zeros(400), right], resampling=Resampling(seed=i))
+        for i, (_, right) in enumerate((a, b))
+    ]
     unpaired = np.subtract(apart[0].replicates, apart[1].replicates)
     assert d.standard_error < 0.7 * unpaired.std()
     assert d.low <= d.estimate <= d.high
@@ -156,9 +177,11 @@ def test_pairing_narrows_the_interval():
 
 def test_a_difference_that_every_question_shows_is_certain_and_none_is_none():
     a, _, _ = two_runs(0)
-    same = paired_difference(STATISTICS["smece"], a, a, draws=20, seed=0)
+    same = paired_difference(STATISTICS["smece"], a, a, resampling=Resampling(bootstrap=20, seed=0))
     assert (same.estimate, same.low, same.high, same.p_value, same.p_exchange) == (0, 0, 0, 1, 1)
-    shifted = paired_difference(STATISTICS["confidence"], a, (a[0] * 0 + 1, a[1]), draws=199, seed=0)
+    shifted = paired_difference(
+        STATISTICS["confidence"], a, (a[0] * 0 + 1, a[1]), resampling=Resampling(bootstrap=199, seed=0)
+    )
     assert shifted.estimate == pytest.approx(1 - a[0].mean())
     assert shifted.p_value < 1e-6
     assert shifted.p_exchange == 1 / 200
@@ -166,20 +189,20 @@ def test_a_difference_that_every_question_shows_is_certain_and_none_is_none():
 
 def test_what_cannot_be_tested_is_nan():
     a, b, _ = two_runs(0, 20)
-    lonely = paired_difference(signed_gap, a, b, group=["a"] * 20, draws=50, seed=0)
+    lonely = paired_difference(signed_gap, a, b, group=["a"] * 20, resampling=Resampling(bootstrap=50, seed=0))
     assert np.isnan([lonely.low, lonely.standard_error, lonely.p_value]).all()
     assert lonely.p_exchange == 1  # one group: the swap and its mirror
-    right = paired_difference(STATISTICS["auroc"], (a[0], np.ones(20)), b, draws=50, seed=0)
+    right = paired_difference(STATISTICS["auroc"], (a[0], np.ones(20)), b, resampling=Resampling(bootstrap=50, seed=0))
     assert np.isnan([right.estimate, right.p_value, right.p_exchange]).all()
 
 
 def test_results_follow_the_seed_and_not_the_batches(monkeypatch):
     a, b, label = two_runs(0, groups=30)
-    whole = paired_difference(signed_gap, a, b, group=label, draws=60, seed=1)
+    whole = paired_difference(signed_gap, a, b, group=label, resampling=Resampling(bootstrap=60, seed=1))
     for module in ("bootstrap", "paired"):
         monkeypatch.setattr(import_module(f"semcal.calibration.inference.{module}"), "BATCH_ELEMENTS", 1000)
-    assert paired_difference(signed_gap, a, b, group=label, draws=60, seed=1) == whole
-    assert paired_difference(signed_gap, a, b, group=label, draws=60, seed=2) != whole
+    assert paired_difference(signed_gap, a, b, group=label, resampling=Resampling(bootstrap=60, seed=1)) == whole
+    assert paired_difference(signed_gap, a, b, group=label, resampling=Resampling(bootstrap=60, seed=2)) != whole
 
 
 def test_holm_steps_down():
@@ -198,8 +221,8 @@ def test_holm_keeps_the_chance_of_any_false_rejection():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"same questions \[n\] in both runs, got shapes \[\(2,\), \(3,\)\]"):
-        paired_difference(signed_gap, ([0, 1], [0, 1]), ([0, 1, 1], [0, 1, 1]), seed=0)
+        paired_difference(signed_gap, ([0, 1], [0, 1]), ([0, 1, 1], [0, 1, 1]), resampling=Resampling(seed=0))
     with pytest.raises(ValueError, match=r"confidence\[1\] is 1\.5"):
-        paired_difference(signed_gap, ([0, 1], [0, 1]), ([0, 1.5], [0, 1]), seed=0)
+        paired_difference(signed_gap, ([0, 1], [0, 1]), ([0, 1.5], [0, 1]), resampling=Resampling(seed=0))
     with pytest.raises(ValueError, match=r"got 0\.05 and 1"):
         smallest_difference(0.1, power=1)

@@ -45,7 +45,7 @@ def test_p_values_of_classes_and_of_their_mean_are_uniform_under_calibration(m):
     mean, first, smallest = [], [], []
     for seed in range(300):
         pi = peaked(30, rng)
-        found = classwise(ClosedSet.of_counts(rng.multinomial(m, pi), drawn(pi, rng)), draws=draws, seed=seed)
+        found = classwise(ClosedSet.of_counts(rng.multinomial(m, pi), drawn(pi, rng)), null_draws=draws, seed=seed)
         mean.append(uniform_p(found.p_value, draws, rng))
         first.append(uniform_p(found.classes[0].p_value, draws, rng))
         smallest.append(min(c.p_holm for c in found.classes))
@@ -68,8 +68,8 @@ def test_skce_is_unbiased_and_its_p_values_uniform_under_calibration(m, kernel):
         else:
             counts = rng.multinomial(m, pi)
             closed = ClosedSet.of_counts(counts, gold)
-            plain.append(skce(ClosedSet.of_masses(counts / m, gold), kernel=kernel, draws=1, seed=seed).skce)
-        found = skce(closed, kernel=kernel, draws=draws, seed=seed)
+            plain.append(skce(ClosedSet.of_masses(counts / m, gold), kernel=kernel, null_draws=1, seed=seed).skce)
+        found = skce(closed, kernel=kernel, null_draws=draws, seed=seed)
         values.append(found.skce)
         p_values.append(uniform_p(found.p_value, draws, rng))
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
@@ -86,7 +86,7 @@ def test_skce_of_masses_is_the_plain_double_sum(kernel):
     rng = np.random.default_rng(1)
     pi = peaked(30, rng)
     gold = drawn(swapped(pi), rng)
-    found = skce(ClosedSet.of_masses(pi, gold), kernel=kernel, draws=20, seed=0)
+    found = skce(ClosedSet.of_masses(pi, gold), kernel=kernel, null_draws=20, seed=0)
     distances = [np.linalg.norm(pi[i] - pi[j]) for i in range(30) for j in range(i)]
     assert found.bandwidth == pytest.approx(np.median(distances))
     total = 0.0
@@ -102,8 +102,8 @@ def test_skce_of_many_samples_approaches_that_of_exact_masses():
     rng = np.random.default_rng(2)
     pi = peaked(60, rng)
     gold = drawn(swapped(pi), rng)
-    exact = skce(ClosedSet.of_masses(pi, gold), draws=1, seed=0).skce
-    sampled = skce(ClosedSet.of_counts(rng.multinomial(10**5, pi), gold), draws=1, seed=0).skce
+    exact = skce(ClosedSet.of_masses(pi, gold), null_draws=1, seed=0).skce
+    sampled = skce(ClosedSet.of_counts(rng.multinomial(10**5, pi), gold), null_draws=1, seed=0).skce
     assert sampled == pytest.approx(exact, abs=1e-3)
 
 
@@ -111,7 +111,7 @@ def test_class_figures_are_those_of_the_shares_of_its_samples():
     rng = np.random.default_rng(3)
     pi = peaked(200, rng)
     counts, gold = rng.multinomial(8, pi), drawn(pi, rng)
-    found = classwise(ClosedSet.of_counts(counts, gold), draws=20, seed=0)
+    found = classwise(ClosedSet.of_counts(counts, gold), null_draws=20, seed=0)
     assert [c.columns for c in found.classes] == [(0,), (1,), (2,)]
     for k, its in enumerate(found.classes):
         assert its.probability == pytest.approx(counts[:, k].mean() / 8)
@@ -128,7 +128,7 @@ def test_rare_classes_and_gold_outside_are_one_row():
     counts[:4] = [6, 3, 1, 0, 0]
     gold = np.where(np.arange(n) % 10 < 7, 0, 1)
     gold[-2:] = 3, -1
-    found = classwise(ClosedSet.of_counts(counts, gold), draws=20, seed=0)
+    found = classwise(ClosedSet.of_counts(counts, gold), null_draws=20, seed=0)
     assert [c.columns for c in found.classes] == [(0,), (1,), (2, 3, 4, 5)]
     rest = found.classes[-1]
     assert rest.probability == pytest.approx(4 * 0.1 / n)
@@ -139,7 +139,7 @@ def test_rare_classes_and_gold_outside_are_one_row():
 
 
 def test_mass_that_was_not_explored_lies_outside():
-    found = classwise(ClosedSet.of_masses(np.tile([0.6, 0.2], (50, 1)), [-1] * 10 + [0] * 40), draws=9, seed=0)
+    found = classwise(ClosedSet.of_masses(np.tile([0.6, 0.2], (50, 1)), [-1] * 10 + [0] * 40), null_draws=9, seed=0)
     assert [c.columns for c in found.classes] == [(0,), (1,), (2,)]
     assert found.classes[-1].probability == pytest.approx(0.2)
     assert found.classes[-1].frequency == pytest.approx(0.2)
@@ -153,10 +153,10 @@ def test_a_swap_below_the_top_class_is_seen_here_and_not_by_the_top_class():
     pi = peaked(400, rng, alpha=(1.5, 0.7, 0.3, 0.2))
     counts, gold = rng.multinomial(50, pi), drawn(swapped(pi), rng)
     top = confidences(counts, gold)
-    assert simulated_null(counts, draws=199, seed=0).p_value(smece(top.plug_in, top.correct)) > 0.05
+    assert simulated_null(counts, null_draws=199, seed=0).p_value(smece(top.plug_in, top.correct)) > 0.05
     closed = ClosedSet.of_counts(counts, gold)
-    assert skce(closed, draws=199, seed=0).p_value <= 0.02
-    found = classwise(closed, draws=199, seed=0)
+    assert skce(closed, null_draws=199, seed=0).p_value <= 0.02
+    found = classwise(closed, null_draws=199, seed=0)
     assert found.p_value <= 0.02
     assert found.excess > 0.02
 
@@ -165,14 +165,14 @@ def test_skce_sees_the_swap_at_few_samples_too():
     rng = np.random.default_rng(5)
     pi = peaked(400, rng, alpha=(1.5, 0.7, 0.3, 0.2))
     closed = ClosedSet.of_counts(rng.multinomial(5, pi), drawn(swapped(pi), rng))
-    assert skce(closed, draws=199, seed=0).p_value <= 0.02
+    assert skce(closed, null_draws=199, seed=0).p_value <= 0.02
 
 
 def test_two_classes_taken_for_one_another_stand_out_and_the_others_do_not():
     rng = np.random.default_rng(9)
     pi = peaked(600, rng, alpha=(1.0, 1.0, 1.0, 0.2))
     gold = drawn(pi[:, [0, 1, 3, 2]], rng)
-    found = classwise(ClosedSet.of_counts(rng.multinomial(20, pi), gold), draws=199, seed=0)
+    found = classwise(ClosedSet.of_counts(rng.multinomial(20, pi), gold), null_draws=199, seed=0)
     assert [c.p_holm <= 0.05 for c in found.classes] == [False, False, True, True]
     assert found.classes[2].gap > 0.1
     assert found.classes[3].gap < -0.1
@@ -186,7 +186,7 @@ def test_holm_multiplies_by_the_tests_that_are_left():
 
 
 def test_equal_predictions_have_a_kernel_too():
-    found = skce(ClosedSet.of_masses(np.tile([0.5, 0.5], (4, 1)), [0, 0, 1, 1]), draws=19, seed=0)
+    found = skce(ClosedSet.of_masses(np.tile([0.5, 0.5], (4, 1)), [0, 0, 1, 1]), null_draws=19, seed=0)
     assert found.bandwidth == 1.0
     assert found.skce == pytest.approx(-1 / 6)  # the mean of <r_i, r_j> = 1/2 over 4 pairs of 12 and -1/2 over 8
 
@@ -201,4 +201,4 @@ def test_impossible_input_is_refused():
     with pytest.raises(ValueError, match=r"gold\[0\] is 3"):
         ClosedSet.of_counts([[1, 2]], [3])
     with pytest.raises(ValueError, match="draws"):
-        classwise(ClosedSet.of_counts([[1, 2]], [0]), draws=0, seed=0)
+        classwise(ClosedSet.of_counts([[1, 2]], [0]), null_draws=0, seed=0)

@@ -12,6 +12,7 @@ from semcal.calibration.inference.group_folds import folds_by_group
 from semcal.calibration.measures.loss_gap import CELL, loss_gap, simulated_loss_gap
 from semcal.calibration.measures.scores import log_loss
 from semcal.calibration.measures.tilt import CLIP, basis, fit_tilts, inside, loss_change
+from semcal.calibration.resampling import Resampling
 from semcal.semantics.confidence import confidences
 
 LAW = beta(2, 1.2)  # of the confidences
@@ -57,7 +58,7 @@ def test_a_tilt_changes_the_log_loss_as_a_recalibration_changes_the_binary_one()
 @pytest.mark.parametrize("n", [150, 600])
 def test_nothing_is_recovered_from_a_calibrated_model(n):
     rng = np.random.default_rng(n)
-    found = [loss_gap(*world(n, 1.0, rng), bootstrap=200, seed=i) for i in range(200)]
+    found = [loss_gap(*world(n, 1.0, rng), resampling=Resampling(bootstrap=200, seed=i)) for i in range(200)]
     assert np.mean([gap.low <= 0 <= gap.high for gap in found]) >= 0.93
     estimates = np.array([gap.estimate for gap in found])
     assert -1.5 / n < estimates.mean() < 0.5 / n  # not dragged down by overfitting: five free functions cost 5 / (2 n)
@@ -66,7 +67,7 @@ def test_nothing_is_recovered_from_a_calibrated_model(n):
 @pytest.mark.parametrize(("temperature", "sign"), [(2.0, -1), (0.5, 1)])
 def test_a_miscalibrated_model_is_found_out_and_the_tilt_says_which_way(temperature, sign):
     rng = np.random.default_rng(1)
-    found = [loss_gap(*world(1500, temperature, rng), bootstrap=200, seed=i) for i in range(20)]
+    found = [loss_gap(*world(1500, temperature, rng), resampling=Resampling(bootstrap=200, seed=i)) for i in range(20)]
     assert all(gap.low > 0 for gap in found)
     for gap in found:
         assert np.sign(gap.mean_tilt) == sign
@@ -81,7 +82,7 @@ def test_the_estimate_comes_near_the_population_gap_from_below(temperature):
         errors.append(true_gap(temperature) - simulated_loss_gap(*world(n, temperature, rng, draws)).mean)
     assert errors[0] > errors[1] > errors[2]
     assert abs(errors[2]) < 0.05 * true_gap(temperature)
-    gap = loss_gap(*world(100_000, temperature, rng), bootstrap=200)
+    gap = loss_gap(*world(100000, temperature, rng), resampling=Resampling(bootstrap=200))
     assert gap.estimate == pytest.approx(true_gap(temperature), rel=0.1)
     wanted = (1 / temperature - 1) * logit(gap.grid)
     usual = (gap.grid > 0.15) & (gap.grid < 0.97)
@@ -94,7 +95,7 @@ def test_a_bend_that_no_temperature_describes_is_recovered():
     accuracy = np.where(confidence > 0.75, confidence - 0.3 * (confidence - 0.75) / 0.25, confidence)
     correct = (rng.random(50_000) < accuracy).astype(float)
     truth = np.mean(log_loss(confidence, accuracy) - log_loss(accuracy, accuracy))
-    assert loss_gap(confidence, correct, bootstrap=50).estimate > 0.93 * truth
+    assert loss_gap(confidence, correct, resampling=Resampling(bootstrap=50)).estimate > 0.93 * truth
 
 
 def test_noise_of_finite_m_opens_a_gap_that_the_null_explains():
@@ -110,11 +111,13 @@ def test_noise_of_finite_m_opens_a_gap_that_the_null_explains():
     null = simulated_loss_gap(*(np.array(column) for column in zip(*draws, strict=True)), m=10)
     assert null.values.shape == (50,)
     assert null.mean > 0.005
-    calibrated = loss_gap(*sampled(pi, 10, pi), m=10, bootstrap=100)
+    calibrated = loss_gap(*sampled(pi, 10, pi), m=10, resampling=Resampling(bootstrap=100))
     assert calibrated.low > 0  # though it is calibrated by construction
     assert 0.02 < null.p_value(calibrated.estimate) < 0.98
     flat = 0.4 * pi + 0.6 / 8
-    assert null.p_value(loss_gap(*sampled(pi, 10, flat), m=10, bootstrap=100).estimate) == pytest.approx(1 / 51)
+    assert null.p_value(
+        loss_gap(*sampled(pi, 10, flat), m=10, resampling=Resampling(bootstrap=100)).estimate
+    ) == pytest.approx(1 / 51)
 
 
 def test_draws_are_measured_as_loss_gap_measures_one():
@@ -123,7 +126,9 @@ def test_draws_are_measured_as_loss_gap_measures_one():
     confidence, group = np.round(confidence * 20) / 20, np.arange(200) // 4
     null = simulated_loss_gap(confidence, correct, m=20, group=group, seed=3)
     for value, c, y in zip(null.values, confidence, correct, strict=True):
-        assert value == pytest.approx(loss_gap(c, y, m=20, group=group, bootstrap=10, seed=3).estimate, abs=1e-9)
+        assert value == pytest.approx(
+            loss_gap(c, y, m=20, group=group, resampling=Resampling(bootstrap=10, seed=3)).estimate, abs=1e-9
+        )
 
 
 def test_groups_are_held_out_whole():
@@ -144,8 +149,8 @@ def test_what_hangs_together_in_groups_cannot_pass_for_a_gap():
         group = np.repeat(np.arange(40), 25)
         confidence = LAW.rvs(40, random_state=rng)
         correct = (rng.random(40) < confidence)[group]
-        apart = loss_gap(confidence[group], correct, group=group, bootstrap=200, seed=seed)
-        mixed = loss_gap(confidence[group], correct, bootstrap=200, seed=seed)
+        apart = loss_gap(confidence[group], correct, group=group, resampling=Resampling(bootstrap=200, seed=seed))
+        mixed = loss_gap(confidence[group], correct, resampling=Resampling(bootstrap=200, seed=seed))
         wins.append((apart.low > 0, mixed.low > 0))
     honest, leaking = np.mean(wins, axis=0)
     assert honest < 0.1
@@ -155,7 +160,7 @@ def test_what_hangs_together_in_groups_cannot_pass_for_a_gap():
 def test_the_drops_are_what_the_tilts_do():
     confidence, correct = world(400, 2.0, np.random.default_rng(7))
     correct[:10] = 0.5
-    gap = loss_gap(confidence, correct, bootstrap=50)
+    gap = loss_gap(confidence, correct, resampling=Resampling(bootstrap=50))
     mended = expit(logit(confidence) + gap.tilts)
     assert gap.estimate == pytest.approx(log_loss(confidence, correct) - log_loss(mended, correct), abs=1e-12)
     assert gap.estimate == pytest.approx(gap.drops.mean())
@@ -179,10 +184,12 @@ def test_the_solver_reaches_the_minimum_where_gradients_vanish(seed):
 
 
 def test_certain_and_one_sided_answers_have_a_value():
-    sure = loss_gap(np.ones(60), np.ones(60), bootstrap=50)
+    sure = loss_gap(np.ones(60), np.ones(60), resampling=Resampling(bootstrap=50))
     assert abs(sure.estimate) < 1e-3
-    assert loss_gap(np.ones(60), np.zeros(60), bootstrap=50).estimate > 5  # nothing is as wrong as sure and wrong
-    assert loss_gap(np.full(60, 0.5), np.ones(60), bootstrap=50).estimate > 0.3
+    assert (
+        loss_gap(np.ones(60), np.zeros(60), resampling=Resampling(bootstrap=50)).estimate > 5
+    )  # nothing is as wrong as sure and wrong
+    assert loss_gap(np.full(60, 0.5), np.ones(60), resampling=Resampling(bootstrap=50)).estimate > 0.3
     np.testing.assert_array_equal(inside([0.0, 0.5, 1.0]), [CLIP, 0.5, 1 - CLIP])
     np.testing.assert_allclose(inside([0.0, 0.5, 1.0], m=4), [0.1, 0.5, 0.9])
 

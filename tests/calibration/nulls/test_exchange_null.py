@@ -1,4 +1,4 @@
-"""The null by exchange is exact where the estimated one is not; equivalence can say yes, and no oftener than it may."""
+"""The null by exchange is exact where the estimated one is not; equivalence can say yes, and no more often than it may."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from semcal.calibration.inference.equivalence import equivalence, exact_equivalence
+from semcal.calibration.inference.equivalence import Equivalence, equivalence
 from semcal.calibration.measures.smece import smece
-from semcal.calibration.nulls.exchange import exchanged
-from semcal.calibration.nulls.null import exchange_chances, exchange_null, null_of_counts, simulated_null
+from semcal.calibration.nulls.exchange import pooled, redrawn_gold
+from semcal.calibration.nulls.null import (
+    chances_of,
+    exact_chances,
+    exchange_chances,
+    exchange_null,
+    null_of,
+    simulated_null,
+)
+from semcal.calibration.resampling import Resampling
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
 
 
 def calibrated(n: int, m: int, rng: np.random.Generator, alpha: float = 0.5, classes: int = 8, accuracy: float = 0.0):
-    """Counts and gold column of a model whose gold answers follow its own classes, or are so much oftener its mode."""
+    """Counts and gold column of a model whose gold answers follow its own classes, or are its mode more often by `accuracy`."""
     pi = rng.dirichlet(np.full(classes, alpha), n)
     gold = (pi.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
     if accuracy < 0:  # overconfident: some right answers are wrong after all
@@ -28,7 +37,12 @@ def calibrated(n: int, m: int, rng: np.random.Generator, alpha: float = 0.5, cla
 
 def p_value(counts, gold, null, seed, draws=99):
     found = confidences(counts, gold)
-    return null(counts, draws=draws, seed=seed).p_value(smece(found.plug_in, found.correct))
+    return null(counts, null_draws=draws, seed=seed).p_value(smece(found.plug_in, found.correct))
+
+
+def of_exact(confidence, correct, delta: float, draws: int, seed: int) -> Equivalence:
+    resampling = Resampling(null_draws=draws, seed=seed)
+    return equivalence(exact_chances(confidence), confidence, correct.astype(float), delta=delta, resampling=resampling)
 
 
 def by_exchange(gold):
@@ -43,7 +57,7 @@ def test_p_value_is_uniform_for_calibrated_models_at_any_m(m):
         counts, gold = calibrated(60, m, rng)
         found = confidences(counts, gold)
         observed = smece(found.plug_in, found.correct)
-        null = exchange_null(counts, gold, draws=39, seed=run)
+        null = exchange_null(counts, gold, null_draws=39, seed=run)
         above, level = (null.values > observed + 1e-12).sum(), (np.abs(null.values - observed) <= 1e-12).sum()
         spread.append((above + rng.random() * (level + 1)) / 40)  # ties broken at random: exactly uniform
         said.append(null.p_value(observed))
@@ -76,17 +90,17 @@ def test_closed_form_agrees_with_exchanging_samples_one_by_one():
     counts, gold = calibrated(40, 4, rng, classes=3)
     chances = exchange_chances(counts, gold)
     mean = np.zeros((2, 40))
-    for its, columns in exchanged(counts, gold, rng, 4000):
-        for one, column in zip(its, columns, strict=True):
-            found = confidences(one, column)
-            mean += np.stack([found.plug_in, found.correct]) / 4000
+    pool, _ = pooled(counts, gold)
+    for column in redrawn_gold(pool, 4000, rng):
+        found = confidences(pool - np.eye(4, dtype=int)[column], column)
+        mean += np.stack([found.plug_in, found.correct]) / 4000
     sure, right = chances.simulate(rng.random((4000, 40)))
     np.testing.assert_allclose(sure.mean(axis=0), mean[0], atol=0.02)
     np.testing.assert_allclose(right.mean(axis=0), mean[1], atol=0.04)
 
 
 def test_gold_classes_that_were_never_sampled_take_part():
-    null = exchange_null([[3, 1], [2, 2]], [-1, -1], draws=50, seed=0)
+    null = exchange_null([[3, 1], [2, 2]], [-1, -1], null_draws=50, seed=0)
     assert null.values.shape == (50,)
     assert (null.values >= 0).all()
 
@@ -95,22 +109,22 @@ def test_several_correct_classes_are_simulated():
     counts, gold = calibrated(50, 20, np.random.default_rng(0))
     mask = np.zeros(counts.shape, dtype=bool)
     mask[np.arange(50), gold] = True
-    one = null_of_counts(counts, mask, draws=20, seed=0)
-    np.testing.assert_array_equal(one.values, exchange_null(counts, gold, draws=20, seed=0).values)
+    one = null_of(ClassTable.of_arrays(counts, mask), null_draws=20, seed=0)
+    np.testing.assert_array_equal(one.values, exchange_null(counts, gold, null_draws=20, seed=0).values)
     mask[0] = True
-    several = null_of_counts(counts, mask, draws=20, seed=0)
-    np.testing.assert_array_equal(several.values, simulated_null(counts, draws=20, seed=0).values)
+    several = null_of(ClassTable.of_arrays(counts, mask), null_draws=20, seed=0)
+    np.testing.assert_array_equal(several.values, simulated_null(counts, null_draws=20, seed=0).values)
 
 
 @pytest.mark.parametrize("accuracy", [-0.25, 0.12])
-def test_equivalence_to_the_true_error_is_accepted_no_oftener_than_its_level(accuracy):
+def test_equivalence_to_the_true_error_is_accepted_no_more_often_than_its_level(accuracy):
     accepted, within = [], []
     for run in range(30):
         rng = np.random.default_rng(run)
         top = rng.dirichlet(np.full(8, 0.5), 200).max(axis=1)
         shifted = top * (1 + accuracy) if accuracy < 0 else top + accuracy * (1 - top)
         error = abs(float((top - shifted).mean()))
-        found = exact_equivalence(top, rng.random(200) < shifted, delta=error, draws=39, seed=run)
+        found = of_exact(top, rng.random(200) < shifted, delta=error, draws=39, seed=run)
         accepted.append(found.holds)
         within.append(found.within >= error)
     assert np.sum(accepted) <= stats.binom.ppf(0.999, 30, 0.05)
@@ -120,26 +134,33 @@ def test_equivalence_to_the_true_error_is_accepted_no_oftener_than_its_level(acc
 def test_equivalence_holds_for_a_calibrated_model_with_enough_questions():
     rng = np.random.default_rng(1)
     top = rng.beta(2, 1.2, 3000)
-    found = exact_equivalence(top, rng.random(3000) < top, delta=0.05, draws=99, seed=0)
+    found = of_exact(top, rng.random(3000) < top, delta=0.05, draws=99, seed=0)
     assert found.holds
     assert found.within < 0.05
-    few = exact_equivalence(top[:60], rng.random(60) < top[:60], delta=0.05, draws=99, seed=0)
+    few = of_exact(top[:60], rng.random(60) < top[:60], delta=0.05, draws=99, seed=0)
     assert not few.holds
     assert few.within > found.within
 
 
 def test_equivalence_of_counts_cannot_rule_out_underconfidence_at_small_m():
+    def of_counts(counts, gold) -> Equivalence:
+        table = ClassTable.of_arrays(counts, gold)
+        chances, found = chances_of(table, by_mass=False), table.by_count
+        assert chances is not None
+        resampling = Resampling(null_draws=39, level=0.9, seed=0)
+        return equivalence(chances, found.plug_in, found.correct, resampling=resampling)
+
     counts, gold = calibrated(400, 3, np.random.default_rng(2), classes=20, alpha=1.0)
     more, gold_of_more = calibrated(400, 100, np.random.default_rng(2), classes=20, alpha=1.0)
-    few = equivalence(counts, gold, draws=39, alpha=0.1, seed=0)
-    many = equivalence(more, gold_of_more, draws=39, alpha=0.1, seed=0)
+    few = of_counts(counts, gold)
+    many = of_counts(more, gold_of_more)
     assert few.within > 2 * many.within
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="draws=0"):
-        exchange_null([[1, 1]], [0], draws=0, seed=0)
-    with pytest.raises(ValueError, match="delta and alpha"):
-        exact_equivalence([0.5], [1.0], delta=0.0, seed=0)
+    with pytest.raises(ValueError, match="null_draws must be positive, got 0"):
+        exchange_null([[1, 1]], [0], null_draws=0, seed=0)
+    with pytest.raises(ValueError, match="delta must lie"):
+        of_exact(np.array([0.5]), np.array([1.0]), delta=0.0, draws=9, seed=0)
     with pytest.raises(ValueError, match=r"gold\[0\] is 7"):
         exchange_null([[1, 1]], [7], seed=0)

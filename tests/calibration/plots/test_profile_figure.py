@@ -10,14 +10,19 @@ import pytest
 from matplotlib.axes import Axes
 
 from semcal.calibration.plots.profile import ProfileRow, calibration_profile
+from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import calibrate
+from semcal.semantics.class_table import ClassTable
 
 
 @pytest.fixture(scope="module")
 def row() -> ProfileRow:
     rng = np.random.default_rng(0)
     pi = rng.dirichlet([2.0, 1.0, 0.5], 80)
-    found = calibrate(rng.multinomial(10, pi), rng.integers(3, size=80), bootstrap=50, null_draws=50)
+    found = calibrate(
+        ClassTable.of_arrays(rng.multinomial(10, pi), rng.integers(3, size=80)),
+        resampling=Resampling(bootstrap=50, null_draws=50),
+    )
     return ProfileRow.of("meaning", 2.5, found)
 
 

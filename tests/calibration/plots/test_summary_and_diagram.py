@@ -15,7 +15,9 @@ from matplotlib.patches import Rectangle
 from semcal.calibration.measures.smece import smece, smece_batch
 from semcal.calibration.nulls.null import null_band
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
+from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import calibrate
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
 
 
@@ -31,7 +33,11 @@ def record():
     counts, gold = overconfident()
     unparsed = np.full(300, -1)
     unparsed[:30] = 3
-    return calibrate(counts, gold, unparsed, 0.02, m=20, bootstrap=200, null_draws=100, seed=1)
+    return calibrate(
+        ClassTable.of_arrays(counts, gold, unparsed),
+        truncated_share=0.02,
+        resampling=Resampling(bootstrap=200, null_draws=100, seed=1),
+    )
 
 
 def test_record_agrees_with_its_parts(record):
@@ -65,25 +71,26 @@ def test_record_is_plain_numbers(record):
 
 def test_record_is_reproducible_and_widened_by_groups():
     counts, gold = overconfident(120)
-    quick = partial(calibrate, bootstrap=100, null_draws=30, seed=2)
-    assert quick(counts, gold, truncated_share=0.0) == quick(counts, gold, truncated_share=0.0)
+    quick = partial(calibrate, resampling=Resampling(bootstrap=100, null_draws=30, seed=2))
+    table = ClassTable.of_arrays(counts, gold)
+    assert quick(table, truncated_share=0.0) == quick(table, truncated_share=0.0)
     counts, gold = np.repeat(counts, 5, axis=0), np.repeat(gold, 5)
-    alone = quick(counts, gold)
-    together = quick(counts, gold, group=np.repeat(np.arange(120), 5))
+    alone = quick(ClassTable.of_arrays(counts, gold))
+    together = quick(ClassTable.of_arrays(counts, gold, groups=np.repeat(np.arange(120), 5)))
     assert together.accuracy_high - together.accuracy_low > 1.6 * (alone.accuracy_high - alone.accuracy_low)
 
 
 def test_one_sample_has_no_halves():
-    record = calibrate([[1, 0], [0, 1]], [0, 0], bootstrap=10, null_draws=10)
+    record = calibrate(
+        ClassTable.of_arrays([[1, 0], [0, 1]], [0, 0]), resampling=Resampling(bootstrap=10, null_draws=10)
+    )
     assert record.m == 1
     assert np.isnan(record.split_half_gap)
 
 
-def test_disagreeing_m_and_impossible_shares_are_refused():
-    with pytest.raises(ValueError, match="hold 2 samples per question, but m is 50"):
-        calibrate([[1, 1]], [0], m=50)
+def test_impossible_shares_are_refused():
     with pytest.raises(ValueError, match=r"truncated_share is 1\.5"):
-        calibrate([[1, 1]], [0], truncated_share=1.5)
+        calibrate(ClassTable.of_arrays([[1, 1]], [0]), truncated_share=1.5)
 
 
 def questions_in(axes: Axes) -> float:
@@ -94,7 +101,7 @@ def test_diagram_has_its_parts():
     counts, gold = overconfident()
     found = confidences(counts, gold)
     width = smece_batch(found.plug_in[None], found.correct[None]).bandwidths[0]
-    band = null_band(counts, bandwidth=width, draws=20, seed=0)
+    band = null_band(counts, bandwidth=width, null_draws=20, seed=0)
     figure = reliability_diagram(found.plug_in, found.correct, title="facts · concise", null_band=band, seed=0)
     upper, lower = figure.axes
     assert figure.get_suptitle() == "facts · concise"

@@ -77,7 +77,7 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     assert 0 < len(common) < 48
     matched = equalised([one, two])
     assert matched.m == 5
-    assert matched.told == (
+    assert matched.note == (
         f"{len(common)} questions, M = 5; common to runs of 48, 40 questions; of M = 8, 5 samples each, 5 are kept at "
         "random"
     )
@@ -105,7 +105,7 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     ):
         assert said in " ".join(out.split()), said
     (found,) = compare_all(scored(first.folder, second.folder), named=True)
-    assert not found.told
+    assert not found.note
     assert list(found.predictability) == ["linear", "ridge-logit"]  # no baselines
     for run, side in ((first, "a"), (second, "b")):
         last = last_layer(run.probes(), "classes")

@@ -16,9 +16,10 @@ from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import ProbesConfig
 from experiments.probe.at_position import compare_last_layers
+from experiments.probe.probe import probe
 from experiments.report.summary_table import last_layer
-from experiments.score.analysis import probe
 from semcal import Run, UserError
+from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -89,7 +90,9 @@ def test_held_out_losses_are_kept_by_question_and_give_the_table(run):
 def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, run):
     hot = study_dict | {"name": "hot"}
     (other,) = run_dict(tmp_path, hot, "sampling.temperature=3.0")
-    found, told = compare_last_layers(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
+    found, told = compare_last_layers(
+        run, other, "last_prompt_token", resampling=Resampling(bootstrap=20, level=0.95, seed=0)
+    )
     assert set(found) == {"linear"}
     assert told == ""
     for side, of in (("a", run), ("b", other)):
@@ -98,7 +101,7 @@ def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, r
         assert getattr(found["linear"], side) == pytest.approx(own["of_ceiling"], abs=1e-5)
     other.forget_probes()
     with pytest.raises(UserError, match=r"holds no probes.*semcal probe"):
-        compare_last_layers(run, other, "last_prompt_token", draws=20, level=0.95, seed=0)
+        compare_last_layers(run, other, "last_prompt_token", resampling=Resampling(bootstrap=20, level=0.95, seed=0))
 
 
 def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):

@@ -12,7 +12,7 @@ import pytest
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.sample.prompting import Asked, gold_ids
-from experiments.score.read_answers import measure, read_answers
+from experiments.score.read_answers import class_table, measure, read_answers
 from experiments.score.surface_profile import profile
 from semcal import LanguageModel, Run
 from semcal.sampling.records import Prompt
@@ -28,8 +28,9 @@ def study_dict(study_dict):
 def profile_of(run: Run):
     cell = stored_cell(run)
     read = read_answers(cell, run, collapse_of(cell.semantics, run.aliases()))
-    own = measure(cell, run, read)
-    return profile(cell, run, read, own), own
+    table = class_table(cell, run.questions(), read)
+    own = measure(table, read, cell.calibration.resampling(cell.seed))
+    return profile(cell, run.questions(), read, table, own), own
 
 
 def test_questions_hold_their_gold_as_the_style_writes_it(tmp_path, study_dict, checkpoint):

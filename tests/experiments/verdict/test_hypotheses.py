@@ -15,13 +15,13 @@ from experiments.verdict.mechanism_claims import predictability_helps, removing_
 from experiments.verdict.rules import CLAIMS, Finding, Part, decide
 from semcal.calibration.nulls.null import exact_chances
 
-LAW = Law(draws=100)
+LAW = Law(null_draws=100)
 STYLES = ("concise", "sentence", "cot")
 
 
 @pytest.fixture(autouse=True)
 def _few_twins(monkeypatch):
-    monkeypatch.setattr("experiments.verdict.measured_run.DRAWS", 100)
+    monkeypatch.setattr("experiments.verdict.measured_run.NULL_DRAWS", 100)
 
 
 def made(
@@ -126,7 +126,7 @@ def test_one_miscalibrated_cell_fails_the_base():
 
 
 def test_a_base_that_is_off_by_delta_is_seldom_called_calibrated():
-    law = replace(LAW, draws=40)
+    law = replace(LAW, null_draws=40)
     wrong = [
         decided(base_calibrated([made(off=sign * 0.05, n=300, seed=s)], law)) == ["holds"]
         for s, sign in itertools.product(range(8), (-1, 1))
@@ -140,7 +140,7 @@ def test_loss_is_left_by_the_tuned_alone():
     assert decided(finding) == ["holds"]
     assert finding.parts[-1].estimate > 0.02
     assert finding.parts[-1].what == "preference tuned, mean"
-    assert any(p.what.startswith("sft") for p in finding.beside)
+    assert any(p.what.startswith("sft") for p in finding.context)
     calibrated = loss_left(lineage(off | {"dpo": 0.0, "grpo": 0.0}, n=1500, styles=["concise"]), LAW)
     assert decided(calibrated) == ["fails"]
 
@@ -155,7 +155,7 @@ def test_tuning_that_harms_is_found_and_prompt_and_weights_are_told_apart():
     chat, weights = (tuning_harms(runs, LAW, prompt) for prompt in ("chat", "few-shot"))
     assert decided(chat, weights) == ["holds", "fails"]
     assert chat.parts[1].estimate == pytest.approx(0.12, abs=0.02)  # the signed gap
-    assert {p.what for p in chat.beside} >= {"dpo · facts · concise − base", "sft · routes · sentence − base"}
+    assert {p.what for p in chat.context} >= {"dpo · facts · concise − base", "sft · routes · sentence − base"}
 
 
 def test_tuning_is_not_blamed_where_sft_harms_as_much():
@@ -170,7 +170,7 @@ def test_without_sft_half_of_the_claim_is_not_the_claim():
     finding = tuning_harms(lineage({"base": 0.0, "dpo": 0.12}), LAW, "chat")
     assert decided(finding) == ["not tested"]
     assert "no model of stage sft" in finding.reason
-    assert finding.beside
+    assert finding.context
 
 
 def test_few_questions_leave_a_small_harm_undecided():
@@ -217,8 +217,8 @@ def test_thinking_that_harms_is_found_with_its_sign():
     runs = [*lineage({"base": 0.0}), made(style="cot", off=-0.12), made(style="cot", dataset="routes", off=-0.12)]
     finding = thinking_harms(runs, LAW)
     assert decided(finding) == ["holds"]
-    assert finding.beside[0].unit == "signed gap"
-    assert finding.beside[0].high < 0
+    assert finding.context[0].unit == "signed gap"
+    assert finding.context[0].high < 0
     assert decided(thinking_harms(lineage({"base": 0.0}, styles=STYLES), LAW)) == ["fails"]
     assert decided(thinking_harms(lineage({"base": 0.0}), LAW)) == ["not tested"]
 
@@ -259,7 +259,7 @@ def test_the_highest_rung_decides_and_a_linear_failure_refutes_nothing():
     runs = [replace(r, explained={"linear": -r.explained["mlp"], "mlp": r.explained["mlp"]}) for r in grid(1, 5)]
     finding = predictability_helps(runs, LAW)
     assert {p.what.split(",")[0] for p in finding.parts} == {"mlp"}
-    assert {p.what.split(",")[0] for p in finding.beside} == {"linear"}
+    assert {p.what.split(",")[0] for p in finding.context} == {"linear"}
     linear = predictability_helps([replace(r, explained={"linear": r.explained["linear"]}) for r in runs], LAW)
     assert linear.parts[0].estimate > 0.5
     assert decided(linear) == ["undecided"]

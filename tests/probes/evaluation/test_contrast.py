@@ -5,6 +5,7 @@ import pytest
 
 from probes.evaluation.contrast import compare_explained
 from probes.evaluation.result import Ceiling, Evaluation, evaluation
+from semcal.calibration.resampling import Resampling
 
 N = 120
 GROUPS = [f"g{row // 2}" for row in range(N)]
@@ -23,7 +24,7 @@ def run(
     )  # fmt: skip
 
 
-compare = partial(compare_explained, group=GROUPS, draws=300, seed=0)
+compare = partial(compare_explained, group=GROUPS, resampling=Resampling(bootstrap=300))
 
 
 def test_a_planted_difference_is_found_with_its_size() -> None:
@@ -53,7 +54,8 @@ def test_a_run_does_not_differ_from_itself() -> None:
 
 
 def test_equal_runs_are_called_different_about_as_often_as_the_level_says() -> None:
-    p = [compare(run(0.5, 0.9, 2 * s, ("a",)), run(0.5, 0.9, 2 * s + 1, ("a",)), draws=20)["p_value"].item() for s in range(100)]  # fmt: skip
+    few = Resampling(bootstrap=20)
+    p = [compare(run(0.5, 0.9, 2 * s, ("a",)), run(0.5, 0.9, 2 * s + 1, ("a",)), resampling=few)["p_value"].item() for s in range(100)]  # fmt: skip
     assert np.mean(np.array(p) <= 0.05) <= 0.12  # binomial(100, 0.05) exceeds 12 once in 700 times
 
 

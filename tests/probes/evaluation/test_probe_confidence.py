@@ -5,8 +5,9 @@ from scipy.special import softmax
 from probes.evaluation.crossfit import out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, share_target
+from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import calibrate
-from semcal.semantics.confidence import confidences
+from semcal.semantics.class_table import ClassTable
 
 N, K, D, M = 400, 5, 10, 50
 FREE = Cost(prompt_tokens=40.0, generated_tokens=0.0, rows_decoded=0.0, seconds=0.01)
@@ -26,15 +27,16 @@ def world(seed: int = 0, sharpen: float = 1.0) -> tuple[np.ndarray, np.ndarray, 
 
 def measured(seed: int = 0, sharpen: float = 1.0):
     X, counts, gold = world(seed, sharpen)
-    sampled = confidences(counts, gold)
+    table = ClassTable.of_arrays(counts, gold, groups=GROUPS)
+    sampled = table.by_count
     predicted = out_of_fold(X, counts / M, GROUPS, folds=4, seed=0)
     answer = probe_answer(predicted, LABELS, [{LABELS[g]} for g in gold])
-    agreement = (np.array([LABELS.index(k) for k in answer.klass]) == counts.argmax(1)).astype(float)
+    agreement = (np.array([LABELS.index(k) for k in answer.labels]) == counts.argmax(1)).astype(float)
     sure = out_of_fold(X, share_target(counts.max(1) / M, name="c", m=M).distribution, GROUPS, folds=4, seed=0)[:, 0]
-    shared = {"sampled": sampled, "cost": FREE, "group": GROUPS, "resamples": 100, "null_draws": 200, "seed": 0}
+    shared = {"table": table, "cost": FREE, "resampling": Resampling(bootstrap=100, null_draws=200)}
     return (
-        confidence_row("class probe", answer.confidence, answer.correct, agreement=agreement, pooled=0.0, **shared),
-        confidence_row("confidence probe", sure, sampled.correct, agreement=None, pooled=0.0, **shared),
+        confidence_row("class probe", answer.confidence, answer.correct, agreement=agreement, **shared),
+        confidence_row("confidence probe", sure, sampled.correct, **shared),
         sampled,
     )
 
@@ -65,31 +67,26 @@ def test_the_probe_of_an_overconfident_model_is_overconfident_too() -> None:
 
 def test_a_probe_of_noise_tells_nothing() -> None:
     _, counts, gold = world()
-    sampled = confidences(counts, gold)
+    table = ClassTable.of_arrays(counts, gold, groups=GROUPS)
     blind = out_of_fold(np.random.default_rng(9).normal(size=(N, D)), counts / M, GROUPS, folds=4, seed=0)
     answer = probe_answer(blind, LABELS, [{LABELS[g]} for g in gold])
     row = confidence_row(
         "class probe",
         answer.confidence,
         answer.correct,
-        sampled=sampled,
-        agreement=None,
-        pooled=0.0,
+        table=table,
         cost=FREE,
-        group=GROUPS,
-        resamples=100,
-        null_draws=100,
-        seed=0,
+        resampling=Resampling(bootstrap=100, null_draws=100),
     )
     assert row.auroc_low < 0.5 < row.auroc_high + 0.06  # pooled over folds, a void probe leans below chance
     assert row.auroc_less_sampled_high < 0
     assert abs(row.spearman) < 0.25
 
 
-def test_the_pool_of_light_classes_is_no_answer() -> None:
+def test_the_pool_of_light_classes_is_not_an_answer() -> None:
     predicted = np.array([[0.2, 0.1, 0.7], [0.1, 0.6, 0.3]])
     answer = probe_answer(predicted, ("a", "b", OTHER), [{"a"}, {"a"}])
-    assert answer.klass == ("a", "b")
+    assert answer.labels == ("a", "b")
     np.testing.assert_allclose(answer.confidence, [0.2, 0.6])
     np.testing.assert_allclose(answer.correct, [1, 0])
     with pytest.raises(ValueError, match="for 1 questions and 2 classes"):
@@ -98,7 +95,7 @@ def test_the_pool_of_light_classes_is_no_answer() -> None:
 
 def test_the_samples_row_says_what_the_calibration_record_says() -> None:
     _, counts, gold = world()
-    record = calibrate(counts, gold, bootstrap=20, null_draws=20, seed=0)
+    record = calibrate(ClassTable.of_arrays(counts, gold), resampling=Resampling(bootstrap=20, null_draws=20, seed=0))
     row = sampled_row(record.to_dict(), FREE)
     assert (row.smece, row.auroc, row.p_value) == (record.smece, record.auroc, record.p_value)
     assert (row.source, row.agreement, row.auroc_less_sampled) == ("samples", 1.0, 0.0)

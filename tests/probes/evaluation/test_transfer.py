@@ -3,7 +3,8 @@ import pytest
 from scipy.special import softmax
 
 from probes.evaluation.crossfit import out_of_fold, predict_elsewhere
-from probes.evaluation.transfer import Material, TransferCell, transfer
+from probes.evaluation.transfer import ReadRun, TransferCell, transfer
+from semcal.calibration.resampling import Resampling
 
 N, K, D = 160, 4, 12
 LABELS = "abcd"
@@ -11,7 +12,7 @@ LABELS = "abcd"
 
 def material(
     name: str, read_out: np.ndarray, *, seed: int, shared: bool = False, labels: str = LABELS, scale: float = 1.5
-) -> Material:
+) -> ReadRun:
     """A run whose activations hold the logits of π along `read_out` [K, d], beside noise; m = 200."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(N, K)) * scale
@@ -19,7 +20,7 @@ def material(
     X = logits @ read_out + 0.3 * rng.normal(size=(N, D))
     masses = [dict(zip(labels, row.tolist(), strict=True)) for row in counts]
     group = [f"{'' if shared else name} {index // 2}" for index in range(N)]
-    return Material(name, X.astype(np.float32), masses, group, 200)
+    return ReadRun(name, X.astype(np.float32), masses, group, 200)
 
 
 def directions() -> np.ndarray:
@@ -38,7 +39,7 @@ def test_a_shared_read_out_transfers_and_an_orthogonal_one_does_not() -> None:
         material("same", axes[:K], seed=1),
         material("other", axes[K:], seed=2),
     ]
-    cells = transfer(runs, folds=4, bootstrap=200, seed=0)
+    cells = transfer(runs, folds=4, resampling=Resampling(bootstrap=200, seed=0))
     found = by_pair(cells)
     assert [(c.trained_on, c.tested_on) for c in cells[:3]] == [("one", "one"), ("one", "same"), ("one", "other")]
     for pair in (("one", "one"), ("one", "same"), ("same", "one"), ("other", "other")):
@@ -54,7 +55,7 @@ def test_a_shared_read_out_transfers_and_an_orthogonal_one_does_not() -> None:
     )
 
 
-def twins(*, shared: bool) -> list[Material]:
+def twins(*, shared: bool) -> list[ReadRun]:
     """Two runs of the same groups: activations are each group's fingerprint and, weakly, its answer."""
     rng = np.random.default_rng(0)
     groups, copies = 40, 4
@@ -64,16 +65,18 @@ def twins(*, shared: bool) -> list[Material]:
     runs = []
     for name in ("concise", "cot"):
         X = np.repeat(prints, copies, axis=0) + 0.01 * rng.normal(size=(groups * copies, 64))
-        runs.append(Material(name, X, masses, [f"{'' if shared else name} {i // copies}" for i in range(len(X))], None))
+        runs.append(ReadRun(name, X, masses, [f"{'' if shared else name} {i // copies}" for i in range(len(X))], None))
     return runs
 
 
 def test_questions_known_from_the_other_run_give_nothing_away() -> None:
     """A probe tested on a twin of the questions it saw would do better there than on the held-out ones of its own."""
-    honest = by_pair(transfer(twins(shared=True), folds=4, bootstrap=0, seed=0))
+    honest = by_pair(transfer(twins(shared=True), folds=4, resampling=Resampling(bootstrap=1, seed=0)))
     for one, other in (("concise", "cot"), ("cot", "concise")):
         assert honest[one, other].explained == pytest.approx(honest[one, one].explained, abs=0.02)
-    leaky = by_pair(transfer(twins(shared=False), folds=4, bootstrap=0, seed=0))  # nobody says they are the same
+    leaky = by_pair(
+        transfer(twins(shared=False), folds=4, resampling=Resampling(bootstrap=1, seed=0))
+    )  # nobody says they are the same
     for one, other in (("concise", "cot"), ("cot", "concise")):
         assert leaky[one, other].explained > honest[one, other].explained + 0.2
 
@@ -84,8 +87,8 @@ def test_permuted_answers_are_not_explained() -> None:
     for seed in (0, 1):
         run = material(f"run {seed}", axes[:K], seed=seed)
         order = rng.permutation(N)
-        runs.append(Material(run.name, run.activations, [run.distributions[i] for i in order], run.group, run.m))
-    cells = transfer(runs, folds=4, bootstrap=0, seed=0)
+        runs.append(ReadRun(run.name, run.activations, [run.distributions[i] for i in order], run.group, run.m))
+    cells = transfer(runs, folds=4, resampling=Resampling(bootstrap=1, seed=0))
     assert all(
         -0.15 < cell.explained < 0.03 for cell in cells
     )  # below 0 where a penalty was chosen too light by chance
@@ -95,14 +98,17 @@ def test_classes_are_matched_by_label_whatever_their_order() -> None:
     axes = directions()
     one, turned = material("one", axes[:K], seed=0), material("turned", axes[:K], seed=1)
     masses = [dict(reversed(its.items())) for its in turned.distributions]
-    turned = Material("turned", turned.activations, masses, turned.group, turned.m)
-    assert by_pair(transfer([one, turned], folds=4, bootstrap=0, seed=0))["one", "turned"].explained > 0.8
+    turned = ReadRun("turned", turned.activations, masses, turned.group, turned.m)
+    assert (
+        by_pair(transfer([one, turned], folds=4, resampling=Resampling(bootstrap=1, seed=0)))["one", "turned"].explained
+        > 0.8
+    )
 
 
 def test_classes_that_a_run_never_shows_are_told_and_cannot_be_named() -> None:
     axes = directions()
     runs = [material("letters", axes[:K], seed=0), material("others", axes[:K], seed=1, labels="cdef")]
-    found = by_pair(transfer(runs, folds=4, bootstrap=0, seed=0))
+    found = by_pair(transfer(runs, folds=4, resampling=Resampling(bootstrap=1, seed=0)))
     assert found["letters", "letters"].covered == 1
     mass = np.mean([(its["c"] + its["d"]) / 200 for its in runs[1].distributions])
     assert found["letters", "others"].covered == pytest.approx(mass)
@@ -112,16 +118,18 @@ def test_classes_that_a_run_never_shows_are_told_and_cannot_be_named() -> None:
 def test_the_same_seed_gives_the_same_matrix() -> None:
     axes = directions()
     runs = [material("one", axes[:K], seed=0), material("two", axes[:K], seed=1)]
-    first = transfer(runs, folds=3, bootstrap=50, seed=3)
-    assert first == transfer(runs, folds=3, bootstrap=50, seed=3)
-    assert first != transfer(runs, folds=3, bootstrap=50, seed=4)
+    first = transfer(runs, folds=3, resampling=Resampling(bootstrap=50, seed=3))
+    assert first == transfer(runs, folds=3, resampling=Resampling(bootstrap=50, seed=3))
+    assert first != transfer(runs, folds=3, resampling=Resampling(bootstrap=50, seed=4))
 
 
 def test_a_probe_sure_of_the_wrong_thing_has_a_finite_loss() -> None:
     """Activations a thousand times larger elsewhere: probabilities that a float cannot tell from 0."""
     axes = directions()
     large = material("large", 1000 * axes[:K], seed=1)
-    found = by_pair(transfer([material("one", axes[:K], seed=0), large], folds=3, bootstrap=20, seed=0))
+    found = by_pair(
+        transfer([material("one", axes[:K], seed=0), large], folds=3, resampling=Resampling(bootstrap=20, seed=0))
+    )
     assert np.isfinite(found["one", "large"].explained)
     assert found["one", "large"].explained < -10
 
@@ -129,8 +137,8 @@ def test_a_probe_sure_of_the_wrong_thing_has_a_finite_loss() -> None:
 def test_what_cannot_be_tried_is_refused() -> None:
     axes = directions()
     one, two = material("one", axes[:K], seed=0), material("two", axes[:K], seed=1)
-    narrow = Material("narrow", two.activations[:, :5], two.distributions, two.group, 200)
-    few = Material("few", two.activations, two.distributions, ["g", "h"] * (N // 2), 200)
+    narrow = ReadRun("narrow", two.activations[:, :5], two.distributions, two.group, 200)
+    few = ReadRun("few", two.activations, two.distributions, ["g", "h"] * (N // 2), 200)
     for runs, message in (
         ([one], "at least 2"),
         ([one, one], "both called 'one'"),
@@ -138,9 +146,9 @@ def test_what_cannot_be_tried_is_refused() -> None:
         ([one, few], "few: 2 groups of questions cannot be split into 5 folds"),
     ):
         with pytest.raises(ValueError, match=message):
-            transfer(runs, seed=0)
+            transfer(runs, resampling=Resampling())
     with pytest.raises(ValueError, match="d_model] and one each a question"):
-        Material("odd", one.activations, one.distributions[:-1], one.group, 200)
+        ReadRun("odd", one.activations, one.distributions[:-1], one.group, 200)
 
 
 def test_out_of_fold_predictions_find_what_is_there_and_nothing_else() -> None:
@@ -162,7 +170,7 @@ def test_rows_that_are_all_alike_teach_to_predict_just_that() -> None:
 
 
 def test_runs_of_one_class_have_nothing_to_explain() -> None:
-    alike = [Material(name, np.eye(20), [{"a": 50}] * 20, [f"g{i}" for i in range(20)], 50) for name in ("one", "two")]
-    cells = transfer(alike, folds=4, bootstrap=20, seed=0)
+    alike = [ReadRun(name, np.eye(20), [{"a": 50}] * 20, [f"g{i}" for i in range(20)], 50) for name in ("one", "two")]
+    cells = transfer(alike, folds=4, resampling=Resampling(bootstrap=20, seed=0))
     assert np.isnan([cell.explained for cell in cells]).all()
     assert {cell.covered for cell in cells} == {1.0}

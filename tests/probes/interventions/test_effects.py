@@ -1,4 +1,4 @@
-"""What is measured of an intervention: differences that are there, none that are not, and ranks among random ones."""
+"""What is measured of an intervention: real differences, no spurious ones, and ranks among random controls."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import pandas as pd
 import pytest
 
 from probes.interventions.effects import FAMILY, against_random, effect, gold_loss, total_variation
-from semcal.semantics.collapsing.collapse import UNPARSED
-from semcal.semantics.distribution import ClassDistribution
+from semcal.calibration.resampling import Resampling
+from semcal.semantics.class_table import UNPARSED, ClassTable
 
 GOLD = frozenset({"a"})
 
 
-def of(**counts: int) -> ClassDistribution:
-    return ClassDistribution.of(counts.keys(), counts.values(), GOLD)
+def of(*questions: dict[str, int], group: int = 1) -> ClassTable:
+    n = len(questions)
+    columns = [list(q) for q in questions], [list(q.values()) for q in questions], [GOLD] * n
+    return ClassTable.of_answers([str(i) for i in range(n)], [str(i // group) for i in range(n)], *columns)
 
 
 def test_total_variation_is_the_share_that_moves():
-    assert total_variation(of(a=5, b=5), of(a=5, b=5)) == 0
-    assert total_variation(of(a=10), of(b=10)) == 1
-    assert total_variation(of(a=6, b=4), of(a=3, c=7)) == pytest.approx(0.7)
-    assert total_variation(of(a=3, c=7), of(a=6, b=4)) == pytest.approx(0.7)
+    first = of({"a": 5, "b": 5}, {"a": 10}, {"a": 6, "b": 4}, {"a": 3, "c": 7})
+    second = of({"a": 5, "b": 5}, {"b": 10}, {"a": 3, "c": 7}, {"a": 6, "b": 4})
+    np.testing.assert_allclose(total_variation(first, second), [0, 1, 0.7, 0.7])
 
 
 def test_the_loss_is_that_of_the_gold_classes_and_finite_where_none_was_sampled():
-    assert gold_loss(of(a=10)) == pytest.approx(-math.log(10.5 / 11))
-    assert gold_loss(of(b=10)) == pytest.approx(-math.log(0.5 / 11))
-    unread = ClassDistribution.of([UNPARSED], [10], frozenset({UNPARSED}))
-    assert gold_loss(unread) == gold_loss(of(b=10))
+    unparsed = ClassTable.of_answers(["q"], ["g"], [[UNPARSED]], [[10]], [frozenset({UNPARSED})])
+    np.testing.assert_allclose(gold_loss(of({"a": 10}, {"b": 10})), [-math.log(10.5 / 11), -math.log(0.5 / 11)])
+    assert gold_loss(unparsed) == gold_loss(of({"b": 10}))
 
 
-def test_answers_left_alone_show_no_effect():
+def test_unchanged_answers_show_no_effect():
     rng = np.random.default_rng(0)
-    base = [of(a=k, b=20 - k) for k in rng.integers(1, 20, 60).tolist()]
-    found = effect(base, base, [str(i // 2) for i in range(60)], draws=50, null_draws=50, seed=0)
+    base = of(*({"a": k, "b": 20 - k} for k in rng.integers(1, 20, 60).tolist()), group=2)
+    found = effect(base, base, resampling=Resampling(bootstrap=50, null_draws=50))
     assert found["n"] == 60
     for name, value in found.items():
         if name.startswith(("tv", "d_")):
@@ -44,8 +44,8 @@ def test_answers_left_alone_show_no_effect():
 
 
 def test_certainty_in_the_wrong_class_shows_in_every_figure():
-    base, sure = [of(a=12, b=8)] * 40, [of(b=19, a=1)] * 40
-    found = effect(base, sure, [str(i) for i in range(40)], draws=0, null_draws=50, seed=0)
+    base, sure = of(*[{"a": 12, "b": 8}] * 40), of(*[{"b": 19, "a": 1}] * 40)
+    found = effect(base, sure, resampling=Resampling(null_draws=50), intervals=False)
     assert found["tv"] == pytest.approx(0.55)
     assert found["d_confidence"] == pytest.approx(0.35)
     assert (found["accuracy"], found["d_accuracy"]) == (0, -1)
@@ -61,7 +61,7 @@ def rows(control: str, values: list[float], **more: object) -> list[dict]:
     return [labels | {"control": control, "draw": i} | dict.fromkeys(columns, v) for i, v in enumerate(values)]
 
 
-def test_p_values_count_the_controls_of_the_same_family_alone():
+def test_p_values_count_only_the_controls_of_the_same_family():
     frame = pd.DataFrame(
         [
             *rows("", [-0.3]),

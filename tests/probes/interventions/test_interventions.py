@@ -18,7 +18,7 @@ from semcal.models.bridge import bridge
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.engine import EXPANDED, SHARED, Sampler
 from semcal.sampling.records import Prompt, Sampling
-from semcal.semantics.distribution import ClassDistribution
+from semcal.semantics.class_table import ClassTable
 from tests.conftest import CONFIGS, save_checkpoint
 
 SHOTS = (0, 5, 9, 14, 7, 8)
@@ -163,9 +163,12 @@ def test_a_planted_direction_is_found_and_used(tmp_path):
     prompts = [Prompt(f"w{w}", (0, int(w))) for w in words]
     hook, settings = "blocks.1.hook_resid_post", Sampling(m=50, max_new_tokens=1)
 
-    def classes(answers_of) -> list[ClassDistribution]:
-        its = [answers_of[p.key] for p in prompts]
-        return [ClassDistribution.of([str(a.ids) for a in i], [a.count for a in i], frozenset()) for i in its]
+    def classes(answers_of) -> ClassTable:
+        keys = [p.key for p in prompts]
+        labels, counts = (
+            [[f(a) for a in answers_of[k]] for k in keys] for f in (lambda a: str(a.ids), lambda a: a.count)
+        )
+        return ClassTable.of_answers(keys, keys, labels, counts, [frozenset()] * len(keys))
 
     (alone,) = intervene(model, prompts, settings, {"alone": ()})
     base = classes(alone.answers)
@@ -177,9 +180,6 @@ def test_a_planted_direction_is_found_and_used(tmp_path):
     controls = random_subspaces(32, 2, 10, seed=0)
     made = {"probe": basis} | {f"random {i}": c for i, c in enumerate(controls)}
     found = intervene(model, prompts, settings, {k: [Ablate(hook, b, X.mean(0))] for k, b in made.items()})
-    moved = {
-        f.condition: np.mean([total_variation(a, b) for a, b in zip(base, classes(f.answers), strict=True)])
-        for f in found
-    }
+    moved = {f.condition: total_variation(base, classes(f.answers)).mean() for f in found}
     assert max(v for k, v in moved.items() if k != "probe") < moved["probe"] / 2
     assert removed_variance(basis, cov) > 0

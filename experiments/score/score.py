@@ -1,0 +1,58 @@
+"""From a cell's samples to semantic classes and calibration, without its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from experiments.config.collapsing_functions import collapse_of
+from experiments.config.study import Cell
+from experiments.score.calibration_sections import sections
+from experiments.score.read_answers import Read, class_table, measure, read_answers
+from experiments.score.surface_profile import profile
+from semcal.runs.run import Run
+from semcal.semantics.collapsing.clustered import Clustered
+from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.collapsing.judge import Judge
+from semcal.semantics.intermediate import expected_confidence
+
+
+def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Collapse answers into classes and measure calibration.
+
+    Writes classes.parquet, intermediate.parquet and calibration.json.
+
+    Args:
+        tell: receives the progress of a B that queries a model.
+    """
+    collapse = collapse_of(cell.semantics, run.aliases(), tell)
+    read, questions = read_answers(cell, run, collapse), run.questions()
+    table = class_table(cell, questions, read)
+    run.write_classes(table)
+    run.write_intermediate(_intermediate_table(table.questions, read))
+    headline = measure(table, read, cell.calibration.resampling(cell.seed))
+    rows = profile(cell, questions, read, table, headline)
+    run.write_calibration(
+        {"semantics": collapse.name, **_failures(collapse), **headline.to_dict()}
+        | sections(cell, table, read, closed=len(run.aliases()) > 0)
+        | {"profile": [asdict(row) for row in rows]}
+    )
+
+
+def _failures(collapse: Collapse) -> dict[str, int]:
+    """How often a judge failed, by kind of failure."""
+    judge = collapse.cluster if isinstance(collapse, Clustered) else None
+    return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
+
+
+def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
+    """One row per question and token index, where token ids are known (not for served models)."""
+    rows = []
+    for question_id, answers in zip(ids, read, strict=True):
+        tokens = [tuple(t) for t in answers.samples["token_ids"]]
+        if tokens and all(tokens):
+            expected = expected_confidence(tokens, answers.weights, answers.classes)
+            rows += [(question_id, i, float(value)) for i, value in enumerate(expected)]
+    return pd.DataFrame(rows, columns=["question_id", "token", "expected_confidence"])
