@@ -101,12 +101,12 @@ class ProbeAnswer:
 
     Attributes:
         confidence: [question] its predicted probability.
-        klass: [question] its label.
+        labels: [question] its label.
         correct: [question] 1 if it is a gold class.
     """
 
     confidence: np.ndarray
-    klass: tuple[str, ...]
+    labels: tuple[str, ...]
     correct: np.ndarray
 
 

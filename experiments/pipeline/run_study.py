@@ -12,13 +12,14 @@ from experiments.config.datasets import load_dataset
 from experiments.config.study import Cell, ModelConfig, Study
 from experiments.pipeline.cell import open_cell, prepare, refresh_gold
 from experiments.pipeline.tracking import track
+from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.run_page import write_report
 from experiments.report.study_page import write_study
 from experiments.sample.models import Models, model_path
 from experiments.sample.prompting import Answerer
 from experiments.sample.sample_cell import sample_cell
-from experiments.score.analysis import probe, score
+from experiments.score.analysis import score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.questions.question import Dataset

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from semcal.runs.run import write_atomically
+from semcal.runs.files import write_atomically
 
 DPI = 150
 _NUMBER = re.compile(r"[+\-−<]?\s*[\d∞—]")

@@ -85,7 +85,7 @@ def _before_answer(run: Run) -> dict[str, float]:
 
     Empty for runs that did not store it.
     """
-    stored = run.activations(BEFORE_ANSWER, run.activation_layers(BEFORE_ANSWER)[:1])
+    stored = run.activations(BEFORE_ANSWER)
     if not len(stored.samples) or stored.token_index.min() < 0:
         return {}
     read = stored.token_index - (run.questions()["prompt_tokens"].to_numpy()[stored.present] - 1)

@@ -15,7 +15,8 @@ from experiments.report.markup import document, folded, gallery, table, write_fi
 from experiments.report.pictures import run_figures
 from experiments.report.sections import sections
 from experiments.report.summary_table import COLUMNS, cells_of, headline, remarks
-from semcal.runs.run import Run, write_atomically
+from semcal.runs.files import write_atomically
+from semcal.runs.run import Run
 
 
 def write_report(cell: Cell, run: Run) -> list[str]:

@@ -18,7 +18,8 @@ from experiments.report.summary_table import COLUMNS, cells_of, headline, labels
 from probes.plots.emergence import emergence_curve
 from probes.plots.predictability import predictability_scatter
 from semcal.calibration.plots.by_model import by_model
-from semcal.runs.run import Run, write_atomically
+from semcal.runs.files import write_atomically
+from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
 _FEWEST = 2  # runs in a figure over runs

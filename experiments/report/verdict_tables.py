@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
-from semcal.runs.run import write_atomically
+from semcal.runs.files import write_atomically
 
 COLOURS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#6B6B6B", "not tested": "#6B6B6B"}
 SUMMARY = ("", "hypothesis", "verdict", "weakest part", "p (Holm)", "p against (Holm)")

@@ -6,7 +6,7 @@ Knows activations, candidate texts and embeddings; nothing of how candidates wer
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,6 @@ from torch import Tensor
 from probes.rungs.rung import Rung, check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import descend
-from semcal.models.checkpoint import LanguageModel
-from semcal.seeds import keyed_generator
 
 _NEVER = -1e4  # a logit in the padding: probability 0, and 0·log 0 stays 0
 
@@ -178,68 +176,3 @@ class BilinearProbe(Rung):
             )
         logits = np.einsum("ne,nce->nc", direction, inputs.candidates.astype(np.float64))
         return log_softmax(np.where(inputs.mask, logits, _NEVER), axis=1)
-
-
-@dataclass(frozen=True)
-class OpenTarget:
-    """Class distributions over candidates of each question's own."""
-
-    labels: tuple[tuple[str, ...], ...]
-    """[question] the labels of its candidates: its own classes, heaviest first, then distractors."""
-
-    distribution: np.ndarray
-    """[question, candidate], rows sum to 1; 0 for distractors and in the padding."""
-
-
-def open_target(distributions: Sequence[Mapping[str, float]], *, distractors: int = 0, seed: int = 0) -> OpenTarget:
-    """Candidates and their masses for `BilinearProbe`.
-
-    Args:
-        distributions: for each question, class label -> count or mass.
-        distractors: candidates added to each question that none of its samples fell into, drawn without replacement
-            from the classes of the other questions, in proportion to the mass they have there. A distractor may be a
-            class that more samples would have shown.
-        seed: of the draws, which depend on a question's own labels and on the pool, not on its place.
-
-    Raises:
-        ValueError: a question without mass.
-    """
-    total: dict[str, float] = {}
-    own: list[dict[str, float]] = []
-    for index, row in enumerate(distributions):
-        masses = {label: value for label, value in row.items() if value > 0}
-        if not masses:
-            raise ValueError(f"question {index} has no class with mass; leave it out")
-        whole = sum(masses.values())
-        own.append({k: masses[k] / whole for k in sorted(masses, key=lambda k: (-masses[k], k))})
-        for label, value in own[-1].items():
-            total[label] = total.get(label, 0.0) + value
-    pool = sorted(total)
-    labels = []
-    for its in own:
-        others = [label for label in pool if label not in its] if distractors else []
-        weights = np.array([total[label] for label in others])
-        rng = keyed_generator(seed, "distractors", *its)
-        count = min(distractors, len(others))
-        drawn = rng.choice(len(others), size=count, replace=False, p=weights / weights.sum()) if count else []
-        labels.append((*its, *(others[i] for i in drawn)))
-    distribution = np.zeros((len(own), max(map(len, labels))))
-    for row, its in enumerate(own):
-        distribution[row, : len(its)] = list(its.values())
-    return OpenTarget(tuple(labels), distribution)
-
-
-def text_embeddings(model: LanguageModel, texts: Sequence[str]) -> np.ndarray:
-    """The mean of the model's input embeddings over the tokens of each text, a space before it: [text, e] float32.
-
-    Raises:
-        ValueError: a text without tokens.
-    """
-    table = next(model.model.get_input_embeddings().parameters())
-    found = []
-    for text in texts:
-        ids = model.encode_rendered(f" {text}")
-        if not ids:
-            raise ValueError(f"the text {text!r} has no token; leave this class out")
-        found.append(table[list(ids)].detach().float().mean(0).cpu().numpy())
-    return np.stack(found)

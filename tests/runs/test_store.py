@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from semcal import Run, UserError
-from semcal.runs.run import content_key, shards, write_atomically
+from semcal.runs.files import content_key, write_atomically
+from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
 
 

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from experiments.config.parsing import load_study
 from experiments.config.study import ProbesConfig
 from experiments.pipeline.cell import stored_cell
-from experiments.probe.at_position import compare_last_layers
+from experiments.probe.probe import probe
+from experiments.probe.stored_evaluations import compare_last_layers
 from experiments.report.summary_table import last_layer
-from experiments.score.analysis import probe
 from semcal import Run, UserError
 from semcal.semantics.class_table import ClassTable
 from tests.experiments.conftest import run_dict, write_study

@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, Mixtra
 from experiments.config.parsing import load_study
 from experiments.config.study import ModelConfig, ProbesConfig
 from experiments.pipeline.cell import stored_cell
+from experiments.probe.probe import probe
 from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading
 from experiments.sample.models import Models
-from experiments.score.analysis import probe
 from probes.evaluation.rungwise import evaluate_rung
 from probes.rungs.lens import LensProbe, first_tokens
 from probes.targets.closed import OTHER, class_target

@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 from experiments.config.parsing import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
-from semcal.runs.run import write_atomically
+from semcal.runs.files import write_atomically
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import Silent, run_dict, write_study
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from probes.evaluation.reliability import reliability, sampling_variance
 from scipy.special import xlogy
 
 from probes.evaluation.controls import noise_ceiling
-from probes.evaluation.reliability import reliability, sampling_variance
 from probes.targets.closed import ClassTarget
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from probes.evaluation.crossfit import out_of_fold, predict_elsewhere
 from scipy.special import softmax
 
-from probes.evaluation.crossfit import out_of_fold, predict_elsewhere
 from probes.evaluation.transfer import Material, TransferCell, transfer
 
 N, K, D = 160, 4, 12
