@@ -62,9 +62,7 @@ class Texts:
             ValueError: it is not.
         """
         if n != len(self.texts):
-            raise ValueError(
-                f"there are {len(self.texts)} texts, but {n} targets; expected one each, in order"
-            )
+            raise ValueError(f"there are {len(self.texts)} texts, but {n} targets; expected one each, in order")
         return [slice(0, 1)]
 
     def block(self, part: slice, n: int, device: str) -> Texts:  # noqa: ARG002 - texts are small

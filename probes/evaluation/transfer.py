@@ -39,7 +39,7 @@ class ProbedRun:
         if self.activations.ndim != 2 or not len(self.activations) == n == len(self.group):
             raise ValueError(
                 f"{self.name}: activations {self.activations.shape}, {n} distributions and {len(self.group)} groups; "
-                "want [question, d_model] and one each a question"
+                "expected [question, d_model] and one each per question"
             )
 
 

@@ -77,19 +77,13 @@ def first_tokens(model: LanguageModel, forms: Sequence[Sequence[str]], *, contex
     return found
 
 
-def first_token_entropy(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
-    """Entropy of the next token through the lens: [question], nats, from a residual [question, d].
-
-    At the last layer it is the plain entropy of the first token, the cheapest guess at semantic entropy.
-    """
-    return first_token_facts(model, residual)[:, 0]
-
-
 def first_token_facts(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
     """Entropy of the next token and the logarithm of its greatest probability, through the lens: [question, 2], nats.
 
     Args:
         residual: [question, d].
+
+    At the last layer the first is the plain entropy of the first token, the cheapest guess at semantic entropy.
     """
     batches = lens_log_probabilities(model, residual)
     return np.concatenate([np.stack([-(np.exp(b) * b).sum(1), b.max(1)], axis=1) for b in batches])

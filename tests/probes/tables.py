@@ -1,4 +1,4 @@
-"""Class tables and settings in a line, for tests."""
+"""Class tables and evaluations in a line, for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.evaluation.layerwise import CrossValidation
+from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate
+from probes.evaluation.result import Evaluation
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
 
@@ -40,6 +41,9 @@ def table_of(
     )
 
 
-def settings(bootstrap: int = 1000, seed: int = 0, **how: Any) -> dict[str, Any]:
-    """`how` and `resampling` of an evaluation."""
-    return {"how": CrossValidation(**how), "resampling": Resampling(bootstrap, seed=seed)}
+def evaluated(
+    X: np.ndarray | Source, target: Target, *, bootstrap: int = 1000, seed: int = 0, **more: Any
+) -> Evaluation:
+    """`evaluate` with the fields of its records as keywords."""
+    how = {name: more.pop(name) for name in ("folds", "penalties", "permutations", "null_folds") if name in more}
+    return evaluate(X, target, how=CrossValidation(**how), resampling=Resampling(bootstrap, seed=seed), **more)

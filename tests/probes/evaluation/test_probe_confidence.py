@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from probes.evaluation.crossfit import out_of_fold
 from scipy.special import softmax
 
+from probes.evaluation.rungwise import out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, share_target
 from semcal.calibration.summary import calibrate
@@ -29,7 +29,7 @@ def measured(seed: int = 0, sharpen: float = 1.0):
     sampled = confidences(counts, gold)
     predicted = out_of_fold(X, counts / M, GROUPS, folds=4, seed=0)
     answer = probe_answer(predicted, LABELS, [{LABELS[g]} for g in gold])
-    agreement = (np.array([LABELS.index(k) for k in answer.klass]) == counts.argmax(1)).astype(float)
+    agreement = (np.array([LABELS.index(k) for k in answer.labels]) == counts.argmax(1)).astype(float)
     sure = out_of_fold(X, share_target(counts.max(1) / M, name="c", m=M).distribution, GROUPS, folds=4, seed=0)[:, 0]
     shared = {"sampled": sampled, "cost": FREE, "group": GROUPS, "resamples": 100, "null_draws": 200, "seed": 0}
     return (
@@ -89,7 +89,7 @@ def test_a_probe_of_noise_tells_nothing() -> None:
 def test_the_pool_of_light_classes_is_no_answer() -> None:
     predicted = np.array([[0.2, 0.1, 0.7], [0.1, 0.6, 0.3]])
     answer = probe_answer(predicted, ("a", "b", OTHER), [{"a"}, {"a"}])
-    assert answer.klass == ("a", "b")
+    assert answer.labels == ("a", "b")
     np.testing.assert_allclose(answer.confidence, [0.2, 0.6])
     np.testing.assert_allclose(answer.correct, [1, 0])
     with pytest.raises(ValueError, match="for 1 questions and 2 classes"):
