@@ -12,6 +12,7 @@ from experiments.config.datasets import load_dataset
 from experiments.config.study import Cell, ModelConfig, Study
 from experiments.pipeline.cell import open_cell, prepare, refresh_gold
 from experiments.pipeline.tracking import track
+from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.run_page import write_report
@@ -147,6 +148,7 @@ def analyse(
     if "score" in again or not run.calibration():
         reporter.stage(cell, "scoring")
         score(cell, run, lambda how_far: reporter.stage(cell, f"scoring, {how_far}"))
+        remeasure(cell, run)  # interventions, if there are any
         changed = True
     if cell.probes.enabled and ("probe" in again or run.probes().empty):
         reporter.stage(cell, "probing")

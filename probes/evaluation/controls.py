@@ -108,7 +108,7 @@ def exchange_p_value(Y: np.ndarray, log_q: np.ndarray, group: Sequence[str], per
         return float("nan")
     fits = [(Y[rows] * log_q).sum() for rows in permuted_rows(group, permutations, seed=seed)]
     own = (Y * log_q).sum()
-    # Equal up to rounding counts against the probe: one that predicts the same for all fits every question alike.
+    # A tie up to rounding counts against the probe: the same prediction for all fits every question equally well.
     return float(1 + np.sum(np.array(fits) >= own - 1e-9 * len(Y))) / (1 + permutations)
 
 

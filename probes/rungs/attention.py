@@ -31,7 +31,7 @@ class Segments:
     def __post_init__(self) -> None:
         if self.states.ndim != 3 or self.mask.shape != self.states.shape[:2]:
             raise ValueError(
-                f"states are {self.states.shape} and mask is {self.mask.shape}; want [question, token, d] and "
+                f"states are {self.states.shape} and mask is {self.mask.shape}; expected [question, token, d] and "
                 "[question, token]"
             )
         if not self.mask.any(1).all():
@@ -96,7 +96,7 @@ class AttentionProbe(Rung):
 
     def _inputs(self, X: Segments) -> Segments:
         if not isinstance(X, Segments):
-            raise ValueError(f"X is a {type(X).__name__}; want Segments(states, mask)")
+            raise ValueError(f"X is a {type(X).__name__}; expected Segments(states, mask)")
         check_activations(X.states, ndim=3)
         return X
 

@@ -42,8 +42,8 @@ class OpenQuestions:
     def __post_init__(self) -> None:
         if self.candidates.ndim != 3 or not len(self.states) == len(self.candidates) == len(self.mask):
             raise ValueError(
-                f"states are {self.states.shape}, candidates {self.candidates.shape} and mask {self.mask.shape}; want "
-                "[question, d], [question, candidate, e] and [question, candidate]"
+                f"states are {self.states.shape}, candidates {self.candidates.shape} and mask {self.mask.shape}; "
+                "expected [question, d], [question, candidate, e] and [question, candidate]"
             )
         if not self.mask.any(1).all():
             raise ValueError(f"question {int(np.argmin(self.mask.any(1)))} has no candidate; leave it out")
@@ -91,7 +91,7 @@ class BilinearProbe(Rung):
     Attributes:
         interaction_: [d, e], W for raw activations and embeddings.
         preference_: [e], what W and b make of an embedding at h = 0.
-        baseline_preference_: [e], b of the candidate-only model; it stands in for `marginal_`, which there is not.
+        baseline_preference_: [e], b of the candidate-only model, which takes the place of `marginal_`.
         objective_: nats.
     """
 
@@ -102,7 +102,7 @@ class BilinearProbe(Rung):
 
     def _inputs(self, X: OpenQuestions) -> OpenQuestions:
         if not isinstance(X, OpenQuestions):
-            raise ValueError(f"X is a {type(X).__name__}; want OpenQuestions(states, candidates, mask)")
+            raise ValueError(f"X is a {type(X).__name__}; expected OpenQuestions(states, candidates, mask)")
         check_activations(X.states)
         check_activations(X.candidates, ndim=3)
         return X
@@ -114,7 +114,7 @@ class BilinearProbe(Rung):
     def _check_spread(self, inputs: OpenQuestions, Y: np.ndarray) -> None:
         if Y.shape != inputs.mask.shape or (Y[~inputs.mask] != 0).any():
             raise ValueError(
-                f"Y is {Y.shape} and the candidates {inputs.mask.shape}; want the same, Y 0 in the padding"
+                f"Y is {Y.shape} and the candidates {inputs.mask.shape}; expected the same, Y 0 in the padding"
             )
         uniform = inputs.mask / inputs.mask.sum(1, keepdims=True)
         if len(Y) < 2 or np.allclose(Y, uniform):
@@ -124,7 +124,7 @@ class BilinearProbe(Rung):
             )
 
     def _learn_baseline(self, inputs: OpenQuestions, Y: Tensor) -> None:
-        """There is no marginal; the candidate-only model is fitted beside the probe."""
+        """There is no marginal; the candidate-only model is fitted together with the probe."""
 
     def _learn(self, inputs: OpenQuestions, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
         mask, n = torch.as_tensor(inputs.mask), len(Y)

@@ -82,7 +82,7 @@ def test_what_cannot_be_told_is_refused_in_one_line() -> None:
         online_code(PATH, X, Y, group=["one"] * N, seed=0)
     with pytest.raises(ValueError, match="239 inputs, 240 targets"):
         code(X[1:], Y)
-    with pytest.raises(ValueError, match="no distribution at question 5"):
+    with pytest.raises(ValueError, match="not a valid distribution at question 5"):
         code(X, np.where(np.arange(N)[:, None] == 5, np.nan, Y))
     with pytest.raises(ValueError, match="first is 0"):
         code(X, Y, first=0)

@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
     X, Y = world(20)
     with pytest.raises(ValueError, match="question 0 has no candidate"):
         OpenQuestions.of(X.states, [np.zeros((0, 5)), *[np.zeros((2, 5))] * 19])
-    with pytest.raises(ValueError, match="want OpenQuestions"):
+    with pytest.raises(ValueError, match="expected OpenQuestions"):
         BilinearProbe().fit(X.states, Y)  # pyright: ignore
     with pytest.raises(ValueError, match="Y 0 in the padding"):
         BilinearProbe().fit(X, Y[:, ::-1])

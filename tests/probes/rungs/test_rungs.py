@@ -124,7 +124,7 @@ def test_segments_without_a_token_are_refused() -> None:
         Segments(states, np.array([[1, 1], [0, 0], [1, 0]], dtype=bool))
     with pytest.raises(ValueError, match=r"\(3, 2, 4\).*\(2, 2\)"):
         Segments(states, mask[1:])
-    with pytest.raises(ValueError, match="want Segments"):
+    with pytest.raises(ValueError, match="expected Segments"):
         AttentionProbe().fit(states, np.eye(3))
     assert replace(Segments(states, mask), mask=mask).shape == (3, 2, 4)
 
