@@ -4,7 +4,21 @@ them, and what becomes of its answers when these activations are changed.
 Imports semcal, which knows nothing of probes.
 """
 
-from probes.activations.capture import capture
-from probes.rungs.linear import LinearProbe
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probes.activations.capture import capture
+    from probes.rungs.linear import LinearProbe
 
 __all__ = ["LinearProbe", "capture"]
+# Imported when first used: torch takes seconds, and the names of rungs are needed to check a study.
+_HOMES = {"LinearProbe": "probes.rungs.linear", "capture": "probes.activations.capture"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'probes' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -33,11 +33,11 @@ _DEEPEST = 256  # blocks that a pattern may mean while no model is known
 def check_position(name: str) -> None:
     """
     Raises:
-        ValueError: no such position, naming the nearest.
+        ValueError: not a valid position, naming the nearest.
     """
     if name not in _EXAMPLES and not _AFTER.fullmatch(name):
         known = f"{', '.join(PROMPT_POSITIONS)}, after_K_tokens, {', '.join(_CHAIN)}, {BEFORE_ANSWER}"
-        raise ValueError(f"{name!r} is no position{nearest(name, _EXAMPLES)}; one of {known}")
+        raise ValueError(f"{name!r} is not a valid position{nearest(name, _EXAMPLES)}; expected one of {known}")
 
 
 def in_answer(position: str) -> bool:
@@ -46,8 +46,8 @@ def in_answer(position: str) -> bool:
 
 
 def of_question(position: str, tokens: range) -> range:
-    """The tokens of a prompt read at a position of its question, which stands at `tokens`; those of `QUESTION_MEAN`
-    are averaged."""
+    """The tokens of a prompt read at a position of its question, which is at `tokens`; those of `QUESTION_MEAN` are
+    averaged."""
     return tokens[-1:] if position == LAST_QUESTION_TOKEN else tokens
 
 
@@ -91,7 +91,7 @@ def check_hook(pattern: str) -> None:
         ValueError: a pattern that means no hook of any model, naming the nearest.
     """
     if not any(matching(pattern, block_hooks(i)) for i in range(_DEEPEST)):
-        raise ValueError(f"{pattern!r} names no hook{nearest(pattern, whole_families(BLOCK_HOOKS))}")
+        raise ValueError(f"{pattern!r} is not a valid hook{nearest(pattern, whole_families(BLOCK_HOOKS))}")
 
 
 def block_hooks(block: int) -> list[str]:

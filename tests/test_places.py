@@ -20,11 +20,11 @@ from semcal.positions import (
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("last_promt_token", "'last_promt_token' is no position, did you mean 'last_prompt_token'"),
+        ("last_promt_token", "'last_promt_token' is not a valid position, did you mean 'last_prompt_token'"),
         ("after_0_tokens", "did you mean 'after_[14]_tokens'"),
         ("after_4_token", "did you mean 'after_4_tokens'"),
         ("chain_30", "did you mean 'chain_(0|50)'"),
-        ("middle", "one of last_prompt_token, .*after_K_tokens"),
+        ("middle", "expected one of last_prompt_token, .*after_K_tokens"),
     ],
 )
 def test_what_is_no_position_is_refused_with_the_nearest(name, message):
@@ -35,7 +35,7 @@ def test_what_is_no_position_is_refused_with_the_nearest(name, message):
 def test_a_pattern_that_means_no_hook_of_any_model_is_refused_with_the_nearest():
     for pattern in (*DEFAULT_HOOKS, "blocks.31.hook_mlp_out", "blocks.*.attn.hook_z", "blocks.[12].*"):
         check_hook(pattern)
-    with pytest.raises(ValueError, match=r"names no hook, did you mean 'blocks\.\*\.hook_resid_post'"):
+    with pytest.raises(ValueError, match=r"is not a valid hook, did you mean 'blocks\.\*\.hook_resid_post'"):
         check_hook("blocks.*.hook_resid_pst")
     assert reads_heads_only(["blocks.*.attn.hook_z"])
     assert not reads_heads_only(["blocks.*.attn.hook_z", "blocks.2.hook_mlp_out"])

@@ -18,8 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from experiments.bench.timing import Case, side_by_side
-from probes.evaluation.layerwise import PENALTIES, group_folds
+from probes.evaluation.folds import group_folds
 from probes.rungs.linear import fit_softmax
+from probes.rungs.registry import PENALTIES
 
 LAYERS, FOLDS, N, WIDTH, CLASSES, M = 12, 5, 1500, 256, 16, 50
 TOLERANCE = 1e-6  # nats still to be gained where ours stops; theirs stops at its default

@@ -14,7 +14,7 @@ import pandas as pd
 
 from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
 from experiments.config.study import Cell
-from experiments.probe.at_position import compare_last_layers
+from experiments.probe.stored_evaluations import compare_last_layers
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference

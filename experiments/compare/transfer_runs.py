@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,14 +15,16 @@ from rich import box
 from rich.table import Table
 
 from experiments.compare.pairs import Scored
-from experiments.probe.run_layer import layers_of, read_layer
 from experiments.report.html_page import save_figures
 from experiments.report.summary_table import labels
-from probes.evaluation.transfer import ReadRun, TransferCell, transfer
+from probes.evaluation.transfer import ProbedRun, TransferCell, transfer
 from probes.plots.heatmaps import transfer_matrix
-from probes.targets.closed import b_confidence
+from probes.targets.closed import class_targets, share_target
+from probes.targets.scalars import b_confidence
 from semcal.errors import UserError, nearest
-from semcal.runs.run import Run, write_atomically
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.runs.files import write_atomically
+from semcal.runs.run import Run
 
 TARGETS = {"classes": "share of KL explained", "b_confidence": "share of KL of B-confidence explained"}
 
@@ -58,19 +59,19 @@ def transfer_runs(runs: Sequence[Scored], *, layer: str | None = None, target: s
     if target not in TARGETS:
         raise UserError(f"unknown target {target!r}{nearest(target, TARGETS)}; one of {', '.join(TARGETS)}")
     name = _common_layer([Run(run.folder) for run in runs], layer)
-    read_runs = []
-    for run, label in zip(runs, _names(runs), strict=True):
-        read = read_layer(Run(run.folder), name)
-        masses: Any = read.masses
-        if target == "b_confidence":
-            masses = [{"sure": c, "rest": 1 - c} for c in b_confidence(read.masses)]
-        read_runs.append(ReadRun(label, read.activations, masses, read.group, read.m))
-    cell = runs[0].cell
+    folders, cell = [Run(run.folder) for run in runs], runs[0].cell
+    tables = [folder.class_table() for folder in folders]
+    if target == "b_confidence":
+        targets = [share_target(b_confidence(table), name="sure", m=table.m) for table in tables]
+    else:
+        targets = class_targets(tables, max_classes=max(run.cell.probes.max_classes for run in runs))
+    layers = [folder.activations(LAST_PROMPT_TOKEN).layer(name) for folder in folders]
+    parts = zip(_names(runs), layers, targets, tables, strict=True)
     try:
+        probed = [ProbedRun(label, X, its, table.groups.tolist()) for label, X, its, table in parts]
         cells = transfer(
-            read_runs,
+            probed,
             folds=cell.probes.folds,
-            max_classes=max(run.cell.probes.max_classes for run in runs),
             resampling=cell.calibration.resampling(cell.seed),
         )
     except ValueError as error:
@@ -79,7 +80,7 @@ def transfer_runs(runs: Sequence[Scored], *, layer: str | None = None, target: s
 
 
 def _common_layer(runs: Sequence[Run], layer: str | None) -> str:
-    known = [layers_of(run) for run in runs]
+    known = [run.activations(LAST_PROMPT_TOKEN).layers for run in runs]
     common = [name for name in known[0] if all(name in own for own in known)]
     if not common:
         raise UserError(f"{runs[0].folder} and the others have no layer in common; capture the same hooks in all")

@@ -6,11 +6,12 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from experiments.config.collapsing_functions import ExactConfig, SemanticsConfig
 from experiments.config.datasets import ContinuationConfig, DatasetConfig, default_semantics
 from experiments.config.settings import Settings, slug
+from probes.rungs.registry import RUNGS, rungs_reading
 from semcal.calibration.resampling import Resampling
 from semcal.errors import nearest
 from semcal.positions import (
@@ -189,8 +190,17 @@ class CalibrationConfig(Settings):
         return self.resampling(seed).of(self.detail_draws)
 
 
-_OF_THE_MODEL = ("lora", "lens", "first-token", "random-init", "step-0")
+_BASELINES_OF_THE_MODEL = ("first-token", "random-init", "step-0")
 Target = Literal["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
+
+
+def _rung(name: str) -> str:
+    if name not in RUNGS:
+        raise ValueError(f"{name!r} is not a valid rung{nearest(name, RUNGS)}; expected one of {', '.join(RUNGS)}")
+    return name
+
+
+Rung = Annotated[str, AfterValidator(_rung)]
 
 
 class ProbesConfig(Settings):
@@ -200,20 +210,19 @@ class ProbesConfig(Settings):
     The rungs lora and lens and the baselines first-token, random-init and step-0 need the model, and read the last
     prompt token: LoRA is fitted once, to the whole model and without a control task; the lens to classes at every
     residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on the Hub, or @REVISION
-    of the model's own id.
+    of the model's own id. `device` is where probes are fitted: auto is CUDA where it is available, else the CPU.
     """
 
     enabled: bool = True
     targets: list[Target] = Field(default=["classes", "b_confidence", "entropy"])
-    rungs: list[Literal["linear", "ridge-logit", "low-rank", "mlp", "attention", "lora", "lens"]] = Field(
-        default=["linear"]
-    )
+    rungs: list[Rung] = Field(default=["linear"])
     rung_layers: list[str] = Field(default=[])
     baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0"]] = Field(default=["tfidf"])
     step0: str = ""
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100
     permutations: Annotated[int, Field(ge=0)] = 50
+    device: str = "auto"
 
     @model_validator(mode="after")
     def _before_training(self) -> ProbesConfig:
@@ -226,7 +235,11 @@ class ProbesConfig(Settings):
     @property
     def reads_model(self) -> list[str]:
         """The rungs and baselines for which the model must be loaded."""
-        return [name for name in (*self.rungs, *self.baselines) if name in _OF_THE_MODEL]
+        return [
+            name
+            for name in (*self.rungs, *self.baselines)
+            if name in (*rungs_reading("model"), *_BASELINES_OF_THE_MODEL)
+        ]
 
 
 class PublishedConfig(Settings):

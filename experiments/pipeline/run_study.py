@@ -15,6 +15,7 @@ from experiments.config.run_folder import open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study
 from experiments.pipeline.targets import Target
 from experiments.pipeline.tracking import track
+from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.run_page import write_report
@@ -151,6 +152,7 @@ def analyse(
         reporter.stage(cell, "scoring")
         with _recorded(cell, run, "score"):
             score(cell, run, lambda progress: reporter.stage(cell, f"scoring, {progress}"))
+        remeasure(cell, run)  # interventions, if there are any
         changed = True
     if cell.probes.enabled and ("probe" in again or run.probes().empty or not _is_current(cell, run, "probe")):
         reporter.stage(cell, "probing")

@@ -7,7 +7,8 @@ import secrets
 from experiments.config.study import Cell
 from experiments.report.summary_table import headline
 from semcal.errors import UserError
-from semcal.runs.run import Run, content_key
+from semcal.runs.files import content_key
+from semcal.runs.run import Run
 
 
 def track(cell: Cell, run: Run) -> None:

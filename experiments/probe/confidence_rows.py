@@ -1,4 +1,4 @@
-"""A run's probe confidence beside its sampled confidence: fitted out of fold, measured, with what each costs."""
+"""A run's probe confidence compared with its sampled confidence: fitted out of fold, measured, with what each costs."""
 
 from __future__ import annotations
 
@@ -9,52 +9,68 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.study import Cell
-from experiments.probe.run_layer import read_layer
-from probes.evaluation.crossfit import out_of_fold
+from probes.evaluation.rungwise import out_of_fold
 from probes.probe_confidence import ConfidenceRow, Cost, confidence_row, probe_answer, sampled_row
-from probes.targets.closed import OTHER, b_confidence, class_target, mode_correctness, share_target
+from probes.targets.closed import OTHER, class_target, share_target
+from probes.targets.scalars import b_confidence, mode_share
+from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
 
 def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
     """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
-    probe_confidence.parquet.
+    probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
 
     Both are linear, on the last layer at the last prompt token, fixed before looking; every question is predicted by
-    probes that saw none of its group. Where classes are open (names, numbers), the class probe can answer with those
-    only that many questions share, which `pooled` tells; then the probe of B-confidence is the one to read.
+    probes that saw none of its group. Where classes are open (names, numbers), the class probe can answer only with
+    those that many questions share (see `pooled`); then read the probe of B-confidence.
 
     Raises:
         UserError: nothing was captured at the last prompt token.
     """
-    read = read_layer(run)
-    table = run.class_table()
+    stored, table = run.activations(LAST_PROMPT_TOKEN), run.class_table()
+    X, group = stored.layer(stored.layers[-1]), table.groups.tolist()
     settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
-    target = class_target(read.masses, max_classes=cell.probes.max_classes, m=read.m)
-    answer = probe_answer(
-        out_of_fold(read.activations, target.distribution, read.group, **settings), target.classes, read.gold
-    )
-    scalar = share_target(b_confidence(read.masses), name="b_confidence", m=read.m)
-    sure = out_of_fold(read.activations, scalar.distribution, read.group, **settings)[:, 0]
+    target = class_target(table, max_classes=cell.probes.max_classes)
+    answer = probe_answer(out_of_fold(X, target.distribution, group, **settings), target.classes, table.gold_classes)
+    scalar = share_target(b_confidence(table), name="b_confidence", m=table.m)
+    sure = out_of_fold(X, scalar.distribution, group, **settings)[:, 0]
     sampling, probing = costs(run)
     measured: dict[str, Any] = {"table": table, "cost": probing, "resampling": cell.calibration.detail(cell.seed)}
-    agreement = mode_correctness(read.masses, [{label} for label in answer.labels])
+    width = table.gold.shape[1]
+    named = np.array([[label == own for label in labels] + [False] * (width - len(labels))
+                      for labels, own in zip(table.classes, answer.labels, strict=True)])  # fmt: skip
     pooled = float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0
     rows = [
         sampled_row(run.calibration(), sampling),
         confidence_row(
-            "class probe", answer.confidence, answer.correct, agreement=agreement, pooled=pooled, **measured
+            "class probe",
+            answer.confidence,
+            answer.correct,
+            agreement=mode_share(table, named),
+            pooled=pooled,
+            **measured,
         ),
         confidence_row("confidence probe", sure, table.by_count.correct, **measured),
     ]
+    run.write_probe_predictions(
+        pd.DataFrame(
+            {
+                "question_id": table.questions,
+                "class": answer.labels,
+                "confidence": answer.confidence,
+                "correct": answer.correct,
+            }
+        )
+    )
     run.write_probe_confidence(pd.DataFrame([asdict(row) for row in rows]))
     return rows
 
 
 def costs(run: Run) -> tuple[Cost, Cost]:
-    """What a question costs to sample, and to probe; see `Cost`.
+    """What one question costs to sample, and to probe; see `Cost`.
 
-    Records of work are used where they are of all questions: a run that took samples over from another has none.
+    Records of work are used where they cover all questions: a run that took over samples from another has none.
     """
     samples, manifest, nan = run.samples(), run.manifest(), float("nan")
     prompts, work = run.questions()["prompt_tokens"].to_numpy(), manifest["sampling_work"]

@@ -1,9 +1,13 @@
-"""Interventions on a finished run: its model is loaded again and changed while it reads, and what that does to its
-answers goes into `interventions.parquet`, row by row, so that what was finished is kept.
+"""Interventions on a finished run: its model is loaded again and changed while it reads the prompts.
+
+The answers sampled under each intervention are kept in the run's `interventions/`, and what they show is one row of
+`rows.parquet`. Both are written as soon as an intervention is finished. Settings of the analysis never delete answers:
+another B or other calibration settings are applied to the stored ones (`remeasure`).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +20,28 @@ import pandas as pd
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
-from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Halves, Material, Wanted, conditions
+from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Fitting, Halves, Wanted, conditions
 from experiments.sample.models import Models
 from experiments.sample.prompting import form_of
 from experiments.score.read_answers import readable
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect
+from semcal.answers import Answer
 from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN, in_answer, of_question
 from semcal.questions.prompts import question_span
 from semcal.questions.question import Question
-from semcal.runs.run import Run, content_key
+from semcal.runs.files import content_key
+from semcal.runs.run import Run
 from semcal.sampling.records import Prompt, Sampling
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.collapse import Collapse
 
 SAME, OTHER = "same seed", "another seed"  # the model left alone: is the run reproduced, and what does finite M do
-
-# question id -> its distinct answers: text, count, finish
-Answers = Mapping[str, pd.DataFrame]
+LABELS = ("key", "context", "fitted_to", "kind", "position", "hook", "name", "rank", "size", "control", "draw")
+LABELS += ("readable", "overlap", "change")
+log = logging.getLogger(__name__)
 
 
 def intervene_run(
@@ -47,52 +53,57 @@ def intervene_run(
     n: int = 300,
     tell: Callable[[Cell, str], None] = lambda *_: None,
 ) -> pd.DataFrame:
-    """Intervene on a run; returns the rows of this call, which also stand in `run.interventions()`.
+    """Intervene on a run; returns the rows of this call, which are part of `run.interventions()`.
 
     Probes are fitted on the stored activations of half of the question groups; up to n questions of the other half are
-    asked again, with the run's own seeds, by the model left alone, and under each intervention. Only what is not there
-    already is done.
+    asked again with the run's own seeds, first with the model left alone, then under each intervention. What was
+    sampled before is not sampled again, even where B has changed since: `fitted_to` names the B whose classes a probe
+    was fitted to.
 
     Args:
-        layers: Numbers of blocks, or hook names; none is the last one that was captured.
-        position: Where activations were read and are changed; at `question_mean` the probe reads the mean of the
+        layers: numbers of blocks, or hook names; none: the last one that was captured.
+        position: where activations were read and are changed; at `question_mean` the probe reads the mean of the
             question's tokens, and each of them is changed.
+        n: questions to change, at most.
+        tell: hears of progress.
 
     Raises:
-        UserError: a run that is served, enumerated, not finished or without activations; a layer that was not captured;
+        UserError: a run that is served, enumerated, unfinished or without activations; a layer that was not captured;
             other weights than the run's.
     """
     cell = stored_cell(run)
     hooks = _check(cell, run, layers, position)
-    table = run.questions()
-    group = [str(g) for g in table["group"]]
-    halves = Halves.of(group, n, cell.seed)
-    context = content_key(
-        run.manifest()["samples_key"], cell.semantics.model_dump(), halves.fit.tolist(), halves.changed.tolist()
-    )
-    common = {"context": context, "kind": wanted.kind, "position": position}
-    planned = [_Planned.alone(name, context, halves) for name in (SAME, OTHER)]
-    masses = run.class_table().distributions
+    table = run.class_table()
+    halves = Halves.of(table.groups.tolist(), n, cell.seed)
+    context = content_key(run.manifest()["samples_key"], halves.fit.tolist(), halves.changed.tolist())
+    common = {"context": context, "fitted_to": run.calibration()["semantics"]}
+    planned = [_Planned.alone(name, common, halves) for name in (SAME, OTHER)]
+    stored, settings = run.activations(position), common | {"kind": wanted.kind, "position": position}
     for hook in hooks:
         tell(cell, f"fitting a probe at {hook}")
-        values = run.activations(position, [hook]).values[:, 0]
-        of = Material(
-            list(table["id"]), group, values, masses, cell.sampling.m, cell.probes.max_classes, halves, cell.seed
-        )
-        planned += [_Planned.of(c, common | {"hook": hook}) for c in conditions(wanted, hook, of)]
+        of = Fitting(table, stored.layer(hook), halves, cell.probes.max_classes, cell.seed)
+        planned += [_Planned.of(c, settings | {"hook": hook}) for c in conditions(wanted, hook, of)]
 
-    rows = run.interventions()
-    there = set() if rows.empty else set(rows["key"])
+    rows, base = remeasure(cell, run), planned[0].key
+    there = set() if rows.empty else {key for key in rows["key"] if not run.intervened(key).empty}
     todo = [p for p in planned if p.key not in there]
     if todo:
         tell(cell, "loading the model")
-        session = _Session.of(cell, run, position)
-        for done, row in enumerate(session.measured(todo, halves), start=1):
-            rows = against_random(pd.concat([rows, pd.DataFrame([row])], ignore_index=True))
+        session, measuring = _Session.of(cell, run, position), _Measuring.of(cell, run)
+        for done, (what, answers, change) in enumerate(session.sampled(todo), start=1):
+            run.write_intervened(what.key, answers)
+            labels = {"key": what.key} | what.labels | {"change": change, "m": session.settings.m}
+            new = pd.DataFrame([measuring.row(labels, base)])
+            rows = against_random(pd.concat([rows, new], ignore_index=True))
             run.write_interventions(rows)
             tell(cell, f"intervening, {done} of {len(todo)}")
-    of_this_call = rows["key"].isin([p.key for p in planned])
-    return rows.loc[of_this_call, :].reset_index(drop=True)
+    rows = rows.loc[rows["key"].isin([p.key for p in planned]), :].reset_index(drop=True)
+    if len(other := set(rows["fitted_to"]) - {common["fitted_to"]}):
+        log.warning(
+            "%s: probes were fitted to the classes of %s, and effects are measured by %s; delete %s/interventions to "
+            "fit and sample them again", cell.label, ", ".join(sorted(other)), common["fitted_to"], run.folder,
+        )  # fmt: skip
+    return rows
 
 
 def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[str]:
@@ -102,16 +113,21 @@ def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[s
         UserError: see `intervene_run`.
     """
     if cell.model.is_served:
-        raise UserError(f"{run.folder}: {cell.model.name} is served, and what a server computes cannot be changed")
+        raise UserError(
+            f"{run.folder}: {cell.model.name} is served, and a server's computation cannot be changed; intervene on a "
+            "run of a local checkpoint"
+        )
     if cell.enumerated:
-        raise UserError(f"{run.folder} was enumerated; interventions sample, so run its study without sampling.exact")
+        raise UserError(
+            f"{run.folder} was enumerated, but interventions need samples; run its study without sampling.exact"
+        )
     if not run.sampled or not run.calibration():
         raise UserError(f"{run.folder} is not finished; `semcal run` its study first")
     if not cell.capture.positions:
         raise UserError(f"{run.folder} has no activations; run its study under another name with capture.positions set")
     if in_answer(position) or position == ALL_QUESTION_TOKENS:
-        raise UserError(f"{position} cannot be changed; a position with one row a question, in the prompt, can")
-    there = run.activation_layers(position)
+        raise UserError(f"{position} cannot be changed; expected a position in the prompt with one row per question")
+    there = run.activations(position).layers
     return [_captured(layer, there, run) for layer in layers or [there[-1]]]
 
 
@@ -124,12 +140,12 @@ def _captured(layer: str, there: Sequence[str], run: Run) -> str:
         offer = f", the nearest is {min(blocks, key=lambda b: abs(b - int(layer)))}"
     else:
         offer = nearest(hook, there)
-    raise UserError(f"layer {layer} was not captured in {run.folder}{offer}; there is {', '.join(there)}")
+    raise UserError(f"layer {layer} was not captured in {run.folder}{offer}; captured are {', '.join(there)}")
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A row to come: what it will be called, what is done, to which questions."""
+    """A row to come: its labels, what is done, and to which questions."""
 
     labels: dict[str, Any]
     made: tuple[Intervention, ...]
@@ -140,8 +156,8 @@ class _Planned:
         return cls(common | condition.labels, (condition.made,), tuple(condition.questions.tolist()))
 
     @classmethod
-    def alone(cls, name: str, context: str, halves: Halves) -> _Planned:
-        labels = {"context": context, "kind": LEFT_ALONE, "position": "", "hook": "", "name": name, "rank": 0}
+    def alone(cls, name: str, common: dict[str, Any], halves: Halves) -> _Planned:
+        labels = common | {"kind": LEFT_ALONE, "position": "", "hook": "", "name": name, "rank": 0}
         labels |= {"size": 0.0, "control": "", "draw": 0, "readable": np.nan, "overlap": np.nan}
         return cls(labels, (), tuple(halves.changed.tolist()))
 
@@ -153,13 +169,10 @@ class _Planned:
 
 @dataclass(frozen=True)
 class _Session:
-    """A run's model, loaded again, and what it is asked; lists are over all questions of the run."""
+    """A run's model, loaded again; lists are over all questions of the run."""
 
     cell: Cell
-    run: Run
     model: LanguageModel
-    collapse: Collapse
-    questions: list[Question]
     prompts: list[Prompt]
     where: dict[str, range] | None
     settings: Sampling
@@ -171,47 +184,73 @@ class _Session:
             UserError: other weights, or another tokenizer, than the run's.
         """
         model, manifest = Models().of_run(cell, run), run.manifest()
-        questions = run.question_records()
-        prompts = [Prompt(q.id, ids) for q, ids in zip(questions, run.prompt_ids(), strict=True)]
+        prompts = [Prompt(key, ids) for key, ids in zip(run.questions()["id"], run.prompt_ids(), strict=True)]
         settings = Sampling(**manifest["sampling"] | {"stop": tuple(manifest["sampling"]["stop"])})
         where = None if position == LAST_PROMPT_TOKEN else _question_tokens(cell, run, model, position)
-        collapse = collapse_of(cell.semantics, run.aliases())
-        return cls(cell, run, model, collapse, questions, prompts, where, settings)
+        return cls(cell, model, prompts, where, settings)
 
-    def measured(self, todo: Sequence[_Planned], halves: Halves) -> Iterator[dict[str, Any]]:
-        """A row for each, as it is finished."""
-        ((_, base, _),) = self._asked(self.settings, {"": ()}, halves.changed.tolist())
-        for planned in todo:
-            if planned.labels["name"] == SAME:
-                samples = self.run.samples().astype({"count": int})
-                own = {str(key): its for key, its in samples.groupby("question_id", sort=False)}
-                yield self._row(planned, own, base, 0.0)
-            elif planned.labels["name"] == OTHER:
-                other = replace(self.settings, seed=self.settings.seed + 1)
-                ((_, again, _),) = self._asked(other, {"": ()}, planned.questions)
-                yield self._row(planned, base, again, 0.0)
-        of_interest = [p for p in todo if p.made]
-        for questions, some in groupby(of_interest, key=lambda p: p.questions):
+    def sampled(self, todo: Sequence[_Planned]) -> Iterator[tuple[_Planned, pd.DataFrame, float]]:
+        """(what was done, the answers, mean norm of the change), as each is finished."""
+        for (name, questions), some in groupby(todo, key=lambda p: (p.labels["name"] == OTHER, p.questions)):
+            settings = replace(self.settings, seed=self.settings.seed + 1) if name else self.settings
             by_key = {p.key: p for p in some}
-            for key, answers, change in self._asked(self.settings, {k: p.made for k, p in by_key.items()}, questions):
-                yield self._row(by_key[key], base, answers, change)
+            # Neighbours of similar length waste the least padding.
+            prompts = sorted((self.prompts[i] for i in questions), key=lambda p: len(p.ids))
+            where = None if self.where is None else {p.key: self.where[p.key] for p in prompts}
+            conditions = {key: planned.made for key, planned in by_key.items()}
+            for found in intervene(
+                self.model, prompts, settings, conditions, where=where, max_rows=self.cell.sampling.max_rows
+            ):
+                yield by_key[found.condition], _answers_table(found.answers), found.change
 
-    def _asked(
-        self, settings: Sampling, conditions: Mapping[str, Sequence[Intervention]], questions: Sequence[int]
-    ) -> Iterator[tuple[str, Answers, float]]:
-        """(condition, answers, mean norm of the change), in order."""
-        # Neighbours of similar length waste the least padding.
-        prompts = sorted((self.prompts[i] for i in questions), key=lambda p: len(p.ids))
-        where = None if self.where is None else {p.key: self.where[p.key] for p in prompts}
-        for found in intervene(
-            self.model, prompts, settings, conditions, where=where, max_rows=self.cell.sampling.max_rows
-        ):
-            yield found.condition, {k: pd.DataFrame(its) for k, its in found.answers.items()}, found.change
 
-    def _row(self, planned: _Planned, before: Answers, after: Answers, change: float) -> dict[str, Any]:
+def _answers_table(answers: Mapping[str, Sequence[Answer]]) -> pd.DataFrame:
+    """What `Run.write_intervened` keeps."""
+    rows = [(key, a.text, a.count, a.logprob, a.finish) for key, some in answers.items() for a in some]
+    return pd.DataFrame(rows, columns=["question_id", "text", "count", "logprob", "finish"])
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """How the answers under an intervention are read and compared: by the run's B, with its calibration settings."""
+
+    cell: Cell
+    run: Run
+    collapse: Collapse
+    questions: dict[str, Question]
+
+    @classmethod
+    def of(cls, cell: Cell, run: Run) -> _Measuring:
+        questions = {q.id: q for q in run.question_records()}
+        return cls(cell, run, collapse_of(cell.semantics, run.aliases()), questions)
+
+    @property
+    def settings(self) -> str:
+        """Changes when a row must be measured again."""
+        calibration = self.cell.calibration
+        return content_key(
+            self.cell.semantics.model_dump(), calibration.bootstrap, calibration.null_draws, calibration.level
+        )
+
+    def row(self, labels: Mapping[str, Any], base: str) -> dict[str, Any]:
+        """A row measured from stored answers.
+
+        Args:
+            labels: of the row, `key` among them.
+            base: key of the answers of the model left alone, to the same questions and more.
+        """
+        kept = {name: labels[name] for name in (*LABELS, "m")}
+        same = labels["name"] == SAME
+        before = self.run.samples().astype({"count": int}) if same else self.run.intervened(base)
+        after = self.run.intervened(labels["key"])
+        measured = self._effect(before, after, resampled=not labels["control"])
+        return kept | {"settings": self.settings} | measured
+
+    def _effect(self, before: pd.DataFrame, after: pd.DataFrame, *, resampled: bool) -> dict[str, Any]:
         """Both sets of answers are read by B together, so that what they share is one class."""
-        asked = [self.questions[i] for i in planned.questions]
-        pairs = [(before[q.id], after[q.id]) for q in asked]
+        sides = [dict(iter(side.groupby("question_id", sort=False))) for side in (before, after)]
+        asked = [q for q in self.questions.values() if q.id in sides[1]]
+        pairs = [(sides[0][q.id], sides[1][q.id]) for q in asked]
         texts = [[text for its in pair for text in readable(its, self.cell.style)] for pair in pairs]
         found = self.collapse.collapse(asked, texts, self.cell.style)
         ids, groups, gold = [q.id for q in asked], [q.group for q in asked], [b.gold for b in found]
@@ -221,8 +260,26 @@ class _Session:
             for side, classes in enumerate(zip(*parts, strict=True))
         )
         resampling = self.cell.calibration.resampling(self.cell.seed)
-        measured = effect(first, second, resampling=resampling, intervals=not planned.labels["control"])
-        return {"key": planned.key} | planned.labels | {"change": change, "m": self.settings.m} | measured
+        return effect(first, second, resampling=resampling, intervals=resampled)
+
+
+def remeasure(cell: Cell, run: Run) -> pd.DataFrame:
+    """The rows of `run.interventions()`; those measured by another B or with other calibration settings are measured
+    again from their stored answers, without the model, and written."""
+    rows = run.interventions()
+    if rows.empty:
+        return rows
+    measuring = _Measuring.of(cell, run)
+    records = rows.to_dict("records")
+    if all(row["settings"] == measuring.settings for row in records):
+        return rows
+    base = {row["context"]: row["key"] for row in records if row["name"] == SAME}
+    new = [
+        row if row["settings"] == measuring.settings else measuring.row(row, base[row["context"]]) for row in records
+    ]
+    rows = against_random(pd.DataFrame(new))
+    run.write_interventions(rows)
+    return rows
 
 
 def _question_tokens(cell: Cell, run: Run, model: LanguageModel, position: str) -> dict[str, range]:

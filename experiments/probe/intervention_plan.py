@@ -1,10 +1,10 @@
-"""What will be done to a run's questions: probes fitted on one half of them, interventions for the other, and random
-controls for each. Knows activations and class distributions; no model is needed yet.
+"""Which interventions are made: probes fitted on one half of a run's questions, interventions on the other half, and
+random controls for each. Knows activations and the class table; no model is needed yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,11 @@ from probes.interventions.subspaces import (
     random_subspaces,
     removed_variance,
 )
-from probes.targets.closed import b_confidence, class_target
+from probes.targets.closed import class_target
+from probes.targets.scalars import b_confidence
 from semcal.errors import UserError
 from semcal.seeds import keyed_generator
+from semcal.semantics.class_table import ClassTable
 
 KINDS = ("ablate", "steer", "patch")
 LEFT_ALONE = "none"  # the kind of a row where the model was not changed
@@ -30,13 +32,13 @@ ISOTROPIC, MATCHED, DONORS = "isotropic", "matched", "donors"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `semcal intervene` is asked to do.
+    """What `semcal intervene` does.
 
     Attributes:
         kind: "ablate" the class probe's subspace, "steer" along the confidence probe, or "patch".
-        ranks: Of the subspaces to ablate.
-        sizes: To steer by, in standard deviations.
-        random: Controls of each sort, for every intervention.
+        ranks: of the subspaces to ablate.
+        sizes: to steer by, in standard deviations.
+        random: random controls of each sort, per intervention.
     """
 
     kind: str = "ablate"
@@ -47,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Halves:
-    """Questions, as row numbers: those that probes are fitted on, and those that are changed; no group is in both."""
+    """Row numbers of the questions that probes are fitted on, and of those that are changed; no group is in both."""
 
     fit: np.ndarray
     changed: np.ndarray
@@ -61,7 +63,9 @@ class Halves:
         """
         distinct = sorted(set(group))
         if len(distinct) < 4:
-            raise UserError(f"{len(distinct)} groups of questions cannot be split into two halves; ask more questions")
+            raise UserError(
+                f"{len(distinct)} groups of questions are too few to split in two halves; ask questions of at least 4"
+            )
         rng = keyed_generator(seed, "intervene", "halves")
         shuffled = rng.permutation(len(distinct))
         first = {distinct[i] for i in shuffled[: len(distinct) // 2]}
@@ -71,27 +75,21 @@ class Halves:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What conditions are made from, at one hook and position; arrays over all questions of the run.
+class Fitting:
+    """What interventions at one hook and position are made from, for all questions of the run.
 
     Attributes:
-        ids: [question].
-        group: [question].
+        table: the run's classes.
         values: [question, d] activations.
-        masses: [question] class -> mass, as the run measured it.
-        m: Samples behind each.
-        max_classes: Of the probe.
-        halves: Which questions are for what.
-        seed: Of everything drawn.
+        halves: which questions probes are fitted on, and which are changed.
+        max_classes: of the class probe.
+        seed: of everything drawn.
     """
 
-    ids: list[str]
-    group: list[str]
+    table: ClassTable
     values: np.ndarray
-    masses: Sequence[Mapping[str, float]]
-    m: int
-    max_classes: int
     halves: Halves
+    max_classes: int
     seed: int
 
     @property
@@ -101,7 +99,7 @@ class Material:
 
     @property
     def fit_groups(self) -> list[str]:
-        return [self.group[i] for i in self.halves.fit]
+        return self.table.groups[self.halves.fit].tolist()
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,11 @@ class Condition:
     """One intervention on some questions.
 
     Attributes:
-        labels: name, rank, size, control, draw, and figures of the intervention itself: `readable` (what the probe
-            explains on the questions that are changed, a share) and `overlap` (of a control with what it controls: mean
-            squared cosine of principal angles).
-        made: The intervention.
-        questions: Row numbers of those it is made on.
+        labels: name, rank, size, control, draw, and figures of the intervention itself: `readable` (share that the
+            probe explains on the changed questions) and `overlap` (of a control with its intervention: mean squared
+            cosine of principal angles).
+        made: the intervention.
+        questions: row numbers of the questions it is made on.
     """
 
     labels: dict[str, Any]
@@ -121,13 +119,13 @@ class Condition:
     questions: np.ndarray = field(repr=False)
 
 
-def conditions(wanted: Wanted, hook: str, material: Material) -> Iterator[Condition]:
+def conditions(wanted: Wanted, hook: str, of: Fitting) -> Iterator[Condition]:
     """Every intervention of interest at a hook, each followed by its controls."""
-    return {"ablate": _ablations, "steer": _steerings, "patch": _patches}[wanted.kind](wanted, hook, material)
+    return {"ablate": _ablations, "steer": _steerings, "patch": _patches}[wanted.kind](wanted, hook, of)
 
 
-def _ablations(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
-    target = class_target(of.masses, max_classes=of.max_classes, m=of.m)
+def _ablations(wanted: Wanted, hook: str, of: Fitting) -> Iterator[Condition]:
+    target = class_target(of.table, max_classes=of.max_classes)
     fit, changed = of.fit, of.halves.changed
     probe = chosen_probe(fit, target.distribution[of.halves.fit], of.fit_groups, seed=of.seed)
     readable = probe.score(of.values[changed], target.distribution[changed])
@@ -141,11 +139,11 @@ def _ablations(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
                 yield _condition(Ablate(hook, other, mean), changed, overlap=_overlap(basis, other), **labels)
 
 
-def _steerings(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
-    fit, changed, confidence = of.fit, of.halves.changed, b_confidence(of.masses)
+def _steerings(wanted: Wanted, hook: str, of: Fitting) -> Iterator[Condition]:
+    fit, changed, confidence = of.fit, of.halves.changed, b_confidence(of.table)
     direction = confidence_direction(fit, confidence[of.halves.fit], of.fit_groups, seed=of.seed)
     correlation = np.corrcoef(of.values[changed] @ direction, confidence[changed])[0, 1]
-    readable = float(max(0.0, correlation) ** 2)  # a direction that points the wrong way reads nothing
+    readable = float(max(0.0, correlation) ** 2)  # a direction of the wrong sign reads nothing
     length = float(np.linalg.norm(direction))
     unit = direction[:, None] / length
     controls = _random(wanted.random, unit, covariance(fit), of.seed)
@@ -158,10 +156,10 @@ def _steerings(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
                 yield _condition(steer, changed, overlap=_overlap(unit, other), **labels)
 
 
-def _patches(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
-    """Questions in the third of lowest confidence get activations from the third of highest, and the reverse; controls
-    get those of any questions. All donors are of the half that is not changed."""
-    confidence, donors = b_confidence(of.masses), of.halves.fit
+def _patches(wanted: Wanted, hook: str, of: Fitting) -> Iterator[Condition]:
+    """Questions in the lowest third of confidence get activations from the highest third, and the reverse; controls get
+    those of any questions. All donors come from the half that is not changed."""
+    confidence, donors = b_confidence(of.table), of.halves.fit
     low, high = np.quantile(confidence, [1 / 3, 2 / 3])
     for name, takes, gives in (
         ("high into low", confidence <= low, confidence >= high),
@@ -170,16 +168,16 @@ def _patches(wanted: Wanted, hook: str, of: Material) -> Iterator[Condition]:
         changed = of.halves.changed[takes[of.halves.changed]]
         chosen = donors[gives[donors]]
         if not len(changed) or not len(chosen):
-            raise UserError(f"no question to patch {name}: B-confidence hardly varies in this run; ask more")
+            raise UserError(f"no question to patch {name}: B-confidence hardly varies in this run; ask more questions")
         yield _condition(_patch(hook, of, changed, chosen, name), changed, name=name)
         for draw in range(wanted.random):
             patch = _patch(hook, of, changed, donors, f"{name} {draw}")
             yield _condition(patch, changed, name=name, control=DONORS, draw=draw)
 
 
-def _patch(hook: str, of: Material, changed: np.ndarray, donors: np.ndarray, purpose: str) -> Patch:
+def _patch(hook: str, of: Fitting, changed: np.ndarray, donors: np.ndarray, purpose: str) -> Patch:
     given = keyed_generator(of.seed, "intervene", "patch", purpose).choice(donors, len(changed))
-    return Patch(hook, {of.ids[i]: of.values[j] for i, j in zip(changed, given, strict=True)})
+    return Patch(hook, {of.table.questions[i]: of.values[j] for i, j in zip(changed, given, strict=True)})
 
 
 def _random(count: int, basis: np.ndarray, cov: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:

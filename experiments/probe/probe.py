@@ -1,27 +1,46 @@
-"""Probes of a cell's activations. Only probes that read the model itself load it."""
+"""Probes of a run: every target by every rung and baseline that its study names, at every position captured.
+
+Rungs and baselines that read the model itself are in `experiments.probe.with_model`.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from experiments.config.study import Cell
-from experiments.probe.at_position import Asked, fit_position, losses_of, table_of
 from experiments.probe.confidence_rows import probe_confidence
-from experiments.probe.with_model import ModelProbes
 from experiments.sample.models import Models
-from probes.evaluation.layerwise import COLUMNS
+from probes.activations.layers import Layers
+from probes.evaluation.baselines import marginal_row
+from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
+from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
+from probes.evaluation.rungwise import Candidates, evaluate_rung
+from probes.evaluation.texts import TEXT_PENALTIES, Texts
+from probes.rungs.attention import Segments
+from probes.rungs.registry import Given, candidates, rungs_reading
+from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
+from probes.targets.scalars import SCALARS, mode_correctness, scalar_target
+from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
-from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.models.checkpoint import pick_device
+from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
+from semcal.runs.stored_activations import StoredActivations
+from semcal.semantics.class_table import ClassTable
 
+CLASSES = "classes"
 log = logging.getLogger(__name__)
 
 
 def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
-    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, of each
+    """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, per
     question, probe_losses.parquet.
 
     A position is probed on the questions that have it, if they make enough groups. At the last prompt token the probe's
@@ -29,32 +48,194 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     `models` are asked for it, if there is one of them.
 
     Raises:
-        UserError: fewer groups of questions than folds; what `ModelProbes` or `fit_position` refuse.
+        UserError: fewer groups of questions than folds; a device that is not available; what `ModelProbes` or
+            `fit_position` refuse.
     """
     if (groups := len(set(run.questions()["group"]))) < cell.probes.folds:
         raise UserError(
             f"{run.folder}: {groups} groups of questions cannot be split into {cell.probes.folds} folds; lower "
-            "probes.folds, ask more, or set probes.enabled to false"
+            "probes.folds, ask more questions, or set probes.enabled to false"
         )
-    with_model = ModelProbes.of(cell, run, models or Models())
+    with_model = None
+    if cell.probes.reads_model:
+        from experiments.probe.with_model import ModelProbes  # it fits by the functions of this module
+
+        with_model = ModelProbes.of(cell, run, models or Models())
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
-        there = np.flatnonzero(run.activations(position, run.activation_layers(position)[:1]).present)
-        asked = Asked.of(run, there)
-        if (groups := len(set(asked.group))) < cell.probes.folds:
+        at = Probed.of(cell, run, position)
+        if (groups := len(set(at.group))) < cell.probes.folds:
             log.warning(
                 "%s: questions of only %d groups have the position %s, too few for %d folds; not probed there (lower "
-                "probes.folds, or ask more)", cell.label, groups, position, cell.probes.folds,
+                "probes.folds, or ask more questions)", cell.label, groups, position, cell.probes.folds,
             )  # fmt: skip
             continue
-        found = fit_position(cell, run, position, asked)
+        found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:
-            found += with_model.fit(asked)
+            found += with_model.fit(at)
         if found:
             tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
-            losses.append(losses_of(found, position, list(asked.table["id"])))
+            losses.append(losses_of(found, position, at.table.questions))
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
     if LAST_PROMPT_TOKEN in cell.capture.positions:
         probe_confidence(cell, run)
-    # Last: where this file stands, a run counts as probed.
+    # Last, because a run counts as probed once this file is there.
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The questions of a run that have a position, and what is read there.
+
+    Attributes:
+        cell: what its study asks for.
+        table: their classes.
+        questions: their rows of `Run.questions`.
+        activations: of all questions of the run, read from disk layer by layer.
+    """
+
+    cell: Cell
+    table: ClassTable
+    questions: pd.DataFrame
+    activations: StoredActivations
+
+    @classmethod
+    def of(cls, cell: Cell, run: Run, position: str) -> Probed:
+        activations = run.activations(position)
+        rows = np.flatnonzero(activations.present)
+        return cls(cell, run.class_table().select(rows), run.questions().iloc[rows], activations)
+
+    @property
+    def group(self) -> list[str]:
+        return self.table.groups.tolist()
+
+    @property
+    def texts(self) -> Texts:
+        return Texts.of(list(self.questions["text"]), list(self.questions["prompt_tokens"]))
+
+    @property
+    def how(self) -> CrossValidation:
+        """How linear probes are cross-validated."""
+        probes = self.cell.probes
+        return CrossValidation(folds=probes.folds, permutations=probes.permutations, device=probe_device(probes.device))
+
+    def target(self, name: str) -> Target:
+        if name in SCALARS:
+            return scalar_target(self.table, name, seed=self.cell.seed)
+        return self.distribution(name)
+
+    def distribution(self, name: str) -> ClassTarget:
+        """A target that is a distribution."""
+        if name == CLASSES:
+            return class_target(self.table, max_classes=self.cell.probes.max_classes)
+        if name == "ranked":
+            return ranked_target(self.table)
+        return share_target(mode_correctness(self.table), name=name, m=self.table.m)
+
+    def fit_linear(
+        self, targets: Sequence[Target], source: Source, *, rung: str = LINEAR, how: CrossValidation | None = None
+    ) -> list[Evaluation]:
+        """Linear probes of whatever can be read like layers; each layer is read once for all targets."""
+        resampling = Resampling(seed=self.cell.seed)
+        return evaluate_all(source, targets, group=self.group, how=how or self.how, resampling=resampling, rung=rung)
+
+    def fit_rung(self, name: str, chosen_from: Candidates, X: Any, *, layer: str) -> Evaluation:
+        """One target that is a distribution by one rung at one layer; see `evaluate_rung`."""
+        resampling, target = Resampling(seed=self.cell.seed), self.distribution(name)
+        return evaluate_rung(chosen_from, X, target, layer=layer, group=self.group, how=self.how, resampling=resampling)
+
+
+def probe_device(name: str) -> str:
+    """The device that probes are fitted on: "auto" is CUDA where it is available, else the CPU (they need float64).
+
+    Raises:
+        UserError: a device that is not available on this machine.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(pick_device(name))
+
+
+def fit_position(at: Probed) -> list[Evaluation]:
+    """Every target by every rung and baseline that the study asks for and that needs no model, at one position.
+
+    A target that is the same for all questions is warned of; what is explained of it is 0 or NaN.
+
+    Raises:
+        UserError: a layer in `probes.rung_layers` that was not captured, naming the nearest.
+    """
+    probes, position = at.cell.probes, at.activations.position
+    targets = [at.target(name) for name in probes.targets]
+    for target in targets:
+        if _constant(target):
+            log.warning(
+                "%s: target %s is the same for all %d questions that have the position %s: nothing to explain; ask "
+                "other questions, draw more samples, or choose another B",
+                at.cell.label, target.name, len(at.table), position,
+            )  # fmt: skip
+    if position == ALL_QUESTION_TOKENS:
+        return list(_above(at, "question tokens"))
+    linear = by_text = list[Evaluation]()
+    layers, above = Layers.stored(at.activations), list(_above(at, "layer"))
+    if LINEAR in probes.rungs:
+        linear = at.fit_linear(targets, layers)
+    if "tfidf" in probes.baselines:
+        how = replace(at.how, penalties=TEXT_PENALTIES, permutations=0)
+        by_text = at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
+    found = []
+    for name in probes.targets:  # target by target, as tables show them
+        found += [e for e in (*linear, *above, *by_text) if e.frame["target"].iloc[0] == name]
+    return found
+
+
+def _constant(target: Target) -> bool:
+    if isinstance(target, ClassTarget):
+        return bool((target.distribution == target.distribution[0]).all())
+    return np.ptp(target.values) == 0
+
+
+def _above(at: Probed, reads: str) -> Iterator[Evaluation]:
+    """The rungs above the linear one that read a layer at one token, or at all tokens of the question."""
+    cell = at.cell
+    rungs = [rung for rung in cell.probes.rungs if rung != LINEAR and rung in rungs_reading(reads)]
+    given = Given(at.table.m, cell.seed, at.how.device)
+    for layer in _chosen(at) if rungs else ():
+        X: Any = at.activations.layer(layer)
+        if reads == "question tokens":
+            X = Segments.of(X, at.activations.rows[at.activations.present])
+        for rung in rungs:
+            for name in (t for t in cell.probes.targets if t not in SCALARS):
+                yield at.fit_rung(name, Candidates(rung, candidates(rung, given)), X, layer=layer)
+
+
+def _chosen(at: Probed) -> tuple[str, ...]:
+    """The layers that rungs above the linear one are fitted at: those asked for, or the middle one and the last."""
+    names = at.activations.layers
+    if not at.cell.probes.rung_layers:
+        return tuple(dict.fromkeys((names[len(names) // 2], names[-1])))
+    try:
+        return Layers.stored(at.activations).only(at.cell.probes.rung_layers).names
+    except ValueError as error:
+        raise UserError(f"probes.rung_layers: {error}") from None
+
+
+def table_of(evaluations: Sequence[Evaluation], position: str, *, with_marginal: bool) -> pd.DataFrame:
+    """The rows of all evaluations at a position; for each target also the marginal's, which explains nothing."""
+    frames = [e.frame for e in evaluations]
+    if with_marginal:
+        first: dict[str, Evaluation] = {}
+        for e in evaluations:
+            first.setdefault(str(e.frame["target"].iloc[0]), e)
+        frames += [marginal_row(e) for e in first.values()]
+    return pd.concat(frames, ignore_index=True).assign(position=position)
+
+
+def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[str]) -> pd.DataFrame:
+    """Held-out nats for the target "classes": one row per question, rung and layer."""
+    frames = []
+    for e in (e for e in evaluations if e.frame["target"].iloc[0] == CLASSES):
+        for (_, row), losses in zip(e.frame.iterrows(), e.losses, strict=True):
+            own = {"position": position, "rung": row["rung"], "layer": row["layer"], "question_id": list(ids)}
+            nats = {"baseline_nats": e.baseline.astype(np.float32), "probe_nats": losses.astype(np.float32)}
+            frames.append(pd.DataFrame(own | nats))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

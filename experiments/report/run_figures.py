@@ -119,7 +119,7 @@ def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
 def _before_answer(run: Run) -> dict[str, float]:
     """Where the answering phrase begins in the answers that were read: mean share of the answer, mean number of tokens;
     empty where no answer has one."""
-    stored = run.activations(BEFORE_ANSWER, run.activation_layers(BEFORE_ANSWER)[:1])
+    stored = run.activations(BEFORE_ANSWER)
     if not len(stored.samples) or stored.token_index.min() < 0:
         return {}
     read = stored.token_index - (run.questions()["prompt_tokens"].to_numpy()[stored.present] - 1)

@@ -18,7 +18,8 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import written
 from semcal.questions.question import Dataset, Question
-from semcal.runs.run import Run, Shard, content_key, shards
+from semcal.runs.files import content_key
+from semcal.runs.run import Run, Shard, shards
 from semcal.sampling.records import Sampling
 
 PACKAGES = ("semcal", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")

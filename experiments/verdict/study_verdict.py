@@ -22,11 +22,12 @@ from experiments.verdict.calibration_claims import Law, base_calibrated, loss_le
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
 from experiments.verdict.rules import CLAIMS, Finding, Verdict, decide
-from probes.targets.closed import semantic_entropy
+from probes.targets.scalars import semantic_entropy
 from semcal.calibration.nulls.null import chances_of, null_of
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
-from semcal.runs.run import Run, plain, write_atomically
+from semcal.runs.files import plain, write_atomically
+from semcal.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _one(run: Scored, by_mass: bool) -> Measured:
         chances=chances,
         null=null,
         smoothing=None if by_mass else run.m,
-        entropy=float(np.mean(semantic_entropy(table.distributions))),
+        entropy=float(np.mean(semantic_entropy(table))),
         explained=predictability(folder.probes()),
         interventions=folder.interventions(),
         seed=cell.seed,

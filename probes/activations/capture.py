@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -53,7 +53,7 @@ class _Plan:
 
     Attributes:
         rows: [row] of what is read.
-        question, column: [token] where it stands.
+        question, column: [token] its place in the batch.
         row: [token] which row it belongs to; None where each token is a row.
     """
 
@@ -66,7 +66,7 @@ class _Plan:
     def of(cls, batch: PromptBatch, where: Sequence[Places]) -> _Plan:
         """
         Raises:
-            UserError: a place among the tokens that all prompts begin with, which were read before.
+            UserError: a place among the tokens that all prompts start with, which were read before.
         """
         length = (batch.mask.sum(-1) + batch.offset).tolist()
         width, rows, question, column, row = batch.ids.shape[1], list[_Row](), list[int](), list[int](), list[int]()
@@ -74,8 +74,8 @@ class _Plan:
             for position, wanted in places.items():
                 if min(wanted, default=batch.offset) < batch.offset:
                     raise UserError(
-                        f"question {key!r}: {position} lies among the {batch.offset} tokens that all prompts begin "
-                        "with and that are read once; give the sampler a shorter prefix"
+                        f"question {key!r}: {position} lies among the {batch.offset} tokens that all prompts "
+                        "start with and that are read once; give the sampler a shorter prefix"
                     )
                 for some in (wanted,) if position == QUESTION_MEAN else ((place,) for place in wanted):
                     question += [at] * len(some)
@@ -127,7 +127,7 @@ class ResidualCapture:
         """Find the hooks in this model.
 
         Raises:
-            UserError: it has none of that name.
+            UserError: it has no hook of that name.
         """
         if self._model is not model:
             self._model, self._hooks = model, choose_hooks(model, self.patterns)
@@ -170,14 +170,14 @@ class ResidualCapture:
         for at, row in enumerate(plan.rows):
             last_token += len(row.places)
             found.setdefault((row.position, row.key), []).append(
-                _Found(  # copies, so that a question taken is memory given back
+                _Found(  # copies, so that taking a question frees its memory
                     absent if values is None else values[at].copy(),
                     absent if heads is None else heads[at].copy(),
                     int(ids[question[last_token], column[last_token]]),
                     int(row.places[-1]),
                 )
             )
-        self._found |= found  # a question that began again is read again
+        self._found |= found  # a question that was restarted is read again
         self._seen, self._plan = {}, None
 
     def take(self, keys: Sequence[str] | None = None, position: str = LAST_PROMPT_TOKEN) -> Activations:
@@ -217,26 +217,44 @@ def capture(
     hooks: Sequence[str] = DEFAULT_HOOKS,
     position: str = LAST_PROMPT_TOKEN,
     questions: Sequence[str] = (),
+    ids: Sequence[str] | None = None,
     batch_size: int = 16,
 ) -> Activations:
-    """Activations at one position of every prompt, without sampling anything.
+    """Activations at one position of every prompt, without sampling anything:
+
+    >>> found = probes.capture(model, ["Question: Who wrote Emma?\\nAnswer:"], ids=["emma"])
+    >>> found.keys, found.layers, found.values.shape  # [question, layer, d_model]
 
     Args:
+        prompts: a list of texts or of `Prompt`s.
         hooks: TransformerLens's names, as shell-style patterns.
-        position: A position in the prompt.
-        questions: For a position in the question: the text of each question as it stands in its prompt, which must then
-            be text; the last such place counts.
+        position: a position in the prompt.
+        questions: for a position in the question: the text of each question as it is in its prompt, which must then be
+            text; its last occurrence counts.
+        ids: [prompt] question ids, which become the `keys` of the result; None: the prompts themselves (the keys of
+            `Prompt`s).
 
     Raises:
-        UserError: a hook that the model has not; a question that does not stand in its prompt.
-        ValueError: no such position, or one in the answer (`probes.activations.chains.read_chains` reads those).
+        UserError: a hook that the model does not have; a question that is not in its prompt.
+        ValueError: one text instead of a list; no such position, or one in the answer
+            (`probes.activations.chains.read_chains` reads those); ids that are too few or duplicated.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is one text, {prompts[:40]!r}; expected a list of prompts, such as [prompt]")
     check_position(position)
     if position not in PROMPT_POSITIONS:
         raise ValueError(f"{position} lies in the answer; read it by probes.activations.chains.read_chains")
     if position in QUESTION_POSITIONS and len(questions) != len(prompts):
         raise ValueError(f"{position} of {len(prompts)} prompts needs as many questions, got {len(questions)}")
     encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
+    if ids is not None:
+        if len(ids) != len(prompts):
+            raise ValueError(f"{len(ids)} ids for {len(prompts)} prompts; expected one id per prompt")
+        encoded = [replace(prompt, key=key) for prompt, key in zip(encoded, ids, strict=True)]
+    keys = [prompt.key for prompt in encoded]
+    if len(set(keys)) < len(keys):
+        twice = max(keys, key=keys.count)
+        raise ValueError(f"prompt {twice[:40]!r} is duplicated; give each prompt its own id by ids=[...]")
     where = None
     if position in QUESTION_POSITIONS:
         where = {
@@ -246,10 +264,10 @@ def capture(
     observer = ResidualCapture(hooks, where)
     for start in range(0, len(encoded), batch_size):
         prefill(model.model, pad_left(encoded[start : start + batch_size], 0, model.device), observer)
-    return observer.take([e.key for e in {e.key: e for e in encoded}.values()], position)
+    return observer.take(keys, position)
 
 
 def _tokens_of(model: LanguageModel, prompt: str | Prompt, question: str) -> range:
     if isinstance(prompt, Prompt) or (start := prompt.rfind(question)) < 0:
-        raise UserError(f"the question {question!r} does not stand in its prompt (which must be text)")
+        raise UserError(f"the question {question!r} is not in its prompt (which must be text)")
     return model.tokens_at(prompt, start, start + len(question))

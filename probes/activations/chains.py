@@ -1,7 +1,7 @@
 """Activations along an answer: one forward pass over each prompt and one of the answers that were sampled for it.
 
-The sampler merges equal answers, so its rows show no single one from end to end. Here an answer is chosen, in
-proportion to how often it was sampled, and read again as it was sampled, token by token the same.
+The sampler merges equal answers, so none of its rows shows a single answer from end to end. Here an answer is
+chosen, in proportion to how often it was sampled, and read again token by token as it was sampled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Chain:
 
     Attributes:
         prompt: What the model read.
-        answer: The token ids it then wrote, those that ended the answer included; empty where there is no answer.
+        answer: The token ids it then wrote, including those that ended the answer; empty where there is no answer.
         text: The answer as text, without what ended it.
     """
 

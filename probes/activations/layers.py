@@ -1,6 +1,6 @@
-"""Activations of many layers, read a few at a time, so that those of a large run never lie in memory together.
+"""Activations of many layers, read a few at a time, so that those of a large run are never in memory together.
 
-Knows names and how to read an array; nothing of files, models or probes.
+Knows names and how to read an array; nothing of models or probes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from semcal.errors import nearest
+from semcal.runs.stored_activations import StoredActivations
 
 BYTES = 2**21  # activations that are worked on together; a single layer may be more
 
@@ -38,12 +39,14 @@ class Layers:
 
     Attributes:
         names: [layer] of the layers, TransformerLens's where they have some.
-        read: index of a layer -> [question, d], of any float type. It is called once a layer, and once more for the
-            first one; what it gives is copied and let go before the next layer is read.
+        read: index of a layer -> [question, d], of any float type. It is called once per layer; what it returns is
+            copied and released before the next layer is read.
+        row_bytes: of one question at one layer, in the precision in which it is worked on.
     """
 
     names: tuple[str, ...]
     read: Callable[[int], np.ndarray]
+    row_bytes: int
 
     @classmethod
     def of(cls, activations: np.ndarray, names: Sequence[str]) -> Layers:
@@ -58,10 +61,17 @@ class Layers:
         """
         if activations.ndim != 3 or activations.shape[1] != len(names):
             raise ValueError(
-                f"activations have shape {activations.shape} and there are {len(names)} layer names; want "
-                "[question, layer, d_model] and a name a layer"
+                f"activations have shape {activations.shape} and there are {len(names)} layer names; expected "
+                "[question, layer, d_model] and one name per layer"
             )
-        return cls(tuple(names), lambda index: activations[:, index])
+        row_bytes = activations.shape[2] * _precision(activations).itemsize
+        return cls(tuple(names), lambda index: activations[:, index], row_bytes)
+
+    @classmethod
+    def stored(cls, activations: StoredActivations) -> Layers:
+        """From those of a run at a position with at most one row per question, read from disk layer by layer."""
+        names = activations.layers
+        return cls(names, lambda index: activations.layer(names[index]), 4 * activations.width[0])
 
     def only(self, wanted: Sequence[str]) -> Layers:
         """Some of the layers, in the order asked for.
@@ -76,7 +86,7 @@ class Layers:
                     f"captured are {', '.join(self.names)}"
                 )
         index = [self.names.index(name) for name in wanted]
-        return Layers(tuple(wanted), lambda i: self.read(index[i]))
+        return Layers(tuple(wanted), lambda i: self.read(index[i]), self.row_bytes)
 
     def layer(self, index: int, n: int) -> np.ndarray:
         """One layer, checked: [question, d].
@@ -87,9 +97,8 @@ class Layers:
         return checked_layer(self.read(index), self.names[index], n)
 
     def parts(self, n: int) -> list[slice]:
-        """How many layers are worked on together: as many as fit in `BYTES`, at least one."""
-        first = self.layer(0, n)
-        count = max(1, BYTES // (_precision(first).itemsize * first.size))
+        """Which layers are worked on together: as many as fit in `BYTES`, at least one."""
+        count = max(1, BYTES // (self.row_bytes * n))
         return [slice(first, first + count) for first in range(0, len(self.names), count)]
 
     def block(self, part: slice, n: int, device: str) -> Block:
@@ -127,7 +136,7 @@ def checked_layer(values: np.ndarray, name: str, n: int) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 2 or len(values) != n:
         raise ValueError(
-            f"activations of layer {name} have shape {values.shape}, but there are {n} targets; want [question, d]"
+            f"activations of layer {name} have shape {values.shape}, but there are {n} targets; expected [question, d]"
         )
     finite = np.isfinite(values).all(1)
     if not finite.all():

@@ -1,12 +1,11 @@
 """What a probe must beat: the first token's distribution, and activations of a model that has learnt nothing.
 
-What stands elsewhere: the marginal is the 0 of every score, the embedding is a layer of its own, words and lengths are
-`probes.evaluation.texts.Texts`, the classes that first tokens name are `probes.rungs.lens.LensProbe`.
+The other baselines are elsewhere: the marginal is the 0 of every score, the embedding is a layer of its own, words and
+lengths are `probes.evaluation.texts.Texts`, the classes that first tokens name are `probes.rungs.lens.LensProbe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,17 +13,15 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from probes.activations.capture import Activations, capture
 from probes.activations.layers import Layers
 from probes.evaluation.result import Evaluation
 from probes.rungs.lens import first_token_facts
 from semcal.models.checkpoint import LanguageModel
-from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 
 
 def marginal_row(of: Evaluation) -> pd.DataFrame:
-    """The row "baseline:marginal" beside an evaluation: it explains 0 by definition, and leaves all of its nats."""
+    """The row "baseline:marginal" of an evaluation: it explains 0 by definition, and leaves all of its nats."""
     row = of.frame.iloc[:1].assign(rung="baseline:marginal", layer="", choice="")
     row[["explained", "low", "high"]] = 0.0
     row[["of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0 if row["ceiling"].item() > 0 else np.nan
@@ -35,8 +32,8 @@ def marginal_row(of: Evaluation) -> pd.DataFrame:
 def first_token_features(model: LanguageModel, residual: np.ndarray) -> Layers:
     """How sure the model is of its first token, as if it were a layer of two features.
 
-    Its entropy and the logarithm of its greatest probability, in nats: what can be had without any probe. They say
-    nothing of which class it is; for that, `LensProbe`.
+    Its entropy and the logarithm of its greatest probability, in nats: what is known without any probe. They say
+    nothing of which class it is; for that, see `LensProbe`.
 
     Args:
         model: whose residual stream it is.
@@ -48,6 +45,8 @@ def first_token_features(model: LanguageModel, residual: np.ndarray) -> Layers:
 def random_init_like(model: LanguageModel, seed: int) -> LanguageModel:
     """The same architecture and tokenizer with weights fresh from its own initialisation.
 
+    A probe of its activations says how much of a score is owed to the tokens near the end of the prompt and to the size
+    of the layer, rather than to anything the model knows (Zhang & Bowman 2018, arXiv 1809.10040).
     Seeded, on the same device and in the same precision; the global random state is left as it was.
     """
     purpose = int(keyed_generator(seed, "random weights").integers(2**62))
@@ -55,14 +54,3 @@ def random_init_like(model: LanguageModel, seed: int) -> LanguageModel:
         torch.manual_seed(purpose)
         fresh = AutoModelForCausalLM.from_config(model.model.config).to(model.dtype).to(model.device).eval()
     return replace(model, model=fresh, path=f"{model.path} (random weights)", weights_hash=f"random:{seed}")
-
-
-def random_init_activations(
-    model: LanguageModel, prompts: Sequence[str] | Sequence[Prompt], *, seed: int, batch_size: int = 16
-) -> Activations:
-    """What an untrained model of the same architecture shows at the last token of the same prompts.
-
-    A probe of it says how much of a score is owed to the tokens near the end of the prompt and to the size of the
-    layer, rather than to anything the model knows (Zhang & Bowman 2018, arXiv 1809.10040).
-    """
-    return capture(random_init_like(model, seed), prompts, batch_size=batch_size)

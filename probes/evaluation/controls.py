@@ -1,4 +1,4 @@
-"""What a probe's score is read against: a ceiling, a control task, a permutation null, an interval.
+"""What a probe's score is read against: a control task, a permutation null, an interval.
 
 Knows class distributions, groups of questions and losses; nothing of activations or solvers.
 """
@@ -8,60 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import digamma, xlogy
 
 from probes.targets.closed import ClassTarget
-
-
-def noise_ceiling(target: ClassTarget, baseline: float) -> float:
-    """Share of KL(π̂ ‖ marginal) that a predictor knowing the true `π_x` would explain: 1 − sampling noise / baseline.
-
-    Approximate, and on the high side (see `sampling_noise`), so that a share of the ceiling is understated if anything.
-
-    Args:
-        target: frequencies π̂ and the number of samples M behind each; `m=None`: exact, and the ceiling is 1.
-        baseline: mean KL(π̂ ‖ marginal) in nats.
-
-    Returns:
-        A share in [0, 1]; NaN if the baseline is 0 (nothing to explain) or M = 1 (noise and spread look alike).
-    """
-    if not baseline > 0:
-        return float("nan")
-    return float(np.clip(1 - sampling_noise(target) / baseline, 0.0, 1.0))
-
-
-def sampling_noise(target: ClassTarget) -> float:
-    """Estimate of the mean of E KL(π̂ ‖ π) over questions: what even the true π_x is off by, in nats.
-
-    E KL(π̂ ‖ π) = H(π) − E H(π̂), exactly what the plug-in entropy falls short. The classical value (K − 1)/2M asks for
-    the number K of possible classes; with the number observed it is far too small where many are rarer than 1/M. So
-    H(π) is estimated as by Chao, Wang & Jost (2013, Methods in Ecology and Evolution 4:1091), who infer the unseen
-    classes from those seen once and twice. It still falls short for long tails: by 5 to 20 % at M = 50 on the
-    distributions tried, by a half at M = 5.
-    """
-    if target.m is None:
-        return 0.0
-    if target.m == 1:
-        return float("nan")
-    m, Y = target.m, target.distribution
-    counts = np.rint(Y * m)  # [question, class]
-    several = (counts > 0) & (counts < m)
-    seen = np.where(several, Y * (digamma(m) - digamma(np.where(several, counts, 1))), 0).sum(1)
-    once, twice = (counts == 1).sum(1), (counts == 2).sum(1)
-    pairs = np.where(twice > 0, 2 * twice, 2)
-    share = pairs / ((m - 1) * np.where(twice > 0, once, np.maximum(once - 1, 0)) + pairs)  # their A
-    unseen = once / m * _log_series_tail(1 - share, m)
-    return float((seen + unseen + xlogy(Y, Y).sum(1)).mean())
-
-
-def _log_series_tail(q: np.ndarray, m: int) -> np.ndarray:
-    """q^(1 − m)·[−log(1 − q) − Σ_{r<m} q^r/r] = Σ_{r≥m} q^(r − m + 1)/r, for q in [0, 1)."""
-    r = np.arange(1, 4 * m)[:, None]
-    short = q**m < 1e-8  # there the first form is huge times tiny, and the second ends soon
-    series = (q ** np.maximum(r - m + 1, 0) / r)[m - 1 :].sum(0)
-    with np.errstate(all="ignore"):
-        difference = q ** float(1 - m) * (-np.log1p(-q) - (q**r / r)[: m - 1].sum(0))
-    return np.where(short, series, difference)
+from semcal.calibration.resampling import Resampling
 
 
 def confidence_strata(target: ClassTarget, *, bins: int = 5) -> np.ndarray:
@@ -159,7 +108,7 @@ def exchange_p_value(Y: np.ndarray, log_q: np.ndarray, group: Sequence[str], per
         return float("nan")
     fits = [(Y[rows] * log_q).sum() for rows in permuted_rows(group, permutations, seed=seed)]
     own = (Y * log_q).sum()
-    # Equal up to rounding counts against the probe: one that predicts the same for all fits every question alike.
+    # A tie up to rounding counts against the probe: the same prediction for all fits every question equally well.
     return float(1 + np.sum(np.array(fits) >= own - 1e-9 * len(Y))) / (1 + permutations)
 
 
@@ -183,28 +132,28 @@ def maximum_null(statistic: np.ndarray, observed: np.ndarray) -> tuple[float, np
 
 
 def share_interval(
-    probe: np.ndarray, baseline: np.ndarray, group: Sequence[str], resamples: int, *, level: float, seed: int
+    probe: np.ndarray, baseline: np.ndarray, group: Sequence[str], resampling: Resampling
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap of 1 − Σ probe / Σ baseline, groups drawn with replacement: (low [layer], high [layer]).
+
+    NaN where the baseline leaves nothing to explain.
 
     Args:
         probe: [layer, question], losses of the fitted probes.
         baseline: [question], losses of the baseline.
         group: [question], the clusters.
-        resamples: 0 gives NaN.
-        level: coverage, a share.
-        seed: of the draws.
     """
-    if not resamples or not baseline.sum() > 0:
+    if not baseline.sum() > 0:
         return np.full(len(probe), np.nan), np.full(len(probe), np.nan)
     _, code = np.unique(np.asarray(group), return_inverse=True)
     groups = int(code.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+    rng = np.random.default_rng(resampling.seed)
+    drawn = rng.multinomial(groups, np.full(groups, 1 / groups), size=resampling.bootstrap)
     sums = np.stack([np.bincount(code, weights=row, minlength=groups) for row in (*probe, baseline)])
     resampled = drawn @ sums.T  # [resample, layer + 1], the baseline last
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample may miss every group that has a loss
         explained = 1 - resampled[:, :-1] / resampled[:, -1:]
-    low, high = np.nanquantile(explained, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.nanquantile(explained, [(1 - resampling.level) / 2, (1 + resampling.level) / 2], axis=0)
     return low, high
 
 

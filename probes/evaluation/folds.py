@@ -38,8 +38,8 @@ def group_folds(group: Sequence[str], folds: int, *, seed: int) -> list[tuple[np
     groups = len(set(group))
     if folds < 2 or groups < folds:
         raise ValueError(
-            f"{groups} groups of questions cannot make {folds} folds; want at least 2 folds, a group each; ask about "
-            "more groups or lower the number of folds"
+            f"{groups} groups of questions cannot make {folds} folds; expected at least 2 folds with a group "
+            "each; ask about more groups or lower the number of folds"
         )
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(group)), groups=np.asarray(group)))

@@ -6,19 +6,20 @@ Knows a rung's candidates, inputs and targets; nothing of layers or models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from probes.evaluation.controls import share_interval
 from probes.evaluation.folds import group_folds
 from probes.evaluation.online_code import shuffled_groups
 from probes.evaluation.result import Seeds
-from probes.evaluation.rungwise import learn_best, log_marginal_of
+from probes.evaluation.rungwise import check_lengths, kl, learn_best, log_marginal_of
 from probes.rungs.rung import Rung
-from probes.targets.closed import ClassTarget, kl_divergence
+from probes.targets.closed import ClassTarget
+from semcal.calibration.resampling import Resampling
 
 
 def learning_curve(
@@ -29,16 +30,14 @@ def learning_curve(
     sizes: Sequence[int],
     group: Sequence[str],
     folds: int = 5,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    resampling: Resampling | None = None,
 ) -> pd.DataFrame:
-    """Share of KL explained against training questions: a row a size, columns questions, explained, low, high.
+    """Share of KL explained against training questions: one row per size, columns questions, explained, low, high.
 
     In each outer fold (those of `evaluate` with the same seed) whole groups of the training part are taken in one
     random order until a size is reached, so that smaller subsets lie within larger ones. Choices are made on groups
     within the subset. The denominator is the same for all sizes, the KL that the marginal of the *whole* training part
-    leaves: a probe of few questions may so fall below 0, and a rising curve says that more questions would help.
+    leaves: a probe of few questions may therefore fall below 0, and a rising curve says that more questions would help.
 
     Args:
         path: candidates of a rung, the most constrained first.
@@ -53,11 +52,12 @@ def learning_curve(
     Raises:
         ValueError: lengths disagree, no size or one below 1, fewer groups than folds, or a single class.
     """
-    if not len(X) == len(target) == len(group):
-        raise ValueError(f"{len(X)} inputs, {len(target)} targets and {len(group)} group labels; want one each")
+    resampling = resampling or Resampling()
+    check_lengths(X, target, group)
     if not len(sizes) or min(sizes) < 1:
-        raise ValueError(f"sizes are {list(sizes)}; want at least one number of training questions, all at least 1")
-    seeds, Y = Seeds.of(seed), target.distribution
+        raise ValueError(f"sizes are {list(sizes)}; expected at least one number of training questions, all at least 1")
+    seed, Y = resampling.seed, target.distribution
+    seeds = Seeds.of(seed)
     log_q, log_marginal = np.empty((len(sizes), *Y.shape)), np.empty(Y.shape)
     learnt = np.zeros(len(sizes))
     splits = group_folds(group, folds, seed=seeds.folds)
@@ -69,11 +69,9 @@ def learning_curve(
             taken = np.concatenate(ordered[: int(np.searchsorted(reached, size)) + 1])
             log_q[at, test] = learn_best(path, X, Y, group, taken, test, seed=seed)
             learnt[at] += len(taken) / len(splits)
-    exact = torch.as_tensor(Y)
-    losses = kl_divergence(exact, torch.as_tensor(log_q)).numpy()
-    baseline = kl_divergence(exact, torch.as_tensor(log_marginal)).numpy()
+    losses, baseline = kl(Y, log_q), kl(Y, log_marginal)
     if not baseline.sum() > 0:
         raise ValueError("all questions have one and the same class distribution, so there is nothing to explain")
-    low, high = share_interval(losses, baseline, group, bootstrap, level=level, seed=seeds.bootstrap)
+    low, high = share_interval(losses, baseline, group, replace(resampling, seed=seeds.bootstrap))
     explained = 1 - losses.sum(1) / baseline.sum()
     return pd.DataFrame({"questions": learnt, "explained": explained, "low": low, "high": high})

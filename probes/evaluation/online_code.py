@@ -1,4 +1,4 @@
-"""How briefly the class distributions can be told to someone who has the activations: prequential code length.
+"""How short a code of the class distributions can be, given the activations: prequential code length.
 
 Knows a rung's candidates, inputs and targets; nothing of layers or models.
 """
@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 from scipy.special import xlogy
 
-from probes.evaluation.rungwise import learn_best, log_marginal_of
+from probes.evaluation.rungwise import check_lengths, learn_best, log_marginal_of
 from probes.rungs.rung import Rung, check_targets
 from semcal.seeds import keyed_generator
 
 
 @dataclass(frozen=True)
 class OnlineCode:
-    """Code lengths in nats a question, for one answer of the model drawn from its class distribution.
+    """Code lengths in nats per question, for one answer of the model drawn from its class distribution.
 
     Attributes:
-        probe: block after block, by a probe of what came before.
+        probe: coded block after block, by a probe of what came before.
         marginal: likewise, by the mean of what came before: what is gained on it is owed to the activations.
         uniform: log K.
         entropy: mean entropy of the targets, below which no code of them can get.
-        ends: [block] questions told by the end of each block.
-        blocks: [block] nats a question of the probe's code in each block, the first being the uniform code's.
+        ends: [block] questions coded by the end of each block.
+        blocks: [block] nats per question of the probe's code in each block; the first block has the uniform code.
     """
 
     probe: float
@@ -54,41 +54,40 @@ def online_code(
 ) -> OnlineCode:
     """Minimum description length by online coding, with soft labels (Voita & Titov 2020, arXiv 2003.12298, 2.3).
 
-    Groups of questions are told in random order. The first block is told with the uniform code; each block doubles what
-    has been told; it is told with a probe fitted to all before it, whose choices are made on groups among these. Soft
+    Groups of questions are coded in random order. The first block has the uniform code; each later block doubles what
+    has been coded, with a probe fitted to all blocks before it, whose choices are made on groups among these. Soft
     labels: the length is the cross-entropy of π_x and the code, the expected length of one sampled class. A probe that
     needs many questions pays for it, whatever it reaches in the end; so does one that needs many parameters.
 
     Args:
-        path: candidates of a rung, the most constrained first (`probes.rungs.candidates`).
+        path: candidates of a rung, the most constrained first (`probes.rungs.registry.candidates`).
         X: what the rung reads.
         Y: [question, class], rows sum to 1.
-        group: [question], never torn apart by a block.
+        group: [question]; a group is never split between blocks.
         first: questions in the first block, at least; whole groups are taken until it is reached.
         seed: of the order of groups, and of inner splits.
 
     Raises:
-        ValueError: lengths disagree, a row of Y is no distribution, no more than `first` questions, or all in one
+        ValueError: lengths disagree, a row of Y is not a distribution, no more than `first` questions, or all in one
             block.
     """
     Y = np.asarray(Y, dtype=np.float64)
-    if not len(X) == len(Y) == len(group):
-        raise ValueError(f"{len(X)} inputs, {len(Y)} targets and {len(group)} group labels; want one each")
+    check_lengths(X, Y, group)
     check_targets(Y)
     blocks = doubling_blocks(group, first, seed=seed)
     if len(blocks) < 2:
         raise ValueError(
-            f"{len(Y)} questions in {len(set(group))} groups make a single block, so that nothing is learnt from; give "
-            f"more questions or a `first` below {first}"
+            f"{len(Y)} questions in {len(set(group))} groups make a single block, which leaves nothing to learn from; "
+            f"give more questions or a `first` below {first}"
         )
     rows = np.concatenate(blocks)
     uniform = float(np.log(Y.shape[1]))
     probe, marginal = [len(blocks[0]) * uniform], [len(blocks[0]) * uniform]
     for at in range(1, len(blocks)):
-        told, next_ = np.concatenate(blocks[:at]), blocks[at]
-        log_q = learn_best(path, X, Y, group, told, next_, seed=seed)
+        coded, next_ = np.concatenate(blocks[:at]), blocks[at]
+        log_q = learn_best(path, X, Y, group, coded, next_, seed=seed)
         probe.append(-float((Y[next_] * log_q).sum()))
-        marginal.append(-float((Y[next_] * log_marginal_of(Y[told])).sum()))
+        marginal.append(-float((Y[next_] * log_marginal_of(Y[coded])).sum()))
     n = len(rows)
     return OnlineCode(
         probe=sum(probe) / n,
@@ -107,16 +106,16 @@ def doubling_blocks(group: Sequence[str], first: int, *, seed: int) -> list[np.n
         ValueError: `first` below 1.
     """
     if first < 1:
-        raise ValueError(f"first is {first}; want at least 1 question in the first block")
+        raise ValueError(f"first is {first}; expected at least 1 question in the first block")
     ordered = shuffled_groups(group, seed=seed)
     blocks: list[list[int]] = [[]]
-    told, limit = 0, first
+    coded, limit = 0, first
     for rows in ordered:
-        if told >= limit:
+        if coded >= limit:
             blocks.append([])
-            limit = 2 * told
+            limit = 2 * coded
         blocks[-1] += rows
-        told += len(rows)
+        coded += len(rows)
     return [np.array(block) for block in blocks]
 
 

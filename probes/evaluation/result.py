@@ -12,28 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.evaluation.ceiling import Ceiling
 from probes.evaluation.controls import share_interval
+from semcal.calibration.resampling import Resampling
 
 COLUMNS = ["rung", "target", "layer", "measure", "explained", "low", "high", "ceiling", "ceiling_low"]
 COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95"]
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
 
-
-LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; what the name of a baseline's rung begins with
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """What a predictor knowing the true `π_x` would explain, from two sides; NaN where a side is not known."""
-
-    high: float = float("nan")
-    """Share; approximate, rather too high (`probes.evaluation.controls.noise_ceiling`)."""
-
-    low: float = float("nan")
-    """Share; a lower bound in expectation, often a loose one (`probes.evaluation.reliability.reliability`)."""
-
-    reliability: float = float("nan")
-    """Share of the variance of the frequencies that is no sampling noise: a ceiling in squared error, not in KL."""
+LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
+KL_EXPLAINED, R2 = "kl_explained", "r2"
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class Evaluation:
     """Predictability of one target.
 
     Attributes:
-        frame: a row a layer, columns `COLUMNS`; see `probes.evaluation.layerwise.evaluate`.
+        frame: one row per layer, columns `COLUMNS`; see `probes.evaluation.layerwise.evaluate`.
         losses: [row, question], of probes that have not seen the question's group; nats, or squared errors.
         baseline: [question], likewise, of the constant that the same training questions give.
         log_q: [question, class], held-out log-probabilities of the one row, where a rung was evaluated by itself;
@@ -56,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Seeds:
-    """One seed for each thing that is drawn; folds of a seed are the same for every rung, target and layer."""
+    """A seed for each thing that is drawn; the folds of a seed are the same for every rung, target and layer."""
 
     folds: int
     control: int
@@ -68,19 +56,24 @@ class Seeds:
         return cls(*np.random.SeedSequence(seed).generate_state(4).tolist())
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What the rows of an evaluation are called: columns rung, target, layer (a row each) and measure."""
+
+    rung: str
+    target: str
+    layers: Sequence[str]
+    measure: str
+
+
 def evaluation(
     losses: np.ndarray,
     baseline: np.ndarray,
+    labels: Labels,
     *,
-    rung: str,
-    target: str,
-    layers: Sequence[str],
-    measure: str,
     ceiling: Ceiling,
     group: Sequence[str],
-    bootstrap: int,
-    level: float,
-    seed: int,
+    resampling: Resampling,
     columns: Mapping[str, Any],
     log_q: np.ndarray | None = None,
 ) -> Evaluation:
@@ -91,21 +84,19 @@ def evaluation(
         baseline: [question].
         ceiling: counts as known: the interval of the share of it is that of the share explained, divided by it.
         group: [question].
-        bootstrap: resamples of whole groups.
-        level: of the interval.
-        seed: of the resamples.
+        resampling: of the interval; whole groups are drawn.
         columns: more columns; `control` among them, if there is a control task.
     """
     total = baseline.sum()
     explained = 1 - losses.sum(1) / (total if total > 0 else np.nan)
-    low, high = share_interval(losses, baseline, group, bootstrap, level=level, seed=seed)
+    low, high = share_interval(losses, baseline, group, resampling)
     reachable = ceiling.high if ceiling.high > 0 else np.nan
     frame = pd.DataFrame(
         {
-            "rung": rung,
-            "target": target,
-            "layer": list(layers),
-            "measure": measure,
+            "rung": labels.rung,
+            "target": labels.target,
+            "layer": list(labels.layers),
+            "measure": labels.measure,
             "explained": explained,
             "low": low,
             "high": high,
@@ -120,7 +111,7 @@ def evaluation(
     ).assign(**columns)
     if "control" in frame:
         frame["selectivity"] = frame["explained"] - frame["control"]
-    if measure == "kl_explained":
+    if labels.measure == KL_EXPLAINED:
         frame["baseline_nats"], frame["probe_nats"] = float(baseline.mean()), losses.mean(1)
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)
@@ -128,8 +119,9 @@ def evaluation(
 
 
 def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:
-    """Of rows of one target, those fitted at one layer, and those that read no layer that linear probes read (a text,
-    the whole model): one a rung, and position if there are several. Rungs fitted at other layers alone are left out.
+    """Of the rows of one target, those fitted at one layer, and those that read none of the linear probes' layers (a
+    text, the whole model): one per rung, and per position if there are several. Rungs fitted only at other layers are
+    left out.
 
     Args:
         frame: columns rung, layer, and position if there are several.

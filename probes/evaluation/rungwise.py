@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,88 +16,64 @@ import torch
 from sklearn.base import clone
 
 from probes.activations.layers import checked_layer
+from probes.evaluation.ceiling import ceiling_of
 from probes.evaluation.controls import confidence_strata, control_target, exchange_p_value
-from probes.evaluation.cross_validation import TOLERANCE
-from probes.evaluation.folds import Fold, inner_split, nested_folds
-from probes.evaluation.layerwise import PENALTIES, ceilings
-from probes.evaluation.result import Ceiling, Evaluation, Seeds, evaluation
-from probes.rungs.attention import AttentionProbe
-from probes.rungs.linear import LinearProbe, RidgeLogitProbe
-from probes.rungs.low_rank import LowRankProbe
-from probes.rungs.mlp import MLPProbe
+from probes.evaluation.folds import Fold, group_folds, inner_split, nested_folds
+from probes.evaluation.layerwise import CrossValidation
+from probes.evaluation.result import KL_EXPLAINED, Evaluation, Labels, Seeds, evaluation
+from probes.rungs.registry import Given, candidates
 from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget, kl_divergence, smoothed
+from semcal.calibration.resampling import Resampling
 
-RUNGS = ("linear", "ridge-logit", "low-rank", "mlp", "attention")
 
+@dataclass(frozen=True)
+class Candidates:
+    """What a rung chooses from in each fold.
 
-def candidates(rung: str, *, m: int | None, seed: int) -> list[Rung]:
-    """What a rung of that name may choose from, the most constrained first; epochs are chosen inside `fit`.
-
-    Args:
-        rung: one of `RUNGS`. Attention reads `Segments`, the others activations [question, d].
-        m: samples behind the targets.
-        seed: of what is drawn in training.
-
-    Raises:
-        ValueError: another name.
+    Attributes:
+        rung: its name, for the column `rung`.
+        path: the candidates, the most constrained first (`probes.rungs.registry.candidates`); fitted ones are left as
+            they are.
+        control: whether the control task is learnt too, at the same cost again; else its columns are NaN.
     """
-    path: dict[str, list[Rung]] = {
-        "linear": [LinearProbe(penalty, tol=TOLERANCE) for penalty in sorted(PENALTIES, reverse=True)],
-        "ridge-logit": [
-            RidgeLogitProbe(penalty, smoothing=0.5 / (m or 1000)) for penalty in sorted(PENALTIES, reverse=True)
-        ],
-        "low-rank": [LowRankProbe(4, penalty, tol=1e-5) for penalty in (1e4, 1e3, 1e2, 1e1, 1.0)],
-        "mlp": [MLPProbe(hidden, seed=seed) for hidden in (32, 256)],
-        "attention": [AttentionProbe(seed=seed)],
-    }
-    if rung not in path:
-        raise ValueError(f"unknown rung {rung!r}; one of {', '.join(RUNGS)}")
-    return path[rung]
+
+    rung: str
+    path: Sequence[Rung]
+    control: bool = True
 
 
 def evaluate_rung(
-    path: Sequence[Rung],
+    chosen_from: Candidates,
     X: Any,
     target: ClassTarget,
     *,
-    rung: str,
     layer: str,
     group: Sequence[str],
-    name: str = "classes",
-    ceiling: Ceiling | None = None,
-    control: bool = True,
-    folds: int = 5,
-    permutations: int = 999,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int,
+    how: CrossValidation | None = None,
+    resampling: Resampling | None = None,
 ) -> Evaluation:
     """Predictability of the class distribution by one rung at one layer: a row as `evaluate` gives, and predictions.
 
-    The folds, and so the marginals, are those of `evaluate` with the same seed. In each fold the path of candidates is
-    gone along until two in a row do worse on the inner validation groups; the best is fitted to the whole training
-    part, where it may put groups of its own aside for early stopping. A training part whose questions all have one and
-    the same distribution teaches nothing, and its marginal is the probe.
+    The folds, and so the marginals, are those of `evaluate` with the same seed. In each fold candidates are tried in
+    order until two in a row do worse on the inner validation groups; the best is fitted to the whole training part,
+    where it may hold out groups of its own for early stopping. A training part whose questions all have one and the
+    same distribution teaches nothing, and its marginal is the probe.
 
-    `p_value` asks less than that of `evaluate`, for a rung that trains for minutes cannot be refitted a thousand times.
-    It tests, on the first fold alone, whether the predictions there have anything to do with which question they were
-    made for: targets are permuted among its held-out groups, the fitted probe stays (`exchange_p_value`, which says why
-    the folds are not pooled). So it is of one layer and one rung, not adjusted for looking at several; it is the p of
-    "knows something of its own question", whatever that costs: a probe that is worse than the marginal (`explained`
-    below 0) for being too sure has a small one, too; and with a fifth of the questions it misses weak effects that
-    `explained` and its interval may show. There is no `null_q95`: it would be of another statistic than `explained`.
+    `p_value` tests less than that of `evaluate`, for a rung that trains for minutes cannot be refitted a thousand
+    times. It tests, on the first fold alone, whether the predictions there have anything to do with which question they
+    were made for: targets are permuted among its held-out groups, the fitted probe stays (`exchange_p_value`, which
+    says why the folds are not pooled). So it is of one layer and one rung, not adjusted for looking at several; it is
+    the p of "knows something of its own question", whatever that costs: a probe that is worse than the marginal
+    (`explained` below 0) because it is too sure has a small one, too; and with a fifth of the questions it misses weak
+    effects that `explained` and its interval may show. There is no `null_q95`: it would be of another statistic than
+    `explained`.
 
     Args:
-        path: candidates, the most constrained first (`candidates`); fitted ones are left alone.
         X: what the rung reads: activations [question, d], `Segments`, or a list of prompts.
         target: [question, class] and M.
-        rung, layer: for the columns.
-        group: [question].
-        control: whether the control task is learnt too, at the same price again; else its columns are NaN.
-        permutations: behind `p_value`; 0 leaves it NaN.
-
-    The others as in `evaluate`.
+        layer: for the column `layer`.
+        group, how, resampling: as in `evaluate`; `how.exchanges` are behind `p_value`, 0 leaves it NaN.
 
     Returns:
         `.log_q` are the held-out log-probabilities. The column `choice` says what was chosen in most folds, `penalty`
@@ -105,21 +82,21 @@ def evaluate_rung(
     Raises:
         ValueError: lengths disagree, an activation is not finite, fewer groups than folds, or no candidate.
     """
+    how, resampling, path = how or CrossValidation(), resampling or Resampling(), chosen_from.path
     if not path:
-        raise ValueError("no candidate was given; want at least one rung")
-    if not len(X) == len(target) == len(group):
-        raise ValueError(f"{len(X)} inputs, {len(target)} targets and {len(group)} group labels; want one each")
+        raise ValueError("no candidate was given; expected at least one rung")
+    check_lengths(X, target, group)
     if isinstance(X, np.ndarray):
         checked_layer(X, layer, len(target))
-    seeds = Seeds.of(seed)
-    splits = nested_folds(group, folds, seeds.folds)
+    seeds = Seeds.of(resampling.seed)
+    splits = nested_folds(group, how.folds, seeds.folds)
     log_q, log_marginal, chosen = _held_out(path, X, target.distribution, splits, group)
-    losses, baseline = (_kl(target.distribution, logs) for logs in (log_q, log_marginal))
+    losses, baseline = (kl(target.distribution, logs) for logs in (log_q, log_marginal))
     first = splits[0].test
     p_value = np.nan
     if baseline.sum() > 0:
         names = np.asarray(group)[first].tolist()
-        p_value = exchange_p_value(target.distribution[first], log_q[first], names, permutations, seed=seeds.null)
+        p_value = exchange_p_value(target.distribution[first], log_q[first], names, how.exchanges, seed=seeds.null)
     columns: dict[str, Any] = {
         "choice": _most_frequent(path, chosen),
         "n_classes": len(target.classes),
@@ -128,26 +105,26 @@ def evaluate_rung(
     penalties = [p for i in chosen if (p := getattr(path[i], "penalty", None)) is not None]
     if penalties:
         columns["penalty"] = float(np.quantile(penalties, 0.5, method="lower"))
-    if control:
+    if chosen_from.control:
         other = control_target(target, group, confidence_strata(target), seeds.control).distribution
         logs, marginal, _ = _held_out(path, X, other, splits, group)
-        whole = _kl(other, marginal).sum()
-        columns["control"] = 1 - _kl(other, logs).sum() / (whole if whole > 0 else np.nan)
+        whole = kl(other, marginal).sum()
+        columns["control"] = 1 - kl(other, logs).sum() / (whole if whole > 0 else np.nan)
     return evaluation(
         losses[None],
         baseline,
-        rung=rung,
-        target=name,
-        layers=[layer],
-        measure="kl_explained",
-        ceiling=ceilings(target, float(baseline.mean()), seed=seed) if ceiling is None else ceiling,
+        Labels(chosen_from.rung, target.name, [layer], KL_EXPLAINED),
+        ceiling=ceiling_of(target, float(baseline.mean()), seed=resampling.seed),
         group=group,
-        bootstrap=bootstrap,
-        level=level,
-        seed=seeds.bootstrap,
+        resampling=replace(resampling, seed=seeds.bootstrap),
         columns=columns,
         log_q=log_q,
     )
+
+
+def check_lengths(X: Any, Y: Any, group: Sequence[str]) -> None:
+    if not len(X) == len(Y) == len(group):
+        raise ValueError(f"{len(X)} inputs, {len(Y)} targets and {len(group)} group labels; expected equal lengths")
 
 
 def _held_out(
@@ -166,12 +143,12 @@ def _held_out(
 def choose(
     path: Sequence[Rung], X: Any, Y: np.ndarray, group: Sequence[str], fit: np.ndarray, validation: np.ndarray
 ) -> int:
-    """The candidate with the least loss on the validation rows; the path is left after two in a row that do worse."""
+    """The candidate with the least loss on the validation rows; no more are tried after two in a row that do worse."""
     if len(path) == 1:
         return 0
     best, chosen, misses = np.inf, 0, 0
     for index, rung in enumerate(path):
-        loss = _kl(Y[validation], learn(rung, X, Y, group, fit, validation)).mean()
+        loss = kl(Y[validation], learn(rung, X, Y, group, fit, validation)).mean()
         best, chosen, misses = (loss, index, 0) if loss < best else (best, chosen, misses + 1)
         if misses == 2:
             break
@@ -207,9 +184,46 @@ def log_marginal_of(Y: np.ndarray) -> np.ndarray:
     return smoothed(torch.as_tensor(Y)).mean(0).log().numpy()
 
 
-def _kl(Y: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+def kl(Y: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """[question], nats."""
     return kl_divergence(torch.as_tensor(Y), torch.as_tensor(log_q)).numpy()
+
+
+def out_of_fold(X: np.ndarray, Y: np.ndarray, group: Sequence[str], *, folds: int = 5, seed: int) -> np.ndarray:
+    """Class probabilities [question, K], each from a probe that saw no question of its group.
+
+    Where there is nothing to predict, they lean a little against the target over all questions together: what a fold
+    holds above the mean, its training part lacks. The rank correlation and AUROC of a probe that knows nothing lie a
+    little below chance.
+
+    Args:
+        X: [question, d], finite.
+        Y: [question, K], rows sum to 1.
+        group: [question], questions that must not straddle a split.
+        folds: at least 2, at most the number of groups.
+        seed: of the folds, and of the inner splits that penalties are chosen on.
+
+    Raises:
+        ValueError: lengths disagree, an input that is not finite, fewer groups than folds.
+    """
+    predicted = np.empty(np.shape(Y))
+    path = candidates("linear", Given(None, seed))
+    for train, test in group_folds(group, folds, seed=seed):
+        predicted[test] = np.exp(learn_best(path, X, Y, group, train, test, seed=seed))
+    return predicted
+
+
+def predict_elsewhere(
+    X: np.ndarray, Y: np.ndarray, group: Sequence[str], others: Sequence[np.ndarray], *, seed: int
+) -> list[np.ndarray]:
+    """Log-probabilities [question', K] for other activations [question', d], from one probe trained on X and Y.
+
+    The penalty is chosen on one inner split by group; then the probe is fitted to all rows given (`learn_best`).
+    """
+    together = np.concatenate([X, *others])
+    known, elsewhere = np.arange(len(X)), np.arange(len(X), len(together))
+    found = learn_best(candidates("linear", Given(None, seed)), together, Y, group, known, elsewhere, seed=seed)
+    return np.split(found, np.cumsum([len(other) for other in others])[:-1])
 
 
 def _rows(X: Any, rows: np.ndarray) -> Any:

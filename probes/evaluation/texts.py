@@ -6,7 +6,7 @@ Knows texts; nothing of models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ _MAX_FEATURES = 2000
 
 @dataclass(frozen=True)
 class Texts:
-    """Questions as features: TF-IDF of words and pairs of words, and lengths. It reads like one layer.
+    """Questions as features: TF-IDF of words and pairs of words, and lengths. They can be read like one layer.
 
     The vocabulary, its weights and the scale of the lengths are those of the training questions of each fold. Words
-    that one training question alone has are left out: they can say nothing about another.
+    that occur in one training question only are left out: they say nothing about another.
 
     Attributes:
         texts: [question].
@@ -33,13 +33,14 @@ class Texts:
     texts: tuple[str, ...]
     lengths: np.ndarray
     standardise: bool = False
-    """TF-IDF rows have length 1; to blow rare words up to deviation 1 would let them rule."""
+    """TF-IDF rows have length 1; scaled to deviation 1, rare words would dominate."""
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.lengths.ndim != 2 or len(self.lengths) != len(self.texts):
-            raise ValueError(f"lengths are {self.lengths.shape} for {len(self.texts)} texts; want [question, any]")
+            raise ValueError(f"lengths are {self.lengths.shape} for {len(self.texts)} texts; expected [question, any]")
         if not np.isfinite(self.lengths).all() or (self.lengths < 0).any():
-            raise ValueError("a length is negative or not finite; want counts of characters or tokens")
+            raise ValueError("a length is negative or not finite; expected counts of characters or tokens")
 
     @classmethod
     def of(cls, texts: Sequence[str], prompt_tokens: Sequence[int]) -> Texts:
@@ -61,11 +62,11 @@ class Texts:
             ValueError: it is not.
         """
         if n != len(self.texts):
-            raise ValueError(f"there are {len(self.texts)} texts, but {n} targets; want one each, in the same order")
+            raise ValueError(f"there are {len(self.texts)} texts, but {n} targets; expected one each, in order")
         return [slice(0, 1)]
 
     def block(self, part: slice, n: int, device: str) -> Texts:  # noqa: ARG002 - texts are small
-        return self
+        return replace(self, device=device)
 
     def split(self, train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
         """([1, n_train, d], [1, n_test, d]), float64; everything is learnt from the training rows."""
@@ -78,10 +79,10 @@ class Texts:
         )
         try:
             vectoriser.fit([self.texts[i] for i in train])
-        except ValueError:  # no word stands in two questions, so that lengths are all there is
+        except ValueError:  # no word is in two questions, so that only lengths remain
             pass
         else:
             for own, rows in zip(parts, (train, test), strict=True):
                 own.append(vectoriser.transform([self.texts[i] for i in rows]).toarray())
-        fitted, held_out = (torch.as_tensor(np.concatenate(own, axis=1))[None] for own in parts)
+        fitted, held_out = (torch.as_tensor(np.concatenate(own, axis=1), device=self.device)[None] for own in parts)
         return fitted, held_out

@@ -5,39 +5,37 @@ Knows activations of one layer, class distributions and groups of each run; noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from probes.evaluation.controls import noise_ceiling, share_interval
-from probes.evaluation.crossfit import predict_elsewhere
-from probes.evaluation.layerwise import group_folds
-from probes.targets.closed import ClassTarget, class_target, kl_divergence, smoothed
+from probes.evaluation.ceiling import noise_ceiling
+from probes.evaluation.controls import share_interval
+from probes.evaluation.folds import group_folds
+from probes.evaluation.rungwise import kl, log_marginal_of, predict_elsewhere
+from probes.targets.closed import ClassTarget
 from semcal.calibration.resampling import Resampling
 
 
 @dataclass(frozen=True)
-class ReadRun:
+class ProbedRun:
     """What a probe of a run is trained and tested on.
 
     Attributes:
         name: of the run.
         activations: [question, d_model] at one layer and position.
-        distributions: [question] class -> mass, with any total.
-        group: [question] questions that stay together; a name means the same group in every run.
-        m: samples behind each distribution; None if they are exact.
+        target: of all runs over one vocabulary (`probes.targets.closed.class_targets`).
+        group: [question] questions that must not straddle a split; a name means the same group in every run.
     """
 
     name: str
     activations: np.ndarray
-    distributions: Sequence[Mapping[str, float]]
+    target: ClassTarget
     group: Sequence[str]
-    m: int | None
 
     def __post_init__(self) -> None:
-        n = len(self.distributions)
+        n = len(self.target)
         if self.activations.ndim != 2 or not len(self.activations) == n == len(self.group):
             raise ValueError(
                 f"{self.name}: activations {self.activations.shape}, {n} distributions and {len(self.group)} groups; "
@@ -75,10 +73,9 @@ class TransferCell:
 
 
 def transfer(
-    runs: Sequence[ReadRun],
+    runs: Sequence[ProbedRun],
     *,
     folds: int = 5,
-    max_classes: int = 100,
     resampling: Resampling,
 ) -> list[TransferCell]:
     """Linear probes trained on each run and tested on each: one cell per pair, row by row of the matrix.
@@ -88,14 +85,10 @@ def transfer(
     in any run, on a group that it was trained on. So all cells of a column are of the same questions and of probes
     trained on equally many folds.
 
-    Classes are matched by their labels over one vocabulary of all runs, heaviest first; the lightest beyond
-    `max_classes` are pooled (see `class_target`).
-
     Args:
         runs: at least 2, of one d_model, whose activations mean the same (checkpoints, styles or questions of one
             model); each with at least as many groups as folds.
         folds: at least 2.
-        max_classes: of the joint vocabulary.
         resampling: of the intervals, the same within a column; its seed also deals folds and inner splits.
 
     Raises:
@@ -103,10 +96,9 @@ def transfer(
     """
     _check(runs, folds)
     seed = resampling.seed
-    joint = class_target([d for run in runs for d in run.distributions], max_classes=max_classes, m=None)
     ends = np.cumsum([len(run.group) for run in runs])
     starts = ends - [len(run.group) for run in runs]
-    Y = [joint.distribution[start:end] for start, end in zip(starts, ends, strict=True)]
+    Y = [run.target.distribution for run in runs]
     losses = [np.empty((len(runs) + 1, len(run.group))) for run in runs]  # a tested run: [trained run, question]
     everyone = [str(name) for run in runs for name in run.group]
     for train, test in group_folds(everyone, folds, seed=seed):
@@ -119,29 +111,23 @@ def transfer(
                 raise ValueError(f"{run.name}: fewer than 2 groups outside one of {folds} folds; give more questions")
             found = predict_elsewhere(run.activations[rows], Y[i][rows], names, held_out, seed=seed)
             for j, log_q in enumerate(found):
-                losses[j][i, held[j]] = _kl(Y[j][held[j]], log_q)
-            losses[i][-1, held[i]] = _kl(Y[i][held[i]], _log_marginal(Y[i][rows]))
+                losses[j][i, held[j]] = kl(Y[j][held[j]], log_q)
+            losses[i][-1, held[i]] = kl(Y[i][held[i]], log_marginal_of(Y[i][rows]))
     shown = [own.sum(0) > 0 for own in Y]
-    columns = [
-        _column(run, ClassTarget(joint.classes, own, run.m), own_losses, shown, runs, resampling)
-        for run, own, own_losses in zip(runs, Y, losses, strict=True)
-    ]
+    columns = [_column(run, own_losses, shown, runs, resampling) for run, own_losses in zip(runs, losses, strict=True)]
     return [column[i] for i in range(len(runs)) for column in columns]
 
 
 def _column(
-    tested: ReadRun,
-    target: ClassTarget,
+    tested: ProbedRun,
     losses: np.ndarray,
     shown: Sequence[np.ndarray],
-    runs: Sequence[ReadRun],
+    runs: Sequence[ProbedRun],
     resampling: Resampling,
 ) -> list[TransferCell]:
     """Every probe on one run, from losses [trained run and the marginal last, question]."""
     probes, baseline = losses[:-1], losses[-1]
-    low, high = share_interval(
-        probes, baseline, tested.group, resampling.bootstrap, level=resampling.level, seed=resampling.seed
-    )
+    low, high = share_interval(probes, baseline, tested.group, resampling)
     nats = float(baseline.mean())
     return [
         TransferCell(
@@ -152,23 +138,15 @@ def _column(
             high=float(high[i]),
             baseline_nats=nats,
             probe_nats=float(probe.mean()),
-            ceiling=noise_ceiling(target, nats),
-            covered=float(target.distribution[:, shown[i]].sum(1).mean()),
-            n=len(target),
+            ceiling=noise_ceiling(tested.target, nats),
+            covered=float(tested.target.distribution[:, shown[i]].sum(1).mean()),
+            n=len(tested.target),
         )
         for i, (run, probe) in enumerate(zip(runs, probes, strict=True))
     ]
 
 
-def _log_marginal(Y: np.ndarray) -> np.ndarray:
-    return np.log(smoothed(torch.as_tensor(Y, dtype=torch.float64)).mean(0).numpy())
-
-
-def _kl(Y: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    return kl_divergence(torch.as_tensor(Y), torch.as_tensor(log_q)).numpy()
-
-
-def _check(runs: Sequence[ReadRun], folds: int) -> None:
+def _check(runs: Sequence[ProbedRun], folds: int) -> None:
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run; a probe is transferred from one run to another, so give at least 2")
     names = [run.name for run in runs]

@@ -1,7 +1,7 @@
 """Changing what a model knows before it speaks: ablate, steer or patch its residual stream during the prefill, sample.
 
 `Intervening` is an observer of the sampler that writes. Only prompt tokens are changed, never generated ones, and never
-those that all prompts begin with, which are read once for all questions. Knows nothing of classes or calibration.
+those that all prompts start with, which are read once for all questions. Knows nothing of classes or calibration.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ablate:
 
     def __post_init__(self) -> None:
         if self.basis.ndim != 2 or self.mean.shape != self.basis.shape[:1]:
-            raise ValueError(f"basis is {self.basis.shape} and mean {self.mean.shape}; want [d, r] and [d]")
+            raise ValueError(f"basis is {self.basis.shape} and mean {self.mean.shape}; expected [d, r] and [d]")
         if not np.allclose(self.basis.T @ self.basis, np.eye(self.basis.shape[1]), atol=1e-4):
             raise ValueError(f"the {self.basis.shape[1]} columns of the basis are not orthonormal")
 
@@ -122,7 +122,7 @@ class Intervening:
         """Find the hooks in this model.
 
         Raises:
-            UserError: it has none of that name, or what is written there would not reach the residual stream.
+            UserError: it has no hook of that name, or what is written there would not reach the residual stream.
         """
         if self._model is not model:
             self._model, self._hooks = model, [_hook(model, i.hook) for i in self.interventions]
@@ -131,7 +131,7 @@ class Intervening:
     def watching(self, model: PreTrainedModel, batch: PromptBatch) -> Iterator[None]:
         self.choose(model)
         tokens = self._tokens(batch)
-        for key in batch.keys:  # a question that began again is changed again
+        for key in batch.keys:  # a question that was restarted is changed again
             self.changes |= {(key, i.hook): [] for i in self.interventions}
         with ExitStack() as attached:
             for hook, intervention in zip(self._hooks, self.interventions, strict=True):
@@ -144,7 +144,7 @@ class Intervening:
     def _tokens(self, batch: PromptBatch) -> _Tokens:
         """
         Raises:
-            UserError: a place among the tokens that all prompts begin with, which were read before.
+            UserError: a place among the tokens that all prompts start with, which were read before.
         """
         lengths = (batch.mask.sum(-1) + batch.offset).tolist()
         width, found = batch.ids.shape[1], list[tuple[str, int, int]]()
@@ -172,7 +172,7 @@ class Intervening:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """[token] the question each belongs to, and where it stands in a batch."""
+    """[token] the question each belongs to, and its place in the batch."""
 
     keys: tuple[str, ...]
     row: tuple[int, ...]
@@ -204,7 +204,7 @@ def intervene(
     max_rows: int | None = None,
     on_answered: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Resampled]:
-    """Sample the same prompts with the same seeds under each condition; one without interventions leaves the model be.
+    """Sample the same prompts with the same seeds under each condition; without interventions the model is left alone.
 
     Draws are coupled: a token of a sample differs from that under another condition only where the distribution moved
     far enough. So an intervention without effect gives the very same samples.

@@ -13,8 +13,9 @@ import numpy as np
 from scipy.optimize import brentq
 from sklearn.linear_model import RidgeCV
 
-from probes.evaluation.layerwise import PENALTIES, group_folds
+from probes.evaluation.folds import group_folds
 from probes.rungs.linear import LinearProbe
+from probes.rungs.registry import PENALTIES
 from semcal.seeds import keyed_generator
 
 _STEEPEST = 1e3  # exponent beyond which a tilted draw is the principal subspace itself

@@ -36,7 +36,7 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     if len(places) != 1 or probed.empty or intermediate.empty:
         raise ValueError(
             f"{len(intermediate)} rows of intermediate confidence and {len(probed)} of probes with columns "
-            f"{', '.join(map(str, probed.columns))}; want some of each, and either token or share"
+            f"{', '.join(map(str, probed.columns))}; expected some of each, and either token or share"
         )
     (place,) = places
     at, curves = _by_token(intermediate) if place == "token" else _by_share(intermediate)

@@ -38,7 +38,9 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
     made = frame.query("kind != 'none'")
     sorts = sorted(set(zip(made["kind"], made["hook"], strict=True)))
     if len(sorts) != 1:
-        raise ValueError(f"the frame has {len(sorts)} kinds and hooks of intervention; want the rows of exactly one")
+        raise ValueError(
+            f"the frame has {len(sorts)} kinds and hooks of intervention; expected the rows of exactly one"
+        )
     kind = str(sorts[0][0])
     dose, label = _DOSES.get(kind, ("name", "donors into patched, by confidence"))
     doses = sorted(set(made[dose]))

@@ -1,6 +1,6 @@
 """Predictability and calibration error along training: which comes first.
 
-Knows a table with a row a run; draws on a bare Figure, without pyplot's state.
+Knows a table with one row per run; draws on a bare Figure, without pyplot's state.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from semcal.calibration.plots.curves import LINES
 _INK = "#222222"
 _PANELS = (
     ("explained", "low", "high", "share of the noise ceiling\nthat a linear probe explains"),
-    ("excess", "excess_low", "excess_high", "smECE less the\nmean of its null"),
+    ("excess", "excess_low", "excess_high", "smECE minus the\nmean of its null"),
 )
 
 
 def emergence_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     """Above, how predictable a model's class distribution is after so many training steps; below, how far it is from
-    calibrated. A line a dataset and style; step 0 stands left of a logarithmic axis.
+    calibrated. One line per dataset and style; step 0 is left of a logarithmic axis.
 
     Args:
         frame: columns line (its name), step; explained, low, high; excess, excess_low, excess_high, as
@@ -36,7 +36,7 @@ def emergence_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     """
     steps = np.unique(frame["step"])
     if len(steps) < 2:
-        raise ValueError(f"{len(steps)} training step; a curve wants at least two")
+        raise ValueError(f"{len(steps)} training step; a curve needs at least two")
     figure = Figure(figsize=(6.4, 6.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     for axes, (value, low, high, label) in zip(panels, _PANELS, strict=True):

@@ -30,7 +30,7 @@ _MOST_NUMBERS = 240  # cells; more would not be read
 def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str = "share of KL explained") -> Figure:
     """Share of KL explained by every run's probe (rows) on every run (columns), with its interval.
 
-    The diagonal, outlined, is cross-validated. Below each column stands the noise ceiling of the run tested on.
+    The diagonal, outlined, is cross-validated. Below each column is the noise ceiling of the run tested on.
 
     Args:
         cells: as `transfer` gives them, row by row.
@@ -43,7 +43,7 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str =
     names = list(dict.fromkeys(cell.trained_on for cell in cells))
     size = len(names)
     if len(cells) != size**2 or [c.tested_on for c in cells[:size]] != names:
-        raise ValueError(f"{len(cells)} cells of {size} runs; want one a pair, row by row")
+        raise ValueError(f"{len(cells)} cells of {size} runs; expected one per pair, row by row")
     values = np.array([cell.explained for cell in cells]).reshape(size, size)
     text = [f"{_percent(cell.explained)}\n{_range(cell.low, cell.high)}" for cell in cells]
     longest = max(map(len, names))
@@ -71,11 +71,11 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
         measure: what is explained, in words, for the colour bar.
 
     Raises:
-        ValueError: no rows, or a pair that stands twice, as in a frame of several targets.
+        ValueError: no rows, or a duplicated pair, as in a frame of several targets.
     """
     layers, positions = (list(dict.fromkeys(frame[column])) for column in ("layer", "position"))
     if frame.empty or frame.duplicated(["layer", "position"]).any():
-        raise ValueError(f"the frame has {len(frame)} rows; want one a layer and position, of a single target")
+        raise ValueError(f"the frame has {len(frame)} rows; expected one per layer and position, of a single target")
     grid = frame.pivot(index="layer", columns="position", values="explained").loc[layers, positions].to_numpy(float)
     height, width = 1.6 + 0.3 * min(len(layers), 40), 2.6 + 0.72 * len(positions)
     figure = Figure(figsize=(max(4.2, width), max(3.4, height)), layout="constrained")

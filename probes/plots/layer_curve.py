@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-# Okabe & Ito's blue and vermilion, told apart in every common colour blindness; they differ in lightness too, and line
-# style and marker say the same again in grey.
+# Okabe & Ito's blue and vermilion, distinguishable in every common colour blindness; they differ in lightness too, and
+# line style and marker say the same again in grey.
 PROBE, CONTROL, INK, MUTED = "#0072B2", "#D55E00", "#222222", "#6B6B6B"
 _MEASURES = {"kl_explained": "share of KL explained", "r2": "r²"}
 
@@ -28,7 +28,7 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     """
     kinds = sorted(set(zip(frame["target"], frame["measure"], strict=True)))
     if len(kinds) != 1:
-        raise ValueError(f"the frame has {len(kinds)} targets; want the rows of exactly one")
+        raise ValueError(f"the frame has {len(kinds)} targets; expected the rows of exactly one")
     measure = str(kinds[0][1])
     x = np.arange(len(frame))
     figure = Figure(figsize=(6.4, 4.0))

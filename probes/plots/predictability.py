@@ -1,6 +1,6 @@
 """Predictability against calibration error over runs: the paper's claim in one picture.
 
-Knows a table with a row a run; draws on a bare Figure, without pyplot's state.
+Knows a table with one row per run; draws on a bare Figure, without pyplot's state.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _FIGURES = ("explained", "low", "high", "excess", "excess_low", "excess_high")
 def predictability_scatter(
     frame: pd.DataFrame, *, title: str, measure: str = "share of KL explained", seed: int
 ) -> Figure:
-    """Excess calibration error against predictability, a numbered marker a run, styles told by marker and colour.
+    """Excess calibration error against predictability, one numbered marker per run; marker and colour show the style.
 
-    In the corner stands Spearman's rho with its two-sided permutation p-value, exact for few runs, where there are at
+    In the corner is Spearman's rho with its two-sided permutation p-value, exact for few runs, where there are at
     least 4. It takes runs as exchangeable, which runs of one model or one dataset are not quite: read p as a guide.
 
     Args:
-        frame: columns label, style; explained, low, high; excess, excess_low, excess_high (smECE less the mean of its
+        frame: columns label, style; explained, low, high; excess, excess_low, excess_high (smECE minus the mean of its
             null). Rows without predictability or error are left out.
         title: above the figure.
         measure: of the horizontal axis, in words, e.g. a share of the noise ceiling.
@@ -61,7 +61,7 @@ def predictability_scatter(
         axes.set_title(corner, loc="right", fontsize=9, color=_MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    axes.set(xlabel=measure, ylabel="smECE less the mean of its null")
+    axes.set(xlabel=measure, ylabel="smECE minus the mean of its null")
     axes.grid(color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What each rung of the ladder explains, beside the baselines: a panel a position.
+"""What each rung of the ladder explains, next to the baselines: one panel per position.
 
 Knows the columns of `probes.evaluation.layerwise`; draws on a bare Figure, without pyplot's state.
 """
@@ -24,7 +24,7 @@ _LADDER = {
     "lens": "logit lens",
 }
 _BASELINES = {"tfidf": "TF-IDF and length", "random-init": "random weights", "step-0": "weights at step 0"}
-_LOWEST = -0.5  # share; what lies below is told in words at the edge
+_LOWEST = -0.5  # share; what lies below is written at the edge
 _COLUMNS = 3
 
 
@@ -39,10 +39,10 @@ def rungs_figure(frame: pd.DataFrame, *, title: str, measure: str = "share of KL
         measure: what is explained, in words.
 
     Raises:
-        ValueError: no row, or a position and rung that stand twice.
+        ValueError: no row, or a duplicated position and rung.
     """
     if frame.duplicated(["position", "rung"]).any():
-        raise ValueError(f"the frame has {len(frame)} rows; want one a position and rung, of a single target")
+        raise ValueError(f"the frame has {len(frame)} rows; expected one per position and rung, of a single target")
     shown = frame.loc[frame["rung"] != f"{BASELINE}marginal", :]
     if shown.empty:
         raise ValueError("the frame has no rung to show")
@@ -50,7 +50,7 @@ def rungs_figure(frame: pd.DataFrame, *, title: str, measure: str = "share of KL
     positions = list(dict.fromkeys(shown["position"]))
     columns = min(_COLUMNS, len(positions))
     rows = -(-len(positions) // columns)
-    # A single panel is as wide as the figures beside it.
+    # A single panel is as wide as the other figures.
     width, height = max(6.4, 1.8 + 2.6 * columns), 1.2 + rows * (0.5 + 0.26 * len(rungs))
     figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -85,7 +85,7 @@ def rungs_figure(frame: pd.DataFrame, *, title: str, measure: str = "share of KL
 
 
 def _panel(axes: Axes, its: pd.DataFrame, rungs: list[str]) -> None:
-    """One position: `its` has a row a rung that was fitted there."""
+    """One position: `its` has one row per rung fitted there."""
     axes.axvline(0, color=INK, lw=0.8)
     ceiling = float(its["ceiling"].to_numpy(float).max())
     if np.isfinite(ceiling):

@@ -1,4 +1,4 @@
-"""A probe over all tokens of a segment: where in it to look is learnt together with what to read there."""
+"""A probe over all tokens of a segment, which learns where to look together with what to read there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.rungs.rung import Rung, Standardiser, check_activations, validation_split
-from probes.solver.training import train_until_worse
+from probes.solver.training import Training, train_until_worse
 from probes.targets.closed import smoothed
 
 
@@ -23,7 +23,7 @@ class Segments:
     """
 
     states: np.ndarray
-    """[question, token, d]; what stands where the mask is False is never read, but must be finite."""
+    """[question, token, d]; never read where the mask is False, but must be finite there."""
 
     mask: np.ndarray
     """[question, token], True at the tokens of the segment."""
@@ -31,7 +31,7 @@ class Segments:
     def __post_init__(self) -> None:
         if self.states.ndim != 3 or self.mask.shape != self.states.shape[:2]:
             raise ValueError(
-                f"states are {self.states.shape} and mask is {self.mask.shape}; want [question, token, d] and "
+                f"states are {self.states.shape} and mask is {self.mask.shape}; expected [question, token, d] and "
                 "[question, token]"
             )
         if not self.mask.any(1).all():
@@ -65,44 +65,38 @@ class Segments:
 class AttentionProbe(Rung):
     """softmax(W·Σ_t a_t h_t + b) with a = softmax over the tokens of a segment of q·h_t; q, W and b learnt together.
 
-    X is `Segments`. States are standardised over all tokens of the training segments. It begins as the training
+    X is `Segments`. States are standardised over all tokens of the training segments. It starts as the training
     marginal on the mean of the tokens (W = 0, q = 0); nothing is drawn but the minibatches and the split.
 
     Args:
-        lr, weight_decay, batch_size, epochs, patience, validation, seed: as in `MLPProbe`; W is decayed.
+        lr, training, seed, device: as in `MLPProbe`; W is decayed.
 
     Attributes:
-        network_: the trained module; its `weights` says where it looks.
+        network_: the trained module; its `weights` are where it looks.
         best_epoch_: 0: the marginal was never beaten.
     """
 
     def __init__(
         self,
         lr: float = 3e-3,
-        weight_decay: float = 0.01,
-        batch_size: int = 64,
-        epochs: int = 200,
-        patience: int = 10,
-        validation: float = 0.2,
+        training: Training = Training(),  # noqa: B008 - it is frozen
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.validation = validation
+        self.training = training
         self.seed = seed
+        self.device = device
 
     def attention(self, X: Segments) -> np.ndarray:
         """Where the fitted probe looks: [question, token], rows sum to 1."""
         inputs = self._fitting_inputs(X)
         with torch.inference_mode():
-            return self.network_.weights(*self._tensors(inputs)).numpy()
+            return self.network_.weights(*self._tensors(inputs)).cpu().numpy()
 
     def _inputs(self, X: Segments) -> Segments:
         if not isinstance(X, Segments):
-            raise ValueError(f"X is a {type(X).__name__}; want Segments(states, mask)")
+            raise ValueError(f"X is a {type(X).__name__}; expected Segments(states, mask)")
         check_activations(X.states, ndim=3)
         return X
 
@@ -110,35 +104,25 @@ class AttentionProbe(Rung):
         return [states[mask].tobytes() for states, mask in zip(inputs.states, inputs.mask, strict=True)]
 
     def _tensors(self, inputs: Segments) -> tuple[Tensor, Tensor]:
-        return self._standardise(torch.as_tensor(inputs.states)), torch.as_tensor(inputs.mask)
+        states = self._standardise(torch.as_tensor(inputs.states))
+        return states.to(self.device), torch.as_tensor(inputs.mask, device=self.device)
 
     def _learn(self, inputs: Segments, Y: Tensor, group: Sequence[str]) -> None:
         self._standardise = Standardiser.of(torch.as_tensor(inputs.states[inputs.mask]))
         states, mask = self._tensors(inputs)
-        targets = smoothed(Y).float()
-        self.network_ = network = _Pooled(states.shape[2], torch.as_tensor(self.marginal_))
+        targets = smoothed(Y).float().to(self.device)
+        self.network_ = network = _Pooled(states.shape[2], torch.as_tensor(self.marginal_)).to(self.device)
 
         def loss(rows: Tensor) -> Tensor:
             return -(targets[rows] * torch.log_softmax(network(states[rows], mask[rows]), 1)).sum(1)
 
-        fit, validation = validation_split(group, self.validation, seed=self.seed)
-        self.best_epoch_ = train_until_worse(
-            network,
-            loss,
-            fit,
-            validation,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            patience=self.patience,
-            seed=self.seed,
-        )
+        parts = validation_split(group, self.training.validation, seed=self.seed)
+        self.best_epoch_ = train_until_worse(network, loss, *parts, self.training, lr=self.lr, seed=self.seed)
 
     @torch.inference_mode()
     def _log_probabilities(self, inputs: Segments) -> np.ndarray:
         logits = self.network_(*self._tensors(inputs))
-        return torch.log_softmax(logits.double(), 1).numpy()
+        return torch.log_softmax(logits.cpu().double(), 1).numpy()
 
 
 class _Pooled(nn.Module):

@@ -6,7 +6,7 @@ Knows activations, candidate texts and embeddings; nothing of how candidates wer
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,6 @@ from torch import Tensor
 from probes.rungs.rung import Rung, check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import descend
-from semcal.models.checkpoint import LanguageModel
-from semcal.seeds import keyed_generator
 
 _NEVER = -1e4  # a logit in the padding: probability 0, and 0·log 0 stays 0
 
@@ -44,8 +42,8 @@ class OpenQuestions:
     def __post_init__(self) -> None:
         if self.candidates.ndim != 3 or not len(self.states) == len(self.candidates) == len(self.mask):
             raise ValueError(
-                f"states are {self.states.shape}, candidates {self.candidates.shape} and mask {self.mask.shape}; want "
-                "[question, d], [question, candidate, e] and [question, candidate]"
+                f"states are {self.states.shape}, candidates {self.candidates.shape} and mask {self.mask.shape}; "
+                "expected [question, d], [question, candidate, e] and [question, candidate]"
             )
         if not self.mask.any(1).all():
             raise ValueError(f"question {int(np.argmin(self.mask.any(1)))} has no candidate; leave it out")
@@ -93,7 +91,7 @@ class BilinearProbe(Rung):
     Attributes:
         interaction_: [d, e], W for raw activations and embeddings.
         preference_: [e], what W and b make of an embedding at h = 0.
-        baseline_preference_: [e], b of the candidate-only model; it stands in for `marginal_`, which there is not.
+        baseline_preference_: [e], b of the candidate-only model, which takes the place of `marginal_`.
         objective_: nats.
     """
 
@@ -104,7 +102,7 @@ class BilinearProbe(Rung):
 
     def _inputs(self, X: OpenQuestions) -> OpenQuestions:
         if not isinstance(X, OpenQuestions):
-            raise ValueError(f"X is a {type(X).__name__}; want OpenQuestions(states, candidates, mask)")
+            raise ValueError(f"X is a {type(X).__name__}; expected OpenQuestions(states, candidates, mask)")
         check_activations(X.states)
         check_activations(X.candidates, ndim=3)
         return X
@@ -116,7 +114,7 @@ class BilinearProbe(Rung):
     def _check_spread(self, inputs: OpenQuestions, Y: np.ndarray) -> None:
         if Y.shape != inputs.mask.shape or (Y[~inputs.mask] != 0).any():
             raise ValueError(
-                f"Y is {Y.shape} and the candidates {inputs.mask.shape}; want the same, Y 0 in the padding"
+                f"Y is {Y.shape} and the candidates {inputs.mask.shape}; expected the same, Y 0 in the padding"
             )
         uniform = inputs.mask / inputs.mask.sum(1, keepdims=True)
         if len(Y) < 2 or np.allclose(Y, uniform):
@@ -126,7 +124,7 @@ class BilinearProbe(Rung):
             )
 
     def _learn_baseline(self, inputs: OpenQuestions, Y: Tensor) -> None:
-        """There is no marginal; the candidate-only model is fitted beside the probe."""
+        """There is no marginal; the candidate-only model is fitted together with the probe."""
 
     def _learn(self, inputs: OpenQuestions, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
         mask, n = torch.as_tensor(inputs.mask), len(Y)
@@ -178,68 +176,3 @@ class BilinearProbe(Rung):
             )
         logits = np.einsum("ne,nce->nc", direction, inputs.candidates.astype(np.float64))
         return log_softmax(np.where(inputs.mask, logits, _NEVER), axis=1)
-
-
-@dataclass(frozen=True)
-class OpenTarget:
-    """Class distributions over candidates of each question's own."""
-
-    labels: tuple[tuple[str, ...], ...]
-    """[question] the labels of its candidates: its own classes, heaviest first, then distractors."""
-
-    distribution: np.ndarray
-    """[question, candidate], rows sum to 1; 0 for distractors and in the padding."""
-
-
-def open_target(distributions: Sequence[Mapping[str, float]], *, distractors: int = 0, seed: int = 0) -> OpenTarget:
-    """Candidates and their masses for `BilinearProbe`.
-
-    Args:
-        distributions: for each question, class label -> count or mass.
-        distractors: candidates added to each question that none of its samples fell into, drawn without replacement
-            from the classes of the other questions, in proportion to the mass they have there. A distractor may be a
-            class that more samples would have shown.
-        seed: of the draws, which depend on a question's own labels and on the pool, not on its place.
-
-    Raises:
-        ValueError: a question without mass.
-    """
-    total: dict[str, float] = {}
-    own: list[dict[str, float]] = []
-    for index, row in enumerate(distributions):
-        masses = {label: value for label, value in row.items() if value > 0}
-        if not masses:
-            raise ValueError(f"question {index} has no class with mass; leave it out")
-        whole = sum(masses.values())
-        own.append({k: masses[k] / whole for k in sorted(masses, key=lambda k: (-masses[k], k))})
-        for label, value in own[-1].items():
-            total[label] = total.get(label, 0.0) + value
-    pool = sorted(total)
-    labels = []
-    for its in own:
-        others = [label for label in pool if label not in its] if distractors else []
-        weights = np.array([total[label] for label in others])
-        rng = keyed_generator(seed, "distractors", *its)
-        count = min(distractors, len(others))
-        drawn = rng.choice(len(others), size=count, replace=False, p=weights / weights.sum()) if count else []
-        labels.append((*its, *(others[i] for i in drawn)))
-    distribution = np.zeros((len(own), max(map(len, labels))))
-    for row, its in enumerate(own):
-        distribution[row, : len(its)] = list(its.values())
-    return OpenTarget(tuple(labels), distribution)
-
-
-def text_embeddings(model: LanguageModel, texts: Sequence[str]) -> np.ndarray:
-    """The mean of the model's input embeddings over the tokens of each text, a space before it: [text, e] float32.
-
-    Raises:
-        ValueError: a text without tokens.
-    """
-    table = next(model.model.get_input_embeddings().parameters())
-    found = []
-    for text in texts:
-        ids = model.encode_rendered(f" {text}")
-        if not ids:
-            raise ValueError(f"the text {text!r} has no token; leave this class out")
-        found.append(table[list(ids)].detach().float().mean(0).cpu().numpy())
-    return np.stack(found)

@@ -61,8 +61,8 @@ def first_tokens(model: LanguageModel, forms: Sequence[Sequence[str]], *, contex
 
     Args:
         forms: [class] surface forms of its answers; none for a class that has no text.
-        context: what stands before an answer at the end of a prompt, e.g. "Answer:". A form is encoded after it,
-            and its first token is the first one in which the two encodings part.
+        context: what comes before an answer at the end of a prompt, e.g. "Answer:". A form is encoded after it,
+            and its first token is the first one in which the two encodings differ.
     """
     alone = model.encode(context)
     found = []
@@ -77,19 +77,13 @@ def first_tokens(model: LanguageModel, forms: Sequence[Sequence[str]], *, contex
     return found
 
 
-def first_token_entropy(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
-    """Entropy of the next token through the lens: [question], nats, from a residual [question, d].
-
-    At the last layer it is the plain entropy of the first token, the cheapest guess at semantic entropy.
-    """
-    return first_token_facts(model, residual)[:, 0]
-
-
 def first_token_facts(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
     """Entropy of the next token and the logarithm of its greatest probability, through the lens: [question, 2], nats.
 
     Args:
         residual: [question, d].
+
+    At the last layer the first is the plain entropy of the first token, the cheapest guess at semantic entropy.
     """
     batches = lens_log_probabilities(model, residual)
     return np.concatenate([np.stack([-(np.exp(b) * b).sum(1), b.max(1)], axis=1) for b in batches])
@@ -97,7 +91,7 @@ def first_token_facts(model: LanguageModel, residual: np.ndarray) -> np.ndarray:
 
 def lens_log_probabilities(model: LanguageModel, residual: np.ndarray) -> Iterator[np.ndarray]:
     """Log-probabilities of the next token [some questions, vocabulary] through the lens, from a residual [question, d]:
-    batch by batch, for over a large vocabulary those of all questions would fill the memory.
+    batch by batch, because over a large vocabulary those of all questions would fill the memory.
 
     The residual is put in place of the last block's output, before the final norm, in a pass over one token; so the
     norm, the unembedding and any scaling or capping of logits are the model's own code.
@@ -114,7 +108,7 @@ def lens_log_probabilities(model: LanguageModel, residual: np.ndarray) -> Iterat
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm between the last block and the unembedding: beside the stack of decoder layers, with vectors alone.
+    """The norm between the last block and the unembedding: next to the stack of decoder layers, with vectors only.
 
     Raises:
         TypeError: none or several such modules.
@@ -127,7 +121,9 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
         if (shapes := [p.ndim for p in child.parameters()]) and all(ndim == 1 for ndim in shapes)
     ]
     if len(norms) != 1:
-        raise TypeError(f"{type(model).__name__} has {len(norms)} norms beside its decoder layers; the lens wants one")
+        raise TypeError(
+            f"{type(model).__name__} has {len(norms)} norms next to its decoder layers; the lens needs exactly one"
+        )
     return norms[0]
 
 
@@ -145,8 +141,8 @@ def _shares(first: Sequence[Sequence[int]], vocabulary: int) -> np.ndarray:
     """[vocabulary, class]: which share of a token's probability goes to a class. Rows sum to 1 or, if nothing takes
     the tokens that begin no class, 0."""
     shares = np.zeros((vocabulary, len(first)))
-    for klass, tokens in enumerate(first):
-        shares[list(tokens), klass] = 1
+    for label, tokens in enumerate(first):
+        shares[list(tokens), label] = 1
     wordless = np.array([not tokens for tokens in first], dtype=float)
     unnamed = shares.sum(1) == 0
     shares[unnamed] = wordless

@@ -39,7 +39,7 @@ def fit_softmax(
     """Multinomial logistic regression with soft labels, B problems at once.
 
     Minimises mean cross-entropy(Y, softmax(XW + b)) + penalty/(2n)·‖W‖² with b free: scikit-learn's LogisticRegression
-    with C = 1/penalty on the same rows (a soft label is a row repeated once a class, its sample weight the mass).
+    with C = 1/penalty on the same rows (a soft label is a row repeated once per class, with the mass as weight).
 
     Args:
         X: [L, n, d]. The problems are solved in its precision; in float32 `tol` should be no smaller than 1e-6, and the
@@ -58,7 +58,7 @@ def fit_softmax(
     """
     layer = torch.arange(len(X), device=X.device) if layer is None else layer
     if X.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[-2] != X.shape[1] or (Y.ndim == 3 and len(Y) != len(layer)):
-        raise ValueError(f"X is {tuple(X.shape)} and Y is {tuple(Y.shape)}; want [L, n, d] and [n, K] or [B, n, K]")
+        raise ValueError(f"X is {tuple(X.shape)} and Y is {tuple(Y.shape)}; expected [L, n, d] and [n, K] or [B, n, K]")
     rotation = rotate(X, standardise=standardise, dtype=X.dtype)
     penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(len(layer))
     settings = {"layer": layer, "max_iter": max_iter, "tol": tol}
@@ -130,7 +130,7 @@ class RidgeLogitProbe(LogLinear):
 
     Args:
         penalty: λ in ½‖T − XW − b‖² + λ/2·‖W‖², W in standardised units.
-        smoothing: s, a share in (0, 1); about ½/M for M samples a question.
+        smoothing: s, a share in (0, 1); about ½/M for M samples per question.
     """
 
     def __init__(self, penalty: float = 1.0, smoothing: float = 0.01) -> None:

@@ -40,7 +40,7 @@ class LoRAProbe(Rung):
         model: whose answers are predicted; it is left as it is.
         rank: of the adapters.
         epochs: over the training prompts.
-        lr: highest learning rate. 3e-3 suits a model of a million parameters; those of billions want 1e-4 to 3e-4.
+        lr: highest learning rate. 3e-3 suits a model of a million parameters; those of billions need 1e-4 to 3e-4.
         batch_size: prompts, of about the same length, left-padded.
         seed: of initial adapters and of the order of batches.
 
@@ -179,6 +179,6 @@ def projections(model: PreTrainedModel) -> tuple[list[str], bool]:
         elif any(p.ndim >= 2 for p in module.parameters(recurse=False)):
             raise UserError(
                 f"{type(model).__name__} keeps weights in {name}, a {type(module).__name__}, which LoRA probes do not "
-                "know; use the rungs below it"
+                "support; use the rungs below it"
             )
     return names, kinds == {Conv1D}

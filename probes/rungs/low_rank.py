@@ -42,7 +42,7 @@ class LowRankProbe(LogLinear):
 
     def _learn(self, inputs: np.ndarray, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
         if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; want at least 1")
+            raise ValueError(f"rank is {self.rank}; expected at least 1")
         rotation = rotate(torch.as_tensor(inputs)[None], standardise=True)
         X, targets, n = rotation.scores[0], smoothed(Y), len(Y)
         penalty = torch.tensor([float(self.penalty)], dtype=torch.float64)

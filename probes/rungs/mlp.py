@@ -1,4 +1,4 @@
-"""A probe with one hidden layer: what is there to be read, though not along straight lines."""
+"""A probe with one hidden layer: for what can be read from activations, but not linearly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.rungs.rung import Rung, Standardiser, validation_split
-from probes.solver.training import train_until_worse
+from probes.solver.training import Training, train_until_worse
 from probes.targets.closed import smoothed
 from semcal.seeds import keyed_generator
 
@@ -17,17 +17,14 @@ from semcal.seeds import keyed_generator
 class MLPProbe(Rung):
     """softmax(W₂·gelu(W₁x + b₁) + b₂) on standardised activations [question, d], with weight decay and early stopping.
 
-    It begins as the training marginal (W₂ = 0), and if no epoch does better on the validation groups, it stays that.
+    It starts as the training marginal (W₂ = 0), and remains that if no epoch does better on the validation groups.
 
     Args:
         hidden: width of the hidden layer.
-        lr: of AdamW.
-        weight_decay: of AdamW, on W₁ and W₂.
-        batch_size: of minibatches.
-        epochs: at most.
-        patience: epochs without a better validation loss before it stops.
-        validation: share of the questions, in whole groups, that is kept for early stopping.
+        lr: learning rate of AdamW.
+        training: weight decay, minibatches and early stopping.
         seed: of initial weights, minibatches and split.
+        device: where it is trained, e.g. "cuda".
 
     Attributes:
         network_: the trained module.
@@ -38,51 +35,33 @@ class MLPProbe(Rung):
         self,
         hidden: int = 256,
         lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        batch_size: int = 64,
-        epochs: int = 200,
-        patience: int = 10,
-        validation: float = 0.2,
+        training: Training = Training(),  # noqa: B008 - it is frozen
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         self.hidden = hidden
         self.lr = lr
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.validation = validation
+        self.training = training
         self.seed = seed
+        self.device = device
 
     def _learn(self, inputs: np.ndarray, Y: Tensor, group: Sequence[str]) -> None:
         raw = torch.as_tensor(inputs)
         self._standardise = Standardiser.of(raw)
-        X, targets = self._standardise(raw), smoothed(Y).float()
-        self.network_ = network = one_hidden_layer(
-            X.shape[1], self.hidden, torch.as_tensor(self.marginal_), seed=self.seed
-        )
+        X, targets = self._standardise(raw).to(self.device), smoothed(Y).float().to(self.device)
+        marginal = torch.as_tensor(self.marginal_)
+        self.network_ = network = one_hidden_layer(X.shape[1], self.hidden, marginal, seed=self.seed).to(self.device)
 
         def loss(rows: Tensor) -> Tensor:
             return -(targets[rows] * torch.log_softmax(network(X[rows]), 1)).sum(1)
 
-        fit, validation = validation_split(group, self.validation, seed=self.seed)
-        self.best_epoch_ = train_until_worse(
-            network,
-            loss,
-            fit,
-            validation,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            patience=self.patience,
-            seed=self.seed,
-        )
+        parts = validation_split(group, self.training.validation, seed=self.seed)
+        self.best_epoch_ = train_until_worse(network, loss, *parts, self.training, lr=self.lr, seed=self.seed)
 
     @torch.inference_mode()
     def _log_probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        logits = self.network_(self._standardise(torch.as_tensor(inputs)))
-        return torch.log_softmax(logits.double(), 1).numpy()
+        logits = self.network_(self._standardise(torch.as_tensor(inputs)).to(self.device))
+        return torch.log_softmax(logits.cpu().double(), 1).numpy()
 
 
 def one_hidden_layer(d: int, hidden: int, marginal: Tensor, *, seed: int) -> nn.Sequential:

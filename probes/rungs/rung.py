@@ -46,15 +46,15 @@ class Rung(BaseEstimator):
             group: [question], questions that a split for early stopping must not part. None: equal inputs are a group.
 
         Raises:
-            ValueError: lengths disagree, an input is not finite, a row of Y is no distribution, fewer than 2 questions,
-                or all rows of Y are the same.
+            ValueError: lengths disagree, an input is not finite, a row of Y is not a distribution, fewer than 2
+                questions, or all rows of Y are the same.
         """
         inputs = self._inputs(X)
         Y = np.asarray(Y, dtype=np.float64)
         if Y.ndim != 2 or len(inputs) != len(Y):
-            raise ValueError(f"X is {inputs.shape} and Y is {Y.shape}; want [question, ...] and [question, class]")
+            raise ValueError(f"X is {inputs.shape} and Y is {Y.shape}; expected [question, ...] and [question, class]")
         if group is not None and len(group) != len(Y):
-            raise ValueError(f"{len(group)} groups for {len(Y)} questions; want one each")
+            raise ValueError(f"{len(group)} groups for {len(Y)} questions; expected one per question")
         check_targets(Y)
         self._check_spread(inputs, Y)
         rows = self._row_bytes(inputs)
@@ -83,7 +83,7 @@ class Rung(BaseEstimator):
         found = self._log_probabilities(inputs)
         if np.shape(Y) != found.shape:
             raise ValueError(
-                f"Y is {np.shape(Y)} and the predictions {found.shape}; want the same questions and classes"
+                f"Y is {np.shape(Y)} and the predictions {found.shape}; expected the same questions and classes"
             )
         return share_explained(np.asarray(Y), found, self._log_baseline(inputs))
 
@@ -150,7 +150,7 @@ def check_activations(X: Any, *, ndim: int = 2) -> np.ndarray:
     """
     X = np.asarray(X)
     if X.ndim != ndim or not len(X):
-        raise ValueError(f"X is {X.shape}; want [question, {'token, ' * (ndim == 3)}d] with at least one question")
+        raise ValueError(f"X is {X.shape}; expected [question, {'token, ' * (ndim == 3)}d] with at least one question")
     finite = np.isfinite(X).reshape(len(X), -1).all(1)
     if not finite.all():
         raise ValueError(f"X is not finite at question {int(np.argmin(finite))}; capture it again or leave it out")
@@ -158,10 +158,12 @@ def check_activations(X: Any, *, ndim: int = 2) -> np.ndarray:
 
 
 def check_targets(Y: np.ndarray) -> None:
-    """Raises ValueError if a row of Y [question, class] is no distribution, naming the first."""
+    """Raises ValueError if a row of Y [question, class] is not a distribution, naming the first."""
     valid = np.isfinite(Y).all(1) & (Y >= 0).all(1) & np.isclose(Y.sum(1), 1.0, atol=1e-6)
     if not valid.all():
-        raise ValueError(f"Y is no distribution at question {int(np.argmin(valid))}; want masses ≥ 0 that sum to 1")
+        raise ValueError(
+            f"Y is not a valid distribution at question {int(np.argmin(valid))}; expected masses ≥ 0 that sum to 1"
+        )
 
 
 def validation_split(group: Sequence[str], share: float, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Softmax regressions on soft labels, many at once, by one batched L-BFGS on rotated rows.
 
-Problems that live on the same rows (penalties, permutations, targets of one layer) share them: their weights stand side
-by side in one matrix product, and the rows are held once. Knows arrays only: nothing of layers, questions or folds.
+Problems that live on the same rows (penalties, permutations, targets of one layer) share them: their weights form
+one matrix product, and the rows are held once. Knows arrays only: nothing of layers, questions or folds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 _ARMIJO = 1e-4
 _BACKTRACKS = 25
+_HISTORY = 10  # curvature pairs kept
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ def minimise(
     start: Tensor | None = None,
     max_iter: int = 1000,
     tol: float = 1e-9,
-    history: int = 10,
 ) -> SoftmaxFit:
     """The softmax regressions of `fit_softmax` on rotated rows, by batched L-BFGS; the weights are for those rows.
 
@@ -63,10 +63,9 @@ def minimise(
         Y: [B, n, K], rows sum to 1; or [n, K], shared by all problems.
         penalty: [B].
         layer: [B], which of the L row sets a problem lives on; None: each its own, L = B.
-        start: [B, r + 1, K] to begin from, the bias in the last row; the marginal solution if None.
+        start: [B, r + 1, K], the bias in the last row; None: the marginal solution.
         max_iter: steps at most.
         tol: nats, see `fit_softmax`.
-        history: curvature pairs kept.
     """
     batch, n = len(penalty), scores.shape[1]
     layer = torch.arange(batch, device=scores.device) if layer is None else layer
@@ -100,7 +99,7 @@ def minimise(
         product = _dot(step, change)
         curved = product > 0
         pairs.append((step, change, torch.where(curved, 1 / product, 0.0)))
-        pairs = pairs[-history:]
+        pairs = pairs[-_HISTORY:]
         gamma = torch.where(curved, product / _dot(change, inverse * change), gamma)
         theta, value, gradient = new_theta, new_value, new_gradient
         if finished.any():

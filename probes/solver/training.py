@@ -6,6 +6,7 @@ Knows parameters and losses; nothing of what they mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,20 +52,36 @@ def descend(
         return float(objective()), steps < max_iter
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Attributes:
+        weight_decay: of AdamW.
+        batch_size: of minibatches.
+        epochs: at most.
+        patience: epochs without a better validation loss before training stops.
+        validation: share of the questions, in whole groups, kept for early stopping.
+    """
+
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    epochs: int = 200
+    patience: int = 10
+    validation: float = 0.2
+
+
 def train_until_worse(
     network: nn.Module,
     loss: Callable[[Tensor], Tensor],
     fit: Tensor,
     validation: Tensor,
+    training: Training,
     *,
     lr: float,
-    weight_decay: float,
-    batch_size: int,
-    epochs: int,
-    patience: int,
     seed: int,
 ) -> int:
-    """AdamW on minibatches until the validation loss has not fallen for `patience` epochs; the best weights stay.
+    """AdamW on minibatches until the validation loss has not fallen for `patience` epochs; the best weights are kept.
 
     Matrices are decayed, vectors (biases, queries) are not. The untrained network counts as epoch 0.
 
@@ -72,7 +89,6 @@ def train_until_worse(
         network: what is trained, in place.
         loss: rows [b] -> losses [b] of the network on them.
         fit, validation: rows.
-        epochs: at most.
         seed: of the order of minibatches.
 
     Returns:
@@ -81,24 +97,24 @@ def train_until_worse(
     matrices = [p for p in network.parameters() if p.ndim >= 2]
     vectors = [p for p in network.parameters() if p.ndim < 2]
     optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}], lr=lr
+        [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}], lr=lr
     )
     rng = keyed_generator(seed, "minibatches")
 
     def validate() -> float:
         with torch.no_grad():
-            return float(torch.cat([loss(rows) for rows in validation.split(4 * batch_size)]).mean())
+            return float(torch.cat([loss(rows) for rows in validation.split(4 * training.batch_size)]).mean())
 
     best, best_epoch, kept = validate(), 0, _copy(network)
-    for epoch in range(1, epochs + 1):
-        for rows in fit[torch.as_tensor(rng.permutation(len(fit)))].split(batch_size):
+    for epoch in range(1, training.epochs + 1):
+        for rows in fit[torch.as_tensor(rng.permutation(len(fit)))].split(training.batch_size):
             optimiser.zero_grad()
             loss(rows).mean().backward()
             optimiser.step()
         reached = validate()
         if reached < best:
             best, best_epoch, kept = reached, epoch, _copy(network)
-        elif epoch - best_epoch >= patience:
+        elif epoch - best_epoch >= training.patience:
             break
     network.load_state_dict(kept)
     return best_epoch

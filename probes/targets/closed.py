@@ -1,18 +1,19 @@
-"""What a probe is asked to predict: the model's own class distribution, or a scalar made from it.
+"""What a probe predicts: the model's own class distribution over one vocabulary of classes shared by all questions.
 
-Knows class labels and counts, and how a prediction of a distribution is scored; knows nothing of answers, models or
-activations. The arrays here are `[question, class]` or `[question]`, in the order in which the questions were given.
+Knows the class table, and how a predicted distribution is scored; knows nothing of answers, models or activations.
+Arrays are `[question, class]`, questions in the order of the table.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from semcal.semantics.class_table import UNEXPLORED, ClassTable
 
 OTHER = "(other)"
 
@@ -21,147 +22,118 @@ OTHER = "(other)"
 class ClassTarget:
     """Estimated class distributions `π_x` over one vocabulary of classes shared by all questions.
 
+    Attributes:
+        classes: labels, heaviest first; `"(other)"` comes last where light classes were pooled.
+        distribution: [question, class], rows sum to 1.
+        m: samples behind each row; None if the rows are exact (no sampling noise, and the ceiling is 1).
+        name: of the target, for the column `target`.
+        fixed_classes: whether classes were fixed before sampling, so that M alone tells the sampling noise. Sorting
+            classes or choosing the mode adds noise that M does not tell: then no ceiling is known.
+
     Raises:
         ValueError: the shapes disagree, a mass is negative or not finite, or a row does not sum to 1.
     """
 
     classes: tuple[str, ...]
-    """Labels, heaviest first; `"(other)"` comes last where light classes were pooled."""
-
     distribution: np.ndarray
-    """[question, class], rows sum to 1."""
-
     m: int | None
-    """Samples behind each row; None if the rows are exact (then there is no sampling noise and the ceiling is 1)."""
+    name: str = "classes"
+    fixed_classes: bool = True
 
     def __post_init__(self) -> None:
         shape = self.distribution.shape
         if len(shape) != 2 or shape[1] != len(self.classes):
-            raise ValueError(f"distribution has shape {shape} for {len(self.classes)} classes; want [question, class]")
+            raise ValueError(
+                f"distribution has shape {shape} for {len(self.classes)} classes; expected [question, class]"
+            )
         if self.m is not None and self.m < 1:
-            raise ValueError(f"m is {self.m}; want a number of samples of at least 1, or None for exact distributions")
+            raise ValueError(f"m is {self.m}; expected a number of samples of at least 1, or None for exact masses")
         valid = np.isfinite(self.distribution).all(1) & (self.distribution >= 0).all(1)
         valid &= np.isclose(self.distribution.sum(1), 1.0, atol=1e-6)
         if not valid.all():
-            raise ValueError(f"row {int(np.argmin(valid))} of the distribution is not a distribution over classes")
+            row = int(np.argmin(valid))
+            raise ValueError(f"row {row} is not a valid distribution; expected masses of at least 0 that sum to 1")
 
     def __len__(self) -> int:
         return len(self.distribution)
 
 
-def class_target(distributions: Sequence[Mapping[str, float]], *, max_classes: int = 100, m: int | None) -> ClassTarget:
-    """Lay the questions' class distributions over one vocabulary.
+def class_target(table: ClassTable, *, max_classes: int = 100) -> ClassTarget:
+    """Lay the questions' class distributions over one vocabulary; see `class_targets`."""
+    return class_targets([table], max_classes=max_classes)[0]
+
+
+def class_targets(tables: Sequence[ClassTable], *, max_classes: int = 100) -> list[ClassTarget]:
+    """Lay the class distributions of one or several runs over one vocabulary: a target per table.
 
     Classes are ordered by their total mass over all questions, every question weighing the same (ties by label).
     Choosing the vocabulary from all questions, held-out ones included, is a choice of target space, not of predictor:
     it fixes which distribution is asked for, and baseline and probe are scored in the same space.
 
     Args:
-        distributions: for each question, class label -> count or mass. Each is normalised.
-        max_classes: size of the vocabulary at most; beyond it, the lightest classes are pooled in a last class
+        max_classes: largest size of the vocabulary; beyond it, the lightest classes are pooled in a last class
             "(other)", which counts as one of the `max_classes`. Pooling coarsens the target: every KL in nats is then a
-            lower bound of the one over all classes.
-        m: samples behind each distribution, None if exact.
+            lower bound of the KL over all classes.
 
     Raises:
-        ValueError: no question, a question without mass, a negative mass, or `max_classes` below 1.
+        ValueError: no question, or `max_classes` below 1.
     """
     if max_classes < 1:
-        raise ValueError(f"max_classes is {max_classes}; want at least 1")
-    rows = [_normalised(index, row) for index, row in enumerate(distributions)]
+        raise ValueError(f"max_classes is {max_classes}; expected at least 1")
+    rows = [row for table in tables for row in distributions_of(table)]
     if not rows:
-        raise ValueError("no class distributions were given")
-    total: Counter[str] = Counter()
+        raise ValueError("no class distributions were given; expected at least one question")
+    total: dict[str, float] = {}
     for row in rows:
-        total.update(row)
-    order = sorted((label for label, mass in total.items() if mass > 0), key=lambda label: (-total[label], label))
+        for label, mass in row.items():
+            total[label] = total.get(label, 0.0) + mass
+    order = sorted(total, key=lambda label: (-total[label], label))
     if len(order) > max_classes:
-        kept = [label for label in order if label != OTHER][: max_classes - 1]
-        order = [*kept, OTHER]
+        order = [*[label for label in order if label != OTHER][: max_classes - 1], OTHER]
     column = {label: index for index, label in enumerate(order)}
     distribution = np.zeros((len(rows), len(order)))
     for index, row in enumerate(rows):
         for label, mass in row.items():
-            if mass > 0:
-                distribution[index, column.get(label, len(order) - 1)] += mass
-    return ClassTarget(classes=tuple(order), distribution=distribution, m=m)
+            distribution[index, column.get(label, len(order) - 1)] += mass
+    parts = np.split(distribution, np.cumsum([len(table) for table in tables])[:-1])
+    return [ClassTarget(tuple(order), part, table.m) for part, table in zip(parts, tables, strict=True)]
 
 
-def b_confidence(distributions: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """`max_k π_x(k)` a question: [question], shares in (0, 1].
-
-    The plug-in of a finite sample overstates the maximum, most for flat distributions.
-    """
-    return np.array([max(_normalised(index, row).values()) for index, row in enumerate(distributions)])
-
-
-def semantic_entropy(distributions: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Entropy of `π_x` a question: [question], nats (Kuhn et al. 2023, arXiv 2302.09664, discrete form).
-
-    This is the plug-in, biased down by about (K − 1)/2M nats (Miller 1955); no correction is applied, because a probe's
-    target should not depend on an estimate of K.
-    """
-    entropies = []
-    for index, row in enumerate(distributions):
-        mass = np.array([value for value in _normalised(index, row).values() if value > 0])
-        entropies.append(float(-(mass * np.log(mass)).sum()))
-    return np.maximum(entropies, 0.0)
+def distributions_of(table: ClassTable) -> list[dict[str, float]]:
+    """[question] class -> mass, positive masses only, which sum to 1 (enumerated masses are brought to that)."""
+    shares = normalised_shares(table)
+    rows = zip(table.classes, shares, strict=True)
+    return [
+        {label: float(mass) for label, mass in zip(labels, row, strict=False) if mass > 0} or {UNEXPLORED: 1.0}
+        for labels, row in rows
+    ]
 
 
-def number_of_classes(distributions: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Classes with any mass a question: [question], counts ≥ 1.
-
-    Of M samples it is a lower bound that grows with M: compare at equal M only.
-    """
-    return np.array([sum(v > 0 for v in _normalised(i, row).values()) for i, row in enumerate(distributions)], float)
+def normalised_shares(table: ClassTable) -> np.ndarray:
+    """[question, K] masses of the table's classes, rows sum to 1; 0 in rows of which enumeration found no answer."""
+    total = np.cumsum(table.shares, axis=1)[:, -1:]  # one after the other, whatever the padding
+    return np.divide(table.shares, total, out=np.zeros_like(table.shares), where=total > 0)
 
 
-def mode_correctness(distributions: Sequence[Mapping[str, float]], gold: Sequence[Collection[str]]) -> np.ndarray:
-    """Is the semantic answer `k* = argmax π_x` a gold class? [question], shares in [0, 1].
-
-    Tied modes count by the share of them that is gold; which of them comes first decides nothing.
-
-    Args:
-        gold: for each question, its correct classes.
-
-    Raises:
-        ValueError: lengths disagree, or a question has no class distribution.
-    """
-    if len(gold) != len(distributions):
-        raise ValueError(f"{len(gold)} sets of gold classes for {len(distributions)} questions; want one each")
-    shares = []
-    for index, (row, correct) in enumerate(zip(distributions, gold, strict=True)):
-        masses = _normalised(index, row)
-        top = max(masses.values())
-        modes = [label for label, mass in masses.items() if np.isclose(mass, top, rtol=1e-9)]
-        shares.append(sum(label in correct for label in modes) / len(modes))
-    return np.array(shares)
-
-
-def ranked_target(distributions: Sequence[Mapping[str, float]], *, top: int = 5, m: int | None) -> ClassTarget:
+def ranked_target(table: ClassTable, *, top: int = 5) -> ClassTarget:
     """How the mass is spread, whatever the classes are called: masses of the `top` heaviest classes, and of the rest.
 
     A target that questions without a common vocabulary share, with classes "1st" ... and "rest". Sorting a finite
     sample overstates the first masses and understates the last, as `b_confidence` does; so `noise_ceiling`, which knows
-    only of sampling noise about fixed classes, is no ceiling for it.
-
-    Args:
-        distributions: for each question, class label -> count or mass.
-        top: masses kept apart, at least 1.
-        m: samples behind each distribution, None if exact.
+    only of sampling noise about fixed classes, is not a ceiling for it.
 
     Raises:
-        ValueError: no question, one without mass, or `top` below 1.
+        ValueError: no question, or `top` below 1.
     """
-    if top < 1 or not distributions:
-        raise ValueError(f"{len(distributions)} questions and top={top}; want at least one of each")
-    ranked = np.zeros((len(distributions), top + 1))
-    for index, row in enumerate(distributions):
-        masses = sorted(_normalised(index, row).values(), reverse=True)
+    if top < 1 or not len(table):
+        raise ValueError(f"{len(table)} questions and top={top}; expected at least one of each")
+    ranked = np.zeros((len(table), top + 1))
+    for index, row in enumerate(distributions_of(table)):
+        masses = sorted(row.values(), reverse=True)
         ranked[index, : min(top, len(masses))] = masses[:top]
         ranked[index, top] = sum(masses[top:])
     names = ["1st", "2nd", "3rd", *(f"{i}th" for i in range(4, top + 1))][:top]
-    return ClassTarget(classes=(*names, "rest"), distribution=ranked, m=m)
+    return ClassTarget((*names, "rest"), ranked, table.m, "ranked", fixed_classes=table.m is None)
 
 
 def share_target(values: np.ndarray, *, name: str, m: int | None) -> ClassTarget:
@@ -171,16 +143,18 @@ def share_target(values: np.ndarray, *, name: str, m: int | None) -> ClassTarget
 
     Args:
         values: [question].
-        name: of the first class.
+        name: of the first class, and of the target.
         m: samples behind each value, None if exact.
 
     Raises:
-        ValueError: a value that is not a share.
+        ValueError: a value outside [0, 1].
     """
     valid = (values >= 0) & (values <= 1)  # False for NaN
     if not valid.all():
-        raise ValueError(f"{name} is no share at question {int(np.argmin(valid))}; want values in [0, 1]")
-    return ClassTarget(classes=(name, f"not {name}"), distribution=np.stack([values, 1 - values], 1), m=m)
+        question = int(np.argmin(valid))
+        raise ValueError(f"{name} must lie in [0, 1]; at question {question} it is {values[question]}")
+    distribution = np.stack([values, 1 - values], 1)
+    return ClassTarget((name, f"not {name}"), distribution, m, name, fixed_classes=m is None)
 
 
 def smoothed(Y: Tensor) -> Tensor:
@@ -196,10 +170,3 @@ def smoothed(Y: Tensor) -> Tensor:
 def kl_divergence(Y: Tensor, log_q: Tensor) -> Tensor:
     """KL(Y ‖ q) in nats over the last axis, with 0·log 0 = 0; shapes broadcast."""
     return (torch.special.xlogy(Y, Y) - Y * log_q).sum(-1)
-
-
-def _normalised(index: int, row: Mapping[str, float]) -> dict[str, float]:
-    total = float(sum(row.values()))
-    if not (0 < total < np.inf) or min(row.values()) < 0:
-        raise ValueError(f"question {index} has no class distribution: masses must be non-negative with a positive sum")
-    return {label: float(value) / total for label, value in row.items()}

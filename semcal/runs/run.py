@@ -1,18 +1,14 @@
 """The run folder: what a run wrote, shard by shard, and how to read it back as tables.
 
-A run survives `kill -9` anywhere: every file is written to a temporary name and renamed, a shard of questions is there
-whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a question and
-never mixes with another configuration. No pickle is written or read.
+A run survives `kill -9` at any time: every file is written under a temporary name and renamed, a shard of questions is
+there whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a
+question and never mixes with another configuration. No pickle is written or read.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +20,8 @@ import yaml
 
 from semcal.errors import UserError
 from semcal.questions.question import Question
-from semcal.runs.stored_activations import Activations, Records, StoredActivations, layers_in, load, save
+from semcal.runs.files import content_key, link_or_copy, plain, write_atomically
+from semcal.runs.stored_activations import Activations, Records, StoredActivations, save
 from semcal.semantics.class_table import ClassTable
 
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
@@ -32,20 +29,15 @@ SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finis
 
 @dataclass(frozen=True)
 class Shard:
-    """A stretch of a run's questions that is written in one go.
+    """Consecutive questions of a run that are written together.
 
     Attributes:
-        key: File name without suffix: index and content key.
-        question_ids: The questions in it, in order.
+        key: file name without suffix: index and content key.
+        question_ids: its questions, in order.
     """
 
     key: str
     question_ids: tuple[str, ...]
-
-
-def content_key(*parts: Any) -> str:
-    """16 hexadecimal digits that change when any of the parts does."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def shards(samples_key: str, question_ids: Sequence[str], size: int) -> list[Shard]:
@@ -54,52 +46,29 @@ def shards(samples_key: str, question_ids: Sequence[str], size: int) -> list[Sha
     return [Shard(f"{i:05d}-{content_key(samples_key, part)}", part) for i, part in enumerate(parts)]
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; nothing half-written is left.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if complaint := _disk_error(path, error):
-            raise complaint from error
-        raise
-
-
-def _disk_error(path: Path, error: BaseException) -> UserError | None:
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return UserError(f"disk full while writing {path}; free some space and run again: what was finished is kept")
-    if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
-        return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
-    return None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
-    """One run folder."""
+    """One run folder. `Run.open` reads an existing one:
+
+    >>> run = semcal.Run.open("runs/demo/atlas-base__atlas-facts__concise__exact")
+    >>> run.table().sort_values("confidence")
+    """
 
     folder: Path
+
+    def __init__(self, folder: str | Path) -> None:
+        object.__setattr__(self, "folder", Path(folder))
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """An existing run.
 
         Raises:
-            UserError: the folder is no run.
+            UserError: the folder does not hold a run.
         """
-        run = cls(Path(folder))
+        run = cls(folder)
         if not run._path("config.yaml").is_file():
-            raise UserError(f"{folder} is no run folder: it has no config.yaml; `semcal ls` lists the runs")
+            raise UserError(f"{folder} is not a run folder: it has no config.yaml; `semcal ls` lists the runs")
         return run
 
     @property
@@ -120,7 +89,7 @@ class Run:
         write_atomically(self._path("config.yaml"), lambda p: p.write_text(text))
 
     def manifest(self) -> dict[str, Any]:
-        """Versions, hashes, timings and the names of the shards; empty before sampling began."""
+        """Versions, hashes, timings and the names of the shards; empty before sampling started."""
         path = self._path("manifest.json")
         return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -135,15 +104,15 @@ class Run:
         self._write_json("aliases.json", dict(aliases))
 
     def questions(self) -> pd.DataFrame:
-        """A row a question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash.
+        """One row per question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash.
 
         `written` is the gold answer as the run's style writes it, `written_ids` its token ids after the prompt, empty
-        where they are not known; runs of early versions have neither.
+        where they are not known.
         """
         return self._parquet("questions.parquet")
 
     def write_prompt_ids(self, ids: Sequence[Sequence[int]]) -> None:
-        """The token ids that the model reads for each question, which activations are held to when they are read."""
+        """The token ids that the model reads for each question; activations are checked against them when read."""
         table = pd.DataFrame({"token_ids": [np.array(i, dtype=np.int32) for i in ids]})
         self._write_parquet("prompts.parquet", table)
 
@@ -160,9 +129,9 @@ class Run:
                 text=row["text"],
                 answers=tuple(row["answers"]),
                 group=row["group"],
-                others=tuple(map(tuple, row.get("others", ()))),  # runs of early versions have none of these
-                incorrect=tuple(row.get("incorrect", ())),
-                choices=tuple(row.get("choices", ())),
+                others=tuple(map(tuple, row["others"])),
+                incorrect=tuple(row["incorrect"]),
+                choices=tuple(row["choices"]),
             )
             for row in table.to_dict("records")
         ]
@@ -186,14 +155,14 @@ class Run:
         self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
 
     def append_partial(self, key: str, question_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the samples of one question of a shard that is not finished, where asking again would be dear."""
+        """Keep the samples of one question of an unfinished shard, where sampling again would be expensive."""
         path = self._path("samples", f"{key}.partial.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps([question_id, *rows]) + "\n")
 
     def partial(self, key: str) -> dict[str, list[dict[str, Any]]]:
-        """What `append_partial` kept: question -> rows. A last line that a kill tore is left out."""
+        """What `append_partial` kept: question -> rows. A last line cut short by a kill is left out."""
         path = self._path("samples", f"{key}.partial.jsonl")
         kept: dict[str, list[dict[str, Any]]] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -222,13 +191,13 @@ class Run:
         )
 
     def adopt_shard(self, other: Run, key: str, *, with_activations: bool) -> bool:
-        """Take a finished shard of the same content key from another run (the same samples under another B)."""
+        """Take over a finished shard with the same content key from another run (the same samples, another B)."""
         if other.folder == self.folder or not other.has_shard(key, with_activations=with_activations):
             return False
         parts = [("samples", f"{key}.parquet")] + ([("activations", f"{key}.safetensors")] if with_activations else [])
         for part in parts:
             source = other._path(*part)
-            write_atomically(self._path(*part), lambda p, source=source: _link_or_copy(source, p))
+            write_atomically(self._path(*part), lambda p, source=source: link_or_copy(source, p))
         return True
 
     def shard_keys(self) -> list[str]:
@@ -245,35 +214,32 @@ class Run:
         return bool(self.shard_keys()) and not self.missing_shards()
 
     def samples(self) -> pd.DataFrame:
-        """A row a distinct sequence: question_id, text, token_ids, count, logprob (nats), finish.
+        """One row per distinct answer: question_id, text, token_ids, count, logprob (nats), finish.
 
-        `count` is absent after exact enumeration, `token_ids` is empty and `logprob` may be NaN for served models.
+        `count` is missing after exact enumeration, `token_ids` is empty and `logprob` may be NaN for served models.
         """
         tables = [self._parquet(f"samples/{key}.parquet") for key in self.shard_keys()]
         return pd.concat(tables, ignore_index=True)
 
-    def activation_layers(self, position: str) -> tuple[str, ...]:
-        """Hook names of what was captured at a position, or at `POSITION/attn_z`.
-
-        Raises:
-            UserError: nothing was captured there.
-        """
-        try:
-            return layers_in(self._activation_files()[0], position)
-        except UserError as error:
-            raise UserError(f"{self.folder}: {error}") from error
-
     def activations(self, position: str, layers: Sequence[str] | None = None) -> StoredActivations:
         """Activations at a position, or those of its heads at `POSITION/attn_z`; questions in the order of
-        `questions()`. With `layers`, nothing but these is read, so that a large run can be gone through by layers.
+        `questions()`. Values are read from disk when asked for: all of `layers`, or one at a time by `.layer(name)`.
+
+        Args:
+            layers: hook names; None: all that were captured.
 
         Raises:
-            UserError: nothing was captured there, or it was read at other tokens than this run's records say.
+            UserError: nothing was captured there, or activations that belong to another run.
         """
-        samples = [self._path("samples", f"{key}.parquet") for key in self.shard_keys()]
-        records = Records(str(self.manifest().get("tokenizer_hash", "")), self._path("prompts.parquet"), samples)
+        records = Records(
+            questions=tuple(self.questions()["id"]),
+            tokenizer_hash=str(self.manifest().get("tokenizer_hash", "")),
+            prompts=self._path("prompts.parquet"),
+            samples=[self._path("samples", f"{key}.parquet") for key in self.shard_keys()],
+        )
         try:
-            return load(self._activation_files(), position, layers, records=records)
+            found = StoredActivations.open(self._activation_files(), position, records)
+            return found if layers is None else found.only(layers)
         except UserError as error:
             raise UserError(f"{self.folder}: {error}") from error
 
@@ -282,7 +248,7 @@ class Run:
         missing = next((f for f in files if not f.is_file()), None)
         if missing is not None or not files:
             shard = missing.stem if missing else "any"
-            raise UserError(f"no activations in shard {shard}; run its study again with capture switched on")
+            raise UserError(f"no activations in shard {shard}; run its study again with capture.positions set")
         return files
 
     # ---- results --------------------------------------------------------------------------------------------
@@ -295,11 +261,42 @@ class Run:
         return ClassTable.from_frame(self.classes())
 
     def classes(self) -> pd.DataFrame:
-        """A row a question and class: see `ClassTable.to_frame`.
-
-        A gold class that was never sampled has a row too.
-        """
+        """One row per question and class, unsampled gold classes included: see `ClassTable.to_frame`."""
         return self._parquet("classes.parquet")
+
+    def table(self) -> pd.DataFrame:
+        """One row per question of a scored run, in the order of `questions()`.
+
+        Columns: question_id, group, text, gold (its gold answers), top_class (the most frequent class, the semantic
+        answer), confidence (plug-in share of that class), confidence_by_mass (by the log-probabilities of the samples;
+        NaN where unknown), correct (a share where classes are tied), tied, seen_mass (probability of the distinct
+        answers seen; NaN where unknown), and probe_class and probe_confidence, the held-out prediction of the class
+        probe (None and NaN where the run was not probed).
+
+        Raises:
+            UserError: the run was not scored yet.
+        """
+        questions, classes, predicted = self.question_records(), self.class_table(), self.probe_predictions()
+        counted, by_mass = classes.by_count, classes.by_mass
+        if predicted.empty:
+            predicted = pd.DataFrame({"question_id": [], "class": [], "confidence": []})
+        predicted = predicted.set_index("question_id").reindex(classes.questions)
+        return pd.DataFrame(
+            {
+                "question_id": classes.questions,
+                "group": classes.groups,
+                "text": [q.text for q in questions],
+                "gold": ["; ".join(forms[0] for forms in (q.answers, *q.others) if forms) for q in questions],
+                "top_class": classes.top,
+                "confidence": counted.plug_in,
+                "confidence_by_mass": np.nan if by_mass is None else by_mass.plug_in,
+                "correct": counted.correct,
+                "tied": counted.tied,
+                "seen_mass": classes.seen_mass,
+                "probe_class": predicted["class"].astype(object).where(predicted["class"].notna(), None).to_numpy(),
+                "probe_confidence": predicted["confidence"].to_numpy(dtype=float),
+            }
+        )
 
     def write_agreement(self, agreement: Mapping[str, Any]) -> None:
         """How the samples look under several collapsing functions."""
@@ -310,7 +307,7 @@ class Run:
         self._write_parquet("intermediate.parquet", table)
 
     def intermediate(self) -> pd.DataFrame:
-        """A row a question and token index i: see `semcal.semantics.intermediate`."""
+        """One row per question and token index: see `semcal.semantics.intermediate`."""
         return self._parquet("intermediate.parquet")
 
     def write_calibration(self, result: Mapping[str, Any]) -> None:
@@ -325,40 +322,67 @@ class Run:
         self._write_parquet("probes.parquet", table)
 
     def probes(self) -> pd.DataFrame:
-        """A row per target and layer (see `probes.evaluation.layerwise`); empty before `semcal probe`."""
+        """One row per target and layer (see `probes.evaluation.layerwise`); empty before `semcal probe`."""
         return self._parquet_if_any("probes.parquet")
 
     def write_interventions(self, table: pd.DataFrame) -> None:
-        self._write_parquet("interventions.parquet", table)
+        self._write_parquet("interventions/rows.parquet", table)
 
     def interventions(self) -> pd.DataFrame:
-        """One row per intervention, random controls included (see `probes.interventions.effects`)."""
-        return self._parquet_if_any("interventions.parquet")
+        """One row per intervention, random controls included (see `probes.interventions.effects`); empty before
+        `semcal intervene`.
+
+        Raises:
+            UserError: interventions of an earlier version, which kept no answers to measure again.
+        """
+        if self._path("interventions.parquet").is_file():
+            raise UserError(
+                f"{self.folder}/interventions.parquet was written by an earlier version of semcal, which kept no "
+                "answers; delete this file and run `semcal intervene` again"
+            )
+        return self._parquet_if_any("interventions/rows.parquet")
+
+    def write_intervened(self, key: str, answers: pd.DataFrame) -> None:
+        """The answers sampled under one intervention: question_id, text, count, logprob, finish."""
+        self._write_parquet(f"interventions/{key}.parquet", answers)
+
+    def intervened(self, key: str) -> pd.DataFrame:
+        """What `write_intervened` wrote; empty before that."""
+        return self._parquet_if_any(f"interventions/{key}.parquet")
 
     def write_probe_confidence(self, table: pd.DataFrame) -> None:
         self._write_parquet("probe_confidence.parquet", table)
 
     def probe_confidence(self) -> pd.DataFrame:
-        """A row a source of confidence (see `probes.probe_confidence.ConfidenceRow`); empty before it was measured."""
+        """One row per source of confidence (see `probes.probe_confidence.ConfidenceRow`); empty before it was
+        measured."""
         return self._parquet_if_any("probe_confidence.parquet")
+
+    def write_probe_predictions(self, table: pd.DataFrame) -> None:
+        self._write_parquet("probe_predictions.parquet", table)
+
+    def probe_predictions(self) -> pd.DataFrame:
+        """What the class probe answers, one row per question: question_id, class, confidence, correct. Every question
+        is predicted by a probe that saw none of its group; empty before `semcal probe`."""
+        return self._parquet_if_any("probe_predictions.parquet")
 
     def write_probe_losses(self, table: pd.DataFrame) -> None:
         self._write_parquet("probe_losses.parquet", table)
 
     def probe_losses(self) -> pd.DataFrame:
-        """Held-out KL of probe and marginal in nats, a row a question, position, rung and layer, for the target
+        """Held-out KL of probe and marginal in nats, one row per question, position, rung and layer, for the target
         "classes"; empty before `semcal probe`."""
         return self._parquet_if_any("probe_losses.parquet")
 
     def forget_results(self) -> None:
-        """Remove what was computed from samples and activations, which stay."""
-        for name in ("classes.parquet", "intermediate.parquet", "calibration.json", "interventions.parquet"):
+        """Remove what was computed from samples and activations. What the model produced stays, interventions too."""
+        for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
             self._path(name).unlink(missing_ok=True)
         self.forget_probes()
 
     def forget_probes(self) -> None:
         """Remove the probes' table and the page and figures that show it."""
-        names = ("probes", "probe_losses", "probe_confidence")
+        names = ("probes", "probe_losses", "probe_confidence", "probe_predictions")
         tables = [self._path(f"{name}.parquet") for name in names]
         for path in (*tables, self._path("report.html"), *self._path("figures").glob("*")):
             path.unlink(missing_ok=True)
@@ -379,21 +403,3 @@ class Run:
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
         write_atomically(self._path(name), lambda p: p.write_text(text))
-
-
-def plain(value: Any) -> Any:
-    """JSON knows neither NaN nor numpy: a figure that is not defined is null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        target.write_bytes(source.read_bytes())

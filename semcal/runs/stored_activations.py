@@ -1,17 +1,17 @@
-"""Activations as records, and as arrays on disk: one safetensors file a shard, read back whole or layer by layer.
+"""Activations as records, and as arrays on disk: one safetensors file per shard, read back layer by layer.
 
-Knows nothing of models. At each position a question has a number of rows: one; none where it has no such place;
+Knows nothing of models. At each position a question has a number of rows: one; none where it has no such position;
 several where every token is kept. `last_prompt_token` names an array [row, layer, d_model] of the residual stream and
-of what is added to it, `last_prompt_token/attn_z` one [row, layer, head, d_head] of what the heads make.
+of what is added to it, `last_prompt_token/attn_z` an array [row, layer, head, d_head] of the heads' outputs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -37,8 +37,8 @@ class Activations:
             norm).
         values: [row, layer, d_model] float32; the rows of a question follow each other.
         token_ids: [row] the token found at that position (of a mean, at its last token).
-        token_index: [row] where in the prompt, or in prompt and answer, that token stands; from 0.
-        rows: [question] how many rows each has.
+        token_index: [row] index of that token in the prompt, or in prompt and answer together; from 0.
+        rows: [question] how many rows each question has.
         head_layers: [head layer] hook names of `heads`.
         heads: [row, head layer, head, d_head] float32.
     """
@@ -60,39 +60,6 @@ class Activations:
             )
 
 
-@dataclass(frozen=True)
-class StoredActivations:
-    """Activations read back from a run, questions in the order of `Run.questions`.
-
-    Attributes:
-        position: Name of the array.
-        layers: [layer] hook names.
-        values: [row, layer, d_model] or [row, layer, head, d_head], float32. A question has one row at most positions.
-        token_ids: [row] the token found at the position.
-        token_index: [row] where that token stands in the prompt, or in prompt and answer; -1 in runs that did not say.
-        rows: [question] rows of each question: 0 where it has no such place, several where every token was kept.
-        samples: [row] for a position in the answer, which row of `Run.samples` that answer is; else -1.
-    """
-
-    position: str
-    layers: tuple[str, ...]
-    values: np.ndarray
-    token_ids: np.ndarray
-    token_index: np.ndarray
-    rows: np.ndarray
-    samples: np.ndarray
-
-    @property
-    def present(self) -> np.ndarray:
-        """[question] whether a question has this place."""
-        return self.rows > 0
-
-    @property
-    def ragged(self) -> bool:
-        """Whether a question may have several rows."""
-        return bool((self.rows > 1).any())
-
-
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -108,8 +75,8 @@ def save(
     """Write what was found at each position of a shard.
 
     Args:
-        shard: Its key, which says what questions it holds and how they were asked.
-        answer_rows: [question] which row of the shard's samples the answer is that was read, -1 for none.
+        shard: its key, which covers the questions it holds and how they were asked.
+        answer_rows: [question] row, among the shard's samples, of the answer that was read; -1 for none.
 
     Raises:
         UserError: a value beyond the range of float16, naming question and layer.
@@ -129,7 +96,10 @@ def save(
         tensors[f"{position}.rows"] = np.ascontiguousarray(at.rows)
     if answer_rows is not None:
         tensors[ANSWER_ROW] = np.ascontiguousarray(answer_rows)
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it; safetensors would leave 0600
     save_file(tensors, path, metadata=facts)
+    path.chmod(mode)
 
 
 def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activations) -> np.ndarray:
@@ -140,8 +110,8 @@ def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activat
         row, layer = np.argwhere(beyond)[0][:2]
         question = at.keys[int(np.searchsorted(at.rows.cumsum(), row, side="right"))]
         raise UserError(
-            f"question {question!r}: activations at {layers[layer]} go beyond {dtype}; set capture.dtype to float32 in "
-            "a study of another name"
+            f"question {question!r}: activations at {layers[layer]} exceed the range of {dtype}; set capture.dtype to "
+            "float32 in a study with another name"
         )
     return narrow
 
@@ -149,88 +119,199 @@ def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activat
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def layers_in(path: Path, array: str) -> tuple[str, ...]:
-    """Hook names of the layers of an array of a shard.
-
-    Raises:
-        UserError: nothing of that name, naming the nearest.
-    """
-    with safe_open(path, framework="np") as stored:
-        facts = stored.metadata()
-        there = [n for n in stored.keys() if "." not in n and n != ANSWER_ROW]  # noqa: SIM118 - not a dict
-    if array not in there:
-        raise UserError(f"nothing captured at position {array!r}{nearest(array, there)}; there is {', '.join(there)}")
-    return tuple(json.loads(facts["head_layers" if array.endswith(HEADS) else "layers"]))
-
-
 @dataclass(frozen=True)
 class Records:
     """What a run says that its activations were read from.
 
     Attributes:
-        tokenizer_hash: Of its manifest.
-        prompts: A parquet file, a list of token ids a question; early runs have none.
-        samples: [shard] parquet files, a list of token ids an answer; needed for positions in the answer.
+        questions: [question] ids, in order.
+        tokenizer_hash: as in its manifest.
+        prompts: a parquet file with one list of token ids per question.
+        samples: [shard] parquet files with one list of token ids per answer; read for positions in the answer only.
     """
 
+    questions: tuple[str, ...]
     tokenizer_hash: str
     prompts: Path
     samples: Sequence[Path]
 
 
-def load(
-    files: Sequence[Path], array: str, layers: Sequence[str] | None = None, *, records: Records
-) -> StoredActivations:
-    """One array of all shards, in order; of the layers asked for, nothing else is read.
+@dataclass(frozen=True)
+class StoredActivations:
+    """The activations of a run at one position, checked when opened and read from disk when asked for.
 
-    Raises:
-        UserError: nothing of that name, or no such layer, naming the nearest; activations of other layers, another
-            tokenizer or other tokens than the run's; a number that is not finite.
+    Opening reads headers, tokens and row counts, each shard once; `layer` and `values` read activations, each shard
+    once per call, and check that they are finite.
+
+    Attributes:
+        position: name of the array.
+        layers: [layer] hook names, in the order of the network.
+        questions: [question] ids, in the order of `Run.questions`.
+        rows: [question] rows of each question: 1 at most positions, 0 where a question has no such position, several
+            where every token was kept.
+        token_ids: [row] the token found at the position (of a mean, at its last token).
+        token_index: [row] index of that token in the prompt, or in prompt and answer together; from 0.
+        samples: [row] at a position in the answer, the row of `Run.samples` that holds this answer; else -1.
+        width: (d_model,) or (head, d_head).
     """
-    there = layers_in(files[0], array)
-    for layer in layers or ():
-        if layer not in there:
-            raise UserError(f"nothing captured at layer {layer!r} of {array}{nearest(layer, there)}")
-    wanted = there if layers is None else tuple(layers)
-    shapes = [_shape(file, array, there, records.tokenizer_hash) for file in files]
-    fullest = max(shapes, key=lambda s: s[0])  # a shard in which no question has the position does not know the width
-    values = np.empty((sum(s[0] for s in shapes), len(wanted), *fullest[2:]), dtype=np.float32)
-    answers = TokenLists.read(records.samples) if in_answer(array.removesuffix(HEADS)) else None
-    beside, first = [], 0
-    for shard, (file, shape) in enumerate(zip(files, shapes, strict=True)):
-        block = values[first : first + shape[0]]
-        with safe_open(file, framework="np") as stored:
-            if shape[0]:
-                _fill(block, stored.get_slice(array), None if layers is None else [there.index(w) for w in wanted])
-                _check_finite(block, file, array, wanted)
-            beside.append(_beside(stored, array.removesuffix(HEADS), 0 if answers is None else answers.first[shard]))
-        first += shape[0]
-    token_ids, token_index, rows, samples = (np.concatenate(part) for part in zip(*beside, strict=True))
-    found = StoredActivations(array, wanted, values, token_ids, token_index, rows, samples)
-    if records.prompts.is_file():
+
+    position: str
+    layers: tuple[str, ...]
+    questions: tuple[str, ...]
+    rows: np.ndarray
+    token_ids: np.ndarray
+    token_index: np.ndarray
+    samples: np.ndarray
+    width: tuple[int, ...]
+    _stored_layers: tuple[str, ...] = field(repr=False)
+    _shards: tuple[tuple[Path, int], ...] = field(repr=False)  # file, rows
+
+    @classmethod
+    def open(cls, files: Sequence[Path], position: str, records: Records) -> StoredActivations:
+        """Check the headers and tokens of all shards.
+
+        Raises:
+            UserError: nothing captured at this position, naming the nearest; activations of other layers, another
+                tokenizer or other tokens than the run's.
+        """
+        answers = TokenLists.read(records.samples) if in_answer(position.removesuffix(HEADS)) else None
+        firsts = [0] * len(files) if answers is None else answers.first.tolist()
+        shards = [_Shard.open(file, position, first) for file, first in zip(files, firsts, strict=True)]
+        for shard in shards:
+            shard.check(shards[0].layers, records.tokenizer_hash)
+        columns = ((s.rows, s.token_ids, s.token_index, s.samples) for s in shards)
+        rows, token_ids, token_index, samples = (np.concatenate(column) for column in zip(*columns, strict=True))
+        widest = max(shards, key=lambda s: s.shape[0])  # a shard without rows does not know the width
+        found = cls(
+            position=position,
+            layers=shards[0].layers,
+            questions=records.questions,
+            rows=rows,
+            token_ids=token_ids,
+            token_index=token_index,
+            samples=samples,
+            width=widest.shape[2:],
+            _stored_layers=shards[0].layers,
+            _shards=tuple((s.file, s.shape[0]) for s in shards),
+        )
         _check_tokens(found, TokenLists.read([records.prompts]), answers)
-    return found
+        return found
+
+    def only(self, layers: Sequence[str]) -> StoredActivations:
+        """Some of the layers, in the order given.
+
+        Raises:
+            UserError: a layer that was not captured, naming the nearest.
+        """
+        for layer in layers:
+            if layer not in self._stored_layers:
+                raise UserError(
+                    f"nothing captured at layer {layer!r} of {self.position}{nearest(layer, self._stored_layers)}; "
+                    f"captured are {', '.join(self._stored_layers)}"
+                )
+        return replace(self, layers=tuple(layers))
+
+    @property
+    def present(self) -> np.ndarray:
+        """[question] whether a question has this position."""
+        return self.rows > 0
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a question has several rows."""
+        return bool((self.rows > 1).any())
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """[row, layer, d_model] or [row, layer, head, d_head], float32: all of `layers`, kept once read."""
+        return self._read(self.layers)
+
+    def layer(self, name: str) -> np.ndarray:
+        """[row, d_model] or [row, head, d_head], float32: one layer, read from disk at every call.
+
+        Raises:
+            UserError: no such layer, naming the nearest; NaN or infinity, naming file, layer and row.
+        """
+        return self.only([name])._read([name])[:, 0]
+
+    def _read(self, layers: Sequence[str]) -> np.ndarray:
+        columns = [self._stored_layers.index(name) for name in layers]
+        values = np.empty((sum(n for _, n in self._shards), len(columns), *self.width), dtype=np.float32)
+        first = 0
+        for file, n in self._shards:
+            block = values[first : first + n]
+            if n:
+                with safe_open(file, framework="np") as stored:
+                    array = stored.get_slice(self.position)
+                    for to, column in enumerate(columns):
+                        block[:, to] = array[:, column : column + 1][:, 0]
+                _check_finite(block, file, self.position, layers)
+            first += n
+        return values
 
 
-def _shape(file: Path, array: str, layers: tuple[str, ...], tokenizer_hash: str) -> tuple[int, ...]:
-    """Of an array in a shard, which is refused if it is of another run."""
-    if layers_in(file, array) != layers:
-        raise UserError(f"{file} holds other layers of {array} than the shards before it; it is of another run")
-    with safe_open(file, framework="np") as stored:
-        if (key := stored.metadata().get("shard", file.stem)) != file.stem:  # early runs did not say
-            raise UserError(f"{file} holds shard {key}: it is of another run; delete this file and run its study again")
-        if stored.metadata().get("tokenizer_hash", tokenizer_hash) != tokenizer_hash:
-            raise UserError(f"{file} was captured with another tokenizer than this run's; it is of another run")
-        return tuple(stored.get_slice(array).get_shape())
+@dataclass(frozen=True)
+class _Shard:
+    """What one file says of an array, without its values."""
 
+    file: Path
+    array: str
+    layers: tuple[str, ...]
+    shape: tuple[int, ...]
+    key: str
+    tokenizer_hash: str
+    rows: np.ndarray
+    token_ids: np.ndarray
+    token_index: np.ndarray
+    samples: np.ndarray
 
-def _fill(block: np.ndarray, stored: Any, layers: Sequence[int] | None) -> None:
-    """Fill [row, layer, ...] from an array on disk; with `layers`, only these parts of it are read."""
-    if layers is None:
-        block[:] = stored[:]
-    else:
-        for to, layer in enumerate(layers):
-            block[:, to] = stored[:, layer : layer + 1][:, 0]
+    @classmethod
+    def open(cls, file: Path, array: str, first_answer: int) -> _Shard:
+        """`first_answer`: the row of `Run.samples` at which the samples of this shard begin."""
+        position = array.removesuffix(HEADS)
+        with safe_open(file, framework="np") as stored:
+            facts, names = stored.metadata() or {}, list(stored.keys())
+            there = [n for n in names if "." not in n and n != ANSWER_ROW]
+            if array not in there:
+                raise UserError(
+                    f"nothing captured at position {array!r}{nearest(array, there)}; captured are {', '.join(there)}"
+                )
+            if "shard" not in facts or f"{position}.rows" not in names:
+                raise UserError(
+                    f"{file} was written by an early version of semcal; delete the run's folder and run its study again"
+                )
+            rows = stored.get_tensor(f"{position}.rows")
+            answer = stored.get_tensor(ANSWER_ROW) if in_answer(position) else np.full(len(rows), -1)
+            return cls(
+                file=file,
+                array=array,
+                layers=tuple(json.loads(facts["head_layers" if array.endswith(HEADS) else "layers"])),
+                shape=tuple(stored.get_slice(array).get_shape()),
+                key=facts["shard"],
+                tokenizer_hash=facts.get("tokenizer_hash", ""),
+                rows=rows,
+                token_ids=stored.get_tensor(f"{position}.token_id"),
+                token_index=stored.get_tensor(f"{position}.token_index"),
+                samples=np.repeat(np.where(answer >= 0, answer + first_answer, -1), rows),
+            )
+
+    def check(self, layers: tuple[str, ...], tokenizer_hash: str) -> None:
+        """Refuse a file of another run."""
+        if self.layers != layers:
+            raise UserError(
+                f"{self.file} holds other layers of {self.array} than the first shard, so it belongs to another run; "
+                "delete this file and run its study again"
+            )
+        if self.key != self.file.stem:
+            raise UserError(
+                f"{self.file} holds shard {self.key}, so it belongs to another run; delete this file and run its study "
+                "again"
+            )
+        if self.tokenizer_hash != tokenizer_hash:
+            raise UserError(
+                f"{self.file} was captured with another tokenizer than this run's, so it belongs to another run; "
+                "delete this file and run its study again"
+            )
 
 
 def _check_finite(block: np.ndarray, file: Path, array: str, layers: Sequence[str]) -> None:
@@ -243,28 +324,14 @@ def _check_finite(block: np.ndarray, file: Path, array: str, layers: Sequence[st
         )
 
 
-def _beside(stored: Any, position: str, first_answer: int) -> tuple[np.ndarray, ...]:
-    """(token ids, their index, rows of each question, row of the answer read) of a shard; early runs know the first."""
-    names, token_ids = stored.keys(), stored.get_tensor(f"{position}.token_id")
-    if f"{position}.rows" not in names:
-        unknown = np.full(len(token_ids), -1)
-        return token_ids, unknown, np.ones(len(token_ids), dtype=np.int64), unknown
-    rows = stored.get_tensor(f"{position}.rows")
-    answer = np.full(len(rows), -1)
-    if in_answer(position):
-        answer = stored.get_tensor(ANSWER_ROW)
-        answer = np.where(answer >= 0, answer + first_answer, -1)
-    return token_ids, stored.get_tensor(f"{position}.token_index"), rows, np.repeat(answer, rows)
-
-
 @dataclass(frozen=True)
 class TokenLists:
     """Lists of token ids, laid end to end.
 
     Attributes:
         flat: [token] all ids.
-        offsets: [list + 1] where each begins.
-        first: [file] the number of the first list of each file they were read from.
+        offsets: [list + 1] where each list begins.
+        first: [file] the number of the first list of each file.
     """
 
     flat: np.ndarray
@@ -273,7 +340,13 @@ class TokenLists:
 
     @classmethod
     def read(cls, files: Sequence[Path]) -> TokenLists:
-        """The column `token_ids` of some parquet files."""
+        """The column `token_ids` of some parquet files.
+
+        Raises:
+            UserError: a file is missing.
+        """
+        if (missing := next((f for f in files if not f.is_file()), None)) is not None:
+            raise UserError(f"{missing} is missing; delete the run's folder and run its study again")
         columns = [pq.read_table(file, columns=["token_ids"])["token_ids"] for file in files]
         lengths = np.concatenate([pc.call_function("list_value_length", [c]).to_numpy() for c in columns])
         flat = np.concatenate([pc.call_function("list_flatten", [c]).to_numpy() for c in columns])
@@ -292,18 +365,21 @@ class TokenLists:
 
 def _check_tokens(at: StoredActivations, prompts: TokenLists, answers: TokenLists | None) -> None:
     """Every row must have been read at the token that prompt and answer have there."""
-    if len(at.rows) != len(prompts.lengths):
-        raise UserError(f"activations of {len(at.rows)} questions, prompts of {len(prompts.lengths)}; of another run")
+    if not len(at.rows) == len(prompts.lengths) == len(at.questions):
+        raise UserError(
+            f"activations of {len(at.rows)} questions, but prompts of {len(prompts.lengths)} and "
+            f"{len(at.questions)} ids: these files belong to another run; delete its folder and run its study again"
+        )
     question = np.repeat(np.arange(len(at.rows)), at.rows)
-    index = np.where(at.token_index < 0, prompts.lengths[question] - 1, at.token_index)  # early runs read the last
-    expected = prompts.at(question, index)
+    expected = prompts.at(question, at.token_index)
     if answers is not None:
-        behind = index - prompts.lengths[question]
+        behind = at.token_index - prompts.lengths[question]
         expected = np.where(behind >= 0, answers.at(at.samples, behind), expected)
     wrong = np.flatnonzero(expected != at.token_ids)
     if len(wrong):
         row = wrong[0]
         raise UserError(
-            f"{at.position} of question {question[row]} was read at token id {at.token_ids[row]}, and this run has "
-            f"{expected[row]} there: these activations are of another run; delete its folder and run its study again"
+            f"{at.position} of question {at.questions[question[row]]!r} was read at token id {at.token_ids[row]}, but "
+            f"this run has {expected[row]} there: these activations belong to another run; delete its folder and run "
+            "its study again"
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from semcal import Run, UserError
+from semcal.runs import stored_activations
 from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
 
@@ -43,6 +47,7 @@ def written(tmp_path):
     parts = shards("key", list(PROMPTS), 2)
     run.write_manifest({"shards": [s.key for s in parts], "positions": ["x"], "tokenizer_hash": "t"})
     run.write_prompt_ids(list(PROMPTS.values()))
+    run.write_questions(pd.DataFrame({"id": list(PROMPTS)}), {})
     last = {k: [len(ids) - 1] for k, ids in PROMPTS.items()}
     every = {k: list(range(1, len(ids))) for k, ids in PROMPTS.items()}
     after = {k: [len(PROMPTS[k]) + 1] if len(ANSWERS[k][0]) > 1 else [] for k in PROMPTS}
@@ -93,13 +98,13 @@ def test_a_shard_or_a_run_without_the_position_is_empty_and_not_refused(written)
 def test_layer_by_layer_a_run_is_what_it_is_as_a_whole(written):
     run, _, _ = written
     whole, alone = run.activations("all_question_tokens"), []
-    for layer in reversed(run.activation_layers("all_question_tokens")):
+    for layer in reversed(run.activations("all_question_tokens").layers):
         alone.insert(0, run.activations("all_question_tokens", layers=[layer]))
         assert alone[0].layers == (layer,)
     np.testing.assert_array_equal(np.concatenate([a.values for a in alone], 1), whole.values)
     heads = run.activations("last_prompt_token/attn_z", layers=["blocks.0.attn.hook_z"])
     assert heads.values.shape == (3, 1, 2, 3)
-    assert run.activation_layers("last_prompt_token/attn_z") == ("blocks.0.attn.hook_z",)
+    assert run.activations("last_prompt_token/attn_z").layers == ("blocks.0.attn.hook_z",)
 
 
 def test_half_precision_halves_the_file_and_returns_within_its_precision(written):
@@ -119,7 +124,9 @@ def test_what_half_precision_cannot_hold_is_refused_naming_question_and_layer(wr
     at = wrote[0]["all_question_tokens"]
     values = at.values.copy()
     values[2, 1, 0] = 1e5
-    with pytest.raises(UserError, match=r"'b': activations at blocks\.0\.hook_resid_post go beyond float16; set"):
+    with pytest.raises(
+        UserError, match=r"'b': activations at blocks\.0\.hook_resid_post exceed the range of float16; set"
+    ):
         run.write_activations(parts[0].key, {"all_question_tokens": replace(at, values=values)}, dtype="float16")
 
 
@@ -140,10 +147,12 @@ def test_what_was_not_captured_is_refused_with_the_nearest(written, position, la
 def test_activations_of_other_tokens_are_refused(written):
     run, _, _ = written
     run.write_prompt_ids([(7, 8, 9), (7, 5), (7, 6, 4, 2)])
-    with pytest.raises(UserError, match=r"last_prompt_token of question 2 was read at token id 3, and this run has 2"):
+    with pytest.raises(
+        UserError, match=r"last_prompt_token of question 'c' was read at token id 3, but this run has 2"
+    ):
         run.activations("last_prompt_token")
     run.write_prompt_ids([(7, 8, 9), (7, 5)])
-    with pytest.raises(UserError, match="activations of 3 questions, prompts of 2"):
+    with pytest.raises(UserError, match="activations of 3 questions, but prompts of 2"):
         run.activations("last_prompt_token")
 
 
@@ -151,7 +160,7 @@ def test_activations_along_another_answer_are_refused(written):
     run, parts, _ = written
     rows = [{"question_id": q, "token_ids": [1, 2, 3], "count": 1} for q in ("a", "a", "b")]
     run.write_samples(parts[0].key, rows)
-    with pytest.raises(UserError, match=r"after_2_tokens of question 0 was read at token id 21, and this run has 2"):
+    with pytest.raises(UserError, match=r"after_2_tokens of question 'a' was read at token id 21, but this run has 2"):
         run.activations("after_2_tokens")
 
 
@@ -176,29 +185,54 @@ def test_what_is_no_number_is_refused_naming_file_and_layer(written):
     rewritten(path, lambda tensors: tensors["last_prompt_token"].__setitem__((1, 1, 0), np.nan))
     said = rf"{path}: last_prompt_token holds NaN or infinity at {LAYERS[1]}, row 1; delete this file and `semcal run`"
     with pytest.raises(UserError, match=said):
-        run.activations("last_prompt_token")
-    run.activations("last_prompt_token", [LAYERS[0]])  # what is not read is not looked at
+        _ = run.activations("last_prompt_token").values
+    run.activations("last_prompt_token").layer(LAYERS[0])  # what is not read is not checked
 
 
 def test_a_shard_of_another_run_under_the_name_of_ones_own_is_refused(written):
     run, parts, _ = written
     path = run.folder / "activations" / f"{parts[0].key}.safetensors"
     rewritten(path, lambda _: None, shard="00000-of-another-run")
-    with pytest.raises(UserError, match="holds shard 00000-of-another-run: it is of another run; delete this file and"):
+    with pytest.raises(UserError, match="holds shard 00000-of-another-run, so it belongs to another run; delete this"):
         run.activations("last_prompt_token")
 
 
-def test_a_run_of_an_early_version_is_read_as_before(tmp_path):
-    run = Run(tmp_path / "run")
-    run.write_config({})
-    run.write_manifest({"shards": ["0"], "positions": ["last_prompt_token"], "tokenizer_hash": "t"})
-    values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
-    (run.folder / "activations").mkdir()
-    save_file(
-        {"last_prompt_token": values, "last_prompt_token.token_id": np.array([4, 5])},
-        run.folder / "activations" / "0.safetensors",
-        metadata={"layers": '["l0", "l1"]'},
+def test_activations_of_an_early_version_are_refused_with_the_remedy(written):
+    run, parts, _ = written
+    path = run.folder / "activations" / f"{parts[0].key}.safetensors"
+    rewritten(path, lambda tensors: tensors.pop("last_prompt_token.rows"))
+    with pytest.raises(UserError, match="written by an early version of semcal; delete the run's folder and run its"):
+        run.activations("last_prompt_token")
+
+
+def test_stored_activations_carry_the_ids_of_their_questions(written):
+    run, _, _ = written
+    assert run.activations("last_prompt_token").questions == tuple(PROMPTS)
+
+
+def test_each_shard_is_opened_once_and_then_once_per_layer(written, monkeypatch):
+    run, parts, wrote = written
+    opened = []
+    real = stored_activations.safe_open
+    monkeypatch.setattr(
+        stored_activations, "safe_open", lambda file, **more: (opened.append(file), real(file, **more))[1]
     )
-    stored = run.activations("last_prompt_token", layers=["l1"])
-    np.testing.assert_array_equal(stored.values, values[:, 1:])
-    assert (stored.layers, stored.token_ids.tolist(), stored.rows.tolist()) == (("l1",), [4, 5], [1, 1])
+    stored = run.activations("last_prompt_token")
+    assert len(opened) == len(parts)
+    one = stored.layer(LAYERS[1])
+    assert len(opened) == 2 * len(parts)
+    np.testing.assert_array_equal(one, np.concatenate([w["last_prompt_token"].values[:, 1] for w in wrote]))
+    with pytest.raises(UserError, match=r"did you mean 'blocks.0.hook_resid_post'\?; captured are"):
+        stored.layer("blocks.0.hook_resid_pst")
+
+
+def test_files_have_the_mode_that_the_umask_gives(written):
+    run, parts, wrote = written
+    before = os.umask(0o027)
+    try:
+        run.write_activations(parts[0].key, wrote[0])
+        run.write_manifest(run.manifest())
+    finally:
+        os.umask(before)
+    for path in (run.folder / "activations" / f"{parts[0].key}.safetensors", run.folder / "manifest.json"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from semcal import Run, UserError
-from semcal.runs.run import content_key, shards, write_atomically
+from semcal.runs.files import content_key, write_atomically
+from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
+from semcal.semantics.class_table import ClassTable
 
 
 def test_shards_cover_every_question_once_and_their_keys_what_they_hold():
@@ -61,12 +63,16 @@ def make_run(folder, ids=("a", "b", "c")):
             "group": ids,
             "text": ["T"] * len(ids),
             "answers": [["x", "y"]] * len(ids),
+            "others": [[]] * len(ids),
+            "incorrect": [[]] * len(ids),
+            "choices": [[]] * len(ids),
             "prompt": ["P"] * len(ids),
             "prompt_tokens": [3] * len(ids),
             "prompt_hash": ["h"] * len(ids),
         }
     )
     run.write_questions(table, {"X": "x"})
+    run.write_prompt_ids([(5, i, 9) for i in range(len(ids))])
     parts = shards("key", list(ids), 2)
     run.write_manifest({"shards": [s.key for s in parts], "positions": ["last_prompt_token"]})
     return run, parts
@@ -79,8 +85,8 @@ def row(question_id):
 def fill(run, part):
     n = len(part.question_ids)
     values = np.arange(n * 6, dtype=np.float32).reshape(n, 2, 3)
-    ones = np.ones(n, dtype=np.int64)
-    found = Activations(part.question_ids, ("l0", "l1"), values, np.arange(n), ones, ones, (), np.zeros((n, 0, 0, 0)))
+    ones, last = np.ones(n, dtype=np.int64), np.full(n, 2)
+    found = Activations(part.question_ids, ("l0", "l1"), values, np.full(n, 9), last, ones, (), np.zeros((n, 0, 0, 0)))
     run.write_activations(part.key, {"last_prompt_token": found})
     run.write_samples(part.key, [row(q) for q in part.question_ids])
 
@@ -96,7 +102,7 @@ def test_a_run_reads_back_what_was_written(tmp_path):
     assert again.samples()["question_id"].tolist() == ["a", "b", "c"]
     assert again.samples()["token_ids"].iloc[0].tolist() == [1, 2]
     stored = again.activations("last_prompt_token")
-    assert (stored.layers, stored.values.shape, stored.token_ids.tolist()) == (("l0", "l1"), (3, 2, 3), [0, 1, 0])
+    assert (stored.layers, stored.values.shape, stored.token_ids.tolist()) == (("l0", "l1"), (3, 2, 3), [9, 9, 9])
     assert again.question_records()[0].answers == ("x", "y")
     assert again.aliases() == {"X": "x"}
     with pytest.raises(UserError, match="nothing captured at position 'elsewhere'"):
@@ -119,10 +125,48 @@ def test_a_sibling_with_the_same_content_key_lends_its_shards(tmp_path):
 
 
 def test_no_run_folder_and_stages_still_to_come(tmp_path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         Run.open(tmp_path)
     run, _ = make_run(tmp_path / "run")
     assert run.calibration() == {}
     assert run.probes().empty
     with pytest.raises(UserError, match=r"no classes\.parquet yet"):
         run.classes()
+
+
+def test_a_run_is_opened_from_a_text_or_a_path(tmp_path):
+    make_run(tmp_path / "run")
+    assert Run(str(tmp_path / "run")) == Run(tmp_path / "run") == Run.open(str(tmp_path / "run"))
+    assert Run(str(tmp_path / "run")).config() == {"study": "s"}
+
+
+def test_the_table_has_a_row_per_question_with_confidence_correctness_and_probe(tmp_path):
+    run, _ = make_run(tmp_path / "run")
+    counts = pd.DataFrame(
+        {
+            "question_id": ["a", "a", "b", "b", "c"],
+            "group": ["a", "a", "b", "b", "c"],
+            "class": ["x", "z", "x", "y", "w"],
+            "count": [3, 1, 2, 2, 4],
+            "mass": [0.9, 0.1, 0.5, 0.5, 1.0],
+            "seen_mass": [0.8, 0.8, 0.5, 0.5, 0.2],
+            "gold": [True, False, True, False, False],
+            "unparsed": [False] * 5,
+        }
+    )
+    run.write_classes(ClassTable.from_frame(counts))
+    table = run.table().set_index("question_id")
+    assert table["top_class"].tolist() == ["x", "x", "w"]
+    assert table["confidence"].tolist() == [0.75, 0.5, 1]
+    assert table["confidence_by_mass"].tolist() == [0.9, 0.5, 1]
+    assert table["correct"].tolist() == [1, 0.5, 0]
+    assert table["tied"].tolist() == [False, True, False]
+    assert table["seen_mass"].tolist() == [0.8, 0.5, 0.2]
+    assert table["gold"].tolist() == ["x"] * 3
+    assert table["probe_class"].tolist() == [None] * 3
+    assert table["probe_confidence"].isna().all()
+    run.write_probe_predictions(
+        pd.DataFrame({"question_id": ["b", "a", "c"], "class": ["y", "x", "w"], "confidence": [0.4, 0.6, 0.9]})
+    )
+    assert run.table()["probe_class"].tolist() == ["x", "y", "w"]
+    assert run.table()["probe_confidence"].tolist() == [0.6, 0.4, 0.9]

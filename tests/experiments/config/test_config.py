@@ -58,7 +58,7 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
         ({"capture": {"positions": []}}, "nothing to probe"),
         (
             {"capture": {"positions": ["last_promt_token"]}},
-            "capture.positions: 'last_promt_token' is no position, did you mean 'last_prompt_token'",
+            "capture.positions: 'last_promt_token' is not a valid position, did you mean 'last_prompt_token'",
         ),
         ({"capture": {"positions": ["chain_0", "chain_0"]}}, "capture.positions: 'chain_0' is duplicated"),
         ({"capture": {"hooks": ["blocks.*.hook_mlpout"]}}, r"capture.hooks: .* did you mean 'blocks.\*.hook_mlp_out'"),

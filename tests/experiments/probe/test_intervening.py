@@ -1,16 +1,21 @@
-"""`semcal intervene`: what is fitted on and what is changed, resumed and refused, and what stands in the run folder."""
+"""`semcal intervene`: what is fitted on and what is changed, resumed and refused, and what the run folder keeps."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from experiments.score.analysis import score
 
+from experiments.config.collapsing_functions import NumericConfig
+from experiments.config.run_folder import stored_cell
+from experiments.config.study import CalibrationConfig
 from experiments.probe import intervene as intervening
-from experiments.probe.intervene import intervene_run
+from experiments.probe.intervene import intervene_run, remeasure
 from experiments.probe.intervention_plan import Halves, Wanted
 from probes.plots.dose_response import dose_response
 from semcal import Run, UserError
@@ -29,7 +34,7 @@ def run(tmp_path, study_dict) -> Run:
     return made
 
 
-def test_an_intervention_stands_in_the_run_with_its_controls(run):
+def test_an_intervention_is_kept_in_the_run_with_its_controls(run):
     found = intervene_run(run, ABLATE, layers=["1", "blocks.2.hook_resid_post"], n=16)
     pd.testing.assert_frame_equal(found, run.interventions())
     assert list(found["kind"]) == ["none"] * 2 + ["ablate"] * 10
@@ -89,7 +94,7 @@ def test_every_kind_and_position(run, wanted, position, named):
         dose_response(found[found["kind"] == "none"], title="nothing")
 
 
-def test_what_was_finished_is_kept_and_not_made_again(run, monkeypatch):
+def test_finished_interventions_are_kept_and_not_sampled_again(run, monkeypatch):
     real, seen = intervening.effect, []
 
     def dies(*arguments, **more):
@@ -106,12 +111,45 @@ def test_what_was_finished_is_kept_and_not_made_again(run, monkeypatch):
     monkeypatch.setattr(intervening, "effect", lambda *a, **k: (seen.append(1), real(*a, **k))[1])
     broken_then_whole = intervene_run(run, ABLATE)
     assert len(seen) == 7
-    (run.folder / "interventions.parquet").unlink()
+    shutil.rmtree(run.folder / "interventions")
     pd.testing.assert_frame_equal(intervene_run(run, ABLATE), broken_then_whole)
     monkeypatch.setattr(intervening, "Models", lambda: pytest.fail("nothing is left to do"))
     pd.testing.assert_frame_equal(intervene_run(run, ABLATE), broken_then_whole)
-    run.forget_results()  # as after `semcal score` with another B
-    assert run.interventions().empty
+    answers = run.intervened(broken_then_whole["key"].iloc[2])
+    assert list(answers) == ["question_id", "text", "count", "logprob", "finish"]
+    assert (answers.groupby("question_id")["count"].sum() == 8).all()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"calibration": CalibrationConfig(bootstrap=30, null_draws=25, detail_draws=10)}, {"semantics": NumericConfig()}],
+    ids=["calibration", "semantics"],
+)
+def test_settings_of_the_analysis_delete_no_answers_and_measure_the_stored_ones_again(run, monkeypatch, changed):
+    before = intervene_run(run, ABLATE)
+    stored = {path: path.read_bytes() for path in (run.folder / "interventions").glob("*.parquet")}
+    cell = stored_cell(run).model_copy(update=changed)
+    run.write_config(cell.model_dump(mode="json"))
+    run.forget_results()
+    score(cell, run)
+    monkeypatch.setattr(intervening, "Models", lambda: pytest.fail("answers are stored, nothing is sampled"))
+    after = intervene_run(run, ABLATE)
+    assert list(after["key"]) == list(before["key"])
+    assert set(after["fitted_to"]) == set(before["fitted_to"])
+    assert (after["settings"] != before["settings"]).all()
+    assert (after["change"] == before["change"]).all()
+    for path, content in stored.items():
+        assert path.name == "rows.parquet" or path.read_bytes() == content
+    if "calibration" in changed:
+        assert (after["tv"] == before["tv"]).all()
+        assert (after["d_smece_low"] != before["d_smece_low"]).any()
+    pd.testing.assert_frame_equal(remeasure(cell, run), after)
+
+
+def test_interventions_of_an_earlier_version_are_refused_with_the_remedy(run):
+    (run.folder / "interventions.parquet").touch()
+    with pytest.raises(UserError, match=r"kept no answers; delete this file and run `semcal intervene` again"):
+        run.interventions()
 
 
 def test_the_command(run, monkeypatch, capsys):
@@ -131,7 +169,7 @@ def test_the_command(run, monkeypatch, capsys):
 def test_refusals_in_a_line(run, monkeypatch, capsys):
     for arguments, said in (
         (["--layer", 9], "layer 9 was not captured in"),
-        (["--layer", 9], "the nearest is 2; there is blocks.0.hook_resid_pre"),
+        (["--layer", 9], "the nearest is 2; captured are blocks.0.hook_resid_pre"),
         (["--layer", "blocks.1.hook_resid_pst"], "did you mean 'blocks.1.hook_resid_post'"),
         (["--kind", "ablat"], "unknown kind 'ablat', did you mean 'ablate'"),
         (["--size", "-1"], "--size with --kind steer"),
@@ -143,9 +181,9 @@ def test_refusals_in_a_line(run, monkeypatch, capsys):
         assert said in err.replace("\n", ""), err
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     for change, said in (
-        ({"sampling": config["sampling"] | {"exact": {}}}, "was enumerated; interventions sample"),
+        ({"sampling": config["sampling"] | {"exact": {}}}, "was enumerated, but interventions need samples"),
         ({"capture": config["capture"] | {"positions": []}}, "has no activations"),
-        ({"model": config["model"] | {"path": "http://localhost:1/v1"}}, "is served, and what a server computes"),
+        ({"model": config["model"] | {"path": "http://localhost:1/v1"}}, "is served, and a server's computation"),
     ):
         (run.folder / "config.yaml").write_text(yaml.safe_dump(config | change))
         with pytest.raises(UserError, match=said):

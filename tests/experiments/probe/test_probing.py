@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import ProbesConfig
-from experiments.probe.at_position import compare_last_layers
 from experiments.probe.probe import probe
+from experiments.probe.stored_evaluations import compare_last_layers
 from experiments.report.summary_table import last_layer
 from semcal import Run, UserError
 from semcal.calibration.resampling import Resampling
@@ -46,8 +46,8 @@ def test_by_default_linear_probes_of_all_layers_stand_beside_words_and_lengths(r
     table = run.probes()
     assert set(table["rung"]) == {"linear", "baseline:tfidf"}
     classes = table[table["target"] == "classes"]
-    assert list(classes["layer"]) == [*run.activation_layers("last_prompt_token"), "tf-idf and length"]
-    assert last_layer(table, "classes")["layer"] == run.activation_layers("last_prompt_token")[-1]
+    assert list(classes["layer"]) == [*run.activations("last_prompt_token").layers, "tf-idf and length"]
+    assert last_layer(table, "classes")["layer"] == run.activations("last_prompt_token").layers[-1]
     assert (classes["ceiling_low"] <= classes["ceiling"]).all()
     scalar = table[table["target"] == "b_confidence"]
     assert scalar["ceiling"].between(0, 1).all()
@@ -58,7 +58,7 @@ def test_every_rung_and_target_has_its_rows(run):
     rungs = ["linear", "ridge-logit", "low-rank", "mlp"]
     table = probed(run, targets=targets, rungs=rungs, baselines=["marginal", "tfidf"]).probes()
     assert set(table["target"]) == set(targets)
-    names = run.activation_layers("last_prompt_token")
+    names = run.activations("last_prompt_token").layers
     for rung in rungs[1:]:
         rows = table[(table["rung"] == rung) & (table["target"] == "classes")]
         assert list(rows["layer"]) == [names[len(names) // 2], names[-1]]

@@ -18,7 +18,8 @@ from experiments.probe.probe import probe
 from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading
 from experiments.sample.models import Models
-from probes.evaluation.rungwise import evaluate_rung
+from probes.evaluation.layerwise import CrossValidation
+from probes.evaluation.rungwise import Candidates, evaluate_rung
 from probes.rungs.lens import LensProbe, first_tokens
 from probes.targets.closed import OTHER, class_target
 from semcal import LanguageModel, Run, UserError
@@ -56,7 +57,7 @@ def test_every_one_has_its_rows_at_the_last_prompt_token(run, step0):
     targets = ["classes", "b_confidence", "entropy", "mode_correct"]
     rungs = {"rungs": ["linear", "lora", "lens"], "baselines": OF_THE_MODEL["baselines"]}
     table = probed(run, targets=targets, step0=str(step0), **rungs)
-    layers = list(run.activation_layers("last_prompt_token"))
+    layers = list(run.activations("last_prompt_token").layers)
     assert set(table["position"]) == {"last_prompt_token"}
     fitted = dict(iter(table.groupby("rung")))
     assert list(fitted["lora"]["target"]) == ["classes", "mode_correct"]
@@ -91,15 +92,13 @@ def test_the_checkpoint_itself_as_step_0_reads_what_the_linear_probe_reads(run, 
 
 def test_the_lens_reads_the_first_tokens_with_which_answers_begin(run, tiny: LanguageModel):
     found = probed(run, rungs=["lens"]).set_index("layer").loc[LAST]
-    masses = run.class_table().distributions
-    target = class_target(masses, m=8)
+    target = class_target(run.class_table())
     forms = surface_forms(run, target.classes)
     first = first_tokens(tiny, [[f" {form}" for form in its] for its in forms], context="Answer:")
-    X = run.activations("last_prompt_token", [LAST]).values[:, 0]
+    X = run.activations("last_prompt_token").layer(LAST)
     groups = list(run.questions()["group"])
-    alone = evaluate_rung(
-        [LensProbe(tiny, first)], X, target, rung="lens", layer=LAST, group=groups, folds=3, control=False, seed=0
-    )
+    lens = Candidates("lens", [LensProbe(tiny, first)], control=False)
+    alone = evaluate_rung(lens, X, target, layer=LAST, group=groups, how=CrossValidation(folds=3))
     assert found["explained"] == pytest.approx(alone.frame["explained"].item())
 
 

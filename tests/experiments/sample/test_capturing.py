@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 from experiments.config.parsing import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
-from semcal.runs.run import write_atomically
+from semcal.runs.files import write_atomically
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import Silent, run_dict, write_study
 
@@ -135,7 +135,7 @@ def test_a_hook_the_model_has_not_is_refused_before_anything_is_written_that_bin
     with pytest.raises(UserError, match=r"'blocks\.7\.hook_resid_post' matches nothing in LlamaForCausalLM, did you"):
         run_dict(tmp_path, study)
     (run,) = run_dict(tmp_path, study, "capture.hooks=['blocks.2.hook_resid_post']")
-    assert run.activation_layers("last_prompt_token") == ("blocks.2.hook_resid_post",)
+    assert run.activations("last_prompt_token").layers == ("blocks.2.hook_resid_post",)
 
 
 def test_another_capture_is_another_configuration(tmp_path, capturing):

@@ -107,7 +107,7 @@ def test_the_notebook_function_reads_questions_and_chosen_hooks(atlas, asked):
     assert usual.token_ids.tolist() == [prompt.ids[-1] for _, _, prompt, _ in asked]
     with pytest.raises(ValueError, match="needs as many questions, got 0"):
         capture(atlas, texts, position=QUESTION_MEAN)
-    with pytest.raises(UserError, match="'no such text' does not stand in its prompt"):
+    with pytest.raises(UserError, match="'no such text' is not in its prompt"):
         capture(atlas, texts[:1], position=QUESTION_MEAN, questions=["no such text"])
     with pytest.raises(ValueError, match="lies in the answer"):
         capture(atlas, texts, position="chain_50")

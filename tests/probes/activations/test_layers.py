@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from probes.activations.layers import Layers
-from probes.evaluation.layerwise import evaluate
 from probes.targets.closed import ClassTarget
+from tests.probes.tables import evaluated
 
 N, D, NAMES = 60, 8, tuple(f"blocks.{i}.hook_resid_post" for i in range(4))
 GROUPS = [str(row) for row in range(N)]
@@ -27,7 +27,7 @@ def target() -> ClassTarget:
     return ClassTarget(tuple("abc"), np.random.default_rng(1).dirichlet(np.ones(3), size=N), None)
 
 
-score = partial(evaluate, group=GROUPS, folds=3, permutations=3, bootstrap=10, seed=0)
+score = partial(evaluated, group=GROUPS, folds=3, permutations=3, bootstrap=10, seed=0)
 
 
 def test_only_one_layer_is_alive_at_a_time(
@@ -55,9 +55,9 @@ def test_only_one_layer_is_alive_at_a_time(
         return made
 
     monkeypatch.setattr(Layers, "block", watched)
-    streamed = score(Layers(NAMES, read), target).frame
+    streamed = score(Layers(NAMES, read, 4 * D), target).frame
     assert len(tensors) == len(NAMES)
-    assert len(alive) == len(NAMES) + 1
+    assert len(alive) == len(NAMES)
     monkeypatch.setattr(Layers, "block", block)
     narrowed = values.astype(np.float16)
     pd.testing.assert_frame_equal(streamed, score(narrowed, target, layers=NAMES).frame, atol=1e-5)
@@ -84,6 +84,6 @@ def test_layers_that_do_not_fit_are_refused(values: np.ndarray, target: ClassTar
         score(Layers.of(values, NAMES), target, layers=NAMES)
     with pytest.raises(ValueError, match="60 targets"):
         score(Layers.of(values[1:], NAMES), target)
-    ragged = Layers(NAMES, lambda index: values[:, index, : D - index])
+    ragged = Layers(NAMES, lambda index: values[:, index, : D - index], 4 * D)
     with pytest.raises(ValueError, match="one width at a time"):
         score(ragged, target)

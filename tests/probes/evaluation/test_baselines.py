@@ -6,11 +6,12 @@ import torch
 
 from probes.activations.capture import capture
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import first_token_features, marginal_row, random_init_activations, random_init_like
-from probes.evaluation.layerwise import evaluate, evaluate_scalar
-from probes.rungs.lens import first_token_entropy
+from probes.evaluation.baselines import first_token_features, marginal_row, random_init_like
+from probes.rungs.lens import first_token_facts
 from probes.targets.closed import ClassTarget
+from probes.targets.scalars import ScalarTarget
 from semcal import LanguageModel
+from tests.probes.tables import evaluated
 
 PROMPTS = ["red blue green", "one two", "three red", "blue one two"]
 
@@ -30,7 +31,7 @@ def test_random_weights_are_seeded_and_of_the_same_architecture(tiny: LanguageMo
 
 
 def test_random_activations_are_read_at_the_same_tokens_and_layers(tiny: LanguageModel) -> None:
-    own, random = capture(tiny, PROMPTS), random_init_activations(tiny, PROMPTS, seed=0)
+    own, random = capture(tiny, PROMPTS), capture(random_init_like(tiny, 0), PROMPTS)
     assert random.layers == own.layers
     assert random.values.shape == own.values.shape
     np.testing.assert_array_equal(random.token_ids, own.token_ids)
@@ -41,7 +42,7 @@ def test_the_first_token_is_a_layer_of_its_entropy_and_its_greatest_probability(
     residual = capture(tiny, PROMPTS).values[:, -1]
     layers = first_token_features(tiny, residual)
     found = layers.layer(0, len(PROMPTS))
-    np.testing.assert_allclose(found[:, 0], first_token_entropy(tiny, residual))
+    np.testing.assert_allclose(found[:, 0], first_token_facts(tiny, residual)[:, 0])
     assert (found[:, 1] < 0).all()
 
 
@@ -50,10 +51,10 @@ def test_first_token_entropy_explains_an_entropy_that_it_is_and_hardly_the_class
     entropy, n = rng.uniform(0, 2, size=120), 120
     layers = Layers.of(entropy[:, None, None], ["first-token entropy"])
     settings = {"group": [str(i) for i in range(n)], "rung": "baseline:first-token", "permutations": 0, "seed": 0}
-    scalar = evaluate_scalar(layers, entropy, name="entropy", **settings).frame
+    scalar = evaluated(layers, ScalarTarget(entropy, "entropy"), **settings).frame
     assert scalar["explained"].item() > 0.99
     target = ClassTarget(tuple("abc"), np.eye(3)[rng.integers(0, 3, n)], 50)
-    classes = evaluate(layers, target, **settings).frame
+    classes = evaluated(layers, target, **settings).frame
     assert (classes["rung"] == "baseline:first-token").all()
     assert classes["explained"].item() < 0.05
 
@@ -61,7 +62,7 @@ def test_first_token_entropy_explains_an_entropy_that_it_is_and_hardly_the_class
 def test_the_marginal_explains_nothing_and_leaves_all_of_its_nats() -> None:
     rng = np.random.default_rng(0)
     target = ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), None)
-    score = partial(evaluate, rng.normal(size=(60, 2, 4)), layers=["a", "b"], group=[str(i) for i in range(60)])
+    score = partial(evaluated, rng.normal(size=(60, 2, 4)), layers=["a", "b"], group=[str(i) for i in range(60)])
     row = marginal_row(score(target, permutations=0, seed=0)).iloc[0]
     assert (row["rung"], row["layer"]) == ("baseline:marginal", "")
     assert row["explained"] == row["of_ceiling"] == 0

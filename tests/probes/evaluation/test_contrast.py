@@ -3,8 +3,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from probes.evaluation.ceiling import Ceiling
 from probes.evaluation.contrast import compare_explained
-from probes.evaluation.result import Ceiling, Evaluation, evaluation
+from probes.evaluation.result import Evaluation, Labels, evaluation
 from semcal.calibration.resampling import Resampling
 
 N = 120
@@ -19,8 +20,8 @@ def run(
     baseline = scale * rng.uniform(0.5, 1.5, size=N)
     losses = baseline * (1 - share) * rng.uniform(0.9, 1.1, size=(len(layers), N))
     return evaluation(
-        losses, baseline, rung="linear", target="classes", layers=layers, measure="kl_explained",
-        ceiling=Ceiling(ceiling), group=GROUPS, bootstrap=10, level=0.95, seed=0, columns={},
+        losses, baseline, Labels("linear", "classes", layers, "kl_explained"),
+        ceiling=Ceiling(ceiling), group=GROUPS, resampling=Resampling(10), columns={},
     )  # fmt: skip
 
 

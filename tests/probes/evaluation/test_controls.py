@@ -4,18 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import xlogy
 
+from probes.evaluation.ceiling import _log_series_tail, noise_ceiling, sampling_noise
 from probes.evaluation.controls import (
-    _log_series_tail,
     confidence_strata,
     control_target,
     exchange_between_groups,
     maximum_null,
-    noise_ceiling,
     permuted_rows,
-    sampling_noise,
     share_interval,
 )
 from probes.targets.closed import ClassTarget
+from semcal.calibration.resampling import Resampling
 
 
 def target_of(rows: np.ndarray, m: int | None = 50) -> ClassTarget:
@@ -123,9 +122,7 @@ def test_the_interval_widens_when_questions_come_in_groups() -> None:
     rng = np.random.default_rng(0)
     baseline = np.ones(400)
     probe = np.repeat(rng.uniform(0, 1, size=40), 10)[None]
-    low, high = share_interval(probe, baseline, [str(i) for i in range(400)], 500, level=0.95, seed=0)
-    grouped_low, grouped_high = share_interval(
-        probe, baseline, [str(i // 10) for i in range(400)], 500, level=0.95, seed=0
-    )
+    low, high = share_interval(probe, baseline, [str(i) for i in range(400)], Resampling(500))
+    grouped_low, grouped_high = share_interval(probe, baseline, [str(i // 10) for i in range(400)], Resampling(500))
     assert low[0] < 1 - probe.mean() < high[0]
     assert (grouped_high - grouped_low)[0] > 2 * (high - low)[0]

@@ -5,8 +5,13 @@ import pandas as pd
 import pytest
 from scipy.special import softmax
 
-from probes.evaluation.layerwise import COLUMNS, evaluate, evaluate_scalar, group_folds
+from probes.activations.layers import Layers
+from probes.evaluation.folds import group_folds
+from probes.evaluation.layerwise import evaluate_all
+from probes.evaluation.result import COLUMNS
 from probes.targets.closed import ClassTarget
+from probes.targets.scalars import ScalarTarget
+from tests.probes.tables import evaluated
 
 N, K, D = 240, 6, 16
 LAYERS = ["embed", "noise", "planted", "faint"]
@@ -26,7 +31,7 @@ def planted(seed: int = 0, m: int | None = 400) -> tuple[np.ndarray, ClassTarget
 
 def measured(permutations: int = 39, seed: int = 0) -> pd.DataFrame:
     X, target = planted()
-    return evaluate(X, target, layers=LAYERS, group=GROUPS, permutations=permutations, bootstrap=200, seed=seed).frame
+    return evaluated(X, target, layers=LAYERS, group=GROUPS, permutations=permutations, bootstrap=200, seed=seed).frame
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +83,15 @@ def test_the_same_seed_gives_the_same_frame(frame: pd.DataFrame) -> None:
 
 def test_both_frames_have_the_same_columns(frame: pd.DataFrame) -> None:
     X, target = planted()
-    scalar = evaluate_scalar(
-        X, target.distribution.max(1), name="b_confidence", layers=LAYERS, group=GROUPS, permutations=5, seed=0
-    ).frame
+    values = ScalarTarget(target.distribution.max(1), "b_confidence")
+    scalar = evaluated(X, values, layers=LAYERS, group=GROUPS, permutations=5).frame
     assert list(scalar.columns) == COLUMNS == list(frame.reset_index().reindex(columns=COLUMNS).columns)
     assert set(scalar["measure"]) == {"r2"}
     assert scalar[["baseline_nats", "probe_nats", "ceiling"]].isna().to_numpy().all()
 
 
 def test_the_loose_solver_tolerance_does_not_show(frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probes.evaluation.cross_validation.TOLERANCE", 1e-9)
+    monkeypatch.setattr("probes.evaluation.layerwise.TOLERANCE", 1e-9)
     exact = measured(permutations=0).set_index("layer")
     np.testing.assert_allclose(frame["explained"], exact["explained"], atol=1e-3)
 
@@ -101,7 +105,7 @@ def test_more_features_than_questions() -> None:
     X, target = planted()
     rng = np.random.default_rng(1)
     wide = X @ np.linalg.qr(rng.normal(size=(300, D)))[0].T.astype(np.float32)
-    frame = evaluate(wide, target, layers=LAYERS, group=GROUPS, permutations=0, bootstrap=10, seed=0).frame.set_index(
+    frame = evaluated(wide, target, layers=LAYERS, group=GROUPS, permutations=0, bootstrap=10, seed=0).frame.set_index(
         "layer"
     )
     assert frame.loc["planted", "explained"] > 0.9
@@ -117,7 +121,7 @@ def test_whole_groups_are_held_out_so_that_duplicates_do_not_leak() -> None:
     target = ClassTarget(tuple("abcd"), Y, None)
     honest = [f"g{index // copies}" for index in range(entities * copies)]
     leaky = [f"q{index}" for index in range(entities * copies)]
-    score = partial(evaluate, X, target, layers=["only"], permutations=0, bootstrap=10, seed=0)
+    score = partial(evaluated, X, target, layers=["only"], permutations=0, bootstrap=10, seed=0)
     assert score(group=honest).frame["explained"].item() < 0.05
     assert score(group=leaky).frame["explained"].item() > 0.5
 
@@ -137,9 +141,8 @@ def test_scalars_are_explained_where_they_are_planted() -> None:
     rng = np.random.default_rng(0)
     y = rng.normal(size=N)
     X = np.stack([rng.normal(size=(N, D)), np.outer(y, rng.normal(size=D)) + rng.normal(size=(N, D))], 1)
-    frame = evaluate_scalar(
-        X, y, name="entropy", layers=["noise", "planted"], group=GROUPS, noise_variance=0.05, permutations=39, seed=0
-    ).frame.set_index("layer")
+    target = ScalarTarget(y, "entropy", noise_variance=0.05)
+    frame = evaluated(X, target, layers=["noise", "planted"], group=GROUPS, permutations=39).frame.set_index("layer")
     assert frame.loc["planted", "explained"] > 0.8
     assert frame.loc["planted", "p_value"] == pytest.approx(1 / 40)
     assert abs(frame.loc["noise", "explained"]) < 0.05
@@ -155,7 +158,7 @@ def test_the_null_is_not_beaten_by_chance() -> None:
         rng = np.random.default_rng(seed)
         target = ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), 50)
         X = rng.normal(size=(60, 3, 8))
-        score = partial(evaluate, X, target, layers=list("xyz"), group=[str(i) for i in range(60)], folds=3)
+        score = partial(evaluated, X, target, layers=list("xyz"), group=[str(i) for i in range(60)], folds=3)
         smallest.append(score(penalties=(10.0, 1e3), permutations=19, bootstrap=5, seed=seed).frame["p_value"].min())
     assert np.mean(np.array(smallest) <= 0.1) < 0.35  # 2 of 20 expected; binomial(20, 0.1) exceeds 6 in 2 of 1,000
     assert np.mean(smallest) > 0.3
@@ -164,13 +167,13 @@ def test_the_null_is_not_beaten_by_chance() -> None:
 def test_a_single_class_leaves_nothing_to_explain() -> None:
     X, _ = planted()
     target = ClassTarget(("only",), np.ones((N, 1)), 50)
-    frame = evaluate(X, target, layers=LAYERS, group=GROUPS, permutations=3, bootstrap=5, seed=0).frame
+    frame = evaluated(X, target, layers=LAYERS, group=GROUPS, permutations=3, bootstrap=5, seed=0).frame
     assert frame[["explained", "ceiling", "p_value", "null_q95", "low", "high"]].isna().to_numpy().all()
 
 
 def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
     X, target = planted()
-    score = partial(evaluate, X, layers=LAYERS, group=GROUPS, seed=0)
+    score = partial(evaluated, X, layers=LAYERS, group=GROUPS, seed=0)
     with pytest.raises(ValueError, match="3 groups of questions cannot make 5 folds"):
         score(target, group=[f"g{index % 3}" for index in range(N)])
     with pytest.raises(ValueError, match="239 targets"):
@@ -182,8 +185,17 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
     broken = X.copy()
     broken[17, 2, 3] = np.nan
     with pytest.raises(ValueError, match="layer planted at question 17"):
-        evaluate(broken, target, layers=LAYERS, group=GROUPS, seed=0)
+        evaluated(broken, target, layers=LAYERS, group=GROUPS, seed=0)
     with pytest.raises(ValueError, match="entropy is not finite at question 4"):
-        evaluate_scalar(
-            X, np.r_[0, 0, 0, 0, np.inf, np.zeros(N - 5)], name="entropy", layers=LAYERS, group=GROUPS, seed=0
-        )
+        ScalarTarget(np.r_[0, 0, 0, 0, np.inf, np.zeros(N - 5)], "entropy")
+
+
+def test_targets_evaluated_together_read_each_layer_once_and_score_as_each_alone() -> None:
+    X, target = planted()
+    scalar, read = ScalarTarget(target.distribution.max(1), "b_confidence"), []
+    whole = Layers.of(X, LAYERS)
+    layers = Layers(whole.names, lambda index: (read.append(index), whole.read(index))[1], whole.row_bytes)
+    together = evaluate_all(layers, [target, scalar], group=GROUPS)
+    assert sorted(read) == list(range(len(LAYERS)))
+    for alone, found in zip((target, scalar), together, strict=True):
+        pd.testing.assert_frame_equal(evaluated(X, alone, layers=LAYERS, group=GROUPS).frame, found.frame)

@@ -1,6 +1,5 @@
 """Any rung by one function, on the folds of the linear probe."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,15 +8,18 @@ from scipy.special import log_softmax, softmax, xlogy
 from scipy.stats import kstest
 
 from probes.evaluation.controls import exchange_p_value
-from probes.evaluation.layerwise import PENALTIES, evaluate
-from probes.evaluation.result import COLUMNS, Ceiling
-from probes.evaluation.rungwise import RUNGS, candidates, evaluate_rung
+from probes.evaluation.layerwise import CrossValidation
+from probes.evaluation.result import COLUMNS, Evaluation
+from probes.evaluation.rungwise import Candidates, evaluate_rung
 from probes.evaluation.texts import TEXT_PENALTIES, Texts
 from probes.rungs.attention import AttentionProbe, Segments
 from probes.rungs.linear import LinearProbe, RidgeLogitProbe
 from probes.rungs.mlp import MLPProbe
+from probes.rungs.registry import PENALTIES, Given, candidates, rungs_reading
 from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget
+from semcal.calibration.resampling import Resampling
+from tests.probes.tables import evaluated
 
 N, D, K = 160, 6, 4
 GROUPS = [f"entity {row // 2}" for row in range(N)]
@@ -30,14 +32,19 @@ def planted(seed: int = 0) -> tuple[np.ndarray, ClassTarget]:
     return X, ClassTarget(tuple("abcd"), rng.multinomial(50, pi) / 50, 50)
 
 
-measure: Any = partial(evaluate_rung, layer="last", group=GROUPS, folds=3, bootstrap=50, seed=0)
+def measure(path: Any, X: Any, target: ClassTarget, *, rung: str, control: bool = True, **more: Any) -> Evaluation:
+    """`evaluate_rung` with the fields of its records as keywords."""
+    how = CrossValidation(folds=3, exchanges=more.pop("exchanges", 999))
+    resampling = Resampling(50, seed=more.pop("seed", 0))
+    settings = {"layer": "last", "group": GROUPS, "how": how, "resampling": resampling}
+    return evaluate_rung(Candidates(rung, path, control), X, target, **settings | more)
 
 
 def test_a_linear_probe_by_itself_has_the_row_that_it_has_among_all_layers() -> None:
     X, target = planted()
     path = [LinearProbe(penalty) for penalty in sorted(PENALTIES, reverse=True)]
     one = measure(path, X, target, rung="linear")
-    many = evaluate(X[:, None], target, layers=["last"], group=GROUPS, folds=3, permutations=0, bootstrap=50, seed=0)
+    many = evaluated(X[:, None], target, layers=["last"], group=GROUPS, folds=3, permutations=0, bootstrap=50, seed=0)
     assert list(one.frame.columns) == COLUMNS == list(many.frame.columns)
     for column in ("explained", "low", "high", "ceiling", "of_ceiling", "control", "penalty", "baseline_nats"):
         assert one.frame[column].item() == pytest.approx(many.frame[column].item(), abs=2e-3), column
@@ -57,10 +64,10 @@ def test_held_out_predictions_are_kept_and_give_the_score() -> None:
     assert np.isnan(found.frame["control"].item())
 
 
-@pytest.mark.parametrize("rung", [rung for rung in RUNGS if rung != "attention"])
+@pytest.mark.parametrize("rung", rungs_reading("layer"))
 def test_every_rung_finds_a_planted_read_out_and_not_the_control_task(rung: str) -> None:
     X, target = planted()
-    row = measure(candidates(rung, m=50, seed=0), X, target, rung=rung).frame.iloc[0]
+    row = measure(candidates(rung, Given(50, 0)), X, target, rung=rung).frame.iloc[0]
     assert row["rung"] == rung
     assert 0.4 < row["explained"] <= row["ceiling"] + 0.02
     assert row["low"] < row["explained"] < row["high"]
@@ -137,8 +144,8 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
     broken[7, 0] = np.nan
     with pytest.raises(ValueError, match="layer last at question 7 are not finite; capture them again"):
         measure(path, broken, target, rung="linear")
-    with pytest.raises(ValueError, match="unknown rung 'ridge'"):
-        candidates("ridge", m=50, seed=0)
+    with pytest.raises(ValueError, match="'ridge' is not a valid rung; expected one of linear"):
+        candidates("ridge", Given(50, 0))
 
 
 # ---- the p-value without refitting -------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def test_the_p_value_is_uniform_where_activations_know_nothing() -> None:
     for seed in range(150):
         rng = np.random.default_rng(seed)
         X, target = rng.normal(size=(60, 20)), ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), None)
-        settings = {"group": GROUPS[:60], "ceiling": Ceiling(), "permutations": 99, "bootstrap": 0, "seed": seed}
+        settings = {"group": GROUPS[:60], "exchanges": 99, "seed": seed}
         row = measure([RidgeLogitProbe(10.0)], X, target, rung="ridge-logit", control=False, **settings).frame
         found.append(row["p_value"].item())
     assert np.mean(np.array(found) <= 0.05) < 0.05 + 3 * (0.05 * 0.95 / 150) ** 0.5
@@ -159,7 +166,7 @@ def test_the_p_value_is_uniform_where_activations_know_nothing() -> None:
 
 def test_the_p_value_is_small_where_they_know_something_even_if_the_probe_is_worse_than_the_marginal() -> None:
     X, target = planted()
-    settle = {"rung": "linear", "control": False, "permutations": 199}
+    settle = {"rung": "linear", "control": False, "exchanges": 199}
     assert measure([LinearProbe(1.0)], X, target, **settle).frame["p_value"].item() == 1 / 200
 
     class TooSure(LinearProbe):
@@ -203,11 +210,11 @@ def asked() -> tuple[Texts, ClassTarget]:
 def test_words_explain_what_they_decide() -> None:
     texts, target = asked()
     settings = {"group": GROUPS, "folds": 3, "permutations": 0, "bootstrap": 20, "seed": 0}
-    row = evaluate(texts, target, rung="baseline:tfidf", penalties=TEXT_PENALTIES, **settings).frame.iloc[0]
+    row = evaluated(texts, target, rung="baseline:tfidf", penalties=TEXT_PENALTIES, **settings).frame.iloc[0]
     assert (row["rung"], row["layer"]) == ("baseline:tfidf", "tf-idf and length")
     assert row["explained"] > 0.9 * row["ceiling"]
     other = ClassTarget(target.classes, target.distribution[np.random.default_rng(0).permutation(N)], 50)
-    assert evaluate(texts, other, penalties=TEXT_PENALTIES, **settings).frame["explained"].item() < 0.05
+    assert evaluated(texts, other, penalties=TEXT_PENALTIES, **settings).frame["explained"].item() < 0.05
 
 
 def test_words_and_scales_are_learnt_from_training_questions_alone() -> None:

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from probes.evaluation.layerwise import evaluate
 from probes.evaluation.learning_curve import learning_curve
 from probes.evaluation.online_code import doubling_blocks, online_code
 from probes.rungs.linear import LinearProbe
 from probes.rungs.mlp import MLPProbe
 from probes.targets.closed import ClassTarget
+from semcal.calibration.resampling import Resampling
+from tests.probes.tables import evaluated
 
 N, D, K = 240, 5, 4
 GROUPS = [f"entity {row // 2}" for row in range(N)]
@@ -81,7 +82,7 @@ def test_what_cannot_be_told_is_refused_in_one_line() -> None:
         online_code(PATH, X, Y, group=["one"] * N, seed=0)
     with pytest.raises(ValueError, match="239 inputs, 240 targets"):
         code(X[1:], Y)
-    with pytest.raises(ValueError, match="no distribution at question 5"):
+    with pytest.raises(ValueError, match="not a valid distribution at question 5"):
         code(X, np.where(np.arange(N)[:, None] == 5, np.nan, Y))
     with pytest.raises(ValueError, match="first is 0"):
         code(X, Y, first=0)
@@ -93,13 +94,13 @@ def test_what_cannot_be_told_is_refused_in_one_line() -> None:
 def test_a_learning_curve_rises_to_what_the_evaluation_finds() -> None:
     X, pi = planted()
     target = ClassTarget(tuple("abcd"), pi, None)
-    curve = learning_curve(PATH, X, target, sizes=[10, 40, 10_000], group=GROUPS, folds=3, bootstrap=100, seed=0)
+    curve = learning_curve(PATH, X, target, sizes=[10, 40, 10_000], group=GROUPS, folds=3, resampling=Resampling(100))
     assert curve["explained"].is_monotonic_increasing
     assert curve["questions"].iloc[-1] == pytest.approx(2 * N / 3)
     assert (curve["questions"] >= [10, 40, 160]).all()
     assert ((curve["low"] < curve["explained"]) & (curve["explained"] < curve["high"])).all()
     grid = {"penalties": [probe.penalty for probe in PATH], "permutations": 0, "folds": 3, "bootstrap": 10, "seed": 0}
-    whole = evaluate(X[:, None], target, layers=["x"], group=GROUPS, **grid).frame["explained"].item()
+    whole = evaluated(X[:, None], target, layers=["x"], group=GROUPS, **grid).frame["explained"].item()
     assert curve["explained"].iloc[-1] == pytest.approx(whole, abs=0.01)
 
 
@@ -107,7 +108,7 @@ def test_a_learning_curve_of_nothing_is_refused() -> None:
     X, pi = planted()
     target = ClassTarget(tuple("abcd"), pi, None)
     with pytest.raises(ValueError, match="all at least 1"):
-        learning_curve(PATH, X, target, sizes=[], group=GROUPS, seed=0)
+        learning_curve(PATH, X, target, sizes=[], group=GROUPS)
     one = ClassTarget(("only",), np.ones((N, 1)), None)
     with pytest.raises(ValueError, match="nothing to explain"):
-        learning_curve(PATH, X, one, sizes=[50], group=GROUPS, bootstrap=5, seed=0)
+        learning_curve(PATH, X, one, sizes=[50], group=GROUPS, resampling=Resampling(5))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.special import softmax, xlogy
 
-from probes.evaluation.layerwise import evaluate
 from probes.rungs.linear import fit_softmax
 from probes.targets.closed import ClassTarget
+from tests.probes.tables import evaluated
 
 N, D, K, M = 1200, 6, 4, 50
 WORLDS = 50
@@ -51,7 +51,7 @@ def measured(strength: str, seen: str) -> pd.DataFrame:
         target = ClassTarget(tuple("abcd"), Y, M)
         layer = X[:, None, : SEEN[seen]]
         rows.append(
-            evaluate(
+            evaluated(
                 layer,
                 target,
                 layers=["planted"],
@@ -106,7 +106,7 @@ def false_positives(worlds: int) -> float:
         X = rng.normal(size=(60, 4, 6))
         settings = {"layers": list("wxyz"), "group": [str(i // 2) for i in range(60)], "folds": 3}
         grid = {"penalties": (1.0, 1e2, 1e4), "permutations": 19, "bootstrap": 2}
-        found.append(evaluate(X, target, **settings, **grid, seed=seed).frame["p_value"].min() <= 0.05)
+        found.append(evaluated(X, target, **settings, **grid, seed=seed).frame["p_value"].min() <= 0.05)
     return float(np.mean(found))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from probes.evaluation.crossfit import out_of_fold
+from probes.evaluation.rungwise import out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, share_target
 from semcal.calibration.resampling import Resampling

@@ -42,5 +42,5 @@ def test_a_run_without_predictability_leaves_a_gap():
 
 
 def test_one_step_is_no_curve():
-    with pytest.raises(ValueError, match="1 training step; a curve wants at least two"):
+    with pytest.raises(ValueError, match="1 training step; a curve needs at least two"):
         emergence_curve(frame([16]), title="t")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probes.evaluation.layerwise import COLUMNS
+from probes.evaluation.result import COLUMNS
 from probes.plots.layer_curve import layer_curve
 
 

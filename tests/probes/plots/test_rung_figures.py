@@ -58,7 +58,7 @@ def test_what_lies_far_below_zero_is_written_at_the_edge() -> None:
 def test_nothing_to_show_and_rows_that_stand_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="no rung to show"):
         rungs_figure(frame(("p", "baseline:marginal", "", 0.0)), title="t")
-    with pytest.raises(ValueError, match="want one a position and rung"):
+    with pytest.raises(ValueError, match="expected one per position and rung"):
         rungs_figure(frame(("p", "linear", "a", 0.1), ("p", "linear", "b", 0.2)), title="t")
 
 

@@ -3,9 +3,11 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from probes.rungs.bilinear import BilinearProbe, OpenQuestions, open_target, text_embeddings
+from probes.rungs.bilinear import BilinearProbe, OpenQuestions
 from probes.rungs.linear import LinearProbe
+from probes.targets.open import open_target, text_embeddings
 from semcal import LanguageModel
+from tests.probes.tables import table_of
 
 
 def world(n: int, seed: int = 0, d: int = 6, e: int = 5) -> tuple[OpenQuestions, np.ndarray]:
@@ -56,21 +58,19 @@ def test_the_baseline_is_the_best_that_candidates_alone_allow() -> None:
 
 def test_open_targets_rank_own_classes_and_draw_distractors_from_the_others() -> None:
     rows = [{"a": 1, "b": 3}, {"c": 2}, {"b": 1, "d": 1, "e": 0}]
-    plain = open_target(rows)
+    plain = open_target(table_of(rows))
     assert plain.labels == (("b", "a"), ("c",), ("b", "d"))
     np.testing.assert_allclose(plain.distribution, [[0.75, 0.25], [1, 0], [0.5, 0.5]])
-    more = open_target(rows, distractors=2, seed=0)
+    more = open_target(table_of(rows), distractors=2, seed=0)
     assert [own[:2] for own in more.labels] == [("b", "a"), ("c", more.labels[1][1]), ("b", "d")]
     assert all(len(set(own)) == len(own) for own in more.labels)
     assert [len(own) for own in more.labels] == [4, 3, 4]
     assert "e" not in {label for own in more.labels for label in own}
     np.testing.assert_allclose(more.distribution.sum(1), 1)
-    again = open_target(rows[::-1], distractors=2, seed=0)
+    again = open_target(table_of(rows[::-1]), distractors=2, seed=0)
     assert again.labels == more.labels[::-1]
-    drawn = {open_target(rows, distractors=1, seed=seed).labels for seed in range(20)}
+    drawn = {open_target(table_of(rows), distractors=1, seed=seed).labels for seed in range(20)}
     assert len(drawn) > 1
-    with pytest.raises(ValueError, match="question 1 has no class"):
-        open_target([{"a": 1}, {"b": 0}])
 
 
 def test_texts_are_embedded_as_the_mean_of_their_tokens(tiny: LanguageModel) -> None:
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
     X, Y = world(20)
     with pytest.raises(ValueError, match="question 0 has no candidate"):
         OpenQuestions.of(X.states, [np.zeros((0, 5)), *[np.zeros((2, 5))] * 19])
-    with pytest.raises(ValueError, match="want OpenQuestions"):
+    with pytest.raises(ValueError, match="expected OpenQuestions"):
         BilinearProbe().fit(X.states, Y)  # pyright: ignore
     with pytest.raises(ValueError, match="Y 0 in the padding"):
         BilinearProbe().fit(X, Y[:, ::-1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from probes.activations.capture import capture
-from probes.rungs.lens import LensProbe, final_norm, first_token_entropy, first_tokens, lens_log_probabilities
+from probes.rungs.lens import LensProbe, final_norm, first_token_facts, first_tokens, lens_log_probabilities
 from semcal import LanguageModel
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
@@ -31,7 +31,7 @@ def test_through_the_last_layer_it_is_the_models_own_next_token(architecture: st
 def test_the_entropy_is_that_of_the_next_token(tiny: LanguageModel) -> None:
     residual = capture(tiny, ["red blue", "one"]).values[:, -1]
     p = np.exp(through(tiny, residual))
-    np.testing.assert_allclose(first_token_entropy(tiny, residual), -(p * np.log(p)).sum(1))
+    np.testing.assert_allclose(first_token_facts(tiny, residual)[:, 0], -(p * np.log(p)).sum(1))
 
 
 def test_tokens_are_summed_over_forms_shared_among_classes_and_the_rest_goes_to_the_wordless(

@@ -15,7 +15,7 @@ from probes.rungs.linear import LinearProbe, RidgeLogitProbe
 from probes.rungs.low_rank import LowRankProbe
 from probes.rungs.mlp import MLPProbe
 from probes.rungs.rung import validation_split
-from probes.solver.training import train_until_worse
+from probes.solver.training import Training, train_until_worse
 
 
 def planted(seed: int, n: int = 300, d: int = 10, K: int = 5, rank: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ def test_on_noise_early_stopping_keeps_to_the_marginal() -> None:
     X, Y = rng.normal(size=(400, 40)), rng.dirichlet(np.ones(5), size=400)
     probe = MLPProbe(lr=1e-2).fit(X[:200], Y[:200])
     assert -0.2 < probe.score(X[200:], Y[200:]) < 0.05
-    forced = MLPProbe(lr=1e-2, patience=50, epochs=50, validation=0.01).fit(X[:200], Y[:200])
+    forced = MLPProbe(lr=1e-2, training=Training(patience=50, epochs=50, validation=0.01)).fit(X[:200], Y[:200])
     assert forced.best_epoch_ >= probe.best_epoch_
 
 
@@ -82,10 +82,8 @@ def test_training_leaves_the_weights_of_the_best_epoch() -> None:
         w = network.weight[0, 0]
         return torch.stack([w if row == 0 else (w - 0.5).square() for row in rows])
 
-    best = train_until_worse(
-        network, loss, torch.tensor([0]), torch.tensor([1]), lr=0.1, weight_decay=0.0, batch_size=1, epochs=30,
-        patience=3, seed=0,
-    )  # fmt: skip
+    training = Training(weight_decay=0.0, batch_size=1, epochs=30, patience=3)
+    best = train_until_worse(network, loss, torch.tensor([0]), torch.tensor([1]), training, lr=0.1, seed=0)
     assert best == 5
     assert float(network.weight) == pytest.approx(0.5, abs=1e-3)
 
@@ -126,7 +124,7 @@ def test_segments_without_a_token_are_refused() -> None:
         Segments(states, np.array([[1, 1], [0, 0], [1, 0]], dtype=bool))
     with pytest.raises(ValueError, match=r"\(3, 2, 4\).*\(2, 2\)"):
         Segments(states, mask[1:])
-    with pytest.raises(ValueError, match="want Segments"):
+    with pytest.raises(ValueError, match="expected Segments"):
         AttentionProbe().fit(states, np.eye(3))
     assert replace(Segments(states, mask), mask=mask).shape == (3, 2, 4)
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.special import xlogy
 
-from probes.evaluation.controls import noise_ceiling
-from probes.evaluation.reliability import reliability, sampling_variance
+from probes.evaluation.ceiling import noise_ceiling, reliability
 from probes.targets.closed import ClassTarget
+from probes.targets.scalars import sampling_variance
 
 
 def sampled(alpha: float, K: int, m: int, n: int = 1500) -> tuple[ClassTarget, np.ndarray]:
