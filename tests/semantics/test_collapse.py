@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcal import ClassDistribution, ExactMatch, KthWord, Question
-from semcal.semantics.collapsing.collapse import UNPARSED
-from semcal.semantics.distribution import count_matrix
+from semcal import Question
+from semcal.semantics.collapsing.collapse import UNPARSED, ExactMatch, KthWord
+from semcal.semantics.distribution import ClassDistribution, count_matrix
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 
