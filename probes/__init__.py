@@ -1,5 +1,5 @@
-"""What the model knew before it spoke: activations before generation, probes that predict its class distribution from
-them, and what becomes of its answers when these activations are changed.
+"""What a model knew before it answered: activations before generation, probes that predict its class distribution from
+them, and interventions that change them.
 
 Imports semcal, which knows nothing of probes.
 """

@@ -1,12 +1,12 @@
-"""Sampling in words: prompts in, answers as text with their counts out. What a notebook calls."""
+"""Sampling in words: prompts in, answers as text with their counts out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, overload
 
-from semcal.errors import UserError
+from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.decoders import Observer
 from semcal.sampling.engine import Sampler
@@ -22,10 +22,10 @@ class Answer:
     """One distinct answer.
 
     Attributes:
-        text: Up to the stop string that ended it, exclusive; special tokens left out.
-        ids: Its token ids, the last one included; empty for a served model.
-        count: How many of the M samples it is; None where it was enumerated and not drawn.
-        logprob: Of its token sequence, in nats; None where a server does not say.
+        text: Up to the stop string that ended it, exclusive; special tokens are left out.
+        ids: Its token ids, including the last one; empty for a served model.
+        count: How many of the M samples are this answer; None if it was enumerated instead of sampled.
+        logprob: Log-probability of its token sequence, in nats; None if a server does not give it.
         finish: "stop" or "length".
     """
 
@@ -37,7 +37,7 @@ class Answer:
 
 
 def stop_rule(model: LanguageModel, stop: Sequence[str]) -> StopRule:
-    """The stop rule of a model: its end-of-sequence tokens and these stop strings, which may name special tokens."""
+    """The model's end-of-sequence tokens and these stop strings, which may name special tokens."""
     special = set(stop) & set(model.tokenizer.all_special_tokens)
     ends = {model.tokenizer.get_vocab()[s] for s in special}
     return StopRule(model.decode, [s for s in stop if s not in special], model.eos_ids | ends, model.output_size)
@@ -54,40 +54,86 @@ def enumerated_in_words(model: LanguageModel, found: Enumerated, stop: Sequence[
 
 
 def served_in_words(replies: Sequence[Reply]) -> tuple[Answer, ...]:
-    """The answers of a served model in the same form as those of a loaded one."""
+    """The answers of a served model in the form of those of a loaded one."""
     return tuple(Answer(r.text, (), r.count, r.logprob, r.finish) for r in replies)
 
 
+@overload
+def sample(
+    model: LanguageModel | ServedModel,
+    prompts: str,
+    *,
+    max_rows: int | None = None,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> tuple[Answer, ...]: ...
+@overload
 def sample(
     model: LanguageModel | ServedModel,
     prompts: Sequence[str] | Sequence[Prompt],
     *,
-    m: int = 50,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    max_new_tokens: int = 64,
-    stop: Sequence[str] = (),
-    seed: int = 0,
     max_rows: int | None = None,
     observer: Observer | None = None,
-) -> list[tuple[Answer, ...]]:
-    """Draw m answers to every prompt; distinct answers with counts, the most frequent first.
+    **settings: Any,
+) -> list[tuple[Answer, ...]]: ...
+def sample(
+    model: LanguageModel | ServedModel,
+    prompts: str | Sequence[str] | Sequence[Prompt],
+    *,
+    max_rows: int | None = None,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> list[tuple[Answer, ...]] | tuple[Answer, ...]:
+    r"""Draw m answers to each prompt.
 
-    A prompt that is text is encoded as it stands and keyed by its text, so that equal prompts get equal samples.
-    `max_rows` distinct answers are decoded in one pass; None suits the device.
+    Text is encoded with the special tokens that the tokenizer itself adds. Samples are seeded by (seed, prompt), so
+    that a prompt gets the same samples whatever it is sampled with.
+
+    >>> model = semcal.LanguageModel.load("atlas:base")
+    >>> answers = semcal.sample(model, "Question: Birthplace of Dagna Lorwick?\nAnswer:", m=20, stop="\n")
+    >>> sum(answer.count for answer in answers)
+    20
+
+    Args:
+        model: Loaded or served.
+        prompts: One text, or several texts or prompts of token ids.
+        max_rows: Distinct answers decoded in one pass; None chooses a number that suits the device.
+        observer: Sees the prefill of every prompt.
+        settings: Fields of `semcal.sampling.records.Sampling`: m (50), temperature (1.0), top_k, top_p,
+            max_new_tokens (64), stop (one string or several) and seed (0).
+
+    Returns:
+        For each prompt its distinct answers, most frequent first; their counts sum to m. For one text its answers.
 
     Raises:
-        UserError: m < 2, temperature <= 0 and other impossible settings.
+        UserError: unknown or impossible settings, or what is not a prompt.
     """
-    settings = Sampling(m, temperature, top_k, top_p, max_new_tokens, tuple(stop), seed)
+    if isinstance(prompts, str):
+        return sample(model, [prompts], max_rows=max_rows, observer=observer, **settings)[0]
+    wrong = next((p for p in prompts if not isinstance(p, str | Prompt)), None)
+    if wrong is not None:
+        raise UserError(
+            f"a prompt is a {type(wrong).__name__}; expected text, e.g. from semcal.questions.prompts.few_shot"
+        )
+    sampling = _sampling(settings)
     if not isinstance(model, LanguageModel):
-        return _sample_served(model, prompts, settings)
+        return _sample_served(model, prompts, sampling)
     encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
     distinct = list({p.key: p for p in encoded}.values())
-    sampler = Sampler(model.model, settings, stop_rule(model, stop), device=model.device, max_rows=max_rows)
-    words = {a.key: in_words(model, a, stop) for a in sampler.sample(distinct, observer)}
+    rule = stop_rule(model, sampling.stop)
+    sampler = Sampler(model.model, sampling, rule, device=model.device, max_rows=max_rows)
+    words = {a.key: in_words(model, a, sampling.stop) for a in sampler.sample(distinct, observer)}
     return [words[p.key] for p in encoded]
+
+
+def _sampling(settings: dict[str, Any]) -> Sampling:
+    known = [field.name for field in fields(Sampling)]
+    if unknown := [name for name in settings if name not in known]:
+        hint = nearest(unknown[0], known)
+        raise UserError(f"unknown sampling setting {unknown[0]!r}{hint}; expected some of {', '.join(known)}")
+    stop: Any = settings.get("stop", ())
+    settings["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Sampling(**settings)
 
 
 def _sample_served(

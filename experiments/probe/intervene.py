@@ -23,7 +23,7 @@ from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Fitting, Halves, Wanted, conditions
 from experiments.sample.models import Models
 from experiments.sample.prompting import form_of
-from experiments.score.read_answers import readable
+from experiments.score.read_answers import readable_texts
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect
 from semcal.answers import Answer
@@ -251,7 +251,7 @@ class _Measuring:
         sides = [dict(iter(side.groupby("question_id", sort=False))) for side in (before, after)]
         asked = [q for q in self.questions.values() if q.id in sides[1]]
         pairs = [(sides[0][q.id], sides[1][q.id]) for q in asked]
-        texts = [[text for its in pair for text in readable(its, self.cell.style)] for pair in pairs]
+        texts = [[text for its in pair for text in readable_texts(its, self.cell.style)] for pair in pairs]
         found = self.collapse.collapse(asked, texts, self.cell.style)
         ids, groups, gold = [q.id for q in asked], [q.group for q in asked], [b.gold for b in found]
         parts = [(b.classes[: len(a)], b.classes[len(a) :]) for b, (a, _) in zip(found, pairs, strict=True)]

@@ -5,22 +5,20 @@ Knows run folders and configurations; writes nothing and needs no model except w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from experiments.config.study import Cell
-from semcal.calibration.estimators.masses import class_masses
 from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import Calibration, calibrate
-from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
 from semcal.semantics.class_table import ClassTable
+from semcal.semantics.collapse_answers import readable
 from semcal.semantics.collapsing.collapse import Collapse
 
 
@@ -47,7 +45,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [readable(answers, cell.style) for answers in rows], cell.style)
+    found = collapse.collapse(questions, [readable_texts(answers, cell.style) for answers in rows], cell.style)
     return [Read(answers, _weights(cell, answers), b.classes, b.gold) for answers, b in zip(rows, found, strict=True)]
 
 
@@ -56,13 +54,9 @@ def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
     return list(np.exp(rows["logprob"])) if cell.enumerated else list(rows["count"])
 
 
-def readable(rows: pd.DataFrame, style: str) -> list[str]:
+def readable_texts(rows: pd.DataFrame, style: str) -> list[str]:
     """The texts of some samples as B may read them."""
-    texts = list(rows["text"])
-    if style != CONTINUATION:
-        return texts
-    cut = (rows["finish"] == LENGTH).to_list()  # the last word of a continuation that was cut may be half a word
-    return [re.sub(r"\S+$", "", t) if c else t for t, c in zip(texts, cut, strict=True)]
+    return [readable(text, finish, style) for text, finish in zip(rows["text"], rows["finish"], strict=True)]
 
 
 def class_table(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> ClassTable:
@@ -73,23 +67,10 @@ def class_table(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> Cl
     Args:
         questions: their rows of `Run.questions`, in the order of `read`.
     """
-    columns = ([r.classes for r in read], [r.weights for r in read], [r.gold for r in read])
-    table = ClassTable.of_answers(
-        list(questions["id"]), questions["group"].to_numpy(), *columns, enumerated=cell.enumerated
-    )
-    logprob = np.concatenate([r.samples["logprob"].to_numpy(dtype=float) for r in read])
-    if table.enumerated or np.isnan(logprob).any():
-        return table
-    column = [{label: k for k, label in enumerate(labels)} for labels in table.classes]
-    row = np.repeat(np.arange(len(read)), [len(r.classes) for r in read])
-    masses = class_masses(
-        row,
-        [column[at][label] for at, r in enumerate(read) for label in r.classes],
-        np.concatenate([r.samples["count"].to_numpy(dtype=int) for r in read]),
-        logprob,
-        shape=table.gold.shape,
-    )
-    return replace(table, masses=masses, seen_mass=np.minimum(1.0, np.bincount(row, np.exp(logprob), len(read))))
+    classes, weights = [r.classes for r in read], [r.weights for r in read]
+    ids, groups, gold = list(questions["id"]), questions["group"].to_numpy(), [r.gold for r in read]
+    table = ClassTable.of_answers(ids, groups, classes, weights, gold, enumerated=cell.enumerated)
+    return table.with_masses(classes, weights, [list(r.samples["logprob"]) for r in read])
 
 
 def measure(table: ClassTable, read: Sequence[Read], resampling: Resampling) -> Calibration:

@@ -1,1 +1,1 @@
-"""Who answers: a checkpoint, or a model behind an endpoint. Knows no dataset."""
+"""The models that answer: a checkpoint, a model in memory, a served endpoint. Knows no dataset."""

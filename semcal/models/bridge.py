@@ -1,8 +1,8 @@
-"""The second face of a model: a TransformerLens bridge over a second skeleton that shares the parameters.
+"""A TransformerLens bridge to a loaded model, over a second skeleton that shares its parameters.
 
-TransformerBridge replaces submodules of the model it is given and forces eager attention, while the sampler wants the
-plain Hugging Face model. So the bridge is built over its own skeleton, whose parameters are the very tensors of the
-loaded model: no memory is spent twice, and neither face disturbs the other.
+TransformerBridge replaces submodules and forces eager attention, while the sampler needs the plain Hugging Face model.
+The bridge therefore has a skeleton of its own, whose parameters are the tensors of the loaded model: they take no
+further memory, and neither model disturbs the other.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from semcal.models.skeleton import second_skeleton
 
 
 def bridge(model: LanguageModel) -> TransformerBridge:
-    """A bridge that shares its parameters with `model`, for hooks on components, heads and interventions.
+    """A bridge that shares its parameters with `model`, for hooks on components and heads, and for interventions.
 
-    Pass it token ids with the attention mask (and position ids), never text: text is padded without a mask. Never call
-    `enable_compatibility_mode()` on it before probing, which would centre the residual stream.
+    Pass token ids with the attention mask and position ids, never text, which it pads without a mask. Do not call
+    `enable_compatibility_mode()` before probing: it centres the residual stream.
     """
     skeleton = second_skeleton(model, attention="eager")
     return TransformerBridge.boot_transformers(

@@ -1,4 +1,4 @@
-"""A checkpoint and its tokenizer: loaded from a local folder or the Hub, with everything a manifest wants to know.
+"""A language model and its tokenizer, from a local folder, the Hub or memory, with everything that a manifest records.
 
 Knows no dataset. Weights come from safetensors; pickled weights and remote code are refused unless asked for by name.
 """
@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from semcal.errors import UserError, nearest
+from semcal.errors import UserError, above, nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WHOLE_FILE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26
+_WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class LanguageModel:
     Attributes:
         model: The plain Hugging Face model in eval mode, with its own attention.
         tokenizer: Its tokenizer.
-        path: Local folder or Hub id, as given.
-        revision: Branch, tag or commit asked for; None for a local folder or the default branch.
-        weights_hash: Fingerprint of the weights (see `weights_fingerprint`).
+        path: Local folder or Hub id, or the name of a model that was in memory.
+        revision: Requested branch, tag or commit; None for a local folder or the default branch.
+        weights_hash: Fingerprint of the weights (see `weights_fingerprint` and `memory_fingerprint`).
         tokenizer_hash: SHA-256 of the serialised tokenizer and its chat template, 16 hexadecimal digits.
     """
 
@@ -56,20 +56,31 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load a checkpoint.
 
+        >>> model = semcal.LanguageModel.load("atlas:base", device="cpu")
+        >>> model.context
+        1024
+
         Args:
-            path: Local folder, or Hub id.
+            path: Local folder, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo).
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16" or "float16".
             device: "cpu", "cuda", "cuda:1", "mps", "auto" (the best single device), or "balanced" (spread over all
-                GPUs through accelerate's device_map).
+                GPUs by accelerate's device_map).
             allow_pickle: Also accept weights that exist only as pickles.
-            trust_remote_code: Run code that ships with the checkpoint.
+            trust_remote_code: Run code that comes with the checkpoint.
 
         Raises:
             UserError: not a model folder, unknown revision, no safetensors, unknown dtype or device.
         """
+        if not isinstance(path, str | Path):
+            raise UserError(
+                f"expected the folder or Hub id of a model, got a {type(path).__name__}; for a model that is in memory "
+                "use LanguageModel.of(model, tokenizer)"
+            )
+        if str(path).startswith("atlas:"):
+            path = above("experiments.atlas.weights").bundled(str(path).removeprefix("atlas:"))
         if dtype not in DTYPES:
-            raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; one of {', '.join(DTYPES)}")
+            raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; expected one of {', '.join(DTYPES)}")
         check_path(str(path), revision, allow_pickle=allow_pickle)
         placement = {"device_map": "balanced"} if device == "balanced" else {}
         target = None if device == "balanced" else pick_device(device)
@@ -100,12 +111,38 @@ class LanguageModel:
         )
 
     @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> LanguageModel:
+        """A Hugging Face model that is already in memory. It is put into eval mode and its parameters are frozen.
+
+        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> mine, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        >>> model = semcal.LanguageModel.of(mine, tokenizer, name="mine")
+        >>> model.path, model.weights_hash[:7]
+        ('mine', 'memory:')
+
+        Args:
+            model: A causal language model.
+            tokenizer: Its tokenizer.
+            name: What manifests and errors call it; by default the name in its configuration.
+
+        Raises:
+            UserError: not a causal language model, not a tokenizer, or weights that are not in memory.
+        """
+        if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+            raise UserError(f"expected a causal language model of transformers, got a {type(model).__name__}")
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise UserError(f"expected a tokenizer of transformers, got a {type(tokenizer).__name__}")
+        model.eval().requires_grad_(False)
+        name = name or model.config.name_or_path or type(model).__name__
+        return cls(model, tokenizer, name, None, memory_fingerprint(model), _tokenizer_hash(tokenizer))
+
+    @classmethod
     def without_weights(
         cls, path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, cached: bool = False
     ) -> LanguageModel:
-        """Its tokenizer and configuration, for looking at prompts; it computes nothing and has no hash of weights.
+        """Tokenizer and configuration alone, for looking at prompts; it computes nothing and has no hash of weights.
 
-        With `cached` nothing is fetched: what is not on this machine is not found.
+        With `cached` nothing is downloaded: what is not on this machine is not found.
 
         Raises:
             UserError: as `load`.
@@ -122,12 +159,12 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in (with device_map: the device of the embedding)."""
+        """Where token ids go (with device_map: the device of the embedding)."""
         return next(self.model.get_input_embeddings().parameters()).device
 
     @property
     def output_size(self) -> int:
-        """Number of token ids the output layer scores (often a little more than the tokenizer has)."""
+        """Number of token ids that the output layer scores (often a few more than the tokenizer has)."""
         head = self.model.get_output_embeddings()
         assert head is not None
         return next(head.parameters()).shape[0]
@@ -138,12 +175,12 @@ class LanguageModel:
 
     @property
     def context(self) -> int:
-        """Most positions the model can attend to, in tokens."""
+        """Maximum number of positions that the model can attend to, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1)
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """Every token id that ends an answer: of the tokenizer, of the config and of the generation config."""
+        """Every token id that ends an answer, from the tokenizer, the config and the generation config."""
         generation = getattr(self.model, "generation_config", None)
         found: set[int] = set()
         ids: Any
@@ -161,32 +198,31 @@ class LanguageModel:
         return bool(self.tokenizer.chat_template)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a plain prompt, with exactly the special tokens that the tokenizer itself adds in front."""
+        """Token ids of a plain prompt, with the special tokens that the tokenizer itself puts in front."""
         ids = list(self.tokenizer(text)["input_ids"])
         kept = ids[self._kept(ids)]
         if not kept:
-            raise UserError("a prompt has no tokens at all")
+            raise UserError("a prompt has no tokens; expected some text")
         return tuple(int(i) for i in kept)
 
     def _kept(self, ids: list[int]) -> slice:
         stop = len(ids)
-        while stop and ids[stop - 1] in self.eos_ids:  # some tokenizers close what they are given; a prompt stays open
+        while stop and ids[stop - 1] in self.eos_ids:  # some tokenizers end every text; a prompt stays open
             stop -= 1
         bos = self.tokenizer.bos_token_id
         return slice(1 if bos is not None and ids[: min(2, stop)] == [bos, bos] else 0, stop)
 
     def encodes_like(self, other: LanguageModel) -> bool:
-        """Whether both make the same token ids of any plain text.
+        """Whether both turn any plain text into the same token ids.
 
-        Chat templates may differ; so may truncation and padding, which a saved tokenizer carries along and which are
-        set anew whenever it is called.
+        Chat templates may differ, and so may truncation and padding, which are set at each call.
         """
         return _encoding(self.tokenizer) == _encoding(other.tokenizer)
 
     def render_chat(self, messages: Sequence[dict[str, str]], *, answered: bool = False) -> str:
-        """The conversation as text, open for the assistant's answer (BOS included where the template writes one).
+        """The conversation as text, up to where the assistant's answer begins (with BOS if the template writes one).
 
-        With `answered` the last message is the assistant's own, and nothing is opened.
+        With `answered` the last message is the assistant's.
 
         Raises:
             UserError: the tokenizer has no chat template.
@@ -198,18 +234,20 @@ class LanguageModel:
         )
 
     def encode_rendered(self, text: str) -> tuple[int, ...]:
-        """Token ids of a rendered conversation, which already holds its special tokens, so none are added."""
+        """Token ids of a rendered conversation, which already contains its special tokens."""
         return tuple(int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def tokens_at(self, text: str, start: int, stop: int, *, rendered: bool = False) -> range:
-        """Which token ids of a prompt hold any of its characters start:stop, as indices into `encode(text)`, or into
-        `encode_rendered(text)`.
+        """The tokens of a prompt that hold any of its characters start:stop, as indices into `encode(text)`, or into
+        `encode_rendered(text)` if it is `rendered`.
 
         Raises:
-            UserError: a tokenizer that does not say where in the text its tokens lie, or no such token.
+            UserError: a tokenizer that does not report the places of its tokens in the text, or no such token.
         """
         if not self.tokenizer.is_fast:
-            raise UserError(f"{self.path} has a slow tokenizer, which does not say where a question's tokens lie")
+            raise UserError(
+                f"{self.path} has a slow tokenizer, which does not report the places of tokens; use a fast one"
+            )
         encoded = self.tokenizer(text, add_special_tokens=not rendered, return_offsets_mapping=True)
         kept = slice(None) if rendered else self._kept(list(encoded["input_ids"]))
         spans = list(encoded["offset_mapping"])[kept]
@@ -219,31 +257,35 @@ class LanguageModel:
         return range(found[0], found[-1] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out, spaces as the model wrote them."""
+        """Text of generated ids without special tokens, with spaces as the model wrote them."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" -> CUDA, else MPS, else CPU; any other name must exist on this machine."""
+    """A device of this machine; "auto" is CUDA, else MPS, else CPU.
+
+    Raises:
+        UserError: an unknown device, or one that this machine does not have.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"unknown device {name!r}; one of auto, cpu, cuda, cuda:N, mps, balanced") from None
+        raise UserError(f"unknown device {name!r}; expected one of auto, cpu, cuda, cuda:N, mps, balanced") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device {name!r} asked for, this machine has {torch.cuda.device_count()} CUDA devices; use auto"
+            f"device {name!r} is not available: this machine has {torch.cuda.device_count()} CUDA devices; use auto"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device 'mps' asked for, which this machine has not; use auto")
+        raise UserError("device 'mps' is not available on this machine; use auto")
     return device
 
 
 def check_path(path: str, revision: str | None = None, *, allow_pickle: bool = False) -> None:
-    """Refuse, before anything is loaded, a path that cannot be a checkpoint.
+    """Check, before anything is loaded, whether a path can be a checkpoint.
 
-    A path that names no existing folder is taken for a Hub id if it looks like one (`name` or `owner/name`).
+    A path that does not exist counts as a Hub id if it looks like one (`name` or `owner/name`).
 
     Raises:
         UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder.
@@ -251,7 +293,7 @@ def check_path(path: str, revision: str | None = None, *, allow_pickle: bool = F
     folder = Path(path)
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise UserError(f"no folder {path}; a model is a local folder or a Hub id such as EleutherAI/pythia-70m")
+            raise UserError(f"no folder {path}; expected a local folder or a Hub id such as EleutherAI/pythia-70m")
         return
     if not folder.is_dir() or not (folder / "config.json").is_file():
         raise UserError(f"{path} is not a model folder: it has no config.json")
@@ -261,16 +303,16 @@ def check_path(path: str, revision: str | None = None, *, allow_pickle: bool = F
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:
             raise UserError(
-                f"{path} has its weights only as pickles ({pickles[0]}), which can run code on loading; convert them "
+                f"{path} has its weights only as pickles ({pickles[0]}), which can run code when loaded; convert them "
                 "to safetensors, or set allow_pickle: true for this model"
             )
-        raise UserError(f"{path} has no weights: no *.safetensors beside config.json")
+        raise UserError(f"{path} has no weights: expected *.safetensors next to config.json")
 
 
 def weights_fingerprint(path: str, commit: str | None) -> str:
-    """What tells two sets of weights apart: the commit for a Hub model, else a SHA-256 over its safetensors files.
+    """The commit of a Hub model, else a SHA-256 of the weight files: two sets of weights differ in it.
 
-    A file of up to 1 GiB is read whole; of a larger one its length and 1 MiB in every 64 MiB, which any training step
+    Files of up to 1 GiB are read whole; of larger ones, the length and 1 MiB in every 64 MiB, which any training step
     changes.
     """
     folder = Path(path)
@@ -281,7 +323,7 @@ def weights_fingerprint(path: str, commit: str | None) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
-            if size <= _WHOLE_FILE:
+            if size <= _WHOLE:
                 while block := stream.read(_SAMPLE):
                     digest.update(block)
             else:
@@ -289,6 +331,25 @@ def weights_fingerprint(path: str, commit: str | None) -> str:
                     stream.seek(offset)
                     digest.update(stream.read(_SAMPLE))
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def memory_fingerprint(model: torch.nn.Module) -> str:
+    """A SHA-256 of names, shapes and values of the parameters in memory; of a large one, 1 MiB in every 64 MiB.
+
+    Raises:
+        UserError: parameters without values (on the meta device, or offloaded).
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_meta:
+            raise UserError(f"parameter {name} has no values in memory; load the model without offloading")
+        digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
+        values = parameter.detach().flatten()
+        window, stride = _SAMPLE // values.itemsize, _STRIDE // values.itemsize
+        for start in range(0, len(values), stride):
+            some = values[start : start + window].contiguous().cpu().view(torch.uint8)
+            digest.update(some.numpy().tobytes())
+    return f"memory:{digest.hexdigest()[:16]}"
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -310,5 +371,5 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
         return f"{path} has no safetensors weights; set allow_pickle: true for this model to load its pickles"
     if not Path(path).is_dir() and ("offline" in text or "connect" in text.lower() or "couldn't" in text.lower()):
         where = f" at revision {revision!r}" if revision else ""
-        return f"cannot load {path}{where}: it is no local folder and the Hub cannot be reached or does not know it"
+        return f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it"
     return f"cannot load {path}: {text[:200]}"

@@ -17,10 +17,10 @@ class Embedder:
 
     Args:
         path: Local folder or Hub id of a sentence-transformers model.
-        device: As `LanguageModel.load`.
+        device: As in `LanguageModel.load`.
 
     Raises:
-        UserError: the package is missing, or there is no such model.
+        UserError: sentence-transformers is not installed, or cannot load the model.
     """
 
     def __init__(self, path: str, *, device: str = "auto") -> None:
@@ -29,15 +29,15 @@ class Embedder:
         except ImportError as error:
             raise UserError("embeddings need sentence-transformers; pip install 'semcal[embeddings]'") from error
         if path.startswith((".", "/", "~")) and not Path(path).is_dir():
-            raise UserError(f"no folder {path}; an embedding model is a local folder or a Hub id")
+            raise UserError(f"no folder {path}; expected the local folder or Hub id of an embedding model")
         try:
             self.model: Any = SentenceTransformer(path, device=str(pick_device(device)))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no sentence-transformers model ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{path} is not a sentence-transformers model ({str(error).splitlines()[0]})") from error
         self.name = f"{path}@{weights_fingerprint(path, None)[:23]}" if Path(path).is_dir() else path
 
     def embed(self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda *_: None) -> np.ndarray:
-        """[text, d]."""
+        """Embeddings [text, d]; `progress` hears how many of how many texts are done."""
         found = []
         for start in range(0, len(texts), 1024):
             part = list(texts[start : start + 1024])

@@ -18,12 +18,14 @@ _BATCH = 64
 
 @dataclass
 class EntailmentModel:
-    """Any sequence classifier of which one label is entailment.
+    """A sequence classifier with exactly one label for entailment.
 
     Attributes:
-        entails: Index of that label.
-        name: Path and what its weights are.
-        pairs_asked: How many so far.
+        model: The classifier, in eval mode.
+        tokenizer: Its tokenizer.
+        entails: Index of the label for entailment.
+        name: Path and fingerprint of the weights.
+        pairs_asked: Number of pairs so far.
     """
 
     model: PreTrainedModel
@@ -34,12 +36,15 @@ class EntailmentModel:
 
     @classmethod
     def load(cls, path: str, *, revision: str | None = None, device: str = "auto") -> EntailmentModel:
-        """
+        """Load a checkpoint.
+
         Args:
             path: Local folder or Hub id; weights as safetensors.
+            revision: Branch, tag or commit on the Hub.
+            device: As in `LanguageModel.load`.
 
         Raises:
-            UserError: no such checkpoint, or its labels do not say which is entailment.
+            UserError: no such checkpoint, or not exactly one of its labels means entailment.
         """
         check_path(path, revision)
         try:
@@ -47,22 +52,22 @@ class EntailmentModel:
             model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, use_safetensors=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
-                f"{path} is no sequence classifier that can be loaded ({str(error).splitlines()[0]})"
+                f"{path} cannot be loaded as a sequence classifier ({str(error).splitlines()[0]})"
             ) from error
         torch.nn.Module.to(model, pick_device(device)).eval()
         named = {int(i): str(label) for i, label in model.config.id2label.items()}
         found = [i for i, label in named.items() if label.lower().startswith("entail")]
         if len(found) != 1:
             raise UserError(
-                f"{path} has the labels {', '.join(named.values())}, of which none or several are entailment; take a "
-                "checkpoint trained on NLI, or name its labels in id2label of its config.json"
+                f"{path} has the labels {', '.join(named.values())}, and exactly one must begin with 'entail'; "
+                "choose a checkpoint trained on NLI, or name its labels in id2label of its config.json"
             )
         weights = weights_fingerprint(path, getattr(model.config, "_commit_hash", None))
         return cls(model, tokenizer, found[0], f"{path}@{weights[:23]}")
 
     @property
     def _longest(self) -> int:
-        """Tokens that fit; RoBERTa counts two positions that it cannot use."""
+        """Maximum length in tokens; RoBERTa counts two positions that it cannot use."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or 514
         return min(self.tokenizer.model_max_length, positions - 2)
 
@@ -73,8 +78,8 @@ class EntailmentModel:
         """[pair] probability in [0, 1] that the first text of a pair entails the second.
 
         Args:
-            pairs: (premise, hypothesis); what exceeds the model's context is cut from the longer of the two.
-            progress: Called with the pairs done so far and their number.
+            pairs: (premise, hypothesis); the longer of the two is cut to fit the model's context.
+            progress: Called with the number of pairs done and their total.
         """
         by_length = np.argsort([len(a) + len(b) for a, b in pairs], kind="stable")[::-1]
         found = np.empty(len(pairs))

@@ -1,9 +1,9 @@
 """A model behind an OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, others.
 
-Text in, text out. Servers add a top-k, a top-p or penalties of their own unless told otherwise, in a dialect each:
-`_neutral` says it to them, and `check` says whether what came back agrees with it. `n` and log-probabilities are used
-where the server honours them; where it ignores them, a request is repeated with another seed and log-probabilities
-are absent.
+Text in, text out. Servers apply a top-k, a top-p or penalties of their own by default, each under its own names:
+`_neutral` switches them off, and `check` reports whether the replies agree with the stated probabilities. `n` and
+log-probabilities are used where the server honours them; where it ignores them, requests are repeated with other seeds
+and log-probabilities are absent.
 """
 
 from __future__ import annotations
@@ -12,35 +12,36 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-import httpx
+from openai import APIConnectionError, APIStatusError
 
 from semcal.errors import UserError, nearest
-from semcal.models.http import Server
+from semcal.models.connection import Connection
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut
 from semcal.seeds import keyed_generator
 
 SERVERS = ("vllm", "sglang", "llama.cpp", "transformers", "openai")
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
-_TOP = 5  # alternatives asked for beside a token, the most that every server grants
+_TOP = 5  # alternatives requested per token, the most that every server grants
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a served model is reached.
+    """Where to reach a served model.
 
     Attributes:
         url: Base address, e.g. http://localhost:8000/v1.
-        model: The name the server knows it by; "" takes the only one it lists.
+        model: The server's name for the model; "" takes the only one it lists.
         server: One of SERVERS; "auto" asks the server.
-        concurrency: Most requests at once.
-        tries: Tries a request before it is an error.
-        timeout: Seconds a request may take.
-        api_key_env: Environment variable that holds the key, if the server wants one.
+        concurrency: Maximum number of simultaneous requests.
+        tries: Attempts per request before it counts as failed.
+        timeout: Seconds that one attempt may take.
+        api_key_env: Environment variable that holds the key, if the server needs one.
     """
 
     url: str
@@ -58,8 +59,8 @@ class Reply:
 
     Attributes:
         text: Up to the stop string that ended it, exclusive.
-        count: How many of the M samples it is.
-        logprob: Of its tokens in nats, of the first sample with this text; None where the server gives none.
+        count: How many of the M samples have this text.
+        logprob: Of the tokens of the first sample with this text, in nats; None where the server gives none.
         finish: "stop" or "length".
     """
 
@@ -71,15 +72,15 @@ class Reply:
 
 @dataclass
 class ServedWork:
-    """What a served model was asked and what is known of how it drew.
+    """The work of a served model and what is known of how it samples.
 
     Attributes:
         path: "served".
-        server: Its dialect.
+        server: One of SERVERS.
         honours_n: Whether one request gave several samples; None before the first request.
         logprobs: Whether it gave log-probabilities.
-        requests, retries: How many.
-        check: Whether the draws agree with the stated probabilities, in words.
+        requests, retries: Requests so far, and how many of them were repetitions.
+        check: Whether the samples agree with the stated probabilities, in words.
     """
 
     path: str = "served"
@@ -93,7 +94,7 @@ class ServedWork:
 
 @dataclass
 class _Evidence:
-    """First tokens drawn against their stated probabilities: how often one of the stated ones was drawn."""
+    """How often the first token of a sample was among those listed with probabilities, and how often it should be."""
 
     draws: int = 0
     hits: int = 0
@@ -102,12 +103,12 @@ class _Evidence:
 
     def verdict(self, settings: Sampling) -> str:
         if not self.draws:
-            return "not checked: the server gives no log-probabilities, so truncation by it would not be seen"
+            return "not checked: the server gives no log-probabilities, so truncation would go unnoticed"
         if settings.temperature != 1 or settings.top_k is not None or settings.top_p is not None:
-            return "not checked: stated probabilities are those at temperature 1 without truncation"
+            return "not checked: the stated probabilities hold at temperature 1 without truncation"
         z = (self.hits - self.expected) / math.sqrt(max(self.variance, 1e-9))
         facts = (
-            f"{self.hits} of {self.draws} first tokens are among the {_TOP} likeliest, "
+            f"{self.hits} of {self.draws} first tokens are among the {_TOP} most likely, "
             f"{self.expected:.0f} expected (z = {z:+.1f})"
         )
         return f"{'DISAGREES with' if abs(z) > 4 else 'agrees with'} the stated probabilities: {facts}"
@@ -115,38 +116,34 @@ class _Evidence:
 
 @dataclass
 class ServedModel:
-    """A served model that has answered; made by `connect`."""
+    """A served model that can be reached; made by `connect`."""
 
     endpoint: Endpoint
     name: str
     server: str
-    connection: Server
+    connection: Connection
     work: ServedWork = field(default_factory=ServedWork)
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
     def connect(cls, endpoint: Endpoint) -> ServedModel:
-        """Ask the server what it serves.
+        """Ask the server which models it serves.
 
         Raises:
-            UserError: it cannot be reached, it does not serve that model, or `server` is unknown.
+            UserError: it cannot be reached, does not serve the model, or `server` is unknown.
         """
         if endpoint.server not in ("auto", *SERVERS):
             hint = nearest(endpoint.server, SERVERS)
-            raise UserError(f"unknown server {endpoint.server!r}{hint}; one of auto, {', '.join(SERVERS)}")
-        connection = Server(
-            endpoint.url,
-            concurrency=endpoint.concurrency,
-            tries=endpoint.tries,
-            timeout=endpoint.timeout,
-            api_key_env=endpoint.api_key_env,
+            raise UserError(f"unknown server {endpoint.server!r}{hint}; expected one of auto, {', '.join(SERVERS)}")
+        connection = Connection(
+            endpoint.url, tries=endpoint.tries, timeout=endpoint.timeout, api_key_env=endpoint.api_key_env
         )
         model = cls(endpoint, endpoint.model, endpoint.server, connection)
         listed = model._listing()
         names = [str(entry.get("id")) for entry in listed]
         if not model.name:
             if len(names) != 1:
-                raise UserError(f"{endpoint.url} lists {len(names)} models; name one: {', '.join(names[:10])}")
+                raise UserError(f"{endpoint.url} lists {len(names)} models; choose one of {', '.join(names[:10])}")
             model.name = names[0]
         owner: str | None = next((str(e.get("owned_by", "")) for e in listed if e.get("id") == model.name), None)
         if owner is None and names and endpoint.server not in ("auto", "transformers"):
@@ -156,7 +153,7 @@ class ServedModel:
         model.work.server = model.server
         return model
 
-    # What a manifest wants to know, in the words of `LanguageModel`.
+    # What a manifest records, under the names of `LanguageModel`.
 
     @property
     def path(self) -> str:
@@ -164,7 +161,7 @@ class ServedModel:
 
     @property
     def weights_hash(self) -> str:
-        """A server does not show its weights: the model's name stands for them."""
+        """A server does not show its weights; the model's name takes their place."""
         return f"served:{self.name}"
 
     revision = None
@@ -176,41 +173,38 @@ class ServedModel:
         settings: Sampling,
         on_answered: Callable[[int], None] = lambda _: None,
     ) -> Iterator[tuple[str, tuple[Reply, ...]]]:
-        """(key, text) in; (key, its distinct answers) out, in the order in which they are finished; counts sum to m.
+        """(key, distinct answers) for every (key, prompt), in the order in which they finish; counts sum to m.
 
         Raises:
-            UserError: the server failed a request as often as `tries`, or refused it.
+            UserError: the server refused a request or failed it `tries` times; finished answers come first.
         """
         evidence = _Evidence()
         pool = ThreadPoolExecutor(self.endpoint.concurrency)
         jobs: dict[Future[tuple[Reply, ...]], str] = {
             pool.submit(self._sample, key, text, settings, evidence): key for key, text in prompts
         }
-        told: set[Future[tuple[Reply, ...]]] = set()
+        reported: set[Future[tuple[Reply, ...]]] = set()
 
-        def tell(done: Future[tuple[Reply, ...]]) -> tuple[str, tuple[Reply, ...]]:
-            told.add(done)
+        def report(done: Future[tuple[Reply, ...]]) -> tuple[str, tuple[Reply, ...]]:
+            reported.add(done)
             self.work.check = evidence.verdict(settings)
-            self._count()
+            self.work.requests, self.work.retries = self.connection.requests, self.connection.retries
             on_answered(1)
             return jobs[done], done.result()
 
         try:
             for done in as_completed(jobs):
-                if done in told:
+                if done in reported:
                     continue
-                if error := done.exception():  # what was answered in the same moment is not lost
-                    yield from map(tell, [j for j in jobs if j not in told and j.done() and not j.exception()])
+                if error := done.exception():  # answers that finished at the same moment are not lost
+                    yield from map(report, [j for j in jobs if j not in reported and j.done() and not j.exception()])
                     raise error
-                yield tell(done)
+                yield report(done)
         except BaseException:
-            self.connection.close()  # or requests under way would hold up the end
+            self.connection.close()  # pending requests would delay the error
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    def _count(self) -> None:
-        self.work.requests, self.work.retries = self.connection.requests, self.connection.retries
 
     # ---- one question --------------------------------------------------------------------------------------------
 
@@ -220,8 +214,9 @@ class ServedModel:
         left = settings.m
         while left:
             n = 1 if self.work.honours_n is False else left
-            body = _body(self.server, self.name, text, settings, n, int(seeds.integers(2**31)))
-            choices = self.connection.ask("POST", "completions", body, _choices)[:n]
+            create = self.connection.client.completions.with_raw_response.create
+            body = _body(self.server, settings, n) | {"seed": int(seeds.integers(2**31))}
+            choices = self.connection.ask(create, _choices, model=self.name, prompt=text, **body)[:n]
             if n > 1:
                 self.work.honours_n = self.work.honours_n or len(choices) > 1
             self._weigh(choices, evidence)
@@ -252,38 +247,43 @@ class ServedModel:
     # ---- what it is ---------------------------------------------------------------------------------------------
 
     def _listing(self) -> list[dict[str, Any]]:
-        """The models the server lists; none where it answers but cannot tell (`transformers serve` without a cache)."""
-
-        def read(response: httpx.Response) -> list[dict[str, Any]]:
-            return list(response.json()["data"]) if response.status_code == 200 else []
-
-        return self.connection.ask("GET", "models", None, read, any_status=True)
+        """The models that the server lists; none if it cannot (`transformers serve` without a cache fails at this)."""
+        once = self.connection.client.with_options(max_retries=0)
+        with suppress(APIConnectionError, ValueError, KeyError):
+            try:
+                return list(once.models.with_raw_response.list().http_response.json()["data"])
+            except APIStatusError:
+                return []
+        return self.connection.ask(self.connection.client.models.with_raw_response.list, lambda reply: reply["data"])
 
     def _is_transformers(self) -> str:
-        """`transformers serve` says in words of its own that it does not know a field."""
-        unknown = {"model": self.name, "prompt": "", "semcal": 1}
-        said = self.connection.ask("POST", "completions", unknown, lambda response: response.text, any_status=True)
-        return "transformers" if "Unexpected fields in the request" in said else "openai"
+        """`transformers serve` refuses a field that it does not know in words of its own."""
+        once = self.connection.client.with_options(max_retries=1)
+        reply = ""
+        with suppress(APIConnectionError):
+            try:
+                once.completions.create(model=self.name, prompt="", extra_body={"semcal": 1})
+            except APIStatusError as error:
+                reply = error.response.text
+        return "transformers" if "Unexpected fields in the request" in reply else "openai"
 
 
-def _body(server: str, model: str, text: str, settings: Sampling, n: int, seed: int) -> dict[str, Any]:
+def _body(server: str, settings: Sampling, n: int) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "model": model,
-        "prompt": text,
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_p": 1.0 if settings.top_p is None else settings.top_p,
-        "seed": seed,
+        "extra_body": _neutral(server, settings),
     }
     if settings.stop:
         body["stop"] = list(settings.stop)
     if server != "transformers":  # which ignores both
         body |= {"n": n, "logprobs": _TOP}
-    return body | _neutral(server, settings)
+    return body
 
 
 def _neutral(server: str, settings: Sampling) -> dict[str, Any]:
-    """What tells a server to sample from the model itself, but for what the settings ask for."""
+    """The fields by which a server samples from the model itself, except for what the settings ask for."""
     if server in ("vllm", "sglang"):
         return {"top_k": settings.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
     if server == "llama.cpp":
@@ -307,10 +307,10 @@ def _neutral(server: str, settings: Sampling) -> dict[str, Any]:
     return {}
 
 
-def _choices(response: httpx.Response) -> list[dict[str, Any]]:
-    choices = list(response.json()["choices"])
+def _choices(reply: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = list(reply["choices"])
     if not choices or not all(isinstance(c["text"], str) for c in choices):
-        raise ValueError("no choices in it")
+        raise ValueError("it holds no choices")
     return choices
 
 

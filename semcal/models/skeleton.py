@@ -1,7 +1,4 @@
-"""Another set of modules over the parameters of a loaded model, for what replaces or wraps modules.
-
-Knows no one who does so: TransformerLens's bridge and adapters take it from here.
-"""
+"""A second set of modules over the parameters of a loaded model, for code that replaces or wraps modules."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from semcal.models.checkpoint import LanguageModel
 
 
 def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
-    """Modules of their own over the parameters of `model`, in eval mode and frozen: free to be wrapped and replaced.
+    """New modules over the parameters of `model`, frozen and in eval mode, which may be wrapped and replaced.
 
     Args:
-        attention: implementation by its Hugging Face name, e.g. "eager" or "sdpa".
+        attention: The implementation of attention by its Hugging Face name, e.g. "eager" or "sdpa".
     """
     config = copy.deepcopy(model.model.config)
     with torch.device("meta"):
@@ -30,7 +27,7 @@ def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
 
 
 def _adopt_buffers(skeleton: torch.nn.Module, source: torch.nn.Module) -> None:
-    """Non-persistent buffers (rotary frequencies, causal masks) are in no state dict; take them from the source."""
+    """Take over the buffers; those that are not persistent (rotary frequencies, masks) are in no state dict."""
     for name, buffer in source.named_buffers():
         owner, _, leaf = name.rpartition(".")
         skeleton.get_submodule(owner)._buffers[leaf] = buffer

@@ -13,10 +13,14 @@ CONTINUATION = "continuation"  # the style of a text that is simply to be contin
 class Question:
     """One question with its gold answer.
 
+    >>> semcal.Question(id="q1", text="Capital of the Netherlands?", answers=("Amsterdam", "Amsterdam, NL")).answers
+    ('Amsterdam', 'Amsterdam, NL')
+
     Attributes:
         id: Unique within its dataset; samples, splits and seeds are keyed by it.
         text: What is asked (for a continuation task: the text to be continued).
         answers: Surface forms of the gold answer; the first one names its semantic class, all of them mean the same.
+            A single text is one answer.
         group: Questions of one group never straddle a split (paraphrases, one entity); the id where none is given.
         choices: The options of a multiple-choice question, empty otherwise.
         others: Further correct answers that do not mean the same as `answers`, each as its surface forms.
@@ -37,7 +41,8 @@ class Question:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ValueError(f"question {self.id!r} is empty")
-        object.__setattr__(self, "answers", tuple(a for a in self.answers if a.strip()))
+        answers = (self.answers,) if isinstance(self.answers, str) else self.answers
+        object.__setattr__(self, "answers", tuple(a for a in answers if a.strip()))
         if not self.answers:
             raise ValueError(f"question {self.id!r} has no gold answer")
         others = (tuple(form for form in forms if form.strip()) for forms in self.others)

@@ -8,7 +8,7 @@ again. Knows neither texts nor how classes were formed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
+from semcal.semantics.class_masses import class_masses
 from semcal.semantics.confidence import (
     Confidences,
     checked_counts,
@@ -162,6 +163,26 @@ class ClassTable:
             gold=correct,
             unparsed=unparsed,
         )
+
+    def with_masses(
+        self, classes: Sequence[Sequence[str]], counts: Sequence[Sequence[int]], logprobs: Sequence[Sequence[Any]]
+    ) -> ClassTable:
+        """The same table with class masses, from the log-probabilities of its distinct answers (`class_masses`).
+
+        Where a log-probability is unknown (None or NaN), or answers were enumerated, the table stays as it is.
+
+        Args:
+            classes, counts, logprobs: [question][answer] as in `of_answers`, log-probabilities in nats.
+        """
+        logprob = np.array([np.nan if p is None else p for some in logprobs for p in some], dtype=np.float64)
+        if self.enumerated or np.isnan(logprob).any():
+            return self
+        column = [{label: k for k, label in enumerate(labels)} for labels in self.classes]
+        row = np.repeat(np.arange(len(self)), [len(some) for some in classes])
+        of_class = [column[at][label] for at, some in enumerate(classes) for label in some]
+        count = np.concatenate([np.asarray(some, dtype=int) for some in counts])
+        masses = class_masses(row, of_class, count, logprob, shape=self.gold.shape)
+        return replace(self, masses=masses, seen_mass=np.minimum(1.0, np.bincount(row, np.exp(logprob), len(self))))
 
     # ---- size and order ------------------------------------------------------------------------------------------
 

@@ -15,11 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from openai import OpenAI
 from scipy import stats
 
 from semcal import LanguageModel, UserError, sample
 from semcal.answers import stop_rule
-from semcal.models import http
 from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
@@ -172,7 +172,7 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(http, "_jitter", lambda _: 0.01)
+    monkeypatch.setattr(OpenAI, "_calculate_retry_timeout", lambda *_: 0.01)
 
 
 def answers_of(url, m=4, prompts=(("q", "x"),), **settings):
@@ -195,7 +195,7 @@ def test_trouble_that_stays_is_one_clear_error_and_finished_questions_are_kept(s
     model = ServedModel.connect(Endpoint(serve(Script(completion(4), trouble)), tries=2, concurrency=1))
     answers = model.answer([("a", "x"), ("b", "y")], Sampling(m=4))
     assert next(answers)[0] == "a"
-    with pytest.raises(UserError, match=r"failed 2 times, last: .*; see that the server runs"):
+    with pytest.raises(UserError, match=r"failed 2 times, last: .*; check that the server is running"):
         next(answers)
 
 
@@ -209,6 +209,8 @@ def test_a_refusal_is_not_repeated(serve):
 def test_a_server_that_is_down_is_one_clear_error():
     with pytest.raises(UserError, match="failed 2 times, last: ConnectError"):
         ServedModel.connect(Endpoint(f"http://127.0.0.1:{free_port()}/v1", tries=2))
+    with pytest.raises(UserError, match="'localhost:8000' is not a valid address; expected"):
+        ServedModel.connect(Endpoint("localhost:8000"))
 
 
 def test_fewer_choices_than_asked_for_are_made_up_with_other_seeds(serve):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from semcal import LanguageModel, NonFiniteError, UserError, sample
+from semcal import LanguageModel, UserError, sample
 from semcal.answers import stop_rule
+from semcal.errors import NonFiniteError
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.engine import Sampler
 from semcal.sampling.records import Prompt, Sampling

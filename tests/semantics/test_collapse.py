@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcal import ExactMatch, KthWord, Question
+from semcal import Question
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.exact_match import ExactMatch
+from semcal.semantics.collapsing.surface import KthWord
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from openai import OpenAI
 
 from semcal import Question, UserError
-from semcal.models import http
 from semcal.models.chat import ChatModel
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import UNPARSED
@@ -66,7 +66,7 @@ def judge_server(reply=rule, trouble=()):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(http, "_jitter", lambda _: 0.01)
+    monkeypatch.setattr(OpenAI, "_calculate_retry_timeout", lambda *_: 0.01)
 
 
 def judge(url, folder, **settings):
@@ -144,10 +144,9 @@ def test_a_judge_that_is_down_is_one_line(tmp_path):
         judge("http://127.0.0.1:9/v1", tmp_path, tries=1).cluster([Q], [["a"]])
 
 
-def test_an_address_that_is_none_is_not_tried_again(tmp_path):
-    one = judge("wise.example", tmp_path)
-    with pytest.raises(UserError, match="is no address"):
-        one.cluster([Q], [["a"]])
+def test_an_invalid_address_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="is not a valid address"):
+        judge("wise.example", tmp_path)
 
 
 def test_decisions_that_cannot_be_kept_are_one_line(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal import ExactMatch
 from semcal.questions.build import build
 from semcal.questions.named.registry import NAMED, read_named
 from semcal.questions.prompts import written
 from semcal.semantics.collapsing.choice import Choice
+from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric
 from tests.conftest import data_folder, needs
 

@@ -7,9 +7,9 @@ import pytest
 
 from semcal.calibration.estimators.finite_m import estimates
 from semcal.calibration.estimators.m_curve import extrapolation_weights, m_curve, sizes_for
-from semcal.calibration.estimators.masses import class_masses
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.resampling import Resampling
+from semcal.semantics.class_masses import class_masses
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences, confidences_of_masses
 

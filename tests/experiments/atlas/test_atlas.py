@@ -24,8 +24,9 @@ from experiments.atlas.world import (
 )
 from experiments.atlas.world_questions import atlas_questions, draw_in_proportion, query_of
 from experiments.config.datasets import AtlasConfig, load_dataset
-from semcal import ExactMatch, UserError
+from semcal import UserError
 from semcal.questions.question import STYLES
+from semcal.semantics.collapsing.exact_match import ExactMatch
 
 WORLD = World(0)
 

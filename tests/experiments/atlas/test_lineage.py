@@ -22,9 +22,10 @@ from experiments.atlas.stages.sft import SFTSettings, _row
 from experiments.atlas.stages.tuning import Source
 from experiments.atlas.weights import bundled
 from experiments.atlas.world import TOWNS_PER_REGION, Fact, World
-from semcal import ExactMatch, LanguageModel, UserError
+from semcal import LanguageModel, UserError
 from semcal.questions.prompts import INSTRUCTIONS
 from semcal.questions.question import STYLES
+from semcal.semantics.collapsing.exact_match import ExactMatch
 
 WORLD = World(0)
 TINY = TrainingSettings(

@@ -10,8 +10,9 @@ from experiments.atlas.stages.checkpoints import checkpoint_steps
 from experiments.atlas.weights import bundled
 from experiments.atlas.world import Fact, World
 from experiments.atlas.world_questions import query_of
-from semcal import ExactMatch, LanguageModel, UserError, sample
+from semcal import LanguageModel, UserError, sample
 from semcal.questions.question import Question
+from semcal.semantics.collapsing.exact_match import ExactMatch
 
 
 def test_checkpoints_are_log_spaced_from_nothing_to_the_end():

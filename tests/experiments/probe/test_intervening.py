@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from experiments.score.analysis import score
 
 from experiments.config.collapsing_functions import NumericConfig
 from experiments.config.run_folder import stored_cell
@@ -17,6 +16,7 @@ from experiments.config.study import CalibrationConfig
 from experiments.probe import intervene as intervening
 from experiments.probe.intervene import intervene_run, remeasure
 from experiments.probe.intervention_plan import Halves, Wanted
+from experiments.score.score import score
 from probes.plots.dose_response import dose_response
 from semcal import Run, UserError
 from tests.experiments.conftest import run_dict

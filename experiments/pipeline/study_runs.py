@@ -1,0 +1,54 @@
+"""A study run from Python: what `semcal.run_study` is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.parsing import load_study, parse
+from experiments.config.study import Study
+from experiments.pipeline.run_study import Silent, prepare_study
+from experiments.pipeline.run_study import run_study as run_prepared
+from semcal.errors import UserError
+from semcal.runs.run import Run
+
+
+def run_study(study: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Run]:
+    """Run every cell of a study that is not finished yet; finished ones are left as they are.
+
+    >>> runs = semcal.run_study(
+    ...     {
+    ...         "name": "first",
+    ...         "output": folder,
+    ...         "models": [{"path": "atlas:base", "name": "atlas"}],
+    ...         "datasets": [{"kind": "atlas", "family": "facts", "n": 20}],
+    ...         "styles": ["concise"],
+    ...         "sampling": {"m": 5, "max_new_tokens": 12},
+    ...         "probes": {"enabled": False},
+    ...     }
+    ... )
+    >>> len(runs), runs[0].calibration()["n"]
+    (1, 20)
+
+    Args:
+        study: A study file (YAML), or the same keys as a mapping; `semcal init` writes a file that explains each.
+        overrides: Changes to the file, each as `key=value`, e.g. "sampling.m=20".
+
+    Returns:
+        One run per cell of the grid.
+
+    Raises:
+        UserError: an invalid study, or whatever stops a cell; completed shards are saved.
+    """
+    if not isinstance(study, Mapping):
+        return _run(load_study(study, overrides))
+    if overrides:
+        raise UserError("overrides change a study file; change the mapping itself instead")
+    return _run(parse(Study, study, "study"))
+
+
+def _run(study: Study) -> list[Run]:
+    prepared = prepare_study(study)
+    run_prepared(prepared, Silent())
+    return list(prepared.runs)

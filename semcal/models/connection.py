@@ -1,0 +1,103 @@
+"""Requests to an OpenAI-compatible server through the `openai` client, which retries them. Failures are one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
+
+from semcal.errors import UserError
+
+_TEMPORARY = {408, 409, 429}  # what the client retries, besides every status from 500 on
+
+
+class Connection:
+    """A server and how often it was asked.
+
+    Args:
+        url: Base address, e.g. http://localhost:8000/v1.
+        tries: Attempts per request before it counts as failed.
+        timeout: Seconds that one attempt may take.
+        api_key_env: Environment variable that holds the key, if the server needs one.
+
+    Attributes:
+        client: The client of the `openai` package.
+        requests, retries: Attempts so far, and how many of them were repetitions.
+
+    Raises:
+        UserError: `url` is not an address.
+    """
+
+    def __init__(self, url: str, *, tries: int, timeout: float, api_key_env: str) -> None:
+        if not re.match(r"https?://[^/]", url):
+            raise UserError(f"{url!r} is not a valid address; expected one such as http://localhost:8000/v1")
+        self.url, self.tries = url, tries
+        self.requests = self.retries = 0
+        self._lock = Lock()
+        self.client = OpenAI(
+            base_url=url,
+            api_key=os.environ.get(api_key_env) or "none",
+            max_retries=tries - 1,
+            timeout=timeout,
+            http_client=DefaultHttpxClient(event_hooks={"request": [self._count]}),
+        )
+
+    def ask(self, create: Callable[..., Any], read: Callable[[dict[str, Any]], Any], **body: Any) -> Any:
+        """What `read` makes of the JSON that `create` is answered with; a reply that it cannot read is asked for again.
+
+        Args:
+            create: A method of the client's raw-response API, e.g. `client.completions.with_raw_response.create`.
+            read: Takes the reply; may raise ValueError, KeyError, TypeError or AttributeError.
+            body: Arguments of `create`.
+
+        Raises:
+            UserError: the request failed `tries` times, or was refused.
+        """
+        problem = ""
+        for attempt in range(self.tries):
+            with self._lock:
+                self.retries += attempt > 0
+            try:
+                response = create(**body).http_response
+            except APIStatusError as error:
+                if error.status_code >= 500 or error.status_code in _TEMPORARY:
+                    raise self._failed(_complaint(error.response)) from error
+                raise UserError(f"{self.url} refused a request: {_complaint(error.response)}") from error
+            except APIConnectionError as error:
+                cause = error.__cause__ or error
+                raise self._failed(f"{type(cause).__name__} {cause}".strip()) from error
+            try:
+                return read(response.json())
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
+        raise self._failed(problem)
+
+    def close(self) -> None:
+        """Abandon pending requests."""
+        self.client.close()
+
+    def _failed(self, last: str) -> UserError:
+        return UserError(
+            f"{self.url} failed {self.tries} times, last: {last}; check that the server is running and what it logs, "
+            "then run again"
+        )
+
+    def _count(self, request: Any) -> None:
+        with self._lock:
+            self.requests += 1
+            self.retries += request.headers.get("x-stainless-retry-count", "0") != "0"
+
+
+def _complaint(response: Any) -> str:
+    try:
+        reply = response.json()
+    except ValueError:
+        reply = response.text
+    for key in ("error", "message", "detail"):
+        if isinstance(reply, dict):
+            reply = reply.get(key) or reply
+    return f"{response.status_code} {' '.join(str(reply).split())[:200]}"
