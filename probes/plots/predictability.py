@@ -24,7 +24,7 @@ _FIGURES = ("explained", "low", "high", "excess", "excess_low", "excess_high")
 def predictability_scatter(
     frame: pd.DataFrame, *, title: str, measure: str = "share of KL explained", seed: int
 ) -> Figure:
-    """Excess calibration error against predictability, one numbered marker per run, each style with its marker and colour.
+    """Excess calibration error against predictability, one numbered marker per run; styles differ in marker and colour.
 
     In the corner is Spearman's rho with its two-sided permutation p-value, exact for few runs, where there are at
     least 4. It takes runs as exchangeable, which runs of one model or one dataset are not quite: read p as a guide.
