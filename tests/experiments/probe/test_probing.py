@@ -222,10 +222,10 @@ def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dic
     run.write_manifest(run.manifest() | {"tokenizer_hash": "another"})
     said = refused(monkeypatch, capsys, run)
     assert "captured with another tokenizer than this run's, so it belongs to another run; delete this file" in said
-    config = yaml.safe_load((run.folder / "config.yaml").read_text())
-    config["probes"]["device"] = "cuda:9"
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "device 'cuda:9'" in refused(monkeypatch, capsys, run)
+
+
+def test_a_device_that_is_not_available_is_refused(run, monkeypatch, capsys):
+    assert "device 'cuda:9'" in refused(monkeypatch, capsys, run, device="cuda:9")
 
 
 def test_held_out_predictions_are_kept_by_question_and_enter_the_table_of_the_run(run):
