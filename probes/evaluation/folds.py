@@ -30,7 +30,7 @@ class Fold:
 
 
 def group_folds(group: Sequence[str], folds: int, *, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, test) row indices a fold; whole groups are held out, in seeded random order.
+    """(train, test) row indices of each fold; whole groups are held out, in seeded random order.
 
     Raises:
         ValueError: fewer than 2 folds, or fewer groups than folds.

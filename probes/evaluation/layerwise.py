@@ -128,8 +128,8 @@ def evaluate(
       (1 + #{maximum ≥ the layer's own statistic}) / (1 + permutations), thus adjusted for looking at all layers. The
       penalties are not chosen anew for each permutation; held-out scores make the error of that small. With fewer than
       all folds the null is wider than that of `explained`, and weak effects are missed rather than invented.
-    - `penalty`: chosen a layer and fold on one inner split by group within the training part, from the heaviest penalty
-      down until two in a row do worse; then the probe is refitted to the whole training part. Median over folds.
+    - `penalty`: chosen per layer and fold on one inner split by group within the training part, from the heaviest down
+      until two in a row do worse; then the probe is refitted to the whole training part. Median over folds.
     - `baseline_nats`, `probe_nats`: mean KL before and after.
 
     `explained` is NaN where the baseline is 0 (a single class). A share near 0 says "not linearly readable here", not

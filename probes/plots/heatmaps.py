@@ -66,7 +66,7 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
     """Share explained by layer (upwards, as the network goes) and position (in the order given); missing ones empty.
 
     Args:
-        frame: columns layer, position, explained; one row a pair.
+        frame: columns layer, position, explained; one row per pair.
         title: above the figure.
         measure: what is explained, in words, for the colour bar.
 

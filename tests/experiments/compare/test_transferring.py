@@ -70,7 +70,7 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
     assert f"did you mean {LAST!r}" in refused(one, two, "--layer", "blocks.2.resid_post")
     assert "did you mean 'classes'" in refused(one, two, "--target", "clases")
     (blind,) = run_dict(tmp_path, lean | {"name": "blind", "capture": {"positions": []}})
-    assert f"{blind.folder} holds no activations" in refused(one, blind.folder)
+    assert f"{blind.folder}: no activations in shard" in refused(one, blind.folder)
     monkeypatch.setitem(
         CONFIGS,
         "small",

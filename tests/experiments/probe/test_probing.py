@@ -42,7 +42,7 @@ def probed(run: Run, **settings) -> Run:
     return run
 
 
-def test_by_default_linear_probes_of_all_layers_stand_beside_words_and_lengths(run):
+def test_by_default_linear_probes_of_all_layers_are_compared_with_words_and_lengths(run):
     table = run.probes()
     assert set(table["rung"]) == {"linear", "baseline:tfidf"}
     classes = table[table["target"] == "classes"]
@@ -90,11 +90,9 @@ def test_held_out_losses_are_kept_by_question_and_give_the_table(run):
 def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, run):
     hot = study_dict | {"name": "hot"}
     (other,) = run_dict(tmp_path, hot, "sampling.temperature=3.0")
-    found, told = compare_last_layers(
-        run, other, "last_prompt_token", resampling=Resampling(bootstrap=20, level=0.95, seed=0)
-    )
+    found, remarks = compare_last_layers(run, other, "last_prompt_token", resampling=Resampling(bootstrap=20))
     assert set(found) == {"linear"}
-    assert told == ""
+    assert remarks == ""
     for side, of in (("a", run), ("b", other)):
         own = last_layer(of.probes(), "classes")
         assert own is not None
@@ -197,7 +195,7 @@ def test_a_position_that_was_not_captured_is_refused_with_the_nearest(run, monke
     assert "nothing captured at position 'last_question_token', did you mean 'last_prompt_token'" in said
 
 
-def test_activations_that_are_no_numbers_are_refused_and_the_file_named_made_again(
+def test_activations_that_are_not_finite_are_refused_and_the_file_named_is_made_again(
     tmp_path, study_dict, monkeypatch, capsys
 ):
     (run,) = run_dict(tmp_path, study_dict)
@@ -220,7 +218,25 @@ def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dic
     own = shard(run).read_bytes()
     shard(run).write_bytes(shard(other).read_bytes())
     said = refused(monkeypatch, capsys, run)
-    assert f"holds shard {other.shard_keys()[0]}: it is of another run; delete this file and run its study" in said
+    assert f"holds shard {other.shard_keys()[0]}, so it belongs to another run; delete this file and run its" in said
     shard(run).write_bytes(own)
     run.write_manifest(run.manifest() | {"tokenizer_hash": "another"})
-    assert "captured with another tokenizer than this run's; it is of another run" in refused(monkeypatch, capsys, run)
+    said = refused(monkeypatch, capsys, run)
+    assert "captured with another tokenizer than this run's, so it belongs to another run; delete this file" in said
+
+
+def test_a_device_that_is_not_available_is_refused(run, monkeypatch, capsys):
+    assert "device 'cuda:9'" in refused(monkeypatch, capsys, run, device="cuda:9")
+
+
+def test_held_out_predictions_are_kept_by_question_and_enter_the_table_of_the_run(run):
+    predicted, table = run.probe_predictions(), run.table()
+    assert list(predicted) == ["question_id", "class", "confidence", "correct"]
+    assert list(predicted["question_id"]) == list(run.questions()["id"]) == list(table["question_id"])
+    row = run.probe_confidence().set_index("source").loc["class probe"]
+    assert predicted["confidence"].mean() == pytest.approx(row["confidence"])
+    assert predicted["correct"].mean() == pytest.approx(row["accuracy"])
+    assert list(table["probe_class"]) == list(predicted["class"])
+    calibration = run.calibration()
+    assert table["confidence"].mean() == pytest.approx(calibration["confidence"])
+    assert table["correct"].mean() == pytest.approx(calibration["accuracy"])

@@ -86,7 +86,7 @@ def test_a_place_in_the_shared_prefix_is_refused_and_never_misread(atlas, asked)
     prompts = [prompt for _, _, prompt, _ in asked]
     observer = ResidualCapture(where={p.key: {QUESTION_MEAN: range(2, 5)} for p in prompts})
     sampler = Sampler(atlas.model, Sampling(m=2), stop_rule(atlas, ()), device=atlas.device)
-    with pytest.raises(UserError, match=r"question_mean lies among the \d+ tokens that all prompts begin with"):
+    with pytest.raises(UserError, match=r"question_mean lies among the \d+ tokens that all prompts start with"):
         list(sampler.sample(prompts, observer))
 
 
@@ -113,6 +113,19 @@ def test_the_notebook_function_reads_questions_and_chosen_hooks(atlas, asked):
         capture(atlas, texts, position="chain_50")
     with pytest.raises(UserError, match=r"'blocks\.9\.hook_resid_post' matches nothing in LlamaForCausalLM"):
         capture(atlas, texts, hooks=["blocks.9.hook_resid_post"])
+
+
+def test_capture_refuses_one_text_and_carries_question_ids(atlas):
+    with pytest.raises(ValueError, match=r"prompts is one text, 'one string'; expected a list of prompts"):
+        capture(atlas, "one string")
+    found = capture(atlas, ["one", "two", "one"], ids=["a", "b", "c"])
+    assert found.keys == ("a", "b", "c")
+    np.testing.assert_array_equal(found.values[0], found.values[2])
+    assert capture(atlas, ["one", "two"]).keys == ("one", "two")
+    with pytest.raises(ValueError, match="prompt 'one' is duplicated; give each prompt its own id"):
+        capture(atlas, ["one", "two", "one"])
+    with pytest.raises(ValueError, match="1 ids for 2 prompts"):
+        capture(atlas, ["one", "two"], ids=["a"])
 
 
 def test_a_question_read_again_after_memory_ran_out_is_there_once(atlas, asked):
