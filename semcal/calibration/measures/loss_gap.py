@@ -87,7 +87,7 @@ def loss_gap(
     pairs = checked_pairs(confidence, correct)
     if pairs.confidence.ndim != 1:
         raise ValueError(
-            f"loss_gap expects one row [n], got shape {pairs.confidence.shape}; use simulated_loss_gap for many"
+            f"loss_gap expects one row, got shape {pairs.confidence.shape}; use simulated_loss_gap for many"
         )
     held = inside(pairs.confidence, m)
     fold = folds_by_group(group, len(held), folds, seed=resampling.seed)
