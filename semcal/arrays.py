@@ -1,6 +1,6 @@
 """What calibration measures accept: pairs of (confidence, correctness) in [0, 1], with optional weights.
 
-One place for the checks, so that every measure refuses the same inputs with the same words.
+The checks are in one place, so that every measure rejects the same inputs with the same messages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# Shares such as 1/3 + 1/3 + 1/3 overshoot 1 in the last bits; that much is rounding and is clipped, not refused.
+# Shares such as 1/3 + 1/3 + 1/3 overshoot 1 in the last bits; that much is rounding and is clipped.
 ROUNDING = 1e-9
 
 
@@ -34,7 +34,8 @@ def as_numbers(name: str, values: ArrayLike) -> FloatArray:
 
 
 def as_integers(name: str, values: ArrayLike, lowest: int, reason: str) -> IntArray:
-    """`values` as int64; ValueError with the first that is not whole or below `lowest`, followed by the `reason`."""
+    """`values` as int64; ValueError with the first value that is not whole or below `lowest`, followed by the
+    `reason`."""
     array = as_numbers(name, values)
     refused = ~((array >= lowest) & (array < 2**53) & (array == np.floor(array)))  # NaN is refused as well
     if refused.any():

@@ -19,9 +19,9 @@ class Confidences:
 
     Attributes:
         plug_in: `[n]` share of the most frequent class among the M samples. It overstates max_k pi(k) at finite M.
-        correct: `[n]` 1 if that class is the gold class; where several classes share the first place, 1 / their number
-            if gold is among them, which is the expectation over a random tie-break.
-        tied: `[n]` whether several classes share the first place.
+        correct: `[n]` 1 if that class is the gold class; where several classes tie for first place, 1 / their number
+            if gold is among them, the expectation over a random tie-break.
+        tied: `[n]` whether several classes tie for first place.
     """
 
     plug_in: FloatArray
@@ -90,8 +90,8 @@ def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None =
         counts: `[n, K]` samples per class; every row sums to M, and rows with fewer classes are padded by 0.
         gold: `[n]` index of the gold class in its row, -1 where it was never sampled; or, where several classes may be
             correct, `[n, K]` bool.
-        unparsed: `[n]` index of the class of answers that could not be read, -1 where there is none. It may be the
-            mode, for the model is then confident of nothing usable, but it is never correct.
+        unparsed: `[n]` index of the class of answers that could not be parsed, -1 where there is none. It may be the
+            mode (the model is then confident of nothing usable), but it is never correct.
 
     Raises:
         ValueError: wrong shapes, rows with different totals, indices outside the row.
@@ -107,7 +107,7 @@ def confidences_of_masses(masses: ArrayLike, gold: ArrayLike, unparsed: ArrayLik
     """Confidence and correctness from exact class masses, as exact enumeration gives them.
 
     Args:
-        masses: `[n, K]` probability of each class, at least 0; rows sum to at most 1, what is missing being unexplored.
+        masses: `[n, K]` probability of each class, at least 0; rows sum to at most 1; the rest is unexplored.
         gold, unparsed: as in `confidences`.
 
     Raises:

@@ -12,11 +12,11 @@ _LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-.
 
 
 def knowing_curve(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
-    """Expected largest class probability against tokens generated: when the model comes to know its answer.
+    """Expected largest class probability against tokens generated: when the model decides on its answer.
 
     Args:
         tables: name of a line -> question_id, token, expected_confidence (`Run.intermediate`). The line is the mean
-            over questions, one that has ended staying at 1; the band holds the middle half of the questions.
+            over questions, where answers that have ended stay at 1; the band holds the middle half of the questions.
     """
     figure = Figure(figsize=(4.6, 3.4))
     figure.set_layout_engine("constrained", w_pad=0.1)

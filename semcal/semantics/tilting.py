@@ -34,28 +34,32 @@ def answer_tree(ids: Sequence[Sequence[int]], mass: Sequence[float], is_top: Seq
 
     Args:
         ids: token ids of each distinct answer, none of them a prefix of another.
-        mass: `[answer]` probabilities above 0. What they lack to 1 is unexplored; the tree holds what was explored,
+        mass: `[answer]` probabilities above 0. The rest up to 1 is unexplored; the tree holds the explored part,
             renormalised.
         is_top: `[answer]` whether the answer is in the class k*.
 
     Raises:
-        ValueError: lengths disagree, no answers, a mass that is not above 0, or an answer that begins another.
+        ValueError: lengths disagree, no answers, a mass that is not above 0, or an answer that is a prefix of another.
     """
     if not len(ids) == len(mass) == len(is_top) or not len(ids):
-        raise ValueError(f"{len(ids)} answers, {len(mass)} masses and {len(is_top)} of is_top: give one of each a time")
+        raise ValueError(
+            f"{len(ids)} answers, {len(mass)} masses and {len(is_top)} flags; expected one of each per answer"
+        )
     if not min(mass) > 0:
-        raise ValueError(f"an answer has mass {min(mass)}; leave out what has none")
+        raise ValueError(f"an answer has mass {min(mass)}; expected masses above 0")
     below: dict[Ids, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for answer, its, top in zip(ids, mass, is_top, strict=True):
+    for answer, own, top in zip(ids, mass, is_top, strict=True):
         for end in range(len(answer) + 1):
             both = below[tuple(answer[:end])]
-            both[0] += its
-            both[1] += its * top
-    for answer, its in zip(ids, mass, strict=True):
-        if below[tuple(answer)][0] > its:
-            raise ValueError(f"answer {tuple(answer)} begins another or is given twice; end each with what ended it")
+            both[0] += own
+            both[1] += own * top
+    for answer, own in zip(ids, mass, strict=True):
+        if below[tuple(answer)][0] > own:
+            raise ValueError(
+                f"answer {tuple(answer)} is a prefix of another or a duplicate; include the final token of each"
+            )
     total = below[()][0]
-    return {prefix: Branch(its / total, top / its) for prefix, (its, top) in below.items()}
+    return {prefix: Branch(whole / total, top / whole) for prefix, (whole, top) in below.items()}
 
 
 def tilted_logprobs(logprobs: ArrayLike, g: ArrayLike, g_next: ArrayLike, tau: float) -> np.ndarray:
@@ -78,11 +82,11 @@ def tilt_along(answer: Sequence[int], logprobs: ArrayLike, tree: Mapping[Ids, Br
     """The tilted log-probability `[L]` of each token of one answer of the tree, given the model's own `[L]`.
 
     Raises:
-        ValueError: an answer that is not in the tree, or another number of log-probabilities than of tokens.
+        ValueError: an answer that is not in the tree, or a number of log-probabilities other than that of tokens.
     """
     prefixes = [tuple(answer[:end]) for end in range(len(answer) + 1)]
     if prefixes[-1] not in tree:
-        raise ValueError(f"answer {prefixes[-1]} is not in the tree, so its intermediate B-confidences are not known")
+        raise ValueError(f"answer {prefixes[-1]} is not in the tree, so its intermediate B-confidences are unknown")
     if np.shape(logprobs) != (len(answer),):
         raise ValueError(f"{len(answer)} tokens but log-probabilities of shape {np.shape(logprobs)}")
     g = np.array([tree[prefix].g for prefix in prefixes])
@@ -91,11 +95,11 @@ def tilt_along(answer: Sequence[int], logprobs: ArrayLike, tree: Mapping[Ids, Br
 
 @dataclass(frozen=True)
 class TokenTilt:
-    """What tilting recovers of the log loss of the gold answers, followed token by token and as the classes say.
+    """The log loss of the gold answers that tilting recovers, computed token by token and from the classes.
 
     Attributes:
-        sequence_drop: mean fall of -log p(gold answer), the tilted model's tokens multiplied out; nats a question.
-        class_drop: mean of tau 1[gold in k*] - log(1 + c (e^tau - 1)) over the same questions; Theorem 9 says the same.
+        sequence_drop: mean fall of -log p(gold answer), the tilted model's tokens multiplied out; nats per question.
+        class_drop: mean of tau 1[gold in k*] - log(1 + c (e^tau - 1)) over the same questions; equal by Theorem 9.
         largest_difference: between the two, over questions.
         followed: share of questions whose gold answer was explored, which both means are over; NaN means if none was.
     """
@@ -115,11 +119,11 @@ def token_tilt(
 ) -> TokenTilt:
     """Both drops over the exactly enumerated questions of a run.
 
-    The model is what was explored of it, renormalised: its next-token probabilities are ratios of the masses of
-    prefixes, and c is the top class's share of the explored mass. Unexplored answers have no probability and no part in
-    it, and a question none of whose gold answers was explored is left out of both means (`followed` says how many were
-    not). Where k* is a gold class, the gold answer is one of k*'s; otherwise one of all gold answers; of several, the
-    mean by mass.
+    The model is replaced by its explored part, renormalised: next-token probabilities are ratios of the masses of
+    prefixes, and c is the top class's share of the explored mass. Unexplored answers have no probability, and a
+    question none of whose gold answers was explored is left out of both means (`followed` is the share of the others).
+    Where k* is a gold class, the gold answer is one of k*'s; otherwise one of all gold answers; of several, the mean by
+    mass.
 
     Args:
         ids: token ids of each answer of each question.
@@ -132,8 +136,8 @@ def token_tilt(
         ValueError: lengths disagree, or as `answer_tree`.
     """
     sequence, classes = [], []
-    for answers, its, top, gold, shift in zip(ids, mass, is_top, is_gold, tau, strict=True):
-        tree = answer_tree(answers, its, top)
+    for answers, masses, top, gold, shift in zip(ids, mass, is_top, is_gold, tau, strict=True):
+        tree = answer_tree(answers, masses, top)
         wanted = np.asarray(gold, dtype=bool)
         in_top = wanted & np.asarray(top, dtype=bool)
         wanted = in_top if in_top.any() else wanted
@@ -144,7 +148,7 @@ def token_tilt(
             reached = np.log([tree[tuple(answer[:end])].mass for end in range(len(answer) + 1)])
             own = np.diff(reached)
             drops.append(tilt_along(answer, own, tree, shift).sum() - own.sum())
-        sequence.append(np.average(drops, weights=np.asarray(its)[wanted]))
+        sequence.append(np.average(drops, weights=np.asarray(masses)[wanted]))
         classes.append(shift * in_top.any() - np.log1p(tree[()].g * np.expm1(shift)))
     if not sequence:
         return TokenTilt(np.nan, np.nan, np.nan, 0.0)

@@ -36,5 +36,5 @@ def test_it_begins_at_the_confidence_never_falls_and_ends_at_one(answers):
 def test_lengths_must_agree_and_there_must_be_weight():
     with pytest.raises(ValueError, match="lengths must agree"):
         expected_confidence([(1,)], [1, 2], ["a"])
-    with pytest.raises(ValueError, match="no weight"):
+    with pytest.raises(ValueError, match="total weight of 0"):
         expected_confidence([(1,)], [0], ["a"])

@@ -125,7 +125,7 @@ def test_bad_trees_are_named():
         answer_tree([(1,), (2,)], [0.5], [True, False])
     with pytest.raises(ValueError, match=r"mass 0\.0"):
         answer_tree([(1,), (2,)], [0.5, 0.0], [True, False])
-    with pytest.raises(ValueError, match=r"answer \(1,\) begins another"):
+    with pytest.raises(ValueError, match=r"answer \(1,\) is a prefix of another"):
         answer_tree([(1,), (1, 2)], [0.5, 0.5], [True, False])
     tree = answer_tree([(1,), (2, 3)], [0.5, 0.5], [True, False])
     with pytest.raises(ValueError, match=r"answer \(4,\) is not in the tree"):

@@ -1,6 +1,6 @@
 """Measures over bins of confidence: ECE, its debiased form, the largest gap, Murphy's decomposition of the Brier score.
 
-They depend on the bins; kept for comparison with older work, after `smece`. Inputs and errors as in `measures.py`.
+They depend on the bins and serve comparison with older work; prefer `smece`. Inputs and errors as in `scores.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Scheme = Literal["width", "mass"]
 def ece_edges(bins: int = 15, m: int | None = None) -> FloatArray:
     """Inner edges of `bins` equal-width bins on [0, 1], `[bins - 1]` or fewer, kept off the grid of shares k/m.
 
-    A confidence that is a share of m samples is a multiple of 1/m, and an edge that is one as well (or is one up to
-    rounding) sends a whole atom of questions to one side by a convention on open and closed ends. Given m, each edge
+    A confidence that is a share of m samples is a multiple of 1/m, and an edge that is one too (up to rounding) sends a
+    whole atom of questions to one side by a convention on open and closed ends. Given m, each edge
     moves, by at most 1/(2m), to the nearest midpoint (i + 1/2)/m between two shares. (Shifting all edges by the same
     1/(2m) would not do: 4 bins at m = 50 would then have an edge at 13/50.) With more bins than shares, edges
     coincide and are merged.
@@ -66,12 +66,12 @@ def binned(
         confidence: `[..., n]` in [0, 1].
         correct: `[..., n]` in [0, 1].
         bins: number of bins.
-        scheme: "width", edges as in `ece_edges`; or "mass": edges at quantiles, equal confidences never parted.
+        scheme: "width", edges as in `ece_edges`; or "mass": edges at quantiles, equal confidences never separated.
         m: samples per question when confidences are shares of m samples (of "width").
         weight: `[..., n]` multiplicities of the questions.
 
     Raises:
-        ValueError: inputs as in `measures.py`; fewer than one bin; an unknown scheme.
+        ValueError: inputs as in `scores.py`; fewer than one bin; an unknown scheme.
     """
     pairs = checked_pairs(confidence, correct, weight)
     leading, n = pairs.confidence.shape[:-1], pairs.confidence.shape[-1]
@@ -85,7 +85,7 @@ def binned(
             raise ValueError(f"bins must be positive, got {bins}")
         slot, width = np.stack([_by_mass(c, w, bins) for c, w in zip(confidence, weights, strict=True)]), bins
     else:
-        raise ValueError(f"scheme is {scheme!r}; want 'width' or 'mass'")
+        raise ValueError(f"scheme is {scheme!r}; expected 'width' or 'mass'")
     flat = (slot + np.arange(len(confidence))[:, None] * width).ravel()
     total, sure, right = (
         np.bincount(flat, values.ravel(), minlength=len(confidence) * width).astype(float).reshape(*leading, width)
@@ -114,7 +114,7 @@ def ece(
     """Expected calibration error, `[...]` in [0, 1].
 
     ECE = sum over bins b of (n_b / n) |mean confidence in b - mean accuracy in b| (Naeini et al. 2015; Guo et al. 2017,
-    arXiv 1706.04599). It jumps as confidences cross edges, and it is above 0 for a calibrated model. Arguments as
+    arXiv 1706.04599). It jumps when confidences cross edges, and it is above 0 for a calibrated model. Arguments as
     `binned`.
     """
     found = binned(confidence, correct, bins, scheme=scheme, m=m, weight=weight)
@@ -130,11 +130,11 @@ def debiased_ece(
     m: int | None = None,
     weight: ArrayLike | None = None,
 ) -> FloatArray:
-    """Root mean square gap over bins without the share of it that chance explains, `[...]` in [0, 1].
+    """Root mean square gap over bins without the share that chance explains, `[...]` in [0, 1].
 
     sqrt(max(0, sum over bins b of (n_b / n) [gap_b^2 - acc_b (1 - acc_b) / (n_b - 1)])) (Kumar et al. 2019,
-    arXiv 1909.10155, the debiased estimator of the squared error). Bins of one question are left out. It is about the
-    l2 error, and so not below `ece` in the long run. NaN where no bin has two questions. Arguments as `binned`.
+    arXiv 1909.10155, the debiased estimator of the squared error). Bins of one question are left out. It estimates
+    the l2 error, which is at least `ece` in the long run. NaN where no bin has two questions. Arguments as `binned`.
     """
     found = binned(confidence, correct, bins, scheme=scheme, m=m, weight=weight)
     usable = found.weight > 1
@@ -165,8 +165,8 @@ class BrierParts:
 
     Attributes:
         reliability: mean squared distance of confidence and accuracy, over levels of confidence; 0 is calibrated.
-        resolution: variance of accuracy between levels; the larger, the more confidence tells.
-        uncertainty: variance of correctness altogether.
+        resolution: variance of accuracy between levels; the larger, the more informative confidence is.
+        uncertainty: total variance of correctness.
     """
 
     reliability: FloatArray
@@ -177,8 +177,8 @@ class BrierParts:
 def brier_parts(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> BrierParts:
     """Murphy's decomposition over the distinct values of confidence, which is exact.
 
-    Shares k/M have at most M + 1 values. For confidences that hardly repeat, every question is a level of its own, and
-    reliability and resolution say nothing.
+    Shares k/M have at most M + 1 values. Where confidences hardly repeat, every question is its own level, and
+    reliability and resolution are meaningless.
     """
     pairs = checked_pairs(confidence, correct, weight)
     leading, n = pairs.confidence.shape[:-1], pairs.confidence.shape[-1]

@@ -27,7 +27,7 @@ def to_spectrum(position: FloatArray, values: FloatArray, convention: Convention
     Args:
         position: `[R, n]` in [0, 1], or `[1, n]` where every row has the same.
         values: `[R, n]` the mass at each position, of any sign.
-        convention: "exact" gives a mass at 0 or 1 its full weight. "relplot" gives the two outermost grid points half
+        convention: "exact" gives a mass at 0 or 1 full weight. "relplot" gives the two outermost grid points half
             of it, as the reference implementation does: it mirrors the grid about its end points without repeating
             them, so that a mass elsewhere appears twice on the mirrored line and a mass on the mirror once.
 
@@ -53,7 +53,7 @@ def _placed(cell: IntArray, upper: FloatArray, values: FloatArray) -> FloatArray
 
 
 def _placed_alike(cell: IntArray, upper: FloatArray, values: FloatArray) -> FloatArray:
-    """The same where all rows share `cell [n]` and `upper [n]`: one sparse product, five times as fast."""
+    """The same if all rows share `cell [n]` and `upper [n]`: one sparse product, five times as fast."""
     question = np.arange(len(cell))
     entries = np.concatenate([1 - upper, upper]), (np.tile(question, 2), np.concatenate([cell, cell + 1]))
     return np.asarray(values @ sparse.csr_array(entries, shape=(len(cell), CELLS + 1)), dtype=np.float64)
@@ -65,7 +65,8 @@ def smoothed(spectrum: FloatArray, bandwidth: float, convention: Convention) -> 
 
 
 def transfer(bandwidth: float, convention: Convention) -> FloatArray:
-    """What smoothing multiplies each cosine coefficient by, `[CELLS + 1]`; times CELLS, for it makes a density of mass.
+    """What smoothing multiplies each cosine coefficient by, `[CELLS + 1]`; times CELLS, because it turns mass into
+    density.
 
     "exact" multiplies by the Gaussian's own transform exp(-(pi k sigma)^2 / 2). "relplot" cuts the kernel off at a
     distance of 1/2, as the reference implementation does; the two differ once sigma is above about 0.15.
@@ -112,7 +113,7 @@ class Smoothing(NamedTuple):
         return grid[:, self.cell] * (1 - self.upper) + grid[:, self.cell + 1] * self.upper
 
 
-@lru_cache(maxsize=512)  # bisection comes by the same multiples of a power of two again and again
+@lru_cache(maxsize=512)  # bisection revisits the same multiples of a power of two
 def smoothing(bandwidth: float, convention: Convention) -> Smoothing:
     """The points are the grid under the trapezoid rule; for "relplot" its 200 or 10/sigma points and the plain mean."""
     factor = transfer(bandwidth, convention)
@@ -130,7 +131,7 @@ def _integrals(cell: IntArray, upper: FloatArray, weight: FloatArray) -> FloatAr
     """`[CELLS + 1]` the weighted sum over points of each cosine wave: the integral is linear in the spectrum."""
     on_grid = np.bincount(cell, weight * (1 - upper), CELLS + 1)
     on_grid += np.bincount(cell + 1, weight * upper, CELLS + 1)
-    on_grid[[0, -1]] *= 2  # type I takes its first and last entry once and all others twice, on either side
+    on_grid[[0, -1]] *= 2  # type I counts its first and last entry once and all others twice
     each = np.asarray(fft.dct(on_grid, type=1)) / (2 * CELLS)
     each[[0, -1]] /= 2
     return each
@@ -138,5 +139,5 @@ def _integrals(cell: IntArray, upper: FloatArray, weight: FloatArray) -> FloatAr
 
 @cache
 def _waves() -> FloatArray:
-    """`[CELLS + 1, CELLS + 1]` what each cosine coefficient puts on the grid."""
+    """`[CELLS + 1, CELLS + 1]` the wave of each cosine coefficient on the grid."""
     return np.asarray(fft.idct(np.eye(CELLS + 1), type=1))

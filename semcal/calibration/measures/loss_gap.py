@@ -86,7 +86,9 @@ def loss_gap(
     """
     pairs = checked_pairs(confidence, correct)
     if pairs.confidence.ndim != 1:
-        raise ValueError(f"loss_gap takes one row, got shape {pairs.confidence.shape}; simulated_loss_gap takes many")
+        raise ValueError(
+            f"loss_gap expects one row, got shape {pairs.confidence.shape}; use simulated_loss_gap for many"
+        )
     held = inside(pairs.confidence, m)
     fold = folds_by_group(group, len(held), folds, seed=resampling.seed)
     tilts, penalties = held_out_tilts(held[None], pairs.correct[None], fold)
@@ -131,11 +133,11 @@ def simulated_loss_gap(
         Mean, quantile, excess and p-value as for smECE; its values are the estimates of `loss_gap`, in nats.
 
     Raises:
-        ValueError: as `loss_gap`; arrays that are not [draws, n].
+        ValueError: as `loss_gap`; arrays that are not [null_draws, n].
     """
     pairs = checked_pairs(confidence, correct)
     if pairs.confidence.ndim != 2:
-        raise ValueError(f"simulated_loss_gap takes [draws, n], got shape {pairs.confidence.shape}")
+        raise ValueError(f"simulated_loss_gap expects [null_draws, n], got shape {pairs.confidence.shape}")
     held = inside(pairs.confidence, m)
     draws, n = held.shape
     fold = folds_by_group(group, n, folds, seed=seed)

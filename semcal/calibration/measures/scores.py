@@ -43,7 +43,7 @@ def log_loss(
         confidence: `[..., n]` in [0, 1].
         correct: `[..., n]` in [0, 1].
         m: where confidences are shares k/m of samples, they are taken as (k + 1/2)/(m + 1) (Krichevsky & Trofimov
-            1981): what no sample said is not impossible. Without m a sure and wrong answer has an infinite loss.
+            1981): what no sample said is not impossible. Without m a certain but wrong answer has an infinite loss.
         weight: `[..., n]` multiplicities of the questions.
     """
     pairs = checked_pairs(confidence, correct, weight)
@@ -51,7 +51,7 @@ def log_loss(
         raise ValueError(f"m must be positive, got {m}")
     p = pairs.confidence if m is None else (pairs.confidence * m + 0.5) / (m + 1)
     loss = -(xlogy(pairs.correct, p) + xlog1py(1 - pairs.correct, -p))
-    drawn = np.where(pairs.weight > 0, loss, 0.0)  # an infinite loss of a question that is not there is none
+    drawn = np.where(pairs.weight > 0, loss, 0.0)  # a question that is not drawn adds no infinite loss
     return (drawn * pairs.weight).sum(axis=-1) / pairs.weight.sum(axis=-1)
 
 

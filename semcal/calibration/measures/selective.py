@@ -1,4 +1,4 @@
-"""Answering only where confidence is high: what risk is left at each coverage."""
+"""Answering only where confidence is high: the remaining risk at each coverage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semcal.arrays import FloatArray, checked_pairs
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """Risk among the questions that are answered, the surest first.
+    """Risk among the answered questions, the most confident first.
 
     Attributes:
         coverage: `[n]` share of questions answered, 1/n, 2/n, ..., 1.
@@ -42,7 +42,7 @@ def risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> RiskCoverage:
 
 
 def _expected_errors(confidence: FloatArray, correct: FloatArray) -> FloatArray:
-    """[n] expected error at each place of the ranking: the mean error of the level that stands there."""
+    """[n] expected error at each place of the ranking: the mean error of the level at that place."""
     levels, level, count = np.unique(-confidence, return_inverse=True, return_counts=True)
     errors = np.bincount(level, 1 - correct, minlength=len(levels)) / count
     return np.repeat(errors, count)
@@ -51,6 +51,6 @@ def _expected_errors(confidence: FloatArray, correct: FloatArray) -> FloatArray:
 def aurc(confidence: ArrayLike, correct: ArrayLike) -> FloatArray:
     """Area under the risk-coverage curve, `[...]` in [0, 1]: its mean over coverages (Geifman & El-Yaniv 2017).
 
-    Lower is better; a confidence that tells nothing has the error rate.
+    Lower is better; an uninformative confidence has the error rate.
     """
     return risk_coverage(confidence, correct).risk.mean(axis=-1)

@@ -1,4 +1,4 @@
-"""SmoothECE: how far accuracy departs from confidence, averaged over a smoothing of the confidence axis.
+"""SmoothECE: how far accuracy departs from confidence, smoothed and averaged over the confidence axis.
 
 Source and conventions: see `smece`. Batched over a leading axis, so that a bootstrap or a simulated null is one call.
 """
@@ -16,7 +16,7 @@ from semcal.calibration.measures.kernel import CELLS, Convention, smoothed, smoo
 
 SMALLEST_BANDWIDTH = 0.001
 BISECTION_STEPS = 10
-BATCH_ELEMENTS = 2**21  # rows are taken in batches of about this many values, 16 MB an array, whatever R is
+BATCH_ELEMENTS = 2**21  # rows are processed in batches of about this many values, 16 MB per array
 
 
 class SmoothECE(NamedTuple):
@@ -56,13 +56,13 @@ def smece(confidence: ArrayLike, correct: ArrayLike, *, convention: Convention =
         smECE_sigma = integral over t in [0, 1] of | mean_i  K_sigma(t, confidence_i) r_i |,
 
     taken at the bandwidth sigma* where smECE_sigma = sigma (smECE_sigma falls with sigma, so there is one). Source:
-    Błasiok & Nakkiran 2023, "Smooth ECE", arXiv 2309.12236, definitions 1 to 3. It has a positive floor of finite n and
-    finite M: read it against `simulated_null`.
+    Błasiok & Nakkiran 2023, "Smooth ECE", arXiv 2309.12236, definitions 1 to 3. Finite n and finite M put a positive
+    floor under it: read it against `null_of`.
 
     Args:
         confidence: `[n]` in [0, 1].
         correct: `[n]` in [0, 1].
-        convention: "relplot" (the default) agrees with the authors' package `relplot` to 1e-3, and so with published
+        convention: "relplot" (the default) agrees with the authors' package `relplot` to 1e-3, hence with published
             numbers. It differs from the definition above in three ways: confidences of exactly 0 and 1 carry half
             weight, the kernel ends at a distance of 1/2, and the integral is a plain mean over at least 200 points.
             "exact" is the definition. The first difference matters where a model is often unanimous: prefer "exact"
@@ -73,7 +73,7 @@ def smece(confidence: ArrayLike, correct: ArrayLike, *, convention: Convention =
     """
     pairs = checked_pairs(confidence, correct)
     if pairs.confidence.ndim != 1:
-        raise ValueError(f"smece takes one row, got shape {pairs.confidence.shape}; smece_batch takes many")
+        raise ValueError(f"smece expects one row [n], got shape {pairs.confidence.shape}; use smece_batch for many")
     return float(smece_batch(pairs.confidence[None], pairs.correct[None], convention=convention).values[0])
 
 
@@ -96,8 +96,8 @@ def smece_batch(
     """
     pairs = checked_pairs(confidence, correct, weight)
     if pairs.confidence.ndim > 2:
-        raise ValueError(f"smece_batch takes [R, n], got shape {pairs.confidence.shape}")
-    alike = np.ndim(confidence) == 1  # as in a bootstrap, whose rows differ in weight alone
+        raise ValueError(f"smece_batch expects [R, n], got shape {pairs.confidence.shape}")
+    alike = np.ndim(confidence) == 1  # as in a bootstrap, whose rows differ only in weight
     confidence, correct, weight = (np.atleast_2d(array) for array in pairs)
     rows, n = confidence.shape
     step = max(1, BATCH_ELEMENTS // max(n, CELLS + 1))
@@ -122,7 +122,7 @@ def _fixed_point(confidence: FloatArray, correct: FloatArray, weight: FloatArray
             kept = len(kernel.factor)
             departure = np.abs(kernel.at_points(residual[at, :kept])) @ kernel.weight
             error[at] = departure / kernel.integral(density[at, :kept])
-        return np.minimum(error, 1.0)  # it is at most 1; the transform's rounding can say 1 + 2e-16
+        return np.minimum(error, 1.0)  # it is at most 1; rounding in the transform can give 1 + 2e-16
 
     # The upper end of the bracket is the result, as in the reference: smECE_sigma <= sigma holds there.
     low, high = np.zeros(len(weight)), np.ones(len(weight))
@@ -170,7 +170,7 @@ def smooth_curve(
         if leading:
             raise ValueError(f"give a bandwidth to smooth many rows, got shape {pairs.confidence.shape}")
         bandwidth = float(smece_batch(confidence, correct, weight=weights).bandwidths[0])
-    if not SMALLEST_BANDWIDTH <= bandwidth < np.inf:  # one cell of the grid: anything narrower would only draw the grid
+    if not SMALLEST_BANDWIDTH <= bandwidth < np.inf:  # one cell of the grid: anything narrower would only show the grid
         raise ValueError(f"bandwidth must be at least {SMALLEST_BANDWIDTH}, got {bandwidth}")
 
     share = weights / weights.sum(axis=-1, keepdims=True)
@@ -178,7 +178,7 @@ def smooth_curve(
         smoothed(to_spectrum(confidence, share * values, "exact"), bandwidth, "exact")
         for values in (np.ones_like(correct), correct, confidence - correct)
     )
-    # Far from every confidence both are rounding noise of the transform, and so would be their ratio.
+    # Far from every confidence both are rounding noise of the transform, and so is their ratio.
     known = density > 1e-6
     accuracy = np.divide(mass, density, out=np.full_like(mass, np.nan), where=known).clip(0, 1)
     at = np.arange(CELLS + 1) / CELLS

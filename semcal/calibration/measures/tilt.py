@@ -16,13 +16,13 @@ from scipy.special import expit, logit
 from semcal.arrays import FloatArray, IntArray, in_unit_interval
 
 CLIP = 1e-6
-"""Exact masses are kept this far from 0 and 1: about what float32 leaves of a product of token probabilities."""
+"""Exact masses are kept this far from 0 and 1: about the precision of a product of token probabilities in float32."""
 
 PENALTIES = (np.inf, 1000.0, 100.0, 10.0, 1.0)
-"""Ridge penalties to choose among, the heaviest first; infinite is no tilt."""
+"""Ridge penalties to choose from, the heaviest first; infinite means no tilt."""
 
 BEND = 10.0
-"""How much heavier the part of tau that is bent in logit c is penalised than its straight part."""
+"""How much more heavily the part of tau that is nonlinear in logit c is penalised than its linear part."""
 
 KNOTS = logit(np.array([0.1, 0.3, 0.6, 0.85, 0.97]))
 _CARDINAL = CubicSpline(KNOTS, np.eye(len(KNOTS))[:, ::2], bc_type="natural")
@@ -40,7 +40,7 @@ def inside(confidence: ArrayLike, m: int | None = None) -> FloatArray:
     """
     shares = in_unit_interval("confidence", confidence)
     if m is not None and m < 1:
-        raise ValueError(f"m is {m}, which is not a number of samples; leave it out for exact masses")
+        raise ValueError(f"m is {m}; expected a number of samples of at least 1, or None for exact masses")
     return np.clip(shares, CLIP, 1 - CLIP) if m is None else (shares * m + 0.5) / (m + 1)
 
 
@@ -69,7 +69,7 @@ def _splines(logits: FloatArray) -> FloatArray:
 
 @cache
 def _to_basis() -> FloatArray:
-    """What makes the splines orthogonal and scales them, `[p, p]`."""
+    """The transform that makes the splines orthogonal and scales them, `[p, p]`."""
     midpoints = (np.arange(1000) + 0.5) / 1000
     triangle = np.linalg.qr(_splines(logit(midpoints)) / np.sqrt(len(midpoints))).R
     return np.linalg.inv(triangle) * np.where(np.arange(len(triangle)) < 2, 1.0, 1 / np.sqrt(BEND))
@@ -95,7 +95,8 @@ def fit_tilts(logits: FloatArray, weight: FloatArray, correct: FloatArray, penal
         logits: `[L]` the distinct values of logit c, shared by all fits.
         weight: `[..., L]` number of questions of each fit at each value.
         correct: `[..., L]` sum of their correctness.
-        penalty: `[...]` above 0 and finite, in questions: about what a quarter as many know of tau.
+        penalty: `[...]` above 0 and finite, in questions: a quarter as many questions carry about as much information
+            on tau.
     """
     columns = basis(logits)  # [L, p]
     squares = (columns[:, :, None] * columns[:, None, :]).reshape(len(logits), -1)  # [L, p p]

@@ -1,6 +1,6 @@
-"""Models side by side: what they know, how far their confidence departs from it, and which way.
+"""Models side by side: what they know, and how far and in which direction their confidence departs from it.
 
-Knows a table with a row a run; draws on a bare Figure, without pyplot's state.
+Knows a table with one row per run; draws on a bare Figure, without pyplot's state.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from semcal.calibration.plots.curves import LINES
 _INK = "#222222"
 _PANELS = (
     ("accuracy", "accuracy"),
-    ("signed_gap", "signed gap: confidence\nless accuracy"),
-    ("excess", "smECE less the\nmean of its null"),
+    ("signed_gap", "signed gap: confidence\nminus accuracy"),
+    ("excess", "smECE minus the\nmean of its null"),
 )
 
 
 def by_model(frame: pd.DataFrame, *, title: str) -> Figure:
-    """Accuracy, signed gap and excess calibration error, each with its interval: a row a model, a mark a line.
+    """Accuracy, signed gap and excess calibration error with intervals: one row per model, one mark per line.
 
     Args:
-        frame: columns model, line (its name, e.g. dataset and style); accuracy, signed_gap, excess, and each of them
-            with _low and _high. NaN leaves a mark or an interval out.
+        frame: columns model, line (a name, e.g. dataset and style); accuracy, signed_gap, excess, and each of them
+            with _low and _high. NaN omits a mark or an interval.
         title: above the figure.
 
     Raises:
@@ -34,7 +34,7 @@ def by_model(frame: pd.DataFrame, *, title: str) -> Figure:
     """
     models, lines = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["line"]))
     if len(models) < 2:
-        raise ValueError(f"{len(models)} model; a comparison wants at least two")
+        raise ValueError(f"{len(models)} model; a comparison needs at least two")
     thick = max(0.32, 0.12 * len(lines))  # inches of a row
     figure = Figure(figsize=(9.0, 1.6 + thick * len(models)), layout="constrained")
     panels = figure.subplots(1, len(_PANELS), sharey=True)

@@ -1,4 +1,4 @@
-"""Figures beside the reliability diagram: confidence, selective answering, and what is left as M grows.
+"""Figures other than the reliability diagram: selective answering, and what remains as M grows.
 
 Each function returns a Figure that belongs to no window and no pyplot state; save it with `figure.savefig`.
 """
@@ -13,15 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from semcal.arrays import FloatArray, IntArray, checked_pairs, in_unit_interval
+from semcal.arrays import FloatArray, IntArray, checked_pairs
 from semcal.calibration.estimators.m_curve import MCurve
 from semcal.calibration.inference.bootstrap import Interval, groups, multiplicities
 from semcal.calibration.measures.selective import aurc, risk_coverage
 from semcal.calibration.nulls.null import pointwise_range
-from semcal.calibration.plots.reliability_diagram import BAND_RESAMPLES, BLUE, GREY, draw_histogram
+from semcal.calibration.plots.reliability_diagram import BAND_RESAMPLES, BLUE, GREY
 from semcal.seeds import keyed_generator
 
-# Okabe & Ito's colours; dashes and markers say the same again in grey.
+# Okabe & Ito's colours; dashes and markers repeat the distinction in grey.
 LINES = (
     (BLUE, "-", "o"),
     ("#D55E00", "--", "s"),
@@ -34,28 +34,6 @@ BAND_POINTS = 200
 MARKERS = 8  # on a line of many points
 
 
-def confidence_histogram(confidence: ArrayLike, *, title: str) -> Figure:
-    """How many questions have which confidence: a bar for each share k/M, or bins where there are many values.
-
-    Args:
-        confidence: `[n]` in [0, 1].
-        title: above the figure.
-
-    Raises:
-        ValueError: confidences are empty, NaN, outside [0, 1] or not one row.
-    """
-    shown = in_unit_interval("confidence", confidence)
-    if shown.ndim != 1:
-        raise ValueError(f"a histogram shows one run, got shape {shown.shape}")
-    figure = Figure(figsize=(5.0, 2.8), layout="constrained")
-    axes = figure.add_subplot()
-    draw_histogram(axes, shown)
-    axes.set(xlim=(-0.01, 1.01), xlabel="confidence", ylabel=f"questions (of {len(shown):,})")
-    axes.set_title(title, loc="left", fontsize=11)
-    _tidy(axes)
-    return figure
-
-
 def risk_coverage_curve(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
@@ -66,13 +44,13 @@ def risk_coverage_curve(
 ) -> Figure:
     """Error rate among the answered questions against the share answered, the surest first, for one run or more.
 
-    The band is the pointwise bootstrap over questions. A single run is drawn between the best order there could be
-    (all right answers first) and a confidence that tells nothing (the error rate).
+    The band is the pointwise bootstrap over questions. A single run is drawn between the best possible order (all right
+    answers first) and an uninformative confidence (the error rate).
 
     Args:
         runs: name -> (confidence `[n]`, correct `[n]`); the legend adds each run's AURC.
         title: above the figure.
-        group: `[n]` labels of dependent questions for the bootstrap, of every run; None for independent ones.
+        group: `[n]` labels of dependent questions for the bootstrap, for every run; None for independent ones.
         level: coverage of the bands.
         seed: of the bootstrap; runs of one n and grouping are drawn on the same resamples.
 
@@ -80,14 +58,14 @@ def risk_coverage_curve(
         ValueError: no runs; inputs as in `risk_coverage`; labels that do not match.
     """
     if not runs:
-        raise ValueError("there is no run to draw; give at least one")
+        raise ValueError("no runs to draw; expected at least one")
     figure = Figure(figsize=(5.0, 4.6), layout="constrained")
     axes = figure.add_subplot()
     highest = 0.0
     for (name, (confidence, correct)), (colour, dashes, marker) in zip(runs.items(), cycle(LINES), strict=False):
         pairs = checked_pairs(confidence, correct)
         if pairs.confidence.ndim != 1:
-            raise ValueError(f"{name!r} has shape {pairs.confidence.shape}; want one row of questions")
+            raise ValueError(f"{name!r} has shape {pairs.confidence.shape}; expected one row of questions")
         n = len(pairs.confidence)
         weight = multiplicities(groups(group, n), BAND_RESAMPLES, keyed_generator(seed, "risk-coverage"))
         at = np.linspace(1 / n, 1, min(n, BAND_POINTS))
@@ -109,7 +87,7 @@ def risk_coverage_curve(
 
 
 def _draw_bounds(axes: Axes, coverage: FloatArray, error_rate: float) -> None:
-    """The best order there could be, and none."""
+    """The best possible order, and no order."""
     right = 1 - error_rate
     best = np.concatenate([[coverage[0]], coverage[coverage > right]])  # 0 until all right answers are given
     style = {"color": GREY, "lw": 1.2, "zorder": 1.5}
@@ -136,10 +114,10 @@ def _weighted_risk(confidence: FloatArray, correct: FloatArray, weight: FloatArr
 
 
 def m_curve_figure(curve: MCurve, *, title: str) -> Figure:
-    """What finite M does: confidence and accuracy, and smECE with its simulated null, against samples a question.
+    """What finite M does: confidence and accuracy, and smECE with its null, against samples per question.
 
     The axis is linear in 1/sqrt(M), the rate at which the noise of shares falls, so that infinity has a place on it:
-    there the extrapolations stand, each with its interval.
+    the extrapolations are drawn there, with intervals.
     """
     figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -151,7 +129,7 @@ def m_curve_figure(curve: MCurve, *, title: str) -> Figure:
     right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
     for axes in (left, right):
         axes.title.set_fontsize(9)
-        axes.set_xlabel("samples a question M (linear in 1/√M)")
+        axes.set_xlabel("samples per question M (linear in 1/√M)")
         _tidy(axes)
         axes.legend(loc="best", frameon=False, fontsize=8.5)
     return figure
@@ -161,10 +139,10 @@ NAMES = {"smece": "smECE", "null_mean": "calibrated model, same n and M"}
 
 
 def _against_m(axes: Axes, curve: MCurve, lines: Mapping[str, tuple[str, object, str]]) -> None:
-    """Lines over 1/sqrt(M), larger M to the right, and where they lead to."""
+    """Lines over 1/sqrt(M), larger M to the right, and their limits."""
     x = 1 / np.sqrt(curve.m)
     both = all(name in curve.limits for name in lines)
-    shift = 0.02 * float(x[0]) if both else 0.0  # side by side, for two intervals may overlap
+    shift = 0.02 * float(x[0]) if both else 0.0  # side by side, because two intervals may overlap
     for place, (name, (colour, dashes, marker)) in enumerate(lines.items()):
         values = getattr(curve, name)
         axes.plot(x, values, color=colour, ls=dashes, marker=marker, ms=5, label=NAMES.get(name, name))  # pyright: ignore[reportArgumentType]
@@ -182,7 +160,7 @@ def _against_m(axes: Axes, curve: MCurve, lines: Mapping[str, tuple[str, object,
 
 
 def _ticks(m: IntArray) -> IntArray:
-    """Of the sample sizes, the largest and those below whose labels do not run into one another."""
+    """The largest sample size, and smaller ones whose labels do not overlap."""
     kept = [int(m[-1])]
     room = 0.1 / np.sqrt(m[0])
     for size in m[-2::-1].tolist():

@@ -6,7 +6,7 @@ Knows the calibration of each B by name; knows no B.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ class ProfileRow:
     Attributes:
         name: of the collapsing function.
         classes: mean number of classes that the samples of a question fall into.
-        n: questions whose gold answer this B can see; fewer than the run has where token ids are not known.
+        n: questions whose gold answer this B can see; fewer than in the run where token ids are unknown.
     """
 
     name: str
@@ -42,30 +42,17 @@ class ProfileRow:
 
     @classmethod
     def of(cls, name: str, classes: float, found: Calibration) -> ProfileRow:
-        """The figures of a profile out of a run's calibration under this B."""
-        return cls(
-            name,
-            classes,
-            found.n,
-            found.confidence,
-            found.accuracy,
-            found.signed_gap,
-            found.smece,
-            found.smece_low,
-            found.smece_high,
-            found.null_mean,
-            found.null_q95,
-            found.excess,
-            found.p_value,
-        )
+        """The row of a B, from the calibration under it."""
+        shared = [field.name for field in fields(cls) if field.name not in ("name", "classes")]
+        return cls(name, classes, **{key: getattr(found, key) for key in shared})
 
 
 def calibration_profile(rows: Sequence[ProfileRow], *, title: str) -> Figure:
-    """A row for each B, the first on top: its smECE against chance, and its confidence against its accuracy.
+    """One row per B, the first on top: smECE against chance, and confidence against accuracy.
 
-    Left, the dot is smECE with its interval, the grey bar reaches from 0 to where 95 % of calibrated models lie at this
-    n and M, and the tick in it is their mean. A B with a dot beyond its bar is one that the model is not calibrated
-    about. Right, the filled dot is accuracy and the open one confidence: open to the right is overconfident.
+    Left, the dot is smECE with its interval, the grey bar spans 95 % of calibrated models at this n and M from 0, and
+    the tick in it is their mean. The model is miscalibrated about a B whose dot lies beyond its bar. Right, the filled
+    dot is accuracy and the open one confidence: open to the right of filled is overconfident.
 
     Args:
         rows: at least one.
@@ -75,7 +62,7 @@ def calibration_profile(rows: Sequence[ProfileRow], *, title: str) -> Figure:
         A figure that belongs to no window and no pyplot state.
 
     Raises:
-        ValueError: there is no row.
+        ValueError: no rows.
     """
     if not rows:
         raise ValueError("a profile needs at least one collapsing function")
@@ -105,7 +92,7 @@ def _draw_errors(axes: Axes, rows: Sequence[ProfileRow], at: np.ndarray) -> None
     axes.plot(error, at, "o", color=BLUE, ms=7, label="smECE and its interval")
     far = max(np.nanmax(np.column_stack([ends, error])), max(r.null_q95 for r in rows), 0.02)
     for y, row in zip(at, rows, strict=True):
-        axes.text(1.28 * far, y, f"p = {row.p_value:.3f}", ha="right", va="center", fontsize=8)
+        axes.text(1.28 * far, y, f"p = {row.p_value:.2g}", ha="right", va="center", fontsize=8)
     axes.set(xlim=(0, 1.3 * far), xlabel="smECE")
     axes.locator_params(axis="x", nbins=6)
 

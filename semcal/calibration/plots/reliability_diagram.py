@@ -15,7 +15,7 @@ from semcal.calibration.measures.smece import ReliabilityCurve, smece_batch, smo
 from semcal.calibration.nulls.null import Band, pointwise_range
 from semcal.seeds import keyed_generator
 
-# Blue of Okabe & Ito's palette: told from grey by every kind of colour vision, and darker than the greys in print.
+# Blue of Okabe & Ito's palette: distinguishable from grey with every kind of colour vision, and darker than the greys.
 BLUE, GREY, LIGHT_GREY = "#0072B2", "#6E6E6E", "#D9D9D9"
 BAND_RESAMPLES = 300
 RUG_TICKS = 1000
@@ -38,13 +38,14 @@ def reliability_diagram(
 
     The curve is `smooth_curve`, thick and opaque where questions are dense; the band around it is the pointwise
     bootstrap over questions. Ticks along the upper and lower edge are the confidences of right and wrong answers (at
-    most 1,000, jittered by half a percent, for shares k/M would hide one another). The lower panel is their histogram.
+    most 1,000, jittered by half a percent, because shares k/M would hide one another). The lower panel is their
+    histogram.
 
     Args:
         confidence: `[n]` in [0, 1].
         correct: `[n]` in [0, 1].
         title: above the figure.
-        null_band: from `null_band`, drawn in grey: where a calibrated model's curve would lie at this n and M.
+        null_band: from `null_band`, drawn in grey: where the curve of a calibrated model would lie at this n and M.
         group: `[n]` labels of dependent questions for the bootstrap; None for independent ones.
         level: coverage of the bootstrap band.
         convention: of the smECE printed in the corner and of the bandwidth, as in `smece`.
@@ -67,8 +68,8 @@ def reliability_diagram(
     resampled = smooth_curve(pairs.confidence, pairs.correct, bandwidth, weight=weight)
     low, high = pointwise_range(resampled.accuracy, level)
 
-    # Nothing is drawn beyond the confidences that occur: the kernel would only repeat the outermost ones there.
-    leeway = 1.01 * curve.grid[1]  # a little over one step, so that a single confidence still shows
+    # Nothing is drawn beyond the confidences that occur: there the kernel would only repeat the outermost ones.
+    leeway = 1.01 * curve.grid[1]  # slightly over one step, so that a single confidence is visible
     seen = (curve.grid >= pairs.confidence.min() - leeway) & (curve.grid <= pairs.confidence.max() + leeway)
 
     figure = Figure(figsize=(5.0, 6.4), layout="compressed")
@@ -83,12 +84,14 @@ def reliability_diagram(
     upper.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 3)), label="accuracy = confidence")
     label = f"{level:.0%} bootstrap band"
     upper.fill_between(curve.grid, low, high, where=list(seen), color=BLUE, alpha=0.2, lw=0, label=label)
-    upper.plot([], [], color=BLUE, lw=3, label="accuracy (thick: many questions)")  # stands for the collection below
+    upper.plot(
+        [], [], color=BLUE, lw=3, label="accuracy (thick: many questions)"
+    )  # legend entry for the collection below
     _draw_curve(upper, curve, seen)
     _draw_rug(upper, pairs.confidence, pairs.correct, keyed_generator(seed, "diagram", "rug"))
     overconfident = bool(pairs.confidence.mean() > pairs.correct.mean())
     upper.text(
-        0.05 if overconfident else 0.95,  # the corner that the curve leaves free
+        0.05 if overconfident else 0.95,  # the corner away from the curve
         0.92 if overconfident else 0.08,
         f"smECE = {error:.3f}\nn = {n:,}",
         transform=upper.transAxes,
@@ -111,7 +114,7 @@ def _draw_curve(axes: Axes, curve: ReliabilityCurve, seen: NDArray[np.bool_]) ->
     segments = np.stack([points[:-1], points[1:]], axis=1)  # [G - 1, 2 ends, (x, y)]
     strength = np.sqrt(
         (curve.density[:-1] + curve.density[1:]) / 2 / curve.density.max()
-    )  # root: sparse parts still show
+    )  # root: sparse parts stay visible
     drawn = np.isfinite(segments).all(axis=(1, 2)) & seen[:-1] & seen[1:]
     line = LineCollection(
         list(segments[drawn]),
@@ -134,7 +137,7 @@ def _draw_rug(axes: Axes, confidence: FloatArray, correct: FloatArray, rng: np.r
 
 
 def draw_histogram(axes: Axes, confidence: FloatArray) -> None:
-    """A bar for each share k/M, which no bin edge can then split; bins where confidences are not so few values."""
+    """A bar for each share k/M, so that no bin edge splits one; bins where there are many distinct confidences."""
     atoms, times = np.unique(np.round(confidence, 9), return_counts=True)
     if len(atoms) > MOST_ATOMS:
         axes.hist(confidence, bins=HISTOGRAM_BINS, range=(0, 1), color=GREY)

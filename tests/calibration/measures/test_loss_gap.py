@@ -201,7 +201,7 @@ def test_bad_input_is_named():
         loss_gap([0.5] * 8, [1, 0] * 4, folds=2)
     with pytest.raises(ValueError, match="m is 0"):
         loss_gap([0.5] * 8, [1, 0] * 4, m=0)
-    with pytest.raises(ValueError, match=r"takes one row, got shape \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"expects one row, got shape \(2, 8\)"):
         loss_gap(np.full((2, 8), 0.5), np.ones(8))
-    with pytest.raises(ValueError, match=r"takes \[draws, n\]"):
+    with pytest.raises(ValueError, match=r"expects \[null_draws, n\]"):
         simulated_loss_gap([0.5] * 8, [1, 0] * 4)

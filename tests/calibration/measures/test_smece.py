@@ -166,9 +166,9 @@ def test_bad_input_is_named(confidence, correct, message):
 
 
 def test_shapes_that_smece_cannot_take_are_named():
-    with pytest.raises(ValueError, match="smece_batch takes many"):
+    with pytest.raises(ValueError, match="use smece_batch for many"):
         smece(np.zeros((2, 3)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"takes \[R, n\]"):
+    with pytest.raises(ValueError, match=r"expects \[R, n\]"):
         smece_batch(np.zeros((2, 2, 3)), np.zeros((2, 2, 3)))
     with pytest.raises(ValueError, match="do not broadcast"):
         smece_batch(np.zeros((2, 3)), np.zeros((4, 3)))

@@ -11,7 +11,6 @@ import pytest
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from semcal.calibration.estimators.m_curve import MCurve
 from semcal.calibration.inference.bootstrap import Interval
@@ -19,7 +18,6 @@ from semcal.calibration.measures.selective import aurc, risk_coverage
 from semcal.calibration.plots.curves import (
     LINES,
     _weighted_risk,
-    confidence_histogram,
     m_curve_figure,
     risk_coverage_curve,
 )
@@ -64,18 +62,6 @@ def saved(figure: Figure) -> None:
 
 def line(axes, label: str):
     return next(drawn for drawn in axes.lines if str(drawn.get_label()).startswith(label))
-
-
-def test_histogram_has_a_bar_for_each_share():
-    confidence, _ = run()
-    figure = confidence_histogram(confidence, title="facts · concise")
-    (axes,) = figure.axes
-    bars = {round(b.get_x() + b.get_width() / 2, 6): b.get_height() for b in axes.patches if isinstance(b, Rectangle)}
-    shares, times = np.unique(confidence, return_counts=True)
-    assert bars == {round(share, 6): count for share, count in zip(shares.tolist(), times, strict=True)}
-    assert axes.get_title(loc="left") == "facts · concise"
-    assert axes.get_ylabel() == "questions (of 300)"
-    saved(figure)
 
 
 def test_risk_coverage_of_one_run_is_drawn_between_the_oracle_and_no_information():
@@ -138,11 +124,10 @@ def test_few_questions_draw(confidence, correct):
 
 
 def test_one_question_draws():
-    saved(confidence_histogram([0.4], title="one"))
     saved(risk_coverage_curve({"one": ([0.4], [1.0])}, title="one", seed=0))
 
 
-def test_m_curve_shows_its_lines_and_where_they_lead():
+def test_m_curve_shows_its_lines_and_their_limits():
     curve = m_curve([2, 5, 10, 20, 30, 40, 50])
     figure = m_curve_figure(curve, title="facts · sentence")
     left, right = figure.axes
@@ -177,13 +162,9 @@ def test_m_is_labelled_by_its_ends_and_labels_keep_apart(m):
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="no run to draw"):
+    with pytest.raises(ValueError, match="no runs to draw"):
         risk_coverage_curve({}, title="", seed=0)
     with pytest.raises(ValueError, match=r"'a' has shape \(2, 3\)"):
         risk_coverage_curve({"a": (np.zeros((2, 3)), np.zeros((2, 3)))}, title="", seed=0)
     with pytest.raises(ValueError, match=r"group has shape \(1,\)"):
         risk_coverage_curve({"a": ([0.1, 0.2], [0, 1])}, title="", group=["x"], seed=0)
-    with pytest.raises(ValueError, match=r"confidence\[0\] is nan"):
-        confidence_histogram([float("nan")], title="")
-    with pytest.raises(ValueError, match=r"one run, got shape \(1, 2\)"):
-        confidence_histogram([[0.1, 0.2]], title="")

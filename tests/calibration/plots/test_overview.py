@@ -45,5 +45,5 @@ def test_an_interval_that_is_not_known_is_left_out():
 
 
 def test_one_model_is_no_comparison():
-    with pytest.raises(ValueError, match="1 model; a comparison wants at least two"):
+    with pytest.raises(ValueError, match="1 model; a comparison needs at least two"):
         by_model(frame(["base"]), title="t")

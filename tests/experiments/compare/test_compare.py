@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from experiments.config.differences import differing
 from experiments.pipeline.targets import scored_runs
 from experiments.report.summary_table import last_layer
 from semcal import UserError
+from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.holm import holm as holm_of
 from semcal.calibration.measures.smece import smece
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict
@@ -116,12 +119,18 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     assert [holm[rung] for rung in found.predictability] == pytest.approx(holm_of(p))  # a family of their own
 
 
+def thinned(frame: pd.DataFrame) -> pd.DataFrame:
+    table = ClassTable.from_frame(frame)
+    (counts,) = thin(table.sampled_counts, 5, rng=np.random.default_rng(0), repeats=1)
+    return replace(table, counts=counts).to_frame()
+
+
 def test_why_predictability_is_not_compared_is_one_line(monkeypatch, capsys, tmp_path, study_dict):
     (run,) = run_dict(tmp_path, study_dict, "probes.targets=[classes]", "probes.permutations=0")
     other = Path(shutil.copytree(run.folder, tmp_path / "copy"))
     losses = "holds no probes of the class distribution at last_prompt_token; `semcal probe` it"
     for name, change, why in (
-        ("calibration.json", lambda c: c | {"m": 5}, "not compared: M is 8 and 5"),
+        ("classes.parquet", thinned, "not compared: M is 8 and 5"),
         ("config.yaml", lambda c: c | {"probes": c["probes"] | {"folds": 4}}, "not compared: probes.folds is 3 and 4"),
         ("probe_losses.parquet", lambda t: t.assign(position="question_mean"), f"not compared: {other} {losses}"),
     ):
@@ -187,7 +196,7 @@ def test_what_does_not_compare_is_refused_in_one_line(monkeypatch, capsys, tmp_p
             lambda c: c | {"semantics": "exact/0"},
             f"different Bs ({version}, exact/0); `semcal score`",
         ),
-        ("questions.parquet", lambda q: q.assign(text="who?"), "asks something else in the second"),
+        ("questions.parquet", lambda q: q.assign(text="who?"), "has another text in the second"),
         ("questions.parquet", lambda q: q.assign(answers=[["x"]] * len(q)), "has other gold answers in the second"),
     ]
     for name, change, message in refusals:
