@@ -165,7 +165,7 @@ class CaptureConfig(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What tells captures apart, in the form it had when there were positions alone; old runs go on."""
+        """What the stored activations depend on: part of the content key of a run, which must not change."""
         return {"positions": self.positions} | self.model_dump(exclude_defaults=True)
 
 
@@ -380,17 +380,17 @@ class Cell(Settings):
     folder: str
 
     @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities rather than sampled."""
+        return self.sampling.enumerated
+
+    @property
     def label(self) -> str:
         """Model, dataset and style, in words."""
         parts = [self.model.name, self.dataset.name]
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
-
-    @property
-    def enumerated(self) -> bool:
-        """Whether answers are enumerated with their probabilities rather than sampled."""
-        return self.sampling.enumerated
 
     def sampling_part(self) -> dict[str, Any]:
         """What the samples and activations depend on: a run folder is of one configuration of these."""

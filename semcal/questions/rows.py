@@ -125,7 +125,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def json_lines(path: Path) -> list[Row]:
+def _json_lines(path: Path) -> list[Row]:
     """The rows of a file with one JSON object a line, whatever its suffix; empty lines are passed over.
 
     Raises:
@@ -204,13 +204,13 @@ def _parquet(path: Path) -> list[Row]:
 
 
 FORMATS = {
-    ".jsonl": json_lines,
+    ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
-    ".test": json_lines,
-    "": json_lines,
+    ".test": _json_lines,
+    "": _json_lines,
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semcal.questions.question import STYLES, Question
-from semcal.questions.rows import Row, json_lines, read_rows
+from semcal.questions.rows import Row, read_rows
 
 NEEDED = ("id", "question", "answers")
 FIELDS = (*NEEDED, "choices", "group", "incorrect", "others", "worked")
@@ -28,11 +28,6 @@ def read_table(path: Path) -> list[Question]:
     if path.suffix.lower() in (".csv", ".tsv"):
         rows = [_parsed(row) for row in rows]
     return [_question(row) for row in rows]
-
-
-def read_jsonl(path: Path) -> list[Question]:
-    """The same for a file with one JSON object a line, whatever its suffix."""
-    return [_question(row) for row in json_lines(path)]
 
 
 def _parsed(row: Row) -> Row:

@@ -15,10 +15,6 @@ class TreeStore:
     tails: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [slot, kv head, position, d]
     answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [row, kv head, token, d]
 
-    def numbers(self, place: str) -> int:
-        """How many keys and values a place holds."""
-        return sum(part.numel() for pair in getattr(self, place).values() for part in pair)
-
     @property
     def nbytes(self) -> int:
         places = (self.prefix, self.tails, self.answers)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from semcal import UserError
-from semcal.questions.tables import read_jsonl, read_table
+from semcal.questions.tables import read_table
 
 
 def write(path, text):
@@ -25,7 +25,7 @@ def test_jsonl_with_every_field(tmp_path):
         "choices": ["Ada", "Bo"],
         "worked": {"cot": "Think. The answer is Ada."},
     }
-    (question,) = read_jsonl(write(tmp_path / "q.jsonl", json.dumps(record) + "\n\n"))
+    (question,) = read_table(write(tmp_path / "q.jsonl", json.dumps(record) + "\n\n"))
     assert (question.id, question.text, question.answers) == ("7", "Who?", ("Ada", "A."))
     assert (question.group, question.choices) == ("g", ("Ada", "Bo"))
     assert question.worked["cot"].endswith("Ada.")
@@ -50,7 +50,7 @@ GOOD = '{"id": "a", "question": "Who?", "answers": ["Ada"]}\n'
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(UserError, match=message):
-        read_jsonl(write(tmp_path / "q.jsonl", GOOD + line + "\n"))
+        read_table(write(tmp_path / "q.jsonl", GOOD + line + "\n"))
 
 
 FULL = {
