@@ -81,9 +81,7 @@ def _grouped(name: str, questions: list[Question]) -> list[Question]:
             parent[own] = twin
     if repeats:
         some = ", ".join(repeats[:3]) + (", …" if len(repeats) > 3 else "")
-        logger.warning(
-            "%s: %d questions repeat the text of another question and join its group (%s)", name, len(repeats), some
-        )
+        logger.warning("%s: %d questions repeat another's text and join its group (%s)", name, len(repeats), some)
     return [replace(question, group=root(question.group)) for question in questions]
 
 

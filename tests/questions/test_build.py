@@ -60,7 +60,7 @@ def test_repeated_texts_get_one_group_and_are_reported_in_one_line(caplog):
     assert group["a"] == group["b"] == group["d"] == "a"
     assert group["c"] == "c"
     (record,) = caplog.records
-    assert record.getMessage() == "d: 2 questions repeat the text of another question and join its group (b, d)"
+    assert record.getMessage() == "d: 2 questions repeat another's text and join its group (b, d)"
     caplog.clear()
     build("d", questions_of(5), n=None, exemplars=0, seed=0)
     assert not caplog.records
