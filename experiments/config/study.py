@@ -45,8 +45,8 @@ class ModelConfig(Settings):
     """A checkpoint. `path` is a local folder, a Hub id, `atlas:base` for the bundled organism, or the address of an
     OpenAI-compatible server such as http://localhost:8000/v1.
 
-    `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict` which
-    models to compare; no sample depends on them.
+    `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict`
+    which models to compare; no sample depends on them.
     """
 
     path: str
@@ -128,8 +128,8 @@ class SamplingConfig(Settings):
 
 
 class PromptingConfig(Settings):
-    """With `vary: question` each question draws its own exemplars. With `vary: run` all questions of a run share them, so
-    that the model reads them only once; since they then influence all answers, repeat the study with other seeds."""
+    """With `vary: question` each question draws its own exemplars. With `vary: run` all questions of a run share them,
+    so the model reads them only once; since they then influence all answers, repeat the study with other seeds."""
 
     shots: Annotated[int, Field(ge=0)] = 4
     exemplars: Annotated[int, Field(ge=0)] = 32
@@ -304,8 +304,8 @@ class Study(Settings):
         attentive = "attention" in self.probes.rungs
         if self.probes.enabled and self.capture.positions == [ALL_QUESTION_TOKENS] and not attentive:
             raise ValueError(
-                "capture.positions holds only all_question_tokens, which linear probes do not read; add a position of one "
-                "token, or attention to probes.rungs, or set probes.enabled to false"
+                "capture.positions holds only all_question_tokens, which linear probes do not read; add a position of "
+                "one token, or attention to probes.rungs, or set probes.enabled to false"
             )
         if self.probes.enabled and attentive and ALL_QUESTION_TOKENS not in self.capture.positions:
             raise ValueError(

@@ -37,9 +37,7 @@ class Models:
         """
         model, manifest = self.of(cell.model), run.manifest()
         if not isinstance(model, LanguageModel):
-            raise UserError(
-                f"{run.folder}: {cell.model.name} is served, and a server does not show its activations; use a local model"
-            )
+            raise UserError(f"{run.folder}: {cell.model.name} is served, and activations need a local model")
         if model.weights_hash != manifest["weights_hash"] or model.tokenizer_hash != manifest["tokenizer_hash"]:
             raise UserError(
                 f"{model.path} has different weights or a different tokenizer than {run.folder} was made with; restore "
