@@ -37,7 +37,7 @@ _TOLERANCE = {
     torch.float32: 1e-3,
     torch.float16: 0.1,
     torch.bfloat16: 0.5,
-}  # nats, between two exact computations of one log-probability
+}  # nats, between two exact computations
 
 
 @dataclass
