@@ -143,7 +143,7 @@ def layer_of(run: Run, position: str, layer: str) -> np.ndarray:
 
 def samples_of(cell: Cell) -> int | None:
     """M, or None where answers were enumerated."""
-    return None if cell.enumerated else cell.sampling.m
+    return cell.sampling.m if cell.sampling.exact is None else None
 
 
 def distribution_target(cell: Cell, name: str, asked: Asked) -> tuple[ClassTarget, Ceiling | None]:

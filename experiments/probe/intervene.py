@@ -18,7 +18,6 @@ from experiments.config.study import Cell
 from experiments.pipeline.cell import stored_cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Halves, Material, Wanted, conditions
 from experiments.sample.models import Models
-from experiments.sample.prompting import form_of
 from experiments.score.read_answers import readable
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect
@@ -26,7 +25,7 @@ from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN, in_answer, of_question
 from semcal.questions.prompts import question_span
-from semcal.questions.question import Question
+from semcal.questions.question import CONTINUATION, Question
 from semcal.runs.run import Run, content_key
 from semcal.sampling.records import Prompt, Sampling
 from semcal.semantics.collapsing.collapse import Collapse
@@ -103,7 +102,7 @@ def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[s
     """
     if cell.model.is_served:
         raise UserError(f"{run.folder}: {cell.model.name} is served, and what a server computes cannot be changed")
-    if cell.enumerated:
+    if cell.sampling.exact is not None:
         raise UserError(f"{run.folder} was enumerated; interventions sample, so run its study without sampling.exact")
     if not run.sampled or not run.calibration():
         raise UserError(f"{run.folder} is not finished; `semcal run` its study first")
@@ -232,7 +231,7 @@ class _Session:
 
 def _question_tokens(cell: Cell, run: Run, model: LanguageModel, position: str) -> dict[str, range]:
     """Question id -> the tokens of its prompt to change."""
-    rendered = form_of(cell).rendered
+    rendered = cell.style != CONTINUATION and cell.model.prompt == "chat"
     found = {}
     for question, text in zip(run.question_records(), run.questions()["prompt"], strict=True):
         start, stop = question_span(text, question, cell.style)

@@ -15,7 +15,6 @@ from pathlib import Path
 from experiments.config.study import Cell, ModelConfig, ProbesConfig
 from experiments.probe.at_position import SCALARS, Asked, distribution_target, fit_linear, fit_rung, layer_of
 from experiments.sample.models import Models, load_model, model_path
-from experiments.sample.prompting import form_of
 from probes.activations.capture import capture
 from probes.activations.hooks import decoder_layers
 from probes.activations.layers import Layers
@@ -183,7 +182,7 @@ class ModelProbes:
         prompt = str(self.run.questions()["prompt"].iloc[0])
         forms = surface_forms(self.run, classes)
         spaced = [[f" {form}" for form in its] for its in forms]
-        if form_of(self.cell).rendered:  # whose template decides whether a space comes first
+        if self.cell.model.prompt == "chat":  # whose template decides whether a space comes first
             spaced = [[*its, *behind] for its, behind in zip(forms, spaced, strict=True)]
         return first_tokens(self.model, spaced, context="".join(prompt.splitlines(keepends=True)[-2:]))
 

@@ -53,7 +53,7 @@ def details(
     group = run.questions()["group"].to_numpy()
     few = {"bootstrap": cell.calibration.detail_draws, "null_draws": cell.calibration.detail_draws}
     common: dict[str, Any] = {"group": group, "level": cell.calibration.level, "seed": cell.seed}
-    sampled = not cell.enumerated
+    sampled = cell.sampling.exact is None
     known = matrix.counts if by_mass is None else by_mass
     unknown = sampled and by_mass is None
     masses = None if unknown else confidences_of_masses(known, matrix.gold, matrix.unparsed)
@@ -151,7 +151,7 @@ def _loss(
             "excess": null.excess(gap.estimate),
             "p_value": null.p_value(gap.estimate),
         }
-    if cell.enumerated:
+    if cell.sampling.exact is not None:
         section["by_token"] = asdict(_token_tilt(read, gap.tilts))
     try:
         cured = [asdict(r) for r in remedies(found.plug_in, found.correct, m=m, folds=FOLDS, **few, **common)]
@@ -170,7 +170,7 @@ def _closed(cell: Cell, read: Sequence[Read]) -> dict[str, Any] | None:
     if any(len(r.distribution.gold) > 1 for r in read):
         return None
     gold = [column[next(iter(r.distribution.gold))] if r.distribution.gold else -1 for r in read]
-    closed = (ClosedSet.of_masses if cell.enumerated else ClosedSet.of_counts)(counts, gold)
+    closed = (ClosedSet.of_counts if cell.sampling.exact is None else ClosedSet.of_masses)(counts, gold)
     draws = cell.calibration.detail_draws
     kernel, by_class = skce(closed, draws=draws, seed=cell.seed), classwise(closed, draws=draws, seed=cell.seed)
     worst = min(by_class.classes, key=lambda k: k.p_holm)

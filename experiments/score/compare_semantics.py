@@ -58,7 +58,7 @@ def compare(
     """
     if len({c.label for c in chosen}) < 2:
         raise UserError("--semantics compares at least two different Bs; separate them by a comma")
-    if cell.enumerated:
+    if cell.sampling.exact is not None:
         raise UserError(f"{run.folder} was enumerated, and agreement counts samples; take a run without sampling.exact")
     read = {c.label: read_answers(cell, run, collapse_of(c, run.aliases(), tell)) for c in chosen}
     calibration = {name: measure(cell, run, its) for name, its in read.items()}

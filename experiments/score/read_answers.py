@@ -48,7 +48,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
     found = collapse.collapse(questions, [readable(its, cell.style) for its in rows], cell.style)
-    exact = cell.enumerated
+    exact = cell.sampling.exact is not None
     read = []
     for its, collapsed in zip(rows, found, strict=True):
         weights = _weights(cell, its)
@@ -59,7 +59,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
 
 def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
     """Counts of samples, or the probabilities that enumeration gives."""
-    return list(np.exp(rows["logprob"])) if cell.enumerated else list(rows["count"])
+    return list(rows["count"]) if cell.sampling.exact is None else list(np.exp(rows["logprob"]))
 
 
 def readable(rows: pd.DataFrame, style: str) -> list[str]:
@@ -93,7 +93,7 @@ def measure(
         "level": cell.calibration.level,
         "seed": cell.seed,
     }
-    if not cell.enumerated:
+    if cell.sampling.exact is None:
         return calibrate(matrix.counts, matrix.gold, matrix.unparsed, m=cell.sampling.m, **settings)
     return calibrate_masses(matrix.counts, matrix.gold, matrix.unparsed, **settings)
 

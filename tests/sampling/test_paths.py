@@ -202,5 +202,5 @@ def test_a_prefix_of_the_run_is_read_once_for_all_calls(tmp_path, monkeypatch):
     assert read == list(range(model.model.config.num_hidden_layers))
     with pytest.raises(ValueError, match="must begin with the prefix"):
         drawn(sampler, [Prompt("other", (9, *PROMPTS[0].ids))])
-    with pytest.raises(ValueError, match="no longer than it"):
+    with pytest.raises(ValueError, match="be longer than it"):
         drawn(sampler, [Prompt("bare", tuple(SHOTS))])
