@@ -117,7 +117,7 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         questions = read_continuations(
             Path(config.path), split=config.split, prompt_words=config.prompt_words, answer_words=config.answer_words
         )
-        return build(config.name, questions, n=config.n, exemplars=0, seed=config.seed, continuation=True)
+        return build(config.name, questions, n=config.n, exemplars=0, seed=config.seed)
     if isinstance(config, NamedConfig):
         path = None if config.path is None else Path(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)

@@ -1,4 +1,4 @@
-"""The base of everything a study can say: unknown keys are refused, values do not change."""
+"""The base of every part of a study: unknown keys are refused, values cannot be changed."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Settings(BaseModel):
 
 
 def slug(text: str) -> str:
-    """A name that is safe as a folder name."""
+    """A text as a safe folder name."""
     return re.sub(r"[^\w.@=+-]+", "-", text).strip("-")

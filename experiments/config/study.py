@@ -27,14 +27,14 @@ from semcal.questions.question import CONTINUATION
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
 Stage = Literal["base", "sft", "dpo", "grpo", "rl", "instruct"]
-LABELS = ("stage", "lineage", "step")  # of a model: what it is called, not what it does
+LABELS = ("stage", "lineage", "step")  # keys of a model that describe it and affect no sample
 
 
 # ---- who answers ---------------------------------------------------------------------------------------------------
 
 
 class ServedConfig(Settings):
-    """How a served model is asked; see `semcal.models.served.Endpoint`."""
+    """How requests are sent to a served model; see `semcal.models.served.Endpoint`."""
 
     model: str = ""
     server: Literal["auto", "vllm", "sglang", "llama.cpp", "transformers", "openai"] = "auto"
@@ -47,8 +47,8 @@ class ModelConfig(Settings):
     """A checkpoint. `path` is a local folder, a Hub id, `atlas:base` for the bundled organism, or the address of an
     OpenAI-compatible server such as http://localhost:8000/v1.
 
-    `stage`, `lineage` (which models descend from one base) and `step` (of training) say what a model is to the
-    hypotheses of `semcal verdict`; nothing that is sampled depends on them.
+    `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict`
+    which models to compare; no sample depends on them.
     """
 
     path: str
@@ -71,9 +71,9 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _named(self) -> ModelConfig:
         if self.served != ServedConfig() and not self.is_served:
-            raise ValueError(f"served is for the address of a server, and path is {self.path!r}; leave served out")
+            raise ValueError(f"served needs the address of a server as path, got {self.path!r}; leave served out")
         if self.is_served and self.prompt == "chat":
-            raise ValueError("a served model is asked through its completions endpoint; set its prompt to few-shot")
+            raise ValueError("a served model has only a completions endpoint; set its prompt to few-shot")
         if not self.name:
             revision = f"@{self.revision}" if self.revision else ""
             base = Path(self.path).name if Path(self.path).exists() else self.served.model or self.path
@@ -85,7 +85,7 @@ class ModelConfig(Settings):
 
 
 class Lengths(Settings):
-    """The most new tokens of a sample, by style."""
+    """The most new tokens of a sample, for each style."""
 
     concise: Annotated[int, Field(ge=1)] = 32
     sentence: Annotated[int, Field(ge=1)] = 64
@@ -94,17 +94,17 @@ class Lengths(Settings):
 
 
 class ExactSearchConfig(Settings):
-    """Enumerate answers instead of drawing them; see `semcal.sampling.enumerate_answers`."""
+    """Enumerate answers instead of sampling them; see `semcal.sampling.enumeration`."""
 
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.01
     row_budget: Annotated[int, Field(ge=1)] = 2000
 
 
 class SamplingConfig(Settings):
-    """`max_new_tokens` is one number for all styles, or one a style; without `stop` the style says where it ends.
+    """`max_new_tokens` is one number for all styles, or one for each. Without `stop`, the style sets the stop strings.
 
-    `max_rows` distinct answers are decoded in one pass (what suits the device, if it is left out). With `exact` the
-    answers are enumerated with their probabilities, and m plays no part.
+    `max_rows` is the number of distinct answers decoded in one pass; by default it suits the device. With `exact` the
+    answers are enumerated with their probabilities, and m is not used.
     """
 
     m: Annotated[int, Field(ge=2)] = 50
@@ -130,8 +130,8 @@ class SamplingConfig(Settings):
 
 
 class PromptingConfig(Settings):
-    """`vary` says whether every question draws exemplars of its own, or all of a run share one choice of them, which
-    is read only once; then vary the study's seed, for one choice of exemplars colours all answers."""
+    """With `vary: question` each question draws its own exemplars. With `vary: run` all questions of a run share them,
+    so the model reads them only once; since they then influence all answers, repeat the study with other seeds."""
 
     shots: Annotated[int, Field(ge=0)] = 4
     exemplars: Annotated[int, Field(ge=0)] = 32
@@ -147,7 +147,7 @@ class PromptingConfig(Settings):
 
 
 class CaptureConfig(Settings):
-    """`hooks` are TransformerLens's names as shell-style patterns; positions are listed in `semcal.positions`."""
+    """`hooks` are names of TransformerLens as shell-style patterns; `semcal.positions` lists the positions."""
 
     hooks: Annotated[list[str], Field(min_length=1)] = Field(default=list(DEFAULT_HOOKS))
     positions: list[str] = Field(default=[LAST_PROMPT_TOKEN])
@@ -167,13 +167,13 @@ class CaptureConfig(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What tells captures apart, in the form it had when there were positions alone; old runs go on."""
+        """What the stored activations depend on: part of the content key of a run, which must not change."""
         return {"positions": self.positions} | self.model_dump(exclude_defaults=True)
 
 
 class CalibrationConfig(Settings):
-    """`delta` is the calibration error that the equivalence test is to rule out; `detail_draws` are the resamples and
-    simulated data sets of what stands behind the headline figures."""
+    """`delta` is the calibration error that the equivalence test tries to rule out; `detail_draws` is the number of
+    resamples and simulated data sets for the detailed analyses."""
 
     bootstrap: Annotated[int, Field(ge=10)] = 1000
     null_draws: Annotated[int, Field(ge=10)] = 1000
@@ -243,7 +243,7 @@ class ProbesConfig(Settings):
 
 
 class PublishedConfig(Settings):
-    """What a paper reports for a cell of the grid: shown beside our own figure, it enters no computation."""
+    """What a paper reports for a cell of the grid: shown next to our own figure and used in no computation."""
 
     model: str
     dataset: str
@@ -269,7 +269,7 @@ class Study(Settings):
     models: Annotated[list[ModelConfig], Field(min_length=1)]
     datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
     styles: Annotated[list[Style], Field(min_length=1)]
-    semantics: Annotated[list[SemanticsConfig], Field(min_length=1)] | None = None  # each dataset's own
+    semantics: Annotated[list[SemanticsConfig], Field(min_length=1)] | None = None  # None: each dataset's default
     seed: int = 0
     output: str = "runs"
     on_long_prompt: Literal["refuse", "drop"] = "refuse"
@@ -296,12 +296,12 @@ class Study(Settings):
         if continuations and (set(self.styles) != {CONTINUATION} or len(continuations) < len(self.datasets)):
             raise ValueError(
                 f"datasets: {continuations[0]!r} is a continuation task, whose only style is 'continuation'; set "
-                "styles to [continuation] and put question answering into a study of its own"
+                "styles to [continuation] and move other datasets to another study"
             )
         if not continuations and CONTINUATION in self.styles:
             raise ValueError("styles: 'continuation' needs a dataset of kind continuation")
         if continuations and any(isinstance(s, ExactConfig) for s in self.semantics or [ExactConfig()]):
-            raise ValueError("semantics: a continuation has no exact match; use [{kind: kth-word, k: 1}]")
+            raise ValueError("semantics: exact match does not suit continuations; use [{kind: kth-word, k: 1}]")
         for served in (m for m in self.models if m.is_served):
             if self.capture.positions:
                 raise ValueError(
@@ -313,7 +313,7 @@ class Study(Settings):
         if not self.capture.positions and self.probes.enabled:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         if self.probes.enabled and reads_heads_only(self.capture.hooks):
-            raise ValueError("capture.hooks reads heads alone, which probes do not; set probes.enabled to false")
+            raise ValueError("capture.hooks captures only heads, which probes do not read; set probes.enabled to false")
         of_model = self.probes.reads_model
         if self.probes.enabled and of_model and LAST_PROMPT_TOKEN not in self.capture.positions:
             raise ValueError(
@@ -326,8 +326,8 @@ class Study(Settings):
         attentive = "attention" in self.probes.rungs
         if self.probes.enabled and self.capture.positions == [ALL_QUESTION_TOKENS] and not attentive:
             raise ValueError(
-                "capture.positions is every token alone, which linear probes do not read; add a position of one token, "
-                "or attention to probes.rungs, or set probes.enabled to false"
+                "capture.positions holds only all_question_tokens, which linear probes do not read; add a position of "
+                "one token, or attention to probes.rungs, or set probes.enabled to false"
             )
         if self.probes.enabled and attentive and ALL_QUESTION_TOKENS not in self.capture.positions:
             raise ValueError(
@@ -346,18 +346,18 @@ class Study(Settings):
             ):
                 if name not in known:
                     raise ValueError(
-                        f"published.{i}: {key} {name!r} is not in the grid{nearest(name, known)}; leave out figures "
-                        "of cells that are not run"
+                        f"published.{i}: {key} {name!r} is not in the grid{nearest(name, known)}; remove figures of "
+                        "cells that the study does not run"
                     )
             if figure.cell in {other.cell for other in self.published[:i]}:
-                raise ValueError(f"published.{i}: {' · '.join(figure.cell)} has a figure already; give it one")
+                raise ValueError(f"published.{i}: {' · '.join(figure.cell)} is duplicated; keep one figure per cell")
 
     @property
     def folder(self) -> Path:
         return Path(self.output) / self.name
 
     def cells(self) -> list[Cell]:
-        """The grid, row by row: models vary slowest, semantics fastest, so that a model is loaded once."""
+        """The cells of the grid. Models vary slowest, semantics fastest, so that each model is loaded once."""
         published = {figure.cell: figure for figure in self.published}
         return [
             Cell(
@@ -383,7 +383,7 @@ class Study(Settings):
 
 
 class Cell(Settings):
-    """One run: one model × dataset × style × B. This is what a run's config.yaml holds."""
+    """One run: one model × dataset × style × B. The config.yaml of a run holds it."""
 
     study: str
     model: ModelConfig
@@ -400,6 +400,11 @@ class Cell(Settings):
     tracking: TrackingConfig
     published: PublishedConfig | None = None
     folder: str
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether answers are enumerated with their probabilities rather than sampled."""
+        return self.sampling.enumerated
 
     @property
     def label(self) -> str:

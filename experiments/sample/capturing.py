@@ -1,4 +1,4 @@
-"""What a cell captures beside sampling: in the prompts as they are prefilled, and along one answer to each question."""
+"""The activations of a cell: in prompts, as the sampler reads them, and along one answer to each question."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Rows = list[dict[str, Any]]
 
 
 class Capturing:
-    """Watches the prefills of a job, then reads answers and writes shard by shard.
+    """Observes the prefills of a job, then reads answers, and writes activations shard by shard.
 
     Attributes:
-        observer: For the sampler; None where nothing is read in prompts.
-        first_token: The first token of any prompt that must be watched, and so cannot be among those read once a run.
+        observer: For the sampler; None if nothing is captured in prompts.
+        first_token: The first position that must be observed in any prompt, and so cannot be in the shared prefix.
     """
 
     def __init__(self, job: SamplingJob, model: LanguageModel) -> None:
@@ -37,11 +37,11 @@ class Capturing:
         self.first_token = first_watched(job.asked, captured.positions)
 
     def write(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> None:
-        """Write the activations of a shard whose questions have these samples.
+        """Write the activations of a shard, given the samples of its questions.
 
         Raises:
             NonFiniteError: NaN or infinity, naming question and layer.
-            UserError: a number too large for float16, likewise.
+            UserError: a number too large for float16, naming question and layer.
         """
         found = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.in_prompt}
         answer_rows = None
@@ -62,9 +62,9 @@ class Capturing:
 
 
 def first_watched(asked: Sequence[Asked], positions: Sequence[str]) -> int | None:
-    """The first token of any prompt at which something is captured; None where nothing is captured in prompts."""
+    """The first position of any prompt at which something is captured; None if nothing is captured in prompts."""
     in_prompt = [p for p in positions if not in_answer(p)]
-    return min((min(its) for a in asked for its in _places(a, in_prompt).values()), default=None)
+    return min((min(places) for a in asked for places in _places(a, in_prompt).values()), default=None)
 
 
 def _places(asked: Asked, positions: Sequence[str]) -> Places:
@@ -73,5 +73,5 @@ def _places(asked: Asked, positions: Sequence[str]) -> Places:
 
 
 def _weights(rows: Rows) -> list[float]:
-    """Counts of samples, or the probabilities that enumeration gives."""
+    """Counts of samples, or the probabilities of enumerated answers."""
     return [float(np.exp(r["logprob"])) if r["count"] is None else float(r["count"]) for r in rows]

@@ -1,6 +1,6 @@
-"""The model of a configuration, loaded or reached; and that of a run, loaded again and held to the run's manifest.
+"""The model of a configuration, loaded or connected to; and the model of a run, checked against the run's manifest.
 
-Knows configurations and run folders; nothing of what the model is asked.
+Knows configurations and run folders; knows no question.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from semcal.runs.run import Run
 
 
 class Models:
-    """Lends models, one at a time: loaded when first asked for, let go before the next one enters the memory."""
+    """Holds one model at a time: loaded when first needed, released before the next one is loaded."""
 
     def __init__(self) -> None:
         self._config: ModelConfig | None = None
         self._held: Answerer | None = None
 
     def of(self, config: ModelConfig) -> Answerer:
-        """The model of a configuration, loaded or reached."""
+        """The model of a configuration, loaded or connected to."""
         if self._held is None or self._config != config:
             self._held = None
             self._held, self._config = load_model(config), config
         return self._held
 
     def of_run(self, cell: Cell, run: Run) -> LanguageModel:
-        """The very model that a run was made with.
+        """The model that a run was made with.
 
         Raises:
-            UserError: it is served, or now has other weights or another tokenizer than the run's manifest says.
+            UserError: it is served, or its weights or tokenizer differ from those in the run's manifest.
         """
         model, manifest = self.of(cell.model), run.manifest()
         if not isinstance(model, LanguageModel):
-            raise UserError(f"{run.folder}: {cell.model.name} is served, and what a server computes cannot be seen")
+            raise UserError(f"{run.folder}: {cell.model.name} is served, and activations need a local model")
         if model.weights_hash != manifest["weights_hash"] or model.tokenizer_hash != manifest["tokenizer_hash"]:
             raise UserError(
-                f"{model.path} holds other weights or another tokenizer than {run.folder} was made with; put the old "
-                "ones back, or run its study again under another name"
+                f"{model.path} has different weights or a different tokenizer than {run.folder} was made with; restore "
+                "the old ones, or run the study again under another name"
             )
         return model
 
 
 def load_model(config: ModelConfig) -> Answerer:
-    """The model of a configuration, loaded or reached."""
+    """The model of a configuration, loaded or connected to."""
     if config.is_served:
         return _reach(config)
     model = LanguageModel.load(
@@ -65,7 +65,7 @@ def load_model(config: ModelConfig) -> Answerer:
 def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageModel | None:
     """Tokenizer and configuration of a checkpoint; None for a served model.
 
-    With `cached` the network is left alone: None also for a checkpoint of the Hub that is not in its cache.
+    With `cached` nothing is downloaded: None also for a checkpoint on the Hub that is not in the cache.
     """
     if config.is_served:
         return None

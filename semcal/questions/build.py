@@ -1,4 +1,4 @@
-"""From a list of questions to a Dataset: duplicates, groups, exemplars, the order of options, and the choice of n."""
+"""From a list of questions to a Dataset: duplicates, groups, exemplars, the order of options, the choice of n."""
 
 from __future__ import annotations
 
@@ -22,46 +22,45 @@ def build(
     exemplars: int,
     seed: int,
     aliases: Mapping[str, str] | None = None,
-    continuation: bool = False,
 ) -> Dataset:
     """Shuffle by seed, set `exemplars` questions aside, keep n of the others.
 
-    Questions of one normalised text get one group, and so do those that share a group label through others. Exemplars
-    never share a group, and so no text, with an evaluated question. A record that stands twice, letter for letter, is
-    kept once. The options of a question are shuffled by seed and id.
+    Questions that share a normalised text or a group label, directly or through others, form one group. An exemplar
+    never shares a group, and so never a text, with an evaluated question. Identical records are kept once. The options
+    of a question are shuffled by seed and id.
 
     Raises:
-        UserError: one id with two texts; fewer questions than n and the exemplars ask for.
+        UserError: two questions with one id, or fewer questions than n and the exemplars need.
     """
     by_id: dict[str, Question] = {}
     for question in questions:
         known = by_id.setdefault(question.id, question)
         if known != question:
             raise UserError(
-                f"{name}: id {question.id!r} is two questions ({known.text[:40]!r} and {question.text[:40]!r}); "
-                "give each its own id"
+                f"{name}: two questions have the id {question.id!r} ({known.text[:40]!r} and {question.text[:40]!r}); "
+                "give each an id of its own"
             )
     pool = _grouped(name, list(by_id.values()))
     if len(pool) < exemplars:
-        raise UserError(
-            f"{name}: {exemplars} exemplars are wanted, and there are only {len(pool)} questions; lower exemplars"
-        )
+        raise UserError(f"{name}: exemplars is {exemplars}, but there are only {len(pool)} questions; lower exemplars")
     order = keyed_generator(seed, name, "order").permutation(len(pool))
     shuffled = [_options_shuffled(name, pool[i], seed) for i in order]
     aside = shuffled[:exemplars]
     shown = {q.group for q in aside}
     rest = [q for q in shuffled[exemplars:] if q.group not in shown]
     if n is not None and len(rest) < n:
-        raise UserError(f"{name}: n is {n}, but beside {len(aside)} exemplars there are only {len(rest)} questions")
+        raise UserError(
+            f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars; lower n"
+        )
     if not rest:
-        raise UserError(f"{name}: no question is left to evaluate beside {len(aside)} exemplars")
-    return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {}, continuation)
+        raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
+    return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {})
 
 
 def _grouped(name: str, questions: list[Question]) -> list[Question]:
-    """The questions, one group label for all that are tied by text or label, directly or through others (union-find).
+    """The questions, with one group label for all that share a text or a label, directly or through others.
 
-    The label that is kept is that of the first of them.
+    The first label of a group is kept (union-find).
     """
     parent: dict[str, str] = {}
 
@@ -82,12 +81,12 @@ def _grouped(name: str, questions: list[Question]) -> list[Question]:
             parent[own] = twin
     if repeats:
         some = ", ".join(repeats[:3]) + (", …" if len(repeats) > 3 else "")
-        logger.warning("%s: %d questions repeat the text of another and join its group (%s)", name, len(repeats), some)
+        logger.warning("%s: %d questions repeat another's text and join its group (%s)", name, len(repeats), some)
     return [replace(question, group=root(question.group)) for question in questions]
 
 
 def _options_shuffled(name: str, question: Question, seed: int) -> Question:
-    """Files put the right option first; which letter it gets must tell nothing."""
+    """Files list the right option first; its letter must not give it away."""
     if not question.choices:
         return question
     order = keyed_generator(seed, name, question.id, "choices").permutation(len(question.choices))
@@ -95,5 +94,5 @@ def _options_shuffled(name: str, question: Question, seed: int) -> Question:
 
 
 def _bare(text: str) -> str:
-    """The words of a text; the text itself where it has none."""
+    """The words of a text; the text itself if it has none."""
     return re.sub(r"\W+", " ", text).casefold().strip() or text

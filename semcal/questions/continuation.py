@@ -1,7 +1,7 @@
-"""Continuation tasks: any text file, cut into documents and each document into a prompt and what truly follows.
+"""Continuation tasks: a text file is split into documents, and each document into a prompt and what truly follows.
 
-Here the training distribution itself is the question: a base model is asked what comes next, the gold answer is what
-the author wrote, and the semantic class is, for instance, the k-th word.
+The task is the training distribution itself: a base model continues the text, the gold answer is what the author wrote,
+and the semantic class is, for instance, the k-th word.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ _CLAUSE_END = re.compile(r"[.,;:!?]")
 
 
 def read_continuations(path: Path, *, split: str, prompt_words: Sequence[int], answer_words: int) -> list[Question]:
-    """For each document and each of `prompt_words`, a prompt from the document's start, and the words that follow it.
+    """For each document and each number in `prompt_words`, a prompt from its beginning and the words that follow.
 
-    A prompt ends with the first punctuation mark in or after its `prompt_words`-th word. Where to cut is then known
-    from the prompt alone. A cut after a bare word would not be: it is chosen because a space follows, which the model
-    cannot know, and it would look miscalibrated for spending mass on word endings and commas.
+    A prompt ends with the first punctuation mark in or after its `prompt_words`-th word, so that the place of the cut
+    follows from the prompt alone. A cut after a bare word would depend on the space that follows, which the model
+    cannot know; it would look miscalibrated because it spends mass on word endings and commas.
 
-    Documents that are too short are left out. Prompts of one document share a group, and so do documents that open
+    Documents that are too short are left out. Prompts of one document share a group, and so do documents that begin
     with the same prompt.
 
     Args:
-        split: Regular expression; the text between two matches is a document.
-        answer_words: How many words of the true continuation are kept as gold answer.
+        split: A regular expression; the text between two matches is a document.
+        answer_words: Number of words of the true continuation to keep as the gold answer.
 
     Raises:
-        UserError: no such file, a pattern that does not compile, or no document long enough.
+        UserError: no such file, an invalid pattern, or no document is long enough.
     """
     try:
         pattern = re.compile(split, flags=re.MULTILINE)
-        # Groups in the pattern make re.split return what they matched, too: every (groups + 1)-th part is a document.
+        # re.split also returns what groups in the pattern matched: every (groups + 1)-th part is a document.
         documents = [d.strip() for d in pattern.split(read_text(path))[:: pattern.groups + 1]]
     except re.error as error:
-        raise UserError(f"split: {split!r} is no regular expression ({error})") from None
+        raise UserError(f"split: {split!r} is not a valid regular expression ({error})") from None
     questions = []
     for number, document in enumerate(documents):
         cuts = [_cut(document, n, answer_words) for n in sorted(set(prompt_words))]
@@ -51,14 +51,14 @@ def read_continuations(path: Path, *, split: str, prompt_words: Sequence[int], a
                 questions.append(make_question(where, id=name, text=cut[0], answers=(cut[1],), group=group))
     if not questions:
         raise UserError(
-            f"{path}: none of its {len(documents)} documents has a mark of punctuation after {min(prompt_words)} words "
+            f"{path}: none of its {len(documents)} documents has a punctuation mark after {min(prompt_words)} words "
             f"and {answer_words} words after it; check split ({split!r}), prompt_words and answer_words"
         )
     return questions
 
 
 def _cut(document: str, prompt_words: int, answer_words: int) -> tuple[str, str] | None:
-    """(prompt, answer) of a document, None where it is too short."""
+    """(prompt, answer) of a document; None if it is too short."""
     words = list(_WORD.finditer(document))
     if len(words) < prompt_words:
         return None

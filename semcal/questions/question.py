@@ -1,4 +1,4 @@
-"""A question and the dataset it belongs to: plain records that know no model, no tokenizer and no file."""
+"""A question and its dataset: plain records that know no model, no tokenizer and no file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 STYLES = ("concise", "sentence", "cot")
-CONTINUATION = "continuation"  # the style of a text that is simply to be continued
+CONTINUATION = "continuation"  # the style of a plain text that the model continues
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,16 @@ class Question:
 
     Attributes:
         id: Unique within its dataset; samples, splits and seeds are keyed by it.
-        text: What is asked (for a continuation task: the text to be continued).
-        answers: Surface forms of the gold answer; the first one names its semantic class, all of them mean the same.
+        text: The question, or the text to continue.
+        answers: Surface forms of the gold answer, all with the same meaning; the first one names its semantic class.
             A single text is one answer.
-        group: Questions of one group never straddle a split (paraphrases, one entity); the id where none is given.
-        choices: The options of a multiple-choice question, empty otherwise.
-        others: Further correct answers that do not mean the same as `answers`, each as its surface forms.
+        group: Questions of one group (paraphrases, questions about one entity) stay on one side of every split; the id
+            by default.
+        choices: The options of a multiple-choice question; empty otherwise.
+        others: Further correct answers with other meanings than `answers`, each as its surface forms.
         incorrect: Answers known to be wrong; a class that holds more of them than of correct ones is not correct.
-        worked: style -> the gold answer written out in that style, for few-shot exemplars; a style that is missing
-            is written from a template (`semcal.questions.prompts`).
+        worked: Style -> the gold answer written out in that style, for few-shot exemplars; other styles use a template
+            (`semcal.questions.prompts`).
     """
 
     id: str
@@ -53,18 +54,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The questions to evaluate, those set aside as few-shot exemplars, and what is known of their answers.
+    """The questions to evaluate, the few-shot exemplars, and the known forms of the answers.
 
     Attributes:
-        name: As the study calls it, e.g. "triviaqa".
+        name: The name in the study, e.g. "triviaqa".
         questions: The evaluated questions, in a fixed order.
-        exemplars: Never evaluated; few-shot prompts draw from these alone.
-        aliases: surface form -> name of its semantic class, for a closed answer space; empty where it is open.
-        continuation: True where `text` is to be continued verbatim, without a question-and-answer frame.
+        exemplars: Questions that only few-shot prompts show; never evaluated.
+        aliases: Surface form -> semantic class of a closed answer space; empty for an open one.
     """
 
     name: str
     questions: tuple[Question, ...]
     exemplars: tuple[Question, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    continuation: bool = False

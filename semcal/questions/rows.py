@@ -1,6 +1,6 @@
-"""Rows of a table, out of a file by its suffix or from the Hub, each with the place it came from.
+"""Rows of a table, from a file or from the Hub, each with the place it came from.
 
-Knows no dataset: what the columns mean is for the readers beside it.
+Knows no dataset: the readers in `semcal.questions` know what the columns mean.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Row:
     """One row of a table.
 
     Attributes:
-        values: column -> value, as the file or the Hub has it.
-        where: The place that errors name: file and line, file and row, or Hub id and row.
-        number: Which row it is, from 1.
+        values: Column -> value, as in the file or on the Hub.
+        where: The place that error messages name: file and line, file and row, or Hub id and row.
+        number: Number of the row, from 1.
     """
 
     values: dict[str, Any]
@@ -35,35 +35,35 @@ class Row:
     number: int
 
     def value(self, *names: str) -> Any:
-        """The value of the first of these columns that there is; versions of a dataset name them differently.
+        """The value of the first of these columns that exists; versions of a dataset name them differently.
 
         Raises:
-            UserError: none of them is there.
+            UserError: none of them exists.
         """
         for name in names:
             if name in self.values:
                 return self.values[name]
-        wanted = " or ".join(repr(name) for name in names)
-        raise self.error(f"no column {wanted}; it has {', '.join(map(str, self.values)) or 'none'}")
+        expected = " or ".join(repr(name) for name in names)
+        raise self.error(f"expected column {expected}; the columns are {', '.join(map(str, self.values)) or 'none'}")
 
     def text(self, *names: str) -> str:
-        """The same, as text; a whole number is taken as text."""
+        """The same as text; an integer counts as text."""
         value = self.value(*names)
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise self.error(f"column {self._name(names)!r} is a {type(value).__name__}, text is needed")
+            raise self.error(f"column {self._name(names)!r} must be text, got {type(value).__name__}")
         return str(value)
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """The same, as several texts."""
+        """The same as several texts."""
         value = self.value(*names)
         if not isinstance(value, list) or not all(
             isinstance(v, str | int | float) and not isinstance(v, bool) for v in value
         ):
-            raise self.error(f"column {self._name(names)!r} must be a list of texts")
+            raise self.error(f"column {self._name(names)!r} must be a list of texts, got {value!r:.60}")
         return tuple(str(v) for v in value)
 
     def question(self, **fields: Any) -> Question:
-        """A Question, with the place of this row in the error if it is no good."""
+        """A Question; if it is invalid, the error names this row."""
         return make_question(self.where, **fields)
 
     def error(self, message: str) -> UserError:
@@ -74,10 +74,10 @@ class Row:
 
 
 def make_question(where: str, **fields: Any) -> Question:
-    """A Question, with the place it came from in the error if it is no good.
+    """A Question; if it is invalid, the error names the place it came from.
 
     Raises:
-        UserError: no text, no gold answer, or options of which not exactly one is right.
+        UserError: no text, no gold answer, or not exactly one right option.
     """
     try:
         question = Question(**fields)
@@ -87,11 +87,9 @@ def make_question(where: str, **fields: Any) -> Question:
     if choices:
         right = [choice for choice in choices if choice in question.answers]
         if len(set(choices)) < len(choices) or len(choices) > len(ascii_uppercase):
-            raise UserError(
-                f"{where}: question {question.id!r} needs options that differ, {len(ascii_uppercase)} at most"
-            )
+            raise UserError(f"{where}: question {question.id!r} needs distinct options, at most {len(ascii_uppercase)}")
         if len(right) != 1:
-            raise UserError(f"{where}: question {question.id!r} has {len(right)} right options, one is needed")
+            raise UserError(f"{where}: question {question.id!r} has {len(right)} right options; expected exactly one")
     return question
 
 
@@ -102,14 +100,14 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a .jsonl, .json, .csv, .tsv or .parquet file; no suffix, or .test, means JSONL.
 
     Raises:
-        UserError: no such file, a folder, empty, a Git LFS pointer, not UTF-8, or not in the format of its suffix.
+        UserError: a missing file, a folder, an empty file, a Git LFS pointer, not UTF-8, or not in its suffix's format.
     """
     _readable(path)
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: no reader for {path.suffix} files; give {', '.join(filter(None, FORMATS))}")
+        raise UserError(f"{path}: cannot read {path.suffix} files; expected one of {', '.join(filter(None, FORMATS))}")
     rows = FORMATS[path.suffix.lower()](path)
     if not rows:
-        raise UserError(f"{path} holds no rows; check the dataset's path")
+        raise UserError(f"{path} has no rows; check the dataset's path")
     return rows
 
 
@@ -117,7 +115,7 @@ def read_text(path: Path) -> str:
     """The text of a file, without a byte order mark.
 
     Raises:
-        UserError: no such file, a folder, empty, a Git LFS pointer, or not UTF-8.
+        UserError: a missing file, a folder, an empty file, a Git LFS pointer, or not UTF-8.
     """
     try:
         return _bytes(path).decode("utf-8").removeprefix("\ufeff")
@@ -125,11 +123,11 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def json_lines(path: Path) -> list[Row]:
-    """The rows of a file with one JSON object a line, whatever its suffix; empty lines are passed over.
+def _json_lines(path: Path) -> list[Row]:
+    """The rows of a file with one JSON object per line; empty lines are skipped.
 
     Raises:
-        UserError: as `read_text`; a line that is not JSON or no object.
+        UserError: as `read_text`; a line that is not a JSON object.
     """
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -140,32 +138,32 @@ def json_lines(path: Path) -> list[Row]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}); write one object a line"
+                f"{where}: not JSON ({error.msg} at column {error.colno}); write one object per line"
             ) from None
         rows.append(Row(_object(value, where), where, len(rows) + 1))
     return rows
 
 
 def _json(path: Path) -> list[Row]:
-    """A list of objects, or an object with one list in it, as TriviaQA's "Data"."""
+    """A list of objects, or an object that holds one list, such as TriviaQA's "Data"."""
     try:
         value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); "
-            "a file with one object a line is to be named .jsonl"
+            "name a file with one object per line .jsonl"
         ) from None
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
-        raise UserError(f"{path}: a list of objects is needed, or an object with one list in it")
+        raise UserError(f"{path}: expected a list of objects, or an object that holds one list")
     wheres = [f"{path}: entry {number}" for number in range(1, len(value) + 1)]
     return [Row(_object(v, where), where, i) for i, (v, where) in enumerate(zip(value, wheres, strict=True), start=1)]
 
 
 def _csv(path: Path, delimiter: str = ",") -> list[Row]:
-    # strict: a quote that is never closed must not swallow the rest of the file in silence.
+    # strict: a quote that is never closed must not silently swallow the rest of the file.
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
@@ -173,7 +171,7 @@ def _csv(path: Path, delimiter: str = ",") -> list[Row]:
             row = Row(values, f"{path}: row {number}", number)
             if None in values:
                 raise row.error(
-                    f"more cells than the header's {len(values) - 1}; quote a cell that holds {delimiter!r}"
+                    f"more cells than the header's {len(values) - 1}; quote cells that contain {delimiter!r}"
                 )
             missing = next((column for column, cell in values.items() if cell is None), None)
             if missing is not None:
@@ -189,7 +187,7 @@ def _tsv(path: Path) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    """Null cells are left out, as if the row had no such column."""
+    """Null cells are left out, as if the row did not have that column."""
     import pyarrow
     import pyarrow.parquet
 
@@ -204,20 +202,20 @@ def _parquet(path: Path) -> list[Row]:
 
 
 FORMATS = {
-    ".jsonl": json_lines,
+    ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
     ".parquet": _parquet,
-    ".test": json_lines,
-    "": json_lines,
+    ".test": _json_lines,
+    "": _json_lines,
 }
 
 
 def _readable(path: Path) -> None:
     if path.is_dir():
         inside = sorted(f.name for f in path.iterdir() if f.suffix and f.suffix.lower() in FORMATS)
-        raise UserError(f"{path} is a folder; give the file in it ({', '.join(inside[:5]) or 'it has none to read'})")
+        raise UserError(f"{path} is a folder; expected a file ({', '.join(inside[:5]) or 'none in it can be read'})")
     if not path.exists():
         raise UserError(f"no file {path}; check the dataset's path")
 
@@ -237,12 +235,12 @@ def _bytes(path: Path) -> bytes:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: a {type(value).__name__} where an object is needed")
+        raise UserError(f"{where}: expected an object, got a {type(value).__name__}")
     return value
 
 
 def _line(error: Exception) -> str:
-    """An error of another library in one short line."""
+    """Another library's error in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
 
 
@@ -250,28 +248,28 @@ def _line(error: Exception) -> str:
 
 
 def hub_rows(hub: str, config: str | None, *, split: str, revision: str | None = None) -> Iterator[Row]:
-    """The rows of a dataset on the Hub, one after the other: some hold millions.
+    """The rows of a dataset on the Hub, one by one: some datasets have millions.
 
     Args:
         hub: Repository id, e.g. "openai/gsm8k".
         split: As `datasets` reads it, so that "train[:1000]" is the first thousand rows.
-        revision: Branch, tag or commit; the newest if it is left out.
+        revision: Branch, tag or commit; the newest by default.
 
     Raises:
-        UserError: `datasets` is not installed, the Hub is not reached, or has no such dataset, split or revision.
+        UserError: `datasets` is not installed, the Hub cannot be reached, or it has no such dataset, split or revision.
     """
     try:
         import datasets
     except ImportError:
         raise UserError(
-            f"{hub} is read from the Hub by a package that is missing: pip install datasets, or give the path of the "
-            "dataset's original file"
+            f"reading {hub} from the Hub needs a package: pip install datasets, or give the path of the dataset's "
+            "original file"
         ) from None
     try:
         table: Any = datasets.load_dataset(hub, config, split=split, revision=revision)
-    except Exception as error:  # what a download can raise is open-ended; the line says which it was
+    except Exception as error:  # a download may raise anything; the message includes it
         raise UserError(
-            f"{hub}, split {split}: not read from the Hub ({_line(error)}); go online and check split and revision, or "
-            "give the path of the dataset's original file"
+            f"{hub}, split {split}: cannot be read from the Hub ({_line(error)}); go online and check split and "
+            "revision, or give the path of the dataset's original file"
         ) from None
     return (Row(dict(values), f"{hub}, {split}: row {i}", i) for i, values in enumerate(table, start=1))

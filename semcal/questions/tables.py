@@ -1,4 +1,4 @@
-"""The user's own questions: JSONL, CSV or Parquet with the fields of a Question as columns."""
+"""Your own questions: JSONL, CSV or Parquet with the fields of a Question as columns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semcal.questions.question import STYLES, Question
-from semcal.questions.rows import Row, json_lines, read_rows
+from semcal.questions.rows import Row, read_rows
 
 NEEDED = ("id", "question", "answers")
 FIELDS = (*NEEDED, "choices", "group", "incorrect", "others", "worked")
@@ -15,14 +15,14 @@ LISTS = ("answers", "choices", "incorrect", "others")
 
 
 def read_table(path: Path) -> list[Question]:
-    """A file by its suffix, with columns id, question, answers[, group, choices, others, incorrect, worked].
+    """The questions of a file with columns id, question, answers[, group, choices, others, incorrect, worked].
 
-    `answers` are surface forms of one gold answer, the preferred one first. `others` are further correct answers,
-    each one text or the list of its forms. `worked` maps a style to the answer written out in that style, for
-    exemplars. A cell of a CSV holds a list as JSON, or one text for a list of one; an empty cell is no value.
+    `answers` are surface forms of one gold answer, the preferred one first. `others` are further correct answers, each
+    a text or a list of its forms. `worked` maps a style to the answer written out in that style, for exemplars. A cell
+    of a CSV holds a list as JSON, or a single text for a list of one; an empty cell has no value.
 
     Raises:
-        UserError: naming file and row: a field that is missing, unknown or of the wrong type; a file not to be read.
+        UserError: a missing or unknown field or one of the wrong type (naming file and row), or an unreadable file.
     """
     rows = read_rows(path)
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -30,13 +30,8 @@ def read_table(path: Path) -> list[Question]:
     return [_question(row) for row in rows]
 
 
-def read_jsonl(path: Path) -> list[Question]:
-    """The same for a file with one JSON object a line, whatever its suffix."""
-    return [_question(row) for row in json_lines(path)]
-
-
 def _parsed(row: Row) -> Row:
-    """The cells of a CSV: JSON where a list or a mapping is meant."""
+    """A row of a CSV with its lists and mappings read as JSON."""
     cells = {name: cell for name, cell in row.values.items() if cell.strip() or name in NEEDED}
     for name in cells.keys() & {*LISTS, "worked"}:
         if name == "worked" or cells[name].lstrip().startswith("["):
@@ -56,10 +51,10 @@ def _question(row: Row) -> Question:
     values = row.values
     for name in NEEDED:
         if name not in values:
-            raise row.error(f"no field {name!r}; each row needs {', '.join(NEEDED)}, and it has {', '.join(values)}")
+            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(values)}")
     for name in values:
         if name not in FIELDS:
-            raise row.error(f"unknown field {name!r}; the fields are {', '.join(sorted(FIELDS))}")
+            raise row.error(f"unknown field {name!r}; expected {', '.join(sorted(FIELDS))}")
     return row.question(
         id=row.text("id"),
         text=row.text("question"),
@@ -73,7 +68,7 @@ def _question(row: Row) -> Question:
 
 
 def _others(row: Row) -> tuple[tuple[str, ...], ...]:
-    """Each further answer as its forms; a text is an answer of one form."""
+    """Each further answer as its forms; a text is an answer with one form."""
     others = row.values["others"]
     if not isinstance(others, list):
         raise row.error("column 'others' must be a list of texts or of lists of texts")
@@ -84,6 +79,6 @@ def _others(row: Row) -> tuple[tuple[str, ...], ...]:
 def _worked(row: Row) -> dict[str, str]:
     worked = row.values["worked"]
     if not isinstance(worked, dict) or not set(worked) <= set(STYLES):
-        raise row.error(f"field 'worked' maps styles ({', '.join(STYLES)}) to texts")
-    # A struct of a Parquet file has every style, null where a row has none.
+        raise row.error(f"field 'worked' must map styles ({', '.join(STYLES)}) to texts")
+    # A struct of a Parquet file has all styles, with null for those that a row lacks.
     return {style: str(text) for style, text in worked.items() if text is not None}

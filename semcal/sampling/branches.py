@@ -1,9 +1,8 @@
-"""The answers being written, each distinct one once, with the samples that share it.
+"""The unfinished answers, each distinct one stored once, with the samples that share it.
 
-Pure bookkeeping: no model. Each of the M samples of a question draws its own token at every step, from one
-uniform number that depends on (seed, question, step, sample) alone; samples that have drawn the same tokens so far
-share a row. So the multiset of answers is that of M independent samples, exactly, and a row is decoded once however
-many samples share it.
+Pure bookkeeping, without a model. At every step each of the M samples of a question draws its own token, from a uniform
+number that depends only on (seed, question, step, sample); samples with the same tokens so far share a row. The answers
+are therefore exactly those of M independent samples, while each row is decoded once.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from semcal.seeds import keyed_generator
 
 @dataclass
 class OpenQuestion:
-    """A question some of whose samples are not finished.
+    """A question with unfinished samples.
 
     Attributes:
-        prompt: What was asked.
-        slot: Where its keys and values lie.
-        generator: Yields m uniform numbers a step.
-        order: When it was opened.
-        finished: Distinct answers so far.
-        left: Samples still being written.
-        widest: Most rows it has had at once.
+        prompt: Its prompt.
+        slot: Slot of its keys and values.
+        generator: Source of m uniform numbers per step.
+        order: Number of questions opened before it.
+        finished: Distinct finished answers.
+        left: Number of unfinished samples.
+        widest: The most rows it has had at once.
     """
 
     prompt: Prompt
@@ -48,7 +47,7 @@ class OpenQuestion:
 
 @dataclass(frozen=True)
 class Moves:
-    """How rows are renumbered: there are `rows` now, and row target[i] continues what was row source[i]."""
+    """How rows are renumbered: there are now `rows`, and row target[i] continues the former row source[i]."""
 
     rows: int
     target: np.ndarray
@@ -56,13 +55,13 @@ class Moves:
 
 
 class Branches:
-    """Rows 0..R-1, one for every distinct unfinished answer.
+    """Rows 0..R-1, one for each distinct unfinished answer.
 
     Attributes:
         ids: [row] token ids of the answer so far.
-        logprob: [row] of those tokens, in nats.
-        slots: [row] slot of its question.
-        questions: slot -> question.
+        logprob: [row] log-probability of those tokens, in nats.
+        slots: [row] slots of the questions.
+        questions: Slot -> question.
     """
 
     def __init__(self, settings: Sampling, stop_rule: StopRule) -> None:
@@ -73,14 +72,14 @@ class Branches:
         self.logprob = np.zeros(0)
         self.slots = np.zeros(0, dtype=np.int64)
         self._row = np.zeros(0, dtype=np.int64)  # [sample] ascending
-        self._number = np.zeros(0, dtype=np.int64)  # [sample] which of the m it is
+        self._number = np.zeros(0, dtype=np.int64)  # [sample] its number among the m of its question
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def lengths(self) -> np.ndarray:
-        """[row] tokens so far."""
+        """[row] number of tokens so far."""
         return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
 
     @property
@@ -88,12 +87,12 @@ class Branches:
         return np.fromiter((i[-1] for i in self.ids), dtype=np.int64, count=len(self.ids))
 
     def free_slots(self, n: int) -> list[int]:
-        """The n lowest slots that no open question has."""
+        """The n lowest free slots."""
         free = (s for s in range(len(self.questions) + n) if s not in self.questions)
         return [next(free) for _ in range(n)]
 
     def open(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Begin new questions; (row, uniform) of their first draws, row i being the i-th of these prompts."""
+        """Open new questions; (row, uniform) of their first draws, where row i is the i-th of these prompts."""
         uniform = []
         for prompt, slot in zip(prompts, slots, strict=True):
             generator = keyed_generator(self.settings.seed, prompt.key, "sampling")
@@ -110,9 +109,9 @@ class Branches:
         return self._row, numbers[self.slots[self._row], self._number]
 
     def begin(self, slots: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray) -> Moves:
-        """Take the first draws of newly opened questions; their rows come after those there are.
+        """Take the first draws of newly opened questions; their rows follow the existing ones.
 
-        The source of a move is the number of the question among `slots`.
+        The source of a move is the position of the question in `slots`.
         """
         m, before = self.settings.m, len(self)
         start = _Rows([[] for _ in slots], np.zeros(len(slots)), np.asarray(slots))
@@ -128,13 +127,13 @@ class Branches:
         return Moves(len(self), before + np.arange(len(parent)), parent)
 
     def grow(self, tokens: np.ndarray, logprobs: np.ndarray) -> Moves:
-        """Take one draw of every sample. A row whose samples disagree splits; what is finished leaves."""
+        """Take one draw of every sample. Rows whose samples disagree split; finished rows are removed."""
         old = _Rows(self.ids, self.logprob, self.slots)
         parent, grown, (row, number) = self._grow(old, self._row, self._number, tokens, logprobs)
         return self._renumber(parent, grown, row, number)
 
     def drop(self, slot: int) -> tuple[Prompt, Moves]:
-        """Give a question up, as if it had never been asked."""
+        """Abandon a question, as if it had never been opened."""
         prompt = self.questions.pop(slot).prompt
         parent = (self.slots != slot).nonzero()[0]
         kept = _Rows([self.ids[i] for i in parent], self.logprob[parent], self.slots[parent])
@@ -143,7 +142,7 @@ class Branches:
         return prompt, self._renumber(parent, kept, new_row, self._number[stay])
 
     def close(self) -> list[tuple[OpenQuestion, Answered]]:
-        """Questions all of whose samples are finished, with their answers; they leave."""
+        """Remove the questions whose samples are all finished, and return them with their answers."""
         done = [q for q in self.questions.values() if q.left == 0]
         for question in done:
             del self.questions[question.slot]
@@ -152,7 +151,7 @@ class Branches:
     def _grow(
         self, old: _Rows, row: np.ndarray, number: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
     ) -> tuple[np.ndarray, _Rows, tuple[np.ndarray, np.ndarray]]:
-        """(parents of the rows that go on, those rows, (their samples' rows, their samples' numbers))."""
+        """(parents of the rows that go on, those rows, (rows of their samples, numbers of their samples))."""
         vocabulary = len(self.stop_rule.eos)
         children, first, child_of, counts = np.unique(
             row * vocabulary + tokens, return_index=True, return_inverse=True, return_counts=True
@@ -178,7 +177,7 @@ class Branches:
         return parent[going], rows, (new_row[child_of[stay]], number[stay])
 
     def _renumber(self, parent: np.ndarray, rows: _Rows, row: np.ndarray, number: np.ndarray) -> Moves:
-        """Keep as many rows as possible in their places: the first child of each takes its parent's."""
+        """Keep as many rows as possible in place: the first child of a row takes its number."""
         n = len(parent)
         first = np.ones(n, dtype=bool)
         first[1:] = parent[1:] != parent[:-1]

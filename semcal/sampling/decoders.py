@@ -1,8 +1,8 @@
 """The two ways to decode a tree of answers, behind one interface.
 
-`TreeDecoder` keeps what prompts share once and every question once (`attention.py`); questions come and go while
-others are being decoded. `ExpandedDecoder` is plain Hugging Face with its own cache, a row for every distinct answer:
-it serves any causal LM, in waves.
+`TreeDecoder` stores the shared prefix once and each question once (`tree_attention.py`); questions come and go while
+others are being decoded. `ExpandedDecoder` is plain Hugging Face with its own cache and one row per distinct answer: it
+supports any causal LM, in batches of questions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from semcal.sampling.tree_store import TreeStore
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts in one forward pass, padded on the left to one length.
+    """The prompts of one forward pass, padded on the left to one length.
 
     Attributes:
         keys: [question].
-        ids: [question, position] token ids, from `offset` on; the last column is the last prompt token.
+        ids: [question, position] token ids after the first `offset`; the last column is the last prompt token.
         mask: [question, position] 1 for a token, 0 for padding.
-        positions: [question, position] position ids; the first token of a prompt has 0.
-        offset: Tokens that all prompts begin with and that this pass does not show, because they were read before.
+        positions: [question, position] position ids; the first token of a prompt has position 0.
+        offset: Length of the shared prefix, which was read before and is not part of this pass.
     """
 
     keys: tuple[str, ...]
@@ -40,24 +40,24 @@ class PromptBatch:
 
 
 class Observer(Protocol):
-    """Sees every prefill; knows nothing of sampling, and the sampler nothing of it.
+    """Sees every prefill. It knows nothing of sampling, and the sampler nothing of it.
 
-    It may also write: whatever its hooks change in the model's stream during that pass, later layers, the keys and
-    values that are kept and the logits of the first new token follow from. Tokens that all prompts begin with are read
-    once for all questions, before, and no observer sees or changes them (`PromptBatch.offset`); nor those generated.
+    It may also write: what its hooks change in the model's stream reaches later layers, the stored keys and values, and
+    the logits of the first new token. It neither sees nor changes the shared prefix (`PromptBatch.offset`), which is
+    read once beforehand, nor generated tokens.
     """
 
     def watching(self, model: PreTrainedModel, batch: PromptBatch) -> AbstractContextManager[object]:
-        """Entered around the forward pass of a prefill of this batch; hooks live within it."""
+        """Entered around the forward pass of this batch; hooks are active within it."""
         ...
 
     def prefilled(self, batch: PromptBatch) -> None:
-        """Called after that pass, before anything is drawn."""
+        """Called after the pass, before any token is drawn."""
         ...
 
 
 def pad_left(prompts: Sequence[Prompt], pad_id: int, device: torch.device, offset: int = 0) -> PromptBatch:
-    """Prompts as one batch; padding is masked out, so `pad_id` may be any token."""
+    """The prompts as one batch. Padding is masked, so `pad_id` may be any token."""
     tails = [p.ids[offset:] for p in prompts]
     length = max(map(len, tails))
     ids = torch.full((len(prompts), length), pad_id)
@@ -94,7 +94,7 @@ def prefill(
 
 
 def shared_prefix(prompts: Sequence[Prompt]) -> int:
-    """How many tokens all prompts begin with, the last token of each left out."""
+    """Length of the longest prefix of all prompts, without the last token of any."""
     first, shortest = min(prompts, key=lambda p: p.ids).ids, min(len(p.ids) for p in prompts)
     last = max(prompts, key=lambda p: p.ids).ids
     limit = min(shortest - 1, len(first), len(last))
@@ -102,10 +102,10 @@ def shared_prefix(prompts: Sequence[Prompt]) -> int:
 
 
 class Decoder(Protocol):
-    """Reads prompts and continues answers. Answers are numbered rows; a row is moved, not searched.
+    """Reads prompts and extends answers, which are numbered rows.
 
     Attributes:
-        joins: Whether questions may be read in while answers of others are being decoded.
+        joins: Whether new questions may be read while answers of others are being decoded.
     """
 
     joins: bool
@@ -115,11 +115,11 @@ class Decoder(Protocol):
         ...
 
     def extend(self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """One more token for rows 0..R-1, given how many each has had; [row, vocab] logits of the next."""
+        """One more token for rows 0..R-1 with these lengths so far; [row, vocab] logits of the next token."""
         ...
 
     def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
-        """From now on there are so many rows, of which target[i] continues what was row source[i]."""
+        """From now on there are `rows` rows, and row target[i] continues the former row source[i]."""
         ...
 
     @property
@@ -127,11 +127,11 @@ class Decoder(Protocol):
 
 
 class TreeDecoder:
-    """Shared prefix, a slot a question, a row a distinct answer; room made for some questions serves later ones.
+    """A shared prefix, one slot per question, and one row per distinct answer; memory is reused by later questions.
 
     Args:
-        model: Its attention must be served, see `attention.py`.
-        device: Where token ids go in.
+        model: Its attention must be supported, see `tree_attention.py`.
+        device: The device of the token ids.
     """
 
     joins = True
@@ -148,7 +148,7 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def share(self, prefix: Sequence[int]) -> None:
-        """From now on every prompt begins with these token ids, may be none; they are read if they are others."""
+        """Set the token ids, possibly none, that every prompt begins with; they are read if they have changed."""
         if self.prefix == tuple(prefix):
             return
         self.prefix, self.store.prefix = (), {}
@@ -175,7 +175,7 @@ class TreeDecoder:
     def extend(
         self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As the protocol says; with `rows`, those stored answers are extended instead of the first R."""
+        """As `Decoder`; with `rows`, these stored answers are extended instead of the first R."""
         positions = (self.offset + self.tail_lengths[slots] + lengths)[:, None]
         answers = AnswerPass(self.store, rows, slots, lengths, self.tail_lengths)
         return self._forward(answers, tokens[:, None].to(self.device), positions.to(self.device))
@@ -196,7 +196,7 @@ class TreeDecoder:
 
 
 class ExpandedDecoder:
-    """Hugging Face's own attention and cache; every distinct answer carries its whole prompt along."""
+    """Hugging Face's own attention and cache; each distinct answer has a copy of its whole prompt."""
 
     joins = False
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: temperature, top-k, top-p, and one uniform number a draw."""
+"""From logits to tokens: temperature, top-k, top-p, and one uniform number per draw."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from semcal.sampling.records import Sampling
 
 _BLOCK = 64  # tokens
-_NUMBERS_AT_ONCE = 2**25  # of [row, vocab], so that a large vocabulary does not ask for gigabytes
+_NUMBERS_AT_ONCE = 2**25  # of [row, vocab], so that a large vocabulary does not need gigabytes
 
 
 def token_probabilities(logits: torch.Tensor, settings: Sampling) -> torch.Tensor:
-    """[..., vocab] float32 probabilities that a token is drawn with."""
+    """[..., vocab] float32 probabilities of drawing each token."""
     scaled = logits.float() / settings.temperature
     if settings.top_k is not None and settings.top_k < scaled.shape[-1]:
         kth = scaled.topk(settings.top_k, dim=-1).values[..., -1:]
@@ -20,7 +20,7 @@ def token_probabilities(logits: torch.Tensor, settings: Sampling) -> torch.Tenso
     probabilities = scaled.softmax(-1)
     if settings.top_p is not None and settings.top_p < 1:
         ordered, index = probabilities.sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of the likelier tokens
+        before = ordered.cumsum(-1) - ordered  # mass of all likelier tokens
         ordered = ordered.masked_fill(before >= settings.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
@@ -30,14 +30,14 @@ def token_probabilities(logits: torch.Tensor, settings: Sampling) -> torch.Tenso
 def draw(
     logits: torch.Tensor, settings: Sampling, rows: np.ndarray, uniform: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inverse-CDF draws: the token whose stretch of the cumulative distribution holds the uniform number.
+    """Inverse-CDF draws: the token whose interval of the cumulative distribution contains the uniform number.
 
-    The running sum is in float64, so that a draw hardly ever depends on the batch it happens in.
+    The cumulative sum is in float64, so that a draw almost never depends on its batch.
 
     Args:
         logits: [row, vocab]; infinite only where a token is impossible.
         settings: Temperature, top-k, top-p.
-        rows: [draw] the row that each draw is from, ascending.
+        rows: [draw] row of each draw, ascending.
         uniform: [draw] in [0, 1).
 
     Returns:
@@ -49,7 +49,7 @@ def draw(
     for start in range(0, len(logits), step):
         part = logits[start : start + step]
         these = slice(*np.searchsorted(rows, [start, start + len(part)]))
-        part = part.cpu() if part.device.type == "mps" else part  # which has no float64
+        part = part.cpu() if part.device.type == "mps" else part  # MPS has no float64
         drawn = _draw(token_probabilities(part, settings), rows[these] - start, uniform[these])
         tokens[these], logprobs[these] = drawn[:2]
         bad.append(drawn[2] + start)
@@ -57,7 +57,7 @@ def draw(
 
 
 def _draw(probabilities: torch.Tensor, rows: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, ...]:
-    """In two steps, so that only one block a draw is summed token by token: first the block, then the token in it."""
+    """First the block of tokens, then the token in it, so that only one block per draw is summed token by token."""
     vocabulary = probabilities.shape[-1]
     blocks = torch.nn.functional.pad(probabilities, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [row, block]
@@ -75,7 +75,7 @@ def _draw(probabilities: torch.Tensor, rows: np.ndarray, uniform: np.ndarray) ->
 
 
 def _search(cumulative: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """[draw, 1] the first stretch of [draw, stretch] that ends beyond [draw, 1]; the last one that is not empty."""
-    total = cumulative[:, -1:]  # rounding must not lead beyond the last stretch that is possible at all
+    """[draw, 1] index of the first interval that ends beyond `wanted`, at most the last one that is not empty."""
+    total = cumulative[:, -1:]  # rounding must not lead beyond the last possible interval
     at = torch.minimum(wanted, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, at, right=True).clamp(max=cumulative.shape[-1] - 1)

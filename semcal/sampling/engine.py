@@ -1,9 +1,9 @@
 """The sampler: token ids in, distinct token sequences with counts out.
 
-Questions are read in (one prefill each, which an observer may watch), their samples branch as they disagree, finished
-answers leave at once and new questions take their place. How many are in flight follows a budget of rows and of keys
-and values; where the device runs out of memory all the same, the budget is halved and the questions in flight begin
-again, which changes nothing in their samples.
+Each question gets one prefill, which an observer may watch. Its samples branch where they disagree; finished answers
+leave at once and new questions take their place. A budget of rows and of keys and values limits the questions in
+flight. If the device still runs out of memory, the budget is halved and the questions in flight are restarted, which
+does not change their samples.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ from semcal.sampling.stopping import StopRule
 log = logging.getLogger(__name__)
 
 SHARED, EXPANDED = "shared-prefix", "expanded"
-_PREFILL_TOKENS = 8192  # padding included, in one pass
-MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of what is free, for keys and values
+_PREFILL_TOKENS = 8192  # in one pass, padding included
+MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of free memory, for keys and values
 _ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
 _LOGITS_AT_ONCE = 2**28
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # nats, between two exact computations
+_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float16: 0.1,
+    torch.bfloat16: 0.5,
+}  # nats, between two exact computations
 
 
 @dataclass
@@ -42,14 +46,14 @@ class Work:
 
     Attributes:
         path: "shared-prefix" or "expanded".
-        why: Why it is not the former, or "".
-        prefix_tokens: Tokens that all prompts of a run (of a call, if it was not told them) begin with, read once.
-        prompt_tokens: Other prompt tokens read.
-        rows_decoded: Rows times steps, as decoded.
-        rows_plain: The same for a sampler that decodes each of the M samples by itself.
-        peak_kv_bytes: Most keys and values held at once.
-        restarts: Questions begun again because memory ran out.
-        prefill_seconds: Wall clock of reading prompts and drawing their first tokens, an observer's work included.
+        why: Why the path is not "shared-prefix"; empty if it is.
+        prefix_tokens: Length of the shared prefix, read once.
+        prompt_tokens: Number of other prompt tokens read.
+        rows_decoded: Rows times steps that were decoded.
+        rows_plain: The same for a sampler that decodes each of the M samples on its own.
+        peak_kv_bytes: Most bytes of keys and values held at once.
+        restarts: Number of questions restarted because memory ran out.
+        prefill_seconds: Wall-clock time of prefills and first draws, including the observer.
     """
 
     path: str = SHARED
@@ -68,8 +72,8 @@ class Budget:
     """How much may be in flight.
 
     Attributes:
-        rows: Answers decoded in one pass; the aim, not a limit.
-        positions: Keys and values held for questions and answers, in token positions; the limit.
+        rows: Answers decoded in one pass; a target, not a limit.
+        positions: Keys and values held for questions and answers, in token positions; a limit.
     """
 
     rows: int
@@ -77,7 +81,7 @@ class Budget:
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, rows: int | None = None) -> Budget:
-        """What suits a device as it is now."""
+        """The budget that suits a device and its free memory."""
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         config = model.config.get_text_config()
         a_position = kv_values(config) * model.dtype.itemsize
@@ -91,13 +95,13 @@ class Budget:
 
 
 def usual_rows(device: str, vocabulary: int) -> int:
-    """Answers decoded in one pass on a kind of device, so that their logits can be afforded."""
+    """Answers decoded in one pass on a kind of device, limited by the memory of their logits."""
     return min(_ROWS.get(device, 768), max(16, _LOGITS_AT_ONCE // vocabulary))
 
 
 def kv_values(config: PretrainedConfig) -> int:
-    """Numbers that one token position leaves in the keys and values of all layers."""
-    queries = getattr(config, "num_attention_heads", 1)  # a model without attention has its state instead
+    """Number of values that one token position stores in the keys and values of all layers."""
+    queries = getattr(config, "num_attention_heads", 1)  # a model without attention has a state instead
     heads = getattr(config, "num_key_value_heads", None) or queries
     width = getattr(config, "head_dim", None) or config.hidden_size // queries
     return 2 * config.num_hidden_layers * heads * width
@@ -107,16 +111,16 @@ class Sampler:
     """Draws M answers to every prompt.
 
     Args:
-        model: A causal LM; it may be used for nothing else while samples are being drawn.
-        settings: Every knob.
-        stop_rule: Where an answer ends.
-        device: Where token ids go in.
-        max_rows: Answers decoded in one pass; None suits the device. It does not change the samples beyond rounding.
-        path: "shared-prefix", "expanded", or None: the former where it agrees with a plain forward pass.
-        prefix: Tokens that the prompts of all calls begin with, read once; None shares what those of each call do.
+        model: A causal LM; do not use it for anything else while it samples.
+        settings: All settings of the sampler.
+        stop_rule: Tells where an answer ends.
+        device: The device of the token ids.
+        max_rows: Answers decoded in one pass; None chooses by device. It changes samples only by rounding.
+        path: "shared-prefix", "expanded", or None for the former if it agrees with a plain forward pass.
+        prefix: Tokens that the prompts of all calls begin with, read once; None finds those of each call.
 
     Attributes:
-        work: What has been done so far.
+        work: The work done so far.
     """
 
     def __init__(
@@ -142,23 +146,23 @@ class Sampler:
         observer: Observer | None = None,
         on_answered: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Answered]:
-        """Answers in the order in which they are finished, which is roughly that of the prompts.
+        """Answers in the order in which questions finish, roughly that of the prompts.
 
         Args:
-            prompts: With keys that differ. Neighbours of similar length waste the least padding.
+            prompts: With distinct keys. Sort them by length to save padding.
             observer: Watches every prefill.
             on_answered: Called with the number of questions just finished.
 
         Raises:
-            NonFiniteError: the model returned NaN or infinity, naming the question and the token.
-            UserError: not even one question fits into memory.
+            NonFiniteError: NaN or infinity in the logits, naming question and token.
+            UserError: not even a single question fits into memory.
         """
         if not prompts:
             return
         if len({p.key for p in prompts}) < len(prompts):
             raise ValueError("two prompts have the same key")
         if self.prefix is not None and shared_prefix([*prompts, Prompt("", (*self.prefix, -1))]) < len(self.prefix):
-            raise ValueError("a prompt does not begin with the prefix, or is no longer than it")
+            raise ValueError("every prompt must begin with the prefix and be longer than it")
         waiting = deque(prompts)
         while waiting:
             flight = None
@@ -168,20 +172,20 @@ class Sampler:
                     on_answered(1)
                     yield answered
             except NonFiniteError:
-                self._decoder = None  # NaN in room that later questions would be given
+                self._decoder = None  # it may hold NaN in memory that later questions would reuse
                 raise
             except torch.OutOfMemoryError as error:
                 if flight is None or flight.smallest:
                     raise UserError(
-                        "out of GPU memory with a single question; lower max_new_tokens or m, or take a smaller model "
+                        "out of GPU memory with a single question; lower max_new_tokens or m, or use a smaller model "
                         "or dtype"
                     ) from error
                 again = flight.abandon()
                 waiting.extendleft(reversed(again))
                 self.work.restarts += len(again)
-                self._budget = flight.budget.halved()  # for all that is still to be sampled
+                self._budget = flight.budget.halved()  # for the rest of this sampler
                 self._decoder = None
-                log.warning("out of GPU memory: %d questions begin again with half the budget", len(again))
+                log.warning("out of GPU memory: restarting %d questions with half the budget", len(again))
             del flight
             if self.device.type == "cuda" and waiting:
                 torch.cuda.empty_cache()
@@ -203,11 +207,11 @@ class Sampler:
 
 
 class _Flight:
-    """Questions in the air, until none waits or memory runs out.
+    """The questions being sampled, until none is waiting or memory runs out.
 
     Args:
-        offset: Tokens that all prompts share.
-        carried: Prompt positions that every row carries along (in the expanded path).
+        offset: Length of the shared prefix.
+        carried: Prompt positions that every row holds a copy of (in the expanded path).
     """
 
     def __init__(
@@ -215,9 +219,9 @@ class _Flight:
     ) -> None:
         self.decoder, self.branches, self.budget, self.work = decoder, branches, budget, work
         self.offset, self.carried = offset, carried
-        self.tails = 0  # longest question part of those in flight
-        # Rows and tokens that a question comes to: a guess, then the mean of those finished lately. Where questions in
-        # flight cannot be given up one by one, the worst case of rows.
+        self.tails = 0  # longest prompt in flight, without the shared prefix
+        # Expected rows and tokens per question: a guess, then the mean of recent ones. If questions in flight cannot be
+        # abandoned one by one, the worst case of rows.
         m = branches.settings.m
         self.spread, self.length = (max(1.0, m / 3), 8.0) if decoder.joins else (float(m), 32.0)
 
@@ -226,7 +230,7 @@ class _Flight:
         return len(self.branches.questions) <= 1
 
     def abandon(self) -> list[Prompt]:
-        """The questions in flight, to be begun again."""
+        """The questions in flight, to be restarted."""
         return [q.prompt for q in self.branches.questions.values()]
 
     def run(self, waiting: deque[Prompt], observer: Observer | None) -> Iterator[Answered]:
@@ -243,7 +247,7 @@ class _Flight:
                 self.tails = 0
 
     def _room(self, waiting: deque[Prompt]) -> int:
-        """How many questions to read in now."""
+        """Number of questions to read now."""
         rows, flying = len(self.branches), len(self.branches.questions)
         if not waiting or (flying and (not self.decoder.joins or rows > self.budget.rows / 2)):
             return 0
@@ -285,7 +289,7 @@ class _Flight:
         if len(bad):
             refuse(prompts[int(bad[0])].key, 0)
         moves = self.branches.begin(slots, tokens, logprobs)
-        self.work.prefill_seconds += time.monotonic() - began  # the tokens drawn are here, so the device is done
+        self.work.prefill_seconds += time.monotonic() - began  # the drawn tokens have arrived, so the device is done
         if not self.decoder.joins:
             self._move(moves)
 
@@ -318,7 +322,7 @@ class _Flight:
 
 
 def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt]) -> tuple[str, str]:
-    """Whether the shared-prefix path serves a model: it must agree with plain forward passes on the first prompts.
+    """The path for a model: the shared prefix, if it agrees with plain forward passes on some of the prompts.
 
     Returns:
         (SHARED, "") or (EXPANDED, why)
@@ -341,7 +345,7 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
         second = decoder.extend(tokens, slots, zeros)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever goes wrong in this trial, the plain path is right
+    except Exception as error:  # whatever goes wrong in this trial, the plain path is correct
         return EXPANDED, f"{type(error).__name__}: {error}"[:200]
     tolerance = _TOLERANCE.get(model.dtype, 1e-3)
     longer = [Prompt(p.key, (*p.ids, t)) for p, t in zip(some, tokens.tolist(), strict=True)]
@@ -354,14 +358,15 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
 
 
 def _apart(plain: torch.Tensor, ours: torch.Tensor) -> float:
-    """Largest difference of log-probabilities, of tokens that matter; 0 where both are NaN, which is found later."""
+    """Largest difference of log-probabilities of likely tokens; 0 if both are NaN, which is detected later."""
     a, b = plain.float().log_softmax(-1), ours.float().log_softmax(-1)
     matter = a > -10
     return float((a - b)[matter].abs().max()) if matter.any() else 0.0
 
 
 def refuse(key: str, token: int) -> NoReturn:
-    """
+    """Report logits that are not finite.
+
     Raises:
         NonFiniteError: always.
     """

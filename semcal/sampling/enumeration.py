@@ -56,7 +56,7 @@ class _Node:
     Attributes:
         ids: Tokens of the prefix.
         row: Row of its keys and values; -1 for the question itself.
-        tokens, logprobs: [child] continuations and the log-probability of prefix and continuation together, in nats.
+        tokens, logprobs: [child] continuations, and log-probabilities of prefix plus continuation, in nats.
     """
 
     ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What goes into a sampler and what comes out: token ids on both sides, no text, no dataset."""
+"""The inputs and outputs of the sampler: token ids on both sides, no text, no dataset."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ STOP, LENGTH = "stop", "length"
 
 @dataclass(frozen=True)
 class Sampling:
-    """Every knob of the sampler; nothing is left to a checkpoint's generation config.
+    """All settings of the sampler; the generation config of a checkpoint is not used.
 
     Attributes:
-        m: Samples a question, at least 2.
-        temperature: Logits are divided by it; 1 samples from the model's own distribution p.
+        m: Samples per question, at least 2.
+        temperature: Divides the logits; 1 samples from the model's own distribution p.
         top_k: Keep only the k likeliest tokens; None keeps all.
-        top_p: Keep the smallest set of likeliest tokens whose mass reaches p; None keeps all.
-        max_new_tokens: A sample is cut after so many tokens (its finish is then "length").
+        top_p: Keep the smallest set of likeliest tokens with at least this mass; None keeps all.
+        max_new_tokens: A sample is cut after this many tokens; its finish is then "length".
         stop: A sample ends as soon as its text contains one of these strings.
-        seed: With a question's key it fixes that question's samples, whatever batch it falls into.
+        seed: Determines, with the key of a question, its samples, whatever the batch.
     """
 
     m: int = 50
@@ -34,13 +34,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.m < 2:
-            raise UserError(f"m is {self.m}; a class distribution needs at least 2 samples a question")
+            raise UserError(f"m is {self.m}; a class distribution needs at least 2 samples per question")
         if not self.temperature > 0:
             raise UserError(f"temperature is {self.temperature}; it must be above 0 (1 samples from the model itself)")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; leave it out to keep every token")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; leave it out, or give a share above 0 and at most 1")
+            raise UserError(f"top_p is {self.top_p}; it must lie in (0, 1]; leave it out to keep every token")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         if any(not s for s in self.stop):
@@ -52,10 +52,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads.
+    """The prompt of one question.
 
     Attributes:
-        key: Names the question; unique within a run, part of the seed.
+        key: Id of the question; unique within a run, part of the seed.
         ids: Token ids, special tokens included.
     """
 
@@ -68,9 +68,9 @@ class Sample:
     """One distinct token sequence among the M samples of a question.
 
     Attributes:
-        ids: Generated token ids, the one that ended it included.
+        ids: Generated token ids, including the one that ended it.
         count: How many of the M samples are this sequence.
-        logprob: Sum of log-probabilities of its tokens under the distribution sampled from, in nats.
+        logprob: Log-probability under the distribution sampled from, in nats.
         finish: "stop" (end-of-sequence token or stop string) or "length" (cut at max_new_tokens).
     """
 
@@ -82,7 +82,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answered:
-    """The samples of one question: distinct sequences, the most frequent first; counts sum to m."""
+    """The samples of one question: distinct sequences, most frequent first; counts sum to m."""
 
     key: str
     samples: tuple[Sample, ...]
@@ -93,8 +93,8 @@ class Outcome:
     """One answer of a question, found by exact enumeration.
 
     Attributes:
-        ids: Generated token ids, the one that ended it included.
-        logprob: Of this very sequence, in nats.
+        ids: Generated token ids, including the one that ended it.
+        logprob: Log-probability of this sequence, in nats.
         finish: "stop" or "length".
     """
 
@@ -105,13 +105,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Enumerated:
-    """The answers of one question, the likeliest first, and what is known of the rest.
+    """The answers of one question, likeliest first, and the mass of all others.
 
     Attributes:
         key: The question.
         outcomes: Distinct answers with their probabilities.
-        unexplored: Mass of all answers that are not among them.
-        rows: Prefixes decoded.
+        unexplored: Mass of all other answers.
+        rows: Number of prefixes decoded.
     """
 
     key: str

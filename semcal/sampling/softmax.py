@@ -1,4 +1,4 @@
-"""One layer's softmax attention, whole or in parts that are merged by their denominators."""
+"""Softmax attention of one layer, whole or in parts that are merged by their denominators."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 @dataclass(frozen=True)
 class Call:
-    """One layer's attention over new tokens.
+    """The attention of new tokens in one layer.
 
     Attributes:
         layer: Index of the layer.
         query: [row, head, new, d]; key, value: [row, kv head, new, d], rotated.
-        scaling: Factor of the scores.
-        window: A token sees only so many last positions, itself included; None sees all.
-        softcap: Scores are squeezed to ±softcap by tanh; None leaves them.
+        scaling: Factor applied to the scores.
+        window: Number of last positions that a token sees, itself included; None for all.
+        softcap: Bound that tanh keeps the scores within; None for no bound.
     """
 
     layer: int
@@ -29,23 +29,23 @@ class Call:
     softcap: float | None
 
 
-Part = tuple[torch.Tensor, torch.Tensor]  # attention over some of the keys, and the log of its softmax's denominator
+Part = tuple[torch.Tensor, torch.Tensor]  # attention over some of the keys, and the log of its softmax denominator
 
 
 def as_bias(seen: torch.Tensor) -> torch.Tensor:
-    """0 where something is seen and as good as minus infinity elsewhere; finite, so that nothing seen is no NaN."""
+    """0 where something is seen, -1e30 elsewhere: finite, so that a row that sees nothing is not NaN."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -1e30)
 
 
 def fuses(call: Call) -> bool:
-    """Whether the fused kernel that also returns the denominator serves a call."""
+    """Whether the fused kernel that also returns the denominator supports a call."""
     return call.query.device.type == "cpu" and call.softcap is None
 
 
 def attend_part(
     call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, *, fused: bool
 ) -> Part:
-    """Softmax attention of [a, b, query, d] over [a, b, position, d]; `fused` pays off where queries are many."""
+    """Softmax attention of [a, b, query, d] over [a, b, position, d]; `fused` is faster for many queries."""
     if fused and fuses(call):
         mask = None if bias is None else bias.to(query.dtype).expand(len(query), -1, query.shape[2], -1)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

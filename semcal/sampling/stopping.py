@@ -1,4 +1,4 @@
-"""Where a sample ends: end-of-sequence tokens and stop strings, by text, whatever the token borders."""
+"""Where a sample ends: end-of-sequence tokens, and stop strings wherever they fall within tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 class StopRule:
     """Tells which rows are finished after their latest token.
 
-    A stop string is looked for in the decoded answer, so it may begin or end inside a token. Decoding every row at
-    every step would cost more than the model; only tokens whose own text holds the last character of a stop string
-    can complete one, and only rows that just drew such a token are decoded. A token that holds a whole one completes it
-    whatever came before.
+    Stop strings are searched in the decoded answer, so they may begin or end inside a token. Decoding every row at
+    every step would be more expensive than the model. Only tokens whose text contains the last character of a stop
+    string can complete one, so only rows that just drew such a token are decoded. A token that contains a whole stop
+    string ends the sample whatever came before.
 
     Args:
         decode: Token ids -> text.
         stop: Stop strings.
-        eos_ids: Tokens that end a sample by themselves.
+        eos_ids: End-of-sequence tokens.
         vocab_size: Number of rows in the model's output layer.
     """
 
@@ -32,7 +32,7 @@ class StopRule:
         self.suspect = torch.zeros(vocab_size, dtype=torch.bool)
         endings = {s[-1] for s in self.stop}
         if endings:
-            # A lone token may lose the space it begins with, and a byte token decodes to a replacement character.
+            # A single token may lose its leading space, and a byte token decodes to a replacement character.
             space = " " in endings
             for i in range(vocab_size):
                 text = decode([i])
@@ -40,7 +40,7 @@ class StopRule:
                 self.suspect[i] = space or bool(endings & set(text)) or "\ufffd" in text
 
     def finished(self, drawn: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """[row] bool: finished with this token. `drawn` [row] is the last element of each of `rows`, on the CPU."""
+        """[row] whether this token ends the sample. `drawn` [row] is the last element of each of `rows`, on the CPU."""
         done = self.certain[drawn]
         for r in torch.nonzero(self.suspect[drawn] & ~done).flatten().tolist():
             text = self.decode(rows[r])
@@ -49,6 +49,6 @@ class StopRule:
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
+    """The text before its first stop string."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
     return text[: min(ends)] if ends else text

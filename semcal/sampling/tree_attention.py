@@ -1,14 +1,13 @@
-"""Attention over a tree of answers: what prompts share is stored once, and so is every question.
+"""Attention over a tree of answers: the shared prefix is stored once, and so is each question.
 
-The keys and values that a new token attends to lie in three places: the tokens that all prompts begin with (`prefix`,
-once a run), the rest of its question (`tails`, a slot a question), and its own answer so far (`answers`, a row a
-distinct answer). The scores of all three go through one softmax, so the result is that of ordinary attention over
-their concatenation, which is never built.
+A new token attends to keys and values in three places: the tokens that all prompts begin with (`prefix`, once per run),
+the rest of its question (`tails`, one slot per question), and its own answer so far (`answers`, one row per distinct
+answer). The scores of all three go through one softmax, so the result is that of ordinary attention over their
+concatenation, which is never built.
 
-It enters a model through the attention interface of transformers, which passes the keyword `tree` on to every layer.
-Keys arrive there already rotated, and position ids are given, so it serves every architecture whose attention is a
-softmax over scaled products, with sliding windows and soft-capped scores if it has them. What it cannot serve raises
-`Unserved`.
+A model uses it through the attention interface of transformers, which passes the keyword `tree` to every layer. Keys
+arrive already rotated and position ids are given, so every architecture is supported whose attention is a softmax over
+scaled products, with or without sliding windows and soft-capped scores. Any other raises `Unserved`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from semcal.sampling.softmax import Call, Part, as_bias, attend_part, dense, fus
 from semcal.sampling.tree_store import TreeStore, roomy
 
 NAME = "semcal_tree"
-# What layers pass along that does not change the result.
+# Options that layers pass and that do not change the result.
 _HARMLESS = {
     "dropout",
     "position_ids",
@@ -38,11 +37,11 @@ _CHUNK_WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Unserved(Exception):
-    """A layer whose attention is of another kind; says which."""
+    """A layer has a kind of attention that is not supported; the message names it."""
 
 
 class Pass(Protocol):
-    """One forward pass over the tree: takes the new keys and values of each layer, returns [row, head, new, d]."""
+    """One forward pass over the tree: stores the new keys and values of each layer, returns [row, head, new, d]."""
 
     def attend(self, call: Call) -> torch.Tensor: ...
 
@@ -76,7 +75,7 @@ AttentionInterface.register(NAME, tree_attention)
 
 @contextmanager
 def tree_attention_in(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model attends through the tree; afterwards its own attention is back."""
+    """A context in which the model attends through the tree; its own attention is restored afterwards."""
     own = model.config._attn_implementation or "eager"
     model.set_attn_implementation(NAME)
     try:
@@ -86,7 +85,7 @@ def tree_attention_in(model: PreTrainedModel) -> Iterator[None]:
 
 
 class PrefixPass:
-    """The tokens that all prompts begin with: one row, read once."""
+    """The shared prefix of all prompts: one row, read once."""
 
     def __init__(self, store: TreeStore) -> None:
         self.store = store
@@ -101,12 +100,12 @@ class PrefixPass:
 
 
 class TailPass:
-    """What follows the prefix in some prompts: [question, position], padded on the left.
+    """The rest of some prompts after the prefix: [question, position], padded on the left.
 
     Args:
-        store: Where keys and values go, and where the prefix lies.
+        store: Holds the prefix, and receives the new keys and values.
         mask: [question, position] 1 for a token, 0 for padding.
-        slots: [question] where each is stored.
+        slots: [question] slot of each.
     """
 
     def __init__(self, store: TreeStore, mask: torch.Tensor, slots: torch.Tensor) -> None:
@@ -129,7 +128,7 @@ class TailPass:
     def _attend_in_parts(
         self, call: Call, shared_key: torch.Tensor, shared_value: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
-        """The same with the prefix's keys read once for all questions: as so many more queries of one row."""
+        """The same, with all queries of all questions in one row, so that the prefix's keys are read only once."""
         questions, heads, length, d = call.query.shape
         kv, prefix = call.key.shape[1], shared_key.shape[-2]
         grouped = call.query.reshape(questions, kv, -1, d)  # [question, kv head, g position, d]
@@ -144,7 +143,7 @@ class TailPass:
         return merged.reshape(questions, heads, length, d)
 
     def _what_is_seen(self, device: torch.device, window: int | None) -> torch.Tensor:
-        """[question, position, prefix + position] what each query sees; the same in all layers of one window."""
+        """[question, position, prefix + position] whether a query sees a key; one mask for all layers with a window."""
         if (device, window) not in self._seen:
             self._seen[device, window] = self._compute(self.mask.to(device), window)
         return self._seen[device, window]
@@ -155,12 +154,12 @@ class TailPass:
         prefix = self.store.prefix_length
         key_at = torch.arange(prefix + length, device=mask.device)
         seen = mask.new_ones(questions, length, prefix + length)
-        # A padded query sees its own position alone, so that no row of scores is empty.
+        # A padded query sees only its own position, so that no row of scores is empty.
         seen[:, :, prefix:] = (mask[:, None] & (at[:, None] >= at)) | torch.eye(
             length, dtype=torch.bool, device=mask.device
         )
         if window is not None:
-            shift = (~mask).sum(-1)  # padding between the prefix and a tail takes no position
+            shift = (~mask).sum(-1)  # padding between the prefix and a tail has no position
             query_at = prefix + at - shift[:, None]
             real_at = torch.where(key_at < prefix, key_at, key_at - shift[:, None])
             seen &= query_at[:, :, None] - real_at[:, None] < window
@@ -171,11 +170,11 @@ class AnswerPass:
     """One new token for each of some answers.
 
     Args:
-        store: Where everything lies and the new keys and values go.
-        rows: [row] which stored answers these are; None is the first R, in order.
-        slots: [row] the question each belongs to.
-        lengths: [row] tokens of each answer before the new one.
-        tail_lengths: [slot] tokens of each question after the prefix.
+        store: Holds all keys and values, and receives the new ones.
+        rows: [row] stored answers to extend; None for the first R, in order.
+        slots: [row] slot of the question of each.
+        lengths: [row] number of tokens before the new one.
+        tail_lengths: [slot] number of tokens of each question after the prefix.
     """
 
     def __init__(
@@ -194,11 +193,11 @@ class AnswerPass:
         self._index: dict[torch.device, _Indices] = {}
 
     def _chunks(self) -> None:
-        """Rows of a question side by side in chunks of one width, so that few large products do for all of them."""
+        """Put the rows of a question side by side in chunks of one width, so that few large products suffice."""
         counts = torch.bincount(self.slots)
         slots, counts = counts.nonzero().flatten(), counts[counts > 0]
         chunks = {w: (counts + w - 1) // w for w in _CHUNK_WIDTHS}
-        self.width = min(_CHUNK_WIDTHS, key=lambda w: int(chunks[w].sum()) * (w + 4))  # 4: the price of a chunk
+        self.width = min(_CHUNK_WIDTHS, key=lambda w: int(chunks[w].sum()) * (w + 4))  # 4: the overhead of a chunk
         per_slot = chunks[self.width]
         self.chunk_slots = slots.repeat_interleave(per_slot)
         first = torch.zeros(int(slots[-1]) + 1, dtype=torch.long)
@@ -231,7 +230,7 @@ class AnswerPass:
         return merge(parts).reshape(rows, heads, 1, d)
 
     def _over_prefix(self, call: Call, query: torch.Tensor, bias: torch.Tensor | None) -> Part:
-        """All rows as queries of one row, so that the prefix's keys are read once."""
+        """Attention over the prefix, with all rows as queries of one row, so that its keys are read once."""
         rows, kv, g, d = query.shape
         key, value = self.store.prefix[call.layer]
         flat = query.transpose(0, 1).reshape(1, kv, rows * g, d)
@@ -241,7 +240,7 @@ class AnswerPass:
     def _over_tails(
         self, call: Call, query: torch.Tensor, tails: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None
     ) -> Part:
-        """The rows of a question side by side."""
+        """Attention over the tails, with the rows of a question side by side."""
         _, kv, g, d = query.shape
         chunks, width, place = len(self.chunk_slots), self.width, self._on(query.device).place
         spread = query.new_zeros(chunks * width, kv, g, d)
@@ -253,7 +252,7 @@ class AnswerPass:
         return out[place], lse[place]
 
     def _stored(self, call: Call, index: _Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new token of each answer, then show the answers: ([row, kv head, token, d]) twice."""
+        """Store the new token of each answer; keys and values [row, kv head, token, d] of all its tokens."""
         if call.layer not in self.store.answers:
             empty = [new.new_zeros(0, new.shape[1], 0, new.shape[-1]) for new in (call.key, call.value)]
             self.store.answers[call.layer] = (empty[0], empty[1])
@@ -277,7 +276,7 @@ class AnswerPass:
 
 
 class _Indices:
-    """What an `AnswerPass` knows of its rows, on one device (layers may lie on several)."""
+    """The row indices of an `AnswerPass` on one device (layers may be on several)."""
 
     def __init__(self, of: AnswerPass, device: torch.device) -> None:
         self.rows = None if of.rows is None else of.rows.to(device)
@@ -285,13 +284,13 @@ class _Indices:
         self.slots, self.lengths = of.slots.to(device), of.lengths.to(device)
         self.place, self.chunk_slots = of.place.to(device), of.chunk_slots.to(device)
         self.tail_lengths = of.tail_lengths.to(device)[self.slots]
-        self.first_slots = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())  # a chunk each
+        self.first_slots = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())  # one chunk each
         self.ragged = of.ragged
         self.width = of.width
         self._biases: dict[int | None, tuple[torch.Tensor | None, ...]] = {}
 
     def bias(self, window: int | None, g: int, prefix: int, tail: int, answer: int) -> tuple[torch.Tensor | None, ...]:
-        """What is added to the scores over prefix, tail and answer (so many positions); None where all is seen."""
+        """What to add to the scores over prefix, tail and answer, given their lengths; None if all is seen."""
         if window not in self._biases:
             self._biases[window] = self._compute(window, g, prefix, tail, answer)
         return self._biases[window]

@@ -1,4 +1,4 @@
-"""Where the keys and values of a tree of answers lie."""
+"""Storage of the keys and values of a tree of answers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ import torch
 
 @dataclass
 class TreeStore:
-    """The keys and values of a run, by place and layer: (keys, values) with the position before the last axis."""
+    """(keys, values) of each layer for the shared prefix, the questions and the answers."""
 
     prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [kv head, position, d]
     tails: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [slot, kv head, position, d]
     answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [row, kv head, token, d]
-
-    def numbers(self, place: str) -> int:
-        """How many keys and values a place holds."""
-        return sum(part.numel() for pair in getattr(self, place).values() for part in pair)
 
     @property
     def nbytes(self) -> int:
@@ -29,7 +25,7 @@ class TreeStore:
         return self.prefix[0][0].shape[-2] if self.prefix else 0
 
     def move_answers(self, rows: int, length: int, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Make room for `rows` answers of `length` tokens; then row target[i] becomes a copy of row source[i]."""
+        """Make room for `rows` answers of `length` tokens, then copy row source[i] to row target[i]."""
         for layer, pair in self.answers.items():
             pair = tuple(roomy(part, rows, length) for part in pair)
             for part in pair:
@@ -38,7 +34,7 @@ class TreeStore:
             self.answers[layer] = pair  # pyright: ignore[reportArgumentType]
 
     def put_tails(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store [question, kv head, position, d], aligned to the right, in these slots."""
+        """Store [question, kv head, position, d] in these slots, aligned to the right."""
         slots = slots.to(key.device)
         needed, length = int(slots.max()) + 1, key.shape[-2]
         old = self.tails.get(layer)
@@ -56,7 +52,7 @@ class TreeStore:
 
 
 def roomy(part: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-    """The same [row, kv head, token, d], with room for at least so many rows and tokens."""
+    """[row, kv head, token, d] with room for at least `rows` rows and `length` tokens."""
     old_rows, heads, old_length, d = part.shape
     if rows <= old_rows and length <= old_length:
         return part

@@ -1,4 +1,4 @@
-"""From what a model wrote to the phrase that answers, by style; None where there is none."""
+"""From what a model wrote to the phrase that answers the question, by style; None if there is none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from semcal.questions.question import CONTINUATION
 
 _ABBREVIATED = "Dr Prof Mr Mrs Ms St Sts Mt Ft Jr Sr Lt Col Gen Capt Sgt Rev Rep Sen Gov No vs"
-# A full stop ends a sentence unless an initial or a title stands before it: J. R. R. Tolkien, St. Louis.
+# A full stop ends a sentence unless it follows an initial or a title: J. R. R. Tolkien, St. Louis.
 _TITLES = "".join(rf"(?<!\b{title})" for title in _ABBREVIATED.split())
 _ANSWER_IS = re.compile(rf"\b[Aa]nswer is:?\s+(.+?)(?:\n|$|(?<!\b[A-Z]){_TITLES}[.!?]\s)")
 # GSM8K writes ####, chat models **Answer:**.
@@ -21,16 +21,16 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 def extract(text: str, style: str) -> str | None:
     """The answering phrase of a text in this style.
 
-    concise: its first line. sentence: what follows "the answer is", else what follows the last is/was/are/were, else
-    the whole sentence. cot: whichever stands last of what follows "the answer is", what a line marked "####" or
-    "Answer:" says, and what is in \\boxed{}; without any of them there is no answer. continuation: the text itself.
+    concise: the first line. sentence: what follows "the answer is", else what follows the last is/was/are/were, else
+    the whole sentence. cot: the last of what follows "the answer is", of a line marked "####" or "Answer:", and of the
+    content of \\boxed{}; without any of these there is no answer. continuation: the text itself.
     """
     found = locate(text, style)
     return found[1] if found else None
 
 
 def locate(text: str, style: str) -> tuple[int, str] | None:
-    """The place in a text where its answering phrase begins, and the phrase as `extract` returns it."""
+    """Where the answering phrase of a text begins, in characters, and the phrase as `extract` returns it."""
     if style == CONTINUATION:
         return 0, text
     body = text.strip()
@@ -39,10 +39,10 @@ def locate(text: str, style: str) -> tuple[int, str] | None:
 
 
 def locate_form(text: str, style: str, forms: Collection[str]) -> tuple[int, str] | None:
-    """As `locate`, where all answers are known forms: the last one that the phrase mentions, or else a sentence does.
+    """As `locate`, if all answers are known forms: the last form that the phrase, or else the sentence, mentions.
 
-    "You get off at Pinemere." has no phrase that could be told without knowing the towns. The longest of several forms
-    that begin at the same place counts, in any case of its letters; without any the phrase stays as it is.
+    "You get off at Pinemere." has no phrase that can be found without knowing the towns. Of several forms that begin at
+    the same place the longest counts; case is ignored. If no form is mentioned, the phrase is returned unchanged.
     """
     found = locate(text, style)
     if found is None or not forms:
@@ -73,13 +73,13 @@ def _in_line(line: str, style: str) -> tuple[int, str] | None:
 
 
 def unboxed(text: str) -> str | None:
-    """What the last \\boxed{} of a text holds; None where there is none, or where it is not closed."""
+    """The content of the last \\boxed{} of a text; None if there is none, or it is not closed."""
     found = _last_box(text)
     return found[2] if found else None
 
 
 def _final_answer(text: str) -> tuple[int, str] | None:
-    """The last answer that is marked as one; what stands before it may be taken back."""
+    """The last answer that is marked as one; it may correct earlier ones."""
     marked = [(m.start(), m.start(1), m[1].strip()) for m in _MARKED.finditer(text)]
     found = [f for f in (_last_answer(text), _last_box(text), *marked[-1:]) if f]
     if not found:
@@ -100,7 +100,7 @@ def _last_answer(text: str) -> tuple[int, int, str] | None:
 
 
 def _last_box(text: str) -> tuple[int, int, str] | None:
-    for box in reversed(list(_BOX.finditer(text))[-5:]):  # of a text that repeats itself, the last few
+    for box in reversed(list(_BOX.finditer(text))[-5:]):  # the last few, in case a text repeats itself
         depth = 1
         for at in range(box.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)

@@ -1,4 +1,4 @@
-"""Answer normalisation of the SQuAD evaluation (Rajpurkar et al. 2016): what is not meaning is removed."""
+"""Answer normalisation of the SQuAD evaluation (Rajpurkar et al. 2016)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´")
 
 
-@lru_cache(maxsize=2**16)  # the same few answers come again and again
+@lru_cache(maxsize=2**16)  # the same few answers recur
 def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces.
 
-    An answer that consists of nothing else ("The The", "A", "?") keeps its lower-case form instead of vanishing.
+    An answer of which nothing would be left ("The The", "A", "?") keeps its lower-case form.
     """
     lowered = " ".join(text.lower().split())
     bare = " ".join(_ARTICLES.sub(" ", lowered.translate(_PUNCTUATION)).split())

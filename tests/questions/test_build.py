@@ -35,7 +35,7 @@ def test_exemplars_share_no_group_with_the_evaluated():
 def test_one_id_with_two_texts_is_refused_and_an_exact_repeat_kept_once():
     pool = questions_of(3)
     assert len(build("d", pool + pool, n=None, exemplars=0, seed=0).questions) == 3
-    with pytest.raises(UserError, match="id 'q0' is two questions"):
+    with pytest.raises(UserError, match="two questions have the id 'q0'"):
         build("d", pool + questions_of(1, text="Another?"), n=None, exemplars=0, seed=0)
     with pytest.raises(UserError, match="n is 5, but"):
         build("d", pool, n=5, exemplars=0, seed=0)
@@ -60,7 +60,7 @@ def test_repeated_texts_get_one_group_and_are_reported_in_one_line(caplog):
     assert group["a"] == group["b"] == group["d"] == "a"
     assert group["c"] == "c"
     (record,) = caplog.records
-    assert record.getMessage() == "d: 2 questions repeat the text of another and join its group (b, d)"
+    assert record.getMessage() == "d: 2 questions repeat another's text and join its group (b, d)"
     caplog.clear()
     build("d", questions_of(5), n=None, exemplars=0, seed=0)
     assert not caplog.records
@@ -97,7 +97,7 @@ def test_no_exemplar_is_tied_to_an_evaluated_question_by_text_or_group():
 
 
 def test_too_few_questions_for_the_exemplars():
-    with pytest.raises(UserError, match="d: 4 exemplars are wanted, and there are only 3 questions"):
+    with pytest.raises(UserError, match="d: exemplars is 4, but there are only 3 questions"):
         build("d", questions_of(3), n=None, exemplars=4, seed=0)
 
 

@@ -29,7 +29,7 @@ def test_continuations_are_cut_where_the_prompt_alone_tells(tmp_path):
     assert len(read_continuations(path, split=r"(\n\n)|(XX)", prompt_words=[2], answer_words=3)) == 2
     with pytest.raises(UserError, match="none of its 1 documents has"):
         read_continuations(path, split="XX", prompt_words=[80], answer_words=10)
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a valid regular expression"):
         read_continuations(path, split="(", prompt_words=[1], answer_words=1)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from semcal import UserError
-from semcal.questions.tables import read_jsonl, read_table
+from semcal.questions.tables import read_table
 
 
 def write(path, text):
@@ -25,7 +25,7 @@ def test_jsonl_with_every_field(tmp_path):
         "choices": ["Ada", "Bo"],
         "worked": {"cot": "Think. The answer is Ada."},
     }
-    (question,) = read_jsonl(write(tmp_path / "q.jsonl", json.dumps(record) + "\n\n"))
+    (question,) = read_table(write(tmp_path / "q.jsonl", json.dumps(record) + "\n\n"))
     assert (question.id, question.text, question.answers) == ("7", "Who?", ("Ada", "A."))
     assert (question.group, question.choices) == ("g", ("Ada", "Bo"))
     assert question.worked["cot"].endswith("Ada.")
@@ -38,19 +38,19 @@ GOOD = '{"id": "a", "question": "Who?", "answers": ["Ada"]}\n'
     ("line", "message"),
     [
         ("{not json}", r"q\.jsonl:2: not JSON"),
-        ('["a"]', r"q\.jsonl:2: a list where an object"),
-        ('{"id": "b", "question": "Q"}', r"q\.jsonl:2: no field 'answers'"),
+        ('["a"]', r"q\.jsonl:2: expected an object, got a list"),
+        ('{"id": "b", "question": "Q"}', r"q\.jsonl:2: field 'answers' is missing"),
         ('{"id": "b", "question": " ", "answers": ["x"]}', r"q\.jsonl:2: question 'b' is empty"),
         ('{"id": "b", "question": "Q", "answers": []}', r"q\.jsonl:2: question 'b' has no gold answer"),
         ('{"id": "b", "question": "Q", "answers": [""]}', "no gold answer"),
         ('{"id": "b", "question": "Q", "answers": "x"}', "'answers' must be a list"),
-        ('{"id": "b", "question": 3.5, "answers": ["x"]}', "'question' is a float"),
+        ('{"id": "b", "question": 3.5, "answers": ["x"]}', "'question' must be text, got float"),
         ('{"id": "b", "question": "Q", "answers": ["x"], "anwser": 1}', "unknown field 'anwser'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(UserError, match=message):
-        read_jsonl(write(tmp_path / "q.jsonl", GOOD + line + "\n"))
+        read_table(write(tmp_path / "q.jsonl", GOOD + line + "\n"))
 
 
 FULL = {
@@ -125,13 +125,13 @@ def test_a_bad_row_of_a_csv_is_named(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"choices": ["Bo", "Cy"]}, "question 'a' has 0 right options, one is needed"),
+        ({"choices": ["Bo", "Cy"]}, "question 'a' has 0 right options; expected exactly one"),
         ({"choices": ["Ada", "Ada L."]}, "has 2 right options"),
-        ({"choices": ["Ada", "Bo", "Bo"]}, "options that differ"),
-        ({"choices": ["Ada", *map(str, range(26))]}, "26 at most"),
+        ({"choices": ["Ada", "Bo", "Bo"]}, "distinct options"),
+        ({"choices": ["Ada", *map(str, range(26))]}, "at most 26"),
         ({"others": "Cy"}, "'others' must be a list"),
         ({"others": [{"x": 1}]}, "'others' must be a list of texts"),
-        ({"worked": {"rhyme": "x"}}, "'worked' maps styles"),
+        ({"worked": {"rhyme": "x"}}, "'worked' must map styles"),
         ({"answers": None}, "'answers' must be a list"),
     ],
 )
@@ -143,8 +143,8 @@ def test_fields_that_cannot_be_are_named(tmp_path, fields, message):
 
 
 def test_a_column_that_is_missing_or_unknown_is_named_with_those_there_are(tmp_path):
-    with pytest.raises(UserError, match=r"q\.csv: row 1: no field 'answers'; .* it has id, question"):
+    with pytest.raises(UserError, match=r"q\.csv: row 1: field 'answers' is missing; .* found id, question"):
         read_table(write(tmp_path / "q.csv", "id,question\na,Who?\n"))
     pd.DataFrame([{"id": 1, "question": "Q", "answers": ["x"], "notes": "n"}]).to_parquet(tmp_path / "q.parquet")
-    with pytest.raises(UserError, match=r"q\.parquet: row 1: unknown field 'notes'; the fields are answers, choices"):
+    with pytest.raises(UserError, match=r"q\.parquet: row 1: unknown field 'notes'; expected answers, choices"):
         read_table(tmp_path / "q.parquet")

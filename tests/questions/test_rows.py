@@ -51,26 +51,26 @@ def test_parquet_with_its_null_cells_left_out(tmp_path):
         ("t.jsonl", b"", "is empty; check"),
         ("t.csv", b" \n\n", "is empty; check"),
         ("t.parquet", b"", "is empty; check"),
-        ("t.csv", b"question,answer\n", "holds no rows"),
-        ("t.json", b"[]", "holds no rows"),
+        ("t.csv", b"question,answer\n", "has no rows"),
+        ("t.json", b"[]", "has no rows"),
         ("t.jsonl", b'{"a": "\xe9"}\n', r"is not UTF-8 text \(byte 7\); save it as UTF-8"),
         ("t.csv", "a,b\n".encode("utf-16"), r"is not UTF-8 text \(byte 0\)"),
         *(
             (f"t{suffix}", LFS, "is a Git LFS pointer.* `git lfs pull`")
             for suffix in (".jsonl", ".json", ".csv", ".parquet")
         ),
-        ("t.jsonl", b'{"a": 1}\n\n{"a": 1,}\n', r":3: not JSON \(.* at column 9\); write one object a line"),
-        ("t.jsonl", b'{"a": 1}\n[1]\n', ":2: a list where an object is needed"),
+        ("t.jsonl", b'{"a": 1}\n\n{"a": 1,}\n', r":3: not JSON \(.* at column 9\); write one object per line"),
+        ("t.jsonl", b'{"a": 1}\n[1]\n', ":2: expected an object, got a list"),
         ("t.json", b'[{"a": 1},\n {"a" 1}]', r":2: not JSON \(.* at column 7\)"),
-        ("t.json", b'{"a": 1}\n{"a": 2}', r":2: not JSON .* is to be named \.jsonl"),
-        ("t.json", b'[{"a": 1}, "b"]', ": entry 2: a str where an object is needed"),
-        ("t.json", b'{"a": [1], "b": [2]}', "a list of objects is needed, or an object with one list in it"),
-        ("t.json", b"3", "a list of objects is needed"),
+        ("t.json", b'{"a": 1}\n{"a": 2}', r":2: not JSON .* name a file with one object per line \.jsonl"),
+        ("t.json", b'[{"a": 1}, "b"]', ": entry 2: expected an object, got a str"),
+        ("t.json", b'{"a": [1], "b": [2]}', "expected a list of objects, or an object that holds one list"),
+        ("t.json", b"3", "expected a list of objects"),
         ("t.csv", b'a,b\n1,2\n3,"4\n', r": row 2: not CSV \("),
         ("t.csv", b"a,b\n1,2\n3\n", ": row 2: column 'b' is missing"),
         ("t.csv", b"a,b\n1,2\n3,4,5\n", ": row 2: more cells than the header's 2; quote"),
         ("t.parquet", b"PAR1 no", r"not Parquet \("),
-        ("t.xlsx", b"PK", r"no reader for \.xlsx files; give \.jsonl, \.json, \.csv"),
+        ("t.xlsx", b"PK", r"cannot read \.xlsx files; expected one of \.jsonl, \.json, \.csv"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path, name, content, message):
@@ -84,11 +84,11 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, name, content, message):
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(UserError, match=r"no file .*none\.jsonl; check"):
         read_rows(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"is a folder; give the file in it \(it has none to read\)"):
+    with pytest.raises(UserError, match=r"is a folder; expected a file \(none in it can be read\)"):
         read_rows(tmp_path)
     (tmp_path / "b.csv").touch()
     (tmp_path / "LICENSE").touch()
-    with pytest.raises(UserError, match=r"is a folder; give the file in it \(b\.csv\)"):
+    with pytest.raises(UserError, match=r"is a folder; expected a file \(b\.csv\)"):
         read_rows(tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_whatever_the_hub_says_becomes_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match="some/data, split tset: not read from the Hub") as caught:
+    with pytest.raises(UserError, match="some/data, split tset: cannot be read from the Hub") as caught:
         hub_rows("some/data", None, split="tset")
     assert str(error).split("\n")[0] in str(caught.value)
     assert "give the path of the dataset's original file" in str(caught.value)
@@ -134,5 +134,5 @@ def test_offline_the_hub_is_one_line_and_no_wait(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     (line,) = done.stdout.strip().split("\n")
-    assert line.startswith("openai/gsm8k, split test: not read from the Hub (ConnectionError: ")
+    assert line.startswith("openai/gsm8k, split test: cannot be read from the Hub (ConnectionError: ")
     assert "give the path of the dataset's original file" in line

@@ -117,7 +117,7 @@ def test_a_b_that_breaks_the_contract_is_named(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="deterministic"):
         check_contract(load_custom("my_b:dice"), [Q], [["a"]], "concise")
-    with pytest.raises(UserError, match="class that is a text"):
+    with pytest.raises(UserError, match="every answer needs a class, as text"):
         check_contract(load_custom("my_b:number"), [Q], [["a"]], "concise")
 
 

@@ -152,5 +152,5 @@ def test_an_invalid_address_is_refused_at_once(tmp_path):
 def test_decisions_that_cannot_be_kept_are_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     decisions = Decisions(tmp_path / "file" / "judge.jsonl")
-    with pytest.raises(UserError, match="cannot keep decisions"):
+    with pytest.raises(UserError, match="cannot write decisions"):
         decisions.add("k", 1)

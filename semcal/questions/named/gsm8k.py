@@ -1,4 +1,4 @@
-"""GSM8K: school problems in words, whose solutions end in a whole number."""
+"""GSM8K: school problems in words with solutions that end in an integer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _CALCULATOR = re.compile(r"<<.*?>>")
 
 
 def gsm8k(row: Row) -> Question:
-    """The original JSONL and the Hub agree: question, answer (the solution, then "#### number").
+    """A row of the original JSONL or the Hub: question, answer (the solution, then "#### number").
 
     Raises:
-        UserError: another column, or no number.
+        UserError: a column is missing, or the answer does not end in a number.
     """
     solution, _, number = row.text("answer").rpartition("####")
     number = number.strip()
     if not solution.strip() or not number:
-        raise row.error("column 'answer' is no solution that ends in '#### number'")
+        raise row.error("column 'answer' must hold a solution that ends in '#### number'")
     steps = _CALCULATOR.sub("", solution).strip()
     return row.question(
         id=f"gsm8k-{row.number:05d}",

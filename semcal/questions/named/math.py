@@ -9,10 +9,10 @@ from semcal.questions.rows import Row
 
 
 def math500(row: Row) -> Question:
-    """The original JSONL and the Hub agree: problem, solution, answer, unique_id (and subject, level).
+    """A row of the original JSONL or the Hub: problem, solution, answer, unique_id (and subject, level).
 
     Raises:
-        UserError: another column.
+        UserError: a column is missing.
     """
     answer = row.text("answer")
     return row.question(
@@ -24,13 +24,13 @@ def math500(row: Row) -> Question:
 
 
 def openmathinstruct2(row: Row) -> Question:
-    """The JSONL and the Hub agree: problem, generated_solution, expected_answer (and problem_source).
+    """A row of the JSONL or the Hub: problem, generated_solution, expected_answer (and problem_source).
 
-    A problem stands there once for each of its solutions, so its id is made of its text: rows of one id are one
-    problem, in every split and every slice.
+    A problem is listed once for each of its solutions. Its id is a hash of its text, so that rows of one problem share
+    an id in every split and slice.
 
     Raises:
-        UserError: another column.
+        UserError: a column is missing.
     """
     problem, answer = row.text("problem"), row.text("expected_answer")
     digest = hashlib.blake2b(" ".join(problem.split()).encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""NQ-open: questions that people put to a search engine."""
+"""NQ-open: questions that people typed into a search engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from semcal.questions.rows import Row
 
 
 def nq_open(row: Row) -> Question:
-    """A row of the original JSONL or the Hub (question, answer as a list), or of a CSV ("; "-joined).
+    """A row of the original JSONL or the Hub (question, answer as a list), or of a CSV (answers joined by "; ").
 
-    The annotators' answers need not mean the same, so that all but the first become `others`.
+    The annotators' answers need not mean the same, so all but the first become `others`.
 
     Raises:
-        UserError: another column.
+        UserError: a column is missing.
     """
     answers = row.values["answer"].split("; ") if isinstance(row.value("answer"), str) else row.texts("answer")
     distinct: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""PopQA: facts of Wikidata put as questions, whose answers are one entity with its aliases."""
+"""PopQA: questions about facts in Wikidata; the answer is one entity with its aliases."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from semcal.questions.rows import Row
 def popqa(row: Row) -> Question:
     """A row of the original TSV or the Hub (possible_answers as JSON), or of FlashRAG's JSONL (golden_answers).
 
-    The label of the object comes first among the answers. Questions about one subject share a group.
+    The first answer is the label of the object. Questions about one subject share a group.
 
     Raises:
-        UserError: another column, or possible_answers that are no JSON list.
+        UserError: a column is missing, or possible_answers is not a JSON list.
     """
     if isinstance(row.values.get("metadata"), dict):
         row = replace(row, values=row.values["metadata"] | row.values)
@@ -33,4 +33,4 @@ def _listed(row: Row) -> object:
     try:
         return json.loads(row.values["possible_answers"])
     except json.JSONDecodeError as error:
-        raise row.error(f"column 'possible_answers' is no JSON list ({error.msg} at column {error.colno})") from None
+        raise row.error(f"column 'possible_answers' is not a JSON list ({error.msg} at column {error.colno})") from None

@@ -15,7 +15,7 @@ def simpleqa(row: Row) -> Question:
     Questions about one page share a group.
 
     Raises:
-        UserError: another column, or metadata that is no Python dict.
+        UserError: a column is missing, or metadata is not a Python dict.
     """
     verified = "original_index" in row.values
     return row.question(
@@ -27,14 +27,14 @@ def simpleqa(row: Row) -> Question:
 
 
 def _page(row: Row) -> str:
-    """The first of the pages that the question was written from; empty where none is named."""
+    """The first source page of the question; empty if none is named."""
     if "urls" in row.values:
         urls = re.split(r",\s*(?=https?://)", row.text("urls"))
     elif row.values.get("metadata"):
         try:
             urls = ast.literal_eval(row.text("metadata")).get("urls", [])
         except (ValueError, SyntaxError, AttributeError):
-            raise row.error("column 'metadata' is no Python literal of a dict") from None
+            raise row.error("column 'metadata' is not a Python dict") from None
     else:
         urls = []
     return str(urls[0]).strip() if urls else ""

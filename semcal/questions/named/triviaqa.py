@@ -9,10 +9,10 @@ from semcal.questions.rows import Row
 
 
 def triviaqa(row: Row) -> Question:
-    """A row of the CSV (question, answer as "; "-joined aliases), the official JSON or the Hub.
+    """A row of the CSV (question, answer as aliases joined by "; "), the official JSON or the Hub.
 
     Raises:
-        UserError: another column, or a test split, whose answers are not published.
+        UserError: a column is missing, or the row is of a test split, whose answers are not published.
     """
     answer = row.value("answer", "Answer")
     if isinstance(answer, str):
@@ -21,9 +21,9 @@ def triviaqa(row: Row) -> Question:
         entry = Row({name.lower(): value for name, value in answer.items()}, f"{row.where}: answer", row.number)
         answers = (entry.text("value"), *(entry.texts("aliases") if "aliases" in entry.values else ()))
     else:
-        raise row.error(f"column 'answer' is a {type(answer).__name__}, aliases are needed")
+        raise row.error(f"column 'answer' must hold aliases, got {type(answer).__name__}")
     if answers[0] == "<unk>":
-        raise row.error("the answers of a test split are not published; take the validation split")
+        raise row.error("the answers of the test split are not published; use the validation split")
     own_id = {"question_id", "QuestionId"} & set(row.values)
     return row.question(
         id=row.text(*own_id) if own_id else f"triviaqa-{row.number:05d}",
@@ -33,9 +33,9 @@ def triviaqa(row: Row) -> Question:
 
 
 def _plainest_first(aliases: list[str]) -> tuple[str, ...]:
-    """Aliases with the one in front that exemplars should show; the CSV has them in no order.
+    """The aliases, which the CSV lists in no order, with the one that exemplars should show in front.
 
-    It is the one whose words stand in most of the others (Farthing, not "Farthing (coin)"), then the shortest.
+    That is the one whose words occur in most of the others (Farthing, not "Farthing (coin)"), then the shortest.
     """
     words = [set(re.findall(r"\w+", alias.lower())) for alias in aliases]
     spread = [sum(own <= other for other in words) if own else -1 for own in words]

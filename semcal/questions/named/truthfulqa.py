@@ -1,4 +1,4 @@
-"""TruthfulQA: questions that invite a common mistake, to be answered freely or by choosing an option."""
+"""TruthfulQA: questions that invite a common mistake, answered freely or by choosing an option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def truthfulqa(row: Row) -> Question:
     """Generation, from TruthfulQA.csv or the Hub: the best answer, further correct ones and incorrect ones.
 
     Raises:
-        UserError: another column.
+        UserError: a column is missing.
     """
     best = row.text("Best Answer", "best_answer").strip()
     correct = _several(row, "Correct Answers", "correct_answers")
@@ -26,10 +26,10 @@ def truthfulqa(row: Row) -> Question:
 def truthfulqa_mc(row: Row) -> Question:
     """Multiple choice with one right option (mc1), from mc_task.json, the Hub or TruthfulQA.csv.
 
-    In the CSV the options are the best answer and the incorrect ones, which is how mc_task.json was made.
+    From the CSV the options are the best answer and the incorrect ones, as in mc_task.json.
 
     Raises:
-        UserError: another column, or other than one right option.
+        UserError: a column is missing, or not exactly one option is right.
     """
     if "mc1_targets" in row.values:
         targets = row.values["mc1_targets"]
@@ -43,7 +43,7 @@ def truthfulqa_mc(row: Row) -> Question:
     targets = {option.strip(): label for option, label in targets.items() if option.strip()}
     right = tuple(option for option, label in targets.items() if label == 1)
     if len(right) != 1:
-        raise row.error(f"{len(right)} right options in 'mc1_targets', one is needed")
+        raise row.error(f"'mc1_targets' has {len(right)} right options; expected exactly one")
     return row.question(
         id=f"truthfulqa-mc-{row.number:05d}",
         text=row.text("question", "Question"),
@@ -53,6 +53,6 @@ def truthfulqa_mc(row: Row) -> Question:
 
 
 def _several(row: Row, csv_column: str, hub_column: str) -> tuple[str, ...]:
-    """Distinct answers: "; "-joined in the CSV, a list on the Hub."""
+    """Distinct answers: joined by ";" in the CSV, a list on the Hub."""
     answers = row.text(csv_column).split(";") if csv_column in row.values else row.texts(hub_column, csv_column)
     return tuple(dict.fromkeys(a.strip() for a in answers if a.strip()))

@@ -1,4 +1,4 @@
-"""Multiple choice: the option that an answer names, by its letter or by its words."""
+"""Multiple choice: the option that an answer names by its letter or by its words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import string
 from dataclasses import dataclass
 
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import UNPARSED, Pointwise
+from semcal.semantics.class_table import UNPARSED
+from semcal.semantics.collapsing.collapse import Pointwise
 from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 
@@ -16,10 +17,10 @@ _LETTER = re.compile(r"^\W*(?:[Oo]ption\s+)?([A-Za-z])(?:[).:\]*]|\s*$)")
 
 @dataclass(frozen=True)
 class Choice(Pointwise):
-    """One of the options of a question. Its class is the option's words, since letters are shuffled.
+    """The option that an answer names. Its class is the text of the option, since letters are shuffled.
 
-    A letter stands alone or before one of ). : and names the option in that place; otherwise the words must be those
-    of one option, or contain those of exactly one. What names no option is unparsed.
+    A letter counts if it is alone or followed by one of ). : and names the option in that position. Otherwise the
+    answer must equal the text of an option, or contain that of exactly one. An answer that names no option is unparsed.
     """
 
     @property
@@ -45,7 +46,7 @@ class Choice(Pointwise):
         said = normalise(phrase)
         options = {choice: normalise(choice) for choice in question.choices}
         same = [choice for choice, words in options.items() if words == said]
-        # The longest one: "Paris, Texas" also holds "Paris".
-        held = [c for c, words in options.items() if words and re.search(rf"\b{re.escape(words)}\b", said)]
-        longest = [c for c in held if not any(c != d and options[c] in options[d] for d in held)]
+        # Keep the longest: "Paris, Texas" also contains "Paris".
+        contained = [c for c, words in options.items() if words and re.search(rf"\b{re.escape(words)}\b", said)]
+        longest = [c for c in contained if not any(c != d and options[c] in options[d] for d in contained)]
         return same[0] if same else longest[0] if len(longest) == 1 else UNPARSED

@@ -1,4 +1,4 @@
-"""What was decided before, on disk: a line of JSON a decision, found again by its content."""
+"""A judge's earlier decisions on disk: one line of JSON each, looked up by content."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from semcal.errors import UserError
 
 
 class Decisions:
-    """Decisions by key; those of earlier passes are read at the start, new ones appended at once.
+    """Decisions by key. Earlier ones are read at the start; new ones are appended at once.
 
-    A line that a crash tore is passed over. Two processes may append to one file: each line is one write.
+    A line that a crash left incomplete is skipped. Two processes may append to one file: each line is one write.
 
     Args:
-        path: The file; made with its folders when the first decision falls.
+        path: The file; created, with its folders, for the first decision.
 
     Raises:
         UserError: the file cannot be read or written.
@@ -29,7 +29,7 @@ class Decisions:
         try:
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         except OSError as error:
-            raise UserError(f"cannot read the decisions in {path} ({error.strerror}); name another cache") from error
+            raise UserError(f"cannot read decisions from {path} ({error.strerror}); set another cache") from error
         self._torn = bool(text) and not text.endswith("\n")
         for line in text.splitlines():
             try:
@@ -42,7 +42,7 @@ class Decisions:
         return key in self._known
 
     def get(self, key: str) -> Any:
-        """What was decided, None where nothing was."""
+        """The decision; None if there is none."""
         return self._known.get(key)
 
     def add(self, key: str, value: Any) -> None:
@@ -61,10 +61,10 @@ class Decisions:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise UserError(f"cannot keep decisions in {self.path} ({error.strerror}); name another cache") from error
+            raise UserError(f"cannot write decisions to {self.path} ({error.strerror}); set another cache") from error
         self._torn = False
 
 
 def decision_key(*parts: object) -> str:
-    """The same for the same content, whatever machine or day it is."""
+    """A key that depends only on the content of its parts."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()

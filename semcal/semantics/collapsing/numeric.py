@@ -1,9 +1,9 @@
-"""Numeric and LaTeX answers: two mean the same iff they are the same value, however it is written.
+"""Numeric and LaTeX answers: two mean the same if and only if they have the same value, however it is written.
 
-Plain numbers are read here; whatever else is mathematics is read by math-verify. Its equality is not transitive (it
-takes 50 % for 50 and for 0.5), so a number has one value here: a percent sign is a unit and is dropped like any other.
-Expressions are the same where they agree at two fixed points of their variables; what has no value (sets, tuples,
-intervals, relations) is compared by math-verify, pair by pair.
+Plain numbers are parsed here, all other mathematics by math-verify. Its equality is not transitive (50 % equals both 50
+and 0.5), so here every number has one value: a percent sign is a unit and is dropped like any other. Expressions are
+equal if they agree at two fixed points of their variables. Sets, tuples, intervals and relations, which have no value,
+are compared by math-verify, pair by pair.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from itertools import chain
 from typing import Any
 
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import UNPARSED, Collapsed, correct_classes
+from semcal.semantics.class_table import UNPARSED
+from semcal.semantics.collapsing.collapse import Collapsed, correct_classes
 from semcal.semantics.extract import extract, unboxed
 from semcal.semantics.normalise import normalise
 
-DECIMALS = 6  # numbers that agree so far are one: 1/3 and 0.333333
-_SECONDS = 5  # for one expression; sympy may not come back
-_LONGEST = 300  # characters; what is longer is no answer, and Python would not print its digits
+DECIMALS = 6  # numbers that agree to this many decimals are equal: 1/3 and 0.333333
+_SECONDS = 5  # time limit per expression; sympy may never return
+_LONGEST = 300  # characters; longer texts are not read as mathematics, and Python would not print so many digits
 _NUMBER = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,|\\!|,\\!|[ \u00a0\u202f])\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _WRITTEN = re.compile(
     rf"""^(?P<sign>[-+−]?)\s*(?:\\?[$€£]\s*)?(?P<minus>[-−]?)\s*
@@ -37,7 +38,7 @@ _WRITTEN = re.compile(
       (?:\^\{{?[23]\}}?)?|\\?\s|(?:[^\W\d_]{{2,}}+|[^\W\d_]\b(?=\s))(?:/[^\W\d_]++)?[.]?(?:\^\{{?[23]\}}?)?)*+)[.,]?$""",
     re.VERBOSE,
 )
-# Powers and factorials that would be computed to the last digit, which no alarm interrupts: 9^9^9, 2^{100000}, 5000!
+# Powers and factorials that sympy would compute to the last digit, which no alarm interrupts: 9^9^9, 5000!
 _HUGE = re.compile(
     r"\^\s*(?:\{[^{}]*\^|\([^()]*\^|\w+\s*\^)|\^\s*[{(]?\s*-?\d{4}|\^\s*[{(](?:[^{}()]*\d){5}|\d{4}\)?\s*!|!\s*\)*!"
 )
@@ -51,9 +52,9 @@ _WRAPPED = re.compile(
 
 @dataclass(frozen=True)
 class Numeric:
-    """The value of an answer, to six decimals; functions by their values, sets and relations as math-verify compares.
+    """The value of an answer to six decimals; functions by their values, sets and relations as math-verify compares.
 
-    Units, currencies, thousands separators and percent signs are dropped. What is no mathematics is its own class, by
+    Units, currencies, thousands separators and percent signs are dropped. The class of an answer without mathematics is
     its normalised text.
     """
 
@@ -63,7 +64,7 @@ class Numeric:
 
     def collapse(self, questions: Sequence[Question], texts: Sequence[Sequence[str]], style: str) -> list[Collapsed]:
         """As `Collapse`."""
-        return [self._one(q, its, style) for q, its in zip(questions, texts, strict=True)]
+        return [self._one(q, own, style) for q, own in zip(questions, texts, strict=True)]
 
     def _one(self, question: Question, texts: Sequence[str], style: str) -> Collapsed:
         values = [None if (phrase := extract(text, style)) is None else read(phrase) for text in texts]
@@ -77,11 +78,11 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Value:
-    """What an answer says.
+    """What an answer means.
 
     Attributes:
-        key: Its class where no other answer is equal.
-        parsed: The expression and its text, where it has no value to compare by.
+        key: Its class, unless another answer is equal.
+        parsed: The expression and its text, if it has no value to compare.
     """
 
     key: str
@@ -93,7 +94,7 @@ class Value:
 
 @lru_cache(maxsize=2**16)
 def read(phrase: str) -> Value:
-    """The value of a phrase; its normalised text where it holds no mathematics."""
+    """The value of a phrase; its normalised text if it contains no mathematics."""
     if len(phrase) > _LONGEST:
         return _in_words(phrase)
     bare = _bare(phrase)
@@ -104,7 +105,7 @@ def read(phrase: str) -> Value:
         number = _plain_number(claim[1])
     if number is None and _is_prose(bare):
         named = {_fraction(n) for n in re.findall(_NUMBER, bare)}
-        number = named.pop() if len(named) == 1 else None  # "she makes $18 a day"; of two numbers none is the answer
+        number = named.pop() if len(named) == 1 else None  # "she makes $18 a day"; of two numbers, neither
         if number is None:
             return _in_words(phrase)
     if number is not None:
@@ -115,12 +116,12 @@ def read(phrase: str) -> Value:
 def _in_words(phrase: str) -> Value:
     bare = _bare(phrase)
     words = normalise(bare)
-    # Without its marks 2^{10000} would be a number that it is not.
+    # Normalising removes the marks of 2^{10000}, which would leave another number.
     return Value(words if re.search(r"[^\W\d]", words) else bare or phrase)
 
 
 def _bare(phrase: str) -> str:
-    """Without the marks around a formula, a box, and the full stop that ends it."""
+    """A phrase without a box, the marks around a formula, and a final full stop."""
     text = phrase.strip()
     text = unboxed(text) or text
     while True:
@@ -146,7 +147,7 @@ def _plain_number(text: str) -> Fraction | None:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a text is words: math-verify would take their letters for variables."""
+    """Whether a text is words, whose letters math-verify would take for variables."""
     formula = re.sub(r"\\(?:text|mbox|mathrm|textrm|textbf|begin|end|operatorname)\{[^{}]*\}", "", text)
     return any(word not in _FUNCTIONS for word in re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", formula))
 
@@ -158,7 +159,7 @@ def _fraction(digits: str) -> Fraction:
 def _rounded(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value.numerator)
-    if abs(value) < Fraction(1, 1000):  # six digits of what is small, too
+    if abs(value) < Fraction(1, 1000):  # six digits of small numbers, too
         return f"{float(value):.{DECIMALS - 1}e}"
     near = round(value, DECIMALS)
     return str(near.numerator) if near.denominator == 1 else f"{float(near):.{DECIMALS}f}".rstrip("0")
@@ -186,7 +187,7 @@ def _expression(text: str) -> Value | None:
 
 
 def _evaluated(expression: Any) -> str | None:
-    """The value of a number, or those of a function at two points; None where there is none."""
+    """The value of a number, or those of a function at two points; None if it has none."""
     import sympy
 
     try:
@@ -196,7 +197,7 @@ def _evaluated(expression: Any) -> str | None:
                 return None
             return _rounded(Fraction(int(exact.p), int(exact.q)))
         letters = sorted(exact.free_symbols, key=str)
-        # A letter's value hangs on its name alone, so that equal functions agree and others do not, but by a miracle.
+        # A variable's value depends only on its name, so that equal functions agree and others practically never do.
         points = [{x: sympy.Rational(zlib.crc32(f"{x}{n}".encode()), 2**31) + 1 for x in letters} for n in (0, 1)]
         values = [complex(exact.subs(point).evalf(20)) for point in points[: 2 if letters else 1]]
     except (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError):
@@ -211,7 +212,7 @@ def _evaluated(expression: Any) -> str | None:
 
 
 def _classes(values: Sequence[Value]) -> dict[str, str]:
-    """key -> name of its class: those that math-verify calls equal, directly or through others, share the least key."""
+    """Key -> name of its class. Keys that math-verify calls equal, directly or through others, share the least one."""
     distinct = {v.key: v for v in values}
     classes = {key: key for key in distinct}
     expressions = sorted(key for key, v in distinct.items() if v.parsed)
@@ -233,5 +234,5 @@ def _equal(a: Value, b: Value) -> bool:
 
 
 def _limit() -> int | None:
-    """math-verify keeps time by a signal, which only the main thread can be sent."""
+    """The time limit; None outside the main thread, since math-verify uses a signal that only that thread receives."""
     return _SECONDS if threading.current_thread() is threading.main_thread() else None

@@ -62,8 +62,11 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
         ),
         ({"capture": {"positions": ["chain_0", "chain_0"]}}, "capture.positions: 'chain_0' is duplicated"),
         ({"capture": {"hooks": ["blocks.*.hook_mlpout"]}}, r"capture.hooks: .* did you mean 'blocks.\*.hook_mlp_out'"),
-        ({"capture": {"hooks": ["blocks.*.attn.hook_z"]}}, "reads heads alone, which probes do not"),
-        ({"capture": {"positions": ["all_question_tokens"]}}, "every token alone, which linear probes do not read"),
+        ({"capture": {"hooks": ["blocks.*.attn.hook_z"]}}, "captures only heads, which probes do not read"),
+        (
+            {"capture": {"positions": ["all_question_tokens"]}},
+            "holds only all_question_tokens, which linear probes do not read",
+        ),
         (
             {"capture": {"dtype": "fp16"}},
             "capture.dtype: 'fp16' is not valid; expected one of .*, did you mean 'float16'",
@@ -75,7 +78,7 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
             "is served, so nothing can be captured; set capture.positions",
         ),
         ({"models": [{"path": "http://localhost:1/v1", "prompt": "chat"}]}, "completions endpoint; set its prompt"),
-        ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served is for the address of a server"),
+        ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served needs the address of a server as path"),
         (
             {"models": [{"path": "x", "dtype": "fp16"}]},
             "models.0.dtype: 'fp16' is not valid; expected one of .*, did you mean 'float16'",

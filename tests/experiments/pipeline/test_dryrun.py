@@ -236,7 +236,7 @@ def test_a_published_figure_of_no_cell_is_refused(tmp_path, study_dict, change, 
 
 
 def test_two_published_figures_for_one_cell_are_refused(tmp_path, study_dict):
-    with pytest.raises(UserError, match=r"published.1: llama · colours · concise has a figure already"):
+    with pytest.raises(UserError, match=r"published.1: llama · colours · concise is duplicated"):
         load_study(write_study(tmp_path, study_dict | {"published": [FIGURE, FIGURE | {"smece": 0.2}]}))
 
 

@@ -191,7 +191,7 @@ def test_refusals_in_a_line(run, monkeypatch, capsys):
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
     manifest = json.loads((run.folder / "manifest.json").read_text())
     run.write_manifest(manifest | {"weights_hash": "sha256:0"})
-    with pytest.raises(UserError, match="holds other weights or another tokenizer than"):
+    with pytest.raises(UserError, match="has different weights or a different tokenizer than"):
         intervene_run(run, ABLATE)
     (run.folder / "calibration.json").unlink()
     with pytest.raises(UserError, match="is not finished; `semcal run` its study first"):

@@ -210,10 +210,10 @@ def test_a_model_that_is_not_the_runs_own_is_refused_in_one_line(run, monkeypatc
         run.write_manifest(manifest | {key: "another"})
         if key == "weights_hash":  # with another tokenizer, the activations themselves are refused before
             said = refused(monkeypatch, capsys, "probe", with_probes(run).folder)
-            assert "holds other weights or another tokenizer than" in said
+            assert "has different weights or a different tokenizer than" in said
             assert "put the old ones back, or run its study again under another name" in said
         else:
-            with pytest.raises(UserError, match="holds other weights or another tokenizer than"):
+            with pytest.raises(UserError, match="has different weights or a different tokenizer than"):
                 Models().of_run(stored_cell(run), run)
 
 

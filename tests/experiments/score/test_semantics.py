@@ -67,7 +67,7 @@ def test_names_on_the_command_line():
             {"datasets": [{"kind": "gsm8k", "path": "x", "split": "train"}]},
             "so split and revision, which choose a version on the Hub",
         ),
-        ({"prompting": {"shots": 2, "exemplars": 500}}, "500 exemplars are wanted"),
+        ({"prompting": {"shots": 2, "exemplars": 500}}, "exemplars is 500, but there are only"),
     ],
 )
 def test_one_line_before_a_model_loads(monkeypatch, capsys, tmp_path, study_dict, change, message):
