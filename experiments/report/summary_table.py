@@ -178,3 +178,10 @@ def _with_interval(figures: dict[str, Any], name: str, *, sign: bool = False) ->
 
 def _number(value: float | None, *, sign: bool = False) -> str:
     return "—" if value is None else f"{value:{'+' if sign else ''}.3f}"
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a GitHub table; bars within a cell are escaped."""
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") or " " for cell in row] for row in (titles, *rows)]
+    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    return [head, "|---" * len(titles) + "|", *body]

@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.report.html_page import save_figures
+from experiments.report.summary_table import markdown_table
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
 
@@ -37,14 +38,14 @@ def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
 def as_markdown(judgement: Judgement) -> str:
     """The same tables, with the cells that are missing."""
     lines = [f"# Verdicts on {judgement.study.name}", "", _told(judgement), ""]
-    lines += _markdown(SUMMARY, summary_rows(judgement.verdicts))
+    lines += markdown_table(SUMMARY, summary_rows(judgement.verdicts))
     if judgement.missing:
         lines += ["", "Missing:", "", *(f"- {lacking}" for lacking in judgement.missing)]
     for verdict in judgement.verdicts:
         lines += ["", f"## {_heading(verdict)}", ""]
         if verdict.finding.runs:
             lines += [f"Tested on {len(verdict.finding.runs)} runs: {', '.join(verdict.finding.runs)}.", ""]
-        lines += _markdown(DETAIL, detail_rows(verdict)) if detail_rows(verdict) else []
+        lines += markdown_table(DETAIL, detail_rows(verdict)) if detail_rows(verdict) else []
     return "\n".join(lines) + "\n"
 
 
@@ -100,10 +101,6 @@ def _table(titles: Sequence[str], rows: Sequence[tuple[str, ...]], *, left: int)
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _markdown(titles: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _interval(part: Part) -> str:

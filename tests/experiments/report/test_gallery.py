@@ -44,4 +44,4 @@ def test_a_folder_that_is_none_is_refused_in_a_line(tmp_path):
     command = [sys.executable, "-m", "experiments.report.gallery", "--into", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "is no folder; name one with --into" in done.stderr
+    assert "is not a folder; name one with --into" in done.stderr
