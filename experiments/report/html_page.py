@@ -23,7 +23,8 @@ _NUMBER = re.compile(r"[+\-−<]?\s*[\d∞—]")
 _SCALE = 0.92  # of a figure's own size: two of 5 inches fit side by side
 _NAMES = {
     "smece": "smECE", "skce": "SKCE", "ece": "ECE", "mce": "MCE", "auroc": "AUROC", "aurc": "AURC", "kl": "KL",
-    "brier": "Brier", "m": "M", "holm": "(Holm)", "q95": "95 % quantile", "less": "minus", "spearman": "Spearman", "id": "ID",
+    "brier": "Brier", "m": "M", "holm": "(Holm)", "q95": "95 % quantile", "less": "minus", "id": "ID",
+    "spearman": "Spearman",
 }  # fmt: skip
 templates = Environment(
     loader=PackageLoader("experiments.report"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True

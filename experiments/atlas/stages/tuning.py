@@ -62,7 +62,7 @@ class Source:
         """
         model = LanguageModel.load(folder, device=device)
         if not (Path(folder) / MADE).is_file():
-            raise UserError(f"{folder} is no checkpoint of atlas: it has no {MADE}")
+            raise UserError(f"{folder} is not a checkpoint of atlas: it has no {MADE}")
         if conversing and not model.has_chat_template:
             raise UserError(f"{folder} has no chat template; train --stage sft first and start from its folder")
         return cls(model, World(json.loads((Path(folder) / MADE).read_text())["world_seed"]))

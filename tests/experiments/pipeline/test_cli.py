@@ -90,9 +90,10 @@ def test_score_and_ls_without_runs(monkeypatch, capsys, tmp_path, study_dict):
     ("arguments", "message"),
     [
         (["--stage", "dpp"], "unknown stage 'dpp', did you mean 'dpo'"),
-        (["--stage", "sft", "--beta", 1], "stage sft has no beta"),
-        (["--stage", "grpo", "--family", "fact"], "unknown family 'fact', did you mean 'facts'"),
-        (["--stage", "grpo", "--reward", "brie"], "unknown reward 'brie', did you mean 'brier'"),
+        (["--stage", "sft", "--set", "beta=1"], "stage sft has no setting 'beta'"),
+        (["--stage", "grpo", "--set", "families=[fact]"], "families: unknown name 'fact', did you mean 'facts'"),
+        (["--stage", "grpo", "--set", "reward=brie"], "unknown reward 'brie', did you mean 'brier'"),
+        (["--stage", "grpo", "--set", "steps=many"], "steps is 'many'; expected a value such as 80"),
         (["--stage", "dpo", "--from", "/nowhere/at/all"], "no folder /nowhere/at/all"),
     ],
 )
