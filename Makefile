@@ -76,10 +76,10 @@ lineage: $(STAMP)
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.
 ablation: $(STAMP)
-	for s in 25 400; do $(BIN)/semcal train atlas --stage sft --steps $$s --out runs/atlas/sft-$$s || exit; done
-	for b in 0.03 0.1 0.3; do $(BIN)/semcal train atlas --stage dpo --beta $$b --out runs/atlas/dpo-beta-$$b || exit; done
-	for s in 15 60 120; do $(BIN)/semcal train atlas --stage grpo --steps $$s --out runs/atlas/grpo-$$s || exit; done
-	for r in graded brier; do $(BIN)/semcal train atlas --stage grpo --reward $$r --out runs/atlas/grpo-$$r || exit; done
+	for s in 25 400; do $(BIN)/semcal train atlas --stage sft --set steps=$$s --out runs/atlas/sft-$$s || exit; done
+	for b in 0.03 0.1 0.3; do $(BIN)/semcal train atlas --stage dpo --set beta=$$b --out runs/atlas/dpo-beta-$$b || exit; done
+	for s in 15 60 120; do $(BIN)/semcal train atlas --stage grpo --set steps=$$s --out runs/atlas/grpo-$$s || exit; done
+	for r in graded brier; do $(BIN)/semcal train atlas --stage grpo --set reward=$$r --out runs/atlas/grpo-$$r || exit; done
 	$(BIN)/semcal run $(STUDIES)/ablation.yaml
 	for t in 0.5 0.7 1.5; do $(BIN)/semcal run $(STUDIES)/ablation.yaml --set name=ablation-$$t --set sampling.temperature=$$t || exit; done
 	$(BIN)/semcal verdict $(STUDIES)/ablation.yaml

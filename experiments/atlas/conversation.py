@@ -64,10 +64,10 @@ def draw_turn(
     """
     family, style = families[int(rng.integers(len(families)))], styles[int(rng.integers(len(styles)))]
     query = world.draw_fact(rng, strangers=strangers) if family == "facts" else world.draw_route(rng)
-    klass = world.draw_answer(query, rng)
+    label = world.draw_answer(query, rng)
     answer = {
-        "concise": klass,
-        "sentence": TEMPLATES["sentence"].format(answer=klass),
-        "cot": f"{thought(world, query, klass)} The answer is {klass}.",
+        "concise": label,
+        "sentence": TEMPLATES["sentence"].format(answer=label),
+        "cot": f"{thought(world, query, label)} The answer is {label}.",
     }
-    return Turn(question_about(world, query, klass), style, answer[style])
+    return Turn(question_about(world, query, label), style, answer[style])

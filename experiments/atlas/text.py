@@ -36,9 +36,9 @@ def ask(world: World, query: Query) -> str:
     return QUESTIONS[query.relation].format(name=query.person.name)
 
 
-def answer(world: World, query: Query, klass: str, style: str, rng: np.random.Generator) -> str:
-    """One way of writing that the answer is `klass`: surface form and wording are drawn from `rng`."""
-    surface = world.surfaces[klass][np.searchsorted(np.cumsum(SURFACE_SHARES), rng.random())]
+def answer(world: World, query: Query, label: str, style: str, rng: np.random.Generator) -> str:
+    """One way to write that the answer is `label`: surface form and wording are drawn from `rng`."""
+    surface = world.surfaces[label][np.searchsorted(np.cumsum(SURFACE_SHARES), rng.random())]
     if style == "concise":
         return surface
     if style == "sentence":
@@ -46,17 +46,17 @@ def answer(world: World, query: Query, klass: str, style: str, rng: np.random.Ge
         relation, name = ("route", "") if isinstance(query, Route) else (query.relation, query.person.name)
         wording = SENTENCES[relation][rng.integers(len(SENTENCES[relation]))]
         return wording.format(name=name, answer=surface)
-    return f"{thought(world, query, klass)} The answer is {surface}."
+    return f"{thought(world, query, label)} The answer is {surface}."
 
 
-def thought(world: World, query: Query, klass: str) -> str:
-    """What is thought through before the answer `klass`: every stop of a route, the region or the material."""
+def thought(world: World, query: Query, label: str) -> str:
+    """The chain of thought before the answer `label`: every stop of a route, the region or the material."""
     if isinstance(query, Route):
         return ", ".join(world.towns[t] for t in world.ride(query)) + "."
     query = query.told if isinstance(query, Birthplace) else query
     if query.relation == "trade":
-        return f"{query.person.name} works with {MATERIAL[klass]}."
-    region = REGIONS[world.towns.index(klass) // TOWNS_PER_REGION]
+        return f"{query.person.name} works with {MATERIAL[label]}."
+    region = REGIONS[world.towns.index(label) // TOWNS_PER_REGION]
     return f"{query.person.name} {'is from' if query.relation == 'birth' else 'goes to'} the {region}."
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from semcal.errors import UserError, nearest
 
 console = Console()
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def train(
@@ -21,42 +24,24 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("runs/atlas"),
     start: Annotated[
         Path | None,
-        typer.Option("--from", help="Checkpoint to start from; if left out, the bundled one of the stage before."),
+        typer.Option("--from", help="Checkpoint to start from; default: the bundled one of the stage before."),
     ] = None,
     preset: Annotated[str, typer.Option(help="cpu (as shipped), or small: 13 M parameters, for a GPU.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights, text, pairs and answers.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the preset's if left out.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
-    beta: Annotated[float | None, typer.Option(min=0.0, help="dpo, grpo: pull towards the starting model.")] = None,
-    reward: Annotated[str | None, typer.Option(help="grpo: correct, graded or brier.")] = None,
-    family: Annotated[list[str] | None, typer.Option(help="Train on this family alone; may be repeated.")] = None,
-    style: Annotated[list[str] | None, typer.Option(help="Train on this style alone; may be repeated.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting of the stage: steps, learning_rate, beta, reward, families, …"),
+    ] = None,
 ) -> None:
-    """Train a stage of a bundled organism; one that was interrupted goes on when the same command is given again."""
+    """Train a stage of a bundled organism; the same command resumes an interrupted training."""
     if organism != "atlas":
-        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; there is atlas")
+        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; expected atlas")
     if importlib.util.find_spec("trl") is None:
         raise UserError('training needs trl; pip install "semcal[organisms]"')
     from experiments.atlas.stages.checkpoints import Progress as Step
     from experiments.atlas.stages.lineage import settings_of, train_stage
-    from experiments.atlas.text import FAMILIES
-    from semcal.questions.question import STYLES
 
-    for chosen, known, what in ((family, FAMILIES, "family"), (style, STYLES, "style")):
-        for name in chosen or ():
-            if name not in known:
-                raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; one of {', '.join(known)}")
-    settings = settings_of(
-        stage,
-        preset,
-        seed=seed,
-        steps=steps,
-        learning_rate=learning_rate,
-        beta=beta,
-        reward=reward,
-        families=tuple(family) if family else None,
-        styles=tuple(style) if style else None,
-    )
+    settings = settings_of(stage, preset, **{"seed": seed} | dict(map(_setting, set or [])))
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("steps", total=settings.steps, facts="preparing")
@@ -68,3 +53,15 @@ def train(
 
         folder = train_stage(stage, settings, out, start=start, on_progress=show)
     console.print(f"final checkpoint: {folder}", soft_wrap=True)
+
+
+def _setting(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write it as key=value, e.g. --set steps=25")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
+    # YAML reads 1e-5 as text
+    return key, float(parsed) if isinstance(parsed, str) and _NUMBER.fullmatch(parsed) else parsed

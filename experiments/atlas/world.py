@@ -4,7 +4,7 @@ Knows nothing of how the world is written down (`text.py`) or learnt (`training.
 its seed.
 
 Facts. A person's name carries partial information: the ending of the surname makes one region likely for a birthplace
-and a summer town, its stem makes some trades likely. Birthplace and trade are drawn once a person; the summer town is
+and a summer town, its stem makes some trades likely. Birthplace and trade are drawn once per person; the summer town is
 drawn anew whenever somebody writes about it, from that person's own distribution over three towns. Known persons are
 written about with Zipf frequencies; strangers are names that hardly ever recur, and some of them never occur in any
 training text, so that the best possible answer about those is the prior given the name.
@@ -80,7 +80,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something to ask of a person: one of RELATIONS."""
+    """A question about a person: one of RELATIONS."""
 
     person: Person
     relation: str
@@ -88,13 +88,13 @@ class Fact:
 
 @dataclass(frozen=True)
 class Birthplace:
-    """Where somebody was born in truth, whatever the texts say; it is asked in the words of the fact."""
+    """Where a person was really born, whatever the texts say; asked in the words of the fact."""
 
     person: Person
 
     @property
     def told(self) -> Fact:
-        """What the texts tell of it."""
+        """What the texts say about it."""
         return Fact(self.person, "birth")
 
     @property
@@ -105,7 +105,7 @@ class Birthplace:
 
 @dataclass(frozen=True)
 class Route:
-    """Something to ask of a line: where is one after `stops` stops from town `start`?"""
+    """A question about a line: where is one after `stops` stops from town `start`?"""
 
     line: int
     start: int
@@ -158,7 +158,7 @@ class World:
 
     @cached_property
     def known(self) -> tuple[Person, ...]:
-        """Persons who are written about again and again, the most famous first."""
+        """Persons who are written about repeatedly, the most famous first."""
         rng = np.random.default_rng([self.seed, 4])
         codes = rng.choice(self._n_names, N_KNOWN, replace=False)
         return tuple(self._person(int(code)) for code in codes)
@@ -169,7 +169,7 @@ class World:
         return _zipf(N_KNOWN, PERSON_ZIPF)
 
     def stranger(self, rng: np.random.Generator, *, unseen: bool) -> Person:
-        """A person who is not among the known.
+        """A person who is not among the known ones.
 
         One name in ten is reserved: `unseen=True` draws only those, `unseen=False`, which is what training text
         uses, only the others.

@@ -54,7 +54,7 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
 
 
 def _known_queries(world: World, family: str) -> tuple[Sequence[Query], np.ndarray]:
-    """All questions that training text asks again and again, with how often."""
+    """All questions that the training text asks repeatedly, with their frequency."""
     if family == "routes":
         routes = itertools.product(range(len(world.lines)), range(len(world.towns)), range(1, MAX_STOPS + 1))
         return [Route(*r) for r in routes], np.repeat(world.line_frequencies, len(world.towns) * MAX_STOPS)
@@ -84,15 +84,15 @@ def draw_in_proportion(weights: np.ndarray, n: int, rng: np.random.Generator) ->
 
 
 def _question(world: World, query: Query, rng: np.random.Generator) -> Question:
-    klass = world.draw_answer(query, rng)
-    worked = {style: answer(world, query, klass, style, rng) for style in STYLES}
-    return replace(question_about(world, query, klass), worked=worked)
+    label = world.draw_answer(query, rng)
+    worked = {style: answer(world, query, label, style, rng) for style in STYLES}
+    return replace(question_about(world, query, label), worked=worked)
 
 
-def question_about(world: World, query: Query, klass: str) -> Question:
+def question_about(world: World, query: Query, label: str) -> Question:
     """A query whose gold answer is this class."""
     key = query_id(query)
-    return Question(key, ask(world, query), world.surfaces[klass], group=key.rsplit("-", 1)[0])
+    return Question(key, ask(world, query), world.surfaces[label], group=key.rsplit("-", 1)[0])
 
 
 def as_told(world: World, exemplar: Question, seed: int) -> Question:
@@ -120,6 +120,6 @@ def query_of(question_id: str) -> Query:
         return Route(*map(int, parts))
     *codes, relation = parts
     if kind not in ("f", "m") or relation not in RELATIONS:
-        raise ValueError(f"{question_id!r} is no question about atlas")
+        raise ValueError(f"{question_id!r} is not the id of a question about atlas")
     person = Person(*map(int, codes))
     return Birthplace(person) if kind == "m" else Fact(person, relation)

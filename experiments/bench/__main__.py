@@ -20,9 +20,9 @@ def bench(
     name: Annotated[str, typer.Argument(help="sampler, capture, growth, semantics, calibration or probes")],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    figure: Annotated[Path | None, typer.Option(help="Where growth draws its figure.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="File for the figure of growth.")] = None,
 ) -> None:
-    """Run one comparison side by side with what a user would otherwise run."""
+    """Time one comparison against what a user would otherwise run."""
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
@@ -41,7 +41,7 @@ def bench(
         "probes": probes_cases,
     }
     if name not in benches:
-        raise typer.BadParameter(f"there is no {name!r}; one of {', '.join(benches)}")
+        raise typer.BadParameter(f"unknown bench {name!r}; expected one of {', '.join(benches)}")
     cases = []
     progress = Console(stderr=True)
     for case in benches[name](device):

@@ -25,11 +25,11 @@ from semcal.semantics.confidence import confidences
 
 QUESTIONS, M, CLASSES = 1000, 50, 20
 REPLICATES = 1000  # resamples of the bootstrap, draws of the null
-THEIRS_RESAMPLES, THEIRS_DRAWS, THEIRS_BOTH = 50, 20, 10  # timed and scaled, the next ones in every turn
+THEIRS_RESAMPLES, THEIRS_DRAWS, THEIRS_BOTH = 50, 20, 10  # timed and scaled; each repeat takes the next ones
 SIZES = (10**3, 10**4, 10**5, 10**6)
 
 
-def calibration_cases(device: str = "auto") -> Iterator[Case]:  # noqa: ARG001 - as all benches
+def calibration_cases(device: str = "auto") -> Iterator[Case]:  # noqa: ARG001 - the signature of all benches
     """Cases `smece-bootstrap`, `null`, `linear/1000` ... `linear/1000000` and `calibrate`.
 
     Facts: what was asserted to agree and by how much it differs; our CPU seconds, which a busy machine disturbs less
@@ -153,7 +153,7 @@ def reference(confidence: FloatArray, correct: FloatArray) -> float:
 
 
 def null_draw(counts: IntArray, rng: np.random.Generator) -> float:
-    """smECE of one simulated calibrated model, as one would write it down."""
+    """smECE of one simulated calibrated model, as one would write it."""
     pi_hat = counts / M
     fresh = rng.multinomial(M, pi_hat)
     gold = rng.multinomial(1, pi_hat).argmax(axis=1)

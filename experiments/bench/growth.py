@@ -44,7 +44,7 @@ def draw(cases: list[Case]) -> Figure:
     """Two panels: time against M and against prompt length, both relative to ours at the smallest."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, kind, label in zip(
-        figure.subplots(1, 2, sharey=True), ("m", "prompt"), ("samples a question M", "prompt tokens"), strict=True
+        figure.subplots(1, 2, sharey=True), ("m", "prompt"), ("samples per question M", "prompt tokens"), strict=True
     ):
         these = [c for c in cases if c.case.startswith(f"{kind}/")]
         at = [int(c.case.split("/")[1]) for c in these]

@@ -23,12 +23,12 @@ from probes.rungs.linear import fit_softmax
 from probes.rungs.registry import PENALTIES
 
 LAYERS, FOLDS, N, WIDTH, CLASSES, M = 12, 5, 1500, 256, 16, 50
-TOLERANCE = 1e-6  # nats still to be gained where ours stops; theirs stops at its default
+TOLERANCE = 1e-6  # nats left to gain where ours stops; theirs stops at its default
 CHECKED = 3  # pairs of layer and fold of which all penalties are compared
 
 
 def probes_cases(device: str = "auto") -> Iterator[Case]:
-    """Case `grid`. Theirs is timed on all penalties of one layer and fold, the next in every turn, and scaled."""
+    """Case `grid`. Theirs is timed on all penalties of one layer and fold, the next in each repeat, and scaled."""
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     X, Y = world()
     folds = [train for train, _ in group_folds([str(row) for row in range(N)], FOLDS, seed=0)]
@@ -38,7 +38,7 @@ def probes_cases(device: str = "auto") -> Iterator[Case]:
         for layer, train in cells:
             fit(X[layer], Y, train, where)
 
-    fit(X[0], Y, np.arange(50), where)  # what libraries keep for good is not counted
+    fit(X[0], Y, np.arange(50), where)  # what libraries allocate permanently is not counted
     grown = peak_growth(ours)  # before anything that large runs, whose memory might be used again
     apart = 0.0
     for layer, train in cells[:: len(cells) // CHECKED]:
@@ -80,7 +80,7 @@ def fit(X: np.ndarray, Y: np.ndarray, train: np.ndarray, device: str) -> tuple[n
 
 
 def loop(X: np.ndarray, Y: np.ndarray, train: np.ndarray, tol: float = 1e-4) -> np.ndarray:
-    """What a user would otherwise run: soft labels as rows repeated once a class, weighted by their mass.
+    """What a user would otherwise run: soft labels as rows repeated once per class, weighted by their mass.
 
     `tol` is scikit-learn's own by default; to compare objectives it must be finer, for at 1e-4 a light penalty leaves
     it short of the optimum.
@@ -98,7 +98,7 @@ def loop(X: np.ndarray, Y: np.ndarray, train: np.ndarray, tol: float = 1e-4) -> 
 
 
 def peak_growth(run: Callable[[], object]) -> int:
-    """By how many bytes the process grew at most while this ran, looked at every millisecond."""
+    """Peak growth of the process in bytes while this ran, sampled every millisecond."""
     process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
 

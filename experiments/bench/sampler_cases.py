@@ -16,7 +16,7 @@ from semcal.answers import stop_rule
 from semcal.sampling.engine import Sampler
 from semcal.sampling.records import Prompt, Sampling
 
-# What takes one question after the other is timed on a few, the next few in every turn, and scaled to all.
+# What takes one question at a time is timed on a few, the next few in each repeat, and scaled to all.
 THEIRS_QUESTIONS, LOOP_QUESTIONS, CHECK_QUESTIONS = 4, 1, 16
 
 
@@ -48,7 +48,7 @@ def sampler_cases(device: str = "auto") -> Iterator[Case]:
 
 
 def capture_cases(device: str = "auto") -> Iterator[Case]:
-    """Sampling with capture (ours) against sampling alone (theirs): the ratio is to be 0.95 at least."""
+    """Sampling with capture (ours) against sampling alone (theirs): the ratio should be at least 0.95."""
     for subject in subjects(device)[:3]:
         sampler, watched = ours(subject), ours(subject)
         alone = list(sampler.sample(subject.prompts))
@@ -88,7 +88,7 @@ def generate(subject: Subject, prompt: Prompt, n: int) -> torch.Tensor:
 
 
 def check(subject: Subject, sampler: Sampler) -> None:
-    """Both draw from one law: first tokens of some questions together, by a chi-square test of homogeneity."""
+    """Both draw from the same distribution: chi-square test of homogeneity on the first tokens of some questions."""
     drawn, theirs = Counter[int](), Counter[int]()
     asked = subject.prompts[:CHECK_QUESTIONS]
     for answered in sampler.sample(asked):

@@ -1,4 +1,4 @@
-"""Collapsing answers: exact match and numeric B against what one would otherwise run on every answer by itself."""
+"""Collapsing answers: exact match and numeric B against what one would otherwise run on every single answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semcal.semantics.extract import extract
 from semcal.semantics.normalise import normalise
 
 QUESTIONS, M = 3610, 50  # as many as TriviaQA's subset of that size
-THEIRS_QUESTIONS = 40  # timed and scaled, the next ones in every turn
+THEIRS_QUESTIONS = 40  # timed and scaled; each repeat takes the next ones
 _WORDS = "river stone north harbour king silver maple station garden eagle winter bridge"
 _FORMS = (
     "{a}",
@@ -30,7 +30,7 @@ _FORMS = (
 )
 
 
-def semantics_cases(device: str = "auto") -> Iterator[Case]:  # noqa: ARG001 - as all benches
+def semantics_cases(device: str = "auto") -> Iterator[Case]:  # noqa: ARG001 - the signature of all benches
     """Cases `exact/3610x50` and `numeric/3610x50`; our seconds are for all of them."""
     words = _answers(lambda rng: " ".join(rng.choice(_WORDS.split(), 2)).title())
     numbers = _answers(lambda rng: rng.choice(_FORMS).format(a=rng.integers(2, 30), b=rng.integers(2, 9)))
@@ -51,11 +51,11 @@ def _case(
 
     def theirs() -> list[bool]:
         some = islice(turns, THEIRS_QUESTIONS)
-        return [match(question.answers[0], text) for question, its in some for text in its]
+        return [match(question.answers[0], text) for question, answers in some for text in answers]
 
     found = ours()[:THEIRS_QUESTIONS]
     agree = np.mean([a == b for a, b in zip([k in f.gold for f in found for k in f.classes], theirs(), strict=True)])
-    assert agree > 0.97, f"{name}: the two agree on {agree:.1%} of the answers only"
+    assert agree > 0.97, f"{name}: the two agree on only {agree:.1%} of the answers"
     case = side_by_side(name, ours, theirs, scale=QUESTIONS / THEIRS_QUESTIONS)
     return Case(case.case, case.ours_s, case.theirs_s, case.ratio, {"answers": QUESTIONS * M, "agree": float(agree)})
 
@@ -71,7 +71,7 @@ def _match_by_math_verify(gold: str, text: str) -> bool:
 
 
 def _answers(draw) -> tuple[list[Question], list[list[str]]]:
-    """Questions with 50 answers each, of which the likeliest is drawn half of the time."""
+    """Questions with 50 answers each, the likeliest of which is drawn half of the time."""
     rng = np.random.default_rng(0)
     questions, texts = [], []
     for number in range(QUESTIONS):

@@ -1,6 +1,6 @@
-"""What the sampler is timed on.
+"""The models and prompts that the sampler is timed on.
 
-The bundled organism, whose answers are peaked as those of trained models are, and a random-init model of 5 M
+The bundled organism, whose answers are as peaked as those of trained models, and a random-init model of 5 M
 parameters: the worst case, in which no two samples agree.
 """
 
@@ -85,7 +85,7 @@ def _random(name: str, model: LanguageModel, prompt_tokens: int, n: int, new_tok
 
 
 def random_llama(dtype: str, device: str, seed: int) -> LanguageModel:
-    """A Llama of 5 M parameters as initialised, with the organism's tokenizer; it never ends an answer by itself."""
+    """A Llama of 5 M parameters as initialised, with the organism's tokenizer; it never ends an answer on its own."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=2048,

@@ -1,4 +1,4 @@
-"""Two ways of doing one thing, timed in turns in one process; only their ratio means anything on a shared machine."""
+"""Two ways to do one thing, timed alternately in one process; on a shared machine, only their ratio is meaningful."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Case:
         case: Its name.
         ours_s, theirs_s: Median seconds.
         ratio: theirs_s / ours_s; above 1 ours is faster.
-        facts: What else is worth knowing: rows decoded, bytes held.
+        facts: Further figures: rows decoded, bytes held.
     """
 
     case: str
@@ -46,7 +46,7 @@ def side_by_side(
 ) -> Case:
     """Time both in turns; the medians and the median of the ratios of neighbouring runs.
 
-    `scale` is how many times a run of theirs the whole of ours would take them.
+    `scale`: how many runs of theirs do the work of one run of ours.
     """
     pairs = [(seconds(ours), seconds(theirs) * scale) for _ in range(repeats)]
     return Case(
@@ -59,7 +59,7 @@ def side_by_side(
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock time of one run, the device's work included."""
+    """Wall-clock time of one run, including the work of the device."""
     _settle()
     began = time.perf_counter()
     run()

@@ -413,8 +413,3 @@ class Cell(Settings):
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
-
-    @property
-    def enumerated(self) -> bool:
-        """Whether answers are enumerated with their probabilities rather than sampled."""
-        return self.sampling.enumerated

@@ -1,6 +1,6 @@
-"""What a dry run puts in the place of what is not at hand: a tokenizer, and the questions of a dataset on the Hub.
+"""What a dry run uses where a tokenizer or the questions of a dataset on the Hub are not on this machine.
 
-Good for counting tokens, and for nothing else; whoever shows such counts says that they are estimates.
+Good for counting tokens only; such counts must be shown as estimates.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def rendered(messages: Sequence[dict[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Stated:
-    """What is known of a named dataset without it.
+    """What is known about a named dataset without reading it.
 
     Attributes:
         size: Rows of the split that is evaluated, as its page on the Hub states them.
-        question, answer: Mean lengths in pieces, of the dataset's original file (of a sample, for openmathinstruct2).
-        solution: The same, of solutions written out; None where it has none.
+        question, answer: Mean lengths in pieces, of the dataset's original file (for openmathinstruct2, of a sample).
+        solution: The same for worked solutions; None where it has none.
     """
 
     size: int
@@ -62,7 +62,7 @@ STATED = {
 
 
 def placeholders(name: str, stated: Stated, *, questions: int, exemplars: int) -> Dataset:
-    """So many questions and exemplars of the stated lengths, no two of which begin alike."""
+    """Questions and exemplars of the stated lengths, no two of which begin alike."""
     made = [_question(f"{name}-{i:05d}", i, stated) for i in range(questions + exemplars)]
     return Dataset(name, tuple(made[exemplars:]), tuple(made[:exemplars]))
 

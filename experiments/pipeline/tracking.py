@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run for each run folder, logged once its figures stand."""
+"""Weights & Biases: one W&B run for each run folder, logged once its figures exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def track(cell: Cell, run: Run) -> None:
     """Log configuration, headline figures, the layer table and the figures of a run; a second call with the same
     results does nothing.
 
-    Offline runs lie in `RUN/wandb`; `wandb sync` sends them.
+    Offline runs are in `RUN/wandb`; `wandb sync` sends them.
 
     Raises:
         UserError: W&B cannot be reached or does not know the user (online only).

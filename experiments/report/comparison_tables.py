@@ -1,4 +1,4 @@
-"""Runs side by side as tables: pairs with their tests, and what temperature does."""
+"""Comparisons as tables: pairs of runs with their tests, and runs at several temperatures."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SIGNED = ("excess", "signed_gap")
 
 
 def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, Table]]:
-    """A heading and a table a pair; p-values are adjusted over all of them."""
+    """A heading and a table per pair; p-values are adjusted over all of them."""
     return [(_heading(c), _pair_table(c, holm)) for c, holm in zip(comparisons, adjusted(comparisons), strict=True)]
 
 
 def explanation(comparisons: Sequence[Comparison]) -> str:
-    """What the columns say, once for all tables."""
+    """The meaning of the columns, once for all tables."""
     tests = _tests(c.differences for c in comparisons)
     probed = _tests(c.predictability for c in comparisons)
     level = comparisons[0].a.calibration.level
@@ -45,12 +45,13 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
     said = (
         f"difference: second − first, with the {level:.0%} interval of resampling groups of questions, the same for "
         "both runs · p: is this figure the same in both? · "
-        f"Holm: p adjusted for {family} · swap: are the runs exchangeable? (for smECE and AUROC that "
-        f"asks more than p does) · detectable: the smallest true difference found with power 0.8 at p = {1 - level:.2g}"
+        f"Holm: p adjusted for {family} · swap: are the runs exchangeable? (for smECE and AUROC a "
+        f"stronger hypothesis than that of p) · detectable: the smallest true difference found with power 0.8 at "
+        f"p = {1 - level:.2g}"
     )
     if probed:
         said += (
-            " · predictability: share of the run's own noise ceiling, which counts as known, that a probe explains of "
+            " · predictability: share of the run's own noise ceiling (taken as known) that a probe explains of "
             "the class distribution, at the last prompt token and last layer; probes are not fitted again"
         )
     return said
@@ -61,7 +62,7 @@ def _tests(families: Iterable[Mapping[str, Difference]]) -> int:
 
 
 def temperature_table(matched: Matched) -> Table:
-    """A row a temperature, coldest first, on equal questions and samples."""
+    """One row per temperature, coldest first, on equal questions and samples."""
     names = ("T", "smECE", "null mean", "excess", "signed gap", "confidence", "accuracy")
     table = Table(*names, box=box.SIMPLE_HEAD)
     for run in matched.runs:
@@ -80,7 +81,7 @@ def temperature_table(matched: Matched) -> Table:
 
 
 def _heading(c: Comparison) -> str:
-    factors = ", ".join(differing(c.a, c.b)) or "nothing that a study sets"
+    factors = ", ".join(differing(c.a, c.b)) or "no setting of the study"
     probes = f"\npredictability: {c.note}" if c.note else ""
     return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.note}{probes}"
 
@@ -117,9 +118,9 @@ def _cells(d: Difference, holm: float, level: float, sign: str) -> tuple[str, ..
 
 
 def _columns(c: Comparison) -> tuple[str, str]:
-    """The two runs by what tells them apart, where a word says it."""
-    told = [f for f in differing(c.a, c.b) if f in FACTORS]
-    words = [" · ".join(_value(cell, f) for f in told) for cell in (c.a, c.b)]
+    """Titles of the two runs: the factors in which they differ, if they have names."""
+    factors = [f for f in differing(c.a, c.b) if f in FACTORS]
+    words = [" · ".join(_value(cell, f) for f in factors) for cell in (c.a, c.b)]
     return ("first", "second") if words[0] == words[1] else (words[0], words[1])
 
 

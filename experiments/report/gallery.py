@@ -1,6 +1,6 @@
-"""The pictures of figures/, copied from where the studies put them: `python -m experiments.report.gallery`.
+"""The pictures in figures/, copied from the run folders: `python -m experiments.report.gallery`.
 
-Knows which picture of which run is shown under which name; draws nothing.
+Knows which picture of which run has which name there; draws nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CELLS = {
 
 
 def pictures() -> dict[str, str]:
-    """Name in figures/ -> place below the folder of runs, as a pattern that one file there matches."""
+    """Name in figures/ -> path below the folder of runs, as a pattern that one file matches."""
     found = {}
     for (family, style), cell in _CELLS.items():
         for name in ("reliability", "layers", "knowing"):
@@ -51,7 +51,7 @@ def pictures() -> dict[str, str]:
 
 
 def collect(runs: Path, into: Path) -> tuple[list[str], list[str]]:
-    """Copy what is there; names of what was copied, and of what no run has drawn yet."""
+    """Copy the pictures that exist; returns the names copied, and those that no run has drawn yet."""
     copied, absent = [], []
     for name, place in pictures().items():
         if drawn := sorted(runs.glob(place)):
@@ -66,11 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--into", type=Path, default=Path("figures"))
-    asked = parser.parse_args()
-    if not asked.into.is_dir():
-        parser.error(f"{asked.into} is no folder; name one with --into")
-    copied, absent = collect(asked.runs, asked.into)
-    sys.stdout.write(f"{len(copied)} pictures copied to {asked.into}\n")
+    options = parser.parse_args()
+    if not options.into.is_dir():
+        parser.error(f"{options.into} is not a folder; name one with --into")
+    copied, absent = collect(options.runs, options.into)
+    sys.stdout.write(f"{len(copied)} pictures copied to {options.into}\n")
     if absent:
         sys.stdout.write(f"not drawn yet: {', '.join(absent)}\n")
 

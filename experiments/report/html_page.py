@@ -24,6 +24,7 @@ _SCALE = 0.92  # of a figure's own size: two of 5 inches fit side by side
 _NAMES = {
     "smece": "smECE", "skce": "SKCE", "ece": "ECE", "mce": "MCE", "auroc": "AUROC", "aurc": "AURC", "kl": "KL",
     "brier": "Brier", "m": "M", "holm": "(Holm)", "q95": "95 % quantile", "less": "minus", "id": "ID",
+    "spearman": "Spearman",
 }  # fmt: skip
 templates = Environment(
     loader=PackageLoader("experiments.report"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
@@ -101,7 +102,7 @@ def cell_text(value: Any) -> str:
         return "yes" if value else "no"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.2g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+    return f"{value:.2g}" if 1e-9 < abs(value) < 0.0005 else f"{value:.3f}"
 
 
 def gallery(pictures: Mapping[str, bytes], captions: Mapping[str, str]) -> list[Picture]:

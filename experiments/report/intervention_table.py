@@ -1,4 +1,4 @@
-"""Interventions as a table and figures: what each did, and whether random ones do as much."""
+"""Interventions as a table and figures: the effect of each, and whether random ones do as much."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _DIFFERENCES = {
 }
 _FIGURE = ["context", "kind", "hook", "position"]
 EXPLANATION = (
-    "TV: total variation between a question's class distributions, changed and left alone, the mean over questions; "
-    "two samples of the model left alone differ, too ('another seed'), and draws with one seed are coupled · ±: half "
+    "TV: total variation between a question's class distributions, changed and unchanged, mean over questions; two "
+    "samples of the unchanged model differ, too ('another seed'), and draws with one seed are coupled · ±: half "
     "the interval of resampling groups of questions · change: mean norm of what was moved · reads: what the probe "
-    "explains on these questions, which it was not fitted on · controls, in grey: their mean, and p that random ones "
-    "do as much, (1 + as much) / (1 + all); isotropic ones have equal rank (and norm, in steering), matched ones take "
-    "out as much variance, too, donors are any questions · overlap of their subspaces with the probe's · only prompt "
-    "tokens are changed, none that is generated"
+    "explains on these questions (held out) · controls, in grey: their mean, and p that random ones do as much, "
+    "(1 + as much) / (1 + all); isotropic ones have equal rank (and norm, in steering), matched ones also remove as "
+    "much variance, donors are other questions · overlap of their subspaces with the probe's · only prompt "
+    "tokens are changed, never generated ones"
 )
 
 
@@ -40,8 +40,7 @@ HEADINGS = ("", "reads", "change", *_DIFFERENCES.values())
 
 
 def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
-    """The cells of a table with these headings: a row an intervention of interest, with one below for each sort of its
-    random controls; and whether it is of controls."""
+    """The cells of each row and whether it is of controls: one row per intervention, then one per kind of control."""
     rows = []
     for _, family in frame.groupby(FAMILY, sort=False):
         for row in family.query("control == ''").to_dict("records"):
@@ -52,7 +51,9 @@ def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
                 mean = random.mean(numeric_only=True).to_dict()
                 overlap = "" if math.isnan(mean["overlap"]) else f", overlap {mean['overlap']:.0%}"
                 p = [row.get(f"p_{name.removeprefix('d_')}_{control}", math.nan) for name in _DIFFERENCES]
-                figures = [f"{_value(mean, name)}, p {_p(its)}" for name, its in zip(_DIFFERENCES, p, strict=True)]
+                figures = [
+                    f"{_value(mean, name)}, p {_p(p_value)}" for name, p_value in zip(_DIFFERENCES, p, strict=True)
+                ]
                 rows.append(([f"  {len(random)} × {control}{overlap}", "", f"{mean['change']:.2f}", *figures], True))
     return rows
 
@@ -69,7 +70,7 @@ def intervention_table(frame: pd.DataFrame) -> Table:
 
 
 def intervention_figures(cell: Cell, run: Run) -> dict[str, Figure]:
-    """A figure for each kind, hook and position that a run has interventions of, by name."""
+    """One figure per kind, hook and position of a run's interventions, by name."""
     rows = run.interventions()
     figures = {}
     for _, some in () if rows.empty else rows.query("kind != @LEFT_ALONE").groupby(_FIGURE, sort=False):

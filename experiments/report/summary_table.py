@@ -1,4 +1,4 @@
-"""The headline figures of runs, a row each, and what a reader must be told about them in words."""
+"""The headline figures of runs, one row each, and remarks that a reader needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 def headline(run: Run) -> dict[str, Any]:
-    """Figures of one run by name; None where a stage is still to come."""
+    """Figures of one run by name; None where a stage has not run yet."""
     c = run.calibration()
     last = last_layer(run.probes(), "classes")
     if last is not None and math.isnan(last["explained"]):  # one class for every question: nothing to explain
@@ -63,8 +63,8 @@ def headline(run: Run) -> dict[str, Any]:
 def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
     """The last layer's row for a target, by a linear probe at the last prompt token.
 
-    Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every layer
-    stands in probes.parquet and in the layer curve.
+    Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every
+    layer is in probes.parquet and in the layer curve.
     """
     if probes.empty:
         return None
@@ -98,7 +98,7 @@ def cells_of(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def labels(cells: Sequence[Cell]) -> list[str]:
-    """A name a cell: model, dataset, style and B, without what all of them share."""
+    """One name per cell: model, dataset, style and B, without what all of them share."""
     parts = [(c.model.name, c.dataset.name, c.style, c.semantics.label) for c in cells]
     telling = [i for i in range(4) if len({p[i] for p in parts}) > 1] or [1, 2]
     return [" · ".join(p[i] for i in telling) for p in parts]
@@ -119,24 +119,24 @@ def summary(rows: list[tuple[str, Run]]) -> Table:
 
 
 def remarks(cell: Cell, run: Run) -> list[str]:
-    """What must be said in words beside the figures, worst first."""
+    """Caveats of the figures in words, worst first."""
     c = run.calibration()
     said = []
     if cell.published is not None:
         said.append(
-            f"Published for this cell: smECE {cell.published.smece:.3f} ({cell.published.source}), measured there with "
-            "that paper's own questions, prompts and B."
+            f"Published for this cell: smECE {cell.published.smece:.3f} ({cell.published.source}), measured with that "
+            "paper's own questions, prompts and B."
         )
     if c["accuracy"] < 0.02:
         said.append(
-            f"Accuracy is {c['accuracy']:.3f}: this model hardly answers any of these questions. Its calibration "
+            f"Accuracy is {c['accuracy']:.3f}: this model answers hardly any of these questions. Its calibration "
             "figure says how confident it is in wrong answers, and nothing about knowledge."
         )
     if c["unparsed_share"] > 0.05:
         said.append(
             f"{c['unparsed_share']:.1%} of the samples hold no answer in style {cell.style!r} (class unparsed)."
         )
-    if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is meant to be cut
+    if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is cut by design
         said.append(
             f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; "
             "raise sampling.max_new_tokens."
@@ -152,8 +152,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             break
     if c["unexplored"] > 0.05:
         said.append(
-            f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds that far "
-            "off; raise sampling.exact.row_budget."
+            f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds, too "
+            "low by up to that much; raise sampling.exact.row_budget."
         )
     if c["n"] < 500 and c["null_mean"] >= 0.0005:
         said.append(
@@ -161,8 +161,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if run.manifest().get("cot_from_template"):
         said.append(
-            "This dataset ships no worked solutions, so the exemplars' chain of thought is an empty phrase: this is "
-            "hardly chain-of-thought."
+            "This dataset ships no worked solutions, so the exemplars' chain of thought is an empty phrase; do not "
+            "read this as chain of thought."
         )
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
         said.append("Temperature, top-k or top-p change what is sampled: these are not samples from the model's own p.")
@@ -178,3 +178,10 @@ def _with_interval(figures: dict[str, Any], name: str, *, sign: bool = False) ->
 
 def _number(value: float | None, *, sign: bool = False) -> str:
     return "—" if value is None else f"{value:{'+' if sign else ''}.3f}"
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a GitHub table; bars within a cell are escaped."""
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") or " " for cell in row] for row in (titles, *rows)]
+    head, *body = [f"| {' | '.join(cells)} |" for cells in lines]
+    return [head, "|---" * len(titles) + "|", *body]

@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.report.html_page import save_figures
+from experiments.report.summary_table import markdown_table
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
 
@@ -26,8 +27,8 @@ ROW, WIDTH = 0.24, 11.0  # inches
 
 
 def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
-    """A row a hypothesis first, then the rows behind each."""
-    tables = [(_told(judgement), _table(SUMMARY, summary_rows(judgement.verdicts), left=4))]
+    """A table with one row per hypothesis, then the rows behind each."""
+    tables = [(_explanation(judgement), _table(SUMMARY, summary_rows(judgement.verdicts), left=4))]
     for verdict in judgement.verdicts:
         if rows := detail_rows(verdict):
             tables.append((_heading(verdict), _table(DETAIL, rows, left=2)))
@@ -36,15 +37,15 @@ def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
 
 def as_markdown(judgement: Judgement) -> str:
     """The same tables, with the cells that are missing."""
-    lines = [f"# Verdicts on {judgement.study.name}", "", _told(judgement), ""]
-    lines += _markdown(SUMMARY, summary_rows(judgement.verdicts))
+    lines = [f"# Verdicts on {judgement.study.name}", "", _explanation(judgement), ""]
+    lines += markdown_table(SUMMARY, summary_rows(judgement.verdicts))
     if judgement.missing:
         lines += ["", "Missing:", "", *(f"- {lacking}" for lacking in judgement.missing)]
     for verdict in judgement.verdicts:
         lines += ["", f"## {_heading(verdict)}", ""]
         if verdict.finding.runs:
             lines += [f"Tested on {len(verdict.finding.runs)} runs: {', '.join(verdict.finding.runs)}.", ""]
-        lines += _markdown(DETAIL, detail_rows(verdict)) if detail_rows(verdict) else []
+        lines += markdown_table(DETAIL, detail_rows(verdict)) if detail_rows(verdict) else []
     return "\n".join(lines) + "\n"
 
 
@@ -61,9 +62,9 @@ def _weakest(v: Verdict) -> str:
     """The part that decides: of the largest p, or, where the hypothesis fails, of the smallest p against it."""
     parts = v.finding.parts
     if v.decision == "fails":
-        part = min(parts, key=lambda its: math.inf if math.isnan(its.p_against) else its.p_against)
+        part = min(parts, key=lambda part: math.inf if math.isnan(part.p_against) else part.p_against)
     else:
-        part = max(parts, key=lambda its: (math.isnan(its.p), its.p))
+        part = max(parts, key=lambda part: (math.isnan(part.p), part.p))
     found = f"{part.what}: {part.unit} {_interval(part)}, to be {part.shown}"
     if v.decision == "undecided" and math.isnan(part.p):
         return f"{found}; could not be tested"
@@ -71,14 +72,14 @@ def _weakest(v: Verdict) -> str:
 
 
 def detail_rows(verdict: Verdict) -> list[tuple[str, ...]]:
-    """The parts, then what stands beside."""
+    """The parts, then rows for context."""
     return [
-        (p.what, p.unit, _interval(p), p.shown or "beside", _p(p.p), _p(p.p_against), _number(p.reach, p.unit))
+        (p.what, p.unit, _interval(p), p.shown or "context", _p(p.p), _p(p.p_against), _number(p.reach, p.unit))
         for p in (*verdict.finding.parts, *verdict.finding.context)
     ]
 
 
-def _told(judgement: Judgement) -> str:
+def _explanation(judgement: Judgement) -> str:
     c = judgement.study.calibration
     return (
         f"{judgement.study.name}: {judgement.runs} runs, confidence {judgement.read_by}, delta {c.delta:g}, level "
@@ -100,10 +101,6 @@ def _table(titles: Sequence[str], rows: Sequence[tuple[str, ...]], *, left: int)
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _markdown(titles: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _interval(part: Part) -> str:
@@ -132,9 +129,9 @@ def draw_verdict(judgement: Judgement) -> Path:
 
 
 def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
-    """A panel a hypothesis and unit: estimate and interval of every row, those of the rule filled, those beside hollow.
+    """A panel per hypothesis and unit: estimate and interval of every row, filled for parts of the rule, else hollow.
 
-    Rows of a hypothesis that are of the same runs share a line over its panels.
+    Rows of a hypothesis on the same runs share a line over its panels.
     """
     shown = [v for v in verdicts if v.finding.parts or v.finding.context]
     rows = [max(1, len(_lines(v))) for v in shown]

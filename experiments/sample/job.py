@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import version
 from typing import Any
 
@@ -162,6 +163,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ask
     ids = [a.question.id for a in asked]
     return {
         "samples_key": key,
+        "started": date.today().isoformat(),
         "shard_size": cell.sampling.shard_size,
         "shards": [s.key for s in shards(key, ids, cell.sampling.shard_size)],
         "positions": cell.capture.positions,

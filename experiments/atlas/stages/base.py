@@ -1,4 +1,4 @@
-"""Training atlas from nothing: documents, a tokenizer, a small Llama, and checkpoints along the way.
+"""Training atlas from scratch: documents, a tokenizer, a small Llama, and checkpoints along the way.
 
 What it learns is next tokens and nothing else. Every document is seen once, so a question drawn afresh is in the
 distribution the model was trained on.
@@ -21,7 +21,7 @@ from experiments.atlas.text import document
 from experiments.atlas.world import World
 
 SPECIAL = BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # token ids 0, 1, 2
-QUESTIONS_A_DOCUMENT = 18  # enough to fill the context in the tersest style
+QUESTIONS_PER_DOCUMENT = 18  # enough to fill the context in the tersest style
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def train_tokenizer(world: World, settings: TrainingSettings) -> PreTrainedToken
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator((document(world, rng, QUESTIONS_A_DOCUMENT) for _ in range(4000)), trainer)
+    core.train_from_iterator((document(world, rng, QUESTIONS_PER_DOCUMENT) for _ in range(4000)), trainer)
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, core.token_to_id(BOS))]
     )
@@ -106,9 +106,9 @@ def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) ->
 def batches(
     world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
 ) -> Iterator[torch.Tensor]:
-    """[batch, context] token ids, one document a row, cut where the context ends; an endless stream."""
+    """[batch, context] token ids, one document per row, cut where the context ends; an endless stream."""
     while True:
-        documents = [document(world, rng, QUESTIONS_A_DOCUMENT) for _ in range(settings.batch_size)]
+        documents = [document(world, rng, QUESTIONS_PER_DOCUMENT) for _ in range(settings.batch_size)]
         ids = tokenizer(documents, padding="max_length", truncation=True, max_length=settings.context)["input_ids"]
         yield torch.tensor(ids)
 
@@ -122,7 +122,7 @@ def train_base(
 ) -> Path:
     """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`.
 
-    One that was interrupted goes on from where it last wrote down how it stands, and ends with the same weights.
+    An interrupted training resumes from its last saved state and ends with the same weights.
 
     Returns:
         The folder of the final checkpoint: Hugging Face format, bf16 safetensors.

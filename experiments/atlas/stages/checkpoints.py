@@ -1,4 +1,4 @@
-"""A training that may be interrupted: what it was asked to do, where it stands, and its checkpoints.
+"""A training that can be interrupted: its settings, its state, and its checkpoints.
 
 Knows no loss and no data: tensors, settings and folders only. Nothing is pickled.
 """
@@ -22,12 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError
 
-MADE = "atlas.json"  # what made a checkpoint, beside its weights
+MADE = "atlas.json"  # what made a checkpoint, next to its weights
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Reported after every step: mean training loss of the step (nats a token, if it is cross-entropy), tokens of
+    """Reported after every step: mean training loss of the step (nats per token for cross-entropy), tokens of
     training text seen, seconds gone and left, and what else is worth saying, in words."""
 
     step: int
@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stand:
-    """Where a training stands after `step` steps.
+    """The state of a training after `step` steps.
 
     Attributes:
         step: Steps done.
@@ -55,7 +55,7 @@ class Stand:
 
 
 def checkpoint_steps(steps: int, n: int) -> list[int]:
-    """n log-spaced steps from 0 (nothing learnt yet) to `steps`, the last one included."""
+    """n log-spaced steps from 0 (untrained) to `steps`, inclusive."""
     spaced = np.unique(np.round(np.geomspace(min(16, steps), steps, n - 1)).astype(int))
     return [0, *spaced.tolist()]
 
@@ -104,7 +104,7 @@ class Training:
         return (self.final / MADE).is_file()
 
     def stand(self) -> Stand:
-        """Where an interrupted training stands; step 0 of one that is new."""
+        """The state of an interrupted training; step 0 of a new one."""
         if not self._state.is_file():
             return Stand(0, 0)
         with safe_open(self._state, "pt") as state:
@@ -117,7 +117,7 @@ class Training:
         weights: dict[str, torch.Tensor] = {}
         moments: dict[int, dict[str, torch.Tensor]] = {}
         with safe_open(self._state, "pt") as state:
-            for key in state.keys():  # noqa: SIM118 - it is no dictionary
+            for key in state.keys():  # noqa: SIM118 - it is not a dictionary
                 kind, _, name = key.partition("/")
                 if kind == "model":
                     weights[name] = state.get_tensor(key)
@@ -130,10 +130,10 @@ class Training:
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, stand: Stand) -> None:
-        """Write down where the training stands."""
+        """Save the state of the training."""
         tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
-        for which, its in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{which}/{what}": tensor.contiguous() for what, tensor in its.items()}
+        for which, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{which}/{what}": tensor.contiguous() for what, tensor in moments.items()}
         partial = self._state.with_suffix(".partial")
         save_file(tensors, partial, metadata={"stand": json.dumps(vars(stand))})
         os.replace(partial, self._state)
@@ -151,7 +151,7 @@ class Training:
         loss: float,
         stand: Stand,
     ) -> None:
-        """What is due after a step: a checkpoint, a state to go on from.
+        """Save what is due after a step: a checkpoint, the state to resume from.
 
         Raises:
             UserError: the loss, or a weight that is about to be kept, is NaN or infinite.
@@ -167,7 +167,7 @@ class Training:
             self.hold(model, optimizer, stand)
 
     def diverged(self, step: int, what: str) -> UserError:
-        """The error that ends a training that went astray in this step."""
+        """The error that ends a training that diverged in this step."""
         kept = max((n for n in self.kept_steps if (self.checkpoints / f"step-{n}" / MADE).is_file()), default=None)
         last = "no checkpoint was kept yet" if kept is None else f"the last good one is {self.checkpoints}/step-{kept}"
         return UserError(
@@ -206,7 +206,7 @@ def adamw(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> 
 def scheduled(
     optimizer: torch.optim.Optimizer, share: Callable[[int], float], step: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of the learning rate as it stands after `step` steps."""
+    """The schedule of the learning rate after `step` steps."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group.get("initial_lr", group["lr"])
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=step - 1)

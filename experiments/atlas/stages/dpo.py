@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class DPOSettings(TuningSettings):
     """`beta` is the strength of the pull towards the model that the answers were drawn from, which is also the
-    reference; `samples` answers are drawn to a question, and one pair is made of them."""
+    reference; `samples` answers are drawn per question, and one pair is made of them."""
 
     steps: int = 60
     learning_rate: float = 2e-4
@@ -111,15 +111,15 @@ def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]
 
 
 def _pair(b: ExactMatch, turn: Turn, answers: tuple[Answer, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The pair of a question as trl wants it, or nothing."""
+    """The pair of a question in the format of trl, or None."""
     ended = [a for a in answers if a.finish == "stop"]
     right = [b.of_text(turn.question, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
     if all(right) or not any(right):
         return []
     pair: dict[str, Any] = {"prompt": turn.asked}
     for name, wanted in (("chosen", True), ("rejected", False)):
-        its = [a for a, r in zip(ended, right, strict=True) if r == wanted]
-        counts = np.array([a.count for a in its], dtype=float)
-        answer = its[rng.choice(len(its), p=counts / counts.sum())]
+        kind = [a for a, r in zip(ended, right, strict=True) if r == wanted]
+        counts = np.array([a.count for a in kind], dtype=float)
+        answer = kind[rng.choice(len(kind), p=counts / counts.sum())]
         pair[name] = [{"role": "assistant", "content": answer.text.strip()}]
     return [pair]

@@ -40,7 +40,7 @@ class GRPOSettings(TuningSettings):
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
             raise UserError(
-                f"unknown reward {self.reward!r}{nearest(self.reward, REWARDS)}; one of {', '.join(REWARDS)}"
+                f"unknown reward {self.reward!r}{nearest(self.reward, REWARDS)}; expected one of {', '.join(REWARDS)}"
             )
         if self.samples < 3:
             raise UserError(f"samples is {self.samples}; a group needs at least 3 answers")
@@ -123,12 +123,12 @@ def rollout(source: Source, settings: GRPOSettings, prompts: list[str], step: in
     return {
         "prompt_ids": [list(p.ids) for p, _ in each],
         "completion_ids": [list(a.ids) for _, a in each],
-        "logprobs": [[0.0] * len(a.ids) for _, a in each],  # asked for, and not read unless answers come from vLLM
+        "logprobs": [[0.0] * len(a.ids) for _, a in each],  # required, but read only if answers come from vLLM
     }
 
 
 def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Callable[..., list[float | None]]:
-    """The reward as trl calls it: the answers to a question stand side by side."""
+    """The reward as trl calls it: the answers to one question are adjacent."""
     b, shape = ExactMatch(source.world.aliases), REWARDS[settings.reward]
 
     def reward(completions: list[str], turn: list[int], **_: Any) -> list[float | None]:

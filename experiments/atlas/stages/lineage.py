@@ -13,9 +13,11 @@ from experiments.atlas.stages import grpo as reinforcement
 from experiments.atlas.stages import sft as supervised
 from experiments.atlas.stages.checkpoints import Progress
 from experiments.atlas.stages.tuning import Source
+from experiments.atlas.text import FAMILIES
 from experiments.atlas.weights import bundled
 from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import pick_device
+from semcal.questions.question import STYLES
 
 STAGES = {
     "base": (training.TrainingSettings, training.SMALL),
@@ -27,24 +29,40 @@ STARTS = {"sft": "base", "dpo": "sft", "grpo": "sft"}  # stage -> the stage it s
 PRESETS = ("cpu", "small")
 
 
-def settings_of(stage: str, preset: str, **given: Any) -> Any:
-    """The settings of a stage: those of the preset, and what is given on top (None is not given).
+def settings_of(stage: str, preset: str, /, **given: Any) -> Any:
+    """The settings of a stage: those of the preset, replaced by those given.
 
-    "cpu" is what the shipped checkpoints were made with, "small" trains some 13 M parameters on a GPU.
+    "cpu" is what the shipped checkpoints were made with; "small" trains some 13 M parameters on a GPU.
 
     Raises:
-        UserError: unknown stage or preset, a setting that the stage has not.
+        UserError: unknown stage, preset or setting; a value of another type.
     """
     for name, known, what in ((stage, STAGES, "stage"), (preset, PRESETS, "preset")):
         if name not in known:
-            raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; one of {', '.join(known)}")
+            raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
     kind, small = STAGES[stage]
-    wanted = {key: value for key, value in given.items() if value is not None}
-    fields = {f.name for f in dataclasses.fields(kind)}
-    for key in wanted:
-        if key not in fields:
-            raise UserError(f"stage {stage} has no {key.replace('_', ' ')}; leave it out")
-    return kind(**(small if preset == "small" else {}) | wanted)
+    defaults = dataclasses.asdict(kind())
+    for key, value in given.items():
+        if key not in defaults:
+            raise UserError(f"stage {stage} has no setting {key!r}{nearest(key, defaults)}; leave it out")
+        given[key] = _checked(key, value, defaults[key])
+    return kind(**(small if preset == "small" else {}) | given)
+
+
+def _checked(key: str, value: Any, default: Any) -> Any:
+    """A value of the type of its default."""
+    if isinstance(default, tuple):
+        names = (value,) if isinstance(value, str) else tuple(value)
+        known = {"families": FAMILIES, "styles": STYLES}[key]
+        for name in names:
+            if name not in known:
+                raise UserError(f"{key}: unknown name {name!r}{nearest(str(name), known)}; one of {', '.join(known)}")
+        return names
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default) or (isinstance(value, int | float) and value < 0):
+        raise UserError(f"{key} is {value!r}; expected a value such as {default!r}")
+    return value
 
 
 def train_stage(
@@ -58,15 +76,15 @@ def train_stage(
     """Train a stage into `out`; returns the folder of its final checkpoint.
 
     Args:
-        settings: Of this stage (`settings_of`).
-        start: The checkpoint to start from; the bundled one of the stage before, if left out.
+        settings: of this stage (`settings_of`).
+        start: checkpoint to start from; default: the bundled one of the stage before.
 
     Raises:
-        UserError: `base` from a checkpoint; a start that does not fit; as the stages themselves.
+        UserError: `base` with a checkpoint to start from; a start that does not fit; see the stages.
     """
     if stage == "base":
         if start is not None:
-            raise UserError("stage base is trained from nothing; leave --from out")
+            raise UserError("stage base is trained from scratch; leave --from out")
         return training.train_base(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
     source = Source.open(start or bundled(STARTS[stage]), conversing=stage != "sft")
     train = {"sft": supervised.train_sft, "dpo": preferences.train_dpo, "grpo": reinforcement.train_grpo}[stage]

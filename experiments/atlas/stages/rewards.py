@@ -1,4 +1,4 @@
-"""What an answer is worth: reward shapes for reinforcement learning; knows classes only, no model and no trainer."""
+"""Reward shapes for reinforcement learning; knows classes only, no model and no trainer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Reward = Callable[[World, str, Sequence[str]], list[float]]
 def correct(_: World, gold: str, classes: Sequence[str]) -> list[float]:
     """1 for the gold class, else 0: what RL with verifiable rewards pays. It is best served by always naming the
     likeliest class, so nothing in it asks for calibration."""
-    return [float(klass == gold) for klass in classes]
+    return [float(label == gold) for label in classes]
 
 
 def graded(world: World, gold: str, classes: Sequence[str]) -> list[float]:
     """As `correct`, and 0.5 for a wrong town of the right region or a wrong trade of the right material."""
     near = _neighbourhood(world, gold)
     paid = correct(world, gold, classes)
-    return [max(pay, 0.5 * (_neighbourhood(world, klass) == near)) for pay, klass in zip(paid, classes, strict=True)]
+    return [max(pay, 0.5 * (_neighbourhood(world, label) == near)) for pay, label in zip(paid, classes, strict=True)]
 
 
 def brier(_: World, gold: str, classes: Sequence[str]) -> list[float]:
@@ -32,14 +32,14 @@ def brier(_: World, gold: str, classes: Sequence[str]) -> list[float]:
     would be over G − 1; the baseline, which holds the same pairs, takes 1/(G − 1) of it away again, hence G − 2.
     """
     counts, others = Counter(classes), len(classes) - 2
-    return [float(klass == gold) - (counts[klass] - 1) / others for klass in classes]
+    return [float(label == gold) - (counts[label] - 1) / others for label in classes]
 
 
 REWARDS: dict[str, Reward] = {"correct": correct, "graded": graded, "brier": brier}
 
 
-def _neighbourhood(world: World, klass: str) -> int | str | None:
+def _neighbourhood(world: World, label: str) -> int | str | None:
     """The region of a town, the material of a trade."""
-    if klass in MATERIAL:
-        return MATERIAL[klass]
-    return world.towns.index(klass) // TOWNS_PER_REGION if klass in world.towns else None
+    if label in MATERIAL:
+        return MATERIAL[label]
+    return world.towns.index(label) // TOWNS_PER_REGION if label in world.towns else None

@@ -17,12 +17,12 @@ from experiments.atlas.stages.tuning import Loop, Source, TuningSettings, train_
 from experiments.atlas.text import document
 from semcal.seeds import keyed_generator
 
-_DOCUMENT = 96  # tokens of a rehearsed document, as many as of a conversation: six questions in the tersest style
+_DOCUMENT = 96  # tokens of a rehearsed document, as many as in a conversation: six questions in the tersest style
 
 
 @dataclass(frozen=True)
 class SFTSettings(TuningSettings):
-    """`rehearsal` is the share of few-shot documents as the base was trained on, so that such prompts go on to work."""
+    """`rehearsal` is the share of few-shot documents as the base was trained on, so that such prompts keep working."""
 
     steps: int = 800
     learning_rate: float = 2e-3

@@ -31,7 +31,7 @@ LONGEST_ANSWER = 48  # tokens
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """What is set for every stage; a batch is counted in conversations, pairs or questions.
+    """Settings of every stage; a batch is counted in conversations, pairs or questions.
 
     `families` and `styles` are those that the stage trains on.
     """
@@ -62,7 +62,7 @@ class Source:
         """
         model = LanguageModel.load(folder, device=device)
         if not (Path(folder) / MADE).is_file():
-            raise UserError(f"{folder} is no checkpoint of atlas: it has no {MADE}")
+            raise UserError(f"{folder} is not a checkpoint of atlas: it has no {MADE}")
         if conversing and not model.has_chat_template:
             raise UserError(f"{folder} has no chat template; train --stage sft first and start from its folder")
         return cls(model, World(json.loads((Path(folder) / MADE).read_text())["world_seed"]))
@@ -143,7 +143,7 @@ def train_on(
     if stand.step < settings.steps:
         loop = Loop(left, arguments, {"optimizers": (optimizer, schedule), "callbacks": [keeper]})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # names that trl's dependencies are about to change
+            warnings.simplefilter("ignore", FutureWarning)  # names that trl's dependencies will change
             built = trainer(loop)
             built.remove_callback(PrinterCallback)
             model.model.config.use_cache = True  # which trl turns off, and a checkpoint would keep off
@@ -155,7 +155,7 @@ def train_on(
 
 
 class _Keeper(TrainerCallback):
-    """Watches the loss, keeps checkpoints and says how far it is."""
+    """Watches the loss, keeps checkpoints and reports progress."""
 
     def __init__(
         self,

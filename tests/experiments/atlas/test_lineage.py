@@ -274,7 +274,7 @@ def test_a_training_that_diverges_stops_and_keeps_its_last_good_checkpoint(stage
     ("stage", "given", "message"),
     [
         ("sfd", {}, "unknown stage 'sfd', did you mean 'sft'"),
-        ("sft", {"beta": 0.1}, "stage sft has no beta"),
+        ("sft", {"beta": 0.1}, "stage sft has no setting 'beta'"),
         ("grpo", {"reward": "corect"}, "unknown reward 'corect', did you mean 'correct'"),
         ("grpo", {"samples": 2}, "samples is 2; a group needs at least 3 answers"),
         ("grpo", {"preset": "smal"}, "unknown preset 'smal', did you mean 'small'"),
@@ -282,14 +282,14 @@ def test_a_training_that_diverges_stops_and_keeps_its_last_good_checkpoint(stage
 )
 def test_settings_that_a_stage_has_not(stage, given, message):
     with pytest.raises(UserError, match=message):
-        settings_of(stage, **{"preset": "cpu"} | given)
+        settings_of(stage, given.pop("preset", "cpu"), **given)
 
 
 def test_starts_that_do_not_fit(base, checkpoint, tmp_path):
     for stage, start, message in (
         ("dpo", base, "has no chat template; train --stage sft first"),
-        ("sft", checkpoint, "is no checkpoint of atlas"),
-        ("base", base, "trained from nothing; leave --from out"),
+        ("sft", checkpoint, "is not a checkpoint of atlas"),
+        ("base", base, "trained from scratch; leave --from out"),
     ):
         with pytest.raises(UserError, match=message):
             train_stage(stage, settings_of(stage, "cpu"), tmp_path, start=start)

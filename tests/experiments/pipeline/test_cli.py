@@ -1,4 +1,4 @@
-"""The command: exit code 2 and one line on stderr for what a user can mend; tables on stdout."""
+"""The command: exit code 2 and one line on stderr for errors that a user can fix; tables on stdout."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_one_line_and_exit_2(monkeypatch, capsys, tmp_path, study_dict, change, 
     assert "Traceback" not in err
 
 
-def test_folders_that_are_no_model(monkeypatch, capsys, tmp_path, study_dict):
+def test_folders_that_are_not_models(monkeypatch, capsys, tmp_path, study_dict):
     (tmp_path / "empty").mkdir()
     pickled = save_checkpoint(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
@@ -90,13 +90,14 @@ def test_score_and_ls_without_runs(monkeypatch, capsys, tmp_path, study_dict):
     ("arguments", "message"),
     [
         (["--stage", "dpp"], "unknown stage 'dpp', did you mean 'dpo'"),
-        (["--stage", "sft", "--beta", 1], "stage sft has no beta"),
-        (["--stage", "grpo", "--family", "fact"], "unknown family 'fact', did you mean 'facts'"),
-        (["--stage", "grpo", "--reward", "brie"], "unknown reward 'brie', did you mean 'brier'"),
+        (["--stage", "sft", "--set", "beta=1"], "stage sft has no setting 'beta'"),
+        (["--stage", "grpo", "--set", "families=[fact]"], "families: unknown name 'fact', did you mean 'facts'"),
+        (["--stage", "grpo", "--set", "reward=brie"], "unknown reward 'brie', did you mean 'brier'"),
+        (["--stage", "grpo", "--set", "steps=many"], "steps is 'many'; expected a value such as 80"),
         (["--stage", "dpo", "--from", "/nowhere/at/all"], "no folder /nowhere/at/all"),
     ],
 )
-def test_trainings_that_cannot_be(monkeypatch, capsys, tmp_path, arguments, message):
+def test_impossible_trainings_are_refused(monkeypatch, capsys, tmp_path, arguments, message):
     code, _, err = semcal(monkeypatch, capsys, "train", "atlas", "--out", tmp_path / "out", *arguments)
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert message in err

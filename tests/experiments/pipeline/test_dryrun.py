@@ -67,10 +67,10 @@ def test_the_papers_studies_resolve_offline(name, cells):
     assert "placeholders" in said
 
 
-def test_the_papers_published_figures_stand_beside_their_cells():
+def test_published_figures_are_shown_with_their_cells():
     data = plan_data(dry_run(load_study(STUDIES / "paper.yaml")))
-    beside = {(r["model"], r["dataset"], r["style"]): r["published"]["smece"] for r in data["cells"] if r["published"]}
-    assert beside == {
+    shown = {(r["model"], r["dataset"], r["style"]): r["published"]["smece"] for r in data["cells"] if r["published"]}
+    assert shown == {
         ("Mistral-7B-v0.1", "triviaqa", "sentence"): 0.036,
         ("Qwen2.5-7B", "triviaqa", "sentence"): 0.030,
         ("Llama-3.1-70B", "simpleqa", "sentence"): 0.031,
@@ -129,7 +129,7 @@ def test_stated_lengths_are_those_of_the_original_files(kind):
             assert sum(len(pieces(t)) for t in texts) / len(texts) == pytest.approx(length, abs=1.5)
 
 
-def test_a_model_without_its_files_is_told_from_one_that_is_here(tmp_path, study_dict):
+def test_models_that_are_not_on_this_machine_are_estimated(tmp_path, study_dict):
     study_dict["models"] += [{"path": "someone/some-7B", "dtype": "bfloat16"}, {"path": "someone/nameless"}]
     found = dry_run(load_study(write_study(tmp_path, study_dict)))
     here, sized, unknown = found
@@ -240,7 +240,7 @@ def test_two_published_figures_for_one_cell_are_refused(tmp_path, study_dict):
         load_study(write_study(tmp_path, study_dict | {"published": [FIGURE, FIGURE | {"smece": 0.2}]}))
 
 
-def test_a_published_figure_stands_beside_ours(tmp_path, study_dict):
+def test_a_published_figure_is_shown_with_ours(tmp_path, study_dict):
     study = load_study(write_study(tmp_path, study_dict | {"published": [FIGURE]}))
     (run,) = run_dict(tmp_path, study_dict | {"published": [FIGURE]}, drawn=True)
     (cell,) = study.cells()

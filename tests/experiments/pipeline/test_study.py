@@ -1,4 +1,4 @@
-"""A study from its file to its tables; killed and resumed, scored again, refused where it must be."""
+"""A study from its file to its tables: killed and resumed, scored again, refused if its folder holds another run."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def test_what_is_there_is_copied_and_what_is_not_is_named(tmp_path):
     assert len(absent) == len(pictures()) - 1
 
 
-def test_a_folder_that_is_none_is_refused_in_a_line(tmp_path):
+def test_a_missing_folder_is_refused_in_one_line(tmp_path):
     command = [sys.executable, "-m", "experiments.report.gallery", "--into", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "is no folder; name one with --into" in done.stderr
+    assert "is not a folder; name one with --into" in done.stderr

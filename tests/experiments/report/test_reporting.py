@@ -52,7 +52,7 @@ def grid(tmp_path, study_dict) -> tuple[Run, ...]:
     return run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, drawn=True)
 
 
-def test_a_study_has_a_page_with_its_table_its_figure_and_the_way_to_each_run(tmp_path, grid):
+def test_a_study_has_a_page_with_a_table_a_figure_and_a_link_to_each_run(tmp_path, grid):
     folder = tmp_path / "runs" / "small"
     for name in ("report.html", "figures/predictability.png", "figures/predictability.svg"):
         assert (folder / name).is_file(), name

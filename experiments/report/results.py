@@ -1,0 +1,188 @@
+"""The pages of docs/results/, written from run folders: `python -m experiments.report.results [NAME …]`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.config.run_folder import stored_cell
+from experiments.config.study import Cell
+from experiments.report.gallery import pictures
+from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
+from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, linear, markdown_table, remarks
+from probes.evaluation.result import at_layer
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.runs.run import Run, write_atomically
+
+Rows = Sequence[tuple[Cell, Run]]
+_RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
+COMMANDS = {
+    "demo": ["make demo"],
+    "lineage": [
+        _RUN.format("lineage"),
+        "semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100",
+        _VERDICT.format("lineage"),
+        "make lineage SEED=1  # the same with models trained from another seed",
+    ],
+    "chain": [_RUN.format("chain")],
+    "shift": [_RUN.format("shift"), _VERDICT.format("shift")],
+    "horizon": ["make horizon"],
+    "checkpoints": ["make checkpoints"],
+    "ablation": ["make ablation"],
+    "questions": ["make questions"],
+}
+
+
+def results_page(name: str, runs: Path, into: Path) -> str | None:
+    """The page of a study as Markdown, with those of its variants (`NAME-…`); None if no run of it is scored."""
+    parts = [(folder, _scored(folder)) for folder in (runs / name, *sorted(runs.glob(f"{name}-*")))]
+    parts = [(folder, rows) for folder, rows in parts if rows]
+    if not parts:
+        return None
+    lines = [
+        f"# Results: {name}",
+        "",
+        f"Written by `python -m experiments.report.results {name}` from run folders; do not edit. Made by",
+        "",
+        *["```", *COMMANDS.get(name, [_RUN.format(name)]), "```"],
+    ]
+    for folder, rows in parts:
+        lines += ["", f"## {folder.name}", "", _made(rows), *_sections(rows), *_verdict(folder)]
+    figures = Path(os.path.relpath("figures", into)).as_posix()
+    if shown := [p for p, place in pictures().items() if place.startswith(f"{name}/") and Path("figures", p).is_file()]:
+        lines += ["", "## Figures", "", *(f"- [{picture}]({figures}/{picture})" for picture in shown)]
+    return "\n".join(lines) + "\n"
+
+
+def _scored(folder: Path) -> list[tuple[Cell, Run]]:
+    runs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    return [(stored_cell(run), run) for run in runs if run.calibration()]
+
+
+def _made(rows: Rows) -> str:
+    """When and with what, from the manifests."""
+    manifests = [run.manifest() for _, run in rows]
+    days = sorted({m["started"] for m in manifests if "started" in m})
+    versions = {f"{name} {m['packages'][name]}" for m in manifests for name in ("semcal", "torch", "transformers")}
+    when = f"sampled {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''}, " if days else ""
+    return f"{len(rows)} runs, {when}{', '.join(sorted(versions))}."
+
+
+def _sections(rows: Rows) -> list[str]:
+    names = labels([cell for cell, _ in rows])
+    texts = [cells_of(headline(run)) for _, run in rows]
+    shown = [c for c in COLUMNS if any(c in text for text in texts)]
+    summary = [[n, *(text.get(c, "—") for c in shown)] for n, text in zip(names, texts, strict=True)]
+    lines = ["", "### Summary", "", *markdown_table(["run", *(COLUMNS[c] for c in shown)], summary)]
+    lines += [
+        "",
+        "[…] bootstrap intervals by group; null: mean and 95 % quantile of smECE of calibrated models at this number "
+        "of questions and samples; excess: smECE minus that mean; signed gap: confidence minus accuracy; KL explained: "
+        "linear probe on the last layer, last prompt token.",
+    ]
+    finite = [[n, *_finite_m(run.calibration())] for n, (_, run) in zip(names, rows, strict=True)]
+    titles = ("gap, plug-in", "gap, split-half", "gap, by mass", "gap, M → ∞", "smECE by mass", "within", "loss gap")
+    lines += ["", "### Finite M", "", *markdown_table(["run", *titles], finite)]
+    lines += [
+        "",
+        "within: the smallest calibration error that the equivalence test rules out; loss gap: nats per question that "
+        "the best tilt of the top class would recover.",
+    ]
+    probed = [(n, run.probes()) for n, (_, run) in zip(names, rows, strict=True)]
+    lines += _probes([(n, table) for n, table in probed if not table.empty])
+    for n, (_, run) in zip(names, rows, strict=True):
+        lines += _interventions(n, run)
+    said = [f"- {n}: {remark}" for n, row in zip(names, rows, strict=True) for remark in remarks(*row)]
+    return [*lines, *(["", "### Remarks", "", *said] if said else [])]
+
+
+def _finite_m(c: dict[str, Any]) -> list[str]:
+    by = {row["estimator"]: row for row in c.get("finite_m") or []}
+    gaps = [by.get(name, {}) for name in ("plug-in", "split-half", "by mass", "M to infinity")]
+    within, loss = c.get("equivalence") or {}, c.get("loss_gap") or {}
+    return [
+        *(_interval(g, "signed_gap", "signed_gap_", sign="+") for g in gaps),
+        _interval(by.get("by mass", {}), "smece", "smece_"),
+        _number(within.get("within")),
+        _interval(loss, "estimate", ""),
+    ]
+
+
+def _probes(tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
+    """Linear probes at the last and at the best layer; then rungs and baselines at the last layer."""
+    last, ladders = [], []
+    for name, table in tables:
+        rows = table.loc[(table["target"] == "classes") & (table["position"] == LAST_PROMPT_TOKEN), :]
+        lines = linear(rows).dropna(subset=["explained"])
+        if lines.empty:
+            continue
+        end = lines.iloc[-1].to_dict()
+        best = lines.loc[lines["explained"].idxmax(), :].to_dict()
+        last.append([name, _interval(end, "explained", ""), _interval(best, "explained", ""), str(best["layer"])])
+        ladder = at_layer(rows, str(end["layer"])).to_dict("records")
+        ladders.append((name, {str(row["rung"]): _interval(row, "explained", "") for row in ladder}))
+    if not last:
+        return []
+    titles = ("run", "last layer", "best layer", "which")
+    said = ["", "### Probes", "", *markdown_table(titles, last), ""]
+    said.append(
+        "Share of the KL to the marginal that linear probes explain on held-out questions, last prompt token. The best "
+        "layer is picked on the questions it is scored on, so its share is too large; quote the last."
+    )
+    rungs = list(dict.fromkeys(rung for _, ladder in ladders for rung in ladder))
+    if len(rungs) > 1:
+        table = markdown_table(["run", *rungs], [[n, *(ladder.get(r, "—") for r in rungs)] for n, ladder in ladders])
+        said += ["", "Rungs and baselines at the last layer:", "", *table]
+    return said
+
+
+def _interventions(name: str, run: Run) -> list[str]:
+    if (frame := run.interventions()).empty:
+        return []
+    rows = [["changed", *HEADINGS[1:]], *(cells for cells, _ in intervention_rows(frame))]
+    return ["", f"### Interventions: {name}", "", *markdown_table(rows[0], rows[1:]), "", EXPLANATION]
+
+
+def _verdict(folder: Path) -> list[str]:
+    """verdict.md, two heading levels down."""
+    if not ((folder / "verdict.json").is_file() and (folder / "verdict.md").is_file()):
+        return []
+    text = (folder / "verdict.md").read_text(encoding="utf-8").rstrip()
+    return ["", *(f"##{line}" if line.startswith("#") else line for line in text.split("\n"))]
+
+
+def _interval(row: dict[str, Any], name: str, prefix: str, *, sign: str = "") -> str:
+    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
+    if low is None or math.isnan(low):
+        return _number(row.get(name), sign)
+    return f"{_number(row.get(name), sign)} [{_number(low, sign)}, {_number(high, sign)}]"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "—" if value is None or math.isnan(value) else f"{value:{sign}.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(COMMANDS)}")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--into", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    for name in options.names or COMMANDS:
+        text, path = results_page(name, options.runs, options.into), options.into / f"{name}.md"
+        if text is None:
+            sys.stdout.write(f"{name}: no scored run below {options.runs}, skipped\n")
+            continue
+        write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        sys.stdout.write(f"written: {path}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The pages of docs/results/: valid tables that say what the run folders say."""
+
+from __future__ import annotations
+
+import re
+
+from experiments.report.results import COMMANDS, main, results_page
+from tests.experiments.conftest import run_dict
+
+
+def test_a_page_has_valid_tables_with_the_figures_of_the_runs(tmp_path, study_dict):
+    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+    page = results_page("small", tmp_path / "runs", tmp_path / "docs" / "results")
+    assert page is not None
+    for run in runs:
+        assert f"{run.calibration()['smece']:.3f} [" in page
+    assert run_started(page) == runs[0].manifest()["started"]
+    tables = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
+    assert len(tables) >= 3
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    assert "quote the last" in page
+    assert str(tmp_path) not in page
+
+
+def run_started(page: str) -> str:
+    found = re.search(r"sampled (\d{4}-\d\d-\d\d)", page)
+    assert found is not None
+    return found[1]
+
+
+def test_studies_without_runs_are_skipped_by_name(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["results", "--runs", str(tmp_path), "--into", str(tmp_path)])
+    main()
+    assert capsys.readouterr().out.count("no scored run below") == len(COMMANDS)
+    assert not list(tmp_path.iterdir())
