@@ -42,7 +42,7 @@ def check_packages() -> None:
     for name in ("probes", "experiments"):
         spec = find_spec(name)
         if spec is None:
-            raise UserError(f"package {name!r} is not installed beside semcal; install semcal again")
+            raise UserError(f"package {name!r} is not installed; install semcal again")
         places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
         found = Path(places[0]).resolve()
         if not found.is_relative_to(_HOME / name):

@@ -30,11 +30,24 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "shown", [load_dataset, Question, LanguageModel.load, LanguageModel.of, sample, collapse, run_study, UserError]
+    "shown",
+    [
+        UserError,
+        load_dataset,
+        Question,
+        LanguageModel.load,
+        LanguageModel.of,
+        sample,
+        collapse,
+        run_study,
+        semcal.calibration.smece,
+        probes.LinearProbe,
+    ],
+    ids=lambda shown: shown.__qualname__,
 )
 def test_the_example_in_a_docstring_runs(shown, checkpoint, tmp_path):
     text = shown.__doc__
-    scope = {"semcal": semcal, "probes": probes, "path": str(checkpoint), "folder": str(tmp_path)}
+    scope = {"semcal": semcal, "probes": probes, "np": np, "path": str(checkpoint), "folder": str(tmp_path)}
     example = doctest.DocTestParser().get_doctest(text, scope, shown.__qualname__, None, None)
     assert example.examples, f"{shown.__qualname__} shows no use of itself"
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -93,6 +93,12 @@ class LogLinear(Rung):
 class LinearProbe(LogLinear):
     """Softmax regression from activations [question, d] to a class distribution.
 
+    >>> rng = np.random.default_rng(0)
+    >>> activations, targets = rng.normal(size=(100, 8)), rng.dirichlet(np.ones(3), size=100)
+    >>> probe = probes.LinearProbe().fit(activations[:80], targets[:80])
+    >>> probe.predict(activations[80:]).shape, probe.score(activations[80:], targets[80:]) < 1
+    ((20, 3), True)
+
     Features are standardised by the rows given to `fit`; then as `fit_softmax`.
 
     Args:

@@ -50,6 +50,9 @@ class ReliabilityCurve:
 def smece(confidence: ArrayLike, correct: ArrayLike, *, convention: Convention = "relplot") -> float:
     """Smooth expected calibration error, in [0, 1]; 0 for perfect calibration.
 
+    >>> round(semcal.calibration.smece([0.9, 0.8, 0.4, 0.2], [1, 0, 1, 0]), 3)
+    0.19
+
     With residual r = confidence - correct and K_sigma the Gaussian kernel of standard deviation sigma reflected at 0
     and 1,
 
