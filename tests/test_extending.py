@@ -63,8 +63,6 @@ def test_a_new_dataset_and_a_new_b(folder):
 
 
 def test_a_new_rung(folder):
-    if not (folder / "probes" / "rungs" / "registry.py").exists():
-        pytest.skip("probes/rungs/registry.py is not in this tree yet")
     follow("A rung", folder)
     (found,) = (folder / "runs" / "neighbours").glob("*/probes.parquet")
     assert "neighbours" in set(pd.read_parquet(found)["rung"])

@@ -14,7 +14,7 @@ from experiments.config.collapsing_functions import REGISTRY, CollapseConfig
 from experiments.config.settings import Settings, slug
 from semcal.questions.build import build
 from semcal.questions.continuation import read_continuations
-from semcal.questions.named.registry import NAMED, read_named
+from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.question import Dataset
 from semcal.questions.tables import read_table
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.build import build
-from semcal.questions.named.registry import NAMED, read_named
+from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.question import Dataset
 from semcal.questions.rows import FORMATS
 from semcal.questions.tables import read_table

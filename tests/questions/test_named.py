@@ -10,7 +10,7 @@ import pytest
 
 from semcal import UserError
 from semcal.questions.build import build
-from semcal.questions.named.registry import NAMED, read_named
+from semcal.questions.named.named_datasets import NAMED, read_named
 from tests.conftest import data_folder, needs
 
 

@@ -130,7 +130,7 @@ def test_without_the_package_the_line_says_what_to_install(monkeypatch):
 
 
 def test_offline_the_hub_is_one_line_and_no_wait(tmp_path):
-    script = "from semcal.questions.named.registry import read_named\nfrom semcal import UserError\ntry:\n    read_named('gsm8k', None)\nexcept UserError as error:\n    print(error)"
+    script = "from semcal.questions.named.named_datasets import read_named\nfrom semcal import UserError\ntry:\n    read_named('gsm8k', None)\nexcept UserError as error:\n    print(error)"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     (line,) = done.stdout.strip().split("\n")

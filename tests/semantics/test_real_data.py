@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semcal.questions.build import build
-from semcal.questions.named.registry import NAMED, read_named
+from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.prompts import written
 from semcal.semantics.collapsing.choice import Choice
 from semcal.semantics.collapsing.exact_match import ExactMatch

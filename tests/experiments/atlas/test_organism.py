@@ -62,5 +62,5 @@ def test_no_such_stage():
 def test_ids_lead_back_to_queries():
     assert query_of("f-1-2-3-birth") == Fact(World(0)._person((1 * 100 + 2) * 8 + 3), "birth")
     for wrong in ("x-1", "f-1-2-3-height"):
-        with pytest.raises(ValueError, match="no question about atlas"):
+        with pytest.raises(ValueError, match="is not the id of a question about atlas"):
             query_of(wrong)

@@ -33,7 +33,7 @@ def _no_hub(monkeypatch):
     def out_of_reach(hub, *_, **__):
         raise UserError(f"{hub}: not read from the Hub")
 
-    monkeypatch.setattr("semcal.questions.named.registry.hub_rows", out_of_reach)
+    monkeypatch.setattr("semcal.questions.named.named_datasets.hub_rows", out_of_reach)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -172,7 +172,7 @@ def test_refusals_in_a_line(run, monkeypatch, capsys):
         (["--layer", 9], "the nearest is 2; captured are blocks.0.hook_resid_pre"),
         (["--layer", "blocks.1.hook_resid_pst"], "did you mean 'blocks.1.hook_resid_post'"),
         (["--kind", "ablat"], "unknown kind 'ablat', did you mean 'ablate'"),
-        (["--size", "-1"], "--size with --kind steer"),
+        (["--size", "-1"], "--size needs --kind steer"),
         (["--position", "after_1_tokens"], "after_1_tokens cannot be changed"),
         (["--position", "last_question_token"], "nothing captured at position 'last_question_token'"),
     ):

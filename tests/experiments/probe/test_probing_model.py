@@ -211,7 +211,7 @@ def test_a_model_that_is_not_the_runs_own_is_refused_in_one_line(run, monkeypatc
         if key == "weights_hash":  # with another tokenizer, the activations themselves are refused before
             said = refused(monkeypatch, capsys, "probe", with_probes(run).folder)
             assert "has different weights or a different tokenizer than" in said
-            assert "put the old ones back, or run its study again under another name" in said
+            assert "restore the old ones, or run the study again under another name" in said
         else:
             with pytest.raises(UserError, match="has different weights or a different tokenizer than"):
                 Models().of_run(stored_cell(run), run)
@@ -261,7 +261,7 @@ def test_lora_on_modules_that_it_does_not_know_is_refused_in_one_line(tmp_path, 
     study = write_study(tmp_path, study_dict | {"models": [model], "probes": probes})
     said = refused(monkeypatch, capsys, "run", study)
     assert "keeps weights in model.layers.0.mlp" in said
-    assert "which LoRA probes do not know; use the rungs below it" in said
+    assert "which LoRA probes do not support; use the rungs below it" in said
 
 
 def test_lora_without_peft_is_refused_before_sampling(tmp_path, study_dict, monkeypatch, capsys):

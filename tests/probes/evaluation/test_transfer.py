@@ -173,7 +173,7 @@ def test_what_cannot_be_tried_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tried(runs, seed=0)
-    with pytest.raises(ValueError, match="d_model] and one each per question"):
+    with pytest.raises(ValueError, match="d_model] and one of each per question"):
         ProbedRun("odd", one.activations, class_targets([one.table.select(range(N - 1))])[0], one.group)
 
 
