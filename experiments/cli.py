@@ -289,6 +289,8 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
     from experiments.sample.models import Models
 
     rows, models = sampled_rows(targets, overrides), Models()
+    if stage == "probe" and not any(cell.probes.enabled for cell, _ in rows):
+        raise UserError("probes.enabled is false in every run named; name the study with --set probes.enabled=true")
     with Screen() as screen:
         for cell, found in rows:
             analyse(cell, found, screen, models, again=[stage])

@@ -24,7 +24,7 @@ from semcal.runs.run import Run, write_atomically
 Rows = Sequence[tuple[Cell, Run]]
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
 COMMANDS = {
-    "demo": ["make demo"],
+    "demo": ["make demo", "semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200"],
     "lineage": [
         _RUN.format("lineage"),
         "semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100",

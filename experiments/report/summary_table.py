@@ -108,11 +108,11 @@ def summary(rows: list[tuple[str, Run]]) -> Table:
     """A rich table of labelled runs."""
     caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=caption, caption_justify="left")
-    table.add_column("run", overflow="fold")
+    table.add_column("run", overflow="fold", min_width=min(16, max((len(label) for label, _ in rows), default=0)))
     texts = [cells_of(headline(run)) for _, run in rows]
     shown = [c for c in COLUMNS if any(c in text for text in texts)]
     for c in shown:
-        table.add_column(COLUMNS[c], justify="right", no_wrap=True)
+        table.add_column(COLUMNS[c], justify="right", overflow="fold")
     for (label, _), text in zip(rows, texts, strict=True):
         table.add_row(label, *(text.get(c, "—") for c in shown))
     return table

@@ -94,7 +94,7 @@ def _of_rung(grid: Grid, rung: str, law: Law) -> Iterator[Part]:
     x, y = grid.values(lambda r: r.explained[rung]), grid.values(lambda r: r.excess.estimate)
     given = np.stack([grid.values(lambda r: r.accuracy), grid.values(lambda r: r.entropy)])
     without = f", without {', '.join(grid.left_out)}" if grid.left_out else ""
-    what = f"{rung}, {len(grid.cells)} runs of {len(grid.runs)} models{without}"
+    what = f"{rung}, {len(grid.cells)} runs of {len(grid.runs)} model{'s' if len(grid.runs) > 1 else ''}{without}"
     yield _part(what, grid_association(x, y, level=law.level, seed=law.seed), rung)
     if np.isfinite(given).all():
         found = grid_association(x, y, given, level=law.level, seed=law.seed)

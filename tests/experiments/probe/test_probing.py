@@ -225,6 +225,13 @@ def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dic
     assert "captured with another tokenizer than this run's, so it belongs to another run; delete this file" in said
 
 
+def test_probing_runs_without_probes_is_refused(tmp_path, study_dict, monkeypatch, capsys):
+    (plain,) = run_dict(tmp_path, study_dict | {"name": "plain", "probes": {"enabled": False}})
+    code, _, err = semcal(monkeypatch, capsys, "probe", plain.folder)
+    assert code == 2
+    assert "probes.enabled is false in every run named" in err
+
+
 def test_a_device_that_is_not_available_is_refused(run, monkeypatch, capsys):
     assert "device 'cuda:9'" in refused(monkeypatch, capsys, run, device="cuda:9")
 

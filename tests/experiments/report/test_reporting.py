@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from experiments.config.run_folder import stored_cell
 from experiments.report.html_page import gallery, html_table, templates
 from experiments.report.study_page import models, predictability
-from experiments.report.summary_table import last_layer
+from experiments.report.summary_table import headline, last_layer, summary
 from semcal import Run
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -90,6 +91,21 @@ def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
             if figure == "signed_gap":
                 found = {its["estimator"]: its for its in found["finite_m"]}["by mass"]
             assert bars.lines[0].get_xdata().tolist() == pytest.approx([found[figure]] * 2)
+
+
+def test_the_summary_keeps_names_and_digits_in_a_narrow_window(grid):
+    console = Console(width=80, record=True)
+    console.print(summary([("colours · concise", grid[0]), ("colours · sentence", grid[1])]))
+    text = re.sub(r"\s+", " ", console.export_text())
+    for word in (
+        "run",
+        "concise",
+        "sentence",
+        f"{headline(grid[0])['smece']:.3f}",
+        f"{headline(grid[1])['p_value']:.3f}",
+    ):
+        assert word in text
+    assert "…" not in text.replace("[…]", "")
 
 
 def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path, grid):
