@@ -26,9 +26,8 @@ def bench(
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
-    from experiments.bench.growth import draw, growth_cases
     from experiments.bench.probe_cases import probes_cases
-    from experiments.bench.sampler_cases import capture_cases, sampler_cases
+    from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
     from experiments.bench.semantics_cases import semantics_cases
 
     disable_progress_bar()

@@ -9,17 +9,26 @@ import pandas as pd
 
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
-from experiments.report.html_page import HtmlTable, cell_text, gallery, html_table, save_figures, shown_path, write_page
+from experiments.report.html_page import (
+    HtmlTable,
+    cell_text,
+    gallery,
+    html_table,
+    save_figures,
+    shown_path,
+    title,
+    write_page,
+)
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
 from experiments.report.run_figures import run_figures
-from experiments.report.summary_table import COLUMNS, cells_of, headline, remarks
+from experiments.report.summary_table import remarks, summary_rows
 from semcal.runs.run import Run
 
 
 def write_report(cell: Cell, run: Run) -> list[str]:
     """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
 
-    Figures that the run no longer gives are removed.
+    Figures that the run no longer has are removed.
     """
     folder = run.folder / "figures"
     pictures = save_figures(run_figures(cell, run), folder)
@@ -28,28 +37,31 @@ def write_report(cell: Cell, run: Run) -> list[str]:
         if path.stem not in pictures | changed:
             path.unlink()
     rest = {k: v for k, v in run.calibration().items() if not isinstance(v, str | list | dict)}
-    values = pd.DataFrame({"figure": [*rest], "value": pd.Series([*rest.values()], dtype=object)})
+    values = _frame(rest).iloc[0]
+    titles, (cells,) = summary_rows([(cell, run)])
     write_page(
         run.folder / "report.html",
         "run.html",
         title=cell.label,
         facts=_facts(cell, run),
         remarks=remarks(cell, run),
-        headline=html_table(pd.DataFrame([cells_of(headline(run))]).rename(columns=COLUMNS)),
+        headline=html_table(pd.DataFrame([cells[1:]], columns=pd.Index(titles[1:]))),
         figures=gallery(pictures, CAPTIONS),
         first=_first_question(run),
         sections=_sections(run),
         interventions=_interventions(run),
         changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
         explanation=EXPLANATION,
-        calibration=html_table(values.assign(figure=values["figure"].str.replace("_", " "))),
+        calibration=html_table(
+            pd.DataFrame({"figure": list(map(title, values.index)), "value": values.to_numpy(object)})
+        ),
         probes=html_table(run.probes()),
     )
     return [*pictures, *changed]
 
 
 def _facts(cell: Cell, run: Run) -> str:
-    """How the answers were made, in words."""
+    """How the answers were sampled, in words."""
     manifest, exact = run.manifest(), run.manifest()["exact"]
     drawn = f"{manifest['sampling']['m']} samples each" if exact is None else f"enumerated to {exact['epsilon']:g}"
     work = next((w for w in manifest["sampling_work"] if "path" in w), {})
@@ -77,7 +89,7 @@ def _first_question(run: Run) -> dict[str, Any]:
 
 
 def _interventions(run: Run) -> list[HtmlTable]:
-    """A table for each set of questions that was intervened on."""
+    """One table per set of questions that was intervened on."""
     rows, tables = run.interventions(), []
     for _, some in () if rows.empty else rows.groupby("context", sort=False):
         cells = intervention_rows(some)
@@ -87,7 +99,7 @@ def _interventions(run: Run) -> list[HtmlTable]:
 
 
 def _sections(run: Run) -> list[dict[str, Any]]:
-    """Title, words and table of what is behind the headline figures."""
+    """Title, text and table of what is behind the headline figures."""
     found = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
     if curve := found.get("m_curve"):
         found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
@@ -99,7 +111,7 @@ def _sections(run: Run) -> list[dict[str, Any]]:
 
 
 def _frame(section: dict[str, Any] | list[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a table, each figure with its interval in brackets."""
+    """Rows as a table, with each interval in brackets after its figure."""
     rows = section if isinstance(section, list) else [section]
     frame = pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, dict)} for row in rows])
     for name in list(frame):

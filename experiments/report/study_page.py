@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS
 from experiments.report.html_page import Picture, gallery, html_table, save_figures, shown_path, write_page
-from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, last_layer, remarks
+from experiments.report.summary_table import LEGEND, labels, last_layer, remarks, summary_rows
 from probes.plots.emergence import emergence_curve
 from probes.plots.predictability import predictability_scatter
 from semcal.calibration.plots.by_model import by_model
@@ -27,20 +27,21 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
     """Write report.html and figures/ (models, predictability; along training, emergence) into the folder of a study.
 
     Args:
-        rows: the runs that are scored, in the order of the page.
+        rows: The scored runs, in the order of the page.
     """
     figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
     pictures = save_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
     names = labels([cell for cell, _ in rows])
     # Relative, so that the folder may be moved or served.
     links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
-    summary = pd.DataFrame([{"run": n} | cells_of(headline(run)) for n, (_, run) in zip(names, rows, strict=True)])
+    titles, cells = summary_rows(rows)
     write_page(
         folder / "report.html",
         "study.html",
         title=name,
         facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
-        summary=html_table(summary.rename(columns=COLUMNS), links=links),
+        summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
+        legend=LEGEND,
         figures=gallery(pictures, CAPTIONS),
         runs=[
             {"name": n, "link": link, "facts": _facts(cell, run, folder), "figures": _pictures(run)}
@@ -97,16 +98,13 @@ def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
 
 
 def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
-    """One run's mark: a share of its own ceiling, and the excess with the interval of smECE, its null counting as
-    known."""
+    """The mark of one run: its share of the noise ceiling, and its excess with the interval of smECE."""
     calibration, last = run.calibration(), last_layer(run.probes(), "classes") or {}
-    shares = {to: last.get(of, float("nan")) for to, of in _OF_CEILING.items()}
+    of_ceiling = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
+    shares = {to: last.get(of, float("nan")) for to, of in of_ceiling.items()}
     null = calibration["null_mean"]
     ends = {f"excess_{end}": calibration[f"smece_{end}"] - null for end in ("low", "high")}
     return {"label": name, "style": cell.style, "excess": calibration["excess"]} | shares | ends
-
-
-_OF_CEILING = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
 
 
 def _facts(cell: Cell, run: Run, folder: Path) -> str:

@@ -1,7 +1,4 @@
-"""A training that can be interrupted: its settings, its state, and its checkpoints.
-
-Knows no loss and no data: tensors, settings and folders only. Nothing is pickled.
-"""
+"""Training that can be interrupted: its settings, its state, and its checkpoints. Knows no loss and no data."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ MADE = "atlas.json"  # what made a checkpoint, next to its weights
 @dataclass(frozen=True)
 class Progress:
     """Reported after every step: mean training loss of the step (nats per token for cross-entropy), tokens of
-    training text seen, seconds gone and left, and what else is worth saying, in words."""
+    training text seen so far, seconds elapsed and left, and anything else worth reporting, in words."""
 
     step: int
     steps: int
@@ -41,13 +39,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stand:
-    """The state of a training after `step` steps.
-
-    Attributes:
-        step: Steps done.
-        tokens: Tokens of training text seen.
-        stream: The state of the generator that training text is drawn from, where there is one.
-    """
+    """The state of a training run after `step` steps and `tokens` tokens of training text; `stream` is the state of the
+    generator that training text is drawn from, if there is one."""
 
     step: int
     tokens: int
@@ -61,59 +54,81 @@ def checkpoint_steps(steps: int, n: int) -> list[int]:
 
 
 class Training:
-    """The folders of one training: checkpoints `step-N` along the way, the final one, and what is needed to go on.
+    """The folders of one training run: checkpoints `step-N` along the way, the final one, and the state to resume from.
 
-    Weights in float32 and the optimiser's state go to one safetensors file that replaces its predecessor whole, so an
-    interruption at any moment leaves a state to go on from. It is deleted at the end.
+    Weights in float32 and the optimiser's state go to one safetensors file that is replaced atomically, so a run can
+    be resumed after an interruption at any moment. It is deleted at the end.
 
     Args:
-        made: Settings of the training; a training goes on only under the same.
-        checkpoints: Where `step-N` go.
-        final: Where the last checkpoint goes.
-        steps: Steps in all.
-        n: Checkpoints to keep.
+        made: Settings of the run (steps, checkpoints, warmup, learning_rate and weight_decay among them); it can only
+            be resumed with the same.
+        checkpoints: Parent folder of `step-N`.
+        final: Folder of the last checkpoint.
 
     Raises:
-        UserError: a training in the same folder was begun with other settings.
+        UserError: a run in the same folder was started with different settings.
     """
 
-    def __init__(self, made: Mapping[str, Any], *, checkpoints: Path, final: Path, steps: int, n: int) -> None:
-        self.made, self.checkpoints, self.final, self.steps = dict(made), checkpoints, final, steps
-        self.kept_steps = set(checkpoint_steps(steps, n))
-        self.saved_every = max(1, steps // 20)
+    def __init__(self, made: Mapping[str, Any], *, checkpoints: Path, final: Path) -> None:
+        self.made, self.checkpoints, self.final, self.steps = dict(made), checkpoints, final, made["steps"]
+        self.kept_steps = set(checkpoint_steps(self.steps, made["checkpoints"]))
+        self.saved_every = max(1, self.steps // 20)
         self._unfinished = checkpoints / "unfinished"
         self._state, self._begun = self._unfinished / "state.safetensors", self._unfinished / MADE
         for file in (final / MADE, self._begun):
             if file.is_file():
-                self._refuse_others(json.loads(file.read_text()))
+                earlier, ours = json.loads(file.read_text()), json.loads(_as_json(self.made))
+                for key in sorted(ours.keys() | (earlier.keys() - {"step", "tokens"})):
+                    if ours.get(key) != earlier.get(key):
+                        raise UserError(
+                            f"{final} was made with {key} {earlier.get(key)!r}, not {ours.get(key)!r}; repeat these "
+                            "settings to resume, or choose another --out"
+                        )
         if not self.finished:
             self._unfinished.mkdir(parents=True, exist_ok=True)
             self._begun.write_text(_as_json(self.made))
-
-    def _refuse_others(self, earlier: dict[str, Any]) -> None:
-        ours = json.loads(_as_json(self.made))
-        for key in sorted(ours.keys() | (earlier.keys() - {"step", "tokens"})):
-            if ours.get(key) != earlier.get(key):
-                raise UserError(
-                    f"{self.final} was made with {key} {earlier.get(key)!r}, not {ours.get(key)!r}; give the same "
-                    "settings to go on, or another --out"
-                )
 
     @property
     def finished(self) -> bool:
         return (self.final / MADE).is_file()
 
     def stand(self) -> Stand:
-        """The state of an interrupted training; step 0 of a new one."""
+        """The state of an interrupted run; step 0 of a new one."""
         if not self._state.is_file():
             return Stand(0, 0)
         with safe_open(self._state, "pt") as state:
             return Stand(**json.loads(state.metadata()["stand"]))
 
-    def restore(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-        """Weights and optimiser as they were at `stand()`; left alone at step 0."""
-        if not self._state.is_file():
-            return
+    def begin(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Stand, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        """Restore the model; returns the state, AdamW (which decays matrices only) and its schedule, as saved.
+
+        The learning rate rises linearly over `warmup` steps, then falls along half a cosine to 0.
+        """
+        stand, parameters, warmup = self.stand(), list(model.parameters()), self.made["warmup"]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.made["weight_decay"]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.made["learning_rate"], betas=(0.9, 0.95), fused=True)
+        if stand.step == 0:
+            self.checkpoint(model, tokenizer, stand)
+        else:
+            self._restore(model, optimizer)
+
+        def share(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = (step - warmup) / max(1, self.steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group.get("initial_lr", group["lr"])
+        self._resumed, self._started = stand.step, time.monotonic()
+        return stand, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=stand.step - 1)
+
+    def _restore(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
         weights: dict[str, torch.Tensor] = {}
         moments: dict[int, dict[str, torch.Tensor]] = {}
         with safe_open(self._state, "pt") as state:
@@ -129,8 +144,7 @@ class Training:
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
-    def hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, stand: Stand) -> None:
-        """Save the state of the training."""
+    def _hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, stand: Stand) -> None:
         tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
         for which, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{which}/{what}": tensor.contiguous() for what, tensor in moments.items()}
@@ -139,7 +153,7 @@ class Training:
         os.replace(partial, self._state)
 
     def checkpoint(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stand: Stand) -> None:
-        """Keep `step-N`."""
+        """Write `step-N`."""
         folder = self.checkpoints / f"step-{stand.step}"
         save(model, tokenizer, folder, self.made | {"step": stand.step, "tokens": stand.tokens})
 
@@ -150,11 +164,11 @@ class Training:
         optimizer: torch.optim.Optimizer,
         loss: float,
         stand: Stand,
-    ) -> None:
+    ) -> Progress:
         """Save what is due after a step: a checkpoint, the state to resume from.
 
         Raises:
-            UserError: the loss, or a weight that is about to be kept, is NaN or infinite.
+            UserError: the loss, or a weight that is about to be saved, is NaN or infinite.
         """
         due = stand.step in self.kept_steps, stand.step % self.saved_every == 0
         if not math.isfinite(loss):
@@ -164,10 +178,13 @@ class Training:
         if due[0]:
             self.checkpoint(model, tokenizer, stand)
         if due[1]:
-            self.hold(model, optimizer, stand)
+            self._hold(model, optimizer, stand)
+        seconds = time.monotonic() - self._started
+        left = seconds / (stand.step - self._resumed) * (self.steps - stand.step)
+        return Progress(stand.step, self.steps, loss, stand.tokens, seconds, left)
 
     def diverged(self, step: int, what: str) -> UserError:
-        """The error that ends a training that diverged in this step."""
+        """The error that ends a run that diverged in this step."""
         kept = max((n for n in self.kept_steps if (self.checkpoints / f"step-{n}" / MADE).is_file()), default=None)
         last = "no checkpoint was kept yet" if kept is None else f"the last good one is {self.checkpoints}/step-{kept}"
         return UserError(
@@ -176,44 +193,14 @@ class Training:
         )
 
     def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stand: Stand) -> Path:
-        """Write the final checkpoint, drop the state; returns the folder."""
+        """Write the final checkpoint and delete the state; returns the folder."""
         save(model, tokenizer, self.final, self.made | {"step": stand.step, "tokens": stand.tokens})
         shutil.rmtree(self._unfinished)
         return self.final
 
 
-def warm_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """step -> share of the learning rate: up in a line over `warmup` steps, then down along half a cosine to 0."""
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return share
-
-
-def adamw(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves vectors alone."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def scheduled(
-    optimizer: torch.optim.Optimizer, share: Callable[[int], float], step: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of the learning rate after `step` steps."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group.get("initial_lr", group["lr"])
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=step - 1)
-
-
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, made: Mapping[str, Any]) -> Path:
-    """Write a checkpoint in bf16 with what made it, which comes last; the model itself stays in float32."""
+    """Write a checkpoint in bf16, then the settings that made it; the model itself stays in float32."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
