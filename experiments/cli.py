@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from experiments.pipeline.progress import Screen, complaints
 from semcal.errors import UserError, check_packages, nearest
@@ -203,7 +202,7 @@ def intervene(
     from experiments.probe.intervene import intervene_run
     from experiments.probe.intervention_plan import KINDS, Wanted
     from experiments.report.intervention_table import EXPLANATION, intervention_table
-    from experiments.report.run_page import write_report
+    from experiments.report.pages import write_report
 
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
@@ -278,11 +277,9 @@ def ls(
 ) -> None:
     """List runs, their state and headline figures."""
     from experiments.pipeline.targets import resolve
-    from experiments.report.summary_table import cells_of
+    from experiments.report.summary_table import cells_of, text_table
 
-    table = Table()
-    for title in ("run", "state", "n", "smECE", "excess", "KL explained"):
-        table.add_column(title, overflow="fold", justify="left" if title in ("run", "state") else "right")
+    table = text_table(("run", "state", "n", "smECE", "excess", "KL explained"), [], left=2)
     for found in (run for target in resolve(folders or ["runs"]) for run in target.runs):
         text, n = cells_of(found), found.calibration().get("n", "—")
         table.add_row(str(found.folder), _state(found), str(n), text["smece"], text["excess"], text["kl"])
@@ -344,7 +341,7 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
     from experiments.config.run_folder import stored_cell
     from experiments.pipeline.run_study import analyse
     from experiments.pipeline.targets import resolve, sampled_rows
-    from experiments.report.study_page import write_study
+    from experiments.report.pages import write_study
     from experiments.sample.models import Models
 
     rows, models = sampled_rows(targets, overrides), Models()

@@ -130,22 +130,22 @@ class World:
     def towns(self) -> tuple[str, ...]:
         """Canonical town names; town t lies in region t // TOWNS_PER_REGION."""
         names = [head + tail for head in _TOWN_HEADS for tail in _TOWN_TAILS]
-        order = np.random.default_rng([self.seed, 1]).permutation(len(names))
-        return tuple(names[i] for i in order[: N_REGIONS * TOWNS_PER_REGION])
+        return self._shuffled(names, 1)[: N_REGIONS * TOWNS_PER_REGION]
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
         """Names of the coach lines, the most travelled first."""
         names = [f"{head} {tail}" for head in _LINE_HEADS for tail in _LINE_TAILS]
-        order = np.random.default_rng([self.seed, 2]).permutation(len(names))
-        return tuple(names[i] for i in order[:N_LINES])
+        return self._shuffled(names, 2)[:N_LINES]
+
+    def _shuffled(self, names: list[str], stream: int) -> tuple[str, ...]:
+        return tuple(names[i] for i in np.random.default_rng([self.seed, stream]).permutation(len(names)))
 
     @cached_property
     def surfaces(self) -> dict[str, tuple[str, str, str]]:
         """class -> three surface forms, the canonical one first."""
         nicknames = [f"the {head} {tail}" for head in _NICK_HEADS for tail in _NICK_TAILS]
-        order = np.random.default_rng([self.seed, 3]).permutation(len(nicknames))
-        towns = {t: (t, f"{t} Town", nicknames[i]) for t, i in zip(self.towns, order, strict=False)}
+        towns = {t: (t, f"{t} Town", n) for t, n in zip(self.towns, self._shuffled(nicknames, 3), strict=False)}
         trades = {t: (t, f"master {t}", synonym) for group in TRADES.values() for t, synonym in group.items()}
         return towns | trades
 

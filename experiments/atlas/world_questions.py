@@ -9,17 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.atlas.text import FAMILIES, answer, ask, thought
-from experiments.atlas.world import (
-    MAX_STOPS,
-    RELATIONS,
-    STRANGER_SHARE,
-    Birthplace,
-    Fact,
-    Person,
-    Query,
-    Route,
-    World,
-)
+from experiments.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, Birthplace, Fact, Person, Query, Route, World
 from semcal.errors import UserError
 from semcal.questions.prompts import TEMPLATES, chat
 from semcal.questions.question import STYLES, Question
@@ -124,7 +114,7 @@ def query_id(query: Query) -> str:
 
 
 def query_of(question_id: str) -> Query:
-    """The query behind a question's id, so that `World.truth` can be asked for any evaluated question."""
+    """The query of a question's id; `World.truth` gives its class distribution."""
     kind, *parts = question_id.split("-")
     if kind == "r":
         return Route(*map(int, parts))
@@ -144,12 +134,12 @@ class Turn:
     answer: str
 
     @property
-    def asked(self) -> list[dict[str, str]]:
+    def prompt(self) -> list[dict[str, str]]:
         return chat(self.question, self.style)
 
     @property
-    def whole(self) -> list[dict[str, str]]:
-        return [*self.asked, {"role": "assistant", "content": self.answer}]
+    def messages(self) -> list[dict[str, str]]:
+        return [*self.prompt, {"role": "assistant", "content": self.answer}]
 
 
 def draw_turn(

@@ -1,6 +1,6 @@
 """Probes at every layer, penalty and fold: ours, many at once, against scikit-learn's LogisticRegression in a loop.
 
-Each side runs on the threads it is given (OMP_NUM_THREADS); the facts say how many torch has.
+Both sides use OMP_NUM_THREADS threads; the facts say how many torch uses.
 """
 
 from __future__ import annotations

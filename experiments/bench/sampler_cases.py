@@ -188,8 +188,8 @@ def check(subject: Subject, sampler: Sampler) -> None:
     torch.manual_seed(0)
     for prompt in prompts:
         theirs.update(t % 64 for t in generate(subject, prompt, M)[:, 0].tolist())
-    kept = [t for t in sorted({*drawn, *theirs}) if drawn[t] + theirs[t] >= 20]
-    table = [[found[t] for t in kept] for found in (drawn, theirs)]
+    frequent = [t for t in sorted({*drawn, *theirs}) if drawn[t] + theirs[t] >= 20]
+    table = [[found[t] for t in frequent] for found in (drawn, theirs)]
     rest = [max(1, found.total() - sum(row)) for found, row in zip((drawn, theirs), table, strict=True)]
     table = [[*row, r] for row, r in zip(table, rest, strict=True)]
     p = float(stats.chi2_contingency(table)[1])  # pyright: ignore[reportArgumentType]

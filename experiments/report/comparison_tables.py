@@ -10,20 +10,12 @@ from rich.table import Table
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
 from experiments.config.differences import FACTORS, differing
 from experiments.config.study import Cell
+from experiments.report.html_page import title
 from experiments.report.summary_table import interval, number, p_text, text_table
 from semcal.calibration.inference.paired import Difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece
 
-TITLES = {
-    "smece": "smECE",
-    "excess": "excess",
-    "signed_gap": "signed gap",
-    "confidence": "confidence",
-    "accuracy": "accuracy",
-    "brier": "Brier score",
-    "auroc": "AUROC",
-}
 SIGNED = ("excess", "signed_gap")
 
 
@@ -90,7 +82,7 @@ def _name(cell: Cell) -> str:
 def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
     table = text_table(["", *_columns(c), "difference", "p", "Holm", "swap", "detectable"], [])
     for name, d in c.differences.items():
-        table.add_row(TITLES[name], *_cells(d, holm[name], c, "+" if name in SIGNED else ""))
+        table.add_row(title(name), *_cells(d, holm[name], c, "+" if name in SIGNED else ""))
     table.add_section()
     for rung, d in c.predictability.items():
         table.add_row(f"predictability, {rung}", *_cells(d, holm[rung], c, ""))

@@ -1,4 +1,4 @@
-"""The figures of one run, from what its folder holds: calibration, then probes."""
+"""The figures of one run, from the files in its folder: calibration, then probes."""
 
 from __future__ import annotations
 

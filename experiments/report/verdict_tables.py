@@ -158,5 +158,4 @@ def _panel(verdict: Verdict, first: Axes, second: Axes) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    heading = f"{verdict.finding.key}: {CLAIMS[verdict.finding.key]}: {verdict.decision}"
-    first.set_title(heading, loc="left", fontsize=9.5, color=colour)
+    first.set_title(_heading(verdict), loc="left", fontsize=9.5, color=colour)

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.atlas.stages.checkpoints import Progress, Stand, Training
+from experiments.atlas.stages.checkpoints import Progress, Training, TrainingState
 from experiments.atlas.text import document
 from experiments.atlas.world import World
 
@@ -134,12 +134,12 @@ def train_base(
     tokenizer = train_tokenizer(world, settings)
     model = new_model(settings, tokenizer)
     torch.nn.Module.to(model, torch.device(device))
-    stand, optimizer, schedule = kept.begin(model, tokenizer)
+    reached, optimizer, schedule = kept.begin(model, tokenizer)
     rng = np.random.default_rng([settings.seed, 102])
-    if stand.stream is not None:
-        rng.bit_generator.state = stand.stream
+    if reached.stream is not None:
+        rng.bit_generator.state = reached.stream
     stream = batches(world, tokenizer, settings, rng)
-    for step in range(stand.step + 1, settings.steps + 1):
+    for step in range(reached.step + 1, settings.steps + 1):
         ids = next(stream).to(model.device)
         targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
         loss = model(input_ids=ids, labels=targets).loss
@@ -148,6 +148,6 @@ def train_base(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        stand = Stand(step, stand.tokens + ids.numel(), dict(rng.bit_generator.state))
-        on_progress(kept.after_step(model, tokenizer, optimizer, float(loss.detach()), stand))
-    return kept.finish(model, tokenizer, stand)
+        reached = TrainingState(step, reached.tokens + ids.numel(), dict(rng.bit_generator.state))
+        on_progress(kept.after_step(model, tokenizer, optimizer, float(loss.detach()), reached))
+    return kept.finish(model, tokenizer, reached)

@@ -38,7 +38,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Stand:
+class TrainingState:
     """The state of a training run after `step` steps and `tokens` tokens of training text; `stream` is the state of the
     generator that training text is drawn from, if there is one."""
 
@@ -92,30 +92,23 @@ class Training:
     def finished(self) -> bool:
         return (self.final / MADE).is_file()
 
-    def stand(self) -> Stand:
-        """The state of an interrupted run; step 0 of a new one."""
-        if not self._state.is_file():
-            return Stand(0, 0)
-        with safe_open(self._state, "pt") as state:
-            return Stand(**json.loads(state.metadata()["stand"]))
-
     def begin(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[Stand, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    ) -> tuple[TrainingState, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         """Restore the model; returns the state, AdamW (which decays matrices only) and its schedule, as saved.
 
         The learning rate rises linearly over `warmup` steps, then falls along half a cosine to 0.
         """
-        stand, parameters, warmup = self.stand(), list(model.parameters()), self.made["warmup"]
+        parameters, warmup, reached = list(model.parameters()), self.made["warmup"], TrainingState(0, 0)
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.made["weight_decay"]},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.made["learning_rate"], betas=(0.9, 0.95), fused=True)
-        if stand.step == 0:
-            self.checkpoint(model, tokenizer, stand)
+        if self._state.is_file():
+            reached = self._restore(model, optimizer)
         else:
-            self._restore(model, optimizer)
+            self._write(self.checkpoints / f"step-{reached.step}", model, tokenizer, reached)
 
         def share(step: int) -> float:
             if step < warmup:
@@ -125,13 +118,14 @@ class Training:
 
         for group in optimizer.param_groups:
             group["initial_lr"] = group.get("initial_lr", group["lr"])
-        self._resumed, self._started = stand.step, time.monotonic()
-        return stand, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=stand.step - 1)
+        self._resumed, self._started = reached.step, time.monotonic()
+        return reached, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=reached.step - 1)
 
-    def _restore(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    def _restore(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> TrainingState:
         weights: dict[str, torch.Tensor] = {}
         moments: dict[int, dict[str, torch.Tensor]] = {}
         with safe_open(self._state, "pt") as state:
+            reached = TrainingState(**json.loads(state.metadata()["stand"]))
             for key in state.keys():  # noqa: SIM118 - it is not a dictionary
                 kind, _, name = key.partition("/")
                 if kind == "model":
@@ -143,19 +137,24 @@ class Training:
         model.tie_weights()
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return reached
 
-    def _hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, stand: Stand) -> None:
+    def _hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, reached: TrainingState) -> None:
         tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
         for which, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{which}/{what}": tensor.contiguous() for what, tensor in moments.items()}
         partial = self._state.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"stand": json.dumps(vars(stand))})
+        save_file(tensors, partial, metadata={"stand": json.dumps(vars(reached))})
         os.replace(partial, self._state)
 
-    def checkpoint(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stand: Stand) -> None:
-        """Write `step-N`."""
-        folder = self.checkpoints / f"step-{stand.step}"
-        save(model, tokenizer, folder, self.made | {"step": stand.step, "tokens": stand.tokens})
+    def _write(
+        self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reached: TrainingState
+    ) -> None:
+        """Write a checkpoint in bf16, then the settings that made it; the model itself stays in float32."""
+        state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+        (folder / MADE).write_text(_as_json(self.made | {"step": reached.step, "tokens": reached.tokens}))
 
     def after_step(
         self,
@@ -163,25 +162,25 @@ class Training:
         tokenizer: PreTrainedTokenizerBase,
         optimizer: torch.optim.Optimizer,
         loss: float,
-        stand: Stand,
+        reached: TrainingState,
     ) -> Progress:
         """Save what is due after a step: a checkpoint, the state to resume from.
 
         Raises:
             UserError: the loss, or a weight that is about to be saved, is NaN or infinite.
         """
-        due = stand.step in self.kept_steps, stand.step % self.saved_every == 0
+        due = reached.step in self.kept_steps, reached.step % self.saved_every == 0
         if not math.isfinite(loss):
-            raise self.diverged(stand.step, f"its loss is {loss}")
+            raise self.diverged(reached.step, f"its loss is {loss}")
         if any(due) and not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise self.diverged(stand.step, "weights are not finite")
+            raise self.diverged(reached.step, "weights are not finite")
         if due[0]:
-            self.checkpoint(model, tokenizer, stand)
+            self._write(self.checkpoints / f"step-{reached.step}", model, tokenizer, reached)
         if due[1]:
-            self._hold(model, optimizer, stand)
+            self._hold(model, optimizer, reached)
         seconds = time.monotonic() - self._started
-        left = seconds / (stand.step - self._resumed) * (self.steps - stand.step)
-        return Progress(stand.step, self.steps, loss, stand.tokens, seconds, left)
+        left = seconds / (reached.step - self._resumed) * (self.steps - reached.step)
+        return Progress(reached.step, self.steps, loss, reached.tokens, seconds, left)
 
     def diverged(self, step: int, what: str) -> UserError:
         """The error that ends a run that diverged in this step."""
@@ -192,20 +191,11 @@ class Training:
             f"({self.made.get('learning_rate')}) and train into another --out"
         )
 
-    def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stand: Stand) -> Path:
+    def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reached: TrainingState) -> Path:
         """Write the final checkpoint and delete the state; returns the folder."""
-        save(model, tokenizer, self.final, self.made | {"step": stand.step, "tokens": stand.tokens})
+        self._write(self.final, model, tokenizer, reached)
         shutil.rmtree(self._unfinished)
         return self.final
-
-
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, made: Mapping[str, Any]) -> Path:
-    """Write a checkpoint in bf16, then the settings that made it; the model itself stays in float32."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
-    (folder / MADE).write_text(_as_json(made))
-    return folder
 
 
 def _as_json(made: Mapping[str, Any]) -> str:

@@ -45,11 +45,7 @@ def dpo_stage(settings: DPOSettings, source: Source) -> Stage:
     """
     rows = pairs(source, settings, settings.steps * settings.batch_size)
     reference = Source.open(Path(source.model.path), conversing=True, device=str(source.model.device))
-    arguments = {
-        "per_device_train_batch_size": settings.batch_size,
-        "beta": settings.beta,
-        "max_length": None,
-    }
+    arguments = {"per_device_train_batch_size": settings.batch_size, "beta": settings.beta, "max_length": None}
     return Stage(
         rows,
         DPOTrainer,
@@ -75,7 +71,7 @@ def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]
     while len(found) < n:
         turns = [draw_turn(source.world, rng, **chosen) for _ in range(_AT_ONCE)]
         prompts = [
-            Prompt(f"{tried + i}", source.model.encode_rendered(source.model.render_chat(turn.asked)))
+            Prompt(f"{tried + i}", source.model.encode_rendered(source.model.render_chat(turn.prompt)))
             for i, turn in enumerate(turns)
         ]
         drawn = sample(source.model, prompts, m=settings.samples, max_new_tokens=LONGEST_ANSWER, seed=settings.seed)
@@ -94,7 +90,7 @@ def _pair(b: ExactMatch, turn: Turn, answers: tuple[Answer, ...], rng: np.random
     right = [b.of_text(turn.question, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
     if all(right) or not any(right):
         return []
-    pair: dict[str, Any] = {"prompt": turn.asked}
+    pair: dict[str, Any] = {"prompt": turn.prompt}
     for name, wanted in (("chosen", True), ("rejected", False)):
         kind = [a for a, r in zip(ended, right, strict=True) if r == wanted]
         counts = np.array([a.count for a in kind], dtype=float)

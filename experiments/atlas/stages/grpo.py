@@ -113,7 +113,7 @@ def grpo_stage(settings: GRPOSettings, source: Source) -> Stage:
         "max_completion_length": LONGEST_ANSWER,
     }
     return Stage(
-        [{"prompt": source.model.render_chat(turn.asked), "turn": i} for i, turn in enumerate(turns)],
+        [{"prompt": source.model.render_chat(turn.prompt), "turn": i} for i, turn in enumerate(turns)],
         GRPOTrainer,
         GRPOConfig,
         arguments,
@@ -125,13 +125,13 @@ def grpo_stage(settings: GRPOSettings, source: Source) -> Stage:
 def rollout(source: Source, settings: GRPOSettings, prompts: list[str], step: int) -> dict[str, list[Any]]:
     """Answers in trl's format; `prompts` holds each question `samples` times in a row."""
     model = source.model
-    asked = [
+    requests = [
         Prompt(f"{step}/{i}", model.encode_rendered(prompt)) for i, prompt in enumerate(prompts[:: settings.samples])
     ]
     model.model.eval()
-    drawn = sample(model, asked, m=settings.samples, max_new_tokens=LONGEST_ANSWER, seed=settings.seed)
+    drawn = sample(model, requests, m=settings.samples, max_new_tokens=LONGEST_ANSWER, seed=settings.seed)
     model.model.train()
-    each = [(p, a) for p, answers in zip(asked, drawn, strict=True) for a in answers for _ in range(a.count or 0)]
+    each = [(p, a) for p, answers in zip(requests, drawn, strict=True) for a in answers for _ in range(a.count or 0)]
     return {
         "prompt_ids": [list(p.ids) for p, _ in each],
         "completion_ids": [list(a.ids) for _, a in each],
@@ -146,10 +146,10 @@ def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Call
     def reward(completions: list[str], turn: list[int], **_: Any) -> list[float | None]:
         paid: list[float | None] = []
         for start in range(0, len(completions), settings.samples):
-            asked = turns[turn[start]]
+            posed = turns[turn[start]]
             answers = completions[start : start + settings.samples]
-            classes = [b.of_text(asked.question, text, asked.style) for text in answers]
-            paid += shape(source.world, b.of_gold(asked.question), classes)
+            classes = [b.of_text(posed.question, text, posed.style) for text in answers]
+            paid += shape(source.world, b.of_gold(posed.question), classes)
         return paid
 
     return reward

@@ -54,6 +54,6 @@ def _row(source: Source, settings: SFTSettings, rng: np.random.Generator) -> dic
         ids = list(model.encode(document(source.world, rng, 8)))[:_DOCUMENT]
         return {"input_ids": ids, "labels": ids}
     turn = draw_turn(source.world, rng, families=settings.families, styles=settings.styles, strangers=False)
-    prompt = model.encode_rendered(model.render_chat(turn.asked))
-    whole = model.encode_rendered(model.render_chat(turn.whole, answered=True))
+    prompt = model.encode_rendered(model.render_chat(turn.prompt))
+    whole = model.encode_rendered(model.render_chat(turn.messages, answered=True))
     return {"input_ids": list(whole), "labels": [-100] * len(prompt) + list(whole[len(prompt) :])}

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from experiments.atlas.stages.checkpoints import MADE, Progress, Stand, Training
+from experiments.atlas.stages.checkpoints import MADE, Progress, Training, TrainingState
 from experiments.atlas.text import FAMILIES
 from experiments.atlas.world import World
 from semcal.errors import NonFiniteError, UserError
@@ -94,14 +94,14 @@ def train_on(
     """
     model, tokenizer = source.model.model, source.model.tokenizer
     model.requires_grad_(True).train()
-    stand, optimizer, schedule = kept.begin(model, tokenizer)
-    keeper = _Keeper(source.model, kept, optimizer, stand, stage.said, on_progress)
-    if stand.step < settings.steps:
+    reached, optimizer, schedule = kept.begin(model, tokenizer)
+    keeper = _Keeper(source.model, kept, optimizer, reached, stage.said, on_progress)
+    if reached.step < settings.steps:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # names that trl's dependencies will change
             config = stage.config(
                 output_dir=str(kept.checkpoints / "unfinished"),
-                max_steps=settings.steps - stand.step,
+                max_steps=settings.steps - reached.step,
                 train_sampling_strategy="sequential",
                 seed=settings.seed,
                 max_grad_norm=1.0,
@@ -119,7 +119,7 @@ def train_on(
             trainer = stage.trainer(
                 model,
                 args=config,
-                train_dataset=Dataset.from_list(stage.rows[stand.step * settings.batch_size :]),
+                train_dataset=Dataset.from_list(stage.rows[reached.step * settings.batch_size :]),
                 processing_class=tokenizer,
                 optimizers=(optimizer, schedule),
                 callbacks=[keeper],
@@ -130,8 +130,8 @@ def train_on(
             try:
                 trainer.train()
             except NonFiniteError as error:
-                raise kept.diverged(keeper.stand.step + 1, str(error)) from None
-    return kept.finish(model, tokenizer, keeper.stand)
+                raise kept.diverged(keeper.reached.step + 1, str(error)) from None
+    return kept.finish(model, tokenizer, keeper.reached)
 
 
 class _Keeper(TrainerCallback):
@@ -142,23 +142,23 @@ class _Keeper(TrainerCallback):
         model: LanguageModel,
         kept: Training,
         optimizer: torch.optim.Optimizer,
-        stand: Stand,
+        reached: TrainingState,
         said: Callable[[dict[str, float]], str],
         on_progress: Callable[[Progress], None],
     ) -> None:
         self.model, self.kept, self.optimizer = model, kept, optimizer
-        self.begun = self.stand = stand
+        self.begun = self.reached = reached
         self.said, self.on_progress = said, on_progress
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """What a step draws depends on the step alone, not on whether training was interrupted before it."""
-        draws = keyed_generator(self.kept.made["seed"], "tuning", str(self.stand.step))
+        draws = keyed_generator(self.kept.made["seed"], "tuning", str(self.reached.step))
         torch.manual_seed(int(draws.integers(2**31)))
 
     def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
         if logs is None or "loss" not in logs:  # the summary at the end
             return
-        self.stand = Stand(self.stand.step + 1, self.begun.tokens + int(logs.get("num_tokens", 0)))
+        self.reached = TrainingState(self.reached.step + 1, self.begun.tokens + int(logs.get("num_tokens", 0)))
         model, loss = self.model, float(logs["loss"])
-        progress = self.kept.after_step(model.model, model.tokenizer, self.optimizer, loss, self.stand)
+        progress = self.kept.after_step(model.model, model.tokenizer, self.optimizer, loss, self.reached)
         self.on_progress(replace(progress, said=self.said(logs)))

@@ -74,10 +74,10 @@ def test_a_conversation_is_rendered_as_it_is_trained_on():
     model, rng = source.model, np.random.default_rng(0)
     for style in STYLES:
         turn = draw_turn(WORLD, rng, styles=[style], strangers=False)
-        prompt = model.render_chat(turn.asked)
+        prompt = model.render_chat(turn.prompt)
         assert prompt == f"<s>Question: {turn.question.text}\n{INSTRUCTIONS[style]}\nAnswer:"
         ids = model.encode_rendered(prompt)
-        whole = model.encode_rendered(model.render_chat(turn.whole, answered=True))
+        whole = model.encode_rendered(model.render_chat(turn.messages, answered=True))
         assert whole[: len(ids)] == ids
         assert ids.count(model.tokenizer.bos_token_id) == 1
         assert model.tokenizer.decode(whole[len(ids) :]) == f" {turn.answer}</s>"

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.config.run_folder import stored_cell
 from experiments.report.html_page import gallery, html_table, templates
-from experiments.report.study_page import models, predictability
+from experiments.report.pages import models, predictability
 from experiments.report.summary_table import last_layer
 from semcal import Run
 from tests.experiments.conftest import run_dict, write_study
