@@ -32,7 +32,6 @@ from semcal.calibration.plots.by_model import by_model
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
-_FEWEST = 2  # runs in a figure over runs
 
 
 def write_report(cell: Cell, run: Run) -> list[str]:
@@ -90,12 +89,8 @@ def _first_question(run: Run) -> dict[str, Any]:
     samples, classes = run.samples(), run.classes()
     answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
     classes = classes.loc[classes["question_id"] == first["id"], ["class", "count", "mass", "gold"]].head(5)
-    return {
-        "id": first["id"],
-        "prompt": first["prompt"],
-        "answers": html_table(answers),
-        "classes": html_table(classes),
-    }
+    tables = {"answers": html_table(answers), "classes": html_table(classes)}
+    return {"id": first["id"], "prompt": first["prompt"], **tables}
 
 
 def _interventions(run: Run) -> list[HtmlTable]:
@@ -169,7 +164,7 @@ def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     names = labels([cell for cell, _ in rows])
     frame = pd.DataFrame([_place(name, *row) for name, row in zip(names, rows, strict=True)])
     frame = frame.dropna(subset=["explained", "excess"])
-    if len(frame) < _FEWEST:
+    if len(frame) < 2:
         return None
     measure = "share of the noise ceiling that a linear probe explains"
     return predictability_scatter(
@@ -179,7 +174,7 @@ def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
 
 def models(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     """Accuracy, signed gap and excess of each model; None for one model, or models along training."""
-    if len({cell.model.name for cell, _ in rows}) < _FEWEST or any(cell.model.step is not None for cell, _ in rows):
+    if len({cell.model.name for cell, _ in rows}) < 2 or any(cell.model.step is not None for cell, _ in rows):
         return None
     several_b = len({cell.semantics.label for cell, _ in rows}) > 1
     marks = []
@@ -201,7 +196,7 @@ def _gap(calibration: dict[str, Any]) -> dict[str, float]:
 def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     """Predictability and excess along training; None unless there are runs of two training steps."""
     stepped = [(cell, run) for cell, run in rows if cell.model.step is not None]
-    if len({cell.model.step for cell, _ in stepped}) < _FEWEST:
+    if len({cell.model.step for cell, _ in stepped}) < 2:
         return None
     places = [
         _place("", cell, run) | {"step": cell.model.step, "line": f"{cell.dataset.name} · {cell.style}"}
