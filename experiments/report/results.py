@@ -97,12 +97,12 @@ def _sections(rows: Rows) -> list[str]:
 def _finite_m(c: dict[str, Any]) -> list[str]:
     by = {row["estimator"]: row for row in c.get("finite_m") or []}
     gaps = [by.get(name, {}) for name in ("plug-in", "split-half", "by mass", "M to infinity")]
-    within, loss = c.get("equivalence") or {}, c.get("loss_gap") or {}
+    within, loss, mass = c.get("equivalence") or {}, c.get("loss_gap") or {}, by.get("by mass", {})
     return [
-        *(interval(*(g.get(f"signed_gap{end}") for end in ("", "_low", "_high")), "+") for g in gaps),
-        interval(*(by.get("by mass", {}).get(f"smece{end}") for end in ("", "_low", "_high"))),
+        *(interval(g.get("signed_gap"), g.get("signed_gap_low"), g.get("signed_gap_high"), "+") for g in gaps),
+        interval(mass.get("smece"), mass.get("smece_low"), mass.get("smece_high")),
         number(within.get("within")),
-        interval(*(loss.get(name) for name in ("estimate", "low", "high"))),
+        interval(loss.get("estimate"), loss.get("low"), loss.get("high")),
     ]
 
 
