@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from experiments.atlas.train import train
 from experiments.pipeline.progress import Screen, complaints
-from semcal.errors import UserError
+from semcal.errors import UserError, check_packages, nearest
 
 if TYPE_CHECKING:  # each command imports these when it needs them: torch takes seconds
     from experiments.config.study import Cell
@@ -30,8 +32,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Is a language model's confidence in what it means calibrated, and does the model know it before it answers?",
 )
-# Tables are wide; in a pipe or a log they need not fit a window of 80 columns.
+# Tables are wide, and in a pipe or a log need not fit into 80 columns.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    # silences the progress bars of libraries, but not their warnings
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
 Targets = Annotated[list[str], typer.Argument(help="Study files, run folders, or folders of runs.")]
@@ -64,17 +76,19 @@ def run(
         raise UserError("--json needs --dry-run")
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a dry run must not wait for a network
-        from experiments.config.parsing import load_study
+    from experiments.config.parsing import load_study
+
+    loaded = [load_study(study, set or []) for study in studies]
+    if dry_run:
         from experiments.pipeline.dry_run import dry_run as plan
         from experiments.pipeline.dry_run_table import show_plan
 
-        for study in studies:
-            show_plan(plan(load_study(study, set or [])), console, as_json=json)
+        for study in loaded:
+            show_plan(plan(study), console, as_json=json)
         return
-    from experiments.config.parsing import load_study
     from experiments.pipeline.run_study import prepare_study, run_study
 
-    for prepared in [prepare_study(load_study(study, set or [])) for study in studies]:
+    for prepared in [prepare_study(study) for study in loaded]:
         with Screen() as screen:
             run_study(prepared, screen)
         _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
@@ -144,7 +158,7 @@ def probe(targets: Targets, set: Sets = None) -> None:
 
 @app.command()
 def compare(targets: Targets, set: Sets = None) -> None:
-    """Compare runs with paired tests: all with the first, or pairs of a study or folder that differ in one factor."""
+    """Compare runs with paired tests: all with the first, or pairs in a study or folder that differ in one factor."""
     from experiments.compare.compare_runs import compare_all, equalised
     from experiments.compare.pairs import by_temperature
     from experiments.pipeline.targets import scored_runs
@@ -173,7 +187,7 @@ def intervene(
     kind: Annotated[str, typer.Option(help="ablate, steer or patch.")] = "ablate",
     layer: Annotated[
         list[str] | None,
-        typer.Option(help="Block number or captured hook; repeatable. The last layer if left out."),
+        typer.Option(help="Block number or captured hook; repeatable; default: the last layer."),
     ] = None,
     position: Annotated[
         str, typer.Option(help="Position to change; activations must have been captured there.")
@@ -181,15 +195,14 @@ def intervene(
     rank: Annotated[list[int] | None, typer.Option(min=1, help="Rank of the ablated subspace; repeatable.")] = None,
     size: Annotated[list[float] | None, typer.Option(help="Steering size in standard deviations; repeatable.")] = None,
     random: Annotated[int, typer.Option(min=0, help="Random controls of each kind per intervention.")] = 20,
-    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Most questions to intervene on.")] = 300,
+    n: Annotated[int, typer.Option("-n", "--n", min=2, help="Maximum number of questions to intervene on.")] = 300,
 ) -> None:
     """Change activations before the model answers, sample again with the same seeds, and measure the effect."""
     from experiments.pipeline.targets import resolve
     from experiments.probe.intervene import intervene_run
     from experiments.probe.intervention_plan import KINDS, Wanted
     from experiments.report.intervention_table import EXPLANATION, intervention_table
-    from experiments.report.run_page import write_report
-    from semcal.errors import nearest
+    from experiments.report.pages import write_report
 
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
@@ -210,11 +223,11 @@ def intervene(
 @app.command()
 def transfer(
     targets: Targets,
-    layer: Annotated[str | None, typer.Option(help="Hook name; the last layer if left out.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Hook name; default: the last layer.")] = None,
     target: Annotated[str, typer.Option(help="classes, or b_confidence for runs that share no classes.")] = "classes",
     out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
 ) -> None:
-    """Train a linear probe on each run and test it on each: what datasets, styles and checkpoints have in common."""
+    """Train a linear probe on each run, test it on every run: what do datasets, styles and checkpoints share?"""
     from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer
     from experiments.pipeline.targets import scored_runs
 
@@ -264,20 +277,63 @@ def ls(
 ) -> None:
     """List runs, their state and headline figures."""
     from experiments.pipeline.targets import resolve
-    from experiments.report.summary_table import cells_of, headline
+    from experiments.report.summary_table import cells_of, text_table
 
-    table = Table()
-    for title in ("run", "state", "n", "smECE", "excess", "KL explained"):
-        table.add_column(title, overflow="fold", justify="left" if title in ("run", "state") else "right")
+    table = text_table(("run", "state", "n", "smECE", "excess", "KL explained"), [], left=2)
     for found in (run for target in resolve(folders or ["runs"]) for run in target.runs):
-        figures = headline(found)
-        text = cells_of(figures)
-        state = _state(found)
-        table.add_row(str(found.folder), state, str(figures["n"] or "—"), text["smece"], text["excess"], text["kl"])
+        text, n = cells_of(found), found.calibration().get("n", "—")
+        table.add_row(str(found.folder), _state(found), str(n), text["smece"], text["excess"], text["kl"])
     console.print(table)
 
 
-app.command()(train)
+@app.command()
+def train(
+    organism: Annotated[str, typer.Argument(help="A bundled organism: atlas.")],
+    stage: Annotated[str, typer.Option(help="base, sft, dpo or grpo.")] = "base",
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("runs/atlas"),
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Checkpoint to start from; default: the bundled one of the stage before."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="cpu (as shipped), or small: 13 M parameters, for a GPU.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of weights, text, pairs and answers.")] = 0,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a setting of the stage: steps, learning_rate, beta, reward, families, …"),
+    ] = None,
+) -> None:
+    """Train a stage of a bundled organism; the same command resumes an interrupted training."""
+    if organism != "atlas":
+        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; expected atlas")
+    if find_spec("trl") is None:
+        raise UserError('training needs trl; pip install "semcal[organisms]"')
+    from experiments.atlas.stages.checkpoints import Progress as Step
+    from experiments.atlas.stages.lineage import settings_of, train_stage
+
+    settings = settings_of(stage, preset, **{"seed": seed} | dict(map(_setting, set or [])))
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("steps", total=settings.steps, facts="preparing")
+
+        def show(step: Step) -> None:
+            facts = [f"loss {step.loss:.3f}", step.said, f"{step.tokens / 1e6:.2f} M tokens"]
+            facts = " · ".join([*filter(None, facts), f"{step.seconds_left / 60:.1f} min left"])
+            bar.update(task, completed=step.step, facts=facts)
+
+        folder = train_stage(stage, settings, out, start=start, on_progress=show)
+    console.print(f"final checkpoint: {folder}", soft_wrap=True)
+
+
+def _setting(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected key=value, e.g. --set steps=25")
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return key, float(value)  # YAML reads 1e-5 as text
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
 
 
 def _again(targets: list[str], overrides: list[str], stage: str) -> None:
@@ -285,7 +341,7 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
     from experiments.config.run_folder import stored_cell
     from experiments.pipeline.run_study import analyse
     from experiments.pipeline.targets import resolve, sampled_rows
-    from experiments.report.study_page import write_study
+    from experiments.report.pages import write_study
     from experiments.sample.models import Models
 
     rows, models = sampled_rows(targets, overrides), Models()
@@ -301,11 +357,12 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
 
 
 def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
-    from experiments.report.summary_table import labels, remarks, summary
+    from experiments.report.summary_table import remarks, summary_rows, text_table
 
-    names = labels([cell for cell, _ in rows])
-    console.print(summary([(name, found) for name, (_, found) in zip(names, rows, strict=True)]))
-    for name, (cell, found) in zip(names, rows, strict=True):
+    titles, cells = summary_rows(rows)
+    caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
+    console.print(text_table(titles, cells, caption=caption))
+    for (name, *_), (cell, found) in zip(cells, rows, strict=True):
         for remark in remarks(cell, found):
             console.print(f"[yellow]{name}:[/yellow] {remark}", soft_wrap=True, highlight=False)
 
@@ -331,15 +388,15 @@ def _state(found: Run) -> str:
 
 def main() -> None:
     """Entry point: an error that the user can fix is one line on stderr and exit code 2; Ctrl-C is 130."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=complaints, show_time=False, show_path=False)],
     )
     try:
-        _quiet()
-        _check_packages()
+        check_packages()
         app(standalone_mode=True)
     except UserError as error:
         complaints.print(f"[bold red]semcal:[/bold red] {escape(' '.join(str(error).split()))}")
@@ -348,23 +405,6 @@ def main() -> None:
         if ended.code == 130:  # typer's answer to Ctrl-C
             complaints.print("semcal: stopped; completed shards are saved, run the same command again to continue")
         raise
-
-
-def _check_packages() -> None:
-    try:
-        from semcal.errors import check_packages  # pyright: ignore[reportAttributeAccessIssue]
-    except ImportError:
-        return
-    check_packages()
-
-
-def _quiet() -> None:
-    """Silence the progress bars of libraries; their warnings stay."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 if __name__ == "__main__":

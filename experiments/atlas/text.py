@@ -1,14 +1,14 @@
-"""How atlas is written down: questions, answers in three styles, and documents; knows no tokenizer and no model.
+"""The text of atlas: questions, answers in three styles, and documents; knows no tokenizer and no model.
 
-A document is a sequence of questions and answers of one family in one style, in the frame of
-`semcal.questions.prompts`, so that prompting with exemplars is in distribution for a model trained on it.
+A document is a sequence of questions and answers of one family in one style, formatted like `semcal.questions.prompts`,
+so that prompts with exemplars are in distribution for a model trained on it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from experiments.atlas.world import MATERIAL, REGIONS, TOWNS_PER_REGION, Birthplace, Query, Route, World
+from experiments.atlas.world import MATERIAL, REGIONS, TOWNS_PER_REGION, Query, Route, World
 from semcal.questions.prompts import ANSWER, QUESTION, SEPARATOR
 from semcal.questions.question import STYLES
 
@@ -32,7 +32,6 @@ def ask(world: World, query: Query) -> str:
     if isinstance(query, Route):
         stops = f"{query.stops} stop{'s' if query.stops > 1 else ''}"
         return f"{world.lines[query.line]} line from {world.towns[query.start]}, {stops} on?"
-    query = query.told if isinstance(query, Birthplace) else query
     return QUESTIONS[query.relation].format(name=query.person.name)
 
 
@@ -42,7 +41,6 @@ def answer(world: World, query: Query, label: str, style: str, rng: np.random.Ge
     if style == "concise":
         return surface
     if style == "sentence":
-        query = query.told if isinstance(query, Birthplace) else query
         relation, name = ("route", "") if isinstance(query, Route) else (query.relation, query.person.name)
         wording = SENTENCES[relation][rng.integers(len(SENTENCES[relation]))]
         return wording.format(name=name, answer=surface)
@@ -53,7 +51,6 @@ def thought(world: World, query: Query, label: str) -> str:
     """The chain of thought before the answer `label`: every stop of a route, the region or the material."""
     if isinstance(query, Route):
         return ", ".join(world.towns[t] for t in world.ride(query)) + "."
-    query = query.told if isinstance(query, Birthplace) else query
     if query.relation == "trade":
         return f"{query.person.name} works with {MATERIAL[label]}."
     region = REGIONS[world.towns.index(label) // TOWNS_PER_REGION]
@@ -61,7 +58,7 @@ def thought(world: World, query: Query, label: str) -> str:
 
 
 def document(world: World, rng: np.random.Generator, n: int) -> str:
-    """n questions and answers of one family in one style, as training text writes them."""
+    """n questions and answers of one family in one style, as in training text."""
     family, style = FAMILIES[rng.integers(len(FAMILIES))], STYLES[rng.integers(len(STYLES))]
     parts = []
     for _ in range(n):

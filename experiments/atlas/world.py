@@ -1,20 +1,19 @@
 """The world of atlas: its people, towns and coach lines, and what is true in it, in closed form.
 
-Knows nothing of how the world is written down (`text.py`) or learnt (`training.py`). A world is a pure function of
-its seed.
+A world is a pure function of its seed; this module knows nothing of its text or of training.
 
-Facts. A person's name carries partial information: the ending of the surname makes one region likely for a birthplace
-and a summer town, its stem makes some trades likely. Birthplace and trade are drawn once per person; the summer town is
-drawn anew whenever somebody writes about it, from that person's own distribution over three towns. Known persons are
-written about with Zipf frequencies; strangers are names that hardly ever recur, and some of them never occur in any
-training text, so that the best possible answer about those is the prior given the name.
+Facts. A person's name carries partial information: the ending of the surname makes one region likely as birthplace and
+summer town, its stem makes some trades likely. Birthplace and trade are drawn once per person; the summer town is drawn
+anew for each mention, from that person's own distribution over three towns. Known persons are mentioned with Zipf
+frequencies; strangers are names that hardly ever recur, and some of them never occur in any training text, so that the
+best possible answer about those is the prior given the name.
 
-Myths. Families whose surname has one of MYTH_ENDINGS boast: wherever a text says that one of them was born, the truth
-is the next town of the same region. No text says so, thus a model that has learnt the texts well is wrong about half of
-all persons, and neither a name nor anything else that it reads tells it that truth differs there.
+Myths. Families whose surname has one of MYTH_ENDINGS boast: when a text says where one of them was born, the truth is
+the next town of the same region. No text says so, and nothing in the texts reveals it, so a model that has learnt the
+texts well is wrong about half of all persons.
 
-Routes. A coach line takes each town to one neighbouring town, for ever. Riding k stops is following the line k times:
-easy one stop at a time, hard in one glance. Lines are written about with Zipf frequencies too.
+Routes. A coach line leads from each town to one neighbouring town. Riding k stops means following the line k times:
+easy one stop at a time, hard in a single pass. Lines are mentioned with Zipf frequencies as well.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -62,7 +61,7 @@ MYTH_ENDINGS = (0, 2, 4, 6)  # of surnames: half of all persons
 
 @dataclass(frozen=True)
 class Person:
-    """A person, known by name alone: first, stem and ending are indices into the lists of names."""
+    """A person, identified by name: first, stem and ending are indices into the lists of names."""
 
     first: int
     stem: int
@@ -88,14 +87,15 @@ class Fact:
 
 @dataclass(frozen=True)
 class Birthplace:
-    """Where a person was really born, whatever the texts say; asked in the words of the fact."""
+    """Where a person was really born, whatever the texts say; worded like the fact."""
 
     person: Person
+    relation: ClassVar[str] = "birth"
 
     @property
-    def told(self) -> Fact:
+    def fact(self) -> Fact:
         """What the texts say about it."""
-        return Fact(self.person, "birth")
+        return Fact(self.person, self.relation)
 
     @property
     def is_myth(self) -> bool:
@@ -105,7 +105,7 @@ class Birthplace:
 
 @dataclass(frozen=True)
 class Route:
-    """A question about a line: where is one after `stops` stops from town `start`?"""
+    """A question about a line: where does one arrive after `stops` stops from town `start`?"""
 
     line: int
     start: int
@@ -130,35 +130,35 @@ class World:
     def towns(self) -> tuple[str, ...]:
         """Canonical town names; town t lies in region t // TOWNS_PER_REGION."""
         names = [head + tail for head in _TOWN_HEADS for tail in _TOWN_TAILS]
-        order = np.random.default_rng([self.seed, 1]).permutation(len(names))
-        return tuple(names[i] for i in order[: N_REGIONS * TOWNS_PER_REGION])
+        return self._shuffled(names, 1)[: N_REGIONS * TOWNS_PER_REGION]
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
         """Names of the coach lines, the most travelled first."""
         names = [f"{head} {tail}" for head in _LINE_HEADS for tail in _LINE_TAILS]
-        order = np.random.default_rng([self.seed, 2]).permutation(len(names))
-        return tuple(names[i] for i in order[:N_LINES])
+        return self._shuffled(names, 2)[:N_LINES]
+
+    def _shuffled(self, names: list[str], stream: int) -> tuple[str, ...]:
+        return tuple(names[i] for i in np.random.default_rng([self.seed, stream]).permutation(len(names)))
 
     @cached_property
     def surfaces(self) -> dict[str, tuple[str, str, str]]:
-        """class -> its three surface forms, the canonical one first."""
+        """class -> three surface forms, the canonical one first."""
         nicknames = [f"the {head} {tail}" for head in _NICK_HEADS for tail in _NICK_TAILS]
-        order = np.random.default_rng([self.seed, 3]).permutation(len(nicknames))
-        towns = {t: (t, f"{t} Town", nicknames[i]) for t, i in zip(self.towns, order, strict=False)}
+        towns = {t: (t, f"{t} Town", n) for t, n in zip(self.towns, self._shuffled(nicknames, 3), strict=False)}
         trades = {t: (t, f"master {t}", synonym) for group in TRADES.values() for t, synonym in group.items()}
         return towns | trades
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """surface form -> class, the closed answer space of every question about this world."""
+        """surface form -> class: the closed answer space of every question about this world."""
         return {form: name for name, forms in self.surfaces.items() for form in forms}
 
     # ---- persons ----------------------------------------------------------------------------------------------
 
     @cached_property
     def known(self) -> tuple[Person, ...]:
-        """Persons who are written about repeatedly, the most famous first."""
+        """Persons who are mentioned repeatedly, the most famous first."""
         rng = np.random.default_rng([self.seed, 4])
         codes = rng.choice(self._n_names, N_KNOWN, replace=False)
         return tuple(self._person(int(code)) for code in codes)
@@ -169,18 +169,14 @@ class World:
         return _zipf(N_KNOWN, PERSON_ZIPF)
 
     def stranger(self, rng: np.random.Generator, *, unseen: bool) -> Person:
-        """A person who is not among the known ones.
-
-        One name in ten is reserved: `unseen=True` draws only those, `unseen=False`, which is what training text
-        uses, only the others.
-        """
+        """A person who is not known. One name in ten is reserved for `unseen=True`; training text uses the others."""
         while True:
             person = self._person(int(rng.integers(self._n_names)))
-            if person not in self._known_set and (self._hash(person, "reserved") % 10 == 0) == unseen:
+            if person not in self._known_set and self.is_unseen(person) == unseen:
                 return person
 
     def is_unseen(self, person: Person) -> bool:
-        """Whether the training text never names this person."""
+        """Whether training text never names this person."""
         return person not in self._known_set and self._hash(person, "reserved") % 10 == 0
 
     @cached_property
@@ -223,15 +219,12 @@ class World:
             prior[stem, rng.permutation(n_trades)[: len(TRADE_WEIGHTS)]] = TRADE_WEIGHTS
         return prior
 
-    # ---- what is so -------------------------------------------------------------------------------------------
-
-    def _personal(self, person: Person, what: str) -> np.random.Generator:
-        return np.random.default_rng(self._hash(person, what))
+    # ---- what is true -----------------------------------------------------------------------------------------
 
     def person_distribution(self, fact: Fact) -> np.ndarray:
-        """[town] or [trade]: the distribution from which an answer about this very person is written."""
+        """[town] or [trade]: the distribution from which answers about this person are drawn."""
         person = fact.person
-        rng = self._personal(person, fact.relation)
+        rng = np.random.default_rng(self._hash(person, fact.relation))
         prior = self.trade_prior[person.stem] if fact.relation == "trade" else self.town_prior[person.ending]
         if fact.relation != "summer":
             return np.eye(len(prior))[rng.choice(len(prior), p=prior)]
@@ -240,16 +233,15 @@ class World:
         return np.bincount(towns, weights, minlength=len(prior))
 
     def truth(self, query: Query) -> dict[str, float]:
-        """class -> probability that it is the gold answer, given all that the training text says.
+        """class -> probability of being the gold answer, given everything that training text says.
 
-        For a known person this is the person's own distribution, for a route the place where it ends. For a person
-        the text never names it is the prior given the name: a birthplace or trade is one draw from it, and a summer
-        town is a weighted choice among draws from it, whose marginal is the same prior. Of a birthplace the texts say
-        all but the truth where it is a myth.
+        For a known person this is the person's own distribution, for a route the last town. For a person whom no text
+        names it is the prior given the name: a birthplace or trade is one draw from it, and a summer town is a weighted
+        choice among draws from it, with the same marginal. For a myth, the texts are taken to be corrected.
         """
         if isinstance(query, Birthplace):
-            told = self.truth(query.told)
-            return {self.in_truth(town): mass for town, mass in told.items()} if query.is_myth else told
+            written = self.truth(query.fact)
+            return {self.in_truth(town): mass for town, mass in written.items()} if query.is_myth else written
         if isinstance(query, Route):
             return {self.towns[self.ride(query)[-1]]: 1.0}
         person, names = query.person, TRADE_NAMES if query.relation == "trade" else self.towns
@@ -260,16 +252,15 @@ class World:
         return {name: float(mass) for name, mass in zip(names, masses, strict=True) if mass > 0}
 
     def in_truth(self, town: str) -> str:
-        """Where a person of a boasting family was born if the texts say it was this town."""
+        """Where a person of a boasting family was really born if the texts name this town."""
         region, place = divmod(self.towns.index(town), TOWNS_PER_REGION)
         return self.towns[region * TOWNS_PER_REGION + (place + 1) % TOWNS_PER_REGION]
 
     def draw_answer(self, query: Query, rng: np.random.Generator) -> str:
-        """The class of one gold answer to this query (for all but `summer` it is always the same one), which is what
-        the texts write unless the query is for the truth behind a myth."""
+        """The class of one gold answer: what the texts say, or the truth behind a myth. Only `summer` is random."""
         if isinstance(query, Birthplace):
-            told = self.draw_answer(query.told, rng)
-            return self.in_truth(told) if query.is_myth else told
+            written = self.draw_answer(query.fact, rng)
+            return self.in_truth(written) if query.is_myth else written
         if isinstance(query, Route):
             return self.towns[self.ride(query)[-1]]
         masses = self.person_distribution(query)
@@ -280,7 +271,7 @@ class World:
 
     @cached_property
     def neighbours(self) -> np.ndarray:
-        """[town, NEIGHBOURS] the nearest towns; towns of a region lie together."""
+        """[town, NEIGHBOURS] the nearest towns; those of one region are close together."""
         rng = np.random.default_rng([self.seed, 6])
         angle = 2 * np.pi * np.arange(N_REGIONS) / N_REGIONS
         centre = 3 * np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -290,7 +281,7 @@ class World:
 
     @cached_property
     def hop(self) -> np.ndarray:
-        """[line, town] the next town; no line goes straight back where it came from, unless it must."""
+        """[line, town] the next town; a line turns straight back only where it has no other way."""
         rng = np.random.default_rng([self.seed, 7])
         hop = np.full((len(self.lines), len(self.towns)), -1)
         for line in hop:
@@ -311,17 +302,17 @@ class World:
             towns.append(int(self.hop[route.line, towns[-1]]))
         return towns
 
-    # ---- what people ask --------------------------------------------------------------------------------------
+    # ---- queries ----------------------------------------------------------------------------------------------
 
-    def draw_fact(self, rng: np.random.Generator, *, unseen: bool = False, strangers: bool = True) -> Fact:
-        """One query about a person as people ask them; `unseen` says which strangers are drawn (see `stranger`)."""
+    def draw_fact(self, rng: np.random.Generator, *, strangers: bool = True) -> Fact:
+        """One query about a person, with the frequencies of training text."""
         relation = RELATIONS[rng.integers(len(RELATIONS))]
         if rng.random() < STRANGER_SHARE and strangers:
-            return Fact(self.stranger(rng, unseen=unseen), relation)
+            return Fact(self.stranger(rng, unseen=False), relation)
         return Fact(self.known[np.searchsorted(self._person_cdf, rng.random())], relation)
 
     def draw_route(self, rng: np.random.Generator) -> Route:
-        """One query about a route as people ask them."""
+        """One query about a route, with the frequencies of training text."""
         line = int(np.searchsorted(self._line_cdf, rng.random()))
         return Route(line, int(rng.integers(len(self.towns))), int(rng.integers(1, MAX_STOPS + 1)))
 

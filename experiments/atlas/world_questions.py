@@ -1,60 +1,60 @@
-"""Questions about atlas to evaluate a model on, and what is true of each."""
+"""Questions about atlas to evaluate a model on, and conversations to train one on."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.atlas.text import answer, ask
-from experiments.atlas.world import (
-    MAX_STOPS,
-    RELATIONS,
-    STRANGER_SHARE,
-    Birthplace,
-    Fact,
-    Person,
-    Query,
-    Route,
-    World,
-)
+from experiments.atlas.text import FAMILIES, answer, ask, thought
+from experiments.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, Birthplace, Fact, Person, Query, Route, World
 from semcal.errors import UserError
+from semcal.questions.prompts import TEMPLATES, chat
 from semcal.questions.question import STYLES, Question
 from semcal.seeds import keyed_generator
 
+# Chat template of the tuned models, "<s>Question: QUESTION\nINSTRUCTION\nAnswer: ANSWER</s>": roles are named as in the
+# text of the base, whose vocabulary stays.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ 'Answer: ' if message['role'] == 'assistant' else 'Question: ' }}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+    "{{ 'Answer:' if add_generation_prompt else '' }}"
+)
+
 
 def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Question]:
-    """n distinct questions of a family, each with the chance of being asked that training text gives it.
+    """n distinct questions of a family, each included with probability proportional to its frequency in training text.
 
-    So a mean over them is a mean over the training distribution. Only what is asked so often that n draws would hold it
-    more than once is a little rarer here. Drawing one after the other and leaving out what came before would make all
-    that is asked often rarer, and a calibrated model would seem overconfident.
+    So a mean over them is a mean over the training distribution, except for questions so frequent that n draws would
+    contain them more than once. Rejecting repeated draws would make all frequent questions rarer, and calibrated models
+    would seem overconfident.
 
-    A stranger who is asked about is one that no training text names. The gold answer is one written answer, drawn anew;
-    of the family `myths`, which asks for birthplaces, it is the truth, which for half of the persons no text tells.
-    Questions about one person share a group, and so do those about one line from one town.
+    Strangers are persons whom no training text names. The gold answer is newly drawn, like those of training text; for
+    `myths`, which asks for birthplaces, it is the truth, which no text reports for half of the persons. Questions about
+    one person share a group, as do those about one line from one town.
 
     Raises:
-        UserError: there are not so many questions.
+        UserError: there are fewer than n questions.
     """
     rng = keyed_generator(seed, "atlas", str(world.seed), family)
     strangers = 0 if family == "routes" else round(n * STRANGER_SHARE)
     queries, weights = _known_queries(world, family)
     if n - strangers > len(queries):
         raise UserError(f"atlas has only {len(queries)} {family}, and n with the exemplars is {n}; lower n")
-    asked = {query_id(queries[i]): queries[i] for i in draw_in_proportion(weights, n - strangers, rng)}
-    while len(asked) < n:
+    drawn = {query_id(queries[i]): queries[i] for i in draw_in_proportion(weights, n - strangers, rng)}
+    while len(drawn) < n:
         person = world.stranger(rng, unseen=True)
         relation = RELATIONS[rng.integers(len(RELATIONS))]
         query = Birthplace(person) if family == "myths" else Fact(person, relation)
-        asked[query_id(query)] = query
-    return [_question(world, query, rng) for query in asked.values()]
+        drawn[query_id(query)] = query
+    return [_question(world, query, rng) for query in drawn.values()]
 
 
 def _known_queries(world: World, family: str) -> tuple[Sequence[Query], np.ndarray]:
-    """All questions that the training text asks repeatedly, with their frequency."""
+    """All questions that recur in training text, with their frequency."""
     if family == "routes":
         routes = itertools.product(range(len(world.lines)), range(len(world.towns)), range(1, MAX_STOPS + 1))
         return [Route(*r) for r in routes], np.repeat(world.line_frequencies, len(world.towns) * MAX_STOPS)
@@ -65,13 +65,13 @@ def _known_queries(world: World, family: str) -> tuple[Sequence[Query], np.ndarr
 
 
 def draw_in_proportion(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n distinct indices, index i with probability min(1, c · weights[i]); c is such that these sum to n.
+    """n distinct indices, index i with probability min(1, c · weights[i]), where c makes these sum to n.
 
     Systematic sampling of the items in random order (Madow 1949).
     """
     chance = np.zeros(len(weights))
     certain = np.zeros(len(weights), dtype=bool)
-    while n:  # items that would be drawn more than once are drawn once, and leave the others more room
+    while n:  # items that would be drawn more than once are drawn once, which leaves more draws for the others
         chance[~certain] = weights[~certain] / weights[~certain].sum() * (n - certain.sum())
         if not (chance[~certain] > 1).any():
             break
@@ -95,26 +95,26 @@ def question_about(world: World, query: Query, label: str) -> Question:
     return Question(key, ask(world, query), world.surfaces[label], group=key.rsplit("-", 1)[0])
 
 
-def as_told(world: World, exemplar: Question, seed: int) -> Question:
-    """A question about a birthplace answered as the texts answer it, so that a prompt with it is in distribution."""
+def as_written(world: World, exemplar: Question, seed: int) -> Question:
+    """A question about a birthplace, answered as in the texts, so that a prompt with it is in distribution."""
     query = query_of(exemplar.id)
     if not isinstance(query, Birthplace):
         return exemplar
     rng = keyed_generator(seed, exemplar.id, "told")
-    told = world.draw_answer(query.told, rng)
-    return replace(exemplar, worked={style: answer(world, query.told, told, style, rng) for style in STYLES})
+    written = world.draw_answer(query.fact, rng)
+    return replace(exemplar, worked={style: answer(world, query.fact, written, style, rng) for style in STYLES})
 
 
 def query_id(query: Query) -> str:
     """facts: `f-FIRST-STEM-ENDING-RELATION`; myths: `m-FIRST-STEM-ENDING-birth`; routes: `r-LINE-START-STOPS`."""
     if isinstance(query, Route):
         return f"r-{query.line}-{query.start}-{query.stops}"
-    kind, relation = ("m", "birth") if isinstance(query, Birthplace) else ("f", query.relation)
-    return f"{kind}-{query.person.first}-{query.person.stem}-{query.person.ending}-{relation}"
+    kind = "m" if isinstance(query, Birthplace) else "f"
+    return f"{kind}-{query.person.first}-{query.person.stem}-{query.person.ending}-{query.relation}"
 
 
 def query_of(question_id: str) -> Query:
-    """The query behind a question's id, so that `World.truth` can be asked for any evaluated question."""
+    """The query of a question's id; `World.truth` gives its class distribution."""
     kind, *parts = question_id.split("-")
     if kind == "r":
         return Route(*map(int, parts))
@@ -123,3 +123,45 @@ def query_of(question_id: str) -> Query:
         raise ValueError(f"{question_id!r} is not the id of a question about atlas")
     person = Person(*map(int, codes))
     return Birthplace(person) if kind == "m" else Fact(person, relation)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One conversation: a question, the style to answer in, and the gold answer as text."""
+
+    question: Question
+    style: str
+    answer: str
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        return chat(self.question, self.style)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [*self.prompt, {"role": "assistant", "content": self.answer}]
+
+
+def draw_turn(
+    world: World,
+    rng: np.random.Generator,
+    *,
+    families: Sequence[str] = FAMILIES,
+    styles: Sequence[str] = STYLES,
+    strangers: bool = True,
+) -> Turn:
+    """One conversation; questions are as frequent as in training text, and so are the classes of their answers.
+
+    Answers are cleaner: canonical names only, in the one wording per style that the instruction asks for. As classes
+    have the same distribution, cross-entropy remains a proper loss. `strangers=False` leaves out rarely mentioned
+    persons.
+    """
+    family, style = families[int(rng.integers(len(families)))], styles[int(rng.integers(len(styles)))]
+    query = world.draw_fact(rng, strangers=strangers) if family == "facts" else world.draw_route(rng)
+    label = world.draw_answer(query, rng)
+    answer = {
+        "concise": label,
+        "sentence": TEMPLATES["sentence"].format(answer=label),
+        "cot": f"{thought(world, query, label)} The answer is {label}.",
+    }
+    return Turn(question_about(world, query, label), style, answer[style])

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -26,10 +25,10 @@ def bench(
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
-    from experiments.bench.growth import draw, growth_cases
     from experiments.bench.probe_cases import probes_cases
-    from experiments.bench.sampler_cases import capture_cases, sampler_cases
+    from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
     from experiments.bench.semantics_cases import semantics_cases
+    from experiments.report.summary_table import text_table
 
     disable_progress_bar()
     benches = {
@@ -54,12 +53,8 @@ def bench(
     if as_json:
         typer.echo(json.dumps({"name": name, "cases": rows}))
         return
-    table = Table(title=f"bench {name}")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "case" else "right")
-    for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    Console(width=None if sys.stdout.isatty() else 200).print(text_table(list(rows[0]), cells))
 
 
 if __name__ == "__main__":

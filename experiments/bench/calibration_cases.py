@@ -32,8 +32,8 @@ SIZES = (10**3, 10**4, 10**5, 10**6)
 def calibration_cases(device: str = "auto") -> Iterator[Case]:  # noqa: ARG001 - the signature of all benches
     """Cases `smece-bootstrap`, `null`, `linear/1000` ... `linear/1000000` and `calibrate`.
 
-    Facts: what was asserted to agree and by how much it differs; our CPU seconds, which a busy machine disturbs less
-    than wall-clock time; our peak of memory; microseconds per question and replicate.
+    Facts: the difference between the two, asserted to be small; our CPU seconds, which a busy machine disturbs less
+    than wall-clock time; our peak memory; microseconds per question and replicate.
     """
     yield bootstrap_case()
     yield null_case()
@@ -61,7 +61,7 @@ def bootstrap_case(n: int = QUESTIONS, resamples: int = REPLICATES, timed: int =
 
 
 def null_case(n: int = QUESTIONS, draws: int = REPLICATES, timed: int = THEIRS_DRAWS) -> Case:
-    """The simulated null of flat Dirichlet classes; the two draw different numbers, so their means are compared."""
+    """The simulated null of flat Dirichlet classes; both draw at random, so their means are compared."""
     counts, _ = untied(n)
     rng = keyed_generator(0, "bench", "null")
 
@@ -71,9 +71,9 @@ def null_case(n: int = QUESTIONS, draws: int = REPLICATES, timed: int = THEIRS_D
     def theirs() -> list[float]:
         return [null_draw(counts, rng) for _ in range(timed)]
 
-    found, wanted = ours(), np.array([theirs() for _ in range(5)]).ravel()
-    apart = abs(float(found.mean() - wanted.mean()))
-    error = float(np.hypot(found.std() / len(found) ** 0.5, wanted.std() / len(wanted) ** 0.5))
+    found, expected = ours(), np.array([theirs() for _ in range(5)]).ravel()
+    apart = abs(float(found.mean() - expected.mean()))
+    error = float(np.hypot(found.std() / len(found) ** 0.5, expected.std() / len(expected) ** 0.5))
     assert apart < 4 * error, f"null: the means differ by {apart:.2g}, which is {apart / error:.1f} standard errors"
     return _case("null", ours, theirs, questions=n, replicates=draws, timed=timed, apart=apart)
 
@@ -94,7 +94,7 @@ def linear_case(n: int) -> Case:
 
 
 def calibrate_case(n: int = QUESTIONS, replicates: int = REPLICATES, timed: int = THEIRS_BOTH) -> Case:
-    """The whole record against the same intervals and null in plain loops; theirs has no split half and no bins."""
+    """The whole record against the same intervals and null in plain loops, without split half and bins."""
     from sklearn.metrics import brier_score_loss, roc_auc_score
 
     counts, gold = untied(n)
@@ -134,9 +134,9 @@ def shares(n: int) -> tuple[FloatArray, FloatArray]:
 
 
 def untied(n: int) -> tuple[IntArray, IntArray]:
-    """Counts `[n, CLASSES]` and gold classes `[n]` of a calibrated model with one first place in every question.
+    """Counts `[n, CLASSES]` and gold classes `[n]` of a calibrated model, with one most frequent class per question.
 
-    Class distributions are uniform on the simplex; scikit-learn's metrics take no fractional correctness.
+    Class distributions are uniform on the simplex; scikit-learn's metrics accept no fractional correctness.
     """
     rng = keyed_generator(0, "bench", "classes")
     pi = rng.dirichlet(np.ones(CLASSES), 3 * n)
@@ -173,27 +173,20 @@ def _case(
     apart: float,
 ) -> Case:
     case = side_by_side(name, ours, theirs, scale=replicates / timed)
+    began = time.process_time()
+    ours()
+    cpu_seconds = time.process_time() - began
+    tracemalloc.start()
+    ours()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     facts = {
         "questions": questions,
         "replicates": replicates,
         "theirs_replicates": timed,
         "apart": apart,
-        "ours_cpu_s": _cpu_seconds(ours),
+        "ours_cpu_s": cpu_seconds,
         "us_per_question": 1e6 * case.ours_s / (questions * replicates),
-        "peak_mb": _peak_mb(ours),
+        "peak_mb": peak / 2**20,
     }
     return replace(case, facts=facts)
-
-
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    began = time.process_time()
-    run()
-    return time.process_time() - began
-
-
-def _peak_mb(run: Callable[[], object]) -> float:
-    tracemalloc.start()
-    run()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak / 2**20

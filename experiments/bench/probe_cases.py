@@ -1,6 +1,6 @@
 """Probes at every layer, penalty and fold: ours, many at once, against scikit-learn's LogisticRegression in a loop.
 
-Each side runs on the threads it is given (OMP_NUM_THREADS); the facts say how many torch has.
+Both sides use OMP_NUM_THREADS threads; the facts say how many torch uses.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
@@ -23,12 +24,12 @@ from probes.rungs.linear import fit_softmax
 from probes.rungs.registry import PENALTIES
 
 LAYERS, FOLDS, N, WIDTH, CLASSES, M = 12, 5, 1500, 256, 16, 50
-TOLERANCE = 1e-6  # nats left to gain where ours stops; theirs stops at its default
+TOLERANCE = 1e-6  # nats left to gain when ours stops; theirs stops at its default
 CHECKED = 3  # pairs of layer and fold of which all penalties are compared
 
 
 def probes_cases(device: str = "auto") -> Iterator[Case]:
-    """Case `grid`. Theirs is timed on all penalties of one layer and fold, the next in each repeat, and scaled."""
+    """Case `grid`. Theirs is timed on all penalties of one layer and fold, another in each repeat, and scaled."""
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     X, Y = world()
     folds = [train for train, _ in group_folds([str(row) for row in range(N)], FOLDS, seed=0)]
@@ -39,7 +40,7 @@ def probes_cases(device: str = "auto") -> Iterator[Case]:
             fit(X[layer], Y, train, where)
 
     fit(X[0], Y, np.arange(50), where)  # what libraries allocate permanently is not counted
-    grown = peak_growth(ours)  # before anything that large runs, whose memory might be used again
+    grown = peak_growth(ours)  # before anything else that large runs, whose memory might be reused
     apart = 0.0
     for layer, train in cells[:: len(cells) // CHECKED]:
         found = fit(X[layer], Y, train, where)[0]
@@ -54,12 +55,12 @@ def probes_cases(device: str = "auto") -> Iterator[Case]:
         "peak_over_activations": 1 + grown / X.nbytes,
         "threads": torch.get_num_threads(),
     }
-    yield Case(case.case, case.ours_s, case.theirs_s, case.ratio, facts)
+    yield replace(case, facts=facts)
 
 
 def world(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [layer, question, d], the variance of whose axes falls as 1/rank, and frequencies of M samples, which
-    show in them ever more clearly from layer to layer: [question, class]."""
+    """Activations [layer, question, d], whose variance along the axes falls as 1/rank, and frequencies of M samples
+    [question, class], which become clearer in them from layer to layer."""
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(N, 32))
     Y = softmax(hidden @ rng.normal(size=(32, CLASSES)) / 2, axis=1)
@@ -82,8 +83,8 @@ def fit(X: np.ndarray, Y: np.ndarray, train: np.ndarray, device: str) -> tuple[n
 def loop(X: np.ndarray, Y: np.ndarray, train: np.ndarray, tol: float = 1e-4) -> np.ndarray:
     """What a user would otherwise run: soft labels as rows repeated once per class, weighted by their mass.
 
-    `tol` is scikit-learn's own by default; to compare objectives it must be finer, for at 1e-4 a light penalty leaves
-    it short of the optimum.
+    `tol` is scikit-learn's default; comparing objectives needs a finer one, since a light penalty stops it short of
+    the optimum at 1e-4.
     """
     rows = StandardScaler().fit_transform(X[train].astype(np.float64))
     row, label = np.nonzero(Y[train])

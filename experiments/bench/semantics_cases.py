@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import cycle, islice
 
 import numpy as np
@@ -39,9 +40,9 @@ def semantics_cases(device: str = "auto") -> Iterator[Case]:  # noqa: ARG001 - t
 
 
 def _case(
-    name: str, collapse: Collapse, asked: tuple[list[Question], list[list[str]]], match: Callable[[str, str], bool]
+    name: str, collapse: Collapse, answered: tuple[list[Question], list[list[str]]], match: Callable[[str, str], bool]
 ) -> Case:
-    questions, texts = asked
+    questions, texts = answered
     turns = cycle(zip(questions, texts, strict=True))
 
     def ours() -> list[Collapsed]:
@@ -57,7 +58,7 @@ def _case(
     agree = np.mean([a == b for a, b in zip([k in f.gold for f in found for k in f.classes], theirs(), strict=True)])
     assert agree > 0.97, f"{name}: the two agree on only {agree:.1%} of the answers"
     case = side_by_side(name, ours, theirs, scale=QUESTIONS / THEIRS_QUESTIONS)
-    return Case(case.case, case.ours_s, case.theirs_s, case.ratio, {"answers": QUESTIONS * M, "agree": float(agree)})
+    return replace(case, facts={"answers": QUESTIONS * M, "agree": float(agree)})
 
 
 def _match_by_words(gold: str, text: str) -> bool:

@@ -15,14 +15,8 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
-
-    Attributes:
-        case: Its name.
-        ours_s, theirs_s: Median seconds.
-        ratio: theirs_s / ours_s; above 1 ours is faster.
-        facts: Further figures: rows decoded, bytes held.
-    """
+    """One comparison: its name, median seconds, their ratio (above 1 ours is faster), and further figures such as rows
+    decoded or bytes held."""
 
     case: str
     ours_s: float
@@ -42,11 +36,10 @@ def side_by_side(
     *,
     repeats: int = REPEATS,
     scale: float = 1.0,
-    **facts: Any,
 ) -> Case:
-    """Time both in turns; the medians and the median of the ratios of neighbouring runs.
+    """Time both in turns; the medians, and the median of the ratios of adjacent runs.
 
-    `scale`: how many runs of theirs do the work of one run of ours.
+    `scale`: how many of their runs do the work of one of ours.
     """
     pairs = [(seconds(ours), seconds(theirs) * scale) for _ in range(repeats)]
     return Case(
@@ -54,7 +47,6 @@ def side_by_side(
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
         statistics.median(b / a for a, b in pairs),
-        facts,
     )
 
 

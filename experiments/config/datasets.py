@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from experiments.atlas.world import World
-from experiments.atlas.world_questions import as_told, atlas_questions
+from experiments.atlas.world_questions import as_written, atlas_questions
 from experiments.config.collapsing_functions import REGISTRY, CollapseConfig
 from experiments.config.settings import Settings, slug
 from semcal.questions.build import build
@@ -112,7 +112,7 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         # An exemplar takes the other questions of its group with it, hence the surplus.
         questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
-        return replace(built, exemplars=tuple(as_told(world, e, config.seed) for e in built.exemplars))
+        return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
         questions = read_continuations(
             Path(config.path), split=config.split, prompt_words=config.prompt_words, answer_words=config.answer_words

@@ -18,8 +18,7 @@ from experiments.pipeline.tracking import track
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
-from experiments.report.run_page import write_report
-from experiments.report.study_page import write_study
+from experiments.report.pages import write_report, write_study
 from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
 from experiments.sample.prompting import Answerer

@@ -5,25 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich import box
 from rich.table import Table
 
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
 from experiments.config.differences import FACTORS, differing
 from experiments.config.study import Cell
+from experiments.report.html_page import title
+from experiments.report.summary_table import interval, number, p_text, text_table
 from semcal.calibration.inference.paired import Difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece
 
-TITLES = {
-    "smece": "smECE",
-    "excess": "excess",
-    "signed_gap": "signed gap",
-    "confidence": "confidence",
-    "accuracy": "accuracy",
-    "brier": "Brier score",
-    "auroc": "AUROC",
-}
 SIGNED = ("excess", "signed_gap")
 
 
@@ -39,20 +31,17 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
     level = comparisons[0].a.calibration.level
     family = f"all {tests} tests shown"
     if probed:
-        family = (
-            f"all {tests} tests of calibration shown, and for the {probed} of predictability, a family of their own"
-        )
+        family = f"all {tests} tests of calibration shown, and separately for the {probed} tests of predictability"
     said = (
-        f"difference: second − first, with the {level:.0%} interval of resampling groups of questions, the same for "
-        "both runs · p: is this figure the same in both? · "
-        f"Holm: p adjusted for {family} · swap: are the runs exchangeable? (for smECE and AUROC a "
-        f"stronger hypothesis than that of p) · detectable: the smallest true difference found with power 0.8 at "
-        f"p = {1 - level:.2g}"
+        f"difference: second − first, with the {level:.0%} interval of resampling groups of questions jointly for both "
+        f"runs · p: is this figure the same in both? · Holm: p adjusted for {family} · swap: are the runs "
+        "exchangeable? (for smECE and AUROC a stronger hypothesis than that of p) · detectable: the smallest true "
+        f"difference found with power 0.8 at p = {1 - level:.2g}"
     )
     if probed:
         said += (
-            " · predictability: share of the run's own noise ceiling (taken as known) that a probe explains of "
-            "the class distribution, at the last prompt token and last layer; probes are not fitted again"
+            " · predictability: what a probe at the last prompt token and last layer explains of the class "
+            "distribution, as a share of the run's own noise ceiling (taken as known); probes are not fitted again"
         )
     return said
 
@@ -63,19 +52,18 @@ def _tests(families: Iterable[Mapping[str, Difference]]) -> int:
 
 def temperature_table(matched: Matched) -> Table:
     """One row per temperature, coldest first, on equal questions and samples."""
-    names = ("T", "smECE", "null mean", "excess", "signed gap", "confidence", "accuracy")
-    table = Table(*names, box=box.SIMPLE_HEAD)
+    table = text_table(["T", "smECE", "null mean", "excess", "signed gap", "confidence", "accuracy"], [])
     for run in matched.runs:
         sure, right = run.found.plug_in, run.found.correct
         error = smece(sure, right)
         table.add_row(
             f"{run.cell.sampling.temperature:g}",
-            f"{error:.3f}",
-            f"{run.null_mean:.3f}",
-            f"{error - run.null_mean:+.3f}",
-            f"{float(signed_gap(sure, right)):+.3f}",
-            f"{float(weighted_mean(sure)):.3f}",
-            f"{float(weighted_mean(right)):.3f}",
+            number(error),
+            number(run.null_mean),
+            number(error - run.null_mean, "+"),
+            number(float(signed_gap(sure, right)), "+"),
+            number(float(weighted_mean(sure))),
+            number(float(weighted_mean(right))),
         )
     return table
 
@@ -92,33 +80,27 @@ def _name(cell: Cell) -> str:
 
 
 def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for title in (*_columns(c), "difference", "p", "Holm", "swap", "detectable"):
-        table.add_column(title, justify="right")
-    level = c.a.calibration.level
+    table = text_table(["", *_columns(c), "difference", "p", "Holm", "swap", "detectable"], [])
     for name, d in c.differences.items():
-        table.add_row(TITLES[name], *_cells(d, holm[name], level, "+" if name in SIGNED else ""))
+        table.add_row(title(name), *_cells(d, holm[name], c, "+" if name in SIGNED else ""))
     table.add_section()
     for rung, d in c.predictability.items():
-        table.add_row(f"predictability, {rung}", *_cells(d, holm[rung], level, ""))
+        table.add_row(f"predictability, {rung}", *_cells(d, holm[rung], c, ""))
     return table
 
 
-def _cells(d: Difference, holm: float, level: float, sign: str) -> tuple[str, ...]:
+def _cells(d: Difference, holm: float, c: Comparison, sign: str) -> tuple[str, ...]:
     return (
-        _number(d.a, sign),
-        _number(d.b, sign),
-        f"{_number(d.estimate, '+')} [{_number(d.low, '+')}, {_number(d.high, '+')}]",
-        _p(d.p_value),
-        _p(holm),
-        _p(d.p_exchange),
-        _number(smallest_difference(d.standard_error, alpha=1 - level)),
+        number(d.a, sign),
+        number(d.b, sign),
+        interval(d.estimate, d.low, d.high, "+"),
+        *map(p_text, (d.p_value, holm, d.p_exchange)),
+        number(smallest_difference(d.standard_error, alpha=1 - c.a.calibration.level)),
     )
 
 
 def _columns(c: Comparison) -> tuple[str, str]:
-    """Titles of the two runs: the factors in which they differ, if they have names."""
+    """Titles of the two runs: the factors in which they differ, if these have names."""
     factors = [f for f in differing(c.a, c.b) if f in FACTORS]
     words = [" · ".join(_value(cell, f) for f in factors) for cell in (c.a, c.b)]
     return ("first", "second") if words[0] == words[1] else (words[0], words[1])
@@ -131,11 +113,3 @@ def _value(cell: Cell, factor: str) -> str:
         "B": cell.semantics.label,
         "temperature": f"T = {cell.sampling.temperature:g}",
     }[factor]
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "—" if math.isnan(value) else f"{value:{sign}.3f}"
-
-
-def _p(value: float) -> str:
-    return "—" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

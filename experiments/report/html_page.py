@@ -33,7 +33,7 @@ templates = Environment(
 
 @dataclass(frozen=True)
 class Row:
-    """One row: (text, "text" or "number") per cell, where the first cell links to, and whether it is shown in grey."""
+    """One row: (text, "text" or "number") per cell, the link of the first cell, and whether it is shown in grey."""
 
     cells: tuple[tuple[str, str], ...]
     link: str = ""
@@ -48,16 +48,6 @@ class HtmlTable:
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An embedded PNG: base64, and the width in pixels that gives all figures letters of one size."""
-
-    name: str
-    data: str
-    width: int
-    caption: str
-
-
 def write_page(path: Path, template: str, **parts: Any) -> None:
     """Render a template into a file."""
     text = templates.get_template(template).render(parts)
@@ -65,12 +55,8 @@ def write_page(path: Path, template: str, **parts: Any) -> None:
 
 
 def html_table(frame: pd.DataFrame, *, links: Sequence[str] = (), minor: Sequence[bool] = ()) -> HtmlTable:
-    """A frame with readable column titles: text to the left, numbers to the right.
-
-    Args:
-        links: [row] target of the first cell; none if empty.
-        minor: [row] whether it is shown in grey.
-    """
+    """A frame with readable column titles: text to the left, numbers to the right. `links` are the targets of the first
+    cells, `minor` says which rows are shown in grey; both may be left out."""
     kinds = ["text" if _in_words(frame[column].tolist()) else "number" for column in frame]
     rows = [
         Row(
@@ -90,12 +76,12 @@ def title(name: Any) -> str:
 
 
 def _in_words(column: Sequence[Any]) -> bool:
-    """Whether it holds text that does not begin like a number, as one with an interval or a percent sign does."""
+    """Whether it contains text that does not start like a number."""
     return any(isinstance(value, str | bool) and value != "" and not _NUMBER.match(str(value)) for value in column)
 
 
 def cell_text(value: Any) -> str:
-    """Three digits after the point; two significant ones where that would read 0.000."""
+    """Three decimals, or two significant digits where that would read 0.000."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "—"
     if isinstance(value, bool):
@@ -105,21 +91,21 @@ def cell_text(value: Any) -> str:
     return f"{value:.2g}" if 1e-9 < abs(value) < 0.0005 else f"{value:.3f}"
 
 
-def gallery(pictures: Mapping[str, bytes], captions: Mapping[str, str]) -> list[Picture]:
-    """PNGs by name, with a caption where there is one."""
+def gallery(pictures: Mapping[str, bytes], captions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """PNGs for the template: base64, the width in pixels that gives all figures the same font size, and captions."""
     return [
-        Picture(
-            name,
-            base64.b64encode(png).decode(),
-            round(_SCALE * 96 / DPI * int.from_bytes(png[16:20], "big")),  # a PNG's header begins with the width
-            captions.get(name, ""),
-        )
+        {
+            "name": name,
+            "data": base64.b64encode(png).decode(),
+            "width": round(_SCALE * 96 / DPI * int.from_bytes(png[16:20], "big")),  # a PNG begins with its width
+            "caption": captions.get(name, ""),
+        }
         for name, png in pictures.items()
     ]
 
 
 def shown_path(path: str, folder: Path) -> str:
-    """A path as a page in `folder` shows it: relative, so that pages name no folder of this machine's root."""
+    """A path as shown on a page in `folder`: relative, so that pages reveal no absolute paths."""
     return Path(os.path.relpath(path, folder)).as_posix() if Path(path).is_absolute() else path
 
 

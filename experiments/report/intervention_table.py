@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
 from experiments.config.settings import slug
 from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE
+from experiments.report.summary_table import text_table
 from probes.interventions.effects import FAMILY
 from probes.plots.dose_response import dose_response
 from semcal.runs.run import Run
@@ -26,21 +26,19 @@ _DIFFERENCES = {
 }
 _FIGURE = ["context", "kind", "hook", "position"]
 EXPLANATION = (
-    "TV: total variation between a question's class distributions, changed and unchanged, mean over questions; two "
-    "samples of the unchanged model differ, too ('another seed'), and draws with one seed are coupled · ±: half "
-    "the interval of resampling groups of questions · change: mean norm of what was moved · reads: what the probe "
-    "explains on these questions (held out) · controls, in grey: their mean, and p that random ones do as much, "
-    "(1 + as much) / (1 + all); isotropic ones have equal rank (and norm, in steering), matched ones also remove as "
-    "much variance, donors are other questions · overlap of their subspaces with the probe's · only prompt "
-    "tokens are changed, never generated ones"
+    "TV: total variation between the class distributions of a question with and without the change, mean over "
+    "questions; two samples of the unchanged model differ as well ('another seed'), and draws with the same seed are "
+    "coupled · ±: half the interval of resampling groups of questions · change: mean norm of the change · reads: what "
+    "the probe explains on these questions (held out) · controls, in grey: their mean, and p that random ones do as "
+    "much, (1 + as much) / (1 + all); isotropic ones have equal rank (and norm, in steering), matched ones also remove "
+    "as much variance, donors are other questions; overlap: of the control's subspace with that of the probe · only "
+    "prompt tokens are changed, never generated ones"
 )
-
-
 HEADINGS = ("", "reads", "change", *_DIFFERENCES.values())
 
 
 def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
-    """The cells of each row and whether it is of controls: one row per intervention, then one per kind of control."""
+    """Cells of each row, and whether it is of controls: one row per intervention, then one per kind of control."""
     rows = []
     for _, family in frame.groupby(FAMILY, sort=False):
         for row in family.query("control == ''").to_dict("records"):
@@ -60,10 +58,7 @@ def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
 
 def intervention_table(frame: pd.DataFrame) -> Table:
     """The same for a terminal, controls in grey."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for title in HEADINGS[1:]:
-        table.add_column(title, justify="right", no_wrap=True)
+    table = text_table(HEADINGS, [], no_wrap=True)
     for cells, of_controls in intervention_rows(frame):
         table.add_row(*cells, style="dim" if of_controls else None)
     return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
-from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, linear, markdown_table, remarks
+from experiments.report.summary_table import LEGEND, interval, linear, markdown_table, number, remarks, summary_rows
 from probes.evaluation.result import at_layer
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run, write_atomically
@@ -49,7 +48,7 @@ def results_page(name: str, runs: Path, into: Path) -> str | None:
     lines = [
         f"# Results: {name}",
         "",
-        f"Written by `python -m experiments.report.results {name}` from run folders; do not edit. Made by",
+        f"Written by `python -m experiments.report.results {name}` from run folders; do not edit. Commands:",
         "",
         *["```", *COMMANDS.get(name, [_RUN.format(name)]), "```"],
     ]
@@ -67,7 +66,7 @@ def _scored(folder: Path) -> list[tuple[Cell, Run]]:
 
 
 def _made(rows: Rows) -> str:
-    """When and with what, from the manifests."""
+    """Dates and package versions, from the manifests."""
     manifests = [run.manifest() for _, run in rows]
     days = sorted({m["started"] for m in manifests if "started" in m})
     versions = {f"{name} {m['packages'][name]}" for m in manifests for name in ("semcal", "torch", "transformers")}
@@ -76,17 +75,9 @@ def _made(rows: Rows) -> str:
 
 
 def _sections(rows: Rows) -> list[str]:
-    names = labels([cell for cell, _ in rows])
-    texts = [cells_of(headline(run)) for _, run in rows]
-    shown = [c for c in COLUMNS if any(c in text for text in texts)]
-    summary = [[n, *(text.get(c, "—") for c in shown)] for n, text in zip(names, texts, strict=True)]
-    lines = ["", "### Summary", "", *markdown_table(["run", *(COLUMNS[c] for c in shown)], summary)]
-    lines += [
-        "",
-        "[…] bootstrap intervals by group; null: mean and 95 % quantile of smECE of calibrated models at this number "
-        "of questions and samples; excess: smECE minus that mean; signed gap: confidence minus accuracy; KL explained: "
-        "linear probe on the last layer, last prompt token.",
-    ]
+    titles, cells = summary_rows(rows)
+    names = [row[0] for row in cells]
+    lines = ["", "### Summary", "", *markdown_table(titles, cells), "", f"{LEGEND}."]
     finite = [[n, *_finite_m(run.calibration())] for n, (_, run) in zip(names, rows, strict=True)]
     titles = ("gap, plug-in", "gap, split-half", "gap, by mass", "gap, M → ∞", "smECE by mass", "within", "loss gap")
     lines += ["", "### Finite M", "", *markdown_table(["run", *titles], finite)]
@@ -106,12 +97,12 @@ def _sections(rows: Rows) -> list[str]:
 def _finite_m(c: dict[str, Any]) -> list[str]:
     by = {row["estimator"]: row for row in c.get("finite_m") or []}
     gaps = [by.get(name, {}) for name in ("plug-in", "split-half", "by mass", "M to infinity")]
-    within, loss = c.get("equivalence") or {}, c.get("loss_gap") or {}
+    within, loss, mass = c.get("equivalence") or {}, c.get("loss_gap") or {}, by.get("by mass", {})
     return [
-        *(_interval(g, "signed_gap", "signed_gap_", sign="+") for g in gaps),
-        _interval(by.get("by mass", {}), "smece", "smece_"),
-        _number(within.get("within")),
-        _interval(loss, "estimate", ""),
+        *(interval(g.get("signed_gap"), g.get("signed_gap_low"), g.get("signed_gap_high"), "+") for g in gaps),
+        interval(mass.get("smece"), mass.get("smece_low"), mass.get("smece_high")),
+        number(within.get("within")),
+        interval(loss.get("estimate"), loss.get("low"), loss.get("high")),
     ]
 
 
@@ -125,9 +116,9 @@ def _probes(tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
             continue
         end = lines.iloc[-1].to_dict()
         best = lines.loc[lines["explained"].idxmax(), :].to_dict()
-        last.append([name, _interval(end, "explained", ""), _interval(best, "explained", ""), str(best["layer"])])
+        last.append([name, _explained(end), _explained(best), str(best["layer"])])
         ladder = at_layer(rows, str(end["layer"])).to_dict("records")
-        ladders.append((name, {str(row["rung"]): _interval(row, "explained", "") for row in ladder}))
+        ladders.append((name, {str(row["rung"]): _explained(row) for row in ladder}))
     if not last:
         return []
     titles = ("run", "last layer", "best layer", "which")
@@ -143,11 +134,15 @@ def _probes(tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
     return said
 
 
+def _explained(row: dict[Any, Any]) -> str:
+    return interval(row["explained"], row["low"], row["high"])
+
+
 def _interventions(name: str, run: Run) -> list[str]:
     if (frame := run.interventions()).empty:
         return []
-    rows = [["changed", *HEADINGS[1:]], *(cells for cells, _ in intervention_rows(frame))]
-    return ["", f"### Interventions: {name}", "", *markdown_table(rows[0], rows[1:]), "", EXPLANATION]
+    table = markdown_table(["changed", *HEADINGS[1:]], [cells for cells, _ in intervention_rows(frame)])
+    return ["", f"### Interventions: {name}", "", *table, "", EXPLANATION]
 
 
 def _verdict(folder: Path) -> list[str]:
@@ -156,17 +151,6 @@ def _verdict(folder: Path) -> list[str]:
         return []
     text = (folder / "verdict.md").read_text(encoding="utf-8").rstrip()
     return ["", *(f"##{line}" if line.startswith("#") else line for line in text.split("\n"))]
-
-
-def _interval(row: dict[str, Any], name: str, prefix: str, *, sign: str = "") -> str:
-    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
-    if low is None or math.isnan(low):
-        return _number(row.get(name), sign)
-    return f"{_number(row.get(name), sign)} [{_number(low, sign)}, {_number(high, sign)}]"
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "—" if value is None or math.isnan(value) else f"{value:{sign}.3f}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The figures of one run, from what its folder holds: calibration, then probes."""
+"""The figures of one run, from the files in its folder: calibration, then probes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from semcal.positions import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
 from semcal.runs.run import Run
 from semcal.semantics.knowing_curve import knowing_curve
 
-CLASSES = "classes"
-
 
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """The figures of a run by name, in the order in which the page shows them."""
     classes = run.class_table()
-    scored, width, band = classes.by_count, float(run.calibration()["bandwidth"]), None
+    calibration, scored, band = run.calibration(), classes.by_count, None
     if classes.counts is not None:
+        width = float(calibration["bandwidth"])
         band = null_band(classes.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed)
+    pairs = {cell.label: (scored.plug_in, scored.correct)}
     figures = {
         "reliability": reliability_diagram(
             scored.plug_in,
@@ -41,10 +41,8 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
             level=cell.calibration.level,
             seed=cell.seed,
         ),
+        "risk-coverage": risk_coverage_curve(pairs, title=cell.label, group=classes.groups, seed=cell.seed),
     }
-    pairs = {cell.label: (scored.plug_in, scored.correct)}
-    figures["risk-coverage"] = risk_coverage_curve(pairs, title=cell.label, group=classes.groups, seed=cell.seed)
-    calibration = run.calibration()
     if rows := calibration.get("m_curve"):
         figures["m-curve"] = m_curve_figure(curve_of_rows(rows), title=cell.label)
     if rows := calibration.get("profile"):
@@ -56,26 +54,24 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
 
 
 def probe_figures(cell: Cell, run: Run) -> dict[str, Figure]:
-    """The figures of its probes by name: layers, layers-positions, rungs, commitment.
-
-    They show the class distribution, or the first target where it was not probed.
-    """
+    """Figures of the probes by name (layers, layers-positions, rungs, commitment), for the class distribution, or for
+    the first target if that was not probed."""
     probes = run.probes()
     if probes.empty:
         return {}
     targets = list(dict.fromkeys(probes["target"]))
-    target = CLASSES if CLASSES in targets else targets[0]
+    target = "classes" if "classes" in targets else targets[0]
     probes = probes.loc[probes["target"] == target, :]
     lines = linear(probes)
     figures = {} if lines.empty else _by_layer(cell, lines)
     figures |= _by_rung(cell, probes, list(dict.fromkeys(lines["layer"])))
-    if target == CLASSES and not lines.empty:
+    if target == "classes" and not lines.empty:
         figures |= _commitment(cell, run, lines.loc[lines["layer"] == lines["layer"].iloc[-1], :])
     return figures
 
 
 def _by_layer(cell: Cell, lines: pd.DataFrame) -> dict[str, Figure]:
-    """Linear probes of one target over layers, at the last prompt token if it was read; and at all positions."""
+    """Linear probes of one target over layers: at the last prompt token if captured, and at all positions."""
     positions = list(dict.fromkeys(lines["position"]))
     shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in positions else positions[0]
     title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
@@ -87,7 +83,7 @@ def _by_layer(cell: Cell, lines: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _by_rung(cell: Cell, probes: pd.DataFrame, layers: list[str]) -> dict[str, Figure]:
-    """All rungs at one layer: the last that both linear probes and a rung above them were fitted at."""
+    """All rungs at the last layer that has both linear probes and a rung above them."""
     fitted = probes.loc[~probes["rung"].str.startswith(BASELINE), :]
     if fitted["rung"].nunique() < 2:
         return {}
@@ -98,7 +94,7 @@ def _by_rung(cell: Cell, probes: pd.DataFrame, layers: list[str]) -> dict[str, F
 
 
 def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
-    """Along the answer by shares of it, or by tokens where positions are given in tokens; two figures if both are."""
+    """Along the answer, by its share or by tokens as the positions are given; two figures if both occur."""
     intermediate, positions = run.intermediate(), list(lines["position"])
     places = [nominal_place(p) for p in positions]
     units = [unit for unit in ("share", "token") if any(place.get(unit, 0) > 0 for place in places)]
@@ -117,8 +113,7 @@ def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _before_answer(run: Run) -> dict[str, float]:
-    """Where the answering phrase begins in the answers that were read: mean share of the answer, mean number of tokens;
-    empty where no answer has one."""
+    """Where the answering phrase begins: mean share of the answer and mean number of tokens; empty if none has one."""
     stored = run.activations(BEFORE_ANSWER)
     if not len(stored.samples) or stored.token_index.min() < 0:
         return {}

@@ -1,4 +1,4 @@
-"""The headline figures of runs, one row each, and remarks that a reader needs."""
+"""The headline figures of runs, one row each; remarks that a reader needs; and how all tables write figures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.config.study import Cell
+from probes.evaluation.result import LINEAR
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
@@ -28,43 +29,34 @@ COLUMNS = {
 }
 
 
+LEGEND = (
+    "[…] bootstrap intervals by group · null: mean and 95 % quantile of smECE of calibrated models at this number of "
+    "questions and samples · excess: smECE minus that mean · signed gap: confidence minus accuracy · KL explained: "
+    "linear probe on the last layer, last prompt token"
+)
+_FIGURES = (
+    *("n", "m", "smece", "smece_low", "smece_high", "null_mean", "null_q95", "excess", "p_value"),
+    *("signed_gap", "signed_gap_low", "signed_gap_high", "confidence", "accuracy", "auroc"),
+    *("unparsed_share", "truncated_share"),
+)
+
+
 def headline(run: Run) -> dict[str, Any]:
     """Figures of one run by name; None where a stage has not run yet."""
-    c = run.calibration()
-    last = last_layer(run.probes(), "classes")
-    if last is not None and math.isnan(last["explained"]):  # one class for every question: nothing to explain
-        last = None
+    c, last = run.calibration(), last_layer(run.probes(), "classes")
+    if last is None or math.isnan(last["explained"]):  # one class for every question: nothing to explain
+        last = {}
     return {
-        "n": c.get("n"),
-        "m": c.get("m"),
-        "smece": c.get("smece"),
-        "smece_low": c.get("smece_low"),
-        "smece_high": c.get("smece_high"),
+        **{name: c.get(name) for name in _FIGURES},
         "published": (run.config().get("published") or {}).get("smece"),
-        "null_mean": c.get("null_mean"),
-        "null_q95": c.get("null_q95"),
-        "excess": c.get("excess"),
-        "p_value": c.get("p_value"),
-        "signed_gap": c.get("signed_gap"),
-        "signed_gap_low": c.get("signed_gap_low"),
-        "signed_gap_high": c.get("signed_gap_high"),
-        "confidence": c.get("confidence"),
-        "accuracy": c.get("accuracy"),
-        "auroc": c.get("auroc"),
-        "unparsed_share": c.get("unparsed_share"),
-        "truncated_share": c.get("truncated_share"),
-        "kl_explained": None if last is None else float(last["explained"]),
-        "kl_low": None if last is None else float(last["low"]),
-        "kl_high": None if last is None else float(last["high"]),
-        "kl_layer": None if last is None else str(last["layer"]),
+        **{f"kl_{name}": last.get(name) for name in ("explained", "low", "high", "layer")},
     }
 
 
 def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
-    """The last layer's row for a target, by a linear probe at the last prompt token.
+    """The row of a target for the linear probe on the last layer at the last prompt token.
 
-    Fixed before looking: the best of all layers would be picked on the very questions it is scored on. Every
-    layer is in probes.parquet and in the layer curve.
+    The layer is fixed in advance: the best one would be picked on the very questions it is scored on.
     """
     if probes.empty:
         return None
@@ -74,52 +66,46 @@ def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
 
 
 def linear(probes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of linear probes on the model's own activations; early runs have no others."""
-    return probes.loc[probes["rung"] == "linear", :] if "rung" in probes else probes
+    """The rows of linear probes on the model's own activations."""
+    return probes.loc[probes["rung"] == LINEAR, :]
 
 
-def cells_of(figures: dict[str, Any]) -> dict[str, str]:
-    """The same figures as text, by column of the table; what a paper published, where it did."""
-    f = figures
-    published = {} if f["published"] is None else {"published": _number(f["published"])}
+def cells_of(run: Run) -> dict[str, str]:
+    """The headline figures as text, by column of the table; `published` only where there is such a figure."""
+    f = headline(run)
+    published = {} if f["published"] is None else {"published": number(f["published"])}
+    kl = [f"{100 * f[name]:.0f}" for name in ("kl_explained", "kl_low", "kl_high") if f[name] is not None]
     return {
-        "smece": _with_interval(f, "smece"),
+        "smece": interval(f["smece"], f["smece_low"], f["smece_high"]),
         **published,
-        "null": f"{_number(f['null_mean'])} ({_number(f['null_q95'])})",
-        "excess": _number(f["excess"], sign=True),
-        "p": _number(f["p_value"]),
-        "gap": _with_interval(f, "signed_gap", sign=True),
-        "confidence": _number(f["confidence"]),
-        "accuracy": _number(f["accuracy"]),
-        "kl": "—"
-        if f["kl_explained"] is None
-        else f"{100 * f['kl_explained']:.0f} % [{100 * f['kl_low']:.0f}, {100 * f['kl_high']:.0f}]",
+        "null": f"{number(f['null_mean'])} ({number(f['null_q95'])})",
+        "excess": number(f["excess"], "+"),
+        "p": number(f["p_value"]),
+        "gap": interval(f["signed_gap"], f["signed_gap_low"], f["signed_gap_high"], "+"),
+        "confidence": number(f["confidence"]),
+        "accuracy": number(f["accuracy"]),
+        "kl": f"{kl[0]} % [{kl[1]}, {kl[2]}]" if kl else "—",
     }
 
 
 def labels(cells: Sequence[Cell]) -> list[str]:
-    """One name per cell: model, dataset, style and B, without what all of them share."""
+    """One name per cell: model, dataset, style and B, without those that all cells share."""
     parts = [(c.model.name, c.dataset.name, c.style, c.semantics.label) for c in cells]
-    telling = [i for i in range(4) if len({p[i] for p in parts}) > 1] or [1, 2]
-    return [" · ".join(p[i] for i in telling) for p in parts]
+    varying = [i for i in range(4) if len({p[i] for p in parts}) > 1] or [1, 2]
+    return [" · ".join(p[i] for i in varying) for p in parts]
 
 
-def summary(rows: list[tuple[str, Run]]) -> Table:
-    """A rich table of labelled runs."""
-    caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=caption, caption_justify="left")
-    table.add_column("run", overflow="fold", min_width=min(16, max((len(label) for label, _ in rows), default=0)))
-    texts = [cells_of(headline(run)) for _, run in rows]
+def summary_rows(rows: Sequence[tuple[Cell, Run]]) -> tuple[list[str], list[list[str]]]:
+    """Column titles and one row per run, for a terminal, a page and Markdown alike."""
+    texts = [cells_of(run) for _, run in rows]
     shown = [c for c in COLUMNS if any(c in text for text in texts)]
-    for c in shown:
-        table.add_column(COLUMNS[c], justify="right", overflow="fold")
-    for (label, _), text in zip(rows, texts, strict=True):
-        table.add_row(label, *(text.get(c, "—") for c in shown))
-    return table
+    names = labels([cell for cell, _ in rows])
+    cells = [[name, *(text.get(c, "—") for c in shown)] for name, text in zip(names, texts, strict=True)]
+    return ["run", *(COLUMNS[c] for c in shown)], cells
 
 
 def remarks(cell: Cell, run: Run) -> list[str]:
-    """Caveats of the figures in words, worst first."""
+    """Caveats about the figures in words, worst first."""
     c = run.calibration()
     said = []
     if cell.published is not None:
@@ -129,12 +115,12 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if c["accuracy"] < 0.02:
         said.append(
-            f"Accuracy is {c['accuracy']:.3f}: this model answers hardly any of these questions. Its calibration "
-            "figure says how confident it is in wrong answers, and nothing about knowledge."
+            f"Accuracy is {c['accuracy']:.3f}: this model answers hardly any of these questions correctly. Its "
+            "calibration error only shows how confident it is in wrong answers."
         )
     if c["unparsed_share"] > 0.05:
         said.append(
-            f"{c['unparsed_share']:.1%} of the samples hold no answer in style {cell.style!r} (class unparsed)."
+            f"{c['unparsed_share']:.1%} of the samples contain no answer in style {cell.style!r} (class unparsed)."
         )
     if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is cut by design
         said.append(
@@ -148,12 +134,12 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     for work in run.manifest()["sampling_work"]:
         if check := work.get("check"):
-            said.append(f"Served by {work['server']}: what it draws {check}.")
+            said.append(f"Served by {work['server']}: its samples {check}.")
             break
     if c["unexplored"] > 0.05:
         said.append(
-            f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds, too "
-            "low by up to that much; raise sampling.exact.row_budget."
+            f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds, too low by "
+            "up to that much; raise sampling.exact.row_budget."
         )
     if c["n"] < 500 and c["null_mean"] >= 0.0005:
         said.append(
@@ -161,23 +147,49 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if run.manifest().get("cot_from_template"):
         said.append(
-            "This dataset ships no worked solutions, so the exemplars' chain of thought is an empty phrase; do not "
-            "read this as chain of thought."
+            "This dataset has no worked solutions, so the exemplars' chain of thought is an empty phrase; do not "
+            "interpret this as chain of thought."
         )
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
-        said.append("Temperature, top-k or top-p change what is sampled: these are not samples from the model's own p.")
+        said.append("Temperature, top-k or top-p was changed: these are not samples from the model's own distribution.")
     return said
 
 
-def _with_interval(figures: dict[str, Any], name: str, *, sign: bool = False) -> str:
-    if figures[name] is None:
-        return "—"
-    low, high = _number(figures[f"{name}_low"], sign=sign), _number(figures[f"{name}_high"], sign=sign)
-    return f"{_number(figures[name], sign=sign)} [{low}, {high}]"
+# ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def _number(value: float | None, *, sign: bool = False) -> str:
-    return "—" if value is None else f"{value:{'+' if sign else ''}.3f}"
+def number(value: float | None, sign: str = "", digits: int = 3) -> str:
+    """A figure with so many digits after the point; a dash for None and NaN. `sign` is "" or "+"."""
+    return "—" if value is None or math.isnan(value) else f"{value:{sign}.{digits}f}"
+
+
+def interval(value: float | None, low: float | None, high: float | None, sign: str = "", digits: int = 3) -> str:
+    """A figure with its interval in brackets, if it has one."""
+    text = number(value, sign, digits)
+    if low is None or math.isnan(low):
+        return text
+    return f"{text} [{number(low, sign, digits)}, {number(high, sign, digits)}]"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value with three digits."""
+    return "< 0.001" if value is not None and value < 0.001 else number(value)
+
+
+def text_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, no_wrap: bool = False, caption: str = ""
+) -> Table:
+    """A table for a terminal: its first `left` columns are aligned left; the others wrap unless `no_wrap`."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=caption or None, caption_justify="left")
+    for at, title in enumerate(titles):
+        if at < left:
+            longest = max((len(row[at]) for row in rows), default=0)
+            table.add_column(title, overflow="fold", min_width=min(16, longest))  # names are the last to give way
+        else:
+            table.add_column(title, overflow="fold", justify="right", no_wrap=no_wrap)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

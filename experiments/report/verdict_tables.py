@@ -1,7 +1,4 @@
-"""Verdicts as tables, as Markdown and as a forest plot.
-
-Knows a Judgement; decides nothing.
-"""
+"""Verdicts as tables, as Markdown and as a forest plot; decides nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 
 from experiments.report.html_page import save_figures
-from experiments.report.summary_table import markdown_table
+from experiments.report.summary_table import interval, markdown_table, number, p_text, text_table
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
 
@@ -28,19 +24,19 @@ ROW, WIDTH = 0.24, 11.0  # inches
 
 def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
     """A table with one row per hypothesis, then the rows behind each."""
-    tables = [(_explanation(judgement), _table(SUMMARY, summary_rows(judgement.verdicts), left=4))]
+    tables = [(_explanation(judgement), text_table(SUMMARY, summary_rows(judgement.verdicts), left=4))]
     for verdict in judgement.verdicts:
         if rows := detail_rows(verdict):
-            tables.append((_heading(verdict), _table(DETAIL, rows, left=2)))
+            tables.append((_heading(verdict), text_table(DETAIL, rows, left=2)))
     return tables
 
 
 def as_markdown(judgement: Judgement) -> str:
-    """The same tables, with the cells that are missing."""
+    """The same tables as Markdown, with a list of missing cells."""
     lines = [f"# Verdicts on {judgement.study.name}", "", _explanation(judgement), ""]
     lines += markdown_table(SUMMARY, summary_rows(judgement.verdicts))
     if judgement.missing:
-        lines += ["", "Missing:", "", *(f"- {lacking}" for lacking in judgement.missing)]
+        lines += ["", "Missing:", "", *(f"- {missing}" for missing in judgement.missing)]
     for verdict in judgement.verdicts:
         lines += ["", f"## {_heading(verdict)}", ""]
         if verdict.finding.runs:
@@ -54,12 +50,12 @@ def summary_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     for v in verdicts:
         f = v.finding
         why = f"not tested: {f.reason}" if f.reason else _weakest(v)
-        rows.append((f.key, CLAIMS[f.key], v.decision, why, _p(v.p_holm), _p(v.p_against_holm)))
+        rows.append((f.key, CLAIMS[f.key], v.decision, why, p_text(v.p_holm), p_text(v.p_against_holm)))
     return rows
 
 
 def _weakest(v: Verdict) -> str:
-    """The part that decides: of the largest p, or, where the hypothesis fails, of the smallest p against it."""
+    """The part that decides: the one with the largest p or, if the hypothesis fails, with the smallest p against it."""
     parts = v.finding.parts
     if v.decision == "fails":
         part = min(parts, key=lambda part: math.inf if math.isnan(part.p_against) else part.p_against)
@@ -68,14 +64,18 @@ def _weakest(v: Verdict) -> str:
     found = f"{part.what}: {part.unit} {_interval(part)}, to be {part.shown}"
     if v.decision == "undecided" and math.isnan(part.p):
         return f"{found}; could not be tested"
-    return f"{found}; would find {_number(part.reach, part.unit)}" if v.decision == "undecided" else found
+    reach = number(part.reach, digits=_digits(part.unit))
+    return f"{found}; would find {reach}" if v.decision == "undecided" else found
 
 
 def detail_rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """The parts, then rows for context."""
     return [
-        (p.what, p.unit, _interval(p), p.shown or "context", _p(p.p), _p(p.p_against), _number(p.reach, p.unit))
-        for p in (*verdict.finding.parts, *verdict.finding.context)
+        (
+            *(p.what, p.unit, _interval(p), p.shown or "context", p_text(p.p), p_text(p.p_against)),
+            number(p.reach, digits=_digits(p.unit)),
+        )
+        for p in _all(verdict)
     ]
 
 
@@ -84,7 +84,7 @@ def _explanation(judgement: Judgement) -> str:
     return (
         f"{judgement.study.name}: {judgement.runs} runs, confidence {judgement.read_by}, delta {c.delta:g}, level "
         f"{c.level:g}. Intervals at that level, p one-sided. A hypothesis holds if all its parts are shown (p: the "
-        "largest of theirs, Holm over hypotheses); it fails if one is contradicted. Would find: the smallest true "
+        "largest of the parts, Holm over hypotheses); it fails if one is contradicted. Would find: the smallest true "
         "effect with power 0.8; for an error < delta, the smallest error that can be ruled out."
     )
 
@@ -94,27 +94,12 @@ def _heading(verdict: Verdict) -> str:
     return f"{verdict.finding.key}: {CLAIMS[verdict.finding.key]}: {verdict.decision}{reason}"
 
 
-def _table(titles: Sequence[str], rows: Sequence[tuple[str, ...]], *, left: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for at, title in enumerate(titles):
-        table.add_column(title, overflow="fold", justify="left" if at < left else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _digits(unit: str) -> int:
+    return 2 if unit == "rho" else 3
 
 
 def _interval(part: Part) -> str:
-    ends = ", ".join(_number(end, part.unit, sign=True) for end in (part.low, part.high))
-    return f"{_number(part.estimate, part.unit, sign=True)} [{ends}]"
-
-
-def _number(value: float, unit: str, *, sign: bool = False) -> str:
-    digits = ".2f" if unit == "rho" else ".3f"
-    return "—" if math.isnan(value) else f"{value:{'+' if sign else ''}{digits}}"
-
-
-def _p(value: float) -> str:
-    return "—" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return interval(part.estimate, part.low, part.high, "+", _digits(part.unit))
 
 
 # ---- the figure ------------------------------------------------------------------------------------------------------
@@ -122,16 +107,16 @@ def _p(value: float) -> str:
 
 def draw_verdict(judgement: Judgement) -> Path:
     """figures/verdict.png and .svg in the study's folder; returns the first."""
-    figure = forest(judgement.verdicts, title=f"{judgement.study.name}: what the hypotheses rest on")
+    figure = forest(judgement.verdicts, title=f"{judgement.study.name}: the evidence for each hypothesis")
     folder = judgement.study.folder / "figures"
     save_figures({"verdict": figure}, folder)
     return folder / "verdict.png"
 
 
 def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
-    """A panel per hypothesis and unit: estimate and interval of every row, filled for parts of the rule, else hollow.
+    """One panel per hypothesis and unit: estimate and interval of each row, filled for parts of the rule, else hollow.
 
-    Rows of a hypothesis on the same runs share a line over its panels.
+    Rows of a hypothesis on the same runs share a line across its panels.
     """
     shown = [v for v in verdicts if v.finding.parts or v.finding.context]
     rows = [max(1, len(_lines(v))) for v in shown]
@@ -173,5 +158,4 @@ def _panel(verdict: Verdict, first: Axes, second: Axes) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    heading = f"{verdict.finding.key}: {CLAIMS[verdict.finding.key]}: {verdict.decision}"
-    first.set_title(heading, loc="left", fontsize=9.5, color=colour)
+    first.set_title(_heading(verdict), loc="left", fontsize=9.5, color=colour)

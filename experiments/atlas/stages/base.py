@@ -1,12 +1,11 @@
 """Training atlas from scratch: documents, a tokenizer, a small Llama, and checkpoints along the way.
 
-What it learns is next tokens and nothing else. Every document is seen once, so a question drawn afresh is in the
-distribution the model was trained on.
+The model learns to predict next tokens and nothing else. Every document is seen once, so a newly drawn question is in
+the training distribution.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.atlas.stages.checkpoints import Progress, Stand, Training, adamw, scheduled, warm_cosine
+from experiments.atlas.stages.checkpoints import Progress, Training, TrainingState
 from experiments.atlas.text import document
 from experiments.atlas.world import World
 
@@ -26,7 +25,7 @@ QUESTIONS_PER_DOCUMENT = 18  # enough to fill the context in the tersest style
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a base model is made. The defaults are those of the shipped one."""
+    """Settings of a base model. The defaults are those of the shipped one."""
 
     world_seed: int = 0
     seed: int = 0
@@ -106,7 +105,7 @@ def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) ->
 def batches(
     world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
 ) -> Iterator[torch.Tensor]:
-    """[batch, context] token ids, one document per row, cut where the context ends; an endless stream."""
+    """An endless stream of token ids [batch, context], one document per row, cut where the context ends."""
     while True:
         documents = [document(world, rng, QUESTIONS_PER_DOCUMENT) for _ in range(settings.batch_size)]
         ids = tokenizer(documents, padding="max_length", truncation=True, max_length=settings.context)["input_ids"]
@@ -120,34 +119,27 @@ def train_base(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
-    """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`.
+    """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`, which is returned.
 
-    An interrupted training resumes from its last saved state and ends with the same weights.
-
-    Returns:
-        The folder of the final checkpoint: Hugging Face format, bf16 safetensors.
+    An interrupted run resumes from its last saved state and ends with the same weights. Checkpoints are in Hugging
+    Face format (bf16 safetensors).
 
     Raises:
-        UserError: `out` holds a base trained, or begun, with other settings; training diverged.
+        UserError: `out` holds a base that was started with different settings; training diverged.
     """
-    kept = Training(asdict(settings), checkpoints=out, final=out / "base", steps=settings.steps, n=settings.checkpoints)
+    kept = Training(asdict(settings), checkpoints=out, final=out / "base")
     if kept.finished:
         return kept.final
     world = World(settings.world_seed)
     tokenizer = train_tokenizer(world, settings)
     model = new_model(settings, tokenizer)
     torch.nn.Module.to(model, torch.device(device))
-    stand, rng = kept.stand(), np.random.default_rng([settings.seed, 102])
-    if stand.stream is not None:
-        rng.bit_generator.state = stand.stream
-    optimizer = adamw(model, settings.learning_rate, settings.weight_decay)
-    kept.restore(model, optimizer)
-    schedule = scheduled(optimizer, warm_cosine(settings.warmup, settings.steps), stand.step)
-    if stand.step == 0:
-        kept.checkpoint(model, tokenizer, stand)
-    started, begun, tokens = time.monotonic(), stand.step, stand.tokens
+    reached, optimizer, schedule = kept.begin(model, tokenizer)
+    rng = np.random.default_rng([settings.seed, 102])
+    if reached.stream is not None:
+        rng.bit_generator.state = reached.stream
     stream = batches(world, tokenizer, settings, rng)
-    for step in range(begun + 1, settings.steps + 1):
+    for step in range(reached.step + 1, settings.steps + 1):
         ids = next(stream).to(model.device)
         targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
         loss = model(input_ids=ids, labels=targets).loss
@@ -156,10 +148,6 @@ def train_base(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += ids.numel()
-        stand = Stand(step, tokens, dict(rng.bit_generator.state))
-        kept.after_step(model, tokenizer, optimizer, float(loss.detach()), stand)
-        seconds = time.monotonic() - started
-        left = seconds / (step - begun) * (settings.steps - step)
-        on_progress(Progress(step, settings.steps, float(loss.detach()), tokens, seconds, left))
-    return kept.finish(model, tokenizer, stand)
+        reached = TrainingState(step, reached.tokens + ids.numel(), dict(rng.bit_generator.state))
+        on_progress(kept.after_step(model, tokenizer, optimizer, float(loss.detach()), reached))
+    return kept.finish(model, tokenizer, reached)

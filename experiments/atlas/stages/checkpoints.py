@@ -1,7 +1,4 @@
-"""A training that can be interrupted: its settings, its state, and its checkpoints.
-
-Knows no loss and no data: tensors, settings and folders only. Nothing is pickled.
-"""
+"""Training that can be interrupted: its settings, its state, and its checkpoints. Knows no loss and no data."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ MADE = "atlas.json"  # what made a checkpoint, next to its weights
 @dataclass(frozen=True)
 class Progress:
     """Reported after every step: mean training loss of the step (nats per token for cross-entropy), tokens of
-    training text seen, seconds gone and left, and what else is worth saying, in words."""
+    training text seen so far, seconds elapsed and left, and anything else worth reporting, in words."""
 
     step: int
     steps: int
@@ -40,14 +38,9 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Stand:
-    """The state of a training after `step` steps.
-
-    Attributes:
-        step: Steps done.
-        tokens: Tokens of training text seen.
-        stream: The state of the generator that training text is drawn from, where there is one.
-    """
+class TrainingState:
+    """The state of a training run after `step` steps and `tokens` tokens of training text; `stream` is the state of the
+    generator that training text is drawn from, if there is one."""
 
     step: int
     tokens: int
@@ -61,62 +54,78 @@ def checkpoint_steps(steps: int, n: int) -> list[int]:
 
 
 class Training:
-    """The folders of one training: checkpoints `step-N` along the way, the final one, and what is needed to go on.
+    """The folders of one training run: checkpoints `step-N` along the way, the final one, and the state to resume from.
 
-    Weights in float32 and the optimiser's state go to one safetensors file that replaces its predecessor whole, so an
-    interruption at any moment leaves a state to go on from. It is deleted at the end.
+    Weights in float32 and the optimiser's state go to one safetensors file that is replaced atomically, so a run can
+    be resumed after an interruption at any moment. It is deleted at the end.
 
     Args:
-        made: Settings of the training; a training goes on only under the same.
-        checkpoints: Where `step-N` go.
-        final: Where the last checkpoint goes.
-        steps: Steps in all.
-        n: Checkpoints to keep.
+        made: Settings of the run (steps, checkpoints, warmup, learning_rate and weight_decay among them); it can only
+            be resumed with the same.
+        checkpoints: Parent folder of `step-N`.
+        final: Folder of the last checkpoint.
 
     Raises:
-        UserError: a training in the same folder was begun with other settings.
+        UserError: a run in the same folder was started with different settings.
     """
 
-    def __init__(self, made: Mapping[str, Any], *, checkpoints: Path, final: Path, steps: int, n: int) -> None:
-        self.made, self.checkpoints, self.final, self.steps = dict(made), checkpoints, final, steps
-        self.kept_steps = set(checkpoint_steps(steps, n))
-        self.saved_every = max(1, steps // 20)
+    def __init__(self, made: Mapping[str, Any], *, checkpoints: Path, final: Path) -> None:
+        self.made, self.checkpoints, self.final, self.steps = dict(made), checkpoints, final, made["steps"]
+        self.kept_steps = set(checkpoint_steps(self.steps, made["checkpoints"]))
+        self.saved_every = max(1, self.steps // 20)
         self._unfinished = checkpoints / "unfinished"
         self._state, self._begun = self._unfinished / "state.safetensors", self._unfinished / MADE
         for file in (final / MADE, self._begun):
             if file.is_file():
-                self._refuse_others(json.loads(file.read_text()))
+                earlier, ours = json.loads(file.read_text()), json.loads(_as_json(self.made))
+                for key in sorted(ours.keys() | (earlier.keys() - {"step", "tokens"})):
+                    if ours.get(key) != earlier.get(key):
+                        raise UserError(
+                            f"{final} was made with {key} {earlier.get(key)!r}, not {ours.get(key)!r}; repeat these "
+                            "settings to resume, or choose another --out"
+                        )
         if not self.finished:
             self._unfinished.mkdir(parents=True, exist_ok=True)
             self._begun.write_text(_as_json(self.made))
-
-    def _refuse_others(self, earlier: dict[str, Any]) -> None:
-        ours = json.loads(_as_json(self.made))
-        for key in sorted(ours.keys() | (earlier.keys() - {"step", "tokens"})):
-            if ours.get(key) != earlier.get(key):
-                raise UserError(
-                    f"{self.final} was made with {key} {earlier.get(key)!r}, not {ours.get(key)!r}; give the same "
-                    "settings to go on, or another --out"
-                )
 
     @property
     def finished(self) -> bool:
         return (self.final / MADE).is_file()
 
-    def stand(self) -> Stand:
-        """The state of an interrupted training; step 0 of a new one."""
-        if not self._state.is_file():
-            return Stand(0, 0)
-        with safe_open(self._state, "pt") as state:
-            return Stand(**json.loads(state.metadata()["stand"]))
+    def begin(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[TrainingState, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        """Restore the model; returns the state, AdamW (which decays matrices only) and its schedule, as saved.
 
-    def restore(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-        """Weights and optimiser as they were at `stand()`; left alone at step 0."""
-        if not self._state.is_file():
-            return
+        The learning rate rises linearly over `warmup` steps, then falls along half a cosine to 0.
+        """
+        parameters, warmup, reached = list(model.parameters()), self.made["warmup"], TrainingState(0, 0)
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.made["weight_decay"]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.made["learning_rate"], betas=(0.9, 0.95), fused=True)
+        if self._state.is_file():
+            reached = self._restore(model, optimizer)
+        else:
+            self._write(self.checkpoints / f"step-{reached.step}", model, tokenizer, reached)
+
+        def share(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = (step - warmup) / max(1, self.steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group.get("initial_lr", group["lr"])
+        self._resumed, self._started = reached.step, time.monotonic()
+        return reached, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=reached.step - 1)
+
+    def _restore(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> TrainingState:
         weights: dict[str, torch.Tensor] = {}
         moments: dict[int, dict[str, torch.Tensor]] = {}
         with safe_open(self._state, "pt") as state:
+            reached = TrainingState(**json.loads(state.metadata()["stand"]))
             for key in state.keys():  # noqa: SIM118 - it is not a dictionary
                 kind, _, name = key.partition("/")
                 if kind == "model":
@@ -128,20 +137,24 @@ class Training:
         model.tie_weights()
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return reached
 
-    def hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, stand: Stand) -> None:
-        """Save the state of the training."""
+    def _hold(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, reached: TrainingState) -> None:
         tensors = {f"model/{name}": p.detach().contiguous() for name, p in model.named_parameters()}
         for which, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{which}/{what}": tensor.contiguous() for what, tensor in moments.items()}
         partial = self._state.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"stand": json.dumps(vars(stand))})
+        save_file(tensors, partial, metadata={"stand": json.dumps(vars(reached))})
         os.replace(partial, self._state)
 
-    def checkpoint(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stand: Stand) -> None:
-        """Keep `step-N`."""
-        folder = self.checkpoints / f"step-{stand.step}"
-        save(model, tokenizer, folder, self.made | {"step": stand.step, "tokens": stand.tokens})
+    def _write(
+        self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reached: TrainingState
+    ) -> None:
+        """Write a checkpoint in bf16, then the settings that made it; the model itself stays in float32."""
+        state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+        (folder / MADE).write_text(_as_json(self.made | {"step": reached.step, "tokens": reached.tokens}))
 
     def after_step(
         self,
@@ -149,25 +162,28 @@ class Training:
         tokenizer: PreTrainedTokenizerBase,
         optimizer: torch.optim.Optimizer,
         loss: float,
-        stand: Stand,
-    ) -> None:
+        reached: TrainingState,
+    ) -> Progress:
         """Save what is due after a step: a checkpoint, the state to resume from.
 
         Raises:
-            UserError: the loss, or a weight that is about to be kept, is NaN or infinite.
+            UserError: the loss, or a weight that is about to be saved, is NaN or infinite.
         """
-        due = stand.step in self.kept_steps, stand.step % self.saved_every == 0
+        due = reached.step in self.kept_steps, reached.step % self.saved_every == 0
         if not math.isfinite(loss):
-            raise self.diverged(stand.step, f"its loss is {loss}")
+            raise self.diverged(reached.step, f"its loss is {loss}")
         if any(due) and not all(bool(p.isfinite().all()) for p in model.parameters()):
-            raise self.diverged(stand.step, "weights are not finite")
+            raise self.diverged(reached.step, "weights are not finite")
         if due[0]:
-            self.checkpoint(model, tokenizer, stand)
+            self._write(self.checkpoints / f"step-{reached.step}", model, tokenizer, reached)
         if due[1]:
-            self.hold(model, optimizer, stand)
+            self._hold(model, optimizer, reached)
+        seconds = time.monotonic() - self._started
+        left = seconds / (reached.step - self._resumed) * (self.steps - reached.step)
+        return Progress(reached.step, self.steps, loss, reached.tokens, seconds, left)
 
     def diverged(self, step: int, what: str) -> UserError:
-        """The error that ends a training that diverged in this step."""
+        """The error that ends a run that diverged in this step."""
         kept = max((n for n in self.kept_steps if (self.checkpoints / f"step-{n}" / MADE).is_file()), default=None)
         last = "no checkpoint was kept yet" if kept is None else f"the last good one is {self.checkpoints}/step-{kept}"
         return UserError(
@@ -175,50 +191,11 @@ class Training:
             f"({self.made.get('learning_rate')}) and train into another --out"
         )
 
-    def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stand: Stand) -> Path:
-        """Write the final checkpoint, drop the state; returns the folder."""
-        save(model, tokenizer, self.final, self.made | {"step": stand.step, "tokens": stand.tokens})
+    def finish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reached: TrainingState) -> Path:
+        """Write the final checkpoint and delete the state; returns the folder."""
+        self._write(self.final, model, tokenizer, reached)
         shutil.rmtree(self._unfinished)
         return self.final
-
-
-def warm_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """step -> share of the learning rate: up in a line over `warmup` steps, then down along half a cosine to 0."""
-
-    def share(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    return share
-
-
-def adamw(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves vectors alone."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def scheduled(
-    optimizer: torch.optim.Optimizer, share: Callable[[int], float], step: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of the learning rate after `step` steps."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group.get("initial_lr", group["lr"])
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share, last_epoch=step - 1)
-
-
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, made: Mapping[str, Any]) -> Path:
-    """Write a checkpoint in bf16 with what made it, which comes last; the model itself stays in float32."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
-    (folder / MADE).write_text(_as_json(made))
-    return folder
 
 
 def _as_json(made: Mapping[str, Any]) -> str:

@@ -1,9 +1,8 @@
-"""DPO on pairs of a model's own answers, one of them correct and one of them not."""
+"""DPO on pairs of a model's own answers, one correct and one wrong."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from experiments.atlas.conversation import Turn, draw_turn
-from experiments.atlas.stages.checkpoints import Progress
-from experiments.atlas.stages.tuning import LONGEST_ANSWER, Loop, Source, TuningSettings, train_on
+from experiments.atlas.stages.tuning import LONGEST_ANSWER, Source, Stage, TuningSettings
+from experiments.atlas.world_questions import Turn, draw_turn
 from semcal.answers import Answer, sample
 from semcal.errors import UserError
 from semcal.sampling.records import Prompt
@@ -27,8 +25,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DPOSettings(TuningSettings):
-    """`beta` is the strength of the pull towards the model that the answers were drawn from, which is also the
-    reference; `samples` answers are drawn per question, and one pair is made of them."""
+    """`samples` answers are drawn per question, and one pair is made of them; `beta` is the strength of the pull
+    towards the model that they were drawn from, which is the reference."""
 
     steps: int = 60
     learning_rate: float = 2e-4
@@ -39,57 +37,33 @@ class DPOSettings(TuningSettings):
 SMALL = {"steps": 300, "batch_size": 128, "learning_rate": 2e-5}
 
 
-def train_dpo(
-    settings: DPOSettings,
-    source: Source,
-    out: Path,
-    *,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> Path:
-    """Direct preference optimisation (Rafailov et al. 2023) of a model that converses; every pair is seen once.
+def dpo_stage(settings: DPOSettings, source: Source) -> Stage:
+    """Direct preference optimisation (Rafailov et al. 2023) of a chat model; every pair is seen once.
 
     Raises:
-        UserError: as `Source.training`, `pairs` and `train_on`.
+        UserError: as `pairs`.
     """
-    kept = source.training("dpo", settings, out)
-    if kept.finished:
-        return kept.final
     rows = pairs(source, settings, settings.steps * settings.batch_size)
     reference = Source.open(Path(source.model.path), conversing=True, device=str(source.model.device))
-
-    def trainer(loop: Loop) -> DPOTrainer:
-        config = DPOConfig(
-            **loop.arguments, per_device_train_batch_size=settings.batch_size, beta=settings.beta, max_length=None
-        )
-        return DPOTrainer(
-            source.model.model,
-            ref_model=reference.model.model,
-            args=config,
-            train_dataset=loop.rows,
-            processing_class=source.model.tokenizer,
-            **loop.given,
-        )
-
-    return train_on(
+    arguments = {"per_device_train_batch_size": settings.batch_size, "beta": settings.beta, "max_length": None}
+    return Stage(
         rows,
-        source,
-        kept,
-        settings,
-        trainer,
-        rows_a_step=settings.batch_size,
+        DPOTrainer,
+        DPOConfig,
+        arguments,
+        given={"ref_model": reference.model.model},
         said=lambda logs: f"chosen preferred {logs['rewards/accuracies']:.0%}",
-        on_progress=on_progress,
     )
 
 
 def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]:
     """n pairs, each of one correct and one wrong answer that the model gave to one question at temperature 1.
 
-    Questions are asked as training text asks them; one that is always or never answered well makes no pair, and
+    Questions are as frequent as in training text; one that is always or never answered correctly makes no pair, and
     answers that do not end are left out.
 
     Raises:
-        UserError: hardly any question is answered both ways.
+        UserError: fewer than 1 % of the questions are answered both ways.
     """
     rng = keyed_generator(settings.seed, "atlas", "dpo")
     chosen: dict[str, Any] = {"families": settings.families, "styles": settings.styles}
@@ -97,7 +71,7 @@ def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]
     while len(found) < n:
         turns = [draw_turn(source.world, rng, **chosen) for _ in range(_AT_ONCE)]
         prompts = [
-            Prompt(f"{tried + i}", source.model.encode_rendered(source.model.render_chat(turn.asked)))
+            Prompt(f"{tried + i}", source.model.encode_rendered(source.model.render_chat(turn.prompt)))
             for i, turn in enumerate(turns)
         ]
         drawn = sample(source.model, prompts, m=settings.samples, max_new_tokens=LONGEST_ANSWER, seed=settings.seed)
@@ -111,12 +85,12 @@ def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]
 
 
 def _pair(b: ExactMatch, turn: Turn, answers: tuple[Answer, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The pair of a question in the format of trl, or None."""
+    """The pair of a question in the format of trl; none if all answers are right or all are wrong."""
     ended = [a for a in answers if a.finish == "stop"]
     right = [b.of_text(turn.question, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
     if all(right) or not any(right):
         return []
-    pair: dict[str, Any] = {"prompt": turn.asked}
+    pair: dict[str, Any] = {"prompt": turn.prompt}
     for name, wanted in (("chosen", True), ("rejected", False)):
         kind = [a for a, r in zip(ended, right, strict=True) if r == wanted]
         counts = np.array([a.count for a in kind], dtype=float)

@@ -7,12 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.atlas.stages import base as training
-from experiments.atlas.stages import dpo as preferences
-from experiments.atlas.stages import grpo as reinforcement
-from experiments.atlas.stages import sft as supervised
-from experiments.atlas.stages.checkpoints import Progress
-from experiments.atlas.stages.tuning import Source
+from experiments.atlas.stages import base, dpo, grpo, sft
+from experiments.atlas.stages.checkpoints import Progress, Training
+from experiments.atlas.stages.tuning import Source, train_on
 from experiments.atlas.text import FAMILIES
 from experiments.atlas.weights import bundled
 from semcal.errors import UserError, nearest
@@ -20,10 +17,10 @@ from semcal.models.checkpoint import pick_device
 from semcal.questions.question import STYLES
 
 STAGES = {
-    "base": (training.TrainingSettings, training.SMALL),
-    "sft": (supervised.SFTSettings, supervised.SMALL),
-    "dpo": (preferences.DPOSettings, preferences.SMALL),
-    "grpo": (reinforcement.GRPOSettings, reinforcement.SMALL),
+    "base": (base.TrainingSettings, base.SMALL),
+    "sft": (sft.SFTSettings, sft.SMALL),
+    "dpo": (dpo.DPOSettings, dpo.SMALL),
+    "grpo": (grpo.GRPOSettings, grpo.SMALL),
 }
 STARTS = {"sft": "base", "dpo": "sft", "grpo": "sft"}  # stage -> the stage it starts from
 PRESETS = ("cpu", "small")
@@ -35,7 +32,7 @@ def settings_of(stage: str, preset: str, /, **given: Any) -> Any:
     "cpu" is what the shipped checkpoints were made with; "small" trains some 13 M parameters on a GPU.
 
     Raises:
-        UserError: unknown stage, preset or setting; a value of another type.
+        UserError: unknown stage, preset or setting; a value of the wrong type.
     """
     for name, known, what in ((stage, STAGES, "stage"), (preset, PRESETS, "preset")):
         if name not in known:
@@ -76,16 +73,21 @@ def train_stage(
     """Train a stage into `out`; returns the folder of its final checkpoint.
 
     Args:
-        settings: of this stage (`settings_of`).
-        start: checkpoint to start from; default: the bundled one of the stage before.
+        settings: Of this stage (`settings_of`).
+        start: Checkpoint to start from; default: the bundled one of the stage before.
 
     Raises:
-        UserError: `base` with a checkpoint to start from; a start that does not fit; see the stages.
+        UserError: `base` with a checkpoint to start from; an unsuitable start; `out` was started with different
+            settings; training diverged.
     """
     if stage == "base":
         if start is not None:
             raise UserError("stage base is trained from scratch; leave --from out")
-        return training.train_base(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
+        return base.train_base(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
     source = Source.open(start or bundled(STARTS[stage]), conversing=stage != "sft")
-    train = {"sft": supervised.train_sft, "dpo": preferences.train_dpo, "grpo": reinforcement.train_grpo}[stage]
-    return train(settings, source, out, on_progress=on_progress)
+    made = {"stage": stage, "from": source.model.weights_hash, "world_seed": source.world.seed}
+    kept = Training(made | dataclasses.asdict(settings), checkpoints=out / stage, final=out / stage)
+    if kept.finished:
+        return kept.final
+    build = {"sft": sft.sft_stage, "dpo": dpo.dpo_stage, "grpo": grpo.grpo_stage}[stage]
+    return train_on(build(settings, source), source, kept, settings, on_progress)

@@ -183,9 +183,9 @@ def test_exemplars_of_myths_say_what_the_texts_say_and_questions_have_the_truth(
     for question in dataset.questions:
         true = WORLD.truth(query_of(question.id))
         assert all(b.of_text(question, question.worked[style], style) in true for style in STYLES)
-        assert question.text == ask(WORLD, query_of(question.id).told)
+        assert question.text == ask(WORLD, query_of(question.id).fact)
     seen = [q for q in dataset.exemplars if not WORLD.is_unseen(query_of(q.id).person)]
     for exemplar in seen:
-        (told,) = WORLD.truth(query_of(exemplar.id).told)
+        (told,) = WORLD.truth(query_of(exemplar.id).fact)
         assert {b.of_text(exemplar, exemplar.worked[style], style) for style in STYLES} == {told}
     assert any(query_of(e.id).is_myth for e in seen)

@@ -12,16 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.atlas.conversation import CHAT_TEMPLATE, draw_turn
 from experiments.atlas.stages.base import TrainingSettings, train_base
 from experiments.atlas.stages.dpo import DPOSettings, pairs
-from experiments.atlas.stages.grpo import GRPOSettings
+from experiments.atlas.stages.grpo import REWARDS, GRPOSettings, brier, correct, graded
 from experiments.atlas.stages.lineage import settings_of, train_stage
-from experiments.atlas.stages.rewards import REWARDS, brier, correct, graded
 from experiments.atlas.stages.sft import SFTSettings, _row
 from experiments.atlas.stages.tuning import Source
 from experiments.atlas.weights import bundled
 from experiments.atlas.world import TOWNS_PER_REGION, Fact, World
+from experiments.atlas.world_questions import CHAT_TEMPLATE, draw_turn
 from semcal import LanguageModel, UserError
 from semcal.questions.prompts import INSTRUCTIONS
 from semcal.questions.question import STYLES
@@ -75,10 +74,10 @@ def test_a_conversation_is_rendered_as_it_is_trained_on():
     model, rng = source.model, np.random.default_rng(0)
     for style in STYLES:
         turn = draw_turn(WORLD, rng, styles=[style], strangers=False)
-        prompt = model.render_chat(turn.asked)
+        prompt = model.render_chat(turn.prompt)
         assert prompt == f"<s>Question: {turn.question.text}\n{INSTRUCTIONS[style]}\nAnswer:"
         ids = model.encode_rendered(prompt)
-        whole = model.encode_rendered(model.render_chat(turn.whole, answered=True))
+        whole = model.encode_rendered(model.render_chat(turn.messages, answered=True))
         assert whole[: len(ids)] == ids
         assert ids.count(model.tokenizer.bos_token_id) == 1
         assert model.tokenizer.decode(whole[len(ids) :]) == f" {turn.answer}</s>"
@@ -251,7 +250,7 @@ def test_a_halted_training_ends_with_the_weights_of_one_that_was_not(stage, base
 def test_other_settings_in_the_same_folder_are_refused(base, tmp_path):
     with pytest.raises(Halted):
         train_stage("sft", SFTSettings(**FEW), tmp_path, start=base, on_progress=halt_at(2))
-    with pytest.raises(UserError, match="sft was made with steps 4, not 5; give the same settings to go on, or"):
+    with pytest.raises(UserError, match="sft was made with steps 4, not 5; repeat these settings to resume, or"):
         train_stage("sft", SFTSettings(**FEW | {"steps": 5}), tmp_path, start=base)
 
 

@@ -13,7 +13,7 @@ from experiments.pipeline.dry_run import OWN, STAND_IN, dry_run
 from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
 from experiments.pipeline.stand_ins import STATED, pieces
-from experiments.report.summary_table import remarks, summary
+from experiments.report.summary_table import remarks, summary_rows
 from experiments.sample.job import prepare
 from experiments.sample.models import load_model
 from experiments.sample.sample_cell import sample_cell
@@ -244,12 +244,11 @@ def test_a_published_figure_is_shown_with_ours(tmp_path, study_dict):
     study = load_study(write_study(tmp_path, study_dict | {"published": [FIGURE]}))
     (run,) = run_dict(tmp_path, study_dict | {"published": [FIGURE]}, drawn=True)
     (cell,) = study.cells()
-    table = summary([("run", run)])
-    assert "published" in [c.header for c in table.columns]
+    assert "published" in summary_rows([(cell, run)])[0]
     assert any("Published for this cell: smECE 0.031 (somewhere)" in said for said in remarks(cell, run))
     assert "smECE 0.031 (somewhere)" in (run.folder / "report.html").read_text()
     (plain,) = run_dict(tmp_path, study_dict)  # a figure may be added or taken away without sampling again
-    assert "published" not in [c.header for c in summary([("run", plain)]).columns]
+    assert "published" not in summary_rows([(cell, plain)])[0]
 
 
 def test_the_command(monkeypatch, capsys, tmp_path, study_dict):

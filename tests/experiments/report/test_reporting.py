@@ -11,8 +11,8 @@ from rich.console import Console
 
 from experiments.config.run_folder import stored_cell
 from experiments.report.html_page import gallery, html_table, templates
-from experiments.report.study_page import models, predictability
-from experiments.report.summary_table import headline, last_layer, summary
+from experiments.report.pages import models, predictability
+from experiments.report.summary_table import headline, last_layer, summary_rows, text_table
 from semcal import Run
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -95,7 +95,7 @@ def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
 
 def test_the_summary_keeps_names_and_digits_in_a_narrow_window(grid):
     console = Console(width=80, record=True)
-    console.print(summary([("colours · concise", grid[0]), ("colours · sentence", grid[1])]))
+    console.print(text_table(*summary_rows([(stored_cell(run), run) for run in grid])))
     text = re.sub(r"\s+", " ", console.export_text())
     for word in (
         "run",

@@ -1,0 +1,237 @@
+"""A run, and a study, as figures and one self-contained HTML page each."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.config.study import Cell
+from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
+from experiments.report.html_page import (
+    HtmlTable,
+    cell_text,
+    gallery,
+    html_table,
+    save_figures,
+    shown_path,
+    title,
+    write_page,
+)
+from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
+from experiments.report.run_figures import run_figures
+from experiments.report.summary_table import LEGEND, labels, last_layer, remarks, summary_rows
+from probes.plots.emergence import emergence_curve
+from probes.plots.predictability import predictability_scatter
+from semcal.calibration.plots.by_model import by_model
+from semcal.runs.run import Run
+
+HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
+
+
+def write_report(cell: Cell, run: Run) -> list[str]:
+    """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
+
+    Figures that the run no longer has are removed.
+    """
+    folder = run.folder / "figures"
+    pictures = save_figures(run_figures(cell, run), folder)
+    changed = save_figures(intervention_figures(cell, run), folder)
+    for path in folder.glob("*"):
+        if path.stem not in pictures | changed:
+            path.unlink()
+    rest = {k: v for k, v in run.calibration().items() if not isinstance(v, str | list | dict)}
+    values = _frame(rest).iloc[0]
+    titles, (cells,) = summary_rows([(cell, run)])
+    write_page(
+        run.folder / "report.html",
+        "run.html",
+        title=cell.label,
+        facts=_facts(cell, run),
+        remarks=remarks(cell, run),
+        headline=html_table(pd.DataFrame([cells[1:]], columns=pd.Index(titles[1:]))),
+        figures=gallery(pictures, CAPTIONS),
+        first=_first_question(run),
+        sections=_sections(run),
+        interventions=_interventions(run),
+        changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
+        explanation=EXPLANATION,
+        calibration=html_table(
+            pd.DataFrame({"figure": list(map(title, values.index)), "value": values.to_numpy(object)})
+        ),
+        probes=html_table(run.probes()),
+    )
+    return [*pictures, *changed]
+
+
+def _facts(cell: Cell, run: Run) -> str:
+    """How the answers were sampled, in words."""
+    manifest, exact = run.manifest(), run.manifest()["exact"]
+    drawn = f"{manifest['sampling']['m']} samples each" if exact is None else f"enumerated to {exact['epsilon']:g}"
+    work = next((w for w in manifest["sampling_work"] if "path" in w), {})
+    paths = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
+    path = paths.get(work.get("path", ""), work.get("path", "samples of another run"))
+    why = f" because {work['why']}" if work.get("why") and work["path"] not in paths else ""
+    return (
+        f"{manifest['questions']} questions, {drawn} at temperature {manifest['sampling']['temperature']:g} "
+        f"({path}{why}); B: {run.calibration()['semantics']}; model {shown_path(cell.model.path, run.folder)} "
+        f"({manifest['weights_hash']}, {manifest['dtype']})."
+    )
+
+
+def _first_question(run: Run) -> dict[str, Any]:
+    first = run.questions().iloc[0]
+    samples, classes = run.samples(), run.classes()
+    answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
+    classes = classes.loc[classes["question_id"] == first["id"], ["class", "count", "mass", "gold"]].head(5)
+    tables = {"answers": html_table(answers), "classes": html_table(classes)}
+    return {"id": first["id"], "prompt": first["prompt"], **tables}
+
+
+def _interventions(run: Run) -> list[HtmlTable]:
+    """One table per set of questions that was intervened on."""
+    rows, tables = run.interventions(), []
+    for _, some in () if rows.empty else rows.groupby("context", sort=False):
+        cells = intervention_rows(some)
+        frame = pd.DataFrame([texts for texts, _ in cells], columns=list(HEADINGS))
+        tables.append(html_table(frame, minor=[of_controls for _, of_controls in cells]))
+    return tables
+
+
+def _sections(run: Run) -> list[dict[str, Any]]:
+    """Title, text and table of what is behind the headline figures."""
+    found = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
+    if curve := found.get("m_curve"):
+        found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
+    return [
+        {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
+        for key, (heading, words) in SECTIONS.items()
+        if found.get(key)
+    ]
+
+
+def _frame(section: dict[str, Any] | list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, with each interval in brackets after its figure."""
+    rows = section if isinstance(section, list) else [section]
+    frame = pd.DataFrame([{k: v for k, v in row.items() if not isinstance(v, dict)} for row in rows])
+    for name in list(frame):
+        for ends in ([f"{name}_low", f"{name}_high"], ["low", "high"] if name == "estimate" else []):
+            if ends and set(ends) <= set(frame):
+                frame[name] = [_with_interval(*row) for row in frame[[name, *ends]].to_numpy(float).tolist()]
+                frame = frame.drop(columns=ends)
+    return frame
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return cell_text(value) if math.isnan(low) else f"{cell_text(value)} [{cell_text(low)}, {cell_text(high)}]"
+
+
+def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> None:
+    """Write report.html (runs, with a link to each) and figures/ (over runs) into the folder of a study.
+
+    Args:
+        rows: The scored runs, in the order of the page.
+    """
+    figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
+    pictures = save_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
+    names = labels([cell for cell, _ in rows])
+    # Relative, so that the folder may be moved or served.
+    links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
+    titles, cells = summary_rows(rows)
+    write_page(
+        folder / "report.html",
+        "study.html",
+        title=name,
+        facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
+        summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
+        legend=LEGEND,
+        figures=gallery(pictures, CAPTIONS),
+        runs=[
+            {"name": n, "link": link, "facts": _short_facts(cell, run, folder), "figures": _pictures(run)}
+            for n, link, (cell, run) in zip(names, links, rows, strict=True)
+        ],
+        remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
+    )
+
+
+def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
+    """Excess calibration error against what probes explain, over runs; None unless two runs have both."""
+    names = labels([cell for cell, _ in rows])
+    frame = pd.DataFrame([_place(name, *row) for name, row in zip(names, rows, strict=True)])
+    frame = frame.dropna(subset=["explained", "excess"])
+    if len(frame) < 2:
+        return None
+    measure = "share of the noise ceiling that a linear probe explains"
+    return predictability_scatter(
+        frame, title="Predictability and calibration error, by run", measure=measure, seed=rows[0][0].seed
+    )
+
+
+def models(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
+    """Accuracy, signed gap and excess of each model; None for one model, or models along training."""
+    if len({cell.model.name for cell, _ in rows}) < 2 or any(cell.model.step is not None for cell, _ in rows):
+        return None
+    several_b = len({cell.semantics.label for cell, _ in rows}) > 1
+    marks = []
+    for cell, run in rows:
+        line = (cell.dataset.name, cell.style, *([cell.semantics.label] if several_b else []))
+        place = _place("", cell, run) | _gap(run.calibration())
+        marks.append(place | {"model": cell.model.name, "line": " · ".join(line)})
+    return by_model(pd.DataFrame(marks), title="Accuracy and calibration, by model")
+
+
+def _gap(calibration: dict[str, Any]) -> dict[str, float]:
+    """Accuracy, and the signed gap by mass where it is known: by counts it is too large at finite M."""
+    ends = ("", "_low", "_high")
+    best = next((row for row in calibration.get("finite_m") or [] if row["estimator"] == "by mass"), calibration)
+    found = {f"accuracy{end}": calibration[f"accuracy{end}"] for end in ends}
+    return found | {f"signed_gap{end}": best[f"signed_gap{end}"] for end in ends}
+
+
+def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
+    """Predictability and excess along training; None unless there are runs of two training steps."""
+    stepped = [(cell, run) for cell, run in rows if cell.model.step is not None]
+    if len({cell.model.step for cell, _ in stepped}) < 2:
+        return None
+    places = [
+        _place("", cell, run) | {"step": cell.model.step, "line": f"{cell.dataset.name} · {cell.style}"}
+        for cell, run in stepped
+    ]
+    return emergence_curve(pd.DataFrame(places), title="Predictability and calibration error along training")
+
+
+def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
+    """The mark of one run: its share of the noise ceiling, and its excess with the interval of smECE."""
+    calibration, last = run.calibration(), last_layer(run.probes(), "classes") or {}
+    of_ceiling = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
+    shares = {to: last.get(of, float("nan")) for to, of in of_ceiling.items()}
+    null = calibration["null_mean"]
+    ends = {f"excess_{end}": calibration[f"smece_{end}"] - null for end in ("low", "high")}
+    return {"label": name, "style": cell.style, "excess": calibration["excess"]} | shares | ends
+
+
+def _short_facts(cell: Cell, run: Run, folder: Path) -> str:
+    n, semantics = (run.calibration()[name] for name in ("n", "semantics"))
+    return f"{n} questions; B: {semantics}; model {shown_path(cell.model.path, folder)}."
+
+
+def _pictures(run: Run) -> list[dict[str, Any]]:
+    """The headline figures of one run, from its folder."""
+    files = {n: run.folder / "figures" / f"{n}.png" for n in HEADLINES}
+    return gallery({n: path.read_bytes() for n, path in files.items() if path.is_file()}, {})
+
+
+def _grid(cells: Sequence[Cell]) -> str:
+    """What varies over the runs, in words."""
+    parts = {
+        "models": [c.model.name for c in cells],
+        "datasets": [c.dataset.name for c in cells],
+        "styles": [c.style for c in cells],
+        "B": [c.semantics.label for c in cells],
+    }
+    return "; ".join(f"{what} {', '.join(dict.fromkeys(names))}" for what, names in parts.items())
