@@ -13,8 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.config.differences import FACTORS, differing
-from experiments.config.run_folder import stored_cell
+from experiments.config.run_folder import FACTORS, differing, stored_cell
 from experiments.config.study import Cell
 from semcal.errors import UserError
 from semcal.runs.run import Run

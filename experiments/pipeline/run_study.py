@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.datasets import load_dataset
-from experiments.config.differences import analysis_part
-from experiments.config.run_folder import open_cell, stored_cell
+from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study
+from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
 from experiments.pipeline.tracking import track
 from experiments.probe.intervene import remeasure
@@ -22,37 +21,12 @@ from experiments.report.run_page import write_report
 from experiments.report.study_page import write_study
 from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
-from experiments.sample.prompting import Answerer
 from experiments.sample.sample_cell import sample_cell
 from experiments.score.score import score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.questions.question import Dataset
 from semcal.runs.run import Run, content_key
-
-
-class Reporter(Protocol):
-    """Hears what happens, so that a terminal can show it."""
-
-    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
-
-    def answered(self, questions: int) -> None: ...
-
-    def stage(self, cell: Cell, what: str) -> None: ...
-
-    def finished(self, cell: Cell) -> None: ...
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
-
-    def answered(self, questions: int) -> None: ...
-
-    def stage(self, cell: Cell, what: str) -> None: ...
-
-    def finished(self, cell: Cell) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -121,24 +95,17 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
     for cell, run in rows:
         if not run.sampled or _other_weights(cell.model, run):
-            _sample(cell, run, models.of(cell.model), prepared, reporter)
+            model = models.of(cell.model)
+            job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+            reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
+            if job.todo:
+                sample_cell(job, model, reporter.answered)
         analyse(cell, run, reporter, models)
-        _finish(cell, run, reporter)
+        if cell.tracking.wandb != "disabled":
+            reporter.stage(cell, "tracking")
+            track(cell, run)
+        reporter.finished(cell)
     write_study(prepared.study.name, rows, prepared.study.folder)
-
-
-def _finish(cell: Cell, run: Run, reporter: Reporter) -> None:
-    if cell.tracking.wandb != "disabled":
-        reporter.stage(cell, "tracking")
-        track(cell, run)
-    reporter.finished(cell)
-
-
-def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter: Reporter) -> None:
-    job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
-    reporter.sampling(job.cell, len(job.asked), len(job.asked) - job.questions_left)
-    if job.todo:
-        sample_cell(job, model, reporter.answered)
 
 
 def analyse(
@@ -147,7 +114,7 @@ def analyse(
     """Compute what is missing, was made with other settings, or is named in `again` ("score", "probe"); old results
     stay until new ones replace them. `models` lends the run's model where a probe needs it.
     """
-    changed, reporter = False, reporter or Silent()
+    changed, reporter = False, reporter or Reporter()
     if "score" in again or not run.calibration() or not _is_current(cell, run, "score"):
         reporter.stage(cell, "scoring")
         with _recorded(cell, run, "score"):

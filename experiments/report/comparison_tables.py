@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
-from experiments.config.differences import FACTORS, differing
+from experiments.config.run_folder import FACTORS, differing
 from experiments.config.study import Cell
 from semcal.calibration.inference.paired import Difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap, weighted_mean

@@ -9,9 +9,8 @@ import pandas as pd
 
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.study import Cell
-from experiments.score.calibration_sections import sections
+from experiments.score.calibration_sections import profile, sections
 from experiments.score.read_answers import Read, class_table, measure, read_answers
-from experiments.score.surface_profile import profile
 from semcal.runs.run import Run
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import Collapse

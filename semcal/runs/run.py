@@ -374,19 +374,6 @@ class Run:
         "classes"; empty before `semcal probe`."""
         return self._parquet_if_any("probe_losses.parquet")
 
-    def forget_results(self) -> None:
-        """Remove what was computed from samples and activations. What the model produced stays, interventions too."""
-        for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
-            self._path(name).unlink(missing_ok=True)
-        self.forget_probes()
-
-    def forget_probes(self) -> None:
-        """Remove the probes' table and the page and figures that show it."""
-        names = ("probes", "probe_losses", "probe_confidence", "probe_predictions")
-        tables = [self._path(f"{name}.parquet") for name in names]
-        for path in (*tables, self._path("report.html"), *self._path("figures").glob("*")):
-            path.unlink(missing_ok=True)
-
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         write_atomically(self._path(name), lambda p: table.to_parquet(p, index=False))
 
