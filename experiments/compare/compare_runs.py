@@ -30,13 +30,8 @@ from semcal.semantics.confidence import Confidences
 
 @dataclass(frozen=True)
 class Equal:
-    """A run on the questions, and with the number of samples, that it has in common with others.
-
-    Attributes:
-        cell: its configuration.
-        found: confidence and correctness of each question.
-        null_mean: mean smECE of calibrated models with these class distributions, at this n and M.
-    """
+    """A run on the questions, and with the number of samples, that it has in common with others; `null_mean` is the mean
+    smECE of calibrated models with these class distributions, at this n and M."""
 
     cell: Cell
     found: Confidences
@@ -45,10 +40,9 @@ class Equal:
 
 @dataclass(frozen=True)
 class Matched:
-    """Runs made equal in n and M.
+    """Runs made equal in n and M, on the same questions in the same order.
 
     Attributes:
-        runs: each on the same questions, in the same order.
         group: [question] labels of dependent questions.
         m: samples per question; None where answers were enumerated.
         note: what was done to make them equal, in words.
@@ -65,8 +59,6 @@ class Comparison:
     """Two runs.
 
     Attributes:
-        a, b: their configurations.
-        matched: the runs made equal.
         differences: statistic -> their difference b - a; "excess" is smECE minus the mean of its null.
         predictability: rung -> the difference b - a of the share of its ceiling that a probe explains of the class
             distribution, at the last prompt token and last layer; empty where that cannot be compared.
@@ -239,11 +231,7 @@ def _only(e: Evaluation, layer: str) -> Evaluation:
 
 
 def _paired(a: Run, b: Run, position: str) -> tuple[Evaluation, Evaluation, list[str]]:
-    """What was found of two runs on the questions that both were probed on, and their groups.
-
-    Raises:
-        UserError: see `compare_last_layers`.
-    """
+    """What was found of two runs on the questions that both were probed on, and their groups."""
     probed = []
     for run in (a, b):
         losses = run.probe_losses()

@@ -114,11 +114,9 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
         return replace(built, exemplars=tuple(as_told(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
-        questions = read_continuations(
-            Path(config.path), split=config.split, prompt_words=config.prompt_words, answer_words=config.answer_words
-        )
-        return build(config.name, questions, n=config.n, exemplars=0, seed=config.seed)
-    if isinstance(config, NamedConfig):
+        exemplars, how = 0, config.model_dump(include={"split", "prompt_words", "answer_words"})
+        questions = read_continuations(Path(config.path), **how)
+    elif isinstance(config, NamedConfig):
         path = None if config.path is None else Path(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:

@@ -76,15 +76,8 @@ class Halves:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What interventions at one hook and position are made from, for all questions of the run.
-
-    Attributes:
-        table: the run's classes.
-        values: [question, d] activations.
-        halves: which questions probes are fitted on, and which are changed.
-        max_classes: of the class probe.
-        seed: of everything drawn.
-    """
+    """What interventions at one hook and position are made from: [question, d] activations of all questions of the run;
+    `max_classes` is that of the class probe."""
 
     table: ClassTable
     values: np.ndarray
@@ -107,9 +100,8 @@ class Condition:
     """One intervention on some questions.
 
     Attributes:
-        labels: name, rank, size, control, draw, and figures of the intervention itself: `readable` (share that the
-            probe explains on the changed questions) and `overlap` (of a control with its intervention: mean squared
-            cosine of principal angles).
+        labels: name, rank, size, control, draw, `readable` (share that the probe explains on the changed questions) and
+            `overlap` (of a control with its intervention: mean squared cosine of principal angles).
         made: the intervention.
         questions: row numbers of the questions it is made on.
     """
@@ -182,8 +174,7 @@ def _patch(hook: str, of: Fitting, changed: np.ndarray, donors: np.ndarray, purp
 
 def _random(count: int, basis: np.ndarray, cov: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
     """Controls of a subspace, of the same rank."""
-    width, rank = basis.shape
-    matched = {"cov": cov, "removed": removed_variance(basis, cov)}
+    (width, rank), matched = basis.shape, {"cov": cov, "removed": removed_variance(basis, cov)}
     return {
         ISOTROPIC: random_subspaces(width, rank, count, seed=seed),
         MATCHED: random_subspaces(width, rank, count, seed=seed, **matched),

@@ -88,9 +88,7 @@ class Probed:
     """The questions of a run that have a position, and what is read there.
 
     Attributes:
-        cell: what its study asks for.
-        table: their classes.
-        questions: their rows of `Run.questions`.
+        table, questions: their classes, and their rows of `Run.questions`.
         activations: of all questions of the run, read from disk layer by layer.
     """
 
@@ -175,17 +173,14 @@ def fit_position(at: Probed) -> list[Evaluation]:
             )  # fmt: skip
     if position == ALL_QUESTION_TOKENS:
         return list(_above(at, "question tokens"))
-    linear = by_text = list[Evaluation]()
-    layers, above = Layers.stored(at.activations), list(_above(at, "layer"))
+    layers, rows = Layers.stored(at.activations), list(_above(at, "layer"))
     if LINEAR in probes.rungs:
-        linear = at.fit_linear(targets, layers)
+        rows = [*at.fit_linear(targets, layers), *rows]
     if "tfidf" in probes.baselines:
         how = replace(at.how, penalties=TEXT_PENALTIES, permutations=0)
-        by_text = at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
-    found = []
-    for name in probes.targets:  # target by target, as tables show them
-        found += [e for e in (*linear, *above, *by_text) if e.frame["target"].iloc[0] == name]
-    return found
+        rows += at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
+    # Target by target, as tables show them.
+    return [e for name in probes.targets for e in rows if e.frame["target"].iloc[0] == name]
 
 
 def _constant(target: Target) -> bool:
@@ -261,32 +256,19 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
     sure = out_of_fold(X, scalar.distribution, group, **settings)[:, 0]
     sampling, probing = costs(run)
     measured: dict[str, Any] = {"table": table, "cost": probing, "resampling": cell.calibration.detail(cell.seed)}
-    width = table.gold.shape[1]
-    named = np.array([[label == own for label in labels] + [False] * (width - len(labels))
-                      for labels, own in zip(table.classes, answer.labels, strict=True)])  # fmt: skip
+    named = np.zeros(table.gold.shape, dtype=bool)
+    for row, (labels, own) in enumerate(zip(table.classes, answer.labels, strict=True)):
+        named[row, : len(labels)] = np.array(labels) == own
     pooled = float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0
+    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": pooled} | measured
     rows = [
         sampled_row(run.calibration(), sampling),
-        confidence_row(
-            "class probe",
-            answer.confidence,
-            answer.correct,
-            agreement=mode_share(table, named),
-            pooled=pooled,
-            **measured,
-        ),
+        confidence_row("class probe", answer.confidence, answer.correct, **of_classes),
         confidence_row("confidence probe", sure, table.by_count.correct, **measured),
     ]
-    run.write_probe_predictions(
-        pd.DataFrame(
-            {
-                "question_id": table.questions,
-                "class": answer.labels,
-                "confidence": answer.confidence,
-                "correct": answer.correct,
-            }
-        )
-    )
+    predicted = {"question_id": table.questions, "class": answer.labels}
+    predicted |= {"confidence": answer.confidence, "correct": answer.correct}
+    run.write_probe_predictions(pd.DataFrame(predicted))
     run.write_probe_confidence(pd.DataFrame([asdict(row) for row in rows]))
     return rows
 

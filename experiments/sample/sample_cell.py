@@ -45,9 +45,8 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         UserError: out of memory, or a server fails; completed shards are saved.
     """
     by_id = {a.question.id: a for a in job.asked}
-    capturing = None
-    if job.cell.capture.positions and isinstance(model, LanguageModel):
-        capturing = Capturing(job, model)
+    local = isinstance(model, LanguageModel)
+    capturing = Capturing(job, model) if local and job.cell.capture.positions else None
     work: dict[str, Any] = {}
     began = time.monotonic()
     try:
@@ -95,9 +94,8 @@ def _asker(
         return _ask_server(job, model, on_answered, work)
     settings, exact = job.settings, job.cell.sampling.exact
     rule = stop_rule(model, settings.stop)
-    observer = None if capturing is None else capturing.observer
-    first_token = None if capturing is None else capturing.first_token
-    if exact is not None:
+    observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
+    if exact:
         work.update(path=SHARED, rows_decoded=0)
 
         def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:

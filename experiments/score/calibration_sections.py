@@ -39,10 +39,7 @@ FOLDS = 5
 def sections(cell: Cell, table: ClassTable, read: Sequence[Read], *, closed: bool) -> dict[str, Any]:
     """Sections of calibration.json next to the headline; None where this run has no data for a section.
 
-    Args:
-        table: the run's class table.
-        read: its answers, read by its own B.
-        closed: whether all questions share one set of classes.
+    `read` are the run's answers, read by its own B; `closed`: all questions share one set of classes.
     """
     detail = cell.calibration.detail(cell.seed)
     found: dict[str, Any] = {"finite_m": None, "m_curve": None}
@@ -50,10 +47,8 @@ def sections(cell: Cell, table: ClassTable, read: Sequence[Read], *, closed: boo
         curve = m_curve(table, resampling=detail)
         rows = estimates(table, curve=curve, resampling=detail)
         found = {"finite_m": [asdict(row) for row in rows], "m_curve": curve.rows()}
-    found["equivalence"] = _equivalence(table, cell.calibration.delta, detail)
-    found |= _loss(table, read, detail)
-    found["closed"] = _closed(table, detail) if closed else None
-    return found
+    found |= {"equivalence": _equivalence(table, cell.calibration.delta, detail)} | _loss(table, read, detail)
+    return found | {"closed": _closed(table, detail) if closed else None}
 
 
 def _equivalence(table: ClassTable, delta: float, detail: Resampling) -> dict[str, Any] | None:
@@ -74,23 +69,14 @@ def _loss(table: ClassTable, read: Sequence[Read], detail: Resampling) -> dict[s
         return {"loss_gap": None, "remedies": None}
     common: dict[str, Any] = {"m": m, "group": group, "folds": FOLDS}
     gap = loss_gap(pairs.plug_in, pairs.correct, resampling=detail, **common)
-    section: dict[str, Any] = {
-        "estimate": gap.estimate,
-        "low": gap.low,
-        "high": gap.high,
-        "mean_tilt": gap.mean_tilt,
-        "confidence": "by mass" if by_mass else "plug-in",
-    }
+    section: dict[str, Any] = {name: getattr(gap, name) for name in ("estimate", "low", "high", "mean_tilt")}
+    section["confidence"] = "by mass" if by_mass else "plug-in"
     if (chances := chances_of(table, by_mass=by_mass)) is not None:
         uniform = keyed_generator(detail.seed, "null", "loss_gap").random((detail.null_draws, len(table)))
         confidence, correct = chances.simulate(uniform)
         confidence = np.broadcast_to(confidence, correct.shape)
         null = simulated_loss_gap(confidence, correct, seed=detail.seed, **common)
-        section |= {
-            "null_mean": null.mean,
-            "excess": null.excess(gap.estimate),
-            "p_value": null.p_value(gap.estimate),
-        }
+        section |= {"null_mean": null.mean, "excess": null.excess(gap.estimate), "p_value": null.p_value(gap.estimate)}
     if table.enumerated:
         section["by_token"] = asdict(_token_tilt(table, read, gap.tilts))
     try:
@@ -151,13 +137,7 @@ def profile(
 
     The first three see the gold answer as the run's style writes it (columns `written` and `written_ids` of its
     questions); of several correct answers, the first. A served model has no first token, and a text that is only
-    continued no length.
-
-    Args:
-        questions: `Run.questions`.
-        read: the run's answers, read by its own B.
-        table: their class table.
-        own: their calibration.
+    continued no length. `table` and `own` are the class table and calibration under the run's own B.
     """
     detail, rows = cell.calibration.detail(cell.seed), []
     for name, found in _surfaces(cell, questions, read).items():

@@ -24,7 +24,6 @@ class Pair:
     """Two collapsing functions on the same samples.
 
     Attributes:
-        a, b: their names.
         rand: mean over questions of the adjusted Rand index of their classifications of the samples.
         same: share of questions that they classify in the same way.
         smece_change: smECE under b minus smECE under a.
@@ -76,14 +75,8 @@ def compare(
 def _pair(a: str, b: str, read: dict[str, list[Read]], calibration: dict[str, Calibration]) -> Pair:
     rand = np.array([adjusted_rand(x.classes, y.classes, x.weights) for x, y in zip(read[a], read[b], strict=True)])
     before, after = calibration[a], calibration[b]
-    return Pair(
-        a,
-        b,
-        float(rand.mean()),
-        float((rand > 1 - 1e-9).mean()),
-        after.smece - before.smece,
-        after.accuracy - before.accuracy,
-    )
+    changes = after.smece - before.smece, after.accuracy - before.accuracy
+    return Pair(a, b, float(rand.mean()), float((rand > 1 - 1e-9).mean()), *changes)
 
 
 def agreement_table(found: Agreement) -> tuple[Table, Table]:
