@@ -30,8 +30,8 @@ from semcal.semantics.confidence import Confidences
 
 @dataclass(frozen=True)
 class Equal:
-    """A run on the questions, and with the number of samples, that it has in common with others; `null_mean` is the mean
-    smECE of calibrated models with these class distributions, at this n and M."""
+    """A run on the questions, and with the number of samples, that it has in common with others; `null_mean` is the
+    mean smECE of calibrated models with these class distributions, at this n and M."""
 
     cell: Cell
     found: Confidences

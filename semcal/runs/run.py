@@ -257,8 +257,15 @@ class Run:
         self._write_parquet("classes.parquet", table.to_frame())
 
     def class_table(self) -> ClassTable:
-        """The class table of a scored run."""
-        return ClassTable.from_frame(self.classes())
+        """The class table of a scored run.
+
+        Raises:
+            UserError: the run was scored by an earlier version of semcal.
+        """
+        try:
+            return ClassTable.from_frame(self.classes())
+        except UserError as error:
+            raise UserError(f"{error}; run `semcal score {self.folder}`") from None
 
     def classes(self) -> pd.DataFrame:
         """One row per question and class, unsampled gold classes included: see `ClassTable.to_frame`."""
@@ -338,7 +345,7 @@ class Run:
         if self._path("interventions.parquet").is_file():
             raise UserError(
                 f"{self.folder}/interventions.parquet was written by an earlier version of semcal, which kept no "
-                "answers; delete this file and run `semcal intervene` again"
+                f"answers; delete this file and run `semcal intervene {self.folder}`"
             )
         return self._parquet_if_any("interventions/rows.parquet")
 

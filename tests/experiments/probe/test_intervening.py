@@ -147,7 +147,7 @@ def test_settings_of_the_analysis_delete_no_answers_and_measure_the_stored_ones_
 
 def test_interventions_of_an_earlier_version_are_refused_with_the_remedy(run):
     (run.folder / "interventions.parquet").touch()
-    with pytest.raises(UserError, match=r"kept no answers; delete this file and run `semcal intervene` again"):
+    with pytest.raises(UserError, match=r"kept no answers; delete this file and run `semcal intervene /"):
         run.interventions()
 
 
