@@ -32,10 +32,7 @@ Progress = Callable[[int, int], None]  # (answered so far, all requests)
 
 
 class CollapseConfig(Settings):
-    """What a study says about one B.
-
-    A subclass sets `kind` to the name that a study uses and builds the collapsing function.
-    """
+    """What a study says about one B; a subclass sets `kind` to the name that a study uses."""
 
     kind: str
     asks_a_model: ClassVar[bool] = False  # then gold answers are not checked before the run

@@ -71,7 +71,7 @@ def sampling_part(cell: Cell) -> dict[str, Any]:
 
 
 def analysis_part(cell: Cell, stage: str) -> dict[str, Any]:
-    """What the results of a stage ("score" or "probe") depend on, beside the samples."""
+    """What the results of a stage ("score" or "probe") depend on, apart from the samples."""
     if stage == "score":
         return cell.model_dump(mode="json", include={"semantics", "calibration"})
     kept = {"semantics": True, "probes": True, "calibration": {"level", "detail_draws"}}

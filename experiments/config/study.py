@@ -230,11 +230,8 @@ class ProbesConfig(Settings):
     @property
     def reads_model(self) -> list[str]:
         """The rungs and baselines for which the model must be loaded."""
-        return [
-            name
-            for name in (*self.rungs, *self.baselines)
-            if name in (*rungs_reading("model"), *_BASELINES_OF_THE_MODEL)
-        ]
+        reading = (*rungs_reading("model"), *_BASELINES_OF_THE_MODEL)
+        return [name for name in (*self.rungs, *self.baselines) if name in reading]
 
 
 class PublishedConfig(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
-from experiments.pipeline.tracking import track
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.run_page import write_report
 from experiments.report.study_page import write_study
+from experiments.report.summary_table import headline
 from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
 from experiments.sample.sample_cell import sample_cell
@@ -170,6 +171,50 @@ def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: Non
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:
-    """Whether a local folder holds other weights than the run was made with; a Hub commit cannot change."""
+    """Whether a local folder holds weights that the run was not made with; a Hub commit cannot change."""
     path = model_path(config)
     return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
+
+
+def track(cell: Cell, run: Run) -> None:
+    """Log a run to Weights & Biases: configuration, headline figures, layer table, figures; one W&B run per folder. A
+    second call with the same results does nothing.
+
+    Offline runs are in `RUN/wandb`; `wandb sync` sends them.
+
+    Raises:
+        UserError: W&B cannot be reached or does not know the user (online only).
+    """
+    import wandb
+
+    figures = headline(run)
+    key = content_key(figures, cell.tracking.model_dump())
+    manifest = run.manifest()
+    if manifest.get("tracked") == key:
+        return
+    tracking_id = manifest.get("tracking_id") or secrets.token_hex(4)
+    manifest = manifest | {"tracking_id": tracking_id}
+    run.write_manifest(manifest)
+    try:
+        tracked = wandb.init(
+            id=tracking_id,
+            resume="allow",
+            project=cell.tracking.project,
+            entity=cell.tracking.entity,
+            group=cell.study,
+            name=run.name,
+            config=cell.model_dump(mode="json"),
+            dir=str(run.folder),
+            mode=cell.tracking.wandb,
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
+        )
+    except wandb.Error as error:
+        raise UserError(f"W&B: {error}; set tracking.wandb to offline, or run `wandb login`") from error
+    with tracked:
+        tracked.summary.update({k: v for k, v in figures.items() if v is not None})
+        probes = run.probes()
+        if not probes.empty:
+            tracked.log({"probes": wandb.Table(dataframe=probes)})
+        for picture in sorted((run.folder / "figures").glob("*.png")):
+            tracked.log({f"figures/{picture.stem}": wandb.Image(str(picture))})
+    run.write_manifest(manifest | {"tracked": key})

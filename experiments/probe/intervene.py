@@ -20,7 +20,7 @@ import pandas as pd
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
-from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Fitting, Halves, Wanted, conditions
+from experiments.probe.intervention_plan import LEFT_ALONE, Fitting, Halves, Wanted, conditions
 from experiments.sample.models import Models
 from experiments.sample.prompting import form_of
 from experiments.score.read_answers import readable_texts
@@ -82,7 +82,8 @@ def intervene_run(
     for hook in hooks:
         tell(cell, f"fitting a probe at {hook}")
         of = Fitting(table, stored.layer(hook), halves, cell.probes.max_classes, cell.seed)
-        planned += [_Planned.of(c, settings | {"hook": hook}) for c in conditions(wanted, hook, of)]
+        for c in conditions(wanted, hook, of):
+            planned.append(_Planned(settings | {"hook": hook} | c.labels, (c.made,), tuple(c.questions.tolist())))
 
     rows, base = remeasure(cell, run), planned[0].key
     there = set() if rows.empty else {key for key in rows["key"] if not run.intervened(key).empty}
@@ -146,10 +147,6 @@ class _Planned:
     labels: dict[str, Any]
     made: tuple[Intervention, ...]
     questions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, condition: Condition, common: dict[str, Any]) -> _Planned:
-        return cls(common | condition.labels, (condition.made,), tuple(condition.questions.tolist()))
 
     @classmethod
     def alone(cls, name: str, common: dict[str, Any], halves: Halves) -> _Planned:
@@ -232,11 +229,11 @@ class _Measuring:
     def _effect(self, before: pd.DataFrame, after: pd.DataFrame, *, resampled: bool) -> dict[str, Any]:
         """Both sets of answers are read by B together, so that what they share is one class."""
         sides = [dict(iter(side.groupby("question_id", sort=False))) for side in (before, after)]
-        asked = [q for q in self.questions.values() if q.id in sides[1]]
-        pairs = [(sides[0][q.id], sides[1][q.id]) for q in asked]
+        questions = [q for q in self.questions.values() if q.id in sides[1]]
+        pairs = [(sides[0][q.id], sides[1][q.id]) for q in questions]
         texts = [[text for rows in pair for text in readable_texts(rows, self.cell.style)] for pair in pairs]
-        found = self.collapse.collapse(asked, texts, self.cell.style)
-        ids, groups, gold = [q.id for q in asked], [q.group for q in asked], [b.gold for b in found]
+        found = self.collapse.collapse(questions, texts, self.cell.style)
+        ids, groups, gold = [q.id for q in questions], [q.group for q in questions], [b.gold for b in found]
         parts = [(b.classes[: len(a)], b.classes[len(a) :]) for b, (a, _) in zip(found, pairs, strict=True)]
         first, second = (
             ClassTable.of_answers(ids, groups, classes, [list(pair[side]["count"]) for pair in pairs], gold)

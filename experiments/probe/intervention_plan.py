@@ -32,14 +32,8 @@ ISOTROPIC, MATCHED, DONORS = "isotropic", "matched", "donors"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `semcal intervene` does.
-
-    Attributes:
-        kind: "ablate" the class probe's subspace, "steer" along the confidence probe, or "patch".
-        ranks: of the subspaces to ablate.
-        sizes: to steer by, in standard deviations.
-        random: random controls of each sort, per intervention.
-    """
+    """What `semcal intervene` does: "ablate" subspaces of the class probe of these ranks, "steer" along the confidence
+    probe by these sizes (standard deviations), or "patch"; with `random` controls of each sort per intervention."""
 
     kind: str = "ablate"
     ranks: tuple[int, ...] = (8,)

@@ -100,18 +100,14 @@ class ModelProbes:
                 "another name"
             )
         if BEFORE in cell.probes.baselines:
-            found.check_tokenizer(before_training(cell.model, cell.probes.step0))
+            before = before_training(cell.model, cell.probes.step0)
+            how = before.model_dump(include={"revision", "trust_remote_code"})
+            if not LanguageModel.without_weights(model_path(before), **how).encodes_like(found.model):
+                raise UserError(
+                    f"probes.step0: {cell.probes.step0} has another tokenizer than {run.folder} was made with; give "
+                    "the checkpoint that this model's training started from"
+                )
         return found
-
-    def check_tokenizer(self, before: ModelConfig) -> None:
-        looked_at = LanguageModel.without_weights(
-            model_path(before), revision=before.revision, trust_remote_code=before.trust_remote_code
-        )
-        if not looked_at.encodes_like(self.model):
-            raise UserError(
-                f"probes.step0: {self.cell.probes.step0} has another tokenizer than {self.run.folder} was made with; "
-                "give the checkpoint that this model's training started from"
-            )
 
     def fit(self, at: Probed) -> Iterator[Evaluation]:
         """Every target by every rung and baseline that reads the model, on questions that have the last prompt token.

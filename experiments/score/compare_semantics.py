@@ -21,14 +21,8 @@ from semcal.semantics.agreement import adjusted_rand
 
 @dataclass(frozen=True)
 class Pair:
-    """Two collapsing functions on the same samples.
-
-    Attributes:
-        rand: mean over questions of the adjusted Rand index of their classifications of the samples.
-        same: share of questions that they classify in the same way.
-        smece_change: smECE under b minus smECE under a.
-        accuracy_change: likewise for accuracy.
-    """
+    """Two collapsing functions on the same samples: the mean over questions of the adjusted Rand index of their classes,
+    the share of questions that they classify in the same way, and figures under b minus those under a."""
 
     a: str
     b: str

@@ -75,7 +75,8 @@ class Measured:
     @cached_property
     def excess(self) -> Leaves:
         """smECE minus the mean of its calibrated twins: in expectation at most the calibration error."""
-        return self.error.minus(self._null_mean)
+        null = self.null if self.chances is None else float(smece_batch(*self._twins).values.mean())
+        return self.error.minus(null)
 
     @cached_property
     def gap(self) -> Leaves:
@@ -104,12 +105,6 @@ class Measured:
     def _leaves(self, statistic: str) -> Leaves:
         found, of = STATISTICS[statistic], (self.confidence, self.correct)
         return leaves(found, *of, stratum=self.dataset, group=self.group, seed=self.seed)
-
-    @property
-    def _null_mean(self) -> float:
-        if self.chances is None:
-            return self.null
-        return float(smece_batch(*self._twins).values.mean())
 
     @cached_property
     def _twins(self) -> tuple[np.ndarray, np.ndarray]:

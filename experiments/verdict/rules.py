@@ -93,15 +93,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say about a hypothesis.
-
-    Attributes:
-        key: of `CLAIMS`.
-        parts: every one is to be shown.
-        context: rows that are not part of the rule.
-        reason: why it was not tested; "" if it was.
-        runs: labels of the runs it was tested on.
-    """
+    """What the runs say about a hypothesis of `CLAIMS`: every part is to be shown, `context` rows are not; `reason` says
+    why it was not tested; `runs` are the labels of those it was tested on."""
 
     key: str
     parts: tuple[Part, ...] = ()
