@@ -40,8 +40,7 @@ def show_plan(planned: Sequence[Planned], console: Console, *, as_json: bool) ->
 
 def _texts(rows: Sequence[Planned]) -> tuple[str, ...]:
     most = [p.cell.sampling.length(p.cell.style) for p in rows]
-    total, counted = _totals(rows), all(p.real and p.read.tokenizer == OWN for p in rows)
-    mark = "" if counted else "~"
+    total, mark = _totals(rows), "" if all(p.real and p.read.tokenizer == OWN for p in rows) else "~"
     memory = [p.memory["weights"] + p.memory["kv"] for p in rows if p.memory]
     return (
         str(total["cells"]),

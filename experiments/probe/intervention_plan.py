@@ -96,8 +96,7 @@ class Condition:
     Attributes:
         labels: name, rank, size, control, draw, `readable` (share that the probe explains on the changed questions) and
             `overlap` (of a control with its intervention: mean squared cosine of principal angles).
-        made: the intervention.
-        questions: row numbers of the questions it is made on.
+        questions: row numbers of those it is made on.
     """
 
     labels: dict[str, Any]

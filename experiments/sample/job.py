@@ -75,8 +75,7 @@ class SamplingJob:
 
     @property
     def questions_left(self) -> int:
-        left = set(self.todo)
-        return sum(len(s.question_ids) for s in self.shards if s.key in left)
+        return sum(len(s.question_ids) for s in self.shards if s.key in self.todo)
 
     @property
     def shards(self) -> list[Shard]:

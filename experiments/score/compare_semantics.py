@@ -21,8 +21,8 @@ from semcal.semantics.agreement import adjusted_rand
 
 @dataclass(frozen=True)
 class Pair:
-    """Two collapsing functions on the same samples: the mean over questions of the adjusted Rand index of their classes,
-    the share of questions that they classify in the same way, and figures under b minus those under a."""
+    """Two collapsing functions on the same samples: mean over questions of the adjusted Rand index of their classes,
+    share of questions that they classify in the same way, and figures under b minus those under a."""
 
     a: str
     b: str

@@ -93,8 +93,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say about a hypothesis of `CLAIMS`: every part is to be shown, `context` rows are not; `reason` says
-    why it was not tested; `runs` are the labels of those it was tested on."""
+    """What the runs say about a hypothesis of `CLAIMS`: every part is to be shown, `context` rows are not;
+    `reason` says why it was not tested; `runs` are the labels of those it was tested on."""
 
     key: str
     parts: tuple[Part, ...] = ()
