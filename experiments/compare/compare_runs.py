@@ -14,11 +14,13 @@ import pandas as pd
 
 from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
 from experiments.config.study import Cell
-from experiments.probe.stored_evaluations import compare_last_layers
+from probes.evaluation.contrast import explained_differences
+from probes.evaluation.result import BASELINE, LINEAR, Evaluation, at_layer
 from semcal.calibration.estimators.thinning import thin
 from semcal.calibration.inference.holm import holm
 from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference
 from semcal.calibration.nulls.null import null_of
+from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
@@ -28,13 +30,8 @@ from semcal.semantics.confidence import Confidences
 
 @dataclass(frozen=True)
 class Equal:
-    """A run on the questions, and with the number of samples, that it has in common with others.
-
-    Attributes:
-        cell: its configuration.
-        found: confidence and correctness of each question.
-        null_mean: mean smECE of calibrated models with these class distributions, at this n and M.
-    """
+    """A run on the questions, and with the number of samples, that it has in common with others; `null_mean` is the
+    mean smECE of calibrated models with these class distributions, at this n and M."""
 
     cell: Cell
     found: Confidences
@@ -43,10 +40,9 @@ class Equal:
 
 @dataclass(frozen=True)
 class Matched:
-    """Runs made equal in n and M.
+    """Runs made equal in n and M, on the same questions in the same order.
 
     Attributes:
-        runs: each on the same questions, in the same order.
         group: [question] labels of dependent questions.
         m: samples per question; None where answers were enumerated.
         note: what was done to make them equal, in words.
@@ -63,8 +59,6 @@ class Comparison:
     """Two runs.
 
     Attributes:
-        a, b: their configurations.
-        matched: the runs made equal.
         differences: statistic -> their difference b - a; "excess" is smECE minus the mean of its null.
         predictability: rung -> the difference b - a of the share of its ceiling that a probe explains of the class
             distribution, at the last prompt token and last layer; empty where that cannot be compared.
@@ -185,3 +179,68 @@ def compare_all(
         tell(b.cell, f"comparing, pair {done} of {len(pairs)}")
         found.append(compare(a, b))
     return found
+
+
+# ---- predictability --------------------------------------------------------------------------------------------------
+
+
+def stored_evaluation(run: Run, position: str, ids: Sequence[str]) -> Evaluation:
+    """What `semcal probe` found of the class distribution at a position, on some of the questions probed there."""
+    losses, table = run.probe_losses(), run.probes()
+    losses = losses.loc[losses["position"] == position, :]
+    frame = table.loc[(table["target"] == "classes") & (table["position"] == position) & (table["layer"] != ""), :]
+    wide = losses.pivot(index=["rung", "layer"], columns="question_id", values="probe_nats")
+    baseline = losses.drop_duplicates("question_id").set_index("question_id")["baseline_nats"]
+    rows = wide.loc[list(zip(frame["rung"], frame["layer"], strict=True)), list(ids)]
+    return Evaluation(frame.reset_index(drop=True), rows.to_numpy(float), baseline.loc[list(ids)].to_numpy(float))
+
+
+def compare_last_layers(a: Run, b: Run, position: str, *, resampling: Resampling) -> tuple[dict[str, Difference], str]:
+    """Rung -> how much better the class distribution can be predicted in the second of two runs, as shares of their
+    ceilings, each run at its own last layer, without baselines; and remarks on it.
+
+    On the questions that both were probed on; give runs of equal M.
+
+    Raises:
+        UserError: a run that was not probed at the position, no common question, or no rung in common.
+    """
+    one, two, group = _paired(a, b, position)
+    layers, sizes = [_last_layer(e) for e in (one, two)], [int(e.frame["n"].iloc[0]) for e in (one, two)]
+    remarks = [] if layers[0] == layers[1] else [f"at the last layers {' and '.join(layers)}"]
+    if sizes[0] != sizes[1]:
+        remarks.append(f"probes learnt from {sizes[0]} and {sizes[1]} questions")
+    last = [_only(e, layer) for e, layer in zip((one, two), layers, strict=True)]
+    try:
+        found = explained_differences(*last, group=group, resampling=resampling)
+    except ValueError:
+        raise UserError(f"{a.folder} and {b.folder} share no rung at their last layers; `semcal probe` both") from None
+    return {rung: d for (rung, *_), d in found.items()}, "; ".join(remarks)
+
+
+def _last_layer(e: Evaluation) -> str:
+    """The last layer that linear probes read; none without them."""
+    lines = e.frame.loc[e.frame["rung"] == LINEAR, "layer"].tolist()
+    return lines[-1] if lines else "none"
+
+
+def _only(e: Evaluation, layer: str) -> Evaluation:
+    """Rungs at one layer, whatever its name; no baselines."""
+    probes = e.frame.loc[~e.frame["rung"].str.startswith(BASELINE), :]
+    rows = at_layer(probes, layer).index.to_numpy()
+    return Evaluation(e.frame.loc[rows, :].assign(layer="last"), e.losses[rows], e.baseline)
+
+
+def _paired(a: Run, b: Run, position: str) -> tuple[Evaluation, Evaluation, list[str]]:
+    """What was found of two runs on the questions that both were probed on, and their groups."""
+    probed = []
+    for run in (a, b):
+        losses = run.probe_losses()
+        if losses.empty or position not in set(losses["position"]):
+            raise UserError(f"{run.folder} holds no probes of the class distribution at {position}; `semcal probe` it")
+        probed.append(set(losses.loc[losses["position"] == position, "question_id"]))
+    table = a.questions()
+    common = table.loc[table["id"].isin(probed[0] & probed[1]), :]
+    if common.empty:
+        raise UserError(f"{a.folder} and {b.folder} were not probed on a common question; give them the same dataset")
+    one, two = (stored_evaluation(run, position, list(common["id"])) for run in (a, b))
+    return one, two, list(common["group"])

@@ -13,8 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.config.differences import FACTORS, differing
-from experiments.config.run_folder import stored_cell
+from experiments.config.run_folder import FACTORS, differing, stored_cell
 from experiments.config.study import Cell
 from semcal.errors import UserError
 from semcal.runs.run import Run
@@ -23,15 +22,8 @@ from semcal.semantics.class_table import ClassTable
 
 @dataclass(frozen=True)
 class Scored:
-    """A run that was scored, as a comparison needs it.
-
-    Attributes:
-        cell: its configuration.
-        folder: its path.
-        table: its classes, questions in the order of `questions`.
-        questions: one row per question, by id: text, group, answers.
-        calibration: its calibration.json.
-    """
+    """A run that was scored, as a comparison needs it: `questions` (text, group and answers by id) are in the order of
+    the table, `calibration` is calibration.json."""
 
     cell: Cell
     folder: Path
@@ -60,10 +52,10 @@ def sensible_pairs(runs: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
     """
     by_factor: dict[str, list[tuple[Scored, Scored]]] = {factor: [] for factor in FACTORS}
     for a, b in itertools.combinations(runs, 2):
-        factors = differing(a.cell, b.cell)
-        if a.cell.dataset.name == b.cell.dataset.name and len(factors) == 1 and factors[0] in FACTORS:
-            by_factor[factors[0]].append((a, b))
-    pairs = [pair for found in by_factor.values() for pair in found]
+        factor, *others = differing(a.cell, b.cell) or [""]
+        if a.cell.dataset.name == b.cell.dataset.name and factor in FACTORS and not others:
+            by_factor[factor].append((a, b))
+    pairs = list(itertools.chain.from_iterable(by_factor.values()))
     if not pairs:
         raise UserError(
             f"no two of these {len(runs)} runs share a dataset and differ in exactly one of {', '.join(FACTORS)}; "
@@ -78,9 +70,8 @@ def by_temperature(runs: Sequence[Scored]) -> list[list[Scored]]:
     for run in runs:
         alike = (f for f in families if _same_but_temperature(f[0], run))
         if (family := next(alike, None)) is None:
-            families.append([run])
-        else:
-            family.append(run)
+            families.append(family := [])
+        family.append(run)
     return [sorted(f, key=lambda r: r.cell.sampling.temperature) for f in families if len(f) > 1]
 
 

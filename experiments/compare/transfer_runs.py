@@ -31,13 +31,7 @@ TARGETS = {"classes": "share of KL explained", "b_confidence": "share of KL of B
 
 @dataclass(frozen=True)
 class Transferred:
-    """Probes of some runs tried on each other.
-
-    Attributes:
-        cells: one per probe and run, row by row of the matrix.
-        layer: hook name.
-        target: "classes" or "b_confidence".
-    """
+    """Probes of some runs tried on each other at a layer: one cell per probe and run, row by row of the matrix."""
 
     cells: list[TransferCell]
     layer: str
@@ -58,22 +52,19 @@ def transfer_runs(runs: Sequence[Scored], *, layer: str | None = None, target: s
     """
     if target not in TARGETS:
         raise UserError(f"unknown target {target!r}{nearest(target, TARGETS)}; one of {', '.join(TARGETS)}")
-    name = _common_layer([Run(run.folder) for run in runs], layer)
     folders, cell = [Run(run.folder) for run in runs], runs[0].cell
+    name = _common_layer(folders, layer)
     tables = [folder.class_table() for folder in folders]
     if target == "b_confidence":
         targets = [share_target(b_confidence(table), name="sure", m=table.m) for table in tables]
     else:
         targets = class_targets(tables, max_classes=max(run.cell.probes.max_classes for run in runs))
     layers = [folder.activations(LAST_PROMPT_TOKEN).layer(name) for folder in folders]
-    parts = zip(_names(runs), layers, targets, tables, strict=True)
+    groups = [table.groups.tolist() for table in tables]
     try:
-        probed = [ProbedRun(label, X, its, table.groups.tolist()) for label, X, its, table in parts]
-        cells = transfer(
-            probed,
-            folds=cell.probes.folds,
-            resampling=cell.calibration.resampling(cell.seed),
-        )
+        probed = [ProbedRun(*part) for part in zip(_names(runs), layers, targets, groups, strict=True)]
+        resampling = cell.calibration.resampling(cell.seed)
+        cells = transfer(probed, folds=cell.probes.folds, resampling=resampling)
     except ValueError as error:
         raise UserError(str(error)) from error
     return Transferred(cells, name, target)
@@ -98,7 +89,7 @@ def _common_layer(runs: Sequence[Run], layer: str | None) -> str:
 
 
 def _names(runs: Sequence[Scored]) -> list[str]:
-    """Labels as in the summary table; equal ones are told apart by study and a number."""
+    """Labels as in the summary table; equal ones are distinguished by study and a number."""
     names = labels([run.cell for run in runs])
     longer = [f"{n} · {r.cell.study}" if names.count(n) > 1 else n for n, r in zip(names, runs, strict=True)]
     return [
@@ -117,9 +108,8 @@ def transfer_table(cells: Sequence[TransferCell]) -> Table:
     for row in rows:
         table.add_row(row[0].trained_on, *map(_share, row))
     table.add_section()
-    table.add_row(
-        "noise ceiling", *("—" if np.isnan(cell.ceiling) else f"{100 * cell.ceiling:.0f} %" for cell in rows[0])
-    )
+    ceilings = ("—" if np.isnan(cell.ceiling) else f"{100 * cell.ceiling:.0f} %" for cell in rows[0])
+    table.add_row("noise ceiling", *ceilings)
     return table
 
 

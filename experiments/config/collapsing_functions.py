@@ -15,7 +15,7 @@ from pydantic import Field
 
 from experiments.config.settings import Settings, slug
 from semcal.errors import UserError
-from semcal.questions.question import Dataset, Question
+from semcal.questions.question import Dataset
 from semcal.semantics.collapsing.choice import Choice
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import Collapse
@@ -32,10 +32,7 @@ Progress = Callable[[int, int], None]  # (answered so far, all requests)
 
 
 class CollapseConfig(Settings):
-    """What a study says about one B.
-
-    A subclass sets `kind` to the name that a study uses and builds the collapsing function.
-    """
+    """What a study says about one B; a subclass sets `kind` to the name that a study uses."""
 
     kind: str
     asks_a_model: ClassVar[bool] = False  # then gold answers are not checked before the run
@@ -192,13 +189,7 @@ else:
 def collapse_of(
     config: SemanticsConfig, aliases: Mapping[str, str], tell: Callable[[str], None] = lambda _: None
 ) -> Collapse:
-    """The collapsing function B.
-
-    Args:
-        config: What the study says about it.
-        aliases: Surface form -> class of a closed answer space; empty for an open one.
-        tell: Hears how many requests a model has answered.
-    """
+    """The collapsing function B; `tell` hears how many requests a model has answered."""
     return config.build(aliases, lambda done, of: tell(f"{done:,} of {of:,} requests"))
 
 
@@ -220,16 +211,13 @@ def check_semantics(config: SemanticsConfig, dataset: Dataset, style: str) -> No
     collapse = collapse_of(config, dataset.aliases)
     if isinstance(config, CustomConfig):
         some = dataset.questions[:20]
-        check_contract(collapse, some, [_known_answers(q) for q in some], style)
+        known = [[*q.answers, *q.incorrect, "", "no idea"] for q in some]
+        check_contract(collapse, some, known, style)
     if unread := unreadable_gold(collapse, dataset.questions):
         raise UserError(
             f"{dataset.name}: semantics {config.label} cannot read the gold answers of {_some(unread)}; "
             "use another B, or fix these answers"
         )
-
-
-def _known_answers(question: Question) -> list[str]:
-    return [*question.answers, *question.incorrect, "", "no idea"]
 
 
 def _some(ids: Sequence[str]) -> str:

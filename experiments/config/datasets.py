@@ -37,7 +37,8 @@ class _Dataset(Settings):
         return self
 
     def default_name(self) -> str:
-        return self.kind  # type: ignore[attr-defined]
+        """That of its file."""
+        return slug(Path(self.path).stem)  # type: ignore[attr-defined]
 
 
 class NamedConfig(_Dataset):
@@ -47,6 +48,9 @@ class NamedConfig(_Dataset):
     path: str | None = None
     split: str | None = None
     revision: str | None = None
+
+    def default_name(self) -> str:
+        return self.kind
 
     @model_validator(mode="after")
     def _one_place(self) -> Any:
@@ -64,9 +68,6 @@ class TableConfig(_Dataset):
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
 
-    def default_name(self) -> str:
-        return slug(Path(self.path).stem)
-
 
 class ContinuationConfig(_Dataset):
     """`split` is a regular expression between documents; see `semcal.questions.read_continuations`."""
@@ -76,9 +77,6 @@ class ContinuationConfig(_Dataset):
     split: str = r"\n\s*\n"
     prompt_words: list[Annotated[int, Field(ge=1)]] = Field(default=[24], min_length=1)
     answer_words: Annotated[int, Field(ge=1)] = 8
-
-    def default_name(self) -> str:
-        return slug(Path(self.path).stem)
 
 
 class AtlasConfig(_Dataset):
@@ -114,11 +112,9 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
         return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
-        questions = read_continuations(
-            Path(config.path), split=config.split, prompt_words=config.prompt_words, answer_words=config.answer_words
-        )
-        return build(config.name, questions, n=config.n, exemplars=0, seed=config.seed)
-    if isinstance(config, NamedConfig):
+        exemplars, how = 0, config.model_dump(include={"split", "prompt_words", "answer_words"})
+        questions = read_continuations(Path(config.path), **how)
+    elif isinstance(config, NamedConfig):
         path = None if config.path is None else Path(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:

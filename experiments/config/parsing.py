@@ -17,19 +17,7 @@ from pydantic import BaseModel, ValidationError
 from experiments.config.collapsing_functions import REGISTRY, SemanticsConfig
 from experiments.config.datasets import DatasetConfig
 from experiments.config.settings import Settings
-from experiments.config.study import (
-    CalibrationConfig,
-    CaptureConfig,
-    Lengths,
-    ModelConfig,
-    ProbesConfig,
-    PromptingConfig,
-    PublishedConfig,
-    SamplingConfig,
-    ServedConfig,
-    Study,
-    TrackingConfig,
-)
+from experiments.config.study import Lengths, SamplingConfig, ServedConfig, Study
 from semcal.errors import UserError, nearest
 
 
@@ -171,19 +159,8 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> str:
     """Where an unknown key belongs, or the nearest key of the group that it is in."""
-    groups: dict[str, list[type[BaseModel]]] = {
-        "models": [ModelConfig],
-        "served": [ServedConfig],
-        "datasets": list(_DATASETS),
-        "semantics": list(REGISTRY),
-        "sampling": [SamplingConfig, Lengths],
-        "prompting": [PromptingConfig],
-        "capture": [CaptureConfig],
-        "calibration": [CalibrationConfig],
-        "probes": [ProbesConfig],
-        "tracking": [TrackingConfig],
-        "published": [PublishedConfig],
-    }
+    groups = {name: _groups_of(field.annotation) for name, field in Study.model_fields.items()}
+    groups = {name: group for name, group in groups.items() if group} | {"served": [ServedConfig]}
     group = next((groups[p] for p in parents if p in groups), [model])
     if group == [model]:
         for name, members in groups.items():
@@ -193,6 +170,13 @@ def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> st
     if close:
         return f", did you mean {close[0]!r}?"
     return f"; the keys here are {', '.join(dict.fromkeys(f for g in group for f in g.model_fields))}"
+
+
+def _groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """The groups of keys that a value with this annotation may be, and a group inside that may also be one number."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation, Lengths] if annotation is SamplingConfig else [annotation]
+    return [group for part in get_args(annotation) for group in _groups_of(part)]
 
 
 def _near_file(path: Path) -> str:

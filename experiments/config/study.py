@@ -117,11 +117,6 @@ class SamplingConfig(Settings):
     exact: ExactSearchConfig | None = None
     shard_size: Annotated[int, Field(ge=1)] = 256
 
-    @property
-    def enumerated(self) -> bool:
-        """Whether answers are enumerated with their probabilities rather than sampled."""
-        return self.exact is not None
-
     def length(self, style: str) -> int:
         """The most new tokens of an answer in this style."""
         if isinstance(self.max_new_tokens, int):
@@ -235,11 +230,8 @@ class ProbesConfig(Settings):
     @property
     def reads_model(self) -> list[str]:
         """The rungs and baselines for which the model must be loaded."""
-        return [
-            name
-            for name in (*self.rungs, *self.baselines)
-            if name in (*rungs_reading("model"), *_BASELINES_OF_THE_MODEL)
-        ]
+        reading = (*rungs_reading("model"), *_BASELINES_OF_THE_MODEL)
+        return [name for name in (*self.rungs, *self.baselines) if name in reading]
 
 
 class PublishedConfig(Settings):
@@ -308,7 +300,7 @@ class Study(Settings):
                     f"models: {served.name!r} is served, so nothing can be captured; set capture.positions to [] and "
                     "probes.enabled to false"
                 )
-            if self.sampling.enumerated:
+            if self.sampling.exact:
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
         if not self.capture.positions and self.probes.enabled:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
@@ -359,6 +351,7 @@ class Study(Settings):
     def cells(self) -> list[Cell]:
         """The cells of the grid. Models vary slowest, semantics fastest, so that each model is loaded once."""
         published = {figure.cell: figure for figure in self.published}
+        keys = ("seed", "on_long_prompt", "sampling", "prompting", "capture", "calibration", "probes", "tracking")
         return [
             Cell(
                 study=self.name,
@@ -366,16 +359,9 @@ class Study(Settings):
                 dataset=dataset,
                 style=style,
                 semantics=semantics,
-                seed=self.seed,
-                on_long_prompt=self.on_long_prompt,
-                sampling=self.sampling,
-                prompting=self.prompting,
-                capture=self.capture,
-                calibration=self.calibration,
-                probes=self.probes,
-                tracking=self.tracking,
                 published=published.get((model.name, dataset.name, style)),
                 folder=str(self.folder / slug("__".join((model.name, dataset.name, style, semantics.label)))),
+                **{key: getattr(self, key) for key in keys},
             )
             for model, dataset, style in itertools.product(self.models, self.datasets, self.styles)
             for semantics in self.semantics or [default_semantics(dataset)]
@@ -404,7 +390,7 @@ class Cell(Settings):
     @property
     def enumerated(self) -> bool:
         """Whether answers are enumerated with their probabilities rather than sampled."""
-        return self.sampling.enumerated
+        return self.sampling.exact is not None
 
     @property
     def label(self) -> str:

@@ -10,19 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.pipeline.dry_run import STAND_IN, Planned
+from experiments.pipeline.dry_run import OWN, STAND_IN, Planned
 
 MOST_ROWS = 48  # beyond them, one row per model
-_COLUMNS = (
-    "cells",
-    "questions",
-    "prompt tokens",
-    "new tokens (most)",
-    "prefilled",
-    "generated (most)",
-    "memory",
-    "disk",
-)
+COLUMNS = ("cells", "questions", "prompt", "answer (most)", "tokens read", "generated (most)", "memory", "disk")
 
 
 def show_plan(planned: Sequence[Planned], console: Console, *, as_json: bool) -> None:
@@ -30,38 +21,32 @@ def show_plan(planned: Sequence[Planned], console: Console, *, as_json: bool) ->
     if as_json:
         console.print_json(data=plan_data(planned))
         return
-    console.print(plan_table(planned))
+    rows: dict[str, list[Planned]] = {}
+    for p in planned:
+        cell = p.cell
+        whole = f"{cell.model.name} · {cell.dataset.name} · {cell.style}"
+        rows.setdefault(whole if len(planned) <= MOST_ROWS else cell.model.name, []).append(p)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("model · dataset · style" if len(planned) <= MOST_ROWS else "model", overflow="fold")
+    for title in COLUMNS:
+        table.add_column(title, justify="right")
+    for name, some in rows.items():
+        table.add_row(name, *_texts(some))
+    table.add_row("total", *_texts(planned), style="bold")
+    console.print(table)
     for note in plan_notes(planned):
         console.print(f"· {note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def plan_table(planned: Sequence[Planned]) -> Table:
-    """One row per model × dataset × style, or per model in a large study; then the total."""
-    by_model: dict[str, list[Planned]] = {}
-    for p in planned:
-        by_model.setdefault(p.cell.model.name, []).append(p)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("model, dataset · style", overflow="fold")
-    for title in _COLUMNS:
-        table.add_column(title, justify="right")
-    for name, rows in by_model.items():
-        detailed = len(planned) <= MOST_ROWS
-        table.add_row(name, *_texts(rows), style="bold" if detailed else None)
-        for p in rows if detailed else ():
-            table.add_row(f"  {p.cell.dataset.name} · {p.cell.style}", *_texts([p]), end_section=p is rows[-1])
-    table.add_row("total", *_texts(planned), style="bold")
-    return table
-
-
 def _texts(rows: Sequence[Planned]) -> tuple[str, ...]:
     most = [p.cell.sampling.length(p.cell.style) for p in rows]
-    total, mark = _totals(rows), "" if all(p.exact for p in rows) else "~"
-    memory = [p.memory.weights + p.memory.kv for p in rows if p.memory]
+    total, mark = _totals(rows), "" if all(p.real and p.read.tokenizer == OWN for p in rows) else "~"
+    memory = [p.memory["weights"] + p.memory["kv"] for p in rows if p.memory]
     return (
         str(total["cells"]),
         f"{total['questions']:,}",
-        mark + _span([round(p.read.prefix + p.read.tail) for p in rows]),
-        f"~{_span([round(p.read.answer) for p in rows])} ({_span(most)})",
+        mark + _span([round(p.read.prompt_tokens_mean) for p in rows]),
+        f"~{_span([round(p.read.answer_tokens) for p in rows])} ({_span(most)})",
         mark + _count(total["prefill_tokens"]),
         f"~{_count(total['decode_tokens'])} ({_count(total['decode_tokens_most'])})",
         f"{_count(max(memory))}B" if memory else "?",
@@ -71,22 +56,22 @@ def _texts(rows: Sequence[Planned]) -> tuple[str, ...]:
 
 def plan_notes(planned: Sequence[Planned]) -> list[str]:
     """What the columns say, what is estimated, and what papers published for these cells."""
-    said = [
-        "prompt tokens without ~ are counted with the model's own tokenizer on all questions; the rest is estimated, "
-        "as if nothing had been sampled yet",
+    notes = [
+        "prompt: tokens; without ~ they are counted with the model's own tokenizer on all questions; the rest is "
+        "estimated, as if nothing had been sampled yet",
         "generated: answers as long as the gold answers (a chat's chain of thought and a continuation: "
         "max_new_tokens), in brackets all at max_new_tokens; the sampler decodes equal beginnings only once",
         "memory: weights, and keys and values of one question with all its answers at their longest; disk: activations",
     ]
     if names := dict.fromkeys(p.cell.model.name for p in planned if p.read.tokenizer == STAND_IN):
-        said.append(f"no tokenizer on this machine for {_some(list(names))}: tokens are those of a stand-in")
+        notes.append(f"no tokenizer on this machine for {_some(list(names))}: tokens are those of a stand-in")
     if names := dict.fromkeys(p.cell.dataset.name for p in planned if not p.real):
-        said.append(
+        notes.append(
             f"not on this machine: {_some(list(names))}; placeholders of the usual length replace the questions, and n "
-            "follows the size that the Hub states"
+            "is the size stated on the Hub"
         )
     published = [p.cell.published for p in planned if p.cell.published]
-    return said + [f"published for {' · '.join(f.cell)}: smECE {f.smece:.3f} ({f.source})" for f in published]
+    return notes + [f"published for {' · '.join(f.cell)}: smECE {f.smece:.3f} ({f.source})" for f in published]
 
 
 def plan_data(planned: Sequence[Planned]) -> dict[str, Any]:
@@ -100,43 +85,39 @@ def plan_data(planned: Sequence[Planned]) -> dict[str, Any]:
 
 
 def _record(planned: Planned, index: int) -> dict[str, Any]:
-    cell, first, read = planned.cells[index], planned.cells[0], planned.read
-    return {
+    cell, first = planned.cells[index], planned.cell
+    facts = {
         "model": cell.model.name,
-        "path": cell.model.path,
-        "revision": cell.model.revision,
-        "dtype": cell.model.dtype,
         "prompt_kind": cell.model.prompt,
         "dataset": cell.dataset.name,
         "style": cell.style,
         "semantics": cell.semantics.label,
-        "n": read.n,
         "m": cell.sampling.m,
         "max_new_tokens": cell.sampling.length(cell.style),
         "folder": cell.folder,
-        "published": None if cell.published is None else cell.published.model_dump(include={"smece", "source"}),
+        "published": cell.published and cell.published.model_dump(include={"smece", "source"}),
         "samples_of": None if cell == first else first.folder,
-        "tokenizer": read.tokenizer,
         "questions": "real" if planned.real else "placeholders",
-        "prompt": read.prompt,
-        "prompt_tokens_mean": read.prefix + read.tail,
-        "prompt_tokens_longest": read.longest,
-        "prefix_tokens": read.prefix,
-        "prefill_tokens": planned.prefill_tokens,
-        "decode_tokens": planned.decode_tokens,
-        "decode_tokens_most": planned.decode_tokens_most,
-        "memory_bytes": None if planned.memory is None else asdict(planned.memory),
+        "memory_bytes": planned.memory,
     }
+    return (
+        cell.model.model_dump(include={"path", "revision", "dtype"}) | facts | asdict(planned.read) | _tokens(planned)
+    )
+
+
+def _tokens(p: Planned) -> dict[str, int]:
+    most = p.decode_tokens(p.cell.sampling.length(p.cell.style))
+    decoded = p.decode_tokens(p.read.answer_tokens)
+    return {"prefill_tokens": p.prefill_tokens, "decode_tokens": decoded, "decode_tokens_most": most}
 
 
 def _totals(rows: Sequence[Planned]) -> dict[str, int]:
+    tokens = [_tokens(p) for p in rows]
     return {
         "cells": sum(len(p.cells) for p in rows),
         "questions": sum(p.read.n for p in rows),
-        "prefill_tokens": sum(p.prefill_tokens for p in rows),
-        "decode_tokens": sum(p.decode_tokens for p in rows),
-        "decode_tokens_most": sum(p.decode_tokens_most for p in rows),
-        "activations_bytes": sum(p.memory.activations for p in rows if p.memory),
+        **{name: sum(t[name] for t in tokens) for name in tokens[0]},
+        "activations_bytes": sum(p.memory["activations"] for p in rows if p.memory),
     }
 
 

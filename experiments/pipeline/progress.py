@@ -21,8 +21,20 @@ if TYPE_CHECKING:  # torch takes seconds
 complaints = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-class Screen:
-    """Shows a study as it runs: a bar of questions with rate and time left, and the stage of each cell."""
+class Reporter:
+    """Hears what happens while a study runs; this one shows nothing."""
+
+    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
+
+    def answered(self, questions: int) -> None: ...
+
+    def stage(self, cell: Cell, what: str) -> None: ...
+
+    def finished(self, cell: Cell) -> None: ...
+
+
+class Screen(Reporter):
+    """Shows a bar of questions with rate and time left, and the stage of each cell."""
 
     def __init__(self) -> None:
         self._bar = Progress(

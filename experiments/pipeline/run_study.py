@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.datasets import load_dataset
-from experiments.config.differences import analysis_part
-from experiments.config.run_folder import open_cell, stored_cell
+from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study
+from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
-from experiments.pipeline.tracking import track
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
+from experiments.report.summary_table import headline
 from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
-from experiments.sample.prompting import Answerer
 from experiments.sample.sample_cell import sample_cell
 from experiments.score.score import score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.questions.question import Dataset
 from semcal.runs.run import Run, content_key
-
-
-class Reporter(Protocol):
-    """Hears what happens, so that a terminal can show it."""
-
-    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
-
-    def answered(self, questions: int) -> None: ...
-
-    def stage(self, cell: Cell, what: str) -> None: ...
-
-    def finished(self, cell: Cell) -> None: ...
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def sampling(self, cell: Cell, questions: int, done: int) -> None: ...
-
-    def answered(self, questions: int) -> None: ...
-
-    def stage(self, cell: Cell, what: str) -> None: ...
-
-    def finished(self, cell: Cell) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -120,24 +95,17 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
     for cell, run in rows:
         if not run.sampled or _other_weights(cell.model, run):
-            _sample(cell, run, models.of(cell.model), prepared, reporter)
+            model = models.of(cell.model)
+            job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+            reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
+            if job.todo:
+                sample_cell(job, model, reporter.answered)
         analyse(cell, run, reporter, models)
-        _finish(cell, run, reporter)
+        if cell.tracking.wandb != "disabled":
+            reporter.stage(cell, "tracking")
+            track(cell, run)
+        reporter.finished(cell)
     write_study(prepared.study.name, rows, prepared.study.folder)
-
-
-def _finish(cell: Cell, run: Run, reporter: Reporter) -> None:
-    if cell.tracking.wandb != "disabled":
-        reporter.stage(cell, "tracking")
-        track(cell, run)
-    reporter.finished(cell)
-
-
-def _sample(cell: Cell, run: Run, model: Answerer, prepared: Prepared, reporter: Reporter) -> None:
-    job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
-    reporter.sampling(job.cell, len(job.asked), len(job.asked) - job.questions_left)
-    if job.todo:
-        sample_cell(job, model, reporter.answered)
 
 
 def analyse(
@@ -146,7 +114,7 @@ def analyse(
     """Compute what is missing, was made with other settings, or is named in `again` ("score", "probe"); old results
     stay until new ones replace them. `models` lends the run's model where a probe needs it.
     """
-    changed, reporter = False, reporter or Silent()
+    changed, reporter = False, reporter or Reporter()
     if "score" in again or not run.calibration() or not _is_current(cell, run, "score"):
         reporter.stage(cell, "scoring")
         with _recorded(cell, run, "score"):
@@ -202,6 +170,50 @@ def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: Non
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:
-    """Whether a local folder holds other weights than the run was made with; a Hub commit cannot change."""
+    """Whether a local folder holds weights that the run was not made with; a Hub commit cannot change."""
     path = model_path(config)
     return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
+
+
+def track(cell: Cell, run: Run) -> None:
+    """Log a run to Weights & Biases: configuration, headline figures, layer table, figures; one W&B run per folder. A
+    second call with the same results does nothing.
+
+    Offline runs are in `RUN/wandb`; `wandb sync` sends them.
+
+    Raises:
+        UserError: W&B cannot be reached or does not know the user (online only).
+    """
+    import wandb
+
+    figures = headline(run)
+    key = content_key(figures, cell.tracking.model_dump())
+    manifest = run.manifest()
+    if manifest.get("tracked") == key:
+        return
+    tracking_id = manifest.get("tracking_id") or secrets.token_hex(4)
+    manifest = manifest | {"tracking_id": tracking_id}
+    run.write_manifest(manifest)
+    try:
+        tracked = wandb.init(
+            id=tracking_id,
+            resume="allow",
+            project=cell.tracking.project,
+            entity=cell.tracking.entity,
+            group=cell.study,
+            name=run.name,
+            config=cell.model_dump(mode="json"),
+            dir=str(run.folder),
+            mode=cell.tracking.wandb,
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
+        )
+    except wandb.Error as error:
+        raise UserError(f"W&B: {error}; set tracking.wandb to offline, or run `wandb login`") from error
+    with tracked:
+        tracked.summary.update({k: v for k, v in figures.items() if v is not None})
+        probes = run.probes()
+        if not probes.empty:
+            tracked.log({"probes": wandb.Table(dataframe=probes)})
+        for picture in sorted((run.folder / "figures").glob("*.png")):
+            tracked.log({f"figures/{picture.stem}": wandb.Image(str(picture))})
+    run.write_manifest(manifest | {"tracked": key})

@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.config.parsing import load_study, parse
 from experiments.config.study import Study
-from experiments.pipeline.run_study import Silent, prepare_study
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study
 from experiments.pipeline.run_study import run_study as run_prepared
 from semcal.errors import UserError
 from semcal.runs.run import Run
@@ -41,14 +42,9 @@ def run_study(study: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     Raises:
         UserError: an invalid study, or whatever stops a cell; completed shards are saved.
     """
-    if not isinstance(study, Mapping):
-        return _run(load_study(study, overrides))
-    if overrides:
+    if isinstance(study, Mapping) and overrides:
         raise UserError("overrides change a study file; change the mapping itself instead")
-    return _run(parse(Study, study, "study"))
-
-
-def _run(study: Study) -> list[Run]:
-    prepared = prepare_study(study)
-    run_prepared(prepared, Silent())
+    parsed = parse(Study, study, "study") if isinstance(study, Mapping) else load_study(study, overrides)
+    prepared = prepare_study(parsed)
+    run_prepared(prepared, Reporter())
     return list(prepared.runs)

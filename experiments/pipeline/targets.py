@@ -17,13 +17,7 @@ from semcal.runs.run import Run
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that the user named.
-
-    Attributes:
-        folder: The run, the folder of runs, or the folder of the study.
-        runs: Its runs; those of a study may not exist yet.
-        study: None for folders.
-    """
+    """One thing that the user named: a run, a folder of runs, or a study, whose runs may not exist yet."""
 
     folder: Path
     runs: tuple[Run, ...]

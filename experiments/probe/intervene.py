@@ -20,13 +20,12 @@ import pandas as pd
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
-from experiments.probe.intervention_plan import LEFT_ALONE, Condition, Fitting, Halves, Wanted, conditions
+from experiments.probe.intervention_plan import LEFT_ALONE, Fitting, Halves, Wanted, conditions
 from experiments.sample.models import Models
 from experiments.sample.prompting import form_of
 from experiments.score.read_answers import readable_texts
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect
-from semcal.answers import Answer
 from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN, in_answer, of_question
@@ -41,6 +40,7 @@ from semcal.semantics.collapsing.collapse import Collapse
 SAME, OTHER = "same seed", "another seed"  # the model left alone: is the run reproduced, and what does finite M do
 LABELS = ("key", "context", "fitted_to", "kind", "position", "hook", "name", "rank", "size", "control", "draw")
 LABELS += ("readable", "overlap", "change")
+KEPT = ("question_id", "text", "count", "logprob", "finish")  # of the answers under an intervention
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +82,8 @@ def intervene_run(
     for hook in hooks:
         tell(cell, f"fitting a probe at {hook}")
         of = Fitting(table, stored.layer(hook), halves, cell.probes.max_classes, cell.seed)
-        planned += [_Planned.of(c, settings | {"hook": hook}) for c in conditions(wanted, hook, of)]
+        for c in conditions(wanted, hook, of):
+            planned.append(_Planned(settings | {"hook": hook} | c.labels, (c.made,), tuple(c.questions.tolist())))
 
     rows, base = remeasure(cell, run), planned[0].key
     there = set() if rows.empty else {key for key in rows["key"] if not run.intervened(key).empty}
@@ -107,11 +108,7 @@ def intervene_run(
 
 
 def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[str]:
-    """The hooks to write at.
-
-    Raises:
-        UserError: see `intervene_run`.
-    """
+    """The hooks to write at, where the run allows interventions."""
     if cell.model.is_served:
         raise UserError(
             f"{run.folder}: {cell.model.name} is served, and a server's computation cannot be changed; intervene on a "
@@ -145,15 +142,11 @@ def _captured(layer: str, there: Sequence[str], run: Run) -> str:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A row to come: its labels, what is done, and to which questions."""
+    """A row to come: labels, what is done, and to which questions."""
 
     labels: dict[str, Any]
     made: tuple[Intervention, ...]
     questions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, condition: Condition, common: dict[str, Any]) -> _Planned:
-        return cls(common | condition.labels, (condition.made,), tuple(condition.questions.tolist()))
 
     @classmethod
     def alone(cls, name: str, common: dict[str, Any], halves: Halves) -> _Planned:
@@ -191,8 +184,8 @@ class _Session:
 
     def sampled(self, todo: Sequence[_Planned]) -> Iterator[tuple[_Planned, pd.DataFrame, float]]:
         """(what was done, the answers, mean norm of the change), as each is finished."""
-        for (name, questions), some in groupby(todo, key=lambda p: (p.labels["name"] == OTHER, p.questions)):
-            settings = replace(self.settings, seed=self.settings.seed + 1) if name else self.settings
+        for (other, questions), some in groupby(todo, key=lambda p: (p.labels["name"] == OTHER, p.questions)):
+            settings = replace(self.settings, seed=self.settings.seed + 1) if other else self.settings
             by_key = {p.key: p for p in some}
             # Neighbours of similar length waste the least padding.
             prompts = sorted((self.prompts[i] for i in questions), key=lambda p: len(p.ids))
@@ -201,13 +194,8 @@ class _Session:
             for found in intervene(
                 self.model, prompts, settings, conditions, where=where, max_rows=self.cell.sampling.max_rows
             ):
-                yield by_key[found.condition], _answers_table(found.answers), found.change
-
-
-def _answers_table(answers: Mapping[str, Sequence[Answer]]) -> pd.DataFrame:
-    """What `Run.write_intervened` keeps."""
-    rows = [(key, a.text, a.count, a.logprob, a.finish) for key, some in answers.items() for a in some]
-    return pd.DataFrame(rows, columns=["question_id", "text", "count", "logprob", "finish"])
+                rows = [(q, a.text, a.count, a.logprob, a.finish) for q, said in found.answers.items() for a in said]
+                yield by_key[found.condition], pd.DataFrame(rows, columns=list(KEPT)), found.change
 
 
 @dataclass(frozen=True)
@@ -227,33 +215,25 @@ class _Measuring:
     @property
     def settings(self) -> str:
         """Changes when a row must be measured again."""
-        calibration = self.cell.calibration
-        return content_key(
-            self.cell.semantics.model_dump(), calibration.bootstrap, calibration.null_draws, calibration.level
-        )
+        how = self.cell.calibration
+        return content_key(self.cell.semantics.model_dump(), how.bootstrap, how.null_draws, how.level)
 
     def row(self, labels: Mapping[str, Any], base: str) -> dict[str, Any]:
-        """A row measured from stored answers.
-
-        Args:
-            labels: of the row, `key` among them.
-            base: key of the answers of the model left alone, to the same questions and more.
-        """
+        """A row measured from stored answers; `base` is the key of those of the model left alone."""
         kept = {name: labels[name] for name in (*LABELS, "m")}
-        same = labels["name"] == SAME
-        before = self.run.samples().astype({"count": int}) if same else self.run.intervened(base)
-        after = self.run.intervened(labels["key"])
-        measured = self._effect(before, after, resampled=not labels["control"])
+        unchanged = labels["name"] == SAME
+        before = self.run.samples().astype({"count": int}) if unchanged else self.run.intervened(base)
+        measured = self._effect(before, self.run.intervened(labels["key"]), resampled=not labels["control"])
         return kept | {"settings": self.settings} | measured
 
     def _effect(self, before: pd.DataFrame, after: pd.DataFrame, *, resampled: bool) -> dict[str, Any]:
         """Both sets of answers are read by B together, so that what they share is one class."""
         sides = [dict(iter(side.groupby("question_id", sort=False))) for side in (before, after)]
-        asked = [q for q in self.questions.values() if q.id in sides[1]]
-        pairs = [(sides[0][q.id], sides[1][q.id]) for q in asked]
-        texts = [[text for its in pair for text in readable_texts(its, self.cell.style)] for pair in pairs]
-        found = self.collapse.collapse(asked, texts, self.cell.style)
-        ids, groups, gold = [q.id for q in asked], [q.group for q in asked], [b.gold for b in found]
+        questions = [q for q in self.questions.values() if q.id in sides[1]]
+        pairs = [(sides[0][q.id], sides[1][q.id]) for q in questions]
+        texts = [[text for rows in pair for text in readable_texts(rows, self.cell.style)] for pair in pairs]
+        found = self.collapse.collapse(questions, texts, self.cell.style)
+        ids, groups, gold = [q.id for q in questions], [q.group for q in questions], [b.gold for b in found]
         parts = [(b.classes[: len(a)], b.classes[len(a) :]) for b, (a, _) in zip(found, pairs, strict=True)]
         first, second = (
             ClassTable.of_answers(ids, groups, classes, [list(pair[side]["count"]) for pair in pairs], gold)
@@ -271,12 +251,11 @@ def remeasure(cell: Cell, run: Run) -> pd.DataFrame:
         return rows
     measuring = _Measuring.of(cell, run)
     records = rows.to_dict("records")
-    if all(row["settings"] == measuring.settings for row in records):
+    stale = [row["settings"] != measuring.settings for row in records]
+    if not any(stale):
         return rows
     base = {row["context"]: row["key"] for row in records if row["name"] == SAME}
-    new = [
-        row if row["settings"] == measuring.settings else measuring.row(row, base[row["context"]]) for row in records
-    ]
+    new = [measuring.row(r, base[r["context"]]) if old else r for r, old in zip(records, stale, strict=True)]
     rows = against_random(pd.DataFrame(new))
     run.write_interventions(rows)
     return rows

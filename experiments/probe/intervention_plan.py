@@ -32,14 +32,8 @@ ISOTROPIC, MATCHED, DONORS = "isotropic", "matched", "donors"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `semcal intervene` does.
-
-    Attributes:
-        kind: "ablate" the class probe's subspace, "steer" along the confidence probe, or "patch".
-        ranks: of the subspaces to ablate.
-        sizes: to steer by, in standard deviations.
-        random: random controls of each sort, per intervention.
-    """
+    """What `semcal intervene` does: "ablate" subspaces of the class probe of these ranks, "steer" along the confidence
+    probe by these sizes (standard deviations), or "patch"; with `random` controls of each sort per intervention."""
 
     kind: str = "ablate"
     ranks: tuple[int, ...] = (8,)
@@ -76,15 +70,8 @@ class Halves:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What interventions at one hook and position are made from, for all questions of the run.
-
-    Attributes:
-        table: the run's classes.
-        values: [question, d] activations.
-        halves: which questions probes are fitted on, and which are changed.
-        max_classes: of the class probe.
-        seed: of everything drawn.
-    """
+    """What interventions at one hook and position are made from: [question, d] activations of all questions of the run;
+    `max_classes` is that of the class probe."""
 
     table: ClassTable
     values: np.ndarray
@@ -107,11 +94,9 @@ class Condition:
     """One intervention on some questions.
 
     Attributes:
-        labels: name, rank, size, control, draw, and figures of the intervention itself: `readable` (share that the
-            probe explains on the changed questions) and `overlap` (of a control with its intervention: mean squared
-            cosine of principal angles).
-        made: the intervention.
-        questions: row numbers of the questions it is made on.
+        labels: name, rank, size, control, draw, `readable` (share that the probe explains on the changed questions) and
+            `overlap` (of a control with its intervention: mean squared cosine of principal angles).
+        questions: row numbers of those it is made on.
     """
 
     labels: dict[str, Any]
@@ -182,8 +167,7 @@ def _patch(hook: str, of: Fitting, changed: np.ndarray, donors: np.ndarray, purp
 
 def _random(count: int, basis: np.ndarray, cov: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
     """Controls of a subspace, of the same rank."""
-    width, rank = basis.shape
-    matched = {"cov": cov, "removed": removed_variance(basis, cov)}
+    (width, rank), matched = basis.shape, {"cov": cov, "removed": removed_variance(basis, cov)}
     return {
         ISOTROPIC: random_subspaces(width, rank, count, seed=seed),
         MATCHED: random_subspaces(width, rank, count, seed=seed, **matched),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,18 @@ import pandas as pd
 import torch
 
 from experiments.config.study import Cell
-from experiments.probe.confidence_rows import probe_confidence
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import marginal_row
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
 from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
-from probes.evaluation.rungwise import Candidates, evaluate_rung
+from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
 from probes.evaluation.texts import TEXT_PENALTIES, Texts
+from probes.probe_confidence import ConfidenceRow, Cost, confidence_row, probe_answer, sampled_row
 from probes.rungs.attention import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
-from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
-from probes.targets.scalars import SCALARS, mode_correctness, scalar_target
+from probes.targets.closed import OTHER, ClassTarget, class_target, ranked_target, share_target
+from probes.targets.scalars import SCALARS, b_confidence, mode_correctness, mode_share, scalar_target
 from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
 from semcal.models.checkpoint import pick_device
@@ -88,9 +88,7 @@ class Probed:
     """The questions of a run that have a position, and what is read there.
 
     Attributes:
-        cell: what its study asks for.
-        table: their classes.
-        questions: their rows of `Run.questions`.
+        table, questions: their classes, and their rows of `Run.questions`.
         activations: of all questions of the run, read from disk layer by layer.
     """
 
@@ -175,17 +173,14 @@ def fit_position(at: Probed) -> list[Evaluation]:
             )  # fmt: skip
     if position == ALL_QUESTION_TOKENS:
         return list(_above(at, "question tokens"))
-    linear = by_text = list[Evaluation]()
-    layers, above = Layers.stored(at.activations), list(_above(at, "layer"))
+    layers, rows = Layers.stored(at.activations), list(_above(at, "layer"))
     if LINEAR in probes.rungs:
-        linear = at.fit_linear(targets, layers)
+        rows = [*at.fit_linear(targets, layers), *rows]
     if "tfidf" in probes.baselines:
         how = replace(at.how, penalties=TEXT_PENALTIES, permutations=0)
-        by_text = at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
-    found = []
-    for name in probes.targets:  # target by target, as tables show them
-        found += [e for e in (*linear, *above, *by_text) if e.frame["target"].iloc[0] == name]
-    return found
+        rows += at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
+    # Target by target, as tables show them.
+    return [e for name in probes.targets for e in rows if e.frame["target"].iloc[0] == name]
 
 
 def _constant(target: Target) -> bool:
@@ -239,3 +234,62 @@ def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[st
             nats = {"baseline_nats": e.baseline.astype(np.float32), "probe_nats": losses.astype(np.float32)}
             frames.append(pd.DataFrame(own | nats))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
+    """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
+    probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
+
+    Both are linear, on the last layer at the last prompt token, fixed before looking; every question is predicted by
+    probes that saw none of its group. Where classes are open (names, numbers), the class probe can answer only with
+    those that many questions share (see `pooled`); then read the probe of B-confidence.
+
+    Raises:
+        UserError: nothing was captured at the last prompt token.
+    """
+    stored, table = run.activations(LAST_PROMPT_TOKEN), run.class_table()
+    X, group = stored.layer(stored.layers[-1]), table.groups.tolist()
+    settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
+    target = class_target(table, max_classes=cell.probes.max_classes)
+    answer = probe_answer(out_of_fold(X, target.distribution, group, **settings), target.classes, table.gold_classes)
+    scalar = share_target(b_confidence(table), name="b_confidence", m=table.m)
+    sure = out_of_fold(X, scalar.distribution, group, **settings)[:, 0]
+    sampling, probing = costs(run)
+    measured: dict[str, Any] = {"table": table, "cost": probing, "resampling": cell.calibration.detail(cell.seed)}
+    named = np.zeros(table.gold.shape, dtype=bool)
+    for row, (labels, own) in enumerate(zip(table.classes, answer.labels, strict=True)):
+        named[row, : len(labels)] = np.array(labels) == own
+    pooled = float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0
+    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": pooled} | measured
+    rows = [
+        sampled_row(run.calibration(), sampling),
+        confidence_row("class probe", answer.confidence, answer.correct, **of_classes),
+        confidence_row("confidence probe", sure, table.by_count.correct, **measured),
+    ]
+    predicted = {"question_id": table.questions, "class": answer.labels}
+    predicted |= {"confidence": answer.confidence, "correct": answer.correct}
+    run.write_probe_predictions(pd.DataFrame(predicted))
+    run.write_probe_confidence(pd.DataFrame([asdict(row) for row in rows]))
+    return rows
+
+
+def costs(run: Run) -> tuple[Cost, Cost]:
+    """What one question costs to sample, and to probe; see `Cost`.
+
+    Records of work are used where they cover all questions: a run that took over samples from another has none.
+    """
+    samples, manifest, nan = run.samples(), run.manifest(), float("nan")
+    prompts, work = run.questions()["prompt_tokens"].to_numpy(), manifest["sampling_work"]
+    n = len(prompts)
+    prefix = max((w.get("prefix_tokens", 0) for w in work), default=0)
+    whole = sum(w.get("prompt_tokens", 0) for w in work) + n * prefix >= prompts.sum()
+
+    def each(name: str) -> float:
+        return sum(w.get(name, nan) for w in work) / n if whole else nan
+
+    counts = samples["count"].to_numpy(dtype=float, na_value=nan)
+    lengths = np.array([len(ids) for ids in samples["token_ids"]])
+    generated = float(counts @ lengths) / n if lengths.any() else nan
+    seconds = manifest.get("sampling_seconds", nan) / n if whole else nan
+    prompt = float(prompts.mean())
+    return Cost(prompt, generated, each("rows_decoded"), seconds), Cost(prompt, 0.0, 0.0, each("prefill_seconds"))

@@ -100,18 +100,14 @@ class ModelProbes:
                 "another name"
             )
         if BEFORE in cell.probes.baselines:
-            found.check_tokenizer(before_training(cell.model, cell.probes.step0))
+            before = before_training(cell.model, cell.probes.step0)
+            how = before.model_dump(include={"revision", "trust_remote_code"})
+            if not LanguageModel.without_weights(model_path(before), **how).encodes_like(found.model):
+                raise UserError(
+                    f"probes.step0: {cell.probes.step0} has another tokenizer than {run.folder} was made with; give "
+                    "the checkpoint that this model's training started from"
+                )
         return found
-
-    def check_tokenizer(self, before: ModelConfig) -> None:
-        looked_at = LanguageModel.without_weights(
-            model_path(before), revision=before.revision, trust_remote_code=before.trust_remote_code
-        )
-        if not looked_at.encodes_like(self.model):
-            raise UserError(
-                f"probes.step0: {self.cell.probes.step0} has another tokenizer than {self.run.folder} was made with; "
-                "give the checkpoint that this model's training started from"
-            )
 
     def fit(self, at: Probed) -> Iterator[Evaluation]:
         """Every target by every rung and baseline that reads the model, on questions that have the last prompt token.
@@ -128,9 +124,11 @@ class ModelProbes:
             if "first-token" in probes.baselines and name in _OF_THE_FIRST_TOKEN:
                 features = first_token_features(self.model, at.activations.layer(self.last_block))
                 yield from self._linear([name], "first-token", features, at)
-        for baseline, shown in ((RANDOM, self._random), (BEFORE, self._before)):
-            if baseline in probes.baselines:
-                yield from self._linear(probes.targets, baseline, shown(at), at)
+        if RANDOM in probes.baselines:
+            layers = self._shown_by(random_init_like(self.model, self.cell.seed), at)
+            yield from self._linear(probes.targets, RANDOM, layers, at)
+        if BEFORE in probes.baselines:
+            yield from self._linear(probes.targets, BEFORE, self._before(at), at)
 
     def _lora(self, name: str, at: Probed) -> Evaluation:
         # The best rate of Adam falls as 1/width (Yang et al. 2022, arXiv 2203.03466): 2e-4 for 2,048 dimensions.
@@ -150,9 +148,6 @@ class ModelProbes:
     def _linear(self, names: Sequence[str], baseline: str, source: Layers, at: Probed) -> list[Evaluation]:
         how = replace(at.how, permutations=0)
         return at.fit_linear([at.target(name) for name in names], source, rung=f"baseline:{baseline}", how=how)
-
-    def _random(self, at: Probed) -> Layers:
-        return self._shown_by(random_init_like(self.model, self.cell.seed), at)
 
     def _before(self, at: Probed) -> Layers:
         before = load_model(before_training(self.cell.model, self.cell.probes.step0))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
-from experiments.config.differences import FACTORS, differing
+from experiments.config.run_folder import FACTORS, differing
 from experiments.config.study import Cell
 from experiments.report.html_page import title
 from experiments.report.summary_table import interval, number, p_text, text_table

@@ -36,11 +36,17 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
     if not run.manifest():
         return
     check_questions(run, dataset)
-    table, now = run.questions(), {q.id: q for q in dataset.questions}
-    known = [now[q] for q in table["id"]]
+    table, asked_now = run.questions(), {q.id: q for q in dataset.questions}
+    known = [asked_now[q] for q in table["id"]]
     if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
         run.write_manifest(run.manifest() | {"analysed": {}})
-        run.write_questions(table.assign(**_gold_columns(known), **_rewritten(run, table, known)), dataset.aliases)
+        style = stored_cell(run).style
+        now = [written(q, style) for q in known]
+        rows = zip(now, table["written"], table["written_ids"], strict=True)
+        # Token ids need the model, so those of changed answers are dropped.
+        ids = [list(ids) if text == before else [] for text, before, ids in rows]
+        new = {"written": now, "written_ids": ids}
+        run.write_questions(table.assign(**_gold_columns(known), **new), dataset.aliases)
 
 
 def check_questions(run: Run, dataset: Dataset) -> None:
@@ -57,14 +63,6 @@ def check_questions(run: Run, dataset: Dataset) -> None:
             )
 
 
-def _rewritten(run: Run, table: pd.DataFrame, questions: Sequence[Question]) -> dict[str, list[Any]]:
-    """Gold answers written out again; token ids need the model, so those of changed answers are dropped."""
-    style = stored_cell(run).style
-    now = [written(q, style) for q in questions]
-    rows = zip(now, table["written"], table["written_ids"], strict=True)
-    return {"written": now, "written_ids": [list(ids) if text == before else [] for text, before, ids in rows]}
-
-
 @dataclass(frozen=True)
 class SamplingJob:
     """What is left to sample in a run."""
@@ -77,8 +75,7 @@ class SamplingJob:
 
     @property
     def questions_left(self) -> int:
-        left = set(self.todo)
-        return sum(len(s.question_ids) for s in self.shards if s.key in left)
+        return sum(len(s.question_ids) for s in self.shards if s.key in self.todo)
 
     @property
     def shards(self) -> list[Shard]:
@@ -96,17 +93,14 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     if cell.capture.positions and isinstance(model, LanguageModel):
         choose_hooks(model.model, cell.capture.hooks)  # before anything is written that says so
     settings = Sampling(
-        m=cell.sampling.m,
-        temperature=cell.sampling.temperature,
-        top_k=cell.sampling.top_k,
-        top_p=cell.sampling.top_p,
+        **cell.sampling.model_dump(include={"m", "temperature", "top_k", "top_p"}),
         max_new_tokens=cell.sampling.length(cell.style),
         stop=stop_strings(cell),
         seed=cell.seed,
     )
-    exact = cell.sampling.exact
+    exact = cell.sampling.exact and cell.sampling.exact.model_dump()
     key = content_key(
-        settings.to_dict() | ({} if exact is None else {"exact": exact.model_dump()}),
+        settings.to_dict() | ({"exact": exact} if cell.enumerated else {}),
         [(a.question.id, a.ids_hash) for a in asked],
         model.weights_hash,
         model.tokenizer_hash,
@@ -124,12 +118,14 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         run.write_questions(_question_table(cell, model, asked), dataset.aliases)
         if cell.capture.positions:
             run.write_prompt_ids([a.prompt.ids for a in asked])
+        shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
         run.write_manifest(
-            _new_manifest(cell, model, settings, key, asked) | {"cot_from_template": _cot_from_template(cell, dataset)}
+            _new_manifest(cell, model, settings, key, [a.question.id for a in asked])
+            # Whether few-shot exemplars show a chain of thought that no one wrote (a template).
+            | {"exact": exact, "cot_from_template": cell.style == "cot" and any("cot" not in e.worked for e in shown)}
         )
-    captured = bool(cell.capture.positions)
     for shard in run.missing_shards():
-        any(run.adopt_shard(other, shard, with_activations=captured) for other in siblings)
+        any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
 
 
@@ -159,8 +155,7 @@ def _gold_columns(questions: Sequence[Question]) -> dict[str, list[Any]]:
     }
 
 
-def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, asked: Sequence[Asked]) -> dict[str, Any]:
-    ids = [a.question.id for a in asked]
+def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids: Sequence[str]) -> dict[str, Any]:
     return {
         "samples_key": key,
         "started": date.today().isoformat(),
@@ -174,15 +169,8 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ask
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "sampling": settings.to_dict(),
-        "exact": None if cell.sampling.exact is None else cell.sampling.exact.model_dump(),
         "sampling_work": [],
-        "questions": len(asked),
+        "questions": len(ids),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
     }
-
-
-def _cot_from_template(cell: Cell, dataset: Dataset) -> bool:
-    """Whether few-shot exemplars show a chain of thought that no one wrote (a template)."""
-    shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
-    return cell.style == "cot" and any("cot" not in e.worked for e in shown)

@@ -49,15 +49,15 @@ class Models:
 def load_model(config: ModelConfig) -> Answerer:
     """The model of a configuration, loaded or connected to."""
     if config.is_served:
-        return _reach(config)
-    model = LanguageModel.load(
-        model_path(config),
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-    )
+        try:
+            from semcal.models.served import Endpoint, ServedModel
+        except ImportError as error:
+            raise UserError(
+                f"{config.path} is a server, which needs {error.name}; pip install 'semcal[serve]'"
+            ) from error
+        return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
+    how = config.model_dump(include={"revision", "dtype", "device", "allow_pickle", "trust_remote_code"})
+    model = LanguageModel.load(model_path(config), **how)
     _check_chat(config, model)
     return model
 
@@ -86,14 +86,6 @@ def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageMo
 def _check_chat(config: ModelConfig, model: LanguageModel) -> None:
     if config.prompt == "chat" and not model.has_chat_template:
         raise UserError(f"{config.name} has no chat template; set its prompt to few-shot")
-
-
-def _reach(config: ModelConfig) -> Answerer:
-    try:
-        from semcal.models.served import Endpoint, ServedModel
-    except ImportError as error:
-        raise UserError(f"{config.path} is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
-    return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
 
 
 def model_path(config: ModelConfig) -> str:

@@ -190,6 +190,7 @@ def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:
 def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> list[str]:
     """What the model will read for the first n questions, in words: ids, special tokens, where it stops."""
     shown = []
+    captured = ", where activations are captured" if LAST_PROMPT_TOKEN in cell.capture.positions else ""
     for question in dataset.questions[:n]:
         if model is None:  # a server keeps its tokenizer to itself
             text = form_of(cell).text(dataset, question, _no_template)
@@ -201,7 +202,7 @@ def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> l
         facts = [
             f"{len(ids)} tokens of {model.context - cell.sampling.length(cell.style)} that fit",
             f"{begins} × {tokenizer.bos_token}" if tokenizer.bos_token_id is not None else "no BOS token",
-            f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}{_captured(cell, LAST_PROMPT_TOKEN)}",
+            f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}{captured}",
             f"stops at {', '.join(map(repr, stop_strings(cell))) or 'its end-of-sequence token'}",
             f"gold {question.answers[0]!r}",
         ]
@@ -210,10 +211,6 @@ def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> l
             facts.append(f"question {span[0]!r} to {span[1]!r}, tokens {tokens[0]} to {tokens[-1]}")
         shown.append(f"{question.id} · {' · '.join(facts)}\n{tokenizer.decode(list(ids), skip_special_tokens=False)}")
     return shown
-
-
-def _captured(cell: Cell, position: str) -> str:
-    return ", where activations are captured" if position in cell.capture.positions else ""
 
 
 def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from experiments.sample.capturing import Capturing, Rows
 from experiments.sample.job import SamplingJob
 from experiments.sample.prompting import Answerer, Asked
+from probes.activations.capture import Places, ResidualCapture
+from probes.activations.chains import Chain, choose, read_chains
 from semcal.answers import Answer, enumerated_in_words, in_words, served_in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError
 from semcal.models.checkpoint import LanguageModel
+from semcal.positions import LAST_PROMPT_TOKEN, in_answer, of_question
+from semcal.runs.run import Shard
 from semcal.sampling.decoders import shared_prefix
 from semcal.sampling.engine import SHARED, Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
@@ -24,6 +29,7 @@ from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
 
+Rows = list[dict[str, Any]]
 # Answers questions of a shard; yields (question id, rows of its distinct answers) as they are finished.
 Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
 
@@ -39,9 +45,8 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         UserError: out of memory, or a server fails; completed shards are saved.
     """
     by_id = {a.question.id: a for a in job.asked}
-    capturing = None
-    if job.cell.capture.positions and isinstance(model, LanguageModel):
-        capturing = Capturing(job, model)
+    local = isinstance(model, LanguageModel)
+    capturing = Capturing(job, model) if local and job.cell.capture.positions else None
     work: dict[str, Any] = {}
     began = time.monotonic()
     try:
@@ -89,9 +94,8 @@ def _asker(
         return _ask_server(job, model, on_answered, work)
     settings, exact = job.settings, job.cell.sampling.exact
     rule = stop_rule(model, settings.stop)
-    observer = None if capturing is None else capturing.observer
-    first_token = None if capturing is None else capturing.first_token
-    if exact is not None:
+    observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
+    if exact:
         work.update(path=SHARED, rows_decoded=0)
 
         def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
@@ -157,3 +161,64 @@ def _rows(question_id: str, answers: Sequence[Answer]) -> Rows:
         }
         for answer in answers
     ]
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+class Capturing:
+    """Observes the prefills of a job, then reads answers, and writes activations shard by shard.
+
+    Attributes:
+        observer: For the sampler; None if nothing is captured in prompts.
+        first_token: The first position that must be observed in any prompt, and so cannot be in the shared prefix.
+    """
+
+    def __init__(self, job: SamplingJob, model: LanguageModel) -> None:
+        self.job, self.model = job, model
+        captured = job.cell.capture
+        self.in_prompt = [p for p in captured.positions if not in_answer(p)]
+        self.in_answer = [p for p in captured.positions if in_answer(p)]
+        where = {a.question.id: _places(a, self.in_prompt) for a in job.asked}
+        self.observer = ResidualCapture(captured.hooks, where) if self.in_prompt else None
+        self.first_token = first_watched(job.asked, captured.positions)
+
+    def write(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> None:
+        """Write the activations of a shard, given the samples of its questions.
+
+        Raises:
+            NonFiniteError: NaN or infinity, naming question and layer.
+            UserError: a number too large for float16, naming question and layer.
+        """
+        found = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.in_prompt}
+        answer_rows = None
+        if self.in_answer:
+            chosen = [choose(_weights(rows[q]), self.job.cell.seed, q) for q in shard.question_ids]
+            chains = [
+                Chain(asked[q].prompt, tuple(rows[q][i]["token_ids"]), rows[q][i]["text"])
+                if i >= 0
+                else Chain(asked[q].prompt, (), "")
+                for q, i in zip(shard.question_ids, chosen, strict=True)
+            ]
+            cell, forms = self.job.cell, self.job.run.aliases()
+            how: dict[str, Any] = {"style": cell.style, "forms": forms, "hooks": cell.capture.hooks}
+            found |= read_chains(self.model, chains, self.in_answer, **how)
+            before = accumulate((len(rows[q]) for q in shard.question_ids[:-1]), initial=0)
+            answer_rows = np.array([n + i if i >= 0 else -1 for n, i in zip(before, chosen, strict=True)])
+        self.job.run.write_activations(shard.key, found, dtype=self.job.cell.capture.dtype, answer_rows=answer_rows)
+
+
+def first_watched(asked: Sequence[Asked], positions: Sequence[str]) -> int | None:
+    """The first position of any prompt at which something is captured; None if nothing is captured in prompts."""
+    in_prompt = [p for p in positions if not in_answer(p)]
+    return min((min(places) for a in asked for places in _places(a, in_prompt).values()), default=None)
+
+
+def _places(asked: Asked, positions: Sequence[str]) -> Places:
+    last = len(asked.prompt.ids) - 1
+    return {p: (last,) if p == LAST_PROMPT_TOKEN else of_question(p, asked.question_tokens) for p in positions}
+
+
+def _weights(rows: Rows) -> list[float]:
+    """Counts of samples, or the probabilities of enumerated answers."""
+    return [float(np.exp(r["logprob"])) if r["count"] is None else float(r["count"]) for r in rows]

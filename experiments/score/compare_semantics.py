@@ -21,15 +21,8 @@ from semcal.semantics.agreement import adjusted_rand
 
 @dataclass(frozen=True)
 class Pair:
-    """Two collapsing functions on the same samples.
-
-    Attributes:
-        a, b: their names.
-        rand: mean over questions of the adjusted Rand index of their classifications of the samples.
-        same: share of questions that they classify in the same way.
-        smece_change: smECE under b minus smECE under a.
-        accuracy_change: likewise for accuracy.
-    """
+    """Two collapsing functions on the same samples: mean over questions of the adjusted Rand index of their classes,
+    share of questions that they classify in the same way, and figures under b minus those under a."""
 
     a: str
     b: str
@@ -76,14 +69,8 @@ def compare(
 def _pair(a: str, b: str, read: dict[str, list[Read]], calibration: dict[str, Calibration]) -> Pair:
     rand = np.array([adjusted_rand(x.classes, y.classes, x.weights) for x, y in zip(read[a], read[b], strict=True)])
     before, after = calibration[a], calibration[b]
-    return Pair(
-        a,
-        b,
-        float(rand.mean()),
-        float((rand > 1 - 1e-9).mean()),
-        after.smece - before.smece,
-        after.accuracy - before.accuracy,
-    )
+    changes = after.smece - before.smece, after.accuracy - before.accuracy
+    return Pair(a, b, float(rand.mean()), float((rand > 1 - 1e-9).mean()), *changes)
 
 
 def agreement_table(found: Agreement) -> tuple[Table, Table]:

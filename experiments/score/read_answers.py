@@ -46,12 +46,8 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
     found = collapse.collapse(questions, [readable_texts(answers, cell.style) for answers in rows], cell.style)
-    return [Read(answers, _weights(cell, answers), b.classes, b.gold) for answers, b in zip(rows, found, strict=True)]
-
-
-def _weights(cell: Cell, rows: pd.DataFrame) -> list[Any]:
-    """Counts of samples, or the probabilities that enumeration gives."""
-    return list(np.exp(rows["logprob"])) if cell.enumerated else list(rows["count"])
+    weights = [list(np.exp(r["logprob"])) if cell.enumerated else list(r["count"]) for r in rows]
+    return [Read(r, w, b.classes, b.gold) for r, w, b in zip(rows, weights, found, strict=True)]
 
 
 def readable_texts(rows: pd.DataFrame, style: str) -> list[str]:
@@ -75,10 +71,7 @@ def class_table(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> Cl
 
 def measure(table: ClassTable, read: Sequence[Read], resampling: Resampling) -> Calibration:
     """Every figure of calibration of answers that have been read."""
-    return calibrate(table, resampling=resampling, truncated_share=_truncated_share(read))
-
-
-def _truncated_share(read: Sequence[Read]) -> float:
     weight = np.concatenate([np.array(r.weights, dtype=float) for r in read])
     cut = np.array([finish for r in read for finish in r.samples["finish"].tolist()]) == LENGTH
-    return float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")
+    truncated = float(weight[cut].sum() / weight.sum()) if weight.sum() else float("nan")
+    return calibrate(table, resampling=resampling, truncated_share=truncated)

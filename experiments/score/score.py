@@ -9,12 +9,10 @@ import pandas as pd
 
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.study import Cell
-from experiments.score.calibration_sections import sections
+from experiments.score.calibration_sections import profile, sections
 from experiments.score.read_answers import Read, class_table, measure, read_answers
-from experiments.score.surface_profile import profile
 from semcal.runs.run import Run
 from semcal.semantics.collapsing.clustered import Clustered
-from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.judge import Judge
 from semcal.semantics.intermediate import expected_confidence
 
@@ -34,17 +32,14 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     run.write_intermediate(_intermediate_table(table.questions, read))
     headline = measure(table, read, cell.calibration.resampling(cell.seed))
     rows = profile(cell, questions, read, table, headline)
+    judge = collapse.cluster if isinstance(collapse, Clustered) else None
+    failures = judge.failures if isinstance(judge, Judge) else {}
     run.write_calibration(
-        {"semantics": collapse.name, **_failures(collapse), **headline.to_dict()}
+        {"semantics": collapse.name, **{f"judge_failed_to_{what}": n for what, n in failures.items()}}
+        | headline.to_dict()
         | sections(cell, table, read, closed=len(run.aliases()) > 0)
         | {"profile": [asdict(row) for row in rows]}
     )
-
-
-def _failures(collapse: Collapse) -> dict[str, int]:
-    """How often a judge failed, by kind of failure."""
-    judge = collapse.cluster if isinstance(collapse, Clustered) else None
-    return {f"judge_failed_to_{what}": n for what, n in judge.failures.items()} if isinstance(judge, Judge) else {}
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:

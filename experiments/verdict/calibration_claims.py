@@ -6,13 +6,14 @@ Knows runs as `Measured` arrays and tables; knows no files and no models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
+from operator import attrgetter
 from typing import Any
 
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import Finding, Part
-from semcal.calibration.inference.contrasts import Contrast, Leaves, contrast
+from semcal.calibration.inference.contrasts import Leaves, contrast
 from semcal.calibration.inference.equivalence import equivalence, loss_equivalence
 from semcal.calibration.resampling import Resampling
 
@@ -26,14 +27,8 @@ Terms = list[tuple[float, Leaves]]
 
 @dataclass(frozen=True)
 class Law:
-    """The numbers in the rules.
-
-    Attributes:
-        delta: the smallest calibration error that counts.
-        level: of intervals; 1 - level is alpha.
-        null_draws: simulated data sets of each equivalence test.
-        seed: of everything random.
-    """
+    """The numbers in the rules: the smallest calibration error that counts, the level of intervals (1 - alpha), and the
+    simulated data sets of each equivalence test."""
 
     delta: float = 0.05
     level: float = 0.95
@@ -50,21 +45,10 @@ class Law:
         return 2 * self.delta**2
 
 
-def excess(run: Measured) -> Leaves:
-    return run.excess
-
-
-def error(run: Measured) -> Leaves:
-    return run.error
-
-
-def gap(run: Measured) -> Leaves:
-    return run.gap
-
-
-def loss(run: Measured) -> Leaves:
-    assert run.loss is not None
-    return run.loss
+excess: Figure = attrgetter("excess")
+error: Figure = attrgetter("error")
+gap: Figure = attrgetter("gap")
+loss: Figure = attrgetter("loss")
 
 
 # ---- which runs ----------------------------------------------------------------------------------------------------
@@ -102,50 +86,48 @@ def mean_difference(pairs: Sequence[Pair], figure: Figure, of_other: Figure | No
     return [term for one, other in pairs for term in ((share, figure(one)), (-share, other_figure(other)))]
 
 
-def row(what: str, unit: str, found: Contrast, law: Law) -> Part:
+def _part(what: str, unit: str, terms: Terms, law: Law, shown: str = "", **tested: float) -> Part:
+    found = contrast(terms)
+    return Part(what, unit, found.estimate, *found.interval(law.level), shown, **tested)
+
+
+def row(what: str, unit: str, terms: Terms, law: Law) -> Part:
     """A figure shown for context, without a test."""
-    return Part(what, unit, found.estimate, *found.interval(law.level), reach=found.detectable(law.alpha))
+    return _part(what, unit, terms, law, reach=contrast(terms).detectable(law.alpha))
 
 
 def above(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
     """To be shown: > 0; contradicted if `most`, a sum that is at least as large, is less than delta."""
-    found = contrast(terms)
-    ends, reach = found.interval(law.level), found.detectable(law.alpha)
-    return Part(what, unit, found.estimate, *ends, "> 0", found.p_above(0.0), contrast(most).p_below(law.delta), reach)
+    p, against = contrast(terms).p_above(0.0), contrast(most).p_below(law.delta)
+    return replace(row(what, unit, terms, law), shown="> 0", p=p, p_against=against)
 
 
 def below(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
     """To be shown: < delta, even of `most`, a sum that is at least as large; contradicted if it is more."""
-    found, shown = contrast(terms), f"< {law.delta:g}"
-    ends, reach = found.interval(law.level), found.detectable(law.alpha)
-    p, against = contrast(most).p_below(law.delta), found.p_above(law.delta)
-    return Part(what, unit, found.estimate, *ends, shown, p, against, reach)
+    p, against = contrast(most).p_below(law.delta), contrast(terms).p_above(law.delta)
+    return replace(row(what, unit, terms, law), shown=f"< {law.delta:g}", p=p, p_against=against)
 
 
 def calibrated(run: Measured, law: Law) -> Part:
     """To be shown: the error of a run is less than delta."""
-    found = contrast([(1.0, run.excess)])
-    what, ends = run.label, found.interval(law.level)
-    shown = f"error < {law.delta:g}"
+    terms, shown = [(1.0, run.excess)], f"error < {law.delta:g}"
     if run.chances is None:  # several correct classes and no log-probabilities: its calibrated twins are unknown
-        return Part(what, "excess smECE", found.estimate, *ends, shown)
+        return _part(run.label, "excess smECE", terms, law, shown)
     resampling = Resampling(null_draws=law.null_draws, level=law.level, seed=law.seed)
     test = equivalence(run.chances, run.confidence, run.correct, delta=law.delta, resampling=resampling)
-    against = found.p_above(law.delta)
-    return Part(what, "excess smECE", found.estimate, *ends, shown, test.p_value, against, test.within)
+    tested = {"p": test.p_value, "p_against": contrast(terms).p_above(law.delta), "reach": test.within}
+    return _part(run.label, "excess smECE", terms, law, shown, **tested)
 
 
 def no_loss(run: Measured, law: Law) -> Part:
     """To be shown: the loss gap of a run is less than that of an error of delta."""
-    shown = f"< that of an error of {law.delta:g}"
     if run.loss is None or run.loss_gap is None:
-        return Part(run.label, "nats", nan, nan, nan, shown)
-    found = contrast([(1.0, run.loss)])
-    ends = found.interval(law.level)
+        return Part(run.label, "nats", nan, nan, nan, f"< that of an error of {law.delta:g}")
     settings: dict[str, Any] = {"m": run.smoothing, "group": run.group, "delta": law.delta, "seed": law.seed}
     test = loss_equivalence(run.confidence, run.correct, run.loss_gap, **settings)
-    shown, against = f"< {test.bound:.3f}", found.p_above(law.least_loss)
-    return Part(run.label, "nats", found.estimate, *ends, shown, test.p_value, against)
+    terms = [(1.0, run.loss)]
+    tested = {"p": test.p_value, "p_against": contrast(terms).p_above(law.least_loss)}
+    return _part(run.label, "nats", terms, law, f"< {test.bound:.3f}", **tested)
 
 
 def labels(runs: Iterable[Measured]) -> tuple[str, ...]:
@@ -169,7 +151,7 @@ def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
     tuned, sft = (paired_with_base(kept, stages, prompt, SHORT) for stages in (PREFERENCE, ["sft"]))
     along = [pair for stages in (PREFERENCE, ["sft"]) for pair in paired_with_base(kept, stages, prompt, ["cot"])]
     context = [
-        row(f"{one.label} − base", unit, contrast(mean_difference([(one, base)], figure)), law)
+        row(f"{one.label} − base", unit, mean_difference([(one, base)], figure), law)
         for one, base in (*tuned, *sft, *along)
         for unit, figure in (("excess smECE", excess), ("signed gap", gap))
     ]
@@ -201,9 +183,9 @@ def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
     if not short:
         return Finding("H3", reason="no model of stage base has both cot and concise or sentence on one dataset")
     pairs = [(places[r.model, r.dataset], r) for r in short]
-    context = [row("cot − short, mean", "signed gap", contrast(_by_place(pairs, gap)), law)]
+    context = [row("cot − short, mean", "signed gap", _by_place(pairs, gap), law)]
     context += [
-        row(f"{cot.label} − {one.style}", unit, contrast(mean_difference([(cot, one)], figure)), law)
+        row(f"{cot.label} − {one.style}", unit, mean_difference([(cot, one)], figure), law)
         for cot, one in pairs
         for unit, figure in (("excess smECE", excess), ("signed gap", gap))
     ]
@@ -223,15 +205,14 @@ def loss_left(runs: Sequence[Measured], law: Law) -> Finding:
     kept = standing(runs)
     bases = of_stage(kept, ["base"])
     tuned, sft = ([r for r in of_stage(kept, s) if r.prompt == "chat" and r.loss] for s in (PREFERENCE, ["sft"]))
-    context = [row(run.label, "nats", contrast([(1.0, loss(run))]), law) for run in (*tuned, *sft)]
+    context = [row(run.label, "nats", [(1.0, loss(run))], law) for run in (*tuned, *sft)]
     parts = tuple(no_loss(run, law) for run in bases)
     if not bases or not tuned:
         lacks = "base" if not bases else "dpo, grpo, rl or instruct under chat"
         reason = f"no model of stage {lacks} with a loss gap in concise or sentence"
         return Finding("H6", context=(*parts, *context), reason=reason, runs=labels([*bases, *tuned]))
-    found = contrast([(1 / len(tuned), loss(run)) for run in tuned])
-    ends, reach = found.interval(law.level), found.detectable(law.alpha)
+    mean = [(1 / len(tuned), loss(run)) for run in tuned]
     none_left = max(no_loss(run, law).p for run in tuned)  # a fitted tilt alone recovers too little to show this
-    what = "preference tuned, mean"
-    parts = (*parts, Part(what, "nats", found.estimate, *ends, "> 0", found.p_above(0.0), none_left, reach))
+    left = row("preference tuned, mean", "nats", mean, law)
+    parts = (*parts, replace(left, shown="> 0", p=contrast(mean).p_above(0.0), p_against=none_left))
     return Finding("H6", parts, tuple(context), runs=labels([*bases, *tuned, *sft]))

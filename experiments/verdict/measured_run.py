@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,11 +31,7 @@ class Measured:
 
     Attributes:
         label: model, dataset and style, in words.
-        folder: its path.
-        model: its name in the study.
         weights: hash of its weights; models with other prompts may share them.
-        lineage, stage, step, prompt: of the model, as in the study.
-        dataset, style: of the run.
         confidence, correct: `[n]`, by mass or as shares of samples.
         group: `[n]` labels of dependent questions.
         chances: of its calibrated twins; None where they are unknown.
@@ -42,8 +39,7 @@ class Measured:
         smoothing: samples per question where confidences are shares of them; None for masses.
         entropy: mean semantic entropy, nats.
         explained: rung -> predictability as a share of its ceiling.
-        interventions: its interventions.parquet; empty if there is none.
-        seed: of everything random.
+        interventions: the rows of `semcal intervene`; empty if there are none.
     """
 
     label: str
@@ -79,7 +75,8 @@ class Measured:
     @cached_property
     def excess(self) -> Leaves:
         """smECE minus the mean of its calibrated twins: in expectation at most the calibration error."""
-        return self.error.minus(self._null_mean)
+        null = self.null if self.chances is None else float(smece_batch(*self._twins).values.mean())
+        return self.error.minus(null)
 
     @cached_property
     def gap(self) -> Leaves:
@@ -91,14 +88,9 @@ class Measured:
         """What the best tilt would recover; None where all answers are right, or all wrong, or groups are too few."""
         if not self.correct.min() < self.correct.max() or len(set(self.group)) < FOLDS:
             return None
-        return loss_gap(
-            self.confidence,
-            self.correct,
-            m=self.smoothing,
-            group=self.group,
-            folds=FOLDS,
-            resampling=Resampling(bootstrap=1, seed=self.seed),
-        )
+        resampling = Resampling(bootstrap=1, seed=self.seed)
+        settings: dict[str, Any] = {"m": self.smoothing, "group": self.group, "folds": FOLDS, "resampling": resampling}
+        return loss_gap(self.confidence, self.correct, **settings)
 
     @cached_property
     def loss(self) -> Leaves | None:
@@ -111,20 +103,8 @@ class Measured:
         return found.minus(null.mean)
 
     def _leaves(self, statistic: str) -> Leaves:
-        return leaves(
-            STATISTICS[statistic],
-            self.confidence,
-            self.correct,
-            stratum=self.dataset,
-            group=self.group,
-            seed=self.seed,
-        )
-
-    @property
-    def _null_mean(self) -> float:
-        if self.chances is None:
-            return self.null
-        return float(smece_batch(*self._twins).values.mean())
+        found, of = STATISTICS[statistic], (self.confidence, self.correct)
+        return leaves(found, *of, stratum=self.dataset, group=self.group, seed=self.seed)
 
     @cached_property
     def _twins(self) -> tuple[np.ndarray, np.ndarray]:

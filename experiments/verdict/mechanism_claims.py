@@ -28,12 +28,7 @@ COMBINATIONS = 9999
 
 @dataclass(frozen=True)
 class Grid:
-    """Runs over model × dataset × style, none missing.
-
-    Attributes:
-        runs: [model][dataset][style].
-        left_out: models that lack a cell, or the rung in one.
-    """
+    """Runs [model][dataset][style], none missing; `left_out` are models that lack a cell, or the rung in one."""
 
     runs: list[list[list[Measured]]]
     left_out: tuple[str, ...]

@@ -70,7 +70,7 @@ class Part:
     """One figure, and what it says about a hypothesis.
 
     Attributes:
-        what: the figure is of.
+        what: what the figure is of.
         unit: "excess smECE", "signed gap", "nats" or "rho".
         estimate, low, high: with its interval.
         shown: what is to be shown, e.g. "> 0"; "" for a row that is only context.
@@ -93,15 +93,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say about a hypothesis.
-
-    Attributes:
-        key: of `CLAIMS`.
-        parts: every one is to be shown.
-        context: rows that are not part of the rule.
-        reason: why it was not tested; "" if it was.
-        runs: labels of the runs it was tested on.
-    """
+    """What the runs say about a hypothesis of `CLAIMS`: every part is to be shown, `context` rows are not;
+    `reason` says why it was not tested; `runs` are the labels of those it was tested on."""
 
     key: str
     parts: tuple[Part, ...] = ()
@@ -123,13 +116,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A finding, decided.
-
-    Attributes:
-        finding: what was found.
-        decision: by the rules at the top of this file.
-        p_holm, p_against_holm: adjusted over the hypotheses that were tested.
-    """
+    """A finding, decided by the rules at the top of this file; p-values are adjusted over the hypotheses tested."""
 
     finding: Finding
     decision: Decision
@@ -143,17 +130,12 @@ def decide(findings: Sequence[Finding], alpha: float) -> list[Verdict]:
     # A part that could not be tested is not evidence, but it counts as one of the tests that were made.
     p = holm([_known(f.p) if t else np.nan for f, t in zip(findings, tested, strict=True)])
     against = holm([_known(f.p_against) if t else np.nan for f, t in zip(findings, tested, strict=True)])
-    found = []
-    for finding, made, shown, contradicted in zip(findings, tested, p, against, strict=True):
-        decision: Decision = "undecided"
-        if not made:
-            decision = "not tested"
-        elif shown <= alpha:
-            decision = "holds"
-        elif contradicted <= alpha:
-            decision = "fails"
-        found.append(Verdict(finding, decision, float(shown), float(contradicted)))
-    return found
+    decisions: list[Decision] = [
+        "not tested" if not made else "holds" if shown <= alpha else "fails" if contradicted <= alpha else "undecided"
+        for made, shown, contradicted in zip(tested, p, against, strict=True)
+    ]
+    rows = zip(findings, decisions, p.tolist(), against.tolist(), strict=True)
+    return [Verdict(*row) for row in rows]
 
 
 def _known(p: float) -> float:

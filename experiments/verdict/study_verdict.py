@@ -32,11 +32,9 @@ from semcal.runs.run import Run
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdicts of a study.
+    """The verdicts of a study, one per hypothesis in the order of `CLAIMS`.
 
     Attributes:
-        study: its configuration.
-        verdicts: one per hypothesis, in the order of `CLAIMS`.
         runs: number of runs read.
         read_by: "by mass", or "plug-in" where a run has no log-probabilities.
         missing: cells that are not finished, and what they lack.
@@ -77,22 +75,23 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
     check_alike(found)
     check_lineages(study)
     tell("reading runs")
-    runs, read_by = _measured(found)
-    settings = study.calibration
-    law = Law(delta=settings.delta, level=settings.level, seed=study.seed)
-    trials: list[Callable[[], Finding]] = [
-        lambda: base_calibrated(runs, law),
-        lambda: tuning_harms(runs, law, "chat"),
-        lambda: tuning_harms(runs, law, "few-shot"),
-        lambda: thinking_harms(runs, law),
-        lambda: predictability_helps(runs, law),
-        lambda: removing_harms(runs, law),
-        lambda: loss_left(runs, law),
-    ]
+    # One run without log-probabilities, and all are read by shares of their samples.
+    by_mass = all(r.table.masses is not None for r in found)
+    runs, read_by = [_measured(r, by_mass) for r in found], "by mass" if by_mass else "plug-in"
+    law = Law(delta=study.calibration.delta, level=study.calibration.level, seed=study.seed)
+    tests: dict[str, Callable[[], Finding]] = {
+        "H1": lambda: base_calibrated(runs, law),
+        "H2": lambda: tuning_harms(runs, law, "chat"),
+        "H2 same prompt": lambda: tuning_harms(runs, law, "few-shot"),
+        "H3": lambda: thinking_harms(runs, law),
+        "H4": lambda: predictability_helps(runs, law),
+        "H5": lambda: removing_harms(runs, law),
+        "H6": lambda: loss_left(runs, law),
+    }
     findings = []
-    for key, trial in zip(CLAIMS, trials, strict=True):
+    for key, test in tests.items():
         tell(f"testing {key}")
-        findings.append(trial())
+        findings.append(test())
     return Judgement(study, tuple(decide(findings, law.alpha)), len(runs), read_by, tuple(missing))
 
 
@@ -173,13 +172,7 @@ def check_lineages(study: Study) -> None:
 # ---- what they say ---------------------------------------------------------------------------------------------------
 
 
-def _measured(runs: Sequence[Scored]) -> tuple[list[Measured], str]:
-    """Every run by mass, or, if one has no log-probabilities, every run by shares of its samples."""
-    by_mass = all(r.table.masses is not None for r in runs)
-    return [_one(r, by_mass) for r in runs], "by mass" if by_mass else "plug-in"
-
-
-def _one(run: Scored, by_mass: bool) -> Measured:
+def _measured(run: Scored, by_mass: bool) -> Measured:
     cell, folder, table = run.cell, Run(run.folder), run.table
     chances = chances_of(table, by_mass=by_mass)
     null = float("nan") if chances else null_of(table, null_draws=NULL_DRAWS, seed=cell.seed).mean

@@ -257,8 +257,15 @@ class Run:
         self._write_parquet("classes.parquet", table.to_frame())
 
     def class_table(self) -> ClassTable:
-        """The class table of a scored run."""
-        return ClassTable.from_frame(self.classes())
+        """The class table of a scored run.
+
+        Raises:
+            UserError: the run was scored by an earlier version of semcal.
+        """
+        try:
+            return ClassTable.from_frame(self.classes())
+        except UserError as error:
+            raise UserError(f"{error}; run `semcal score {self.folder}`") from None
 
     def classes(self) -> pd.DataFrame:
         """One row per question and class, unsampled gold classes included: see `ClassTable.to_frame`."""
@@ -338,7 +345,7 @@ class Run:
         if self._path("interventions.parquet").is_file():
             raise UserError(
                 f"{self.folder}/interventions.parquet was written by an earlier version of semcal, which kept no "
-                "answers; delete this file and run `semcal intervene` again"
+                f"answers; delete this file and run `semcal intervene {self.folder}`"
             )
         return self._parquet_if_any("interventions/rows.parquet")
 
@@ -373,19 +380,6 @@ class Run:
         """Held-out KL of probe and marginal in nats, one row per question, position, rung and layer, for the target
         "classes"; empty before `semcal probe`."""
         return self._parquet_if_any("probe_losses.parquet")
-
-    def forget_results(self) -> None:
-        """Remove what was computed from samples and activations. What the model produced stays, interventions too."""
-        for name in ("classes.parquet", "intermediate.parquet", "calibration.json"):
-            self._path(name).unlink(missing_ok=True)
-        self.forget_probes()
-
-    def forget_probes(self) -> None:
-        """Remove the probes' table and the page and figures that show it."""
-        names = ("probes", "probe_losses", "probe_confidence", "probe_predictions")
-        tables = [self._path(f"{name}.parquet") for name in names]
-        for path in (*tables, self._path("report.html"), *self._path("figures").glob("*")):
-            path.unlink(missing_ok=True)
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         write_atomically(self._path(name), lambda p: table.to_parquet(p, index=False))

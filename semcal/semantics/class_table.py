@@ -314,8 +314,7 @@ class ClassTable:
         """
         if missing := [name for name in COLUMNS if name not in frame]:
             raise UserError(
-                f"classes.parquet has no column {missing[0]!r}: it was written by an earlier version of semcal; "
-                "run `semcal score` on this run"
+                f"classes.parquet has no column {missing[0]!r}: it was written by an earlier version of semcal"
             )
         row, questions = pd.factorize(frame["question_id"])
         column = frame.groupby("question_id", sort=False).cumcount().to_numpy()

@@ -11,7 +11,8 @@ import yaml
 
 from experiments.config.parsing import load_study
 from experiments.config.study import Study
-from experiments.pipeline.run_study import Silent, prepare_study, run_study
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run
 
 
@@ -59,7 +60,7 @@ def run_dict(folder: Path, study: dict[str, Any], *overrides: str, drawn: bool =
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
             patch.setattr("experiments.pipeline.run_study.write_report", _no_report)
-        run_study(prepared, Silent())
+        run_study(prepared, Reporter())
     return prepared.runs
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from experiments.compare.compare_runs import adjusted, compare, compare_all, equalised
 from experiments.compare.pairs import by_temperature, check_comparable, sensible_pairs
-from experiments.config.differences import differing
+from experiments.config.run_folder import differing
 from experiments.pipeline.targets import scored_runs
 from experiments.report.summary_table import last_layer
 from semcal import UserError

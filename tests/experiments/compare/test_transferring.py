@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from experiments.compare.transfer_runs import explanation, transfer_runs
 from experiments.config.run_folder import stored_cell
 from experiments.pipeline.targets import scored_runs
-from experiments.probe.confidence_rows import costs, probe_confidence
+from experiments.probe.probe import costs, probe_confidence
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.pipeline.test_cli import semcal
@@ -97,8 +97,6 @@ def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles)
     assert 0 < samples.rows_decoded <= samples.generated_tokens
     assert (classes.generated_tokens, classes.rows_decoded) == (0, 0)
     assert 0 < classes.seconds < samples.seconds
-    run.forget_results()
-    assert run.probe_confidence().empty
 
 
 def test_the_cost_of_samples_taken_from_another_run_is_not_known(tmp_path, lean):

@@ -9,10 +9,9 @@ import pytest
 
 from experiments.config.datasets import NamedConfig, load_dataset
 from experiments.config.parsing import load_study
-from experiments.pipeline.dry_run import OWN, STAND_IN, dry_run
+from experiments.pipeline.dry_run import OWN, STAND_IN, STATED, dry_run, pieces
 from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
-from experiments.pipeline.stand_ins import STATED, pieces
 from experiments.report.summary_table import remarks, summary_rows
 from experiments.sample.job import prepare
 from experiments.sample.models import load_model
@@ -100,18 +99,20 @@ def test_the_demo_is_counted_as_it_will_be_sampled(tmp_path, vary, positions):
     assert all(p.read.tokenizer == OWN and p.real for p in planned)
     for plan, run in zip(planned, sampled(tmp_path, raw), strict=True):
         (work,) = run.manifest()["sampling_work"]
-        assert plan.read.prefix == work["prefix_tokens"]
+        assert plan.read.prefix_tokens == work["prefix_tokens"]
         assert plan.prefill_tokens == work["prefix_tokens"] + work["prompt_tokens"]
         samples = run.samples()
         tokens = sum(c * len(ids) for c, ids in zip(samples["count"], samples["token_ids"], strict=True))
         assert work["rows_plain"] == tokens - 60 * 10  # the first token of a sample comes of the prefill
-        assert work["rows_decoded"] <= tokens <= plan.decode_tokens_most
+        assert work["rows_decoded"] <= tokens <= plan.decode_tokens(12 if plan.cell.style == "concise" else 48)
         activations = (run.folder / "activations").iterdir()
         assert plan.memory is not None
-        assert plan.memory.activations == pytest.approx(sum(f.stat().st_size for f in activations), rel=0.15)
-        assert plan.decode_tokens == pytest.approx(tokens, rel=0.1)  # this model answers as its exemplars do
+        assert plan.memory["activations"] == pytest.approx(sum(f.stat().st_size for f in activations), rel=0.15)
+        assert plan.decode_tokens(plan.read.answer_tokens) == pytest.approx(
+            tokens, rel=0.1
+        )  # this model answers as its exemplars do
     if vary == "run":
-        assert planned[0].read.prefix > 30  # two exemplars, but not the question
+        assert planned[0].read.prefix_tokens > 30  # two exemplars, but not the question
 
 
 @pytest.mark.parametrize("kind", ["gsm8k", "math500", "triviaqa", "simpleqa", "truthfulqa"])
@@ -135,7 +136,7 @@ def test_models_that_are_not_on_this_machine_are_estimated(tmp_path, study_dict)
     here, sized, unknown = found
     assert (here.read.tokenizer, sized.read.tokenizer) == (OWN, STAND_IN)
     assert here.memory is not None
-    assert here.memory.weights == 4 * load_model(here.cell.model).model.num_parameters()
+    assert here.memory["weights"] == 4 * load_model(here.cell.model).model.num_parameters()
     assert sized.memory is unknown.memory is None
     assert unknown.prefill_tokens == sized.prefill_tokens
     assert "no tokenizer on this machine for someone-some-7B, someone-nameless" in " ".join(plan_notes(found))
@@ -146,7 +147,7 @@ def test_a_server_is_not_asked(tmp_path, study_dict):
     found = dry_run(load_study(write_study(tmp_path, study | {"probes": {"enabled": False}})))
     (planned,) = found
     assert (planned.memory, planned.read.tokenizer) == (None, STAND_IN)
-    assert planned.decode_tokens > 0
+    assert planned.decode_tokens(planned.read.answer_tokens) > 0
 
 
 def test_bs_share_their_samples_and_are_counted_once(tmp_path, study_dict):
@@ -160,7 +161,7 @@ def test_bs_share_their_samples_and_are_counted_once(tmp_path, study_dict):
 def test_enumeration_is_bounded_by_its_budget(tmp_path, study_dict):
     study_dict["sampling"]["exact"] = {"row_budget": 30}
     (planned,) = dry_run(load_study(write_study(tmp_path, study_dict)))
-    assert planned.decode_tokens == planned.decode_tokens_most == 48 * 30
+    assert planned.decode_tokens(1) == planned.decode_tokens(4) == 48 * 30
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,13 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(tmp_path, s
 def test_more_questions_than_the_hub_states_are_refused(tmp_path, study_dict):
     study = study_dict | {"datasets": [{"kind": "truthfulqa", "n": 900}], "semantics": [{"kind": "exact"}]}
     with pytest.raises(UserError, match="n is 900, but 4 exemplars leave only 813 questions"):
+        dry_run(load_study(write_study(tmp_path, study)))
+
+
+def test_a_named_dataset_that_is_not_here_and_of_unknown_size_is_refused(monkeypatch, tmp_path, study_dict):
+    monkeypatch.delitem(STATED, "gsm8k")
+    study = study_dict | {"datasets": [{"kind": "gsm8k"}], "semantics": [{"kind": "numeric"}]}
+    with pytest.raises(UserError, match=r"gsm8k: .*; a dry run has no stand-in for gsm8k, so read it once by `semcal"):
         dry_run(load_study(write_study(tmp_path, study)))
 
 

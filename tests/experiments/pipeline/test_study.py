@@ -18,7 +18,7 @@ from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.errors import NonFiniteError
 from tests.conftest import save_checkpoint, word_tokenizer
-from tests.experiments.conftest import Silent, run_dict, write_study
+from tests.experiments.conftest import Reporter, run_dict, write_study
 
 
 def tables(run: Run) -> dict[str, pd.DataFrame]:
@@ -92,7 +92,7 @@ import os, random, signal, sys, time
 import torch
 from experiments.config.parsing import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
-from tests.experiments.conftest import Silent
+from tests.experiments.conftest import Reporter
 
 torch.set_num_threads(1)
 
@@ -101,7 +101,7 @@ def attempt(name):
     child = os.fork()
     if child == 0:
         try:
-            run_study(prepare_study(load_study(sys.argv[1], ["name=" + name])), Silent())
+            run_study(prepare_study(load_study(sys.argv[1], ["name=" + name])), Reporter())
         except BaseException as error:
             print("failed:", repr(error), flush=True)
             os._exit(1)
@@ -144,7 +144,7 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, stud
 
 
 def test_interrupted_it_keeps_what_was_finished(tmp_path, study_dict):
-    class Impatient(Silent):
+    class Impatient(Reporter):
         seen = 0
 
         def answered(self, questions):
@@ -157,7 +157,7 @@ def test_interrupted_it_keeps_what_was_finished(tmp_path, study_dict):
         run_study(prepared, Impatient())
     (run,) = prepared.runs
     assert 0 < len(run.missing_shards()) < len(run.shard_keys())
-    counter = Silent()
+    counter = Reporter()
     left = []
     counter.answered = left.append
     run_study(prepare_study(load_study(write_study(tmp_path, study_dict))), counter)
@@ -236,7 +236,7 @@ def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
     }
     drawn = []
 
-    class Counting(Silent):
+    class Counting(Reporter):
         def answered(self, questions):
             drawn.append(questions)
 

@@ -130,7 +130,6 @@ def test_settings_of_the_analysis_delete_no_answers_and_measure_the_stored_ones_
     stored = {path: path.read_bytes() for path in (run.folder / "interventions").glob("*.parquet")}
     cell = stored_cell(run).model_copy(update=changed)
     run.write_config(cell.model_dump(mode="json"))
-    run.forget_results()
     score(cell, run)
     monkeypatch.setattr(intervening, "Models", lambda: pytest.fail("answers are stored, nothing is sampled"))
     after = intervene_run(run, ABLATE)
@@ -148,7 +147,7 @@ def test_settings_of_the_analysis_delete_no_answers_and_measure_the_stored_ones_
 
 def test_interventions_of_an_earlier_version_are_refused_with_the_remedy(run):
     (run.folder / "interventions.parquet").touch()
-    with pytest.raises(UserError, match=r"kept no answers; delete this file and run `semcal intervene` again"):
+    with pytest.raises(UserError, match=r"kept no answers; delete this file and run `semcal intervene /"):
         run.interventions()
 
 

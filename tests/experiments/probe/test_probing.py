@@ -12,11 +12,11 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from experiments.compare.compare_runs import compare_last_layers
 from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import ProbesConfig
 from experiments.probe.probe import probe
-from experiments.probe.stored_evaluations import compare_last_layers
 from experiments.report.summary_table import last_layer
 from semcal import Run, UserError
 from semcal.calibration.resampling import Resampling
@@ -83,8 +83,6 @@ def test_held_out_losses_are_kept_by_question_and_give_the_table(run):
     for key, rows in losses.groupby(["rung", "layer"]):
         explained = 1 - rows["probe_nats"].sum() / rows["baseline_nats"].sum()
         assert explained == pytest.approx(table.loc[key, "explained"], abs=1e-5)
-    run.forget_probes()
-    assert run.probe_losses().empty
 
 
 def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, run):
@@ -97,7 +95,7 @@ def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, r
         own = last_layer(of.probes(), "classes")
         assert own is not None
         assert getattr(found["linear"], side) == pytest.approx(own["of_ceiling"], abs=1e-5)
-    other.forget_probes()
+    (other.folder / "probe_losses.parquet").unlink()
     with pytest.raises(UserError, match=r"holds no probes.*semcal probe"):
         compare_last_layers(run, other, "last_prompt_token", resampling=Resampling(bootstrap=20, level=0.95, seed=0))
 

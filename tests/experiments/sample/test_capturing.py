@@ -13,7 +13,7 @@ from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.runs.files import write_atomically
 from tests.conftest import save_checkpoint, word_tokenizer
-from tests.experiments.conftest import Silent, run_dict, write_study
+from tests.experiments.conftest import Reporter, run_dict, write_study
 
 IN_PROMPT = ["last_prompt_token", "last_question_token", "question_mean", "all_question_tokens"]
 IN_ANSWER = ["after_1_tokens", "after_4_tokens", "chain_0", "chain_50", "chain_100", "before_answer"]
@@ -120,7 +120,7 @@ def test_killed_between_activations_and_samples_a_shard_is_made_again_whole(tmp_
         broken.setattr(Run, "write_samples", dies)
         prepared = prepare_study(load_study(write_study(tmp_path, capturing), ["name=broken"]))
         with pytest.raises(KeyboardInterrupt):
-            run_study(prepared, Silent())
+            run_study(prepared, Reporter())
     (run,) = prepared.runs
     assert len(list((run.folder / "activations").glob("*.safetensors"))) == 3
     assert len(run.missing_shards()) == len(run.shard_keys()) - 2

@@ -12,8 +12,8 @@ import pytest
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.sample.prompting import Asked, gold_ids
+from experiments.score.calibration_sections import profile
 from experiments.score.read_answers import class_table, measure, read_answers
-from experiments.score.surface_profile import profile
 from semcal import LanguageModel, Run
 from semcal.sampling.records import Prompt
 from tests.conftest import save_checkpoint, word_tokenizer

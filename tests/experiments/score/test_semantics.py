@@ -109,6 +109,24 @@ def test_bs_compared_on_the_same_samples_leave_the_run_as_it_is(monkeypatch, cap
     assert "at least two" in err
 
 
+def test_a_run_of_the_version_before_is_refused_with_the_command_that_scores_it(
+    monkeypatch, capsys, tmp_path, study_dict
+):
+    (run,) = run_dict(tmp_path, study_dict | {"probes": {"enabled": False}})
+    before, table = run.calibration(), run.classes()
+    table.drop(columns=["group", "seen_mass", "unparsed"]).to_parquet(run.folder / "classes.parquet")
+    run.write_manifest({key: value for key, value in run.manifest().items() if key != "analysed"})
+    code, _, err = semcal(monkeypatch, capsys, "report", run.folder)
+    assert (code, f"an earlier version of semcal; run `semcal score {run.folder}`" in err.replace("\n", "")) == (
+        2,
+        True,
+    )
+    code, _, err = semcal(monkeypatch, capsys, "score", run.folder)
+    assert code == 0, err
+    assert run.calibration() == before
+    assert run.classes().equals(table)
+
+
 def test_a_run_scored_by_a_judge_counts_its_failures(tmp_path, study_dict):
     with judge_server(lambda prompt: "no json" if "First" in prompt else '{"answer": "red"}') as (url, prompts):
         b = {"kind": "judge", "url": url, "model": "wise", "cache": str(tmp_path / "judge.jsonl")}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from experiments.compare.pairs import sensible_pairs
-from experiments.config.differences import differing
+from experiments.config.run_folder import differing
 from experiments.config.study import Cell
 from experiments.pipeline.targets import scored_runs
 from semcal.calibration.estimators.thinning import thin
@@ -67,7 +67,7 @@ def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_
 def test_what_is_missing_is_named_and_nothing_holds_without_runs(monkeypatch, capsys, tmp_path, lineage):
     runs = run_dict(tmp_path, lineage | {"probes": {"enabled": False}, "capture": {"positions": []}})
     for run in runs[1:]:
-        run.forget_results()
+        (run.folder / "calibration.json").unlink()
     code, out, err = verdict(monkeypatch, capsys, tmp_path)
     assert code == 0, err
     assert "sft · colours · cot: not finished" in out
@@ -76,7 +76,7 @@ def test_what_is_missing_is_named_and_nothing_holds_without_runs(monkeypatch, ca
     decisions = {h["key"]: h["decision"] for h in found["hypotheses"]}
     assert set(decisions.values()) <= {"not tested", "undecided", "fails"}
     assert all(decisions[key] == "not tested" for key in ("H2", "H2 same prompt", "H3", "H4", "H5", "H6"))
-    runs[0].forget_results()
+    (runs[0].folder / "calibration.json").unlink()
     code, _, err = verdict(monkeypatch, capsys, tmp_path)
     assert (code, "is scored; `semcal run` the study first" in err) == (2, True)
 

@@ -1,6 +1,6 @@
-"""`python -m experiments.score.against_enumeration`: estimators of B-confidence against exact masses.
+"""`python -m experiments.pipeline.against_enumeration`: estimators of B-confidence against exact masses.
 
-The same questions are enumerated and sampled; estimates from samples at M = 5, 10, 20 and 50 are set beside the truth.
+The same questions are enumerated and sampled; estimates from M = 5, 10, 20 and 50 samples are compared with the truth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from rich.table import Table
 
 from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
-from experiments.pipeline.run_study import Silent, prepare_study, run_study
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study, run_study
 from semcal.calibration.estimators.finite_m import Estimate, estimates
 from semcal.calibration.estimators.m_curve import m_curve
 from semcal.calibration.estimators.thinning import thin
@@ -42,7 +43,7 @@ def main(n: Annotated[int, typer.Option("-n", min=20, help="Questions per cell."
         runs = []
         for how, changes in (("sampled", []), ("exact", [f"sampling.exact.epsilon={EPSILON}"])):
             prepared = prepare_study(load_study(study, [*common, *changes, f"output={folder}/{how}"]))
-            run_study(prepared, Silent())
+            run_study(prepared, Reporter())
             runs.append(prepared.runs)
         for sampled, exact in zip(*runs, strict=True):
             Console(width=120).print(_table(sampled, exact, seed))
@@ -54,34 +55,27 @@ def _table(sampled: Run, exact: Run, seed: int) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column in ("estimator", "confidence", "accuracy", "signed gap", "smECE"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
-    for name, *figures in [_truth(exact), *_estimated(sampled, seed)]:
-        table.add_row(name, *(f"{x:{'+' if i == 2 else ''}.3f}" for i, x in enumerate(figures)))
+    found = exact.class_table().by_count
+    truth = found.plug_in.mean(), found.correct.mean(), signed_gap(found.plug_in, found.correct)
+    rows = [("exact masses", (*truth, smece(found.plug_in, found.correct)))]
+    rows += [(name, (e.confidence, e.accuracy, e.signed_gap, e.smece)) for name, e in _estimated(sampled, seed)]
+    for name, (confidence, accuracy, gap, error) in rows:
+        table.add_row(name, f"{confidence:.3f}", f"{accuracy:.3f}", f"{gap:+.3f}", f"{error:.3f}")
     return table
 
 
-def _truth(exact: Run) -> tuple[str, float, float, float, float]:
-    found = exact.class_table().by_count
-    gap = float(signed_gap(found.plug_in, found.correct))
-    means = float(found.plug_in.mean()), float(found.correct.mean())
-    return "exact masses", *means, gap, smece(found.plug_in, found.correct)
-
-
-def _estimated(run: Run, seed: int) -> Iterator[tuple[str, float, float, float, float]]:
+def _estimated(run: Run, seed: int) -> Iterator[tuple[str, Estimate]]:
     table = run.class_table()
     for m in THINNED:
         parts = thin(table.sampled_counts, m, rng=keyed_generator(seed, "truth", str(m)), repeats=1)[0]
-        yield _row(f"plug-in, M = {m}", _estimates(replace(table, counts=parts, masses=None), seed)[0])
+        yield f"plug-in, M = {m}", _estimates(replace(table, counts=parts, masses=None), seed)[0]
     for row in _estimates(table, seed):
-        yield _row(f"{row.estimator}, M = {table.m}".replace("infinity, M", "infinity, from M"), row)
+        yield f"{row.estimator}, M = {table.m}".replace("infinity, M", "infinity, from M"), row
 
 
 def _estimates(table: ClassTable, seed: int) -> tuple[Estimate, ...]:
     few = Resampling(bootstrap=10, null_draws=100, seed=seed)
     return estimates(table, curve=m_curve(table, resampling=few), resampling=few)
-
-
-def _row(name: str, e: Estimate) -> tuple[str, float, float, float, float]:
-    return name, e.confidence, e.accuracy, e.signed_gap, e.smece
 
 
 if __name__ == "__main__":
