@@ -14,8 +14,7 @@ from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS
 from experiments.report.html_page import Picture, gallery, html_table, save_figures, shown_path, write_page
 from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, last_layer, remarks
-from probes.plots.emergence import emergence_curve
-from probes.plots.predictability import predictability_scatter
+from probes.plots.predictability import emergence_curve, predictability_scatter
 from semcal.calibration.plots.by_model import by_model
 from semcal.runs.run import Run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probes.plots.emergence import emergence_curve
+from probes.plots.predictability import emergence_curve
 
 
 def frame(steps: list[int]) -> pd.DataFrame:
