@@ -18,12 +18,11 @@ from experiments.config.study import Cell
 from experiments.probe.confidence_rows import probe_confidence
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import marginal_row
+from probes.evaluation.baselines import TEXT_PENALTIES, Texts, marginal_row
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
 from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung
-from probes.evaluation.texts import TEXT_PENALTIES, Texts
-from probes.rungs.attention import Segments
+from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
 from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
 from probes.targets.scalars import SCALARS, mode_correctness, scalar_target

@@ -45,7 +45,7 @@ def layer_curve(frame: pd.DataFrame, *, title: str) -> Figure:
     """Share explained by layer, with its interval, the null, the control task and the noise ceiling.
 
     Args:
-        frame: rows of `evaluate` or `evaluate_scalar` for one target, in the order of the layers.
+        frame: rows of `evaluate_all` for one target, in the order of the layers.
         title: of the figure.
 
     Raises:

@@ -5,14 +5,12 @@ Knows activations, candidate texts and embeddings; nothing of how candidates wer
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from probes.rungs.rung import Rung, check_activations
@@ -148,8 +146,7 @@ class BilinearProbe(Rung):
                 return -(targets * log_q).sum(1).mean() + self.penalty / (2 * n) * theta.square().sum()
 
             reached, converged = descend([free], objective, max_iter=self.max_iter, tol=self.tol)
-            if not converged:
-                warnings.warn(f"BilinearProbe stopped at max_iter={self.max_iter}", ConvergenceWarning, stacklevel=4)
+            self._warn_unless(converged)
             return stretch * free, reached
 
         n_spectrum = torch.tensor([float(n)], dtype=torch.float64)

@@ -6,6 +6,7 @@ Knows how inputs and targets are checked, ordered and split by group; not what a
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -108,6 +110,11 @@ class Rung(BaseEstimator):
                 f"{len(Y)} question(s) with one and the same class distribution teach a probe nothing; give at least 2 "
                 "that differ, or choose another B"
             )
+
+    def _warn_unless(self, converged: bool) -> None:
+        if not converged:
+            text = f"{type(self).__name__} stopped at max_iter={self.get_params(deep=False)['max_iter']}"
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
 
     def _row_bytes(self, inputs: Any) -> list[bytes]:
         return [np.ascontiguousarray(row).tobytes() for row in inputs]

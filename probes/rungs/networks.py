@@ -1,9 +1,12 @@
-"""A probe over all tokens of a segment, which learns where to look together with what to read there."""
+"""Probes that are small networks: one hidden layer on an activation, and attention over the tokens of a segment, which
+learns where to look together with what to read there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,97 @@ from torch import Tensor, nn
 from probes.rungs.rung import Rung, Standardiser, check_activations, validation_split
 from probes.solver.training import Training, train_until_worse
 from probes.targets.closed import smoothed
+from semcal.seeds import keyed_generator
+
+
+class NetworkProbe(Rung):
+    """A network trained on minibatches, stopped early by groups held out from its training questions.
+
+    It starts as the training marginal, and remains that if no epoch does better on the validation groups.
+
+    Args:
+        lr: learning rate of AdamW.
+        training: weight decay, minibatches and early stopping.
+        seed: of initial weights, minibatches and split.
+        device: where it is trained, e.g. "cuda".
+
+    Attributes:
+        network_: the trained module.
+        best_epoch_: 0: the marginal was never beaten.
+    """
+
+    network_: nn.Module
+    lr: float
+    training: Training
+    seed: int
+    device: str
+
+    def _network(self, inputs: Any) -> nn.Module:
+        """The untrained network for standardised inputs."""
+        raise NotImplementedError
+
+    def _rows(self, inputs: Any) -> Tensor:
+        """The rows that features are standardised over."""
+        return torch.as_tensor(inputs)
+
+    def _tensors(self, inputs: Any) -> tuple[Tensor, ...]:
+        """What the network reads, standardised, on its device."""
+        return (self._standardise(torch.as_tensor(inputs)).to(self.device),)
+
+    def _learn(self, inputs: Any, Y: Tensor, group: Sequence[str]) -> None:
+        self._standardise = Standardiser.of(self._rows(inputs))
+        tensors, targets = self._tensors(inputs), smoothed(Y).float().to(self.device)
+        self.network_ = network = self._network(inputs).to(self.device)
+
+        def loss(rows: Tensor) -> Tensor:
+            return -(targets[rows] * torch.log_softmax(network(*(own[rows] for own in tensors)), 1)).sum(1)
+
+        parts = validation_split(group, self.training.validation, seed=self.seed)
+        self.best_epoch_ = train_until_worse(network, loss, *parts, self.training, lr=self.lr, seed=self.seed)
+
+    @torch.inference_mode()
+    def _log_probabilities(self, inputs: Any) -> np.ndarray:
+        return torch.log_softmax(self.network_(*self._tensors(inputs)).cpu().double(), 1).numpy()
+
+
+class MLPProbe(NetworkProbe):
+    """softmax(W₂·gelu(W₁x + b₁) + b₂) on standardised activations [question, d]; W₂ is 0 at first.
+
+    Args:
+        hidden: width of the hidden layer.
+        lr, training, seed, device: see `NetworkProbe`.
+    """
+
+    def __init__(
+        self,
+        hidden: int = 256,
+        lr: float = 1e-3,
+        training: Training = Training(),  # noqa: B008 - it is frozen
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.hidden = hidden
+        self.lr = lr
+        self.training = training
+        self.seed = seed
+        self.device = device
+
+    def _network(self, inputs: np.ndarray) -> nn.Module:
+        return one_hidden_layer(inputs.shape[1], self.hidden, torch.as_tensor(self.marginal_), seed=self.seed)
+
+
+def one_hidden_layer(d: int, hidden: int, marginal: Tensor, *, seed: int) -> nn.Sequential:
+    """d -> hidden -> K logits, which are at first those of `marginal` [K] whatever comes in."""
+    generator = torch.Generator().manual_seed(int(keyed_generator(seed, "initial weights").integers(2**62)))
+    with torch.device("meta"):  # where nothing is drawn
+        first, last = nn.Linear(d, hidden), nn.Linear(hidden, len(marginal))
+    network = nn.Sequential(first, nn.GELU(), last).to_empty(device="cpu")
+    with torch.no_grad():
+        first.weight.normal_(std=d**-0.5, generator=generator)
+        first.bias.zero_()
+        last.weight.zero_()
+        last.bias.copy_(marginal.log())
+    return network
 
 
 @dataclass(frozen=True)
@@ -62,18 +156,14 @@ class Segments:
         return Segments(self.states[rows], self.mask[rows])
 
 
-class AttentionProbe(Rung):
+class AttentionProbe(NetworkProbe):
     """softmax(W·Σ_t a_t h_t + b) with a = softmax over the tokens of a segment of q·h_t; q, W and b learnt together.
 
     X is `Segments`. States are standardised over all tokens of the training segments. It starts as the training
     marginal on the mean of the tokens (W = 0, q = 0); nothing is drawn but the minibatches and the split.
 
     Args:
-        lr, training, seed, device: as in `MLPProbe`; W is decayed.
-
-    Attributes:
-        network_: the trained module; its `weights` are where it looks.
-        best_epoch_: 0: the marginal was never beaten.
+        lr, training, seed, device: see `NetworkProbe`; W is decayed.
     """
 
     def __init__(
@@ -88,12 +178,6 @@ class AttentionProbe(Rung):
         self.seed = seed
         self.device = device
 
-    def attention(self, X: Segments) -> np.ndarray:
-        """Where the fitted probe looks: [question, token], rows sum to 1."""
-        inputs = self._fitting_inputs(X)
-        with torch.inference_mode():
-            return self.network_.weights(*self._tensors(inputs)).cpu().numpy()
-
     def _inputs(self, X: Segments) -> Segments:
         if not isinstance(X, Segments):
             raise ValueError(f"X is a {type(X).__name__}; expected Segments(states, mask)")
@@ -107,22 +191,11 @@ class AttentionProbe(Rung):
         states = self._standardise(torch.as_tensor(inputs.states))
         return states.to(self.device), torch.as_tensor(inputs.mask, device=self.device)
 
-    def _learn(self, inputs: Segments, Y: Tensor, group: Sequence[str]) -> None:
-        self._standardise = Standardiser.of(torch.as_tensor(inputs.states[inputs.mask]))
-        states, mask = self._tensors(inputs)
-        targets = smoothed(Y).float().to(self.device)
-        self.network_ = network = _Pooled(states.shape[2], torch.as_tensor(self.marginal_)).to(self.device)
+    def _rows(self, inputs: Segments) -> Tensor:
+        return torch.as_tensor(inputs.states[inputs.mask])
 
-        def loss(rows: Tensor) -> Tensor:
-            return -(targets[rows] * torch.log_softmax(network(states[rows], mask[rows]), 1)).sum(1)
-
-        parts = validation_split(group, self.training.validation, seed=self.seed)
-        self.best_epoch_ = train_until_worse(network, loss, *parts, self.training, lr=self.lr, seed=self.seed)
-
-    @torch.inference_mode()
-    def _log_probabilities(self, inputs: Segments) -> np.ndarray:
-        logits = self.network_(*self._tensors(inputs))
-        return torch.log_softmax(logits.cpu().double(), 1).numpy()
+    def _network(self, inputs: Segments) -> nn.Module:
+        return _Pooled(inputs.shape[2], torch.as_tensor(self.marginal_))
 
 
 class _Pooled(nn.Module):
