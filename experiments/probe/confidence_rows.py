@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,14 @@ import pandas as pd
 
 from experiments.config.study import Cell
 from probes.evaluation.rungwise import out_of_fold
-from probes.probe_confidence import ConfidenceRow, Cost, confidence_row, probe_answer, sampled_row
+from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import OTHER, class_target, share_target
 from probes.targets.scalars import b_confidence, mode_share
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
 
-def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
+def probe_confidence(cell: Cell, run: Run) -> None:
     """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
     probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
 
@@ -63,8 +62,7 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
             }
         )
     )
-    run.write_probe_confidence(pd.DataFrame([asdict(row) for row in rows]))
-    return rows
+    run.write_probe_confidence(pd.DataFrame(rows))
 
 
 def costs(run: Run) -> tuple[Cost, Cost]:

@@ -62,9 +62,9 @@ def fit_softmax(
     penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(len(layer))
     settings = {"layer": layer, "max_iter": max_iter, "tol": tol}
     fit = minimise(rotation.scores, rotation.spectrum, Y.to(X), penalty, **settings)
-    basis = (rotation.basis / rotation.scale[:, :, None]).to(X)  # [L, d, r]
+    basis = (rotation.basis / rotation.standard.scale[:, :, None]).to(X)  # [L, d, r]
     weight = torch.stack([basis[own] @ its for own, its in zip(layer.tolist(), fit.weight, strict=True)])
-    offset = torch.einsum("bd,bdk->bk", rotation.mean.to(X)[layer], weight)
+    offset = torch.einsum("bd,bdk->bk", rotation.standard.mean.to(X)[layer], weight)
     return replace(fit, weight=weight, bias=fit.bias - offset)
 
 
@@ -84,9 +84,9 @@ class LogLinear(Rung):
 
     def _set_weights(self, rotation: Rotation, weight: Tensor, bias: Tensor) -> None:
         """From weight [r, K] and bias [K] on the axes of the training rows."""
-        raw = (rotation.basis[0] @ weight) / rotation.scale[0][:, None]
+        raw = (rotation.basis[0] @ weight) / rotation.standard.scale[0][:, None]
         self.weight_ = raw.numpy()
-        self.bias_ = (bias - rotation.mean[0] @ raw).numpy()
+        self.bias_ = (bias - rotation.standard.mean[0] @ raw).numpy()
 
 
 class LinearProbe(LogLinear):

@@ -80,14 +80,18 @@ class Rung(BaseEstimator):
         return self._log_probabilities(self._fitting_inputs(X))
 
     def score(self, X: Any, Y: np.ndarray) -> float:
-        """Share of KL(Y ‖ baseline) explained: 1 perfect, 0 as good as the training marginal, below 0 worse."""
+        """Share of KL(Y ‖ baseline) explained: 1 perfect, 0 as good as the training marginal, below 0 worse; NaN
+        where the baseline leaves nothing to explain."""
         inputs = self._fitting_inputs(X)
         found = self._log_probabilities(inputs)
         if np.shape(Y) != found.shape:
             raise ValueError(
                 f"Y is {np.shape(Y)} and the predictions {found.shape}; expected the same questions and classes"
             )
-        return share_explained(np.asarray(Y), found, self._log_baseline(inputs))
+        targets = torch.as_tensor(np.asarray(Y), dtype=torch.float64)
+        logs = (torch.as_tensor(log_q) for log_q in (found, self._log_baseline(inputs)))
+        probe, baseline = (kl_divergence(targets, log_q).sum() for log_q in logs)
+        return float(1 - probe / baseline) if baseline > 0 else float("nan")
 
     def _fitting_inputs(self, X: Any) -> Any:
         check_is_fitted(self)
@@ -134,19 +138,6 @@ class Rung(BaseEstimator):
     def _log_probabilities(self, inputs: Any) -> np.ndarray:
         """[question, class]."""
         raise NotImplementedError
-
-
-def share_explained(Y: np.ndarray, log_q: np.ndarray, log_baseline: np.ndarray) -> float:
-    """1 − Σ KL(Y ‖ q) / Σ KL(Y ‖ baseline); NaN where the baseline leaves nothing to explain.
-
-    Args:
-        Y: [question, class].
-        log_q: [question, class], log-probabilities.
-        log_baseline: [question, class], or [class] if it is the same for every question.
-    """
-    targets = torch.as_tensor(Y, dtype=torch.float64)
-    probe, baseline = (kl_divergence(targets, torch.as_tensor(q)).sum() for q in (log_q, log_baseline))
-    return float(1 - probe / baseline) if baseline > 0 else float("nan")
 
 
 def check_activations(X: Any, *, ndim: int = 2) -> np.ndarray:
