@@ -64,20 +64,17 @@ class _Plan:
 
     @classmethod
     def of(cls, batch: PromptBatch, where: Sequence[Places]) -> _Plan:
-        """
-        Raises:
-            UserError: a place among the tokens that all prompts start with, which were read before.
-        """
+        """Raises UserError for a place among the tokens that all prompts start with, which were read before."""
         length = (batch.mask.sum(-1) + batch.offset).tolist()
         width, rows, question, column, row = batch.ids.shape[1], list[_Row](), list[int](), list[int](), list[int]()
         for at, (key, places) in enumerate(zip(batch.keys, where, strict=True)):
-            for position, wanted in places.items():
-                if min(wanted, default=batch.offset) < batch.offset:
+            for position, chosen in places.items():
+                if min(chosen, default=batch.offset) < batch.offset:
                     raise UserError(
                         f"question {key!r}: {position} lies among the {batch.offset} tokens that all prompts "
                         "start with and that are read once; give the sampler a shorter prefix"
                     )
-                for some in (wanted,) if position == QUESTION_MEAN else ((place,) for place in wanted):
+                for some in (chosen,) if position == QUESTION_MEAN else ((place,) for place in chosen):
                     question += [at] * len(some)
                     column += [width - length[at] + place for place in some]
                     row += [len(rows)] * len(some)
@@ -188,7 +185,7 @@ class ResidualCapture:
         """
         wanted = tuple(k for p, k in self._found if p == position) if keys is None else tuple(keys)
         by_question = [[] if self._has_none(k, position) else self._found.pop((position, k)) for k in wanted]
-        rows = [row for its in by_question for row in its]
+        rows = [row for found in by_question for row in found]
         layers = tuple(h.name for h in self._hooks if not h.heads)
         head_layers = tuple(h.name for h in self._hooks if h.heads)
         values = np.stack([r.values for r in rows]) if layers and rows else np.zeros((len(rows), len(layers), 0))
@@ -201,7 +198,7 @@ class ResidualCapture:
             values=values,
             token_ids=np.array([r.token_id for r in rows], dtype=np.int64),
             token_index=np.array([r.token_index for r in rows], dtype=np.int64),
-            rows=np.array([len(its) for its in by_question], dtype=np.int64),
+            rows=np.array([len(found) for found in by_question], dtype=np.int64),
             head_layers=head_layers,
             heads=heads,
         )

@@ -103,10 +103,9 @@ def reliability(target: ClassTarget, *, seed: int) -> tuple[float, float]:
     The predictor of each sample is the frequencies of the other M − 1, drawn towards the marginal as by a Dirichlet
     prior whose weight, one number for all questions, is chosen to predict best. On average no predictor, and no probe,
     gains more than the true `π_x`, which gains E KL(π ‖ marginal). So nats / E KL(π̂ ‖ marginal) is
-    a lower bound of the ceiling in expectation, up to the one number that was fitted. `noise_ceiling` infers the same
-    quantity from rare classes and lies rather above it: the truth is between. The bound is loose, by 5 to 13 points at
-    M = 50 on the distributions tried, because M − 1 samples tell π_x only roughly, and a probe may well exceed it.
-    Halves would be looser still (12 to 22 points), so they serve for the correlation only.
+    a lower bound of the ceiling in expectation, and the truth lies between it and `noise_ceiling`. The bound is loose
+    (by 5 to 13 points at M = 50 on the distributions tried), so a probe may exceed it. Halves would be looser still and
+    serve for the correlation only.
 
     Args:
         target: frequencies of M samples; exact ones have correlation 1 and all of KL.

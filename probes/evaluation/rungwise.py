@@ -60,14 +60,11 @@ def evaluate_rung(
     where it may hold out groups of its own for early stopping. A training part whose questions all have one and the
     same distribution teaches nothing, and its marginal is the probe.
 
-    `p_value` tests less than that of `evaluate_all`, for a rung that trains for minutes cannot be refitted a thousand
-    times. It tests, on the first fold alone, whether the predictions there have anything to do with which question they
-    were made for: targets are permuted among its held-out groups, the fitted probe stays (`exchange_p_value`, which
-    says why the folds are not pooled). So it is of one layer and one rung, not adjusted for looking at several; it is
-    the p of "knows something of its own question", whatever that costs: a probe that is worse than the marginal
-    (`explained` below 0) because it is too sure has a small one, too; and with a fifth of the questions it misses weak
-    effects that `explained` and its interval may show. There is no `null_q95`: it would be of another statistic than
-    `explained`.
+    `p_value` tests less than that of `evaluate_all`, because a rung that trains for minutes cannot be refitted a
+    thousand times. It tests, on the first fold alone, whether predictions fit their own questions: targets are permuted
+    among the held-out groups, the fitted probe stays (`exchange_p_value`). It is not adjusted for several layers or
+    rungs, may be small for an overconfident probe with `explained` below 0, and misses weak effects that the interval
+    of `explained` may show. There is no `null_q95`: it would be of another statistic.
 
     Args:
         X: what the rung reads: activations [question, d], `Segments`, or a list of prompts.

@@ -76,11 +76,9 @@ class BilinearProbe(Rung):
     is nothing to seed. X is `OpenQuestions`; Y and predictions are [question, candidate], 0 in the padding.
 
     The baseline of `score` is not a marginal, for there is none: it is the candidate-only model p ∝ exp(bᵀ e_c),
-    fitted to the same questions with the same λ, at most as good there as the probe. Where candidates are the
-    classes that a question's own samples fell into, even that model knows a lot before it reads anything: that these
-    few classes, and no others, were drawn, and so how many there were. The share explained then says only how well
-    the probe spreads the mass among them. `open_target(..., distractors=...)` adds candidates of other questions, to
-    which the probe must also learn to give nothing.
+    fitted to the same questions with the same λ. Where candidates are the classes that a question's own samples fell
+    into, even that model knows which classes were drawn, and the share explained says only how well the probe spreads
+    the mass among them. `open_target(..., distractors=...)` adds candidates that must get nothing.
 
     Args:
         penalty: λ.

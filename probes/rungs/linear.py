@@ -63,7 +63,7 @@ def fit_softmax(
     settings = {"layer": layer, "max_iter": max_iter, "tol": tol}
     fit = minimise(rotation.scores, rotation.spectrum, Y.to(X), penalty, **settings)
     basis = (rotation.basis / rotation.standard.scale[:, :, None]).to(X)  # [L, d, r]
-    weight = torch.stack([basis[own] @ its for own, its in zip(layer.tolist(), fit.weight, strict=True)])
+    weight = torch.stack([basis[own] @ axes for own, axes in zip(layer.tolist(), fit.weight, strict=True)])
     offset = torch.einsum("bd,bdk->bk", rotation.standard.mean.to(X)[layer], weight)
     return replace(fit, weight=weight, bias=fit.bias - offset)
 
