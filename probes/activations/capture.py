@@ -39,25 +39,16 @@ Places = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class _Row:
-    """What will be one row of activations: a token, or the mean of several."""
-
-    key: str
-    position: str
-    places: Sequence[int]
-
-
-@dataclass(frozen=True)
 class _Plan:
     """What to take from the hidden states of one batch.
 
     Attributes:
-        rows: [row] of what is read.
+        rows: [row] what is read: (key, position, places), a token or the mean of several.
         question, column: [token] its place in the batch.
         row: [token] which row it belongs to; None where each token is a row.
     """
 
-    rows: list[_Row]
+    rows: list[tuple[str, str, Sequence[int]]]
     question: Tensor
     column: Tensor
     row: Tensor | None
@@ -66,7 +57,7 @@ class _Plan:
     def of(cls, batch: PromptBatch, where: Sequence[Places]) -> _Plan:
         """Raises UserError for a place among the tokens that all prompts start with, which were read before."""
         length = (batch.mask.sum(-1) + batch.offset).tolist()
-        width, rows, question, column, row = batch.ids.shape[1], list[_Row](), list[int](), list[int](), list[int]()
+        width, rows, question, column, row = batch.ids.shape[1], [], list[int](), list[int](), list[int]()
         for at, (key, places) in enumerate(zip(batch.keys, where, strict=True)):
             for position, chosen in places.items():
                 if min(chosen, default=batch.offset) < batch.offset:
@@ -78,7 +69,7 @@ class _Plan:
                     question += [at] * len(some)
                     column += [width - length[at] + place for place in some]
                     row += [len(rows)] * len(some)
-                    rows.append(_Row(key, position, some))
+                    rows.append((key, position, some))
         device = batch.ids.device
         averaged = torch.tensor(row, device=device) if len(row) > len(rows) else None
         return cls(rows, torch.tensor(question, device=device), torch.tensor(column, device=device), averaged)
@@ -155,7 +146,7 @@ class ResidualCapture:
         for hook in self._hooks:
             finite = self._seen[hook.name].isfinite().all(-1)  # [row]
             if not finite.all():
-                key = plan.rows[int((~finite).nonzero()[0])].key
+                key = plan.rows[int((~finite).nonzero()[0])][0]
                 raise NonFiniteError(f"question {key!r}: activations at {hook.name} are NaN or infinite")
         whole = [self._seen[h.name] for h in self._hooks if not h.heads]
         parted = [rearrange(self._seen[h.name], "row (h d) -> row h d", h=h.heads) for h in self._hooks if h.heads]
@@ -164,14 +155,14 @@ class ResidualCapture:
         ids, question, column = batch.ids.cpu(), plan.question.tolist(), plan.column.tolist()
         found: dict[tuple[str, str], list[_Found]] = {}
         last_token = -1
-        for at, row in enumerate(plan.rows):
-            last_token += len(row.places)
-            found.setdefault((row.position, row.key), []).append(
+        for at, (key, position, places) in enumerate(plan.rows):
+            last_token += len(places)
+            found.setdefault((position, key), []).append(
                 _Found(  # copies, so that taking a question frees its memory
                     absent if values is None else values[at].copy(),
                     absent if heads is None else heads[at].copy(),
                     int(ids[question[last_token], column[last_token]]),
-                    int(row.places[-1]),
+                    int(places[-1]),
                 )
             )
         self._found |= found  # a question that was restarted is read again

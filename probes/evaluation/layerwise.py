@@ -98,9 +98,8 @@ def evaluate_all(
       held-out questions of the first `null_folds` folds. Targets are permuted by whole questions (groups as blocks),
       every layer is refitted on those folds with the penalties that the true target chose there, and the largest share
       over layers is kept. `null_q95` is the 95 % quantile of those maxima, the same for all layers; `p_value` is
-      (1 + #{maximum ≥ the layer's own statistic}) / (1 + permutations), thus adjusted for looking at all layers. The
-      penalties are not chosen anew for each permutation; held-out scores make the error of that small. With fewer than
-      all folds the null is wider than that of `explained`, and weak effects are missed rather than invented.
+      (1 + #{maximum ≥ the layer's own statistic}) / (1 + permutations), adjusted for looking at all layers. With fewer
+      than all folds the null is wider than that of `explained`: weak effects are missed rather than invented.
     - `penalty`: chosen per layer and fold on one inner split by group within the training part, from the heaviest down
       until two in a row do worse; then the probe is refitted to the whole training part. Median over folds.
     - `baseline_nats`, `probe_nats`: mean KL before and after.

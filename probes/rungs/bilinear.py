@@ -10,7 +10,7 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from probes.rungs.rung import Rung, check_activations
+from probes.rungs.rung import Padded, Rung, check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import descend
 from probes.targets.closed import distributions_of
@@ -22,7 +22,7 @@ _NEVER = -1e4  # a logit in the padding: probability 0, and 0·log 0 stays 0
 
 
 @dataclass(frozen=True)
-class OpenQuestions:
+class OpenQuestions(Padded):
     """Activations and the candidate classes of each question, padded to the longest list.
 
     Raises:
@@ -57,16 +57,6 @@ class OpenQuestions:
             padded[row, : len(own)] = own
             mask[row, : len(own)] = True
         return cls(states, padded, mask)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.states.shape
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitem__(self, rows: np.ndarray) -> OpenQuestions:
-        return OpenQuestions(self.states[rows], self.candidates[rows], self.mask[rows])
 
 
 class BilinearProbe(Rung):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probes.rungs.rung import Rung, Standardiser, check_activations, validation_split
+from probes.rungs.rung import Padded, Rung, Standardiser, check_activations, validation_split
 from probes.solver.training import Training, train_until_worse
 from probes.targets.closed import smoothed
 from semcal.seeds import keyed_generator
@@ -109,7 +109,7 @@ def one_hidden_layer(d: int, hidden: int, marginal: Tensor, *, seed: int) -> nn.
 
 
 @dataclass(frozen=True)
-class Segments:
+class Segments(Padded):
     """Activations at every token of a segment of each prompt.
 
     Raises:
@@ -144,16 +144,6 @@ class Segments:
         padded = np.zeros((*mask.shape, states.shape[1]), dtype=states.dtype)
         padded[mask] = states
         return cls(padded, mask)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.states.shape
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitem__(self, rows: np.ndarray) -> Segments:
-        return Segments(self.states[rows], self.mask[rows])
 
 
 class AttentionProbe(NetworkProbe):

@@ -185,6 +185,22 @@ def validation_split(group: Sequence[str], share: float, *, seed: int) -> tuple[
     return torch.tensor(kept), torch.tensor(sorted(held))
 
 
+class Padded:
+    """Questions padded to one length, indexed by rows; a dataclass whose first field is `states`."""
+
+    states: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.states.shape
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        return type(self)(*(values[rows] for values in vars(self).values()))
+
+
 @dataclass(frozen=True)
 class Standardiser:
     """Features brought to mean 0 and deviation 1 over the training rows; those constant up to rounding to 0."""
