@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from probes.targets.closed import OTHER
-from semcal.calibration.inference.bootstrap import bootstrap_interval
-from semcal.calibration.inference.paired import paired_difference
+from semcal.calibration.inference.bootstrap import Interval, bootstrap_interval
+from semcal.calibration.inference.paired import Difference, paired_difference
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import exact_null
@@ -34,62 +34,6 @@ class Cost:
         seconds: wall clock on the machine of the run, without loading the model; NaN where not recorded.
     """
 
-    prompt_tokens: float
-    generated_tokens: float
-    rows_decoded: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ConfidenceRow:
-    """One source of confidence on one run. `_low` and `_high` are bootstrap intervals over groups of questions.
-
-    Attributes:
-        source: "samples": B-confidence of the samples. "class probe": the largest probability that a probe of the class
-            distribution gives to a named class. "confidence probe": a probe of B-confidence itself.
-        answer: the answer that the confidence is about: "mode", the most frequent class of the samples, or "probe", the
-            class that the probe considers most likely, which needs no sample at all.
-        n: questions.
-        accuracy, confidence: means; accuracy is of that answer.
-        smece, null_mean, null_q95, excess, p_value: as in `Calibration`. A probe's confidence is not a frequency
-            of draws, so its null leaves only whether it is right to chance (`exact_null`).
-        signed_gap: confidence − accuracy; above 0 is overconfident.
-        brier, log_loss: of confidence in that answer; log loss in nats.
-        auroc: how well the confidence tells, of the model's answer (the mode), right from wrong; the same question for
-            every source.
-        auroc_less_sampled: auroc minus that of the samples' confidence, on the same resamples.
-        spearman: rank correlation with the samples' confidence; NaN where either is constant.
-        agreement: share of questions where that answer is the mode; tied modes share.
-        pooled: mean mass in classes that have no column of their own in the class probe.
-        prompt_tokens, generated_tokens, rows_decoded, seconds: see `Cost`.
-    """
-
-    source: str
-    answer: str
-    n: int
-    accuracy: float
-    confidence: float
-    smece: float
-    smece_low: float
-    smece_high: float
-    null_mean: float
-    null_q95: float
-    excess: float
-    p_value: float
-    signed_gap: float
-    signed_gap_low: float
-    signed_gap_high: float
-    brier: float
-    log_loss: float
-    auroc: float
-    auroc_low: float
-    auroc_high: float
-    auroc_less_sampled: float
-    auroc_less_sampled_low: float
-    auroc_less_sampled_high: float
-    spearman: float
-    agreement: float
-    pooled: float
     prompt_tokens: float
     generated_tokens: float
     rows_decoded: float
@@ -141,7 +85,7 @@ def confidence_row(
     resampling: Resampling,
     agreement: np.ndarray | None = None,
     pooled: float = 0.0,
-) -> ConfidenceRow:
+) -> dict[str, Any]:
     """Measure the confidence of a probe next to that of the samples.
 
     Args:
@@ -152,7 +96,22 @@ def confidence_row(
         cost: per question.
         resampling: as in `calibrate`.
         agreement: [question] whether the probe's own answer is the mode; None where the confidence is about the mode.
-        pooled: a share, see `ConfidenceRow`.
+        pooled: mean mass in classes that have no column of their own in the class probe.
+
+    Returns:
+        One row; `_low` and `_high` are bootstrap intervals over groups of questions.
+
+        - `source`; `answer` that the confidence is about: "mode", the most frequent class of the samples, or "probe",
+          the class that the probe considers most likely, which needs no sample at all; `n` questions.
+        - `accuracy` of that answer and `confidence`: means. `signed_gap`: confidence − accuracy.
+        - `smece`, `null_mean`, `null_q95`, `excess`, `p_value`: as in `Calibration`. A probe's confidence is not a
+          frequency of draws, so its null leaves only whether it is right to chance (`exact_null`).
+        - `brier`, `log_loss` (nats): of confidence in that answer.
+        - `auroc`: how well the confidence tells, of the mode, right from wrong: the same question for every source.
+          `auroc_less_sampled`: minus that of the samples' confidence, on the same resamples.
+        - `spearman`: rank correlation with the samples' confidence; NaN where either is constant.
+        - `agreement`: share of questions where that answer is the mode; tied modes share.
+        - `pooled`, and the fields of `Cost`.
 
     Raises:
         ValueError: values outside [0, 1], or lengths that disagree.
@@ -170,38 +129,23 @@ def confidence_row(
     ranking = bootstrap_interval(auroc, on_mode, bounds=(0.0, 1.0), **settings)
     beyond = paired_difference(auroc, (sampled.plug_in, sampled.correct), on_mode, **settings)
     null = exact_null(confidence, null_draws=resampling.null_draws, seed=resampling.seed)
-    return ConfidenceRow(
-        source=source,
-        answer="mode" if agreement is None else "probe",
-        n=len(confidence),
-        accuracy=float(np.mean(correct)),
-        confidence=float(np.mean(confidence)),
-        smece=error.estimate,
-        smece_low=error.low,
-        smece_high=error.high,
-        null_mean=null.mean,
-        null_q95=null.quantile95,
-        excess=null.excess(error.estimate),
-        p_value=null.p_value(error.estimate),
-        signed_gap=gap.estimate,
-        signed_gap_low=gap.low,
-        signed_gap_high=gap.high,
-        brier=float(brier(confidence, correct)),
-        log_loss=float(log_loss(confidence, correct)),
-        auroc=ranking.estimate,
-        auroc_low=ranking.low,
-        auroc_high=ranking.high,
-        auroc_less_sampled=beyond.estimate,
-        auroc_less_sampled_low=beyond.low,
-        auroc_less_sampled_high=beyond.high,
-        spearman=_rank_correlation(confidence, sampled.plug_in),
-        agreement=1.0 if agreement is None else float(np.mean(agreement)),
-        pooled=pooled,
-        **vars(cost),
-    )
+    row = {"source": source, "answer": "mode" if agreement is None else "probe", "n": len(confidence)}
+    row |= {"accuracy": float(np.mean(correct)), "confidence": float(np.mean(confidence))}
+    row |= _columns("smece", error) | {"null_mean": null.mean, "null_q95": null.quantile95}
+    row |= {"excess": null.excess(error.estimate), "p_value": null.p_value(error.estimate)}
+    row |= _columns("signed_gap", gap)
+    row |= {"brier": float(brier(confidence, correct)), "log_loss": float(log_loss(confidence, correct))}
+    row |= _columns("auroc", ranking) | _columns("auroc_less_sampled", beyond)
+    row |= {"spearman": _rank_correlation(confidence, sampled.plug_in)}
+    row |= {"agreement": 1.0 if agreement is None else float(np.mean(agreement)), "pooled": pooled}
+    return row | vars(cost)
 
 
-def sampled_row(calibration: Mapping[str, Any], cost: Cost) -> ConfidenceRow:
+def _columns(name: str, found: Interval | Difference) -> dict[str, float]:
+    return {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def sampled_row(calibration: Mapping[str, Any], cost: Cost) -> dict[str, Any]:
     """The row of the samples themselves, from the record of a run's calibration, so that no two tables disagree."""
     taken = (
         *("n", "accuracy", "confidence", "smece", "smece_low", "smece_high", "null_mean", "null_q95", "excess"),
@@ -211,7 +155,7 @@ def sampled_row(calibration: Mapping[str, Any], cost: Cost) -> ConfidenceRow:
     figures = {name: float("nan") if calibration[name] is None else calibration[name] for name in taken}
     nothing = {f"auroc_less_sampled{end}": 0.0 for end in ("", "_low", "_high")}
     perfect = {"spearman": 1.0, "agreement": 1.0, "pooled": 0.0}
-    return ConfidenceRow(source="samples", answer="mode", **figures, **nothing, **perfect, **vars(cost))
+    return {"source": "samples", "answer": "mode"} | figures | nothing | perfect | vars(cost)
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,12 @@ import torch
 from experiments.config.study import Cell
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import marginal_row
+from probes.evaluation.baselines import TEXT_PENALTIES, Texts, marginal_row
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
 from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
-from probes.evaluation.texts import TEXT_PENALTIES, Texts
-from probes.probe_confidence import ConfidenceRow, Cost, confidence_row, probe_answer, sampled_row
-from probes.rungs.attention import Segments
+from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
+from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
 from probes.targets.closed import OTHER, ClassTarget, class_target, ranked_target, share_target
 from probes.targets.scalars import SCALARS, b_confidence, mode_correctness, mode_share, scalar_target
@@ -236,7 +235,7 @@ def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[st
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
+def probe_confidence(cell: Cell, run: Run) -> None:
     """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
     probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
 
@@ -269,8 +268,7 @@ def probe_confidence(cell: Cell, run: Run) -> list[ConfidenceRow]:
     predicted = {"question_id": table.questions, "class": answer.labels}
     predicted |= {"confidence": answer.confidence, "correct": answer.correct}
     run.write_probe_predictions(pd.DataFrame(predicted))
-    run.write_probe_confidence(pd.DataFrame([asdict(row) for row in rows]))
-    return rows
+    run.write_probe_confidence(pd.DataFrame(rows))
 
 
 def costs(run: Run) -> tuple[Cost, Cost]:

@@ -26,8 +26,7 @@ from experiments.report.html_page import (
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
 from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import LEGEND, labels, last_layer, remarks, summary_rows
-from probes.plots.emergence import emergence_curve
-from probes.plots.predictability import predictability_scatter
+from probes.plots.predictability import emergence_curve, predictability_scatter
 from semcal.calibration.plots.by_model import by_model
 from semcal.runs.run import Run
 

@@ -11,8 +11,7 @@ from experiments.report.summary_table import linear
 from probes.evaluation.result import BASELINE, LINEAR, at_layer
 from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map
-from probes.plots.layer_curve import layer_curve
-from probes.plots.rung_comparison import rungs_figure
+from probes.plots.shares import layer_curve, rungs_figure
 from semcal.calibration.estimators.m_curve import curve_of_rows
 from semcal.calibration.nulls.null import null_band
 from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve

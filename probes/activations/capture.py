@@ -39,49 +39,37 @@ Places = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class _Row:
-    """What will be one row of activations: a token, or the mean of several."""
-
-    key: str
-    position: str
-    places: Sequence[int]
-
-
-@dataclass(frozen=True)
 class _Plan:
     """What to take from the hidden states of one batch.
 
     Attributes:
-        rows: [row] of what is read.
+        rows: [row] what is read: (key, position, places), a token or the mean of several.
         question, column: [token] its place in the batch.
         row: [token] which row it belongs to; None where each token is a row.
     """
 
-    rows: list[_Row]
+    rows: list[tuple[str, str, Sequence[int]]]
     question: Tensor
     column: Tensor
     row: Tensor | None
 
     @classmethod
     def of(cls, batch: PromptBatch, where: Sequence[Places]) -> _Plan:
-        """
-        Raises:
-            UserError: a place among the tokens that all prompts start with, which were read before.
-        """
+        """Raises UserError for a place among the tokens that all prompts start with, which were read before."""
         length = (batch.mask.sum(-1) + batch.offset).tolist()
-        width, rows, question, column, row = batch.ids.shape[1], list[_Row](), list[int](), list[int](), list[int]()
+        width, rows, question, column, row = batch.ids.shape[1], [], list[int](), list[int](), list[int]()
         for at, (key, places) in enumerate(zip(batch.keys, where, strict=True)):
-            for position, wanted in places.items():
-                if min(wanted, default=batch.offset) < batch.offset:
+            for position, chosen in places.items():
+                if min(chosen, default=batch.offset) < batch.offset:
                     raise UserError(
                         f"question {key!r}: {position} lies among the {batch.offset} tokens that all prompts "
                         "start with and that are read once; give the sampler a shorter prefix"
                     )
-                for some in (wanted,) if position == QUESTION_MEAN else ((place,) for place in wanted):
+                for some in (chosen,) if position == QUESTION_MEAN else ((place,) for place in chosen):
                     question += [at] * len(some)
                     column += [width - length[at] + place for place in some]
                     row += [len(rows)] * len(some)
-                    rows.append(_Row(key, position, some))
+                    rows.append((key, position, some))
         device = batch.ids.device
         averaged = torch.tensor(row, device=device) if len(row) > len(rows) else None
         return cls(rows, torch.tensor(question, device=device), torch.tensor(column, device=device), averaged)
@@ -158,7 +146,7 @@ class ResidualCapture:
         for hook in self._hooks:
             finite = self._seen[hook.name].isfinite().all(-1)  # [row]
             if not finite.all():
-                key = plan.rows[int((~finite).nonzero()[0])].key
+                key = plan.rows[int((~finite).nonzero()[0])][0]
                 raise NonFiniteError(f"question {key!r}: activations at {hook.name} are NaN or infinite")
         whole = [self._seen[h.name] for h in self._hooks if not h.heads]
         parted = [rearrange(self._seen[h.name], "row (h d) -> row h d", h=h.heads) for h in self._hooks if h.heads]
@@ -167,14 +155,14 @@ class ResidualCapture:
         ids, question, column = batch.ids.cpu(), plan.question.tolist(), plan.column.tolist()
         found: dict[tuple[str, str], list[_Found]] = {}
         last_token = -1
-        for at, row in enumerate(plan.rows):
-            last_token += len(row.places)
-            found.setdefault((row.position, row.key), []).append(
+        for at, (key, position, places) in enumerate(plan.rows):
+            last_token += len(places)
+            found.setdefault((position, key), []).append(
                 _Found(  # copies, so that taking a question frees its memory
                     absent if values is None else values[at].copy(),
                     absent if heads is None else heads[at].copy(),
                     int(ids[question[last_token], column[last_token]]),
-                    int(row.places[-1]),
+                    int(places[-1]),
                 )
             )
         self._found |= found  # a question that was restarted is read again
@@ -188,7 +176,7 @@ class ResidualCapture:
         """
         wanted = tuple(k for p, k in self._found if p == position) if keys is None else tuple(keys)
         by_question = [[] if self._has_none(k, position) else self._found.pop((position, k)) for k in wanted]
-        rows = [row for its in by_question for row in its]
+        rows = [row for found in by_question for row in found]
         layers = tuple(h.name for h in self._hooks if not h.heads)
         head_layers = tuple(h.name for h in self._hooks if h.heads)
         values = np.stack([r.values for r in rows]) if layers and rows else np.zeros((len(rows), len(layers), 0))
@@ -201,7 +189,7 @@ class ResidualCapture:
             values=values,
             token_ids=np.array([r.token_id for r in rows], dtype=np.int64),
             token_index=np.array([r.token_index for r in rows], dtype=np.int64),
-            rows=np.array([len(its) for its in by_question], dtype=np.int64),
+            rows=np.array([len(found) for found in by_question], dtype=np.int64),
             head_layers=head_layers,
             heads=heads,
         )

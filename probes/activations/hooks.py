@@ -87,7 +87,7 @@ def choose_hooks(model: PreTrainedModel, patterns: Sequence[str]) -> tuple[Hook,
     """
     offered = {hook.name: hook for hook in _named(model)}
     certain = {n for n in offered if not n.endswith(_COMPONENTS)}
-    # Components are tried out only where they are wanted, or where an offer is to be made.
+    # Components are tried out only where they are needed, or where an error lists them.
     if any(matching(p, offered.keys() - certain) or not matching(p, certain) for p in patterns):
         refuted = _refuted(model, offered)
         offered = {name: hook for name, hook in offered.items() if name not in refuted}

@@ -77,7 +77,7 @@ class Layers:
         """Some of the layers, in the order asked for.
 
         Raises:
-            ValueError: a layer that there is not, naming the nearest.
+            ValueError: a layer that is missing, naming the nearest.
         """
         for name in wanted:
             if name not in self.names:

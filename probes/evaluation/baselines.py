@@ -1,16 +1,18 @@
-"""What a probe must beat: the first token's distribution, and activations of a model that has learnt nothing.
+"""What a probe must beat: words and lengths, the first token's distribution, and activations of an untrained model.
 
-The other baselines are elsewhere: the marginal is the 0 of every score, the embedding is a layer of its own, words and
-lengths are `probes.evaluation.texts.Texts`, the classes that first tokens name are `probes.rungs.lens.LensProbe`.
+The marginal is the 0 of every score; the classes that first tokens name are `probes.rungs.lens.LensProbe`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from probes.activations.layers import Layers
@@ -18,6 +20,80 @@ from probes.evaluation.result import Evaluation
 from probes.rungs.lens import first_token_facts
 from semcal.models.checkpoint import LanguageModel
 from semcal.seeds import keyed_generator
+
+TEXT_PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)  # rows of TF-IDF have length 1, whatever their width
+_MAX_FEATURES = 2000
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Questions as features: TF-IDF of words and pairs of words, and lengths. They can be read like one layer.
+
+    The vocabulary, its weights and the scale of the lengths are those of the training questions of each fold. Words
+    that occur in one training question only are left out: they say nothing about another.
+
+    Attributes:
+        texts: [question].
+        lengths: [question, any number], e.g. characters of the question and tokens of the prompt; their logarithm is
+            taken.
+    """
+
+    texts: tuple[str, ...]
+    lengths: np.ndarray
+    standardise: bool = False
+    """TF-IDF rows have length 1; scaled to deviation 1, rare words would dominate."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.lengths.ndim != 2 or len(self.lengths) != len(self.texts):
+            raise ValueError(f"lengths are {self.lengths.shape} for {len(self.texts)} texts; expected [question, any]")
+        if not np.isfinite(self.lengths).all() or (self.lengths < 0).any():
+            raise ValueError("a length is negative or not finite; expected counts of characters or tokens")
+
+    @classmethod
+    def of(cls, texts: Sequence[str], prompt_tokens: Sequence[int]) -> Texts:
+        """From questions and the lengths of their prompts."""
+        characters = [len(text) for text in texts]
+        return cls(tuple(texts), np.stack([characters, np.asarray(prompt_tokens)], axis=1).astype(np.float64))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("tf-idf and length",)
+
+    def __len__(self) -> int:
+        return 1
+
+    def parts(self, n: int) -> list[slice]:
+        """One; n must be the number of texts.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if n != len(self.texts):
+            raise ValueError(f"there are {len(self.texts)} texts, but {n} targets; expected one each, in order")
+        return [slice(0, 1)]
+
+    def block(self, part: slice, n: int, device: str) -> Texts:  # noqa: ARG002 - texts are small
+        return replace(self, device=device)
+
+    def split(self, train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
+        """([1, n_train, d], [1, n_test, d]), float64; everything is learnt from the training rows."""
+        logs = np.log1p(self.lengths)
+        deviation = logs[train].std(0)
+        scaled = np.where(deviation > 0, (logs - logs[train].mean(0)) / np.where(deviation > 0, deviation, 1), 0.0)
+        parts = [scaled[train]], [scaled[test]]
+        vectoriser = TfidfVectorizer(
+            sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=_MAX_FEATURES, token_pattern=r"(?u)\b\w+\b"
+        )
+        try:
+            vectoriser.fit([self.texts[i] for i in train])
+        except ValueError:  # no word is in two questions, so that only lengths remain
+            pass
+        else:
+            for own, rows in zip(parts, (train, test), strict=True):
+                own.append(vectoriser.transform([self.texts[i] for i in rows]).toarray())
+        fitted, held_out = (torch.as_tensor(np.concatenate(own, axis=1), device=self.device)[None] for own in parts)
+        return fitted, held_out
 
 
 def marginal_row(of: Evaluation) -> pd.DataFrame:

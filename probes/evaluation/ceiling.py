@@ -42,9 +42,8 @@ def ceiling_of(target: ClassTarget, baseline: float, *, seed: int) -> Ceiling:
     """
     if not target.fixed_classes or not baseline > 0:
         return Ceiling()
-    among = reliability(target, seed=seed)
-    low = float(np.clip(among.nats / baseline, 0, 1))
-    return Ceiling(noise_ceiling(target, baseline), low, among.stepped_up)
+    stepped_up, nats = reliability(target, seed=seed)
+    return Ceiling(noise_ceiling(target, baseline), float(np.clip(nats / baseline, 0, 1)), stepped_up)
 
 
 def noise_ceiling(target: ClassTarget, baseline: float) -> float:
@@ -98,48 +97,34 @@ def _log_series_tail(q: np.ndarray, m: int) -> np.ndarray:
     return np.where(short, series, difference)
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Agreement among the M samples of a question; NaN for M = 1.
-
-    Attributes:
-        correlation: of the class frequencies in two halves of the samples, over questions and classes, each class minus
-            its mean; NaN where nothing varies.
-        stepped_up: the correlation that M samples would have with M others, 2r/(1 + r) (Spearman 1910, Brown 1910):
-            the share of the variance of the frequencies that is not sampling noise, a ceiling in squared error.
-        nats: what the other M − 1 samples, as a predictor of each sample, gain on the marginal. See `reliability`.
-    """
-
-    correlation: float
-    stepped_up: float
-    nats: float
-
-
-def reliability(target: ClassTarget, *, repeats: int = 10, seed: int) -> Reliability:
+def reliability(target: ClassTarget, *, seed: int) -> tuple[float, float]:
     """Predict samples by the other samples of the same question: by halves, and each by all others.
 
-    For `nats` the predictor is the frequencies of the other M − 1 samples, drawn towards the marginal as by a Dirichlet
-    prior whose weight, one number for all questions, is chosen to predict best. It is a predictor as a probe is one,
-    and on average none gains more than the true `π_x`, which gains E KL(π ‖ marginal). So nats / E KL(π̂ ‖ marginal) is
-    a lower bound of the ceiling in expectation, up to the one number that was fitted. `noise_ceiling` infers the same
-    quantity from rare classes and lies rather above it: the truth is between. The bound is loose, by 5 to 13 points at
-    M = 50 on the distributions tried, because M − 1 samples tell π_x only roughly, and a probe may well exceed it.
-    Halves would be looser still (12 to 22 points), so they serve for the correlation only.
+    The predictor of each sample is the frequencies of the other M − 1, drawn towards the marginal as by a Dirichlet
+    prior whose weight, one number for all questions, is chosen to predict best. On average no predictor, and no probe,
+    gains more than the true `π_x`, which gains E KL(π ‖ marginal). So nats / E KL(π̂ ‖ marginal) is
+    a lower bound of the ceiling in expectation, and the truth lies between it and `noise_ceiling`. The bound is loose
+    (by 5 to 13 points at M = 50 on the distributions tried), so a probe may exceed it. Halves would be looser still and
+    serve for the correlation only.
 
     Args:
-        target: frequencies of M samples; exact ones have correlations 1 and all of KL.
-        repeats: random halvings that are averaged.
-        seed: of the halvings.
+        target: frequencies of M samples; exact ones have correlation 1 and all of KL.
+        seed: of the random halvings.
+
+    Returns:
+        The correlation that M samples would have with M others, 2r/(1 + r) for the mean correlation r of two halves
+        over questions and classes, each class minus its mean (Spearman 1910, Brown 1910): a ceiling in squared error.
+        And the nats that the other M − 1 samples gain on the marginal. NaN for M = 1 or where nothing varies.
     """
     Y = target.distribution
     if target.m is None:
-        return Reliability(1.0, 1.0, float((xlogy(Y, Y) - xlogy(Y, Y.mean(0))).sum(1).mean()))
+        return 1.0, float((xlogy(Y, Y) - xlogy(Y, Y.mean(0))).sum(1).mean())
     if target.m < 2:
-        return Reliability(float("nan"), float("nan"), float("nan"))
+        return float("nan"), float("nan")
     counts = np.rint(Y * target.m).astype(np.int64)
-    halves = thin(counts, target.m // 2, rng=keyed_generator(seed, "halves"), repeats=repeats)
+    halves = thin(counts, target.m // 2, rng=keyed_generator(seed, "halves"), repeats=10)
     r = float(np.mean([_correlation(half, counts - half) for half in halves]))
-    return Reliability(r, 2 * r / (1 + r) if r > -1 else float("nan"), _gain_of_others(counts, target.m))
+    return 2 * r / (1 + r) if r > -1 else float("nan"), _gain_of_others(counts, target.m)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -7,6 +7,7 @@ seed of folds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 import numpy as np
 import pandas as pd
@@ -103,8 +104,7 @@ def _difference(
     resampling: Resampling,
 ) -> Difference:
     if a is None or b is None:
-        nothing = float("nan")
-        return Difference(nothing, nothing, nothing, nothing, nothing, 0, nothing)
+        return Difference(nan, nan, nan, nan, nan, 0, nan)
     return difference_of(_share, (*a, *b), group=list(group), resampling=resampling)
 
 

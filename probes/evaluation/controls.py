@@ -24,9 +24,7 @@ def control_target(target: ClassTarget, group: Sequence[str], strata: np.ndarray
     """Give every question the class distribution of another group's question in the same stratum.
 
     The control task of Hewitt & Liang (2019, arXiv 1909.03368), for distributions: same inputs, same set of targets,
-    same spread of confidence, the link between the two cut. What a probe still explains of it, it reads from the
-    stratum (how sure the model is, and which classes go with that) or owes to its capacity; selectivity is what it
-    explains beyond.
+    same spread of confidence, the link between the two cut. Selectivity is what a probe explains beyond it.
 
     Args:
         target: [question, class].
@@ -76,7 +74,7 @@ def permuted_rows(group: Sequence[str], count: int, *, seed: int) -> np.ndarray:
     """`count` permutations of whole questions for the null: [permutation, question], row indices.
 
     Groups are shuffled as blocks and their rows laid end to end over the rows in group order, so that targets which
-    resemble each other within a group still do; with one question a group it is a plain permutation. Exact under
+    resemble each other within a group still do; with one question per group it is a plain permutation. Exact under
     exchangeable groups of equal size, close otherwise.
     """
     rng = np.random.default_rng(seed)
@@ -93,10 +91,8 @@ def exchange_p_value(Y: np.ndarray, log_q: np.ndarray, group: Sequence[str], per
     """Do predictions fit their own questions better than those of other groups? Nothing is fitted again.
 
     (1 + #{permutations under which Σ Y·log q is no smaller}) / (1 + permutations), the targets permuted by whole groups
-    (`permuted_rows`). Exact, given the predictions, where they were made without any of these targets: on ONE held-out
-    fold. Folds must not be pooled: the pair of questions i, j counts in i's fold by what the probe learnt from j, and
-    in j's by what it learnt from i, which is the same twice, so that a null with the predictions held fixed is too
-    narrow.
+    (`permuted_rows`). Exact on ONE held-out fold, whose targets the predictions do not depend on. Folds must not be
+    pooled: each probe learnt from the targets of the other folds, so a null with fixed predictions is too narrow.
 
     Args:
         Y: [question, class], of one held-out fold.

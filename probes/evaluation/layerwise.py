@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from probes.activations.layers import Layers
+from probes.activations.layers import Block, Layers
+from probes.evaluation.baselines import Texts
 from probes.evaluation.ceiling import Ceiling, ceiling_of
 from probes.evaluation.controls import (
     confidence_strata,
@@ -26,7 +27,7 @@ from probes.evaluation.controls import (
     permuted_rows,
 )
 from probes.evaluation.folds import Fold, nested_folds
-from probes.evaluation.result import KL_EXPLAINED, LINEAR, R2, Evaluation, Labels, Seeds, evaluation
+from probes.evaluation.result import KL_EXPLAINED, LINEAR, R2, Evaluation, Seeds, evaluation
 from probes.rungs.registry import PENALTIES, TOLERANCE
 from probes.solver.minimise import minimise
 from probes.solver.rotation import Rotation, rotate
@@ -38,6 +39,7 @@ _ROUGH_TOLERANCE = 1e-4  # to compare penalties, and for the null
 _BYTES = 2**22  # working set of a batch of permutations, or the rows' own size if that is more
 
 Target = ClassTarget | ScalarTarget
+Source = Layers | Texts  # what probes read, a part at a time
 
 
 @dataclass(frozen=True)
@@ -68,54 +70,25 @@ class CrossValidation:
             raise ValueError(f"penalties are {list(self.penalties)}; expected at least one, all positive")
 
 
-class Features(Protocol):
-    """Some layers of all questions, from which a fold takes its rows."""
-
-    @property
-    def standardise(self) -> bool: ...
-
-    def __len__(self) -> int:
-        """Layers."""
-        ...
-
-    def split(self, train: np.ndarray, test: np.ndarray) -> tuple[Tensor, Tensor]:
-        """([L, n_train, d], [L, n_test, d]); what is learnt for it, from the training rows."""
-        ...
-
-
-class Source(Protocol):
-    """What probes read, a part at a time: `probes.activations.layers.Layers` or `probes.evaluation.texts.Texts`."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def parts(self, n: int) -> list[slice]: ...
-
-    def block(self, part: slice, n: int, device: str) -> Features: ...
-
-
-# ---- what is evaluated ---------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    activations: np.ndarray | Source,
-    target: Target,
+def evaluate_all(
+    source: Source,
+    targets: Sequence[Target],
     *,
-    layers: Sequence[str] | None = None,
     group: Sequence[str],
     how: CrossValidation | None = None,
     resampling: Resampling | None = None,
     rung: str = LINEAR,
-) -> Evaluation:
-    """Predictability of a target from each layer: `.frame` has one row per layer, columns `COLUMNS`.
+) -> list[Evaluation]:
+    """Predictability of targets from each layer, every layer being read and rotated once for all of them. The `.frame`
+    of each target has one row per layer, columns `COLUMNS`.
 
     For a class distribution `π_x`:
 
     - `explained`: 1 − Σ KL(π ‖ probe) / Σ KL(π ‖ marginal of the training fold), over all questions, each predicted by
       the fold that held its group out. 1 perfect, 0 as good as the marginal, below 0 worse than it.
     - `low`, `high`: percentile interval, groups drawn with replacement. The probes are not refitted: it is the
-      uncertainty over questions given the fitted probes. What the best read-out would explain lies a little higher,
-      for probes learn from finitely many questions: `probes.evaluation.learning_curve` shows whether more would help.
+      uncertainty over questions given the fitted probes. The best read-out would explain a little more, for probes
+      learn from finitely many questions (`probes.evaluation.learning.learning_curve`).
     - `ceiling`, `ceiling_low`: share explainable given M samples per question, from two sides: `noise_ceiling` is
       rather too high, `reliability` a lower bound. `reliability`: the same in squared error, by halves.
       `of_ceiling` with its interval: explained / ceiling, as base and tuned models are compared; if anything too low.
@@ -125,9 +98,8 @@ def evaluate(
       held-out questions of the first `null_folds` folds. Targets are permuted by whole questions (groups as blocks),
       every layer is refitted on those folds with the penalties that the true target chose there, and the largest share
       over layers is kept. `null_q95` is the 95 % quantile of those maxima, the same for all layers; `p_value` is
-      (1 + #{maximum ≥ the layer's own statistic}) / (1 + permutations), thus adjusted for looking at all layers. The
-      penalties are not chosen anew for each permutation; held-out scores make the error of that small. With fewer than
-      all folds the null is wider than that of `explained`, and weak effects are missed rather than invented.
+      (1 + #{maximum ≥ the layer's own statistic}) / (1 + permutations), adjusted for looking at all layers. With fewer
+      than all folds the null is wider than that of `explained`: weak effects are missed rather than invented.
     - `penalty`: chosen per layer and fold on one inner split by group within the training part, from the heaviest down
       until two in a row do worse; then the probe is refitted to the whole training part. Median over folds.
     - `baseline_nats`, `probe_nats`: mean KL before and after.
@@ -141,8 +113,7 @@ def evaluate(
     NaN.
 
     Args:
-        activations: [question, layer, d_model], finite; or `Layers`, which are read a part at a time; or `Texts`.
-        layers: names of the layers; None where `activations` knows them.
+        source: layers of finite activations, or texts.
         group: [question], questions that must not straddle a split.
         resampling: of the interval; its seed is also that of folds, control task and permutations.
         rung: for the column `rung`, e.g. "baseline:random-init".
@@ -150,20 +121,6 @@ def evaluate(
     Raises:
         ValueError: lengths disagree, an activation is not finite, or fewer groups than folds.
     """
-    source = _source(activations, layers)
-    return evaluate_all(source, [target], group=group, how=how, resampling=resampling, rung=rung)[0]
-
-
-def evaluate_all(
-    source: Source,
-    targets: Sequence[Target],
-    *,
-    group: Sequence[str],
-    how: CrossValidation | None = None,
-    resampling: Resampling | None = None,
-    rung: str = LINEAR,
-) -> list[Evaluation]:
-    """`evaluate` for several targets, each layer being read and rotated once for all of them."""
     how, resampling = how or CrossValidation(), resampling or Resampling()
     for target in targets:
         if len(target) != len(group):
@@ -173,8 +130,8 @@ def evaluate_all(
     tasks = [_Task.of(target, group, seeds.control, rows, how) for target in targets]
     scores = _cross_validate(source, tasks, nested_folds(group, how.folds, seeds.folds), how)
     found = []
-    for target, its in zip(targets, scores, strict=True):
-        baseline = float(its.baseline[0].mean())
+    for target, own in zip(targets, scores, strict=True):
+        baseline = float(own.baseline[0].mean())
         if isinstance(target, ClassTarget):
             measure, classes = KL_EXPLAINED, len(target.classes)
             ceiling = ceiling_of(target, baseline, seed=resampling.seed)
@@ -182,13 +139,13 @@ def evaluate_all(
             measure, classes, ceiling = R2, 0, _scalar_ceiling(target, baseline)
         found.append(
             evaluation(
-                its.probe[:, 0],
-                its.baseline[0],
-                Labels(rung, target.name, source.names, measure),
+                own.probe[:, 0],
+                own.baseline[0],
+                {"rung": rung, "target": target.name, "layer": source.names, "measure": measure},
                 ceiling=ceiling,
                 group=group,
                 resampling=replace(resampling, seed=seeds.bootstrap),
-                columns={"n_classes": classes} | _batched(its),
+                columns={"n_classes": classes} | _batched(own),
             )
         )
     return found
@@ -212,19 +169,6 @@ def _batched(scores: _Scores) -> dict[str, Any]:
         "penalty": penalty,
         "choice": [f"penalty={one:g}" for one in penalty],
     }
-
-
-def _source(activations: np.ndarray | Source, layers: Sequence[str] | None) -> Source:
-    if isinstance(activations, np.ndarray):
-        if layers is None:
-            raise ValueError("activations are an array, which does not name its layers; give layers=[...]")
-        return Layers.of(activations, layers)
-    if layers is not None:
-        raise ValueError("these activations name their layers; leave layers out, or pick some with Layers.only")
-    return activations
-
-
-# ---- cross-validation ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -278,28 +222,23 @@ class _Task:
         pairs = torch.cartesian_prod(torch.arange(layers), torch.arange(len(self.Y))).to(self.Y.device)
         return pairs[:, 0], pairs[:, 1]
 
-    def blank(self, layers: int, folds: int) -> _Scores:
-        shape = tuple(self.Y.shape[:2])
-        return _Scores(
-            baseline=np.empty(shape),
-            probe=np.empty((layers, *shape)),
-            penalty=np.empty((layers, folds)),
-            statistic=np.empty((layers, len(self.rows))),
-        )
-
 
 def _cross_validate(
     source: Source, tasks: Sequence[_Task], folds: Sequence[Fold], how: CrossValidation
 ) -> list[_Scores]:
     """All folds and layers of some targets; one part of the layers is held at a time."""
-    n, found = tasks[0].Y.shape[1], [task.blank(len(source.names), len(folds)) for task in tasks]
+    n, depth, found = tasks[0].Y.shape[1], len(source.names), []
+    for task in tasks:
+        shape = tuple(task.Y.shape[:2])
+        sizes = shape, (depth, *shape), (depth, len(folds)), (depth, len(task.rows))
+        found.append(_Scores(*(np.empty(size) for size in sizes)))
     for part in source.parts(n):  # a block is named nowhere here, so that it is gone before the next is read
         _explain(source.block(part, n, how.device), part, tasks, folds, how, found)
     return found
 
 
 def _explain(
-    block: Features,
+    block: Block | Texts,
     part: slice,
     tasks: Sequence[_Task],
     folds: Sequence[Fold],
@@ -316,7 +255,7 @@ def _explain(
         for task, penalty, scores, null in zip(tasks, chosen, found, nulls, strict=True):
             layer, target = task.pairs(len(block))
             train, test = task.Y[:, fold.train], task.Y[:, fold.test]
-            theta = split.probe(task.head, layer, train[target], penalty, None, TOLERANCE)
+            theta = task.head.fit(split.rotation, layer, train[target], penalty, None, TOLERANCE)
             losses = split.losses(task.head, layer, theta, test[target])
             scores.probe[part, :, fold.test] = rearrange(losses.cpu().numpy(), "(l t) q -> l t q", t=len(task.Y))
             constant = task.head.constant(train).double()
@@ -341,16 +280,10 @@ class _Split:
     held_out: Tensor  # [L, n_test, r]
 
     @classmethod
-    def of(cls, block: Features, train: np.ndarray, test: np.ndarray) -> _Split:
+    def of(cls, block: Block | Texts, train: np.ndarray, test: np.ndarray) -> _Split:
         fitted, held_out = block.split(train, test)
         rotation = rotate(fitted, standardise=block.standardise, dtype=torch.float32)
         return cls(rotation, rotation.transform(held_out))
-
-    def probe(
-        self, head: Head, layer: Tensor, fitted: Tensor, penalty: Tensor, start: Tensor | None, tol: float
-    ) -> Tensor:
-        """Coefficients [B, r + 1, K] of probes on layers [B], fitted to targets [B, n, K]."""
-        return head.fit(self.rotation, layer, fitted, penalty, start, tol)
 
     def losses(self, head: Head, layer: Tensor, theta: Tensor, scored: Tensor) -> Tensor:
         """Losses [B, n_test] of such probes on the held-out targets [B, n_test, K]."""
@@ -378,7 +311,7 @@ def _choose(task: _Task, split: _Split, fold: Fold, penalties: Sequence[float]) 
     for penalty in sorted(penalties, reverse=True):
         level = torch.full((len(alive),), penalty, dtype=fitted.dtype, device=fitted.device)
         which = target[alive]
-        start = split.probe(head, layer[alive], fitted[which], level, start, _ROUGH_TOLERANCE)
+        start = head.fit(split.rotation, layer[alive], fitted[which], level, start, _ROUGH_TOLERANCE)
         loss = split.losses(head, layer[alive], start, scored[which]).mean(1)
         better = loss < best[alive]
         best[alive] = torch.where(better, loss, best[alive])
@@ -404,14 +337,11 @@ def _permuted_losses(task: _Task, split: _Split, fold: Fold, penalty: Tensor) ->
         fitted, scored = permuted[:, fold.train], permuted[:, fold.test]
         pairs = torch.cartesian_prod(torch.arange(depth), torch.arange(len(permuted))).to(Y.device)
         layer, which = pairs[:, 0], pairs[:, 1]
-        theta = split.probe(head, layer, fitted[which], penalty[layer], None, _ROUGH_TOLERANCE)
+        theta = head.fit(split.rotation, layer, fitted[which], penalty[layer], None, _ROUGH_TOLERANCE)
         probe = rearrange(split.losses(head, layer, theta, scored[which]).sum(1), "(l p) -> l p", l=depth)
         baseline = head.loss(head.constant(fitted).double(), scored.double()).sum(1)
         sums.append(torch.stack([probe, baseline.expand_as(probe)]))
     return torch.cat(sums, 2).cpu().numpy()
-
-
-# ---- what a linear probe predicts ----------------------------------------------------------------------------------
 
 
 class SoftmaxHead:

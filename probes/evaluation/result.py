@@ -29,7 +29,7 @@ class Evaluation:
     """Predictability of one target.
 
     Attributes:
-        frame: one row per layer, columns `COLUMNS`; see `probes.evaluation.layerwise.evaluate`.
+        frame: one row per layer, columns `COLUMNS`; see `probes.evaluation.layerwise.evaluate_all`.
         losses: [row, question], of probes that have not seen the question's group; nats, or squared errors.
         baseline: [question], likewise, of the constant that the same training questions give.
         log_q: [question, class], held-out log-probabilities of the one row, where a rung was evaluated by itself;
@@ -56,20 +56,10 @@ class Seeds:
         return cls(*np.random.SeedSequence(seed).generate_state(4).tolist())
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What the rows of an evaluation are called: columns rung, target, layer (a row each) and measure."""
-
-    rung: str
-    target: str
-    layers: Sequence[str]
-    measure: str
-
-
 def evaluation(
     losses: np.ndarray,
     baseline: np.ndarray,
-    labels: Labels,
+    labels: Mapping[str, Any],
     *,
     ceiling: Ceiling,
     group: Sequence[str],
@@ -82,6 +72,7 @@ def evaluation(
     Args:
         losses: [layer, question].
         baseline: [question].
+        labels: the columns rung, target, layer (one per row) and measure.
         ceiling: counts as known: the interval of the share of it is that of the share explained, divided by it.
         group: [question].
         resampling: of the interval; whole groups are drawn.
@@ -92,11 +83,8 @@ def evaluation(
     low, high = share_interval(losses, baseline, group, resampling)
     reachable = ceiling.high if ceiling.high > 0 else np.nan
     frame = pd.DataFrame(
-        {
-            "rung": labels.rung,
-            "target": labels.target,
-            "layer": list(labels.layers),
-            "measure": labels.measure,
+        dict(labels)
+        | {
             "explained": explained,
             "low": low,
             "high": high,
@@ -111,7 +99,7 @@ def evaluation(
     ).assign(**columns)
     if "control" in frame:
         frame["selectivity"] = frame["explained"] - frame["control"]
-    if labels.measure == KL_EXPLAINED:
+    if labels["measure"] == KL_EXPLAINED:
         frame["baseline_nats"], frame["probe_nats"] = float(baseline.mean()), losses.mean(1)
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)

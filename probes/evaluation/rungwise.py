@@ -20,7 +20,7 @@ from probes.evaluation.ceiling import ceiling_of
 from probes.evaluation.controls import confidence_strata, control_target, exchange_p_value
 from probes.evaluation.folds import Fold, group_folds, inner_split, nested_folds
 from probes.evaluation.layerwise import CrossValidation
-from probes.evaluation.result import KL_EXPLAINED, Evaluation, Labels, Seeds, evaluation
+from probes.evaluation.result import KL_EXPLAINED, Evaluation, Seeds, evaluation
 from probes.rungs.registry import Given, candidates
 from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget, kl_divergence, smoothed
@@ -53,27 +53,24 @@ def evaluate_rung(
     how: CrossValidation | None = None,
     resampling: Resampling | None = None,
 ) -> Evaluation:
-    """Predictability of the class distribution by one rung at one layer: a row as `evaluate` gives, and predictions.
+    """Predictability of the class distribution by one rung at one layer: a row as in `evaluate_all`, and predictions.
 
-    The folds, and so the marginals, are those of `evaluate` with the same seed. In each fold candidates are tried in
-    order until two in a row do worse on the inner validation groups; the best is fitted to the whole training part,
+    Folds and marginals are those of `evaluate_all` with the same seed. In each fold candidates are tried in order until
+    two in a row do worse on the inner validation groups; the best is fitted to the whole training part,
     where it may hold out groups of its own for early stopping. A training part whose questions all have one and the
     same distribution teaches nothing, and its marginal is the probe.
 
-    `p_value` tests less than that of `evaluate`, for a rung that trains for minutes cannot be refitted a thousand
-    times. It tests, on the first fold alone, whether the predictions there have anything to do with which question they
-    were made for: targets are permuted among its held-out groups, the fitted probe stays (`exchange_p_value`, which
-    says why the folds are not pooled). So it is of one layer and one rung, not adjusted for looking at several; it is
-    the p of "knows something of its own question", whatever that costs: a probe that is worse than the marginal
-    (`explained` below 0) because it is too sure has a small one, too; and with a fifth of the questions it misses weak
-    effects that `explained` and its interval may show. There is no `null_q95`: it would be of another statistic than
-    `explained`.
+    `p_value` tests less than that of `evaluate_all`, because a rung that trains for minutes cannot be refitted a
+    thousand times. It tests, on the first fold alone, whether predictions fit their own questions: targets are permuted
+    among the held-out groups, the fitted probe stays (`exchange_p_value`). It is not adjusted for several layers or
+    rungs, may be small for an overconfident probe with `explained` below 0, and misses weak effects that the interval
+    of `explained` may show. There is no `null_q95`: it would be of another statistic.
 
     Args:
         X: what the rung reads: activations [question, d], `Segments`, or a list of prompts.
         target: [question, class] and M.
         layer: for the column `layer`.
-        group, how, resampling: as in `evaluate`; `how.exchanges` are behind `p_value`, 0 leaves it NaN.
+        group, how, resampling: as in `evaluate_all`; `how.exchanges` are behind `p_value`, 0 leaves it NaN.
 
     Returns:
         `.log_q` are the held-out log-probabilities. The column `choice` says what was chosen in most folds, `penalty`
@@ -113,7 +110,7 @@ def evaluate_rung(
     return evaluation(
         losses[None],
         baseline,
-        Labels(chosen_from.rung, target.name, [layer], KL_EXPLAINED),
+        {"rung": chosen_from.rung, "target": target.name, "layer": [layer], "measure": KL_EXPLAINED},
         ceiling=ceiling_of(target, float(baseline.mean()), seed=resampling.seed),
         group=group,
         resampling=replace(resampling, seed=seeds.bootstrap),

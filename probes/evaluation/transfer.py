@@ -49,10 +49,8 @@ class TransferCell:
 
     Attributes:
         trained_on, tested_on: names of runs.
-        explained: 1 − Σ KL(π ‖ probe) / Σ KL(π ‖ marginal), the marginal being that of the run tested on, learnt on its
-            own training folds; so it is 0 for a probe that is worth no more there than that run's mean
-            distribution, and far below 0 for one that is confident and wrong. NaN where that run has nothing to
-            explain.
+        explained: 1 − Σ KL(π ‖ probe) / Σ KL(π ‖ marginal of the run tested on, learnt on its training folds): far
+            below 0 for a probe that is confident and wrong, NaN where that run has nothing to explain.
         low, high: percentile interval, groups drawn with replacement, given the fitted probes.
         baseline_nats, probe_nats: mean KL to the marginal and to the probe.
         ceiling: share explainable at the M of the run tested on (`noise_ceiling`, approximate).
@@ -81,9 +79,7 @@ def transfer(
     """Linear probes trained on each run and tested on each: one cell per pair, row by row of the matrix.
 
     Groups of questions are dealt to folds once, over all runs. For each fold a probe is trained on a run's questions
-    outside it and tested on every run's questions inside it: the diagonal is cross-validated, and no probe is tested,
-    in any run, on a group that it was trained on. So all cells of a column are of the same questions and of probes
-    trained on equally many folds.
+    outside it and tested on every run's questions inside it, so no probe is tested on a group that it was trained on.
 
     Args:
         runs: at least 2, of one d_model, whose activations mean the same (checkpoints, styles or questions of one

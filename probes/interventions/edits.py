@@ -141,11 +141,8 @@ class Intervening:
     def prefilled(self, batch: PromptBatch) -> None:
         """Nothing is left to do."""
 
-    def _tokens(self, batch: PromptBatch) -> _Tokens:
-        """
-        Raises:
-            UserError: a place among the tokens that all prompts start with, which were read before.
-        """
+    def _tokens(self, batch: PromptBatch) -> list[tuple[str, int, int]]:
+        """(question, row, column) of each token to change; UserError for one that all prompts start with."""
         lengths = (batch.mask.sum(-1) + batch.offset).tolist()
         width, found = batch.ids.shape[1], list[tuple[str, int, int]]()
         for row, (key, length) in enumerate(zip(batch.keys, lengths, strict=True)):
@@ -156,27 +153,20 @@ class Intervening:
                         "are read once for all questions"
                     )
                 found.append((key, row, width - length + place))
-        return _Tokens(*(tuple(part) for part in zip(*found, strict=True))) if found else _Tokens((), (), ())
+        return found
 
-    def _write(self, tokens: _Tokens, intervention: Intervention, hidden: Tensor) -> Tensor:
-        row, column = (torch.tensor(at, dtype=torch.long, device=hidden.device) for at in (tokens.row, tokens.column))
+    def _write(self, tokens: list[tuple[str, int, int]], intervention: Intervention, hidden: Tensor) -> Tensor:
+        keys = [key for key, _, _ in tokens]
+        at = torch.tensor([place for _, *place in tokens], dtype=torch.long, device=hidden.device).reshape(-1, 2)
+        row, column = at.T
         before = hidden[row, column]  # [token, d]
-        after = intervention.applied(before.float(), tokens.keys).to(hidden.dtype)
+        after = intervention.applied(before.float(), keys).to(hidden.dtype)
         moved = (after - before).float().norm(dim=-1).tolist()
-        for key, far in zip(tokens.keys, moved, strict=True):
+        for key, far in zip(keys, moved, strict=True):
             self.changes[key, intervention.hook].append(far)
         changed = hidden.clone()
         changed[row, column] = after
         return changed
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """[token] the question each belongs to, and its place in the batch."""
-
-    keys: tuple[str, ...]
-    row: tuple[int, ...]
-    column: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -231,7 +221,7 @@ def intervene(
     for name, observer in observers.items():
         sampled = sampler.sample(prompts, observer, on_answered)
         answers = {a.key: in_words(model, a, settings.stop) for a in sampled}
-        moved = [far for its in observer.changes.values() for far in its]
+        moved = [far for norms in observer.changes.values() for far in norms]
         yield Resampled(name, answers, float(np.mean(moved)) if moved else 0.0)
 
 

@@ -50,7 +50,7 @@ def removed_variance(basis: np.ndarray, cov: np.ndarray) -> float:
 def probe_subspace(weight: np.ndarray, rank: int, cov: np.ndarray) -> np.ndarray:
     """Orthonormal basis [d, r] of the directions in which a linear probe's logits vary most.
 
-    Logits are xᵀW up to a constant a row, so W is centred over classes; over questions they have the covariance WᵀΣW.
+    Logits are xᵀW up to a constant per row, so W is centred over classes; over questions they have the covariance WᵀΣW.
     Its top r eigenvectors V are the combinations of logits that vary most, and W V spans what they are read from: with
     that set to its mean, these r combinations are the same for every question.
 

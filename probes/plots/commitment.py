@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-_DECIDED, _PROBE, _INK = "#0072B2", "#D55E00", "#222222"
+from probes.plots.style import CONTROL, INK, PROBE, entitle, in_percent, tidy
+
 _AXES = {"token": "tokens generated", "share": "share of the answer generated"}
 _GRID = np.linspace(0, 1, 51)
 
@@ -47,31 +47,27 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     figure = Figure(figsize=(5.4, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     low, high = np.quantile(curves, [0.25, 0.75], axis=0)
-    upper.fill_between(at, low, high, color=_DECIDED, alpha=0.18, lw=0, label="middle half of the questions")
-    upper.plot(at, curves.mean(0), color=_DECIDED, lw=2.2, label="mean over questions")
+    upper.fill_between(at, low, high, color=PROBE, alpha=0.18, lw=0, label="middle half of the questions")
+    upper.plot(at, curves.mean(0), color=PROBE, lw=2.2, label="mean over questions")
     upper.set(ylim=(0, 1.03), ylabel="expected largest\nclass probability")
     upper.legend(loc="lower right", frameon=False, fontsize=8.5)
     spread = np.abs(rows[["low", "high"]].to_numpy(float).T - y)
-    lower.axhline(0, color=_INK, lw=0.8)
+    lower.axhline(0, color=INK, lw=0.8)
     joined = {"lw": 1.6, "ls": "--", "marker": "s", "ms": 5}
     apart = {"ls": "none", "marker": "D", "ms": 6, "mfc": "white"}
     for rows_of, style in ((~named, joined), (named, apart)):
         if rows_of.any():
-            bars = style | {"color": _PROBE, "capsize": 3, "elinewidth": 1.2}
+            bars = style | {"color": CONTROL, "capsize": 3, "elinewidth": 1.2}
             lower.errorbar(x[rows_of], y[rows_of], yerr=spread[:, rows_of], **bars)
     for at in np.flatnonzero(named):
         name = str(rows["name"].iloc[at])
-        lower.annotate(name, (x[at], y[at]), (-7, 5), textcoords="offset points", ha="right", fontsize=8.5, color=_INK)
+        lower.annotate(name, (x[at], y[at]), (-7, 5), textcoords="offset points", ha="right", fontsize=8.5, color=INK)
     lower.set(ylim=(min(-0.04, float(np.nanmin([*y, *rows["low"]])) - 0.04), 1.03))
     lower.set(xlabel=_AXES[place], ylabel="share of KL that\nthe probe explains")
-    lower.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    if place == "share":
-        lower.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E6E6E6", lw=0.7)
-        axes.set_axisbelow(True)
-    upper.set_title(title, loc="left", fontsize=11, color=_INK)
+    in_percent(lower.yaxis, *([lower.xaxis] if place == "share" else []))
+    tidy(upper)
+    tidy(lower)
+    entitle(upper, title)
     return figure
 
 
@@ -84,7 +80,7 @@ def _by_token(intermediate: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def _by_share(intermediate: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """The same on shares of each question's own length."""
     curves = []
-    for _, its in intermediate.sort_values("token").groupby("question_id"):
-        token = its["token"].to_numpy(float)
-        curves.append(np.interp(_GRID, token / max(1.0, token[-1]), its["expected_confidence"].to_numpy(float)))
+    for _, rows in intermediate.sort_values("token").groupby("question_id"):
+        token = rows["token"].to_numpy(float)
+        curves.append(np.interp(_GRID, token / max(1.0, token[-1]), rows["expected_confidence"].to_numpy(float)))
     return _GRID, np.array(curves)

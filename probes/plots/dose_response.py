@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probes.plots.layer_curve import INK, MUTED, PROBE
+from probes.plots.style import INK, PROBE, entitle, legend_below, tidy
 
 _PANELS = (
     ("tv", "total variation"),
@@ -53,16 +53,13 @@ def dose_response(frame: pd.DataFrame, *, title: str) -> Figure:
     panels = figure.subplots(1, len(_PANELS))
     for axes, (column, name) in zip(panels, _PANELS, strict=True):
         _panel(axes, made, column, dose, at, width)
-        axes.set_xlabel(label)
-        axes.set_ylabel(name)
-        axes.set_xlim(min(at.values()) - width / 2, max(at.values()) + width / 2)
+        axes.set(xlabel=label, ylabel=name, xlim=(places[0] - width / 2, places[-1] + width / 2))
         axes.set_xticks(list(at.values()), [f"{d:g}" if isinstance(d, int | float) else str(d) for d in at])
     floor = frame.query("kind == 'none' and name == 'another seed'")["tv"].tolist()
     if floor:
         panels[0].axhline(floor[0], color=INK, lw=1.2, ls=(0, (5, 3)), label="left alone, another seed")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, labelcolor=MUTED)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    legend_below(figure, panels[:1], 4)
+    entitle(figure, title)
     return figure
 
 
@@ -77,18 +74,7 @@ def _panel(axes: Axes, made: pd.DataFrame, column: str, dose: str, at: dict[Any,
     own = made.query("control == ''").sort_values(dose)
     x = [at[d] for d in own[dose]]
     error = [own[column] - own[f"{column}_low"], own[f"{column}_high"] - own[column]]
-    axes.errorbar(
-        x,
-        own[column],
-        error,
-        color=PROBE,
-        lw=2.0 if dose != "name" else 0,
-        elinewidth=1.4,
-        marker="o",
-        ms=5,
-        label="chosen donors" if dose == "name" else "probe",
-    )
+    line, label = (0, "chosen donors") if dose == "name" else (2.0, "probe")
+    axes.errorbar(x, own[column], error, color=PROBE, lw=line, elinewidth=1.4, marker="o", ms=5, label=label)
     axes.axhline(0, color=INK, lw=0.8)
-    axes.grid(axis="y", color="#E6E6E6", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, "y")

@@ -14,14 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
 
 from probes.evaluation.transfer import TransferCell
-from probes.plots.layer_curve import position_name, short_names
+from probes.plots.style import INK, MUTED, PROBE, entitle, in_percent, position_name, short_names
 
-_INK, _MUTED, _BLUE = "#222222", "#6B6B6B", "#0072B2"
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
-_SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", _BLUE, "#00304F"])
+_SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", PROBE, "#00304F"])
 _SHADES = _SHADES.with_extremes(bad="#F2F2F2")
 _NORM = Normalize(0, 1, clip=True)
 _MOST_NUMBERS = 240  # cells; more would not be read
@@ -51,13 +49,13 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str =
     axes = figure.add_subplot()
     _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)))
     for at in range(size):
-        axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=_INK, lw=1.8, zorder=4))
+        axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=INK, lw=1.8, zorder=4))
     ceilings = [cell.ceiling for cell in cells[:size]]
     below = [f"{_broken(n)}\n(ceiling {_percent(c)})" for n, c in zip(names, ceilings, strict=True)]
     axes.set_xticks(range(size), below, fontsize=8)
     axes.set_yticks(range(size), [_broken(name) for name in names], fontsize=8)
     axes.set(xlabel="tested on", ylabel="trained on")
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    entitle(axes, title)
     _colour_bar(figure, axes, measure)
     return figure
 
@@ -90,7 +88,7 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
     axes.set(xlabel="position", ylabel="layer")
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    entitle(axes, title)
     _colour_bar(figure, axes, f"{measure}, %" if grid.size <= _MOST_NUMBERS else measure)
     return figure
 
@@ -109,7 +107,7 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
             continue
         dark = bool(value > 0.58)
         said = axes.text(
-            column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else _INK
+            column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else INK
         )
         if below:
             said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
@@ -122,8 +120,8 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
 
 def _colour_bar(figure: Figure, axes: Axes, label: str) -> None:
     bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    bar.set_label(f"{label}\n(hatched: below 0)", fontsize=8, color=_MUTED)
+    in_percent(bar.ax.yaxis)
+    bar.set_label(f"{label}\n(hatched: below 0)", fontsize=8, color=MUTED)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 

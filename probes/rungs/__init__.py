@@ -1,1 +1,1 @@
-"""The ladder of probes, one file per rung, and the registry that lists them."""
+"""The ladder of probes, and the registry that lists its rungs."""

@@ -1,29 +1,28 @@
-"""A probe for open vocabularies: every question has candidates of its own, scored through embeddings of their text.
-
-Knows activations, candidate texts and embeddings; nothing of how candidates were found.
-"""
+"""A probe for open vocabularies: every question has candidates of its own, scored through embeddings of their text."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from probes.rungs.rung import Rung, check_activations
+from probes.rungs.rung import Padded, Rung, check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import descend
+from probes.targets.closed import distributions_of
+from semcal.models.checkpoint import LanguageModel
+from semcal.seeds import keyed_generator
+from semcal.semantics.class_table import ClassTable
 
 _NEVER = -1e4  # a logit in the padding: probability 0, and 0·log 0 stays 0
 
 
 @dataclass(frozen=True)
-class OpenQuestions:
+class OpenQuestions(Padded):
     """Activations and the candidate classes of each question, padded to the longest list.
 
     Raises:
@@ -59,16 +58,6 @@ class OpenQuestions:
             mask[row, : len(own)] = True
         return cls(states, padded, mask)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.states.shape
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitem__(self, rows: np.ndarray) -> OpenQuestions:
-        return OpenQuestions(self.states[rows], self.candidates[rows], self.mask[rows])
-
 
 class BilinearProbe(Rung):
     """p(c | x) ∝ exp(hᵀ W e_c + bᵀ e_c) over the candidates of a question: one W for every class, seen or unseen.
@@ -77,11 +66,9 @@ class BilinearProbe(Rung):
     is nothing to seed. X is `OpenQuestions`; Y and predictions are [question, candidate], 0 in the padding.
 
     The baseline of `score` is not a marginal, for there is none: it is the candidate-only model p ∝ exp(bᵀ e_c),
-    fitted to the same questions with the same λ, at most as good there as the probe. Where candidates are the
-    classes that a question's own samples fell into, even that model knows a lot before it reads anything: that these
-    few classes, and no others, were drawn, and so how many there were. The share explained then says only how well
-    the probe spreads the mass among them. `open_target(..., distractors=...)` adds candidates of other questions, to
-    which the probe must also learn to give nothing.
+    fitted to the same questions with the same λ. Where candidates are the classes that a question's own samples fell
+    into, even that model knows which classes were drawn, and the share explained says only how well the probe spreads
+    the mass among them. `open_target(..., distractors=...)` adds candidates that must get nothing.
 
     Args:
         penalty: λ.
@@ -148,17 +135,16 @@ class BilinearProbe(Rung):
                 return -(targets * log_q).sum(1).mean() + self.penalty / (2 * n) * theta.square().sum()
 
             reached, converged = descend([free], objective, max_iter=self.max_iter, tol=self.tol)
-            if not converged:
-                warnings.warn(f"BilinearProbe stopped at max_iter={self.max_iter}", ConvergenceWarning, stacklevel=4)
+            self._warn_unless(converged)
             return stretch * free, reached
 
         n_spectrum = torch.tensor([float(n)], dtype=torch.float64)
         theta, self.objective_ = fit(torch.cat([h.scores[0], ones], 1), torch.cat([h.spectrum[0], n_spectrum]))
         alone, _ = fit(ones, n_spectrum)
-        out = e.basis[0] / e.scale[0][:, None]  # [e, axes]
-        interaction = (h.basis[0] / h.scale[0][:, None]) @ theta[:-1] @ out.mT
+        out = e.basis[0] / e.standard.scale[0][:, None]  # [e, axes]
+        interaction = (h.basis[0] / h.standard.scale[0][:, None]) @ theta[:-1] @ out.mT
         self.interaction_ = interaction.numpy()
-        self.preference_ = (out @ theta[-1] - h.mean[0] @ interaction).numpy()
+        self.preference_ = (out @ theta[-1] - h.standard.mean[0] @ interaction).numpy()
         self.baseline_preference_ = (out @ alone[0]).numpy()
 
     def _log_probabilities(self, inputs: OpenQuestions) -> np.ndarray:
@@ -176,3 +162,52 @@ class BilinearProbe(Rung):
             )
         logits = np.einsum("ne,nce->nc", direction, inputs.candidates.astype(np.float64))
         return log_softmax(np.where(inputs.mask, logits, _NEVER), axis=1)
+
+
+def open_target(table: ClassTable, *, distractors: int = 0, seed: int = 0) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """Candidates and their masses for `BilinearProbe`, where questions have no common vocabulary.
+
+    Args:
+        distractors: candidates added to each question that none of its samples fell into, drawn without replacement
+            from the classes of the other questions, in proportion to the mass they have there. A distractor may be a
+            class that more samples would have shown.
+        seed: of the draws, which depend on a question's own labels and on the pool, not on its place.
+
+    Returns:
+        [question] the labels of its candidates: its own classes, heaviest first, then distractors. And their masses
+        [question, candidate], rows sum to 1; 0 for distractors and in the padding.
+    """
+    total: dict[str, float] = {}
+    own = [dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))) for row in distributions_of(table)]
+    for row in own:
+        for label, mass in row.items():
+            total[label] = total.get(label, 0.0) + mass
+    pool = sorted(total)
+    labels = []
+    for masses in own:
+        others = [label for label in pool if label not in masses] if distractors else []
+        weights = np.array([total[label] for label in others])
+        rng = keyed_generator(seed, "distractors", *masses)
+        count = min(distractors, len(others))
+        drawn = rng.choice(len(others), size=count, replace=False, p=weights / weights.sum()) if count else []
+        labels.append((*masses, *(others[i] for i in drawn)))
+    distribution = np.zeros((len(own), max(map(len, labels))))
+    for row, masses in enumerate(own):
+        distribution[row, : len(masses)] = list(masses.values())
+    return labels, distribution
+
+
+def text_embeddings(model: LanguageModel, texts: Sequence[str]) -> np.ndarray:
+    """The mean of the model's input embeddings over the tokens of each text, a space before it: [text, e] float32.
+
+    Raises:
+        ValueError: a text without tokens.
+    """
+    table = next(model.model.get_input_embeddings().parameters())
+    found = []
+    for text in texts:
+        ids = model.encode_rendered(f" {text}")
+        if not ids:
+            raise ValueError(f"the text {text!r} has no token; leave this class out")
+        found.append(table[list(ids)].detach().float().mean(0).cpu().numpy())
+    return np.stack(found)

@@ -66,9 +66,9 @@ def first_tokens(model: LanguageModel, forms: Sequence[Sequence[str]], *, contex
     """
     alone = model.encode(context)
     found = []
-    for its in forms:
+    for own in forms:
         firsts = set()
-        for form in its:
+        for form in own:
             ids = model.encode(context + form)
             parted = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), len(alone))
             if parted < len(ids):

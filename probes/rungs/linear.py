@@ -1,4 +1,4 @@
-"""Linear probes: softmax regression on soft labels, ridge regression on scalars and on logits.
+"""Linear probes: softmax regression on soft labels, ridge regression on logits.
 
 A leading axis B runs over independent problems (layers, penalties, permutations), solved side by side on CPU or CUDA.
 Knows arrays only: nothing of layers, questions or folds.
@@ -10,19 +10,18 @@ that diagonal, needs tens of iterations where it would need hundreds.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from probes.rungs.rung import Rung
 from probes.solver.minimise import SoftmaxFit, minimise
 from probes.solver.rotation import Rotation, rotate
+from probes.solver.training import descend
 from probes.targets.closed import smoothed
 
 
@@ -63,9 +62,9 @@ def fit_softmax(
     penalty = torch.as_tensor(penalty, dtype=X.dtype, device=X.device).expand(len(layer))
     settings = {"layer": layer, "max_iter": max_iter, "tol": tol}
     fit = minimise(rotation.scores, rotation.spectrum, Y.to(X), penalty, **settings)
-    basis = (rotation.basis / rotation.scale[:, :, None]).to(X)  # [L, d, r]
-    weight = torch.stack([basis[own] @ its for own, its in zip(layer.tolist(), fit.weight, strict=True)])
-    offset = torch.einsum("bd,bdk->bk", rotation.mean.to(X)[layer], weight)
+    basis = (rotation.basis / rotation.standard.scale[:, :, None]).to(X)  # [L, d, r]
+    weight = torch.stack([basis[own] @ axes for own, axes in zip(layer.tolist(), fit.weight, strict=True)])
+    offset = torch.einsum("bd,bdk->bk", rotation.standard.mean.to(X)[layer], weight)
     return replace(fit, weight=weight, bias=fit.bias - offset)
 
 
@@ -85,9 +84,9 @@ class LogLinear(Rung):
 
     def _set_weights(self, rotation: Rotation, weight: Tensor, bias: Tensor) -> None:
         """From weight [r, K] and bias [K] on the axes of the training rows."""
-        raw = (rotation.basis[0] @ weight) / rotation.scale[0][:, None]
+        raw = (rotation.basis[0] @ weight) / rotation.standard.scale[0][:, None]
         self.weight_ = raw.numpy()
-        self.bias_ = (bias - rotation.mean[0] @ raw).numpy()
+        self.bias_ = (bias - rotation.standard.mean[0] @ raw).numpy()
 
 
 class LinearProbe(LogLinear):
@@ -121,8 +120,7 @@ class LinearProbe(LogLinear):
         penalty = torch.tensor([float(self.penalty)], dtype=torch.float64)
         settings = {"max_iter": self.max_iter, "tol": self.tol}
         fit = minimise(rotation.scores, rotation.spectrum, smoothed(Y), penalty, **settings)
-        if not fit.converged.all():
-            warnings.warn(f"LinearProbe stopped at max_iter={self.max_iter}", ConvergenceWarning, stacklevel=3)
+        self._warn_unless(bool(fit.converged.all()))
         self._set_weights(rotation, fit.weight[0], fit.bias[0])
         self.objective_ = float(fit.objective)
         self.n_iter_ = int(fit.iterations)
@@ -150,3 +148,54 @@ class RidgeLogitProbe(LogLinear):
         moment = rotation.scores[0].mT @ (logits - logits.mean(0))
         weight = moment / (rotation.spectrum[0] + self.penalty)[:, None]
         self._set_weights(rotation, weight, logits.mean(0))
+
+
+class LowRankProbe(LogLinear):
+    """`LinearProbe` with W = UV of rank r: minimises mean cross-entropy + λ/(2n)·‖UV‖².
+
+    The solution of `LinearProbe` is cut to its r heaviest singular directions and descended from there, so nothing is
+    drawn at random. From r = K − 1 on the two agree; below, the problem is not convex and the optimum is a local one.
+
+    Args:
+        rank: r, at least 1.
+        penalty: λ, W in standardised units.
+        max_iter: L-BFGS steps at most.
+        tol: nats by which a step must still lower the objective.
+
+    Attributes:
+        directions_: [d, r], orthonormal in standardised units: the subspace that the probe reads.
+        objective_: nats.
+    """
+
+    def __init__(self, rank: int = 4, penalty: float = 1.0, max_iter: int = 500, tol: float = 1e-9) -> None:
+        self.rank = rank
+        self.penalty = penalty
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def _learn(self, inputs: np.ndarray, Y: Tensor, group: Sequence[str]) -> None:  # noqa: ARG002 - nothing is split
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; expected at least 1")
+        rotation = rotate(torch.as_tensor(inputs)[None], standardise=True)
+        X, targets, n = rotation.scores[0], smoothed(Y), len(Y)
+        penalty = torch.tensor([float(self.penalty)], dtype=torch.float64)
+        full = minimise(rotation.scores, rotation.spectrum, targets, penalty, tol=1e-6)
+        # Cut and descend in units in which the Hessian is about the identity: there a cut costs the objective least,
+        # and every axis is learnt at the same pace.
+        stretch = ((rotation.spectrum[0] + self.penalty) / n + 1e-12).rsqrt()[:, None]
+        left, sizes, right = torch.linalg.svd(full.weight[0] / stretch, full_matrices=False)
+        half = sizes[: self.rank].sqrt()
+        U = (left[:, : self.rank] * half).contiguous()  # [r, rank], in those units
+        V = (half[:, None] * right[: self.rank]).contiguous()  # [rank, K]
+        bias = full.bias[0].clone()
+
+        def objective() -> Tensor:
+            W = (stretch * U) @ V
+            log_q = torch.log_softmax(X @ W + bias, 1)
+            return -(targets * log_q).sum(1).mean() + self.penalty / (2 * n) * W.square().sum()
+
+        self.objective_, converged = descend([U, V, bias], objective, max_iter=self.max_iter, tol=self.tol)
+        self._warn_unless(converged)
+        U = stretch * U
+        self._set_weights(rotation, U @ V, bias)
+        self.directions_ = (rotation.basis[0] @ torch.linalg.qr(U)[0]).numpy()

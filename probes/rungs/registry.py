@@ -1,7 +1,7 @@
 """The rungs of the ladder of probes: which exist, what each one reads, and what it chooses from in each fold.
 
-A new rung is one file with a subclass of `probes.rungs.rung.Rung`, and one entry in `RUNGS`. The names that a study may
-give in `probes.rungs` are those of `RUNGS`; `semcal probe` fits a rung at every position whose activations it reads.
+A new rung is a subclass of `probes.rungs.rung.Rung` and an entry in `RUNGS`, whose names studies use in `probes.rungs`;
+`semcal probe` fits a rung at every position whose activations it reads.
 Nothing heavy is imported here, so that a study can be checked at once.
 """
 
@@ -65,17 +65,17 @@ RUNGS = {
         lambda probe, given: [probe(penalty, smoothing=0.5 / (given.m or 1000)) for penalty in _HEAVIEST_FIRST],
     ),
     "low-rank": Entry(
-        "probes.rungs.low_rank:LowRankProbe",
+        "probes.rungs.linear:LowRankProbe",
         "layer",
         lambda probe, _: [probe(4, penalty, tol=1e-5) for penalty in (1e4, 1e3, 1e2, 1e1, 1.0)],
     ),
     "mlp": Entry(
-        "probes.rungs.mlp:MLPProbe",
+        "probes.rungs.networks:MLPProbe",
         "layer",
         lambda probe, given: [probe(hidden, seed=given.seed, device=given.device) for hidden in (32, 256)],
     ),
     "attention": Entry(
-        "probes.rungs.attention:AttentionProbe",
+        "probes.rungs.networks:AttentionProbe",
         "question tokens",
         lambda probe, given: [probe(seed=given.seed, device=given.device)],
     ),

@@ -6,6 +6,7 @@ Knows how inputs and targets are checked, ordered and split by group; not what a
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -78,14 +80,18 @@ class Rung(BaseEstimator):
         return self._log_probabilities(self._fitting_inputs(X))
 
     def score(self, X: Any, Y: np.ndarray) -> float:
-        """Share of KL(Y ‖ baseline) explained: 1 perfect, 0 as good as the training marginal, below 0 worse."""
+        """Share of KL(Y ‖ baseline) explained: 1 perfect, 0 as good as the training marginal, below 0 worse; NaN
+        where the baseline leaves nothing to explain."""
         inputs = self._fitting_inputs(X)
         found = self._log_probabilities(inputs)
         if np.shape(Y) != found.shape:
             raise ValueError(
                 f"Y is {np.shape(Y)} and the predictions {found.shape}; expected the same questions and classes"
             )
-        return share_explained(np.asarray(Y), found, self._log_baseline(inputs))
+        targets = torch.as_tensor(np.asarray(Y), dtype=torch.float64)
+        logs = (torch.as_tensor(log_q) for log_q in (found, self._log_baseline(inputs)))
+        probe, baseline = (kl_divergence(targets, log_q).sum() for log_q in logs)
+        return float(1 - probe / baseline) if baseline > 0 else float("nan")
 
     def _fitting_inputs(self, X: Any) -> Any:
         check_is_fitted(self)
@@ -109,6 +115,11 @@ class Rung(BaseEstimator):
                 "that differ, or choose another B"
             )
 
+    def _warn_unless(self, converged: bool) -> None:
+        if not converged:
+            text = f"{type(self).__name__} stopped at max_iter={self.get_params(deep=False)['max_iter']}"
+            warnings.warn(text, ConvergenceWarning, stacklevel=4)
+
     def _row_bytes(self, inputs: Any) -> list[bytes]:
         return [np.ascontiguousarray(row).tobytes() for row in inputs]
 
@@ -127,19 +138,6 @@ class Rung(BaseEstimator):
     def _log_probabilities(self, inputs: Any) -> np.ndarray:
         """[question, class]."""
         raise NotImplementedError
-
-
-def share_explained(Y: np.ndarray, log_q: np.ndarray, log_baseline: np.ndarray) -> float:
-    """1 − Σ KL(Y ‖ q) / Σ KL(Y ‖ baseline); NaN where the baseline leaves nothing to explain.
-
-    Args:
-        Y: [question, class].
-        log_q: [question, class], log-probabilities.
-        log_baseline: [question, class], or [class] if it is the same for every question.
-    """
-    targets = torch.as_tensor(Y, dtype=torch.float64)
-    probe, baseline = (kl_divergence(targets, torch.as_tensor(q)).sum() for q in (log_q, log_baseline))
-    return float(1 - probe / baseline) if baseline > 0 else float("nan")
 
 
 def check_activations(X: Any, *, ndim: int = 2) -> np.ndarray:
@@ -185,6 +183,22 @@ def validation_split(group: Sequence[str], share: float, *, seed: int) -> tuple[
             break
     kept = sorted(set(range(len(group))) - set(held))
     return torch.tensor(kept), torch.tensor(sorted(held))
+
+
+class Padded:
+    """Questions padded to one length, indexed by rows; a dataclass whose first field is `states`."""
+
+    states: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.states.shape
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        return type(self)(*(values[rows] for values in vars(self).values()))
 
 
 @dataclass(frozen=True)

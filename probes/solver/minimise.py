@@ -26,7 +26,7 @@ class SoftmaxFit:
     """[B, d, K]."""
 
     bias: Tensor
-    """[B, K]; fixed up to a constant a row."""
+    """[B, K]; fixed up to a constant per row."""
 
     objective: Tensor
     """[B], nats: mean cross-entropy + penalty/(2n)·‖W‖²."""

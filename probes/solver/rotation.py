@@ -73,16 +73,6 @@ class Rotation:
     standard: Standard
 
     @property
-    def mean(self) -> Tensor:
-        """[B, d]."""
-        return self.standard.mean
-
-    @property
-    def scale(self) -> Tensor:
-        """[B, d]."""
-        return self.standard.scale
-
-    @property
     def basis(self) -> Tensor:
         """[B, d, r], float64, orthonormal columns (zero where the spectrum is)."""
         if self.rows is None:

@@ -361,7 +361,7 @@ class Run:
         self._write_parquet("probe_confidence.parquet", table)
 
     def probe_confidence(self) -> pd.DataFrame:
-        """One row per source of confidence (see `probes.probe_confidence.ConfidenceRow`); empty before it was
+        """One row per source of confidence (see `probes.probe_confidence.confidence_row`); empty before it was
         measured."""
         return self._parquet_if_any("probe_confidence.parquet")
 

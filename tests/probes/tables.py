@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate
+from probes.activations.layers import Layers
+from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
 from probes.evaluation.result import Evaluation
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
@@ -21,7 +22,7 @@ def table_of(
     enumerated: bool = False,
 ) -> ClassTable:
     """The table of some questions, each class -> count (or mass)."""
-    correct = [set[str]()] * len(rows) if gold is None else [set(its) for its in gold]
+    correct = [set[str]()] * len(rows) if gold is None else [set(labels) for labels in gold]
     classes = [(*row, *sorted(right - row.keys())) for row, right in zip(rows, correct, strict=True)]
     weights = np.zeros((len(rows), max(map(len, classes))))
     marks = np.zeros(weights.shape, dtype=bool)
@@ -42,8 +43,16 @@ def table_of(
 
 
 def evaluated(
-    X: np.ndarray | Source, target: Target, *, bootstrap: int = 1000, seed: int = 0, **more: Any
+    X: np.ndarray | Source,
+    target: Target,
+    *,
+    layers: Sequence[str] = (),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    **more: Any,
 ) -> Evaluation:
-    """`evaluate` with the fields of its records as keywords."""
+    """`evaluate_all` for one target, with the fields of its records as keywords and `layers` naming those of an array."""
     how = {name: more.pop(name) for name in ("folds", "penalties", "permutations", "null_folds") if name in more}
-    return evaluate(X, target, how=CrossValidation(**how), resampling=Resampling(bootstrap, seed=seed), **more)
+    source = Layers.of(X, layers) if isinstance(X, np.ndarray) else X
+    settings = {"how": CrossValidation(**how), "resampling": Resampling(bootstrap, seed=seed)}
+    return evaluate_all(source, [target], **settings, **more)[0]

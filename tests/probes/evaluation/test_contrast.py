@@ -5,7 +5,7 @@ import pytest
 
 from probes.evaluation.ceiling import Ceiling
 from probes.evaluation.contrast import compare_explained
-from probes.evaluation.result import Evaluation, Labels, evaluation
+from probes.evaluation.result import Evaluation, evaluation
 from semcal.calibration.resampling import Resampling
 
 N = 120
@@ -20,7 +20,7 @@ def run(
     baseline = scale * rng.uniform(0.5, 1.5, size=N)
     losses = baseline * (1 - share) * rng.uniform(0.9, 1.1, size=(len(layers), N))
     return evaluation(
-        losses, baseline, Labels("linear", "classes", layers, "kl_explained"),
+        losses, baseline, {"rung": "linear", "target": "classes", "layer": layers, "measure": "kl_explained"},
         ceiling=Ceiling(ceiling), group=GROUPS, resampling=Resampling(10), columns={},
     )  # fmt: skip
 

@@ -7,14 +7,13 @@ import pytest
 from scipy.special import log_softmax, softmax, xlogy
 from scipy.stats import kstest
 
+from probes.evaluation.baselines import TEXT_PENALTIES, Texts
 from probes.evaluation.controls import exchange_p_value
 from probes.evaluation.layerwise import CrossValidation
 from probes.evaluation.result import COLUMNS, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung
-from probes.evaluation.texts import TEXT_PENALTIES, Texts
-from probes.rungs.attention import AttentionProbe, Segments
 from probes.rungs.linear import LinearProbe, RidgeLogitProbe
-from probes.rungs.mlp import MLPProbe
+from probes.rungs.networks import AttentionProbe, MLPProbe, Segments
 from probes.rungs.registry import PENALTIES, Given, candidates, rungs_reading
 from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from probes.evaluation.learning_curve import learning_curve
-from probes.evaluation.online_code import doubling_blocks, online_code
+from probes.evaluation.learning import doubling_blocks, learning_curve, online_code
 from probes.rungs.linear import LinearProbe
-from probes.rungs.mlp import MLPProbe
+from probes.rungs.networks import MLPProbe
 from probes.targets.closed import ClassTarget
 from semcal.calibration.resampling import Resampling
 from tests.probes.tables import evaluated

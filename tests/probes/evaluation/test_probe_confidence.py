@@ -43,26 +43,26 @@ def measured(seed: int = 0, sharpen: float = 1.0):
 
 def test_the_probe_of_a_calibrated_model_is_calibrated_at_the_price_of_its_prompt() -> None:
     classes, scalar, sampled = measured()
-    assert classes.smece < classes.null_q95
-    assert abs(classes.signed_gap) < 0.05
-    assert classes.signed_gap_low < classes.signed_gap < classes.signed_gap_high
-    assert classes.agreement > 0.8
-    assert classes.spearman > 0.8
-    assert classes.accuracy == pytest.approx(sampled.correct.mean(), abs=0.04)
-    assert classes.auroc_low < classes.auroc < classes.auroc_high
-    assert abs(classes.auroc_less_sampled) < 0.08
-    assert (classes.prompt_tokens, classes.generated_tokens, classes.seconds) == (40.0, 0.0, 0.01)
-    assert scalar.answer == "mode"
-    assert scalar.accuracy == pytest.approx(sampled.correct.mean())
-    assert scalar.agreement == 1.0
+    assert classes["smece"] < classes["null_q95"]
+    assert abs(classes["signed_gap"]) < 0.05
+    assert classes["signed_gap_low"] < classes["signed_gap"] < classes["signed_gap_high"]
+    assert classes["agreement"] > 0.8
+    assert classes["spearman"] > 0.8
+    assert classes["accuracy"] == pytest.approx(sampled.correct.mean(), abs=0.04)
+    assert classes["auroc_low"] < classes["auroc"] < classes["auroc_high"]
+    assert abs(classes["auroc_less_sampled"]) < 0.08
+    assert (classes["prompt_tokens"], classes["generated_tokens"], classes["seconds"]) == (40.0, 0.0, 0.01)
+    assert scalar["answer"] == "mode"
+    assert scalar["accuracy"] == pytest.approx(sampled.correct.mean())
+    assert scalar["agreement"] == 1.0
 
 
 def test_the_probe_of_an_overconfident_model_is_overconfident_too() -> None:
     classes, scalar, sampled = measured(sharpen=3.0)
     assert sampled.plug_in.mean() - sampled.correct.mean() > 0.15
-    assert classes.signed_gap > 0.1
-    assert classes.p_value < 0.01
-    assert scalar.signed_gap > 0.1
+    assert classes["signed_gap"] > 0.1
+    assert classes["p_value"] < 0.01
+    assert scalar["signed_gap"] > 0.1
 
 
 def test_a_probe_of_noise_tells_nothing() -> None:
@@ -78,9 +78,9 @@ def test_a_probe_of_noise_tells_nothing() -> None:
         cost=FREE,
         resampling=Resampling(bootstrap=100, null_draws=100),
     )
-    assert row.auroc_low < 0.5 < row.auroc_high + 0.06  # pooled over folds, a void probe leans below chance
-    assert row.auroc_less_sampled_high < 0
-    assert abs(row.spearman) < 0.25
+    assert row["auroc_low"] < 0.5 < row["auroc_high"] + 0.06  # pooled over folds, a void probe leans below chance
+    assert row["auroc_less_sampled_high"] < 0
+    assert abs(row["spearman"]) < 0.25
 
 
 def test_the_pool_of_light_classes_is_not_an_answer() -> None:
@@ -97,7 +97,7 @@ def test_the_samples_row_says_what_the_calibration_record_says() -> None:
     _, counts, gold = world()
     record = calibrate(ClassTable.of_arrays(counts, gold), resampling=Resampling(bootstrap=20, null_draws=20, seed=0))
     row = sampled_row(record.to_dict(), FREE)
-    assert (row.smece, row.auroc, row.p_value) == (record.smece, record.auroc, record.p_value)
-    assert (row.source, row.agreement, row.auroc_less_sampled) == ("samples", 1.0, 0.0)
+    assert (row["smece"], row["auroc"], row["p_value"]) == (record.smece, record.auroc, record.p_value)
+    assert (row["source"], row["agreement"], row["auroc_less_sampled"]) == ("samples", 1.0, 0.0)
     silent = record.to_dict() | {"auroc": None}  # JSON's way to say that all answers are right
-    assert np.isnan(sampled_row(silent, FREE).auroc)
+    assert np.isnan(sampled_row(silent, FREE)["auroc"])

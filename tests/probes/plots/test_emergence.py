@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probes.plots.emergence import emergence_curve
+from probes.plots.predictability import emergence_curve
 
 
 def frame(steps: list[int]) -> pd.DataFrame:
@@ -41,6 +41,6 @@ def test_a_run_without_predictability_leaves_a_gap():
     assert np.isnan(figure.axes[0].containers[0].lines[0].get_ydata()[1])
 
 
-def test_one_step_is_no_curve():
+def test_one_step_does_not_make_a_curve():
     with pytest.raises(ValueError, match="1 training step; a curve needs at least two"):
         emergence_curve(frame([16]), title="t")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from probes.evaluation.result import COLUMNS
-from probes.plots.layer_curve import layer_curve
+from probes.plots.shares import layer_curve
 
 
 def frame_of(layers: list[str], **columns: object) -> pd.DataFrame:

@@ -40,7 +40,7 @@ def test_the_matrix_holds_every_value_with_its_interval() -> None:
         transfer_matrix([cell(*pair, 0.1) for pair in list(values)[:3]], title="t")
 
 
-def test_layers_stand_upwards_and_missing_places_stay_empty() -> None:
+def test_layers_go_upwards_and_missing_places_stay_empty() -> None:
     rows = [
         (f"blocks.{i}.hook_resid_post", p, 0.1 * i) for p in ("last_prompt_token", "after_1_tokens") for i in (0, 1, 2)
     ]
@@ -136,6 +136,6 @@ def test_a_place_that_differs_between_questions_is_named_and_not_joined() -> Non
     assert [text.get_text() for text in lower.texts] == ["before the answer"]
 
 
-def test_commitment_needs_to_know_where_the_probes_stood() -> None:
+def test_commitment_needs_the_places_of_the_probes() -> None:
     with pytest.raises(ValueError, match="either token or share"):
         commitment_curve(intermediate(), probed("place", [0, 1]), title="t")

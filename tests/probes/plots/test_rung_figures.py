@@ -8,7 +8,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from probes.evaluation.result import at_layer
-from probes.plots.rung_comparison import rungs_figure
+from probes.plots.shares import rungs_figure
 
 LAST = "blocks.1.hook_resid_post"
 

@@ -3,9 +3,8 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from probes.rungs.bilinear import BilinearProbe, OpenQuestions
+from probes.rungs.bilinear import BilinearProbe, OpenQuestions, open_target, text_embeddings
 from probes.rungs.linear import LinearProbe
-from probes.targets.open import open_target, text_embeddings
 from semcal import LanguageModel
 from tests.probes.tables import table_of
 
@@ -28,7 +27,7 @@ def test_candidates_never_seen_in_training_are_told_apart() -> None:
 
 
 def test_with_one_candidate_list_for_all_it_is_the_linear_probe() -> None:
-    """Orthogonal, standardised embeddings of K classes make W e_c a free vector a class."""
+    """Orthogonal, standardised embeddings of K classes make W e_c a free vector per class."""
     rng = np.random.default_rng(0)
     K, n = 4, 200
     states = rng.normal(size=(n, 3))
@@ -58,18 +57,18 @@ def test_the_baseline_is_the_best_that_candidates_alone_allow() -> None:
 
 def test_open_targets_rank_own_classes_and_draw_distractors_from_the_others() -> None:
     rows = [{"a": 1, "b": 3}, {"c": 2}, {"b": 1, "d": 1, "e": 0}]
-    plain = open_target(table_of(rows))
-    assert plain.labels == (("b", "a"), ("c",), ("b", "d"))
-    np.testing.assert_allclose(plain.distribution, [[0.75, 0.25], [1, 0], [0.5, 0.5]])
-    more = open_target(table_of(rows), distractors=2, seed=0)
-    assert [own[:2] for own in more.labels] == [("b", "a"), ("c", more.labels[1][1]), ("b", "d")]
-    assert all(len(set(own)) == len(own) for own in more.labels)
-    assert [len(own) for own in more.labels] == [4, 3, 4]
-    assert "e" not in {label for own in more.labels for label in own}
-    np.testing.assert_allclose(more.distribution.sum(1), 1)
-    again = open_target(table_of(rows[::-1]), distractors=2, seed=0)
-    assert again.labels == more.labels[::-1]
-    drawn = {open_target(table_of(rows), distractors=1, seed=seed).labels for seed in range(20)}
+    labels, distribution = open_target(table_of(rows))
+    assert labels == [("b", "a"), ("c",), ("b", "d")]
+    np.testing.assert_allclose(distribution, [[0.75, 0.25], [1, 0], [0.5, 0.5]])
+    more, masses = open_target(table_of(rows), distractors=2, seed=0)
+    assert [own[:2] for own in more] == [("b", "a"), ("c", more[1][1]), ("b", "d")]
+    assert all(len(set(own)) == len(own) for own in more)
+    assert [len(own) for own in more] == [4, 3, 4]
+    assert "e" not in {label for own in more for label in own}
+    np.testing.assert_allclose(masses.sum(1), 1)
+    again, _ = open_target(table_of(rows[::-1]), distractors=2, seed=0)
+    assert again == more[::-1]
+    drawn = {tuple(open_target(table_of(rows), distractors=1, seed=seed)[0]) for seed in range(20)}
     assert len(drawn) > 1
 
 

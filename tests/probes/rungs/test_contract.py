@@ -11,13 +11,11 @@ from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from probes.rungs.attention import AttentionProbe, Segments
 from probes.rungs.bilinear import BilinearProbe, OpenQuestions
 from probes.rungs.lens import LensProbe, lens_log_probabilities
-from probes.rungs.linear import LinearProbe, RidgeLogitProbe
+from probes.rungs.linear import LinearProbe, LowRankProbe, RidgeLogitProbe
 from probes.rungs.lora import LoRAProbe
-from probes.rungs.low_rank import LowRankProbe
-from probes.rungs.mlp import MLPProbe
+from probes.rungs.networks import AttentionProbe, MLPProbe, Segments
 from probes.rungs.rung import Rung
 from semcal import LanguageModel
 

@@ -10,10 +10,8 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from probes.rungs.attention import AttentionProbe, Segments
-from probes.rungs.linear import LinearProbe, RidgeLogitProbe
-from probes.rungs.low_rank import LowRankProbe
-from probes.rungs.mlp import MLPProbe
+from probes.rungs.linear import LinearProbe, LowRankProbe, RidgeLogitProbe
+from probes.rungs.networks import AttentionProbe, MLPProbe, Segments
 from probes.rungs.rung import validation_split
 from probes.solver.training import Training, train_until_worse
 
@@ -109,7 +107,8 @@ def test_attention_looks_at_the_token_that_knows_and_never_into_the_padding() ->
     mask[::2, 3:] = False
     Y = softmax(2 * states[np.arange(n), at, 1:4], axis=1)
     probe = AttentionProbe(lr=3e-2).fit(Segments(states, mask), Y)
-    where = probe.attention(Segments(states, mask))
+    inputs = Segments(states, mask)
+    where = probe.network_.weights(*probe._tensors(inputs)).detach().numpy()
     assert where[np.arange(n), at].mean() > 0.9
     assert (where[~mask] == 0).all()
     rubbish = Segments(np.where(mask[:, :, None], states, 1e6), mask)
