@@ -144,7 +144,7 @@ class JudgeConfig(CollapseConfig):
 
     def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
         try:
-            from semcal.models.chat import ChatModel
+            from semcal.models.connection import ChatModel
         except ImportError as error:
             raise UserError(f"a judge is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semcal"

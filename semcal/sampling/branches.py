@@ -165,7 +165,7 @@ class Branches:
         for i in done.nonzero()[0].tolist():
             question = self.questions[int(slots[i])]
             finish = STOP if stopped[i] else LENGTH
-            question.finished.append(Sample(tuple(ids[i]), int(counts[i]), float(logprob[i]), finish))
+            question.finished.append(Sample(tuple(ids[i]), float(logprob[i]), finish, int(counts[i])))
             question.left -= int(counts[i])
         going = (~done).nonzero()[0]
         for slot, rows in zip(*np.unique(slots[going], return_counts=True), strict=True):

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
-from semcal.sampling.decoders import Decoder, ExpandedDecoder, Observer, TreeDecoder, pad_left, prefill, shared_prefix
+from semcal.sampling.decoders import ExpandedDecoder, Observer, TreeDecoder, pad_left, prefill, shared_prefix
 from semcal.sampling.drawing import draw
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
@@ -215,7 +215,13 @@ class _Flight:
     """
 
     def __init__(
-        self, decoder: Decoder, branches: Branches, budget: Budget, work: Work, offset: int, carried: int
+        self,
+        decoder: TreeDecoder | ExpandedDecoder,
+        branches: Branches,
+        budget: Budget,
+        work: Work,
+        offset: int,
+        carried: int,
     ) -> None:
         self.decoder, self.branches, self.budget, self.work = decoder, branches, budget, work
         self.offset, self.carried = offset, carried
