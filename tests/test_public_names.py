@@ -64,7 +64,7 @@ def test_the_example_in_a_docstring_runs(shown, checkpoint, tmp_path):
     text = shown.__doc__
     if shown is Run:
         write_scored_run(tmp_path)
-    scope = {"semcal": semcal, "probes": probes, "np": np, "path": str(checkpoint), "folder": tmp_path}
+    scope = {"semcal": semcal, "probes": probes, "np": np, "path": str(checkpoint), "folder": str(tmp_path)}
     example = doctest.DocTestParser().get_doctest(text, scope, shown.__qualname__, None, None)
     assert example.examples, f"{shown.__qualname__} shows no use of itself"
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -81,10 +81,6 @@ class Connection:
                 problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
         raise self._failed(problem)
 
-    def close(self) -> None:
-        """Abandon pending requests."""
-        self.client.close()
-
     def _failed(self, last: str) -> UserError:
         return UserError(
             f"{self.url} failed {self.tries} times, last: {last}; check that the server is running and what it logs, "

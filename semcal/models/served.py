@@ -185,12 +185,10 @@ class ServedModel:
                     raise error
                 yield report(done)
         except BaseException:
-            self.connection.close()  # pending requests would delay the error
+            self.connection.client.close()  # pending requests would delay the error
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-    # ---- one question --------------------------------------------------------------------------------------------
 
     def _sample(self, key: str, text: str, settings: Sampling, evidence: _Evidence) -> tuple[Answer, ...]:
         seeds = keyed_generator(settings.seed, key, "served")
@@ -228,8 +226,6 @@ class ServedModel:
                 evidence.expected += mass
                 evidence.variance += mass * (1 - mass)
 
-    # ---- what it is ---------------------------------------------------------------------------------------------
-
     def _listing(self) -> list[dict[str, Any]]:
         """The models that the server lists; none if it cannot (`transformers serve` without a cache fails at this)."""
         once = self.connection.client.with_options(max_retries=0)
@@ -257,7 +253,7 @@ def _body(server: str, settings: Sampling, n: int) -> dict[str, Any]:
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_p": 1.0 if settings.top_p is None else settings.top_p,
-        "extra_body": _neutral(server, settings),
+        "extra_body": _neutral(server, settings),  # no truncation or penalty but what the settings ask for
     }
     if settings.stop:
         body["stop"] = list(settings.stop)
@@ -267,7 +263,6 @@ def _body(server: str, settings: Sampling, n: int) -> dict[str, Any]:
 
 
 def _neutral(server: str, settings: Sampling) -> dict[str, Any]:
-    """The fields by which a server samples from the model itself, except for what the settings ask for."""
     if server in ("vllm", "sglang"):
         return {"top_k": settings.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
     if server == "llama.cpp":

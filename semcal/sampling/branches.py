@@ -40,10 +40,6 @@ class OpenQuestion:
     finished: list[Sample] = field(default_factory=list)
     widest: int = 1
 
-    def answered(self) -> Answered:
-        order = sorted(self.finished, key=lambda s: (-s.count, s.ids))
-        return Answered(self.prompt.key, tuple(order))
-
 
 @dataclass(frozen=True)
 class Moves:
@@ -146,7 +142,8 @@ class Branches:
         done = [q for q in self.questions.values() if q.left == 0]
         for question in done:
             del self.questions[question.slot]
-        return [(q, q.answered()) for q in done]
+        ordered = [sorted(q.finished, key=lambda s: (-s.count, s.ids)) for q in done]
+        return [(q, Answered(q.prompt.key, tuple(samples))) for q, samples in zip(done, ordered, strict=True)]
 
     def _grow(
         self, old: _Rows, row: np.ndarray, number: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -40,12 +40,6 @@ class Unserved(Exception):
     """A layer has a kind of attention that is not supported; the message names it."""
 
 
-class Pass(Protocol):
-    """One forward pass over the tree: stores the new keys and values of each layer, returns [row, head, new, d]."""
-
-    def attend(self, call: Call) -> torch.Tensor: ...
-
-
 def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -53,11 +47,13 @@ def tree_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    tree: Pass | None = None,
+    tree: PrefixPass | TailPass | AnswerPass | None = None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls in every layer; returns ([row, new, head, d], None).
+
+    `tree` is one forward pass over the tree: it stores the new keys and values of each layer and attends to them.
 
     Of `options`, sliding_window and softcap change the result and are followed; any other that might is refused.
     """
