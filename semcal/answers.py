@@ -14,7 +14,7 @@ from semcal.sampling.records import Answered, Enumerated, Prompt, Sampling
 from semcal.sampling.stopping import StopRule, cut
 
 if TYPE_CHECKING:  # it needs the extra `serve`
-    from semcal.models.served import Reply, ServedModel
+    from semcal.models.served import ServedModel
 
 
 @dataclass(frozen=True)
@@ -43,38 +43,18 @@ def stop_rule(model: LanguageModel, stop: Sequence[str]) -> StopRule:
     return StopRule(model.decode, [s for s in stop if s not in special], model.eos_ids | ends, model.output_size)
 
 
-def in_words(model: LanguageModel, answered: Answered, stop: Sequence[str]) -> tuple[Answer, ...]:
-    """The samples of one question as text."""
-    return tuple(Answer(cut(model.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in answered.samples)
-
-
-def enumerated_in_words(model: LanguageModel, found: Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
-    """The answers of one question that exact enumeration found, as text."""
+def in_words(model: LanguageModel, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
+    """The sampled or enumerated answers of one question as text."""
+    if isinstance(found, Answered):
+        return tuple(Answer(cut(model.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in found.samples)
     return tuple(Answer(cut(model.decode(o.ids), stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
 
 
-def served_in_words(replies: Sequence[Reply]) -> tuple[Answer, ...]:
-    """The answers of a served model in the form of those of a loaded one."""
-    return tuple(Answer(r.text, (), r.count, r.logprob, r.finish) for r in replies)
-
-
+@overload
+def sample(model: LanguageModel | ServedModel, prompts: str, **settings: Any) -> tuple[Answer, ...]: ...
 @overload
 def sample(
-    model: LanguageModel | ServedModel,
-    prompts: str,
-    *,
-    max_rows: int | None = None,
-    observer: Observer | None = None,
-    **settings: Any,
-) -> tuple[Answer, ...]: ...
-@overload
-def sample(
-    model: LanguageModel | ServedModel,
-    prompts: Sequence[str] | Sequence[Prompt],
-    *,
-    max_rows: int | None = None,
-    observer: Observer | None = None,
-    **settings: Any,
+    model: LanguageModel | ServedModel, prompts: Sequence[str] | Sequence[Prompt], **settings: Any
 ) -> list[tuple[Answer, ...]]: ...
 def sample(
     model: LanguageModel | ServedModel,
@@ -106,18 +86,29 @@ def sample(
         For each prompt its distinct answers, most frequent first; their counts sum to m. For one text its answers.
 
     Raises:
-        UserError: unknown or impossible settings, or what is not a prompt.
+        UserError: unknown or impossible settings, prompts that are not text, or not a model of semcal.
     """
     if isinstance(prompts, str):
         return sample(model, [prompts], max_rows=max_rows, observer=observer, **settings)[0]
-    wrong = next((p for p in prompts if not isinstance(p, str | Prompt)), None)
+    listed: Sequence[object] = prompts if isinstance(prompts, Sequence) else [prompts]
+    wrong = next((p for p in listed if not isinstance(p, str | Prompt)), None)
     if wrong is not None:
         raise UserError(
-            f"a prompt is a {type(wrong).__name__}; expected text, e.g. from semcal.questions.prompts.few_shot"
+            f"expected prompts as text, got {type(wrong).__name__} {wrong!r:.40}; "
+            "semcal.questions.prompts.few_shot turns a question into text"
         )
     sampling = _sampling(settings)
     if not isinstance(model, LanguageModel):
-        return _sample_served(model, prompts, sampling)
+        if not hasattr(model, "answer"):
+            raise UserError(
+                f"expected a model of semcal, got {type(model).__name__}; wrap a Hugging Face model by "
+                "LanguageModel.of(model, tokenizer)"
+            )
+        texts = [p for p in prompts if isinstance(p, str)]
+        if len(texts) < len(prompts):
+            raise UserError("a served model reads text; pass prompts as strings")
+        found = dict(model.answer([(t, t) for t in dict.fromkeys(texts)], sampling))
+        return [found[t] for t in texts]
     encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
     distinct = list({p.key: p for p in encoded}.values())
     rule = stop_rule(model, sampling.stop)
@@ -134,13 +125,3 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
     stop: Any = settings.get("stop", ())
     settings["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     return Sampling(**settings)
-
-
-def _sample_served(
-    model: ServedModel, prompts: Sequence[str] | Sequence[Prompt], settings: Sampling
-) -> list[tuple[Answer, ...]]:
-    texts = [p for p in prompts if isinstance(p, str)]
-    if len(texts) < len(prompts):
-        raise UserError("a served model reads text; pass prompts as strings")
-    found = dict(model.answer([(t, t) for t in dict.fromkeys(texts)], settings))
-    return [served_in_words(found[t]) for t in texts]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import doctest
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import probes
@@ -29,6 +31,16 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def write_scored_run(folder: Path) -> None:
+    questions = [replace(Q, id=name) for name in ("a", "b")]
+    empty = {"others": [[], []], "incorrect": [[], []], "choices": [[], []]}
+    table = pd.DataFrame([{"id": q.id, "text": q.text, "group": q.id, "answers": list(q.answers)} for q in questions])
+    run = Run(folder)
+    run.write_config({})
+    run.write_questions(table.assign(**empty), {})
+    run.write_classes(collapse(questions, [["Paris", "Paris"], ["Paris", "Lyon"]]))
+
+
 @pytest.mark.parametrize(
     "shown",
     [
@@ -40,13 +52,18 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         sample,
         collapse,
         run_study,
+        Run,
+        semcal.calibrate,
         semcal.calibration.smece,
         probes.LinearProbe,
+        probes.capture,
     ],
     ids=lambda shown: shown.__qualname__,
 )
 def test_the_example_in_a_docstring_runs(shown, checkpoint, tmp_path):
     text = shown.__doc__
+    if shown is Run:
+        write_scored_run(tmp_path)
     scope = {"semcal": semcal, "probes": probes, "np": np, "path": str(checkpoint), "folder": str(tmp_path)}
     example = doctest.DocTestParser().get_doctest(text, scope, shown.__qualname__, None, None)
     assert example.examples, f"{shown.__qualname__} shows no use of itself"
@@ -77,8 +94,12 @@ def test_settings_are_those_of_sampling(tiny):
     assert sample(tiny, "red", m=8, stop="blue") == sample(tiny, "red", m=8, stop=["blue"])
     with pytest.raises(UserError, match="unknown sampling setting 'max_tokens', did you mean 'max_new_tokens'"):
         sample(tiny, "red", max_tokens=3)
-    with pytest.raises(UserError, match="a prompt is a Question; expected text"):
+    with pytest.raises(UserError, match="expected prompts as text, got Question "):
         sample(tiny, [Q])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="expected prompts as text, got int 3"):
+        sample(tiny, 3)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(UserError, match="expected a model of semcal, got LlamaForCausalLM"):
+        sample(tiny.model, "red")  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 # ---- a model in memory ---------------------------------------------------------------------------------------------
@@ -166,7 +187,7 @@ def test_the_last_half_word_of_a_cut_continuation_is_dropped():
 @pytest.mark.parametrize(
     ("answers", "b", "message"),
     [
-        ([["a"], ["b"]], None, "1 questions, but answers to 2"),
+        ([["a"], ["b"]], None, "expected one list of answers per question, got 2 for 1 questions"),
         ([[]], None, "question 'q' has 0 answers"),
         ([["a"]], lambda _, text: len(text), "b returned 1; expected a non-empty text or None"),
         ([["a"]], lambda _, _text: None, "b finds no label in the gold answers of q"),
@@ -203,6 +224,8 @@ def test_a_study_that_is_invalid_is_one_line():
 
 
 def test_a_run_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a run folder: there is no such folder; `semcal ls`"):
+        Run.open("nowhere")
     with pytest.raises(UserError, match=str(tmp_path)):
         Run.open(tmp_path)
 

@@ -106,7 +106,7 @@ class EntailmentConfig(_FromModel):
     threshold: Share = 0.5
 
     def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
-        from semcal.models.entailment import EntailmentModel
+        from semcal.models.text_models import EntailmentModel
 
         nli = EntailmentModel.load(self.path, revision=self.revision, device=self.device)
         return Clustered(Entailment(lambda pairs: nli.probability(pairs, progress), nli.name, self.threshold))
@@ -119,7 +119,7 @@ class EmbeddingConfig(_FromModel):
     threshold: Share = 0.8
 
     def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
-        from semcal.models.embedder import Embedder
+        from semcal.models.text_models import Embedder
 
         embedder = Embedder(self.path, device=self.device)
         return Clustered(Embedding(lambda texts: embedder.embed(texts, progress), embedder.name, self.threshold))
@@ -141,7 +141,7 @@ class JudgeConfig(CollapseConfig):
 
     def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
         try:
-            from semcal.models.chat import ChatModel
+            from semcal.models.connection import ChatModel
         except ImportError as error:
             raise UserError(f"a judge is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semcal"

@@ -12,8 +12,8 @@ from experiments.atlas.world import World
 from experiments.atlas.world_questions import as_written, atlas_questions
 from experiments.config.collapsing_functions import REGISTRY, CollapseConfig
 from experiments.config.settings import Settings, slug
-from semcal.questions.build import build
 from semcal.questions.continuation import read_continuations
+from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.question import Dataset
 from semcal.questions.tables import read_table

@@ -26,7 +26,7 @@ from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, QUESTION_POSITIONS
-from semcal.questions.build import build
+from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import read_named
 from semcal.questions.prompts import QUESTION, SEPARATOR, question_span, written
 from semcal.questions.question import Dataset, Question

@@ -33,7 +33,7 @@ def run_study(study: str | Path | Mapping[str, Any], overrides: Sequence[str] = 
     (1, 20)
 
     Args:
-        study: A study file (YAML), or the same keys as a mapping; `semcal init` writes a file that explains each.
+        study: A study file (YAML), or the same keys as a mapping.
         overrides: Changes to the file, each as `key=value`, e.g. "sampling.m=20".
 
     Returns:

@@ -17,7 +17,7 @@ from experiments.sample.job import SamplingJob
 from experiments.sample.prompting import Answerer, Asked
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
-from semcal.answers import Answer, enumerated_in_words, in_words, served_in_words, stop_rule
+from semcal.answers import Answer, in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, in_answer, of_question
@@ -111,7 +111,7 @@ def _asker(
                 on_answered=on_answered,
             ):
                 work["rows_decoded"] += found.rows
-                yield found.key, _rows(found.key, enumerated_in_words(model, found, settings.stop))
+                yield found.key, _rows(found.key, in_words(model, found, settings.stop))
 
         return enumerate_all
     prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
@@ -140,9 +140,9 @@ def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int
         yield from kept.items()
         on_answered(len(kept))
         left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
-        for key, replies in model.answer(left, job.settings, on_answered):
+        for key, answers in model.answer(left, job.settings, on_answered):
             work.update(asdict(model.work))
-            rows = _rows(key, served_in_words(replies))
+            rows = _rows(key, answers)
             job.run.append_partial(shard, key, rows)
             yield key, rows
 

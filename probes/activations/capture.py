@@ -210,8 +210,10 @@ def capture(
 ) -> Activations:
     """Activations at one position of every prompt, without sampling anything:
 
+    >>> model = semcal.LanguageModel.load("atlas:base", device="cpu")
     >>> found = probes.capture(model, ["Question: Who wrote Emma?\\nAnswer:"], ids=["emma"])
-    >>> found.keys, found.layers, found.values.shape  # [question, layer, d_model]
+    >>> found.keys, found.layers[0], found.values.shape  # [question, layer, d_model]
+    (('emma',), 'blocks.0.hook_resid_pre', (1, 5, 128))
 
     Args:
         prompts: a list of texts or of `Prompt`s.

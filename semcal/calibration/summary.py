@@ -108,7 +108,11 @@ def calibrate(
 ) -> Calibration:
     """Measure everything that `Calibration` holds.
 
-    >>> calibrate(ClassTable.of_arrays(counts=[[9, 1], [3, 7]], gold=[0, 0])).smece
+    >>> questions = [semcal.Question(id="a", text="2 + 2?", answers=("4",)), semcal.Question("b", "3 * 3?", ("9",))]
+    >>> table = semcal.collapse(questions, [["4", "4", "4"], ["6", "6", "9"]])
+    >>> found = semcal.calibrate(table)
+    >>> found.accuracy, round(found.confidence, 3)
+    (0.5, 0.833)
 
     Of enumerated answers confidence is the mass found for the top class, a lower bound; `unexplored` is its slack.
     There is no sampling noise, so the null leaves only whether the top class is correct to chance.

@@ -82,7 +82,6 @@ class LanguageModel:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; expected one of {', '.join(DTYPES)}")
         check_path(str(path), revision, allow_pickle=allow_pickle)
-        placement = {"device_map": "balanced"} if device == "balanced" else {}
         target = None if device == "balanced" else pick_device(device)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
@@ -93,7 +92,7 @@ class LanguageModel:
                 config=config,
                 dtype=DTYPES[dtype],
                 use_safetensors=None if allow_pickle else True,
-                **placement,
+                device_map="balanced" if target is None else None,
                 **hub,
             )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
@@ -182,16 +181,9 @@ class LanguageModel:
     def eos_ids(self) -> frozenset[int]:
         """Every token id that ends an answer, from the tokenizer, the config and the generation config."""
         generation = getattr(self.model, "generation_config", None)
-        found: set[int] = set()
-        ids: Any
-        for ids in (
-            self.tokenizer.eos_token_id,
-            self.model.config.eos_token_id,
-            getattr(generation, "eos_token_id", None),
-        ):
-            if ids is not None:
-                found.update([ids] if isinstance(ids, int) else ids)
-        return frozenset(found)
+        sources: list[Any] = [self.tokenizer, self.model.config, generation]
+        found = [getattr(source, "eos_token_id", None) for source in sources]
+        return frozenset(i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int) else ids))
 
     @property
     def has_chat_template(self) -> bool:

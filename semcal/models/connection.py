@@ -1,10 +1,14 @@
-"""Requests to an OpenAI-compatible server through the `openai` client, which retries them. Failures are one line."""
+"""Requests to an OpenAI-compatible server through the `openai` client, which retries them. Failures are one line.
+
+`ChatModel` asks a chat endpoint for one short reply at a time; `semcal.models.served` samples completions.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Lock
 from typing import Any
 
@@ -12,7 +16,8 @@ from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenA
 
 from semcal.errors import UserError
 
-_TEMPORARY = {408, 409, 429}  # what the client retries, besides every status from 500 on
+_TEMPORARY = {408, 409, 429}  # what the client retries, as well as every status from 500 on
+_LONGEST = 256  # tokens per chat reply
 
 
 class Connection:
@@ -76,10 +81,6 @@ class Connection:
                 problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
         raise self._failed(problem)
 
-    def close(self) -> None:
-        """Abandon pending requests."""
-        self.client.close()
-
     def _failed(self, last: str) -> UserError:
         return UserError(
             f"{self.url} failed {self.tries} times, last: {last}; check that the server is running and what it logs, "
@@ -101,3 +102,47 @@ def _complaint(response: Any) -> str:
         if isinstance(reply, dict):
             reply = reply.get(key) or reply
     return f"{response.status_code} {' '.join(str(reply).split())[:200]}"
+
+
+class ChatModel:
+    """Replies at temperature 0, several at once.
+
+    Args:
+        url: Base address, e.g. http://localhost:8000/v1; a key, if the server needs one, is read from SEMCAL_API_KEY.
+        model: The server's name for the model.
+        concurrency: Maximum number of simultaneous requests.
+        tries: Attempts per request before it counts as failed.
+        timeout: Seconds that one attempt may take.
+    """
+
+    def __init__(self, url: str, model: str, *, concurrency: int = 8, tries: int = 6, timeout: float = 120.0) -> None:
+        self.model, self.concurrency = model, concurrency
+        self.connection = Connection(url, tries=tries, timeout=timeout, api_key_env="SEMCAL_API_KEY")
+
+    def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(index of the prompt, reply), in the order in which replies arrive.
+
+        Raises:
+            UserError: a request was refused or failed `tries` times; earlier replies have been yielded by then.
+        """
+        pool = ThreadPoolExecutor(self.concurrency)
+        jobs = {pool.submit(self._reply, prompt): index for index, prompt in enumerate(prompts)}
+        try:
+            for done in as_completed(jobs):
+                yield jobs[done], done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _reply(self, prompt: str) -> str:
+        return self.connection.ask(
+            self.connection.client.chat.completions.with_raw_response.create,
+            _content,
+            model=self.model,
+            messages=[{"role": "user", "content": prompt}],
+            temperature=0,
+            max_tokens=_LONGEST,
+        )
+
+
+def _content(reply: dict[str, Any]) -> str:
+    return str(reply["choices"][0]["message"]["content"] or "")

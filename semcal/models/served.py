@@ -19,6 +19,7 @@ from typing import Any
 
 from openai import APIConnectionError, APIStatusError
 
+from semcal.answers import Answer
 from semcal.errors import UserError, nearest
 from semcal.models.connection import Connection
 from semcal.sampling.records import LENGTH, STOP, Sampling
@@ -51,23 +52,6 @@ class Endpoint:
     tries: int = 6
     timeout: float = 120.0
     api_key_env: str = "SEMCAL_API_KEY"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One distinct answer of a served model.
-
-    Attributes:
-        text: Up to the stop string that ended it, exclusive.
-        count: How many of the M samples have this text.
-        logprob: Of the tokens of the first sample with this text, in nats; None where the server gives none.
-        finish: "stop" or "length".
-    """
-
-    text: str
-    count: int
-    logprob: float | None
-    finish: str
 
 
 @dataclass
@@ -172,7 +156,7 @@ class ServedModel:
         prompts: Sequence[tuple[str, str]],
         settings: Sampling,
         on_answered: Callable[[int], None] = lambda _: None,
-    ) -> Iterator[tuple[str, tuple[Reply, ...]]]:
+    ) -> Iterator[tuple[str, tuple[Answer, ...]]]:
         """(key, distinct answers) for every (key, prompt), in the order in which they finish; counts sum to m.
 
         Raises:
@@ -180,12 +164,12 @@ class ServedModel:
         """
         evidence = _Evidence()
         pool = ThreadPoolExecutor(self.endpoint.concurrency)
-        jobs: dict[Future[tuple[Reply, ...]], str] = {
+        jobs: dict[Future[tuple[Answer, ...]], str] = {
             pool.submit(self._sample, key, text, settings, evidence): key for key, text in prompts
         }
-        reported: set[Future[tuple[Reply, ...]]] = set()
+        reported: set[Future[tuple[Answer, ...]]] = set()
 
-        def report(done: Future[tuple[Reply, ...]]) -> tuple[str, tuple[Reply, ...]]:
+        def report(done: Future[tuple[Answer, ...]]) -> tuple[str, tuple[Answer, ...]]:
             reported.add(done)
             self.work.check = evidence.verdict(settings)
             self.work.requests, self.work.retries = self.connection.requests, self.connection.retries
@@ -201,14 +185,12 @@ class ServedModel:
                     raise error
                 yield report(done)
         except BaseException:
-            self.connection.close()  # pending requests would delay the error
+            self.connection.client.close()  # pending requests would delay the error
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    # ---- one question --------------------------------------------------------------------------------------------
-
-    def _sample(self, key: str, text: str, settings: Sampling, evidence: _Evidence) -> tuple[Reply, ...]:
+    def _sample(self, key: str, text: str, settings: Sampling, evidence: _Evidence) -> tuple[Answer, ...]:
         seeds = keyed_generator(settings.seed, key, "served")
         found: dict[tuple[str, str], tuple[int, float | None]] = {}
         left = settings.m
@@ -227,7 +209,7 @@ class ServedModel:
                 found[answer, finish] = (count + 1, logprob)
             left -= len(choices)
         order = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
-        return tuple(Reply(text, count, logprob, finish) for (text, finish), (count, logprob) in order)
+        return tuple(Answer(text, (), count, logprob, finish) for (text, finish), (count, logprob) in order)
 
     def _weigh(self, choices: Sequence[dict[str, Any]], evidence: _Evidence) -> None:
         for choice in choices:
@@ -243,8 +225,6 @@ class ServedModel:
                 evidence.hits += tokens[0] in likely
                 evidence.expected += mass
                 evidence.variance += mass * (1 - mass)
-
-    # ---- what it is ---------------------------------------------------------------------------------------------
 
     def _listing(self) -> list[dict[str, Any]]:
         """The models that the server lists; none if it cannot (`transformers serve` without a cache fails at this)."""
@@ -273,7 +253,7 @@ def _body(server: str, settings: Sampling, n: int) -> dict[str, Any]:
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_p": 1.0 if settings.top_p is None else settings.top_p,
-        "extra_body": _neutral(server, settings),
+        "extra_body": _neutral(server, settings),  # no truncation or penalty but what the settings ask for
     }
     if settings.stop:
         body["stop"] = list(settings.stop)
@@ -283,7 +263,6 @@ def _body(server: str, settings: Sampling, n: int) -> dict[str, Any]:
 
 
 def _neutral(server: str, settings: Sampling) -> dict[str, Any]:
-    """The fields by which a server samples from the model itself, except for what the settings ask for."""
     if server in ("vllm", "sglang"):
         return {"top_k": settings.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
     if server == "llama.cpp":

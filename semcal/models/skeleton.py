@@ -1,13 +1,22 @@
-"""A second set of modules over the parameters of a loaded model, for code that replaces or wraps modules."""
+"""A second set of modules over the parameters of a loaded model, for code that replaces or wraps modules.
+
+The sampler needs the plain Hugging Face model, while LoRA wraps its layers and TransformerBridge replaces them and
+forces eager attention. Each therefore has its own modules, whose parameters are the tensors of the loaded model: they
+take no further memory, and neither model disturbs the other.
+"""
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from semcal.models.checkpoint import LanguageModel
+
+if TYPE_CHECKING:  # seconds to import
+    from transformer_lens import TransformerBridge
 
 
 def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
@@ -21,13 +30,22 @@ def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
         skeleton = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=attention)
     skeleton.load_state_dict(model.model.state_dict(), strict=False, assign=True)
     skeleton.tie_weights()
-    _adopt_buffers(skeleton, model.model)
+    for name, buffer in model.model.named_buffers():  # rotary frequencies and masks are in no state dict
+        owner, _, leaf = name.rpartition(".")
+        skeleton.get_submodule(owner)._buffers[leaf] = buffer
     skeleton.eval().requires_grad_(False)
     return skeleton
 
 
-def _adopt_buffers(skeleton: torch.nn.Module, source: torch.nn.Module) -> None:
-    """Take over the buffers; those that are not persistent (rotary frequencies, masks) are in no state dict."""
-    for name, buffer in source.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        skeleton.get_submodule(owner)._buffers[leaf] = buffer
+def bridge(model: LanguageModel) -> TransformerBridge:
+    """A bridge that shares its parameters with `model`, for hooks on components and heads, and for interventions.
+
+    Pass token ids with the attention mask and position ids, never text, which it pads without a mask. Do not call
+    `enable_compatibility_mode()` before probing: it centres the residual stream.
+    """
+    from transformer_lens import TransformerBridge
+
+    skeleton = second_skeleton(model, attention="eager")
+    return TransformerBridge.boot_transformers(
+        model.path, hf_model=skeleton, tokenizer=model.tokenizer, device=model.device, dtype=model.dtype
+    )

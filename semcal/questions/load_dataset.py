@@ -1,15 +1,24 @@
-"""One call for every source of questions: a named dataset, a table of one's own, the bundled atlas."""
+"""One call for every source of questions: a named dataset, your own table, the bundled atlas.
+
+`build` makes a Dataset of any list of questions: duplicates, groups, exemplars, the order of options, the choice of n.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
-from semcal.questions.build import build
 from semcal.questions.named.named_datasets import NAMED, read_named
-from semcal.questions.question import Dataset
+from semcal.questions.question import Dataset, Question
 from semcal.questions.rows import FORMATS
 from semcal.questions.tables import read_table
+from semcal.seeds import keyed_generator
+
+logger = logging.getLogger(__name__)
 
 ATLAS = ("atlas-facts", "atlas-routes", "atlas-myths")
 
@@ -61,3 +70,87 @@ def load_dataset(
             f"{', '.join(known)}"
         )
     return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed)
+
+
+def build(
+    name: str,
+    questions: Sequence[Question],
+    *,
+    n: int | None,
+    exemplars: int,
+    seed: int,
+    aliases: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Shuffle by seed, set `exemplars` questions aside, keep n of the others.
+
+    Questions that share a normalised text or a group label, directly or through others, form one group. An exemplar
+    never shares a group, and so never a text, with an evaluated question. Identical records are kept once. The options
+    of a question are shuffled by seed and id.
+
+    Raises:
+        UserError: two questions with one id, or fewer questions than n and the exemplars need.
+    """
+    by_id: dict[str, Question] = {}
+    for question in questions:
+        known = by_id.setdefault(question.id, question)
+        if known != question:
+            raise UserError(
+                f"{name}: two questions have the id {question.id!r} ({known.text[:40]!r} and {question.text[:40]!r}); "
+                "give each an id of its own"
+            )
+    pool = _grouped(name, list(by_id.values()))
+    if len(pool) < exemplars:
+        raise UserError(f"{name}: exemplars is {exemplars}, but there are only {len(pool)} questions; lower exemplars")
+    order = keyed_generator(seed, name, "order").permutation(len(pool))
+    shuffled = [_options_shuffled(name, pool[i], seed) for i in order]
+    aside = shuffled[:exemplars]
+    shown = {q.group for q in aside}
+    rest = [q for q in shuffled[exemplars:] if q.group not in shown]
+    if n is not None and len(rest) < n:
+        raise UserError(
+            f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars; lower n"
+        )
+    if not rest:
+        raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
+    return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {})
+
+
+def _grouped(name: str, questions: list[Question]) -> list[Question]:
+    """The questions, with one group label for all that share a text or a label, directly or through others.
+
+    The first label of a group is kept (union-find).
+    """
+    parent: dict[str, str] = {}
+
+    def root(label: str) -> str:
+        while parent.setdefault(label, label) != label:
+            parent[label] = parent[parent[label]]
+            label = parent[label]
+        return label
+
+    label_of_text: dict[str, str] = {}
+    repeats = []
+    for question in questions:
+        text = _bare(question.text)
+        if text in label_of_text:
+            repeats.append(question.id)
+        twin, own = root(label_of_text.setdefault(text, question.group)), root(question.group)
+        if twin != own:
+            parent[own] = twin
+    if repeats:
+        some = ", ".join(repeats[:3]) + (", …" if len(repeats) > 3 else "")
+        logger.warning("%s: %d questions repeat another's text and join its group (%s)", name, len(repeats), some)
+    return [replace(question, group=root(question.group)) for question in questions]
+
+
+def _options_shuffled(name: str, question: Question, seed: int) -> Question:
+    """Files list the right option first; its letter must not give it away."""
+    if not question.choices:
+        return question
+    order = keyed_generator(seed, name, question.id, "choices").permutation(len(question.choices))
+    return replace(question, choices=tuple(question.choices[i] for i in order))
+
+
+def _bare(text: str) -> str:
+    """The words of a text; the text itself if it has none."""
+    return re.sub(r"\W+", " ", text).casefold().strip() or text

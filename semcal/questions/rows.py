@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -124,11 +125,7 @@ def read_text(path: Path) -> str:
 
 
 def _json_lines(path: Path) -> list[Row]:
-    """The rows of a file with one JSON object per line; empty lines are skipped.
-
-    Raises:
-        UserError: as `read_text`; a line that is not a JSON object.
-    """
+    """The rows of a file with one JSON object per line; empty lines are skipped."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -182,10 +179,6 @@ def _csv(path: Path, delimiter: str = ",") -> list[Row]:
     return rows
 
 
-def _tsv(path: Path) -> list[Row]:
-    return _csv(path, delimiter="\t")
-
-
 def _parquet(path: Path) -> list[Row]:
     """Null cells are left out, as if the row did not have that column."""
     import pyarrow
@@ -205,7 +198,7 @@ FORMATS = {
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
-    ".tsv": _tsv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet,
     ".test": _json_lines,
     "": _json_lines,

@@ -21,7 +21,7 @@ import yaml
 from semcal.errors import UserError
 from semcal.questions.question import Question
 from semcal.runs.files import content_key, link_or_copy, plain, write_atomically
-from semcal.runs.stored_activations import Activations, Records, StoredActivations, save
+from semcal.runs.stored_activations import Activations, StoredActivations, save
 from semcal.semantics.class_table import ClassTable
 
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
@@ -50,8 +50,9 @@ def shards(samples_key: str, question_ids: Sequence[str], size: int) -> list[Sha
 class Run:
     """One run folder. `Run.open` reads an existing one:
 
-    >>> run = semcal.Run.open("runs/demo/atlas-base__atlas-facts__concise__exact")
-    >>> run.table().sort_values("confidence")
+    >>> run = semcal.Run.open(folder)
+    >>> run.table().sort_values("confidence")["question_id"].tolist()
+    ['b', 'a']
     """
 
     folder: Path
@@ -68,7 +69,8 @@ class Run:
         """
         run = cls(folder)
         if not run._path("config.yaml").is_file():
-            raise UserError(f"{folder} is not a run folder: it has no config.yaml; `semcal ls` lists the runs")
+            problem = "it has no config.yaml" if run.folder.is_dir() else "there is no such folder"
+            raise UserError(f"{folder} is not a run folder: {problem}; `semcal ls` lists the runs")
         return run
 
     @property
@@ -90,8 +92,7 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """Versions, hashes, timings and the names of the shards; empty before sampling started."""
-        path = self._path("manifest.json")
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return self._json_if_any("manifest.json")
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         self._write_json("manifest.json", manifest)
@@ -137,7 +138,7 @@ class Run:
         ]
 
     def aliases(self) -> dict[str, str]:
-        """surface form -> class of a closed answer space; empty for an open one."""
+        """Surface form -> class of a closed answer space; empty for an open one."""
         return json.loads(self._path("aliases.json").read_text())
 
     # ---- shards ---------------------------------------------------------------------------------------------
@@ -231,14 +232,15 @@ class Run:
         Raises:
             UserError: nothing was captured there, or activations that belong to another run.
         """
-        records = Records(
-            questions=tuple(self.questions()["id"]),
-            tokenizer_hash=str(self.manifest().get("tokenizer_hash", "")),
-            prompts=self._path("prompts.parquet"),
-            samples=[self._path("samples", f"{key}.parquet") for key in self.shard_keys()],
-        )
         try:
-            found = StoredActivations.open(self._activation_files(), position, records)
+            found = StoredActivations.open(
+                self._activation_files(),
+                position,
+                questions=tuple(self.questions()["id"]),
+                tokenizer_hash=str(self.manifest().get("tokenizer_hash", "")),
+                prompts=self._path("prompts.parquet"),
+                samples=[self._path("samples", f"{key}.parquet") for key in self.shard_keys()],
+            )
             return found if layers is None else found.only(layers)
         except UserError as error:
             raise UserError(f"{self.folder}: {error}") from error
@@ -322,8 +324,7 @@ class Run:
 
     def calibration(self) -> dict[str, Any]:
         """The figures of `semcal.calibration.calibrate` and the name of B; empty before `semcal score`."""
-        path = self._path("calibration.json")
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return self._json_if_any("calibration.json")
 
     def write_probes(self, table: pd.DataFrame) -> None:
         self._write_parquet("probes.parquet", table)
@@ -393,6 +394,10 @@ class Run:
         if not path.is_file():
             raise UserError(f"{self.folder} has no {name} yet; `semcal run` its study first")
         return pd.read_parquet(path)
+
+    def _json_if_any(self, name: str) -> dict[str, Any]:
+        path = self._path(name)
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"

@@ -120,23 +120,6 @@ def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activat
 
 
 @dataclass(frozen=True)
-class Records:
-    """What a run says that its activations were read from.
-
-    Attributes:
-        questions: [question] ids, in order.
-        tokenizer_hash: as in its manifest.
-        prompts: a parquet file with one list of token ids per question.
-        samples: [shard] parquet files with one list of token ids per answer; read for positions in the answer only.
-    """
-
-    questions: tuple[str, ...]
-    tokenizer_hash: str
-    prompts: Path
-    samples: Sequence[Path]
-
-
-@dataclass(frozen=True)
 class StoredActivations:
     """The activations of a run at one position, checked when opened and read from disk when asked for.
 
@@ -167,34 +150,48 @@ class StoredActivations:
     _shards: tuple[tuple[Path, int], ...] = field(repr=False)  # file, rows
 
     @classmethod
-    def open(cls, files: Sequence[Path], position: str, records: Records) -> StoredActivations:
-        """Check the headers and tokens of all shards.
+    def open(
+        cls,
+        files: Sequence[Path],
+        position: str,
+        *,
+        questions: tuple[str, ...],
+        tokenizer_hash: str,
+        prompts: Path,
+        samples: Sequence[Path],
+    ) -> StoredActivations:
+        """Check the headers and tokens of all shards against what the run records.
+
+        Args:
+            questions: [question] ids, in order.
+            prompts: A parquet file with one list of token ids per question.
+            samples: [shard] parquet files with one list of token ids per answer; read for positions in the answer only.
 
         Raises:
             UserError: nothing captured at this position, naming the nearest; activations of other layers, another
                 tokenizer or other tokens than the run's.
         """
-        answers = TokenLists.read(records.samples) if in_answer(position.removesuffix(HEADS)) else None
+        answers = TokenLists.read(samples) if in_answer(position.removesuffix(HEADS)) else None
         firsts = [0] * len(files) if answers is None else answers.first.tolist()
         shards = [_Shard.open(file, position, first) for file, first in zip(files, firsts, strict=True)]
         for shard in shards:
-            shard.check(shards[0].layers, records.tokenizer_hash)
+            shard.check(shards[0].layers, tokenizer_hash)
         columns = ((s.rows, s.token_ids, s.token_index, s.samples) for s in shards)
-        rows, token_ids, token_index, samples = (np.concatenate(column) for column in zip(*columns, strict=True))
+        rows, token_ids, token_index, answer_rows = (np.concatenate(column) for column in zip(*columns, strict=True))
         widest = max(shards, key=lambda s: s.shape[0])  # a shard without rows does not know the width
         found = cls(
             position=position,
             layers=shards[0].layers,
-            questions=records.questions,
+            questions=questions,
             rows=rows,
             token_ids=token_ids,
             token_index=token_index,
-            samples=samples,
+            samples=answer_rows,
             width=widest.shape[2:],
             _stored_layers=shards[0].layers,
             _shards=tuple((s.file, s.shape[0]) for s in shards),
         )
-        _check_tokens(found, TokenLists.read([records.prompts]), answers)
+        _check_tokens(found, TokenLists.read([prompts]), answers)
         return found
 
     def only(self, layers: Sequence[str]) -> StoredActivations:
@@ -298,20 +295,16 @@ class _Shard:
     def check(self, layers: tuple[str, ...], tokenizer_hash: str) -> None:
         """Refuse a file of another run."""
         if self.layers != layers:
-            raise UserError(
-                f"{self.file} holds other layers of {self.array} than the first shard, so it belongs to another run; "
-                "delete this file and run its study again"
-            )
-        if self.key != self.file.stem:
-            raise UserError(
-                f"{self.file} holds shard {self.key}, so it belongs to another run; delete this file and run its study "
-                "again"
-            )
-        if self.tokenizer_hash != tokenizer_hash:
-            raise UserError(
-                f"{self.file} was captured with another tokenizer than this run's, so it belongs to another run; "
-                "delete this file and run its study again"
-            )
+            problem = f"holds other layers of {self.array} than the first shard"
+        elif self.key != self.file.stem:
+            problem = f"holds shard {self.key}"
+        elif self.tokenizer_hash != tokenizer_hash:
+            problem = "was captured with another tokenizer than this run's"
+        else:
+            return
+        raise UserError(
+            f"{self.file} {problem}, so it belongs to another run; delete this file and run its study again"
+        )
 
 
 def _check_finite(block: np.ndarray, file: Path, array: str, layers: Sequence[str]) -> None:

@@ -40,10 +40,6 @@ class OpenQuestion:
     finished: list[Sample] = field(default_factory=list)
     widest: int = 1
 
-    def answered(self) -> Answered:
-        order = sorted(self.finished, key=lambda s: (-s.count, s.ids))
-        return Answered(self.prompt.key, tuple(order))
-
 
 @dataclass(frozen=True)
 class Moves:
@@ -146,7 +142,8 @@ class Branches:
         done = [q for q in self.questions.values() if q.left == 0]
         for question in done:
             del self.questions[question.slot]
-        return [(q, q.answered()) for q in done]
+        ordered = [sorted(q.finished, key=lambda s: (-s.count, s.ids)) for q in done]
+        return [(q, Answered(q.prompt.key, tuple(samples))) for q, samples in zip(done, ordered, strict=True)]
 
     def _grow(
         self, old: _Rows, row: np.ndarray, number: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray
@@ -165,7 +162,7 @@ class Branches:
         for i in done.nonzero()[0].tolist():
             question = self.questions[int(slots[i])]
             finish = STOP if stopped[i] else LENGTH
-            question.finished.append(Sample(tuple(ids[i]), int(counts[i]), float(logprob[i]), finish))
+            question.finished.append(Sample(tuple(ids[i]), float(logprob[i]), finish, int(counts[i])))
             question.left -= int(counts[i])
         going = (~done).nonzero()[0]
         for slot, rows in zip(*np.unique(slots[going], return_counts=True), strict=True):

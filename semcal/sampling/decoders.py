@@ -16,8 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from semcal.sampling.records import Prompt
-from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, tree_attention_in
-from semcal.sampling.tree_store import TreeStore
+from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
 
 
 @dataclass(frozen=True)
@@ -101,33 +100,10 @@ def shared_prefix(prompts: Sequence[Prompt]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-class Decoder(Protocol):
-    """Reads prompts and extends answers, which are numbered rows.
-
-    Attributes:
-        joins: Whether new questions may be read while answers of others are being decoded.
-    """
-
-    joins: bool
-
-    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:
-        """Prefill prompts into slots; [question, vocab] logits of their first new token."""
-        ...
-
-    def extend(self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """One more token for rows 0..R-1 with these lengths so far; [row, vocab] logits of the next token."""
-        ...
-
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
-        """From now on there are `rows` rows, and row target[i] continues the former row source[i]."""
-        ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-
 class TreeDecoder:
     """A shared prefix, one slot per question, and one row per distinct answer; memory is reused by later questions.
+
+    New questions may be read while answers of others are being decoded (`joins`).
 
     Args:
         model: Its attention must be supported, see `tree_attention.py`.
@@ -159,6 +135,7 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:
+        """Prefill prompts into slots; [question, vocab] logits of their first new token."""
         batch = pad_left(prompts, 0, self.device, self.offset)
         if int(slots.max()) >= len(self.tail_lengths):
             grown = torch.zeros(int(slots.max()) + 1, dtype=torch.long)
@@ -175,13 +152,14 @@ class TreeDecoder:
     def extend(
         self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As `Decoder`; with `rows`, these stored answers are extended instead of the first R."""
+        """One more token for rows 0..R-1, or for `rows`, with these lengths so far; [row, vocab] logits of the next."""
         positions = (self.offset + self.tail_lengths[slots] + lengths)[:, None]
         answers = AnswerPass(self.store, rows, slots, lengths, self.tail_lengths)
         return self._forward(answers, tokens[:, None].to(self.device), positions.to(self.device))
 
     @torch.inference_mode()
     def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
+        """From now on there are `rows` rows, and row target[i] continues the former row source[i]."""
         self.store.move_answers(rows, lengths, target, source)
 
     @property
@@ -196,7 +174,7 @@ class TreeDecoder:
 
 
 class ExpandedDecoder:
-    """Hugging Face's own attention and cache; each distinct answer has a copy of its whole prompt."""
+    """The same methods with Hugging Face's own attention and cache: each distinct answer has a copy of its prompt."""
 
     joins = False
 

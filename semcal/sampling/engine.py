@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
-from semcal.sampling.decoders import Decoder, ExpandedDecoder, Observer, TreeDecoder, pad_left, prefill, shared_prefix
+from semcal.sampling.decoders import ExpandedDecoder, Observer, TreeDecoder, pad_left, prefill, shared_prefix
 from semcal.sampling.drawing import draw
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
@@ -32,12 +32,9 @@ SHARED, EXPANDED = "shared-prefix", "expanded"
 _PREFILL_TOKENS = 8192  # in one pass, padding included
 MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of free memory, for keys and values
 _ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
-_LOGITS_AT_ONCE = 2**28
-_TOLERANCE = {
-    torch.float32: 1e-3,
-    torch.float16: 0.1,
-    torch.bfloat16: 0.5,
-}  # nats, between two exact computations
+_LOGITS_AT_ONCE = 2**28  # of [row, vocab] in one pass
+# Nats between two exact computations.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
 @dataclass
@@ -86,17 +83,9 @@ class Budget:
         config = model.config.get_text_config()
         a_position = kv_values(config) * model.dtype.itemsize
         return cls(
-            rows or usual_rows(device.type, config.vocab_size),
+            rows or min(_ROWS.get(device.type, 768), max(16, _LOGITS_AT_ONCE // config.vocab_size)),
             int(free * MEMORY_SHARE.get(device.type, 0.25)) // a_position,
         )
-
-    def halved(self) -> Budget:
-        return Budget(max(1, self.rows // 2), max(1, self.positions // 2))
-
-
-def usual_rows(device: str, vocabulary: int) -> int:
-    """Answers decoded in one pass on a kind of device, limited by the memory of their logits."""
-    return min(_ROWS.get(device, 768), max(16, _LOGITS_AT_ONCE // vocabulary))
 
 
 def kv_values(config: PretrainedConfig) -> int:
@@ -175,15 +164,16 @@ class Sampler:
                 self._decoder = None  # it may hold NaN in memory that later questions would reuse
                 raise
             except torch.OutOfMemoryError as error:
-                if flight is None or flight.smallest:
+                if flight is None or len(flight.branches.questions) <= 1:
                     raise UserError(
                         "out of GPU memory with a single question; lower max_new_tokens or m, or use a smaller model "
                         "or dtype"
                     ) from error
-                again = flight.abandon()
+                again = [q.prompt for q in flight.branches.questions.values()]
                 waiting.extendleft(reversed(again))
                 self.work.restarts += len(again)
-                self._budget = flight.budget.halved()  # for the rest of this sampler
+                rows, positions = flight.budget.rows // 2, flight.budget.positions // 2
+                self._budget = Budget(max(1, rows), max(1, positions))  # for the rest of this sampler
                 self._decoder = None
                 log.warning("out of GPU memory: restarting %d questions with half the budget", len(again))
             del flight
@@ -215,7 +205,13 @@ class _Flight:
     """
 
     def __init__(
-        self, decoder: Decoder, branches: Branches, budget: Budget, work: Work, offset: int, carried: int
+        self,
+        decoder: TreeDecoder | ExpandedDecoder,
+        branches: Branches,
+        budget: Budget,
+        work: Work,
+        offset: int,
+        carried: int,
     ) -> None:
         self.decoder, self.branches, self.budget, self.work = decoder, branches, budget, work
         self.offset, self.carried = offset, carried
@@ -224,14 +220,6 @@ class _Flight:
         # abandoned one by one, the worst case of rows.
         m = branches.settings.m
         self.spread, self.length = (max(1.0, m / 3), 8.0) if decoder.joins else (float(m), 32.0)
-
-    @property
-    def smallest(self) -> bool:
-        return len(self.branches.questions) <= 1
-
-    def abandon(self) -> list[Prompt]:
-        """The questions in flight, to be restarted."""
-        return [q.prompt for q in self.branches.questions.values()]
 
     def run(self, waiting: deque[Prompt], observer: Observer | None) -> Iterator[Answered]:
         while waiting or self.branches.questions:
@@ -327,11 +315,8 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
     Returns:
         (SHARED, "") or (EXPANDED, why)
     """
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {
-        "full_attention",
-        "sliding_attention",
-    }
-    if kinds:
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if kinds := kinds - {"full_attention", "sliding_attention"}:
         return EXPANDED, f"layers of kind {', '.join(sorted(kinds))}"
     some = sorted({p.ids: p for p in prompts[:64]}.values(), key=lambda p: len(p.ids))
     some = some[:: max(1, len(some) - 1)][:2]  # a short one and a long one
@@ -349,8 +334,8 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
         return EXPANDED, f"{type(error).__name__}: {error}"[:200]
     tolerance = _TOLERANCE.get(model.dtype, 1e-3)
     longer = [Prompt(p.key, (*p.ids, t)) for p, t in zip(some, tokens.tolist(), strict=True)]
-    for asked, ours in ((some, first), (longer, second)):
-        plain, _ = prefill(model, pad_left(asked, 0, device))
+    for read, ours in ((some, first), (longer, second)):
+        plain, _ = prefill(model, pad_left(read, 0, device))
         apart = _apart(plain, ours)
         if not apart <= tolerance:
             return EXPANDED, f"log-probabilities differ by {apart:.2g} nats from a plain forward pass"

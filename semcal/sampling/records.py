@@ -64,20 +64,25 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One distinct token sequence among the M samples of a question.
+class Outcome:
+    """One distinct token sequence that answers a question.
 
     Attributes:
         ids: Generated token ids, including the one that ended it.
-        count: How many of the M samples are this sequence.
         logprob: Log-probability under the distribution sampled from, in nats.
         finish: "stop" (end-of-sequence token or stop string) or "length" (cut at max_new_tokens).
     """
 
     ids: tuple[int, ...]
-    count: int
     logprob: float
     finish: str
+
+
+@dataclass(frozen=True)
+class Sample(Outcome):
+    """The same, and how many of the M samples of the question are this sequence."""
+
+    count: int
 
 
 @dataclass(frozen=True)
@@ -86,21 +91,6 @@ class Answered:
 
     key: str
     samples: tuple[Sample, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One answer of a question, found by exact enumeration.
-
-    Attributes:
-        ids: Generated token ids, including the one that ended it.
-        logprob: Log-probability of this sequence, in nats.
-        finish: "stop" or "length".
-    """
-
-    ids: tuple[int, ...]
-    logprob: float
-    finish: str
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def collapse(
         aliases = questions.aliases if aliases is None else aliases
         questions = questions.questions
     if len(questions) != len(answers):
-        raise UserError(f"{len(questions)} questions, but answers to {len(answers)}; expected one list per question")
+        raise UserError(f"expected one list of answers per question, got {len(answers)} for {len(questions)} questions")
     given = [[_parts(answer) for answer in found] for found in answers]
     _check_samples(questions, given)
     texts = [[readable(text, finish, style) for text, _, _, finish in found] for found in given]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 from probes.activations.capture import ResidualCapture
 from probes.activations.hooks import choose_hooks
 from semcal import LanguageModel, UserError
-from semcal.models.bridge import bridge
+from semcal.models.skeleton import bridge
 from semcal.positions import BLOCK_HOOKS, LAST_PROMPT_TOKEN
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.records import Prompt

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from semcal import UserError
-from semcal.models.entailment import EntailmentModel
+from semcal.models.text_models import EntailmentModel
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] what is it ? cat dog an animal the small one".split()
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from semcal import Question, UserError
-from semcal.questions.build import build
+from semcal.questions.load_dataset import build
 
 
 def questions_of(n, **changes):

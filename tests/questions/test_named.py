@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from semcal import UserError
-from semcal.questions.build import build
+from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import NAMED, read_named
 from tests.conftest import data_folder, needs
 

@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from semcal import Question, UserError
-from semcal.models.chat import ChatModel
+from semcal.models.connection import ChatModel
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import UNPARSED
 from semcal.semantics.collapsing.decisions import Decisions

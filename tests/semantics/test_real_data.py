@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.questions.build import build
+from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.prompts import written
 from semcal.semantics.collapsing.choice import Choice

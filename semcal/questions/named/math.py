@@ -9,11 +9,7 @@ from semcal.questions.rows import Row
 
 
 def math500(row: Row) -> Question:
-    """A row of the original JSONL or the Hub: problem, solution, answer, unique_id (and subject, level).
-
-    Raises:
-        UserError: a column is missing.
-    """
+    """A row of the original JSONL or the Hub: problem, solution, answer, unique_id (and subject, level)."""
     answer = row.text("answer")
     return row.question(
         id=row.text("unique_id"),
@@ -28,9 +24,6 @@ def openmathinstruct2(row: Row) -> Question:
 
     A problem is listed once for each of its solutions. Its id is a hash of its text, so that rows of one problem share
     an id in every split and slice.
-
-    Raises:
-        UserError: a column is missing.
     """
     problem, answer = row.text("problem"), row.text("expected_answer")
     digest = hashlib.blake2b(" ".join(problem.split()).encode(), digest_size=8).hexdigest()

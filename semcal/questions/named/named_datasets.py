@@ -1,6 +1,7 @@
 """The registry of named datasets: how a row becomes a question, where the Hub has it, and which semantics suits it.
 
-To add a dataset, write its reader in a file beside this one and add an entry to `NAMED` (docs/extending.md).
+To add a dataset, write its reader in a file of this folder and add an entry to `NAMED` (docs/extending.md). A reader
+raises UserError, naming the row, where a column is missing.
 """
 
 from __future__ import annotations
@@ -78,13 +79,9 @@ def read_named(
     named = NAMED[kind]
     hub, config, usual = named.hub
     rows = read_rows(path) if path is not None else hub_rows(hub, config, split=split or usual, revision=revision)
-    return _once(kind, map(named.question, rows))
-
-
-def _once(kind: str, questions: map[Question]) -> list[Question]:
     kept: dict[tuple[str, str], Question] = {}
     repeats = 0
-    for question in questions:
+    for question in map(named.question, rows):
         first = kept.setdefault((question.id, " ".join(question.text.split())), question)
         repeats += first is not question
     if repeats:

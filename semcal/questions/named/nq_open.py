@@ -10,9 +10,6 @@ def nq_open(row: Row) -> Question:
     """A row of the original JSONL or the Hub (question, answer as a list), or of a CSV (answers joined by "; ").
 
     The annotators' answers need not mean the same, so all but the first become `others`.
-
-    Raises:
-        UserError: a column is missing.
     """
     answers = row.values["answer"].split("; ") if isinstance(row.value("answer"), str) else row.texts("answer")
     distinct: dict[str, str] = {}

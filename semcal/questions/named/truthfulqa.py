@@ -7,11 +7,7 @@ from semcal.questions.rows import Row
 
 
 def truthfulqa(row: Row) -> Question:
-    """Generation, from TruthfulQA.csv or the Hub: the best answer, further correct ones and incorrect ones.
-
-    Raises:
-        UserError: a column is missing.
-    """
+    """Generation, from TruthfulQA.csv or the Hub: the best answer, further correct ones and incorrect ones."""
     best = row.text("Best Answer", "best_answer").strip()
     correct = _several(row, "Correct Answers", "correct_answers")
     return row.question(

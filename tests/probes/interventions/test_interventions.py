@@ -14,7 +14,7 @@ from probes.interventions.subspaces import covariance, probe_subspace, random_su
 from probes.rungs.linear import LinearProbe
 from semcal import LanguageModel, UserError
 from semcal.answers import stop_rule
-from semcal.models.bridge import bridge
+from semcal.models.skeleton import bridge
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.engine import EXPANDED, SHARED, Sampler
 from semcal.sampling.records import Prompt, Sampling
