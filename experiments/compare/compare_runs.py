@@ -15,9 +15,8 @@ import pandas as pd
 from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
 from experiments.config.study import Cell
 from experiments.probe.stored_evaluations import compare_last_layers
-from semcal.calibration.estimators.thinning import thin
-from semcal.calibration.inference.holm import holm
-from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference
+from semcal.calibration.estimators.finite_m import thin
+from semcal.calibration.inference.paired import STATISTICS, Difference, holm, paired_difference
 from semcal.calibration.nulls.null import null_of
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN

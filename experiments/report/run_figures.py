@@ -13,14 +13,13 @@ from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map
 from probes.plots.layer_curve import layer_curve
 from probes.plots.rung_comparison import rungs_figure
-from semcal.calibration.estimators.m_curve import curve_of_rows
+from semcal.calibration.estimators.finite_m import curve_of_rows
 from semcal.calibration.nulls.null import null_band
-from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve
+from semcal.calibration.plots.curves import knowing_curve, m_curve_figure, risk_coverage_curve
 from semcal.calibration.plots.profile import ProfileRow, calibration_profile
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.positions import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
 from semcal.runs.run import Run
-from semcal.semantics.knowing_curve import knowing_curve
 
 CLASSES = "classes"
 

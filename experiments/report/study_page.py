@@ -16,7 +16,7 @@ from experiments.report.html_page import Picture, gallery, html_table, save_figu
 from experiments.report.summary_table import COLUMNS, cells_of, headline, labels, last_layer, remarks
 from probes.plots.emergence import emergence_curve
 from probes.plots.predictability import predictability_scatter
-from semcal.calibration.plots.by_model import by_model
+from semcal.calibration.plots.curves import by_model
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them

@@ -13,10 +13,10 @@ from experiments.score.calibration_sections import sections
 from experiments.score.read_answers import Read, class_table, measure, read_answers
 from experiments.score.surface_profile import profile
 from semcal.runs.run import Run
+from semcal.semantics.answer_tree import expected_confidence
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.judge import Judge
-from semcal.semantics.intermediate import expected_confidence
 
 
 def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import Finding, Part
-from semcal.calibration.inference.contrasts import Contrast, Leaves, contrast
 from semcal.calibration.inference.equivalence import equivalence, loss_equivalence
+from semcal.calibration.inference.paired import Contrast, Leaves, contrast
 from semcal.calibration.resampling import Resampling
 
 PREFERENCE = ("dpo", "grpo", "rl", "instruct")

@@ -1,6 +1,6 @@
-"""Which questions belong together, and intervals from resampling them together.
+"""Which questions belong together, intervals from resampling them together, and folds that hold them out together.
 
-Only `groups` turns labels into clusters, so intervals, nulls and tests cannot disagree about them.
+Only `groups` turns labels into clusters, so intervals, nulls, tests and folds cannot disagree about them.
 """
 
 from __future__ import annotations
@@ -129,3 +129,26 @@ def bootstrap_interval(
         ends = estimate + ends - defined.mean()
     low, high = np.clip(ends, *bounds)
     return Interval(estimate, float(low), float(high), replicates)
+
+
+def folds_by_group(group: ArrayLike | None, n: int, folds: int, *, seed: int) -> IntArray:
+    """The fold of each of n questions, `[n]` in [0, folds); a group is in one fold, and no fold is empty.
+
+    Folds hold equal numbers of groups up to one, not equal numbers of questions.
+
+    Args:
+        group: `[n]` labels of questions that depend on one another; None for independent questions.
+        n: number of questions.
+        folds: at least 3: while one is held out, choosing a penalty on the others takes two.
+        seed: deals the groups.
+
+    Raises:
+        ValueError: fewer than 3 folds, fewer groups than folds, or labels of another length.
+    """
+    clusters = groups(group, n)
+    if folds < 3:
+        raise ValueError(f"folds is {folds}; expected at least 3: one is held out, two choose a penalty")
+    if clusters.count < folds:
+        raise ValueError(f"{clusters.count} groups of questions cannot fill {folds} folds; use fewer folds")
+    dealt = keyed_generator(seed, "folds").permutation(clusters.count) % folds
+    return dealt[clusters.index]
