@@ -173,17 +173,17 @@ def token_tilt(
     sequence, classes = [], []
     for answers, masses, top, gold, shift in zip(ids, mass, is_top, is_gold, tau, strict=True):
         tree = answer_tree(answers, masses, top)
-        wanted = np.asarray(gold, dtype=bool)
-        in_top = wanted & np.asarray(top, dtype=bool)
-        wanted = in_top if in_top.any() else wanted
-        if not wanted.any():
+        correct = np.asarray(gold, dtype=bool)
+        in_top = correct & np.asarray(top, dtype=bool)
+        followed = in_top if in_top.any() else correct
+        if not followed.any():
             continue
         drops = []
-        for answer in (answer for answer, chosen in zip(answers, wanted, strict=True) if chosen):
+        for answer in (answer for answer, chosen in zip(answers, followed, strict=True) if chosen):
             reached = np.log([tree[tuple(answer[:end])].mass for end in range(len(answer) + 1)])
             own = np.diff(reached)
             drops.append(tilt_along(answer, own, tree, shift).sum() - own.sum())
-        sequence.append(np.average(drops, weights=np.asarray(masses)[wanted]))
+        sequence.append(np.average(drops, weights=np.asarray(masses)[followed]))
         classes.append(shift * in_top.any() - np.log1p(tree[()].g * np.expm1(shift)))
     if not sequence:
         return TokenTilt(np.nan, np.nan, np.nan, 0.0)

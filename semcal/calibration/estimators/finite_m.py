@@ -26,9 +26,8 @@ from semcal.semantics.confidence import Confidences, share_within
 def thin(counts: IntArray, m: int, *, rng: np.random.Generator, repeats: int) -> IntArray:
     """Counts of m samples chosen from each question's without replacement: multivariate hypergeometric.
 
-    Samples are exchangeable, so m of them chosen at random are distributed like m fresh draws from the model. But the
-    repeats choose from the same samples: their mean has less noise than one of them, though never less than the
-    samples have.
+    Samples are exchangeable, so m of them chosen at random are distributed like m fresh draws from the model; repeats
+    choose from the same samples, so their mean keeps the noise of these.
 
     Args:
         counts: `[n, K]` samples per class, whole and not negative; rows may have different totals.
@@ -225,7 +224,9 @@ def m_curve(
         base = (exact_null(table.by_count.plug_in, **common).values ** 2).mean()
         square = base + to_limit @ square_excess
         replicates = to_limit @ means[2] ** 2  # of the square, but for a shift
-        limits["smece"] = _root(_interval(square + replicates - replicates[1:].mean(), square, resampling))
+        found = _interval(square + replicates - replicates[1:].mean(), square, resampling)
+        low, estimate, high = np.sqrt(np.maximum(0.0, [found.low, found.estimate, found.high])).tolist()
+        limits["smece"] = Interval(estimate, low, high, np.sqrt(np.maximum(0.0, found.replicates)))
     return MCurve(sizes, confidence, accuracy, confidence - accuracy, curve_smece, floor, limits)
 
 
@@ -233,12 +234,6 @@ def _interval(values: FloatArray, estimate: float, resampling: Resampling) -> In
     """The bootstrap interval of an extrapolated figure; `values` holds the figure of the data, then the replicates."""
     low, high = np.quantile(values[1:], resampling.ends)
     return Interval(float(estimate), float(low), float(high), values[1:])
-
-
-def _root(square: Interval) -> Interval:
-    """The interval of a non-negative figure from that of its square."""
-    low, estimate, high = np.sqrt(np.maximum(0.0, [square.low, square.estimate, square.high]))
-    return Interval(float(estimate), float(low), float(high), np.sqrt(np.maximum(0.0, square.replicates)))
 
 
 @dataclass(frozen=True)

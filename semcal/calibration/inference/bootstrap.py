@@ -97,10 +97,9 @@ def bootstrap_interval(
         group: `[n]` labels of questions that depend on one another; None for independent questions.
         centred: False takes the percentile interval, the quantiles of the replicates. True takes
             estimate + quantiles - mean of the replicates, for statistics such as smECE whose replicates lie above the
-            estimate: resampling adds its own noise to the noise that already makes smECE positive, so the percentile
-            interval may not even contain the estimate, and the basic (reverse-percentile) interval would subtract that
-            shift twice and mirror the skew. Centring keeps spread and skew and drops the second shift. The first, the
-            floor of finite n and M, stays in the estimate; that is what `null_of` is for.
+            estimate: resampling adds its own noise to the noise that already makes smECE positive. Centring keeps
+            spread and skew and drops this second shift. The first, the floor of finite n and M, stays in the estimate;
+            that is what `null_of` is for.
         bounds: range of the statistic, to which the interval is clipped.
 
     Raises:

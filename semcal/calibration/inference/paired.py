@@ -119,12 +119,10 @@ def paired_difference(
 
     `p_exchange` swaps the (confidence, correct) of whole groups between the runs at random; it is exact for "the runs
     are exchangeable", that is, alike in every respect. For means over questions (gap, confidence, accuracy, Brier) this
-    is a sign-flip test, which where groups are many also holds for equal means in runs that differ otherwise, since
-    flipping keeps the variance of the differences. Not so for smECE: a swapped run is a mixture of both, and where one
-    run is as overconfident as the other is underconfident, the mixture is calibrated, its smECE hardly varies, and
-    equal smECE is called different half the time (simulated). Studentising cannot fix that: the mixture sits at a
-    kink of smECE, and the runs do not. A small `p_exchange` for smECE or AUROC says that the runs differ, not that they
-    differ in this statistic.
+    is a sign-flip test, which with many groups also holds for equal means in runs that differ otherwise. Not so for
+    smECE: a swapped run is a mixture of both, and where one run is as overconfident as the other is underconfident, the
+    mixture is calibrated and equal smECE is called different half the time (simulated). A small `p_exchange` for smECE
+    or AUROC says that the runs differ, not that they differ in this statistic.
 
     `p_value` is about the statistic: the difference in units of its standard error, read off the t distribution with
     (blocks - 1) degrees of freedom. Unlike a share of resamples it can be small enough to survive `holm`. The standard
@@ -177,29 +175,19 @@ def difference_of(
     interval = bootstrap_interval(difference, arrays, resampling=resampling, group=group, centred=True)
     n = len(arrays[0])
     clusters = groups(group, n)
-    error, blocks = _jackknife(difference, arrays, clusters, resampling.seed)
+    kept = leave_out(clusters, resampling.seed)
+    blocks = len(kept)
+    spread = float(np.var(difference(*arrays, weight=kept))) if blocks > 1 else np.nan
     one = np.ones((1, n))
     return Difference(
         a=float(statistic(*arrays[:2], weight=one)[0]),
         b=float(statistic(*arrays[2:], weight=one)[0]),
         low=interval.low,
         high=interval.high,
-        standard_error=error,
+        standard_error=float(np.sqrt((blocks - 1) * spread)),
         blocks=blocks,
         p_exchange=_swap_p(statistic, arrays, interval.estimate, clusters, resampling),
     )
-
-
-def _jackknife(
-    difference: Callable[..., FloatArray], arrays: FourArrays, clusters: Groups, seed: int
-) -> tuple[float, int]:
-    """Standard error by leaving out one block of groups at a time, and the number of blocks."""
-    kept = leave_out(clusters, seed)
-    blocks = len(kept)
-    if blocks < 2:
-        return float("nan"), blocks
-    without = difference(*arrays, weight=kept)
-    return float(np.sqrt((blocks - 1) * np.var(without))), blocks
 
 
 def leave_out(clusters: Groups, seed: int) -> FloatArray:

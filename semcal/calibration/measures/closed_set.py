@@ -262,7 +262,7 @@ def _within(near: FloatArray, gold: np.ndarray) -> float:
     """Sum of `near [n, n]` over pairs of questions with the same gold column."""
     order = np.argsort(gold, kind="stable")
     alike = np.split(order, np.flatnonzero(np.diff(gold[order])) + 1)
-    return float(sum(near[np.ix_(its, its)].sum() for its in alike))
+    return float(sum(near[np.ix_(rows, rows)].sum() for rows in alike))
 
 
 def _bandwidth(pool: FloatArray) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -176,9 +177,9 @@ def _limit(name: str, limit: Interval | None, form: str) -> str:
     return f"{name} at M = ∞: {limit.estimate:{form}} [{limit.low:{form}}, {limit.high:{form}}]"
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", lw=0.7)
+    axes.grid(axis=grid, color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
 
 
@@ -216,9 +217,8 @@ def by_model(frame: pd.DataFrame, *, title: str) -> Figure:
             axes.errorbar(x, at, xerr=spread, fmt=marker, color=colour, ms=4.5, elinewidth=0.9, label=name)
         axes.axvline(0, color=_INK, lw=0.8)
         axes.set_xlabel(label, fontsize=9)
-        axes.grid(axis="x", color="#E6E6E6", lw=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        _tidy(axes, grid="x")
+        axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         for edge in np.arange(len(models) - 1) + 0.5:
             axes.axhline(edge, color="#F0F0F0", lw=0.7, zorder=0)

@@ -34,15 +34,12 @@ class ExactMatch(Pointwise):
         phrase = extract(text, style)
         if phrase is None:
             return UNPARSED
-        label = self._of_phrase(question, phrase)
+        label = self.of_reference(question, phrase)
         # A sentence may go on after its answer in a way that `extract` cannot remove.
         return self._mentioned(text) if label == UNPARSED and style == "sentence" else label
 
     def of_reference(self, question: Question, answer: str) -> str:
-        return self._of_phrase(question, answer)
-
-    def _of_phrase(self, question: Question, phrase: str) -> str:
-        key = normalise(phrase)
+        key = normalise(answer)
         if not key:
             return UNPARSED
         if key in self._table:
@@ -50,7 +47,7 @@ class ExactMatch(Pointwise):
         if key in {normalise(a) for a in question.answers}:
             first = normalise(question.answers[0])
             return self._table.get(first, first)
-        return self._mentioned(phrase) if self._table else key
+        return self._mentioned(answer) if self._table else key
 
     def _mentioned(self, text: str) -> str:
         found = self._pattern.findall(normalise(text)) if self._table else []
@@ -85,19 +82,16 @@ class Choice(Pointwise):
         phrase = extract(text, style)
         return UNPARSED if phrase is None else self._of_phrase(question, phrase)
 
-    def of_reference(self, question: Question, answer: str) -> str:
-        return self._of_words(question, answer)
-
     def _of_phrase(self, question: Question, phrase: str) -> str:
-        exactly = self._of_words(question, phrase)
+        exactly = self.of_reference(question, phrase)
         letter = _LETTER.match(phrase)
         if exactly != UNPARSED or letter is None:
             return exactly
         place = string.ascii_uppercase.index(letter[1].upper())
         return question.choices[place] if place < len(question.choices) else UNPARSED
 
-    def _of_words(self, question: Question, phrase: str) -> str:
-        said = normalise(phrase)
+    def of_reference(self, question: Question, answer: str) -> str:
+        said = normalise(answer)
         options = {choice: normalise(choice) for choice in question.choices}
         same = [choice for choice, words in options.items() if words == said]
         # Keep the longest: "Paris, Texas" also contains "Paris".
