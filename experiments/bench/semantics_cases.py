@@ -13,8 +13,7 @@ from semcal.questions.question import Question
 from semcal.semantics.collapsing.collapse import Collapse, Collapsed
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric, read
-from semcal.semantics.extract import extract
-from semcal.semantics.normalise import normalise
+from semcal.semantics.extract import extract, normalise
 
 QUESTIONS, M = 3610, 50  # as many as TriviaQA's subset of that size
 THEIRS_QUESTIONS = 40  # timed and scaled; each repeat takes the next ones

@@ -16,9 +16,8 @@ from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
 from experiments.config.study import Cell
 from probes.evaluation.contrast import explained_differences
 from probes.evaluation.result import BASELINE, LINEAR, Evaluation, at_layer
-from semcal.calibration.estimators.thinning import thin
-from semcal.calibration.inference.holm import holm
-from semcal.calibration.inference.paired import STATISTICS, Difference, paired_difference
+from semcal.calibration.estimators.finite_m import thin
+from semcal.calibration.inference.paired import STATISTICS, Difference, holm, paired_difference
 from semcal.calibration.nulls.null import null_of
 from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError

@@ -16,15 +16,12 @@ from pydantic import Field
 from experiments.config.settings import Settings, slug
 from semcal.errors import UserError
 from semcal.questions.question import Dataset
-from semcal.semantics.collapsing.choice import Choice
-from semcal.semantics.collapsing.clustered import Clustered
+from semcal.semantics.collapsing.clustered import Clustered, Embedding, Entailment
 from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.custom import check_contract, load_custom, unreadable_gold
-from semcal.semantics.collapsing.decisions import Decisions
-from semcal.semantics.collapsing.exact_match import ExactMatch
-from semcal.semantics.collapsing.judge import Judge
+from semcal.semantics.collapsing.exact_match import Choice, ExactMatch
+from semcal.semantics.collapsing.judge import Decisions, Judge
 from semcal.semantics.collapsing.numeric import Numeric
-from semcal.semantics.collapsing.similarity import Embedding, Entailment
 from semcal.semantics.collapsing.surface import KthWord
 
 Share = Annotated[float, Field(gt=0, lt=1)]

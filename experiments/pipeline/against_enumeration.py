@@ -20,9 +20,7 @@ from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
-from semcal.calibration.estimators.finite_m import Estimate, estimates
-from semcal.calibration.estimators.m_curve import m_curve
-from semcal.calibration.estimators.thinning import thin
+from semcal.calibration.estimators.finite_m import Estimate, estimates, m_curve, thin
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.resampling import Resampling

@@ -27,7 +27,7 @@ from experiments.report.intervention_table import EXPLANATION, HEADINGS, interve
 from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import LEGEND, labels, last_layer, remarks, summary_rows
 from probes.plots.predictability import emergence_curve, predictability_scatter
-from semcal.calibration.plots.by_model import by_model
+from semcal.calibration.plots.curves import by_model
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them

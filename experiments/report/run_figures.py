@@ -12,14 +12,13 @@ from probes.evaluation.result import BASELINE, LINEAR, at_layer
 from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map
 from probes.plots.shares import layer_curve, rungs_figure
-from semcal.calibration.estimators.m_curve import curve_of_rows
+from semcal.calibration.estimators.finite_m import curve_of_rows
 from semcal.calibration.nulls.null import null_band
-from semcal.calibration.plots.curves import m_curve_figure, risk_coverage_curve
+from semcal.calibration.plots.curves import knowing_curve, m_curve_figure, risk_coverage_curve
 from semcal.calibration.plots.profile import ProfileRow, calibration_profile
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.positions import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
 from semcal.runs.run import Run
-from semcal.semantics.knowing_curve import knowing_curve
 
 
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:

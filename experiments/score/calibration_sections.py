@@ -14,14 +14,11 @@ import pandas as pd
 
 from experiments.config.study import Cell
 from experiments.score.read_answers import Read, class_table, measure
-from semcal.calibration.estimators.finite_m import estimates
-from semcal.calibration.estimators.m_curve import m_curve
+from semcal.calibration.estimators.finite_m import estimates, m_curve
 from semcal.calibration.estimators.recalibration import remedies
 from semcal.calibration.inference.equivalence import equivalence
-from semcal.calibration.measures.classwise import classwise
-from semcal.calibration.measures.closed_set import ClosedSet
+from semcal.calibration.measures.closed_set import ClosedSet, classwise, skce
 from semcal.calibration.measures.loss_gap import loss_gap, simulated_loss_gap
-from semcal.calibration.measures.skce import skce
 from semcal.calibration.nulls.null import chances_of
 from semcal.calibration.plots.profile import ProfileRow
 from semcal.calibration.resampling import Resampling
@@ -29,9 +26,9 @@ from semcal.calibration.summary import Calibration
 from semcal.questions.question import CONTINUATION
 from semcal.sampling.records import LENGTH
 from semcal.seeds import keyed_generator
+from semcal.semantics.answer_tree import TokenTilt, token_tilt
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapsing.surface import first_token, first_word, length
-from semcal.semantics.tilting import TokenTilt, token_tilt
 
 FOLDS = 5
 

@@ -12,9 +12,9 @@ from experiments.config.study import Cell
 from experiments.score.calibration_sections import profile, sections
 from experiments.score.read_answers import Read, class_table, measure, read_answers
 from semcal.runs.run import Run
+from semcal.semantics.answer_tree import expected_confidence
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.judge import Judge
-from semcal.semantics.intermediate import expected_confidence
 
 
 def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) -> None:

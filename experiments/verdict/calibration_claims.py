@@ -13,8 +13,8 @@ from typing import Any
 
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import Finding, Part
-from semcal.calibration.inference.contrasts import Leaves, contrast
 from semcal.calibration.inference.equivalence import equivalence, loss_equivalence
+from semcal.calibration.inference.paired import Leaves, contrast
 from semcal.calibration.resampling import Resampling
 
 PREFERENCE = ("dpo", "grpo", "rl", "instruct")

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from semcal.calibration.inference.contrasts import Leaves, leaves, plain_mean
-from semcal.calibration.inference.paired import STATISTICS
+from semcal.calibration.inference.paired import STATISTICS, Leaves, leaves, plain_mean
 from semcal.calibration.measures.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import Chances

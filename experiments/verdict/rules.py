@@ -50,7 +50,7 @@ from typing import Literal
 
 import numpy as np
 
-from semcal.calibration.inference.holm import holm
+from semcal.calibration.inference.paired import holm
 
 Decision = Literal["holds", "fails", "undecided", "not tested"]
 

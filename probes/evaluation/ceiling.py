@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import digamma, xlogy
 
 from probes.targets.closed import ClassTarget
-from semcal.calibration.estimators.thinning import thin
+from semcal.calibration.estimators.finite_m import thin
 from semcal.seeds import keyed_generator
 
 

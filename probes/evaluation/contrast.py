@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from probes.evaluation.result import Evaluation
-from semcal.calibration.inference.holm import holm
-from semcal.calibration.inference.paired import Difference, difference_of
+from semcal.calibration.inference.paired import Difference, difference_of, holm
 from semcal.calibration.resampling import Resampling
 
 _KEYS = ["rung", "target", "layer", "measure"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.targets.closed import distributions_of, normalised_shares
-from semcal.calibration.estimators.thinning import thin
+from semcal.calibration.estimators.finite_m import thin
 from semcal.seeds import keyed_generator
 from semcal.semantics.class_table import ClassTable
 

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from semcal.arrays import FloatArray
-from semcal.calibration.estimators.split_half import split_half
+from semcal.calibration.estimators.finite_m import split_half
 from semcal.calibration.inference.bootstrap import Interval, bootstrap_interval
 from semcal.calibration.measures.binned import brier_parts, debiased_ece, ece, mce
 from semcal.calibration.measures.kernel import Convention
-from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
-from semcal.calibration.measures.selective import aurc
+from semcal.calibration.measures.scores import aurc, auroc, brier, log_loss, signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.null import null_of
 from semcal.calibration.resampling import Resampling

@@ -316,7 +316,7 @@ class Run:
         self._write_parquet("intermediate.parquet", table)
 
     def intermediate(self) -> pd.DataFrame:
-        """One row per question and token index: see `semcal.semantics.intermediate`."""
+        """One row per question and token index: see `semcal.semantics.answer_tree`."""
         return self._parquet("intermediate.parquet")
 
     def write_calibration(self, result: Mapping[str, Any]) -> None:

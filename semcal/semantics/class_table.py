@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
-from semcal.semantics.class_masses import class_masses
 from semcal.semantics.confidence import (
     Confidences,
     checked_counts,
     checked_gold,
     checked_index,
     checked_masses,
+    class_masses,
     confidences,
     confidences_of_masses,
 )

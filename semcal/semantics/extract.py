@@ -1,12 +1,28 @@
-"""From what a model wrote to the phrase that answers the question, by style; None if there is none."""
+"""From what a model wrote to the phrase that answers the question, by style; and the normal form of a phrase."""
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Collection
 from functools import lru_cache
 
 from semcal.questions.question import CONTINUATION
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´")
+
+
+@lru_cache(maxsize=2**16)  # the same few answers recur
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces.
+
+    An answer of which nothing would be left ("The The", "A", "?") keeps its lower-case form.
+    """
+    lowered = " ".join(text.lower().split())
+    bare = " ".join(_ARTICLES.sub(" ", lowered.translate(_PUNCTUATION)).split())
+    return bare or lowered
+
 
 _ABBREVIATED = "Dr Prof Mr Mrs Ms St Sts Mt Ft Jr Sr Lt Col Gen Capt Sgt Rev Rep Sen Gov No vs"
 # A full stop ends a sentence unless it follows an initial or a title: J. R. R. Tolkien, St. Louis.

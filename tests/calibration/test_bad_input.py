@@ -8,11 +8,10 @@ import warnings
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.split_half import split_half
+from semcal.calibration.estimators.finite_m import split_half
 from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.measures.binned import binned, brier_parts, debiased_ece, ece, mce
-from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap, weighted_mean
-from semcal.calibration.measures.selective import aurc, risk_coverage
+from semcal.calibration.measures.scores import aurc, auroc, brier, log_loss, risk_coverage, signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece, smece_batch, smooth_curve
 from semcal.calibration.nulls.null import exact_null, null_band, simulated_null
 from semcal.calibration.plots.reliability_diagram import reliability_diagram

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from semcal import Question
-from semcal.semantics.collapsing.choice import Choice
 from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.exact_match import Choice
 
 Q = Question(id="q", text="Where?", answers=("Paris",), choices=("Rome", "Paris", "Paris, Texas", "A coruna"))
 B = Choice()

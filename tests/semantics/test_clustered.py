@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from semcal import Question, UserError
 from semcal.semantics.agreement import adjusted_rand
-from semcal.semantics.collapsing.choice import Choice
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import UNPARSED
 from semcal.semantics.collapsing.custom import check_contract, load_custom, unreadable_gold
-from semcal.semantics.collapsing.exact_match import ExactMatch
+from semcal.semantics.collapsing.exact_match import Choice, ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric
 from semcal.semantics.collapsing.surface import KthWord
 

@@ -11,8 +11,7 @@ from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapsing.collapse import UNPARSED
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.surface import KthWord
-from semcal.semantics.extract import extract
-from semcal.semantics.normalise import normalise
+from semcal.semantics.extract import extract, normalise
 
 Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
 TOWNS = ExactMatch(

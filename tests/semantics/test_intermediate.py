@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcal.semantics.intermediate import expected_confidence
+from semcal.semantics.answer_tree import expected_confidence
 
 
 def test_by_hand():

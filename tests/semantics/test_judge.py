@@ -15,8 +15,7 @@ from semcal import Question, UserError
 from semcal.models.connection import ChatModel
 from semcal.semantics.collapsing.clustered import Clustered
 from semcal.semantics.collapsing.collapse import UNPARSED
-from semcal.semantics.collapsing.decisions import Decisions
-from semcal.semantics.collapsing.judge import Judge
+from semcal.semantics.collapsing.judge import Decisions, Judge
 
 Q = Question(id="q", text="Which city?", answers=("Paris",))
 CITY = {"paris": "Paris", "capital of france": "the French capital", "lyon": "Lyon", "who knows": None}

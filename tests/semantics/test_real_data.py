@@ -8,8 +8,7 @@ import pytest
 from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.prompts import written
-from semcal.semantics.collapsing.choice import Choice
-from semcal.semantics.collapsing.exact_match import ExactMatch
+from semcal.semantics.collapsing.exact_match import Choice, ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric
 from tests.conftest import data_folder, needs
 

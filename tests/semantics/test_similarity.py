@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from semcal import Question
-from semcal.semantics.collapsing.clustered import Clustered
-from semcal.semantics.collapsing.similarity import Embedding, Entailment
+from semcal.semantics.collapsing.clustered import Clustered, Embedding, Entailment
 
 Q = Question(id="q", text="What is it?", answers=("cat",))
 OTHER = Question(id="o", text="And that?", answers=("dog",))

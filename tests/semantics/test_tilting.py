@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from semcal.answers import stop_rule
-from semcal.calibration.measures.tilt import loss_change
+from semcal.calibration.measures.loss_gap import loss_change
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
-from semcal.semantics.tilting import answer_tree, tilt_along, tilted_logprobs, token_tilt
+from semcal.semantics.answer_tree import answer_tree, tilt_along, tilted_logprobs, token_tilt
 
 TAU = [-2.0, -0.3, 0.7, 3.0]
 

@@ -16,12 +16,10 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from semcal.arrays import FloatArray, checked_pairs
-from semcal.calibration.inference.bootstrap import bootstrap_interval
-from semcal.calibration.inference.group_folds import folds_by_group
-from semcal.calibration.measures.loss_gap import held_out_tilts
+from semcal.calibration.inference.bootstrap import bootstrap_interval, folds_by_group
+from semcal.calibration.measures.loss_gap import held_out_tilts, inside
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.measures.tilt import inside
 from semcal.calibration.nulls.null import exact_null
 from semcal.calibration.resampling import Resampling
 

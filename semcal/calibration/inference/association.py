@@ -53,10 +53,8 @@ def grid_association(
 ) -> Association:
     """Spearman's rho of x and y over a grid, or their partial rank correlation given covariates.
 
-    Cells of a grid are not exchangeable one by one: those of one model resemble each other, and so do those of one
-    dataset or style. But under "y has nothing to do with x" it is arbitrary which model of x is paired with which model
-    of y, and likewise along every other axis. So a permutation shuffles whole slices of y along each axis, each axis
-    separately (as the Mantel and QAP tests do for matrices); an effect of a model, dataset or style stays in both
+    Cells of one model, dataset or style resemble each other, so a permutation shuffles whole slices of y along each
+    axis separately (as the Mantel and QAP tests do for matrices); an effect of a model, dataset or style stays in both
     arrays and does not count as many observations.
 
     The partial correlation is that between the residuals of ranks on the ranks of the covariates; the residuals of y

@@ -1,6 +1,6 @@
-"""Which questions belong together, and intervals from resampling them together.
+"""Which questions belong together, intervals from resampling them together, and folds that hold them out together.
 
-Only `groups` turns labels into clusters, so intervals, nulls and tests cannot disagree about them.
+Only `groups` turns labels into clusters, so intervals, nulls, tests and folds cannot disagree about them.
 """
 
 from __future__ import annotations
@@ -97,10 +97,9 @@ def bootstrap_interval(
         group: `[n]` labels of questions that depend on one another; None for independent questions.
         centred: False takes the percentile interval, the quantiles of the replicates. True takes
             estimate + quantiles - mean of the replicates, for statistics such as smECE whose replicates lie above the
-            estimate: resampling adds its own noise to the noise that already makes smECE positive, so the percentile
-            interval may not even contain the estimate, and the basic (reverse-percentile) interval would subtract that
-            shift twice and mirror the skew. Centring keeps spread and skew and drops the second shift. The first, the
-            floor of finite n and M, stays in the estimate; that is what `null_of` is for.
+            estimate: resampling adds its own noise to the noise that already makes smECE positive. Centring keeps
+            spread and skew and drops this second shift. The first, the floor of finite n and M, stays in the estimate;
+            that is what `null_of` is for.
         bounds: range of the statistic, to which the interval is clipped.
 
     Raises:
@@ -129,3 +128,26 @@ def bootstrap_interval(
         ends = estimate + ends - defined.mean()
     low, high = np.clip(ends, *bounds)
     return Interval(estimate, float(low), float(high), replicates)
+
+
+def folds_by_group(group: ArrayLike | None, n: int, folds: int, *, seed: int) -> IntArray:
+    """The fold of each of n questions, `[n]` in [0, folds); a group is in one fold, and no fold is empty.
+
+    Folds hold equal numbers of groups up to one, not equal numbers of questions.
+
+    Args:
+        group: `[n]` labels of questions that depend on one another; None for independent questions.
+        n: number of questions.
+        folds: at least 3: while one is held out, choosing a penalty on the others takes two.
+        seed: deals the groups.
+
+    Raises:
+        ValueError: fewer than 3 folds, fewer groups than folds, or labels of another length.
+    """
+    clusters = groups(group, n)
+    if folds < 3:
+        raise ValueError(f"folds is {folds}; expected at least 3: one is held out, two choose a penalty")
+    if clusters.count < folds:
+        raise ValueError(f"{clusters.count} groups of questions cannot fill {folds} folds; use fewer folds")
+    dealt = keyed_generator(seed, "folds").permutation(clusters.count) % folds
+    return dealt[clusters.index]

@@ -10,11 +10,10 @@ from numpy.typing import ArrayLike
 from scipy.special import logit, rel_entr
 
 from semcal.arrays import FloatArray
-from semcal.calibration.inference.contrasts import contrast, leaves, plain_mean
+from semcal.calibration.inference.paired import contrast, leaves, plain_mean
 from semcal.calibration.measures.kernel import Convention
-from semcal.calibration.measures.loss_gap import LossGap
+from semcal.calibration.measures.loss_gap import LossGap, inside, loss_change
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.measures.tilt import inside, loss_change
 from semcal.calibration.nulls.null import Chances
 from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator

@@ -1,11 +1,11 @@
-"""Two runs on the same questions: is their difference in a measure more than chance, and what could have been found?
+"""Runs on the same questions: is their difference in a measure more than chance, and what could have been found?
 
 Knows a confidence and a correctness per question and run; knows no counts, so the caller ensures equal n and M.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,12 +119,10 @@ def paired_difference(
 
     `p_exchange` swaps the (confidence, correct) of whole groups between the runs at random; it is exact for "the runs
     are exchangeable", that is, alike in every respect. For means over questions (gap, confidence, accuracy, Brier) this
-    is a sign-flip test, which where groups are many also holds for equal means in runs that differ otherwise, since
-    flipping keeps the variance of the differences. Not so for smECE: a swapped run is a mixture of both, and where one
-    run is as overconfident as the other is underconfident, the mixture is calibrated, its smECE hardly varies, and
-    equal smECE is called different half the time (simulated). Studentising cannot fix that: the mixture sits at a
-    kink of smECE, and the runs do not. A small `p_exchange` for smECE or AUROC says that the runs differ, not that they
-    differ in this statistic.
+    is a sign-flip test, which with many groups also holds for equal means in runs that differ otherwise. Not so for
+    smECE: a swapped run is a mixture of both, and where one run is as overconfident as the other is underconfident, the
+    mixture is calibrated and equal smECE is called different half the time (simulated). A small `p_exchange` for smECE
+    or AUROC says that the runs differ, not that they differ in this statistic.
 
     `p_value` is about the statistic: the difference in units of its standard error, read off the t distribution with
     (blocks - 1) degrees of freedom. Unlike a share of resamples it can be small enough to survive `holm`. The standard
@@ -177,29 +175,19 @@ def difference_of(
     interval = bootstrap_interval(difference, arrays, resampling=resampling, group=group, centred=True)
     n = len(arrays[0])
     clusters = groups(group, n)
-    error, blocks = _jackknife(difference, arrays, clusters, resampling.seed)
+    kept = leave_out(clusters, resampling.seed)
+    blocks = len(kept)
+    spread = float(np.var(difference(*arrays, weight=kept))) if blocks > 1 else np.nan
     one = np.ones((1, n))
     return Difference(
         a=float(statistic(*arrays[:2], weight=one)[0]),
         b=float(statistic(*arrays[2:], weight=one)[0]),
         low=interval.low,
         high=interval.high,
-        standard_error=error,
+        standard_error=float(np.sqrt((blocks - 1) * spread)),
         blocks=blocks,
         p_exchange=_swap_p(statistic, arrays, interval.estimate, clusters, resampling),
     )
-
-
-def _jackknife(
-    difference: Callable[..., FloatArray], arrays: FourArrays, clusters: Groups, seed: int
-) -> tuple[float, int]:
-    """Standard error by leaving out one block of groups at a time, and the number of blocks."""
-    kept = leave_out(clusters, seed)
-    blocks = len(kept)
-    if blocks < 2:
-        return float("nan"), blocks
-    without = difference(*arrays, weight=kept)
-    return float(np.sqrt((blocks - 1) * np.var(without))), blocks
 
 
 def leave_out(clusters: Groups, seed: int) -> FloatArray:
@@ -242,3 +230,142 @@ def smallest_difference(standard_error: float, *, alpha: float = 0.05, power: fl
     if not (0 < alpha < 1 and 0 < power < 1):
         raise ValueError(f"alpha and power must lie in (0, 1), got {alpha} and {power}")
     return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * standard_error)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A statistic of one run: on all questions, and without each block of them.
+
+    Attributes:
+        stratum: name of the questions; runs of one stratum answered the same ones, different strata share none.
+        estimate: on all questions.
+        without: `[blocks]`, one block of groups left out at a time, the same blocks for all runs of a stratum.
+    """
+
+    stratum: str
+    estimate: float
+    without: FloatArray
+
+    def minus(self, floor: float) -> Leaves:
+        """The same after subtracting a floor that is taken as known, e.g. the mean of a null."""
+        return Leaves(self.stratum, self.estimate - floor, self.without - floor)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of a statistic over runs.
+
+    Attributes:
+        estimate: the sum.
+        standard_error: by grouped jackknife in each stratum; squares add up over strata. NaN where a stratum is a
+            single group.
+        freedom: degrees of freedom (Welch 1947, Satterthwaite 1946).
+    """
+
+    estimate: float
+    standard_error: float
+    freedom: float
+
+    def p_above(self, bound: float) -> float:
+        """One-sided, of "the true sum is at most `bound`"; small means it is above. 1 where nothing varies."""
+        return self._tail(self.estimate - bound)
+
+    def p_below(self, bound: float) -> float:
+        """One-sided, of "the true sum is at least `bound`"; small means it is below."""
+        return self._tail(bound - self.estimate)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """The sum ± the quantile of t times the standard error."""
+        reach = float(t.ppf((1 + level) / 2, self.freedom)) * self.standard_error if self.standard_error > 0 else np.nan
+        return self.estimate - reach, self.estimate + reach
+
+    def detectable(self, alpha: float) -> float:
+        """The smallest true sum that a one-sided test at level alpha finds with power 0.8."""
+        return smallest_difference(self.standard_error, alpha=2 * alpha)
+
+    def _tail(self, distance: float) -> float:
+        if self.standard_error == 0:  # no block of questions changes anything, which is not evidence of precision
+            return 1.0
+        return float(t.sf(distance / self.standard_error, self.freedom))
+
+
+def leaves(
+    statistic: Statistic,
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    stratum: str,
+    group: ArrayLike | None,
+    seed: int,
+) -> Leaves:
+    """A statistic of one run on all questions and without each block.
+
+    Args:
+        statistic: as in `paired_difference`.
+        first, second: `[n]` two numbers per question, confidence and correctness for most statistics.
+        stratum: name of the questions.
+        group: `[n]` labels of dependent questions.
+        seed: of the blocks; runs of a stratum need the same seed, questions and labels, in one order.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    kept = leave_out(groups(group, len(a)), seed)
+    whole = statistic(a, b, weight=np.ones((1, len(a))))
+    return Leaves(stratum, float(whole[0]), statistic(a, b, weight=kept) if len(kept) > 1 else np.full(1, np.nan))
+
+
+def plain_mean(values: FloatArray, _: FloatArray, *, weight: FloatArray) -> FloatArray:
+    """The statistic for figures that are means over questions, such as losses; the second number is ignored."""
+    return (values * weight).sum(axis=-1) / weight.sum(axis=-1)
+
+
+def contrast(terms: Sequence[tuple[float, Leaves]]) -> Contrast:
+    """The weighted sum of the statistics of runs; its error comes from leaving out the same questions of all runs at
+    once.
+
+    As in `paired_difference`, what is hard for all runs cancels, and the jackknife errs on the large side (Efron &
+    Stein 1981).
+
+    Args:
+        terms: (weight, run).
+
+    Raises:
+        ValueError: no terms; runs of one stratum with different numbers of blocks.
+    """
+    if not terms:
+        raise ValueError("a contrast needs at least one run")
+    sums: dict[str, FloatArray] = {}
+    for weight, run in terms:
+        known = sums.setdefault(run.stratum, np.zeros(len(run.without)))
+        if len(known) != len(run.without):
+            raise ValueError(
+                f"runs of {run.stratum!r} were cut into {len(known)} and {len(run.without)} blocks; give them the same "
+                "questions and groups"
+            )
+        sums[run.stratum] = known + weight * run.without
+    variances = np.array([(len(without) - 1) * np.var(without) for without in sums.values()])
+    squares = np.array([v**2 / max(len(without) - 1, 1) for v, without in zip(variances, sums.values(), strict=True)])
+    total = float(variances.sum())
+    freedom = total**2 / float(squares.sum()) if total > 0 else 1.0
+    estimate = float(sum(weight * run.estimate for weight, run in terms))
+    return Contrast(estimate, float(np.sqrt(total)), freedom)
+
+
+def holm(p_values: ArrayLike) -> FloatArray:
+    """Holm's adjusted p-values (Holm 1979): reject those at most alpha, and the chance of any false rejection is alpha.
+
+    Sorted upwards, the i-th of k is multiplied by k - i + 1, made at least as large as those before it and at most 1.
+
+    Args:
+        p_values: `[k]`; NaN marks a test that was not made: it is not counted and stays NaN.
+
+    Raises:
+        ValueError: a p-value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or (p < 0).any() or (p > 1).any():
+        raise ValueError(f"holm expects one row of p-values in [0, 1], got {p}")
+    order = np.argsort(p)[: int(np.isfinite(p).sum())]  # NaN are sorted to the end
+    adjusted = np.full(len(p), np.nan)
+    steps = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * steps), 1.0)
+    return adjusted

@@ -122,21 +122,15 @@ def ece(
 
 
 def debiased_ece(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    bins: int = 15,
-    *,
-    scheme: Scheme = "mass",
-    m: int | None = None,
-    weight: ArrayLike | None = None,
+    confidence: ArrayLike, correct: ArrayLike, bins: int = 15, *, weight: ArrayLike | None = None
 ) -> FloatArray:
-    """Root mean square gap over bins without the share that chance explains, `[...]` in [0, 1].
+    """Root mean square gap over bins of equal mass, minus what chance explains, `[...]` in [0, 1].
 
     sqrt(max(0, sum over bins b of (n_b / n) [gap_b^2 - acc_b (1 - acc_b) / (n_b - 1)])) (Kumar et al. 2019,
     arXiv 1909.10155, the debiased estimator of the squared error). Bins of one question are left out. It estimates
     the l2 error, which is at least `ece` in the long run. NaN where no bin has two questions. Arguments as `binned`.
     """
-    found = binned(confidence, correct, bins, scheme=scheme, m=m, weight=weight)
+    found = binned(confidence, correct, bins, scheme="mass", weight=weight)
     usable = found.weight > 1
     share = np.where(usable, found.weight, 0.0)
     accuracy = found.correct / np.where(found.weight > 0, found.weight, 1.0)
@@ -192,8 +186,4 @@ def _murphy(confidence: FloatArray, correct: FloatArray, weight: FloatArray) -> 
     mass = np.bincount(level, weight, minlength=len(levels))
     accuracy = np.bincount(level, weight * correct, minlength=len(levels)) / np.where(mass > 0, mass, 1.0)
     share, mean = mass / mass.sum(), (weight * correct).sum() / weight.sum()
-    return (
-        float(share @ (levels - accuracy) ** 2),
-        float(share @ (accuracy - mean) ** 2),
-        float(mean * (1 - mean)),
-    )
+    return float(share @ (levels - accuracy) ** 2), float(share @ (accuracy - mean) ** 2), float(mean * (1 - mean))

@@ -69,7 +69,7 @@ def smece(confidence: ArrayLike, correct: ArrayLike, *, convention: Convention =
             numbers. It differs from the definition above in three ways: confidences of exactly 0 and 1 carry half
             weight, the kernel ends at a distance of 1/2, and the integral is a plain mean over at least 200 points.
             "exact" is the definition. The first difference matters where a model is often unanimous: prefer "exact"
-            there when no comparison with relplot's numbers is wanted.
+            there when no comparison with relplot's numbers is needed.
 
     Raises:
         ValueError: lengths differ, n is 0, or a value is NaN or outside [0, 1].

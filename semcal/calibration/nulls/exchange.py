@@ -20,7 +20,7 @@ from semcal.semantics.confidence import checked_counts, checked_index
 
 
 def pooled(counts: ArrayLike, gold: ArrayLike) -> tuple[IntArray, IntArray]:
-    """The M samples and the gold answer of each question as M + 1 draws that nobody can tell apart.
+    """The M samples and the gold answer of each question as M + 1 exchangeable draws.
 
     Args:
         counts: `[n, K]` samples per class; every row sums to M.

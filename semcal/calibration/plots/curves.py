@@ -1,4 +1,4 @@
-"""Figures other than the reliability diagram: selective answering, and what remains as M grows.
+"""Figures other than the reliability diagram: selective answering, growing M, models compared, and the knowing curve.
 
 Each function returns a Figure that belongs to no window and no pyplot state; save it with `figure.savefig`.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from semcal.arrays import FloatArray, IntArray, checked_pairs
-from semcal.calibration.estimators.m_curve import MCurve
+from semcal.calibration.estimators.finite_m import MCurve
 from semcal.calibration.inference.bootstrap import Interval, groups, multiplicities
-from semcal.calibration.measures.selective import aurc, risk_coverage
+from semcal.calibration.measures.scores import aurc, risk_coverage
 from semcal.calibration.nulls.null import pointwise_range
 from semcal.calibration.plots.reliability_diagram import BAND_RESAMPLES, BLUE, GREY
 from semcal.seeds import keyed_generator
@@ -175,7 +177,80 @@ def _limit(name: str, limit: Interval | None, form: str) -> str:
     return f"{name} at M = ∞: {limit.estimate:{form}} [{limit.low:{form}}, {limit.high:{form}}]"
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", lw=0.7)
+    axes.grid(axis=grid, color="#E6E6E6", lw=0.7)
     axes.set_axisbelow(True)
+
+
+_INK = "#222222"
+_PANELS = (
+    ("accuracy", "accuracy"),
+    ("signed_gap", "signed gap: confidence\nminus accuracy"),
+    ("excess", "smECE minus the\nmean of its null"),
+)
+
+
+def by_model(frame: pd.DataFrame, *, title: str) -> Figure:
+    """Accuracy, signed gap and excess calibration error with intervals: one row per model, one mark per line.
+
+    Args:
+        frame: columns model, line (a name, e.g. dataset and style); accuracy, signed_gap, excess, and each of them
+            with _low and _high. NaN omits a mark or an interval.
+        title: above the figure.
+
+    Raises:
+        ValueError: fewer than two models.
+    """
+    models, lines = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["line"]))
+    if len(models) < 2:
+        raise ValueError(f"{len(models)} model; a comparison needs at least two")
+    thick = max(0.32, 0.12 * len(lines))  # inches of a row
+    figure = Figure(figsize=(9.0, 1.6 + thick * len(models)), layout="constrained")
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    offsets = np.linspace(-0.3, 0.3, len(lines)) if len(lines) > 1 else [0.0]
+    for axes, (value, label) in zip(panels, _PANELS, strict=True):
+        for name, offset, (colour, _, marker) in zip(lines, offsets, cycle(LINES), strict=False):
+            own = frame.loc[frame["line"] == name, :]
+            at, x = own["model"].map(models.index).to_numpy(float) + offset, own[value].to_numpy(float)
+            spread = np.abs(own[[f"{value}_low", f"{value}_high"]].to_numpy(float).T - x)
+            axes.errorbar(x, at, xerr=spread, fmt=marker, color=colour, ms=4.5, elinewidth=0.9, label=name)
+        axes.axvline(0, color=_INK, lw=0.8)
+        axes.set_xlabel(label, fontsize=9)
+        _tidy(axes, grid="x")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        for edge in np.arange(len(models) - 1) + 0.5:
+            axes.axhline(edge, color="#F0F0F0", lw=0.7, zorder=0)
+    panels[0].set_yticks(range(len(models)), models)
+    panels[0].set_ylim(len(models) - 0.5, -0.5)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
+_LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."))  # colour-blind safe, and in grey
+
+
+def knowing_curve(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
+    """Expected largest class probability against tokens generated: when the model decides on its answer.
+
+    Args:
+        tables: name of a line -> question_id, token, expected_confidence (`Run.intermediate`). The line is the mean
+            over questions, where answers that have ended stay at 1; the band holds the middle half of the questions.
+    """
+    figure = Figure(figsize=(4.6, 3.4))
+    figure.set_layout_engine("constrained", w_pad=0.1)
+    axes = figure.add_subplot()
+    for (name, table), (colour, dashes) in zip(tables.items(), _LINES * len(tables), strict=False):
+        curves = table.pivot(index="question_id", columns="token", values="expected_confidence").ffill(axis=1)
+        tokens = curves.columns.to_numpy()
+        low, high = np.quantile(curves.to_numpy(), [0.25, 0.75], axis=0)
+        axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(tokens, curves.mean(), dashes, color=colour, label=name)
+    axes.set(xlabel="tokens generated", ylabel="expected largest class probability", ylim=(0, 1.02), title=title)
+    axes.title.set_fontsize("medium")
+    if len(tables) > 1:
+        axes.legend(frameon=False)
+    return figure

@@ -1,8 +1,9 @@
-"""Normalised exact match, with the aliases of a closed answer space."""
+"""Collapsing by wording: normalised exact match with the aliases of a closed answer space, and multiple choice."""
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +11,7 @@ from functools import cached_property
 from semcal.questions.question import Question
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Pointwise
-from semcal.semantics.extract import extract
-from semcal.semantics.normalise import normalise
+from semcal.semantics.extract import extract, normalise
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,12 @@ class ExactMatch(Pointwise):
         phrase = extract(text, style)
         if phrase is None:
             return UNPARSED
-        label = self._of_phrase(question, phrase)
+        label = self.of_reference(question, phrase)
         # A sentence may go on after its answer in a way that `extract` cannot remove.
         return self._mentioned(text) if label == UNPARSED and style == "sentence" else label
 
     def of_reference(self, question: Question, answer: str) -> str:
-        return self._of_phrase(question, answer)
-
-    def _of_phrase(self, question: Question, phrase: str) -> str:
-        key = normalise(phrase)
+        key = normalise(answer)
         if not key:
             return UNPARSED
         if key in self._table:
@@ -50,7 +47,7 @@ class ExactMatch(Pointwise):
         if key in {normalise(a) for a in question.answers}:
             first = normalise(question.answers[0])
             return self._table.get(first, first)
-        return self._mentioned(phrase) if self._table else key
+        return self._mentioned(answer) if self._table else key
 
     def _mentioned(self, text: str) -> str:
         found = self._pattern.findall(normalise(text)) if self._table else []
@@ -64,3 +61,40 @@ class ExactMatch(Pointwise):
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._table, key=lambda form: (-len(form), form))
         return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b")
+
+
+_LETTER = re.compile(r"^\W*(?:[Oo]ption\s+)?([A-Za-z])(?:[).:\]*]|\s*$)")
+
+
+@dataclass(frozen=True)
+class Choice(Pointwise):
+    """The option that an answer names. Its class is the text of the option, since letters are shuffled.
+
+    A letter counts if it is alone or followed by one of ). : and names the option in that position. Otherwise the
+    answer must equal the text of an option, or contain that of exactly one. An answer that names no option is unparsed.
+    """
+
+    @property
+    def name(self) -> str:
+        return "choice/1"
+
+    def of_text(self, question: Question, text: str, style: str) -> str:
+        phrase = extract(text, style)
+        return UNPARSED if phrase is None else self._of_phrase(question, phrase)
+
+    def _of_phrase(self, question: Question, phrase: str) -> str:
+        exactly = self.of_reference(question, phrase)
+        letter = _LETTER.match(phrase)
+        if exactly != UNPARSED or letter is None:
+            return exactly
+        place = string.ascii_uppercase.index(letter[1].upper())
+        return question.choices[place] if place < len(question.choices) else UNPARSED
+
+    def of_reference(self, question: Question, answer: str) -> str:
+        said = normalise(answer)
+        options = {choice: normalise(choice) for choice in question.choices}
+        same = [choice for choice, words in options.items() if words == said]
+        # Keep the longest: "Paris, Texas" also contains "Paris".
+        contained = [c for c, words in options.items() if words and re.search(rf"\b{re.escape(words)}\b", said)]
+        longest = [c for c in contained if not any(c != d and options[c] in options[d] for d in contained)]
+        return same[0] if same else longest[0] if len(longest) == 1 else UNPARSED

@@ -22,8 +22,7 @@ from typing import Any
 from semcal.questions.question import Question
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Collapsed, correct_classes
-from semcal.semantics.extract import extract, unboxed
-from semcal.semantics.normalise import normalise
+from semcal.semantics.extract import extract, normalise, unboxed
 
 DECIMALS = 6  # numbers that agree to this many decimals are equal: 1/3 and 0.333333
 _SECONDS = 5  # time limit per expression; sympy may never return

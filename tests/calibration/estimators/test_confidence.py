@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.split_half import split_half
+from semcal.calibration.estimators.finite_m import split_half
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.finite_m import estimates
-from semcal.calibration.estimators.m_curve import extrapolation_weights, m_curve, sizes_for
+from semcal.calibration.estimators.finite_m import estimates, extrapolation_weights, m_curve, sizes_for
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.resampling import Resampling
-from semcal.semantics.class_masses import class_masses
 from semcal.semantics.class_table import ClassTable
-from semcal.semantics.confidence import confidences, confidences_of_masses
+from semcal.semantics.confidence import class_masses, confidences, confidences_of_masses
 
 
 def drawn(n: int, m: int, seed: int, *, alpha: float = 0.5, classes: int = 8, sharpness: float = 1.0):

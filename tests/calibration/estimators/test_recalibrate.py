@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, logit
 
 from semcal.calibration.estimators.recalibration import recalibrated, remedies, temperature
-from semcal.calibration.inference.group_folds import folds_by_group
+from semcal.calibration.inference.bootstrap import folds_by_group
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.resampling import Resampling

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.estimators.thinning import thin
+from semcal.calibration.estimators.finite_m import thin
 
 
 def test_thinned_counts_have_the_hypergeometric_moments():

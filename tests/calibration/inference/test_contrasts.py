@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.inference.contrasts import contrast, leaves, plain_mean
 from semcal.calibration.inference.equivalence import loss_equivalence
-from semcal.calibration.inference.paired import STATISTICS, paired_difference
+from semcal.calibration.inference.paired import STATISTICS, contrast, leaves, paired_difference, plain_mean
 from semcal.calibration.measures.loss_gap import loss_gap
 from semcal.calibration.resampling import Resampling
 

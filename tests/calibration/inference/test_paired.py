@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from semcal.calibration.inference.bootstrap import bootstrap_interval
-from semcal.calibration.inference.holm import holm
-from semcal.calibration.inference.paired import STATISTICS, paired_difference, smallest_difference
+from semcal.calibration.inference.paired import STATISTICS, holm, paired_difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.nulls.null import simulated_null
 from semcal.calibration.resampling import Resampling

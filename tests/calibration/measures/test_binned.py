@@ -12,8 +12,7 @@ from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as reference_log_loss
 
 from semcal.calibration.measures.binned import binned, brier_parts, debiased_ece, ece, mce
-from semcal.calibration.measures.scores import brier, log_loss
-from semcal.calibration.measures.selective import aurc, risk_coverage
+from semcal.calibration.measures.scores import aurc, brier, log_loss, risk_coverage
 
 shares = st.integers(2, 60).flatmap(
     lambda n: st.tuples(

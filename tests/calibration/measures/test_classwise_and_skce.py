@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from semcal.calibration.inference.holm import holm
-from semcal.calibration.measures.classwise import LEAST_EXPECTED, classwise
-from semcal.calibration.measures.closed_set import ClosedSet
-from semcal.calibration.measures.skce import skce
+from semcal.calibration.inference.paired import holm
+from semcal.calibration.measures.closed_set import LEAST_EXPECTED, ClosedSet, classwise, skce
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.null import simulated_null
 from semcal.semantics.confidence import confidences

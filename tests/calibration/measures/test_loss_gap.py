@@ -8,10 +8,18 @@ from scipy.integrate import quad
 from scipy.special import expit, logit
 from scipy.stats import beta
 
-from semcal.calibration.inference.group_folds import folds_by_group
-from semcal.calibration.measures.loss_gap import CELL, loss_gap, simulated_loss_gap
+from semcal.calibration.inference.bootstrap import folds_by_group
+from semcal.calibration.measures.loss_gap import (
+    CELL,
+    CLIP,
+    basis,
+    fit_tilts,
+    inside,
+    loss_change,
+    loss_gap,
+    simulated_loss_gap,
+)
 from semcal.calibration.measures.scores import log_loss
-from semcal.calibration.measures.tilt import CLIP, basis, fit_tilts, inside, loss_change
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.confidence import confidences
 

@@ -12,9 +12,9 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from semcal.calibration.estimators.m_curve import MCurve
+from semcal.calibration.estimators.finite_m import MCurve
 from semcal.calibration.inference.bootstrap import Interval
-from semcal.calibration.measures.selective import aurc, risk_coverage
+from semcal.calibration.measures.scores import aurc, risk_coverage
 from semcal.calibration.plots.curves import (
     LINES,
     _weighted_risk,

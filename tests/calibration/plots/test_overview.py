@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semcal.calibration.plots.by_model import by_model
+from semcal.calibration.plots.curves import by_model
 
 
 def frame(models: list[str]) -> pd.DataFrame:

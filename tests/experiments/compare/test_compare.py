@@ -18,8 +18,8 @@ from experiments.config.run_folder import differing
 from experiments.pipeline.targets import scored_runs
 from experiments.report.summary_table import last_layer
 from semcal import UserError
-from semcal.calibration.estimators.thinning import thin
-from semcal.calibration.inference.holm import holm as holm_of
+from semcal.calibration.estimators.finite_m import thin
+from semcal.calibration.inference.paired import holm as holm_of
 from semcal.calibration.measures.smece import smece
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences

@@ -14,7 +14,7 @@ from experiments.compare.pairs import sensible_pairs
 from experiments.config.run_folder import differing
 from experiments.config.study import Cell
 from experiments.pipeline.targets import scored_runs
-from semcal.calibration.estimators.thinning import thin
+from semcal.calibration.estimators.finite_m import thin
 from semcal.runs.run import Run
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict, write_study

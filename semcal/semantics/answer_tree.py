@@ -1,17 +1,52 @@
-"""Tilting a model towards or away from its semantic answer, token by token.
+"""The tree of answer prefixes: how much is decided after i tokens, and tilting towards the answer token by token.
 
-Adding tau to the log weight of every answer in the class k* takes, at each token, only the intermediate B-confidences
-g = Pr[B = k* | x, prefix] (arXiv 2511.04869, Theorem 9). Token ids, masses and log-probabilities in, numbers out.
+At a prefix z_≤i the model's distribution over classes is what the answers below it say, `g_i(k) = Pr[B = k | x, z_≤i]`
+(arXiv 2511.04869, Theorem 9, for k the semantic answer). Token ids, weights and labels in, numbers out.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+
+def expected_confidence(
+    ids: Sequence[Sequence[int]], weight: Sequence[float] | np.ndarray, classes: Sequence[Hashable]
+) -> np.ndarray:
+    """Expected largest class probability after i = 0, 1, ..., L tokens: `[L + 1]`, L the longest answer.
+
+    E over z_≤i of max_k Pr[B = k | x, z_≤i] = Σ over prefixes of max_k weight(prefix, k), over the whole weight. An
+    answer that has ended keeps its last prefix. The value never falls with i and is 1 at the end.
+
+    With weights that are counts of samples, deep prefixes hold few samples and look more decided than they are, as
+    B-confidence itself does at small M; with exact masses there is no such bias.
+
+    Args:
+        ids: token ids of each distinct answer.
+        weight: `[answer]` counts or masses.
+        classes: `[answer]` semantic classes.
+
+    Raises:
+        ValueError: lengths disagree, or the total weight is 0.
+    """
+    if not len(ids) == len(weight) == len(classes):
+        raise ValueError(f"{len(ids)} answers, {len(weight)} weights and {len(classes)} classes: lengths must agree")
+    total = float(np.sum(weight))
+    if not total > 0:
+        raise ValueError("the answers have a total weight of 0; expected more")
+    rows = [(tuple(i), float(w), k) for i, w, k in zip(ids, weight, classes, strict=True)]
+    expected = np.empty(max(len(i) for i, _, _ in rows) + 1)
+    for depth in range(len(expected)):
+        below: dict[tuple[int, ...], dict[Hashable, float]] = defaultdict(lambda: defaultdict(float))
+        for answer, w, label in rows:
+            below[answer[:depth]][label] += w
+        expected[depth] = sum(max(shares.values()) for shares in below.values()) / total
+    return expected
+
 
 Ids = tuple[int, ...]
 
@@ -138,17 +173,17 @@ def token_tilt(
     sequence, classes = [], []
     for answers, masses, top, gold, shift in zip(ids, mass, is_top, is_gold, tau, strict=True):
         tree = answer_tree(answers, masses, top)
-        wanted = np.asarray(gold, dtype=bool)
-        in_top = wanted & np.asarray(top, dtype=bool)
-        wanted = in_top if in_top.any() else wanted
-        if not wanted.any():
+        correct = np.asarray(gold, dtype=bool)
+        in_top = correct & np.asarray(top, dtype=bool)
+        followed = in_top if in_top.any() else correct
+        if not followed.any():
             continue
         drops = []
-        for answer in (answer for answer, chosen in zip(answers, wanted, strict=True) if chosen):
+        for answer in (answer for answer, chosen in zip(answers, followed, strict=True) if chosen):
             reached = np.log([tree[tuple(answer[:end])].mass for end in range(len(answer) + 1)])
             own = np.diff(reached)
             drops.append(tilt_along(answer, own, tree, shift).sum() - own.sum())
-        sequence.append(np.average(drops, weights=np.asarray(masses)[wanted]))
+        sequence.append(np.average(drops, weights=np.asarray(masses)[followed]))
         classes.append(shift * in_top.any() - np.log1p(tree[()].g * np.expm1(shift)))
     if not sequence:
         return TokenTilt(np.nan, np.nan, np.nan, 0.0)
