@@ -4,8 +4,6 @@ them, and interventions that change them.
 Imports semcal, which knows nothing of probes.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -3,8 +3,6 @@
 Knows confidences, correctness and counts of tokens; nothing of activations or of how a probe was fitted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

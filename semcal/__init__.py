@@ -4,8 +4,6 @@ The names below are what a notebook needs, from a question to "calibrated or not
 used: torch takes seconds, and `import semcal` none.
 """
 
-from __future__ import annotations
-
 import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version

@@ -3,8 +3,6 @@
 The checks are in one place, so that every measure rejects the same inputs with the same messages.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The two kinds of failure that a user meets, something to fix and a model that broke; and packages that are hidden."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 Knows no model and no tokenizer, so that what a study says can be checked before either is loaded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase

@@ -1,7 +1,5 @@
 """Seeds that depend on what is drawn for, never on when: one generator per (seed, question, purpose)."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

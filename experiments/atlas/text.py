@@ -4,8 +4,6 @@ A document is a sequence of questions and answers of one family in one style, fo
 so that prompts with exemplars are in distribution for a model trained on it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from experiments.atlas.world import MATERIAL, REGIONS, TOWNS_PER_REGION, Query, Route, World

@@ -16,8 +16,6 @@ Routes. A coach line leads from each town to one neighbouring town. Riding k sto
 easy one stop at a time, hard in a single pass. Lines are mentioned with Zipf frequencies as well.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property

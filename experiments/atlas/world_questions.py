@@ -1,7 +1,5 @@
 """Questions about atlas to evaluate a model on, and conversations to train one on."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """`python -m experiments.bench NAME [--json]`: one comparison, as a table or as one line of JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -3,8 +3,6 @@
 Needs `relplot`, which the extra `dev` installs. Everything runs on the CPU.
 """
 
-from __future__ import annotations
-
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator

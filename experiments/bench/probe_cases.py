@@ -3,8 +3,6 @@
 Both sides use OMP_NUM_THREADS threads; the facts say how many torch uses.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

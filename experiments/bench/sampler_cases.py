@@ -4,8 +4,6 @@ Subjects: the bundled organism, whose answers are as peaked as those of trained 
 parameters, the worst case, in which no two samples agree.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Collapsing answers: exact match and numeric B against what one would otherwise run on every single answer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle, islice

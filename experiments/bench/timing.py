@@ -1,7 +1,5 @@
 """Two ways to do one thing, timed alternately in one process; on a shared machine, only their ratio is meaningful."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@
 `report/comparison_tables.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

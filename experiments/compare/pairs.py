@@ -3,8 +3,6 @@
 Knows run folders and configurations; knows no statistics.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The statistics are in `probes.evaluation.transfer`, the figure in `probes.plots.heatmaps`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ To add a B, write its class under semcal/semantics/collapsing/, a configuration 
 study's schema, its error messages and the names on the command line follow from it (docs/extending.md).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

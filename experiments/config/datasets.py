@@ -1,7 +1,5 @@
 """What a study can say about a dataset, and how its questions are loaded."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal

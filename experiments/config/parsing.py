@@ -3,8 +3,6 @@
 The line names the key, the value found, and the nearest valid name.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,8 +1,6 @@
 """The run folder of a cell: opened, or refused where it holds a run of another configuration; what differs between
 cells in what was sampled, in how it is analysed, and in what is worth comparing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The base of every part of a study: unknown keys are refused, values cannot be changed."""
 
-from __future__ import annotations
-
 import re
 
 from pydantic import BaseModel, ConfigDict

@@ -3,8 +3,6 @@
 The same questions are enumerated and sampled; estimates from M = 5, 10, 20 and 50 samples are compared with the truth.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace

@@ -4,8 +4,6 @@ Loads no weights, writes nothing and asks no server. Where a tokenizer or the qu
 this machine, stand-ins replace them; counts made with these are estimates and are shown as such.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A dry run as a table, notes and plain data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """Run a study: every cell of the grid that is not finished yet, in an order that loads each model once."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

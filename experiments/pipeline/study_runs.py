@@ -1,7 +1,5 @@
 """A study run from Python: what `semcal.run_study` is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

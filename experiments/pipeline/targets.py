@@ -1,7 +1,5 @@
 """What the user named (study files, run folders, folders of runs, globs) as cells and runs."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Comparisons as tables: pairs of runs with their tests, and runs at several temperatures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 

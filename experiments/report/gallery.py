@@ -3,8 +3,6 @@
 Knows which picture of which run has which name there; draws nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Self-contained HTML pages from the templates in `templates/`, with tables and embedded figures; figures on disk."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """Interventions as a table and figures: the effect of each, and whether random ones do as much."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

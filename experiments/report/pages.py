@@ -1,7 +1,5 @@
 """A run, and a study, as figures and one self-contained HTML page each."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

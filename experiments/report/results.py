@@ -1,7 +1,5 @@
 """The pages of docs/results/, written from run folders: `python -m experiments.report.results [NAME …]`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The figures of one run, from the files in its folder: calibration, then probes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

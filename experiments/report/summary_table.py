@@ -1,7 +1,5 @@
 """The headline figures of runs, one row each; remarks that a reader needs; and how all tables write figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Verdicts as tables, as Markdown and as a forest plot; decides nothing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is left to sample in a cell: questions and manifest written, gold answers kept up to date."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass

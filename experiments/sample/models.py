@@ -3,8 +3,6 @@
 Knows configurations and run folders; knows no question.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from experiments.atlas.weights import bundled

@@ -1,7 +1,5 @@
 """From questions to token ids: exactly what a model reads."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Sequence

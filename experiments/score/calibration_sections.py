@@ -3,8 +3,6 @@
 Everything is computed from a class table, without the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The same samples under several collapsing functions: calibration under each, and how far they agree."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

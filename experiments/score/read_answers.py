@@ -3,8 +3,6 @@
 Knows run folders and configurations; writes nothing and needs no model except what B queries.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """From a cell's samples to semantic classes and calibration, without its model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 

@@ -3,8 +3,6 @@
 Knows runs as `Measured` arrays and tables; knows no files and no models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import nan

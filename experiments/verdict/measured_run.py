@@ -3,8 +3,6 @@
 Knows no files and no rules; a figure is computed once, when a rule first needs it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -4,8 +4,6 @@ harm (H5)?
 By the rules in `rules.py`; knows runs as `Measured` arrays and tables, no files and no models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 

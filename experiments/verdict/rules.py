@@ -42,8 +42,6 @@ H6  for each base cell in a short style: its loss gap as in H1; mean loss gap of
 - A permutation of H4 shuffles whole models, whole datasets and whole styles; each weights enter under one prompt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

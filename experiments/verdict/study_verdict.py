@@ -4,8 +4,6 @@ Knows run folders and configurations; the rules are in `rules.py`, the tables in
 loaded.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable, Sequence

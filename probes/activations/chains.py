@@ -4,8 +4,6 @@ The sampler merges equal answers, so none of its rows shows a single answer from
 chosen, in proportion to how often it was sampled, and read again token by token as it was sampled.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass

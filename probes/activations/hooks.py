@@ -5,8 +5,6 @@ a block offers `hook_attn_out` and `hook_mlp_out` only if they are what it adds 
 `hook_resid_mid` only if the MLP reads the stream after attention. Tests assert equality with TransformerBridge.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

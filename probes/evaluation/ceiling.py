@@ -4,8 +4,6 @@ of a question's samples predict the others).
 Knows class distributions and counts; nothing of activations or probes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Knows held-out losses; nothing of models. Both runs need the same questions in t
 seed of folds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import nan
 

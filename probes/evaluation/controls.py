@@ -3,8 +3,6 @@
 Knows class distributions, groups of questions and losses; nothing of activations or solvers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

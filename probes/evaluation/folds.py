@@ -3,8 +3,6 @@
 Knows labels of groups; nothing of activations, targets or probes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

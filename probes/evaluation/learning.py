@@ -3,8 +3,6 @@
 Knows a rung's candidates, inputs and targets; nothing of layers or models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

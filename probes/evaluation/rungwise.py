@@ -4,8 +4,6 @@ Knows how a rung's choices are made and its predictions scored; nothing of what 
 are fitted faster by `probes.evaluation.layerwise`, with a null over layers; this is for one rung at one layer.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Knows activations of one layer, class distributions and groups of each run; nothing of models, styles or folders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

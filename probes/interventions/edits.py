@@ -4,8 +4,6 @@
 those that all prompts start with, which are read once for all questions. Knows nothing of classes or calibration.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ question, and compared with what random interventions of the same strength do.
 Knows class tables; nothing of models, subspaces or files.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import partial

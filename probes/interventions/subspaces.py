@@ -5,8 +5,6 @@ directions, so ablating an isotropic one changes almost nothing. `random_subspac
 much variance as the probe's does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Knows two tables; draws on a bare Figure, without pyplot's state.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

@@ -3,8 +3,6 @@
 Knows the columns of `probes.interventions.effects`; draws on a bare Figure, without pyplot's state.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

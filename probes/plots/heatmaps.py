@@ -4,8 +4,6 @@ Draws on a bare Figure, without pyplot's state. Lightness alone carries the valu
 0, worse than the marginal, are hatched, and every cell holds its number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

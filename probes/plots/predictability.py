@@ -3,8 +3,6 @@
 Knows tables with one row per run; draws on bare Figures, without pyplot's state.
 """
 
-from __future__ import annotations
-
 from itertools import cycle
 
 import numpy as np

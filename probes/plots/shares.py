@@ -3,8 +3,6 @@
 Draws on bare Figures, without pyplot's state.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """What the figures of probes share: colours, frames, legends, and names of layers and positions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal

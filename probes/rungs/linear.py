@@ -8,8 +8,6 @@ twice: the dimension falls to min(n, d), and the Hessian at the marginal becomes
 that diagonal, needs tens of iterations where it would need hundreds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

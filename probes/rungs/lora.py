@@ -5,8 +5,6 @@ own answers in one pass. Knows token ids and class distributions. The adapters s
 parameters (`semcal.models.skeleton`), so that the model itself is never touched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Self
 

@@ -3,8 +3,6 @@
 Knows parameters and losses; nothing of what they mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Knows the class table, and how a predicted distribution is scored; knows nothing
 Arrays are `[question, class]`, questions in the order of the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -2,8 +2,6 @@
 whether the semantic answer is correct. Arrays are [question], in the order of the class table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

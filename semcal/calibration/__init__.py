@@ -3,8 +3,6 @@
 Knows class counts and which classes are gold; knows no model, no text and no torch.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

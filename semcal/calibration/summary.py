@@ -1,7 +1,5 @@
 """The calibration of a run in one record: every headline figure with its interval, its null and its finite-M checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 

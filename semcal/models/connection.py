@@ -3,8 +3,6 @@
 `ChatModel` asks a chat endpoint for one short reply at a time; `semcal.models.served` samples completions.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence

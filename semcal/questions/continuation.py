@@ -4,8 +4,6 @@ The task is the training distribution itself: a base model continues the text, t
 and the semantic class is, for instance, the k-th word.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 `build` makes a Dataset of any list of questions: duplicates, groups, exemplars, the order of options, the choice of n.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

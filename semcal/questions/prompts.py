@@ -4,8 +4,6 @@ Knows styles and wording, and no tokenizer. Tuned models get an instruction in w
 written in the style.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from string import ascii_uppercase
 

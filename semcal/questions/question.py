@@ -1,7 +1,5 @@
 """A question and its dataset: plain records that know no model, no tokenizer and no file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 Knows no dataset: the readers in `semcal.questions` know what the columns mean.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Your own questions: JSONL, CSV or Parquet with the fields of a Question as columns."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

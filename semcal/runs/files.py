@@ -1,7 +1,5 @@
 """Files that are there whole or not at all: written under a temporary name and renamed. Knows nothing of runs."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -5,8 +5,6 @@ others are being decoded. `ExpandedDecoder` is plain Hugging Face with its own c
 supports any causal LM, in batches of questions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From logits to tokens: temperature, top-k, top-p, and one uniform number per draw."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

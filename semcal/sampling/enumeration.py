@@ -5,8 +5,6 @@ hold all but epsilon of the mass, or the budget of rows is spent. There is no sa
 least that of its answers, and at most that plus the unexplored mass.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The inputs and outputs of the sampler: token ids on both sides, no text, no dataset."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

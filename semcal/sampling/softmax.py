@@ -1,7 +1,5 @@
 """Softmax attention of one layer, whole or in parts that are merged by their denominators."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Where a sample ends: end-of-sequence tokens, and stop strings wherever they fall within tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """How far two collapsing functions agree on the same answers."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 import numpy as np

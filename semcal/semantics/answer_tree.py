@@ -4,8 +4,6 @@ At a prefix z_≤i the model's distribution over classes is what the answers bel
 (arXiv 2511.04869, Theorem 9, for k the semantic answer). Token ids, weights and labels in, numbers out.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """From answers as sampled to their class table, by any collapsing function B."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

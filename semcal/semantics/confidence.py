@@ -3,8 +3,6 @@
 Knows counts and which classes are gold; knows neither texts nor how classes were formed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

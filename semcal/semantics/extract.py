@@ -1,7 +1,5 @@
 """From what a model wrote to the phrase that answers the question, by style; and the normal form of a phrase."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Collection

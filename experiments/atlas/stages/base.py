@@ -4,8 +4,6 @@ The model learns to predict next tokens and nothing else. Every document is seen
 the training distribution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path

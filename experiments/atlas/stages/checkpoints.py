@@ -1,7 +1,5 @@
 """Training that can be interrupted: its settings, its state, and its checkpoints. Knows no loss and no data."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

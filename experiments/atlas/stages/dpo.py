@@ -1,7 +1,5 @@
 """DPO on pairs of a model's own answers, one correct and one wrong."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

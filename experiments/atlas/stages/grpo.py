@@ -1,7 +1,5 @@
 """GRPO with a reward for being correct, or for another shape of it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

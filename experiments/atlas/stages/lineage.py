@@ -1,7 +1,5 @@
 """The stages of the lineage by name, and settings for the machine at hand."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SFT: cross-entropy on conversations, which are cleaner than the text that the base was trained on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where the bundled checkpoints lie."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from semcal.errors import UserError, nearest

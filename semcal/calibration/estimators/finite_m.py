@@ -3,8 +3,6 @@
 Everything comes from random parts of the samples that were drawn; nothing is sampled again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

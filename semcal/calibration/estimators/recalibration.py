@@ -3,8 +3,6 @@
 Temperature, isotonic, beta and tilt recalibration of B-confidence, each out of fold, and a table of their effects.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args

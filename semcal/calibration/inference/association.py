@@ -3,8 +3,6 @@
 Knows arrays over a grid such as model × dataset × style; does not know what they mean.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Only `groups` turns labels into clusters, so intervals, nulls, tests and folds cannot disagree about them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
 """Calibrated within delta, and no loss left to recover: tests that can say yes, where a p-value against the null can
 only fail to say no."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

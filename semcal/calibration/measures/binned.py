@@ -3,8 +3,6 @@
 They depend on the bins and serve comparison with older work; prefer `smece`. Inputs and errors as in `scores.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ Knows nothing of calibration. Values are put on the grid once; a symmetric kerne
 diagonal under the type-I cosine transform, so that each further bandwidth costs one inverse transform at most.
 """
 
-from __future__ import annotations
-
 from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 

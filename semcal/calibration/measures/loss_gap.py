@@ -5,8 +5,6 @@ is c, so that confidence becomes sigma(logit c + tau(c)). A model is B-confidenc
 loss (arXiv 2511.04869, Theorem 6); otherwise the gap says, in nats, how far the loss is from its local optimum.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

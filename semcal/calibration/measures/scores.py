@@ -5,8 +5,6 @@ unequal lengths, n = 0, NaN and values outside [0, 1]. `correct` may be a fracti
 random tie-break is correct, and the measure is the expectation over it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

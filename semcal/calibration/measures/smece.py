@@ -3,8 +3,6 @@
 Source and conventions: see `smece`. Batched over a leading axis, so that a bootstrap or a simulated null is one call.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -10,8 +10,6 @@ tell.
 Knows counts and a gold column; knows no measure.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 

@@ -3,8 +3,6 @@
 Each function returns a Figure that belongs to no window and no pyplot state; save it with `figure.savefig`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import cycle
 from typing import Literal

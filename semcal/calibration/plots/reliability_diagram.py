@@ -1,7 +1,5 @@
 """The reliability diagram: accuracy against confidence, with what noise alone would show drawn behind it."""
 
-from __future__ import annotations
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection

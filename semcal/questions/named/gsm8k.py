@@ -1,7 +1,5 @@
 """GSM8K: school problems in words with solutions that end in an integer."""
 
-from __future__ import annotations
-
 import re
 
 from semcal.questions.question import Question

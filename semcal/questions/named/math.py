@@ -1,7 +1,5 @@
 """MATH-500 and OpenMathInstruct-2: problems and answers in LaTeX, with solutions written out."""
 
-from __future__ import annotations
-
 import hashlib
 
 from semcal.questions.question import Question

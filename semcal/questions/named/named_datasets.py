@@ -4,8 +4,6 @@ To add a dataset, write its reader in a file of this folder and add an entry to 
 raises UserError, naming the row, where a column is missing.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """NQ-open: questions that people typed into a search engine."""
 
-from __future__ import annotations
-
 from semcal.questions.question import Question
 from semcal.questions.rows import Row
 

@@ -1,7 +1,5 @@
 """PopQA: questions about facts in Wikidata; the answer is one entity with its aliases."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

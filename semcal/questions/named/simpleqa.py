@@ -1,7 +1,5 @@
 """SimpleQA and SimpleQA Verified: short facts, each with one answer."""
 
-from __future__ import annotations
-
 import ast
 import re
 

@@ -1,7 +1,5 @@
 """TriviaQA: trivia whose answers have many aliases."""
 
-from __future__ import annotations
-
 import re
 
 from semcal.questions.question import Question

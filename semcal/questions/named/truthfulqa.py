@@ -1,7 +1,5 @@
 """TruthfulQA: questions that invite a common mistake, answered freely or by choosing an option."""
 
-from __future__ import annotations
-
 from semcal.questions.question import Question
 from semcal.questions.rows import Row
 

@@ -3,8 +3,6 @@
 A B is versioned and treats gold answers as it treats the model's.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A user's own B by import path, and the contract that every B must keep."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Collapsing by wording: normalised exact match with the aliases of a closed answer space, and multiple choice."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Its decisions are kept on disk: one line of JSON each, looked up by content.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

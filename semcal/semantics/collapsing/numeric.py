@@ -6,8 +6,6 @@ equal if they agree at two fixed points of their variables. Sets, tuples, interv
 are compared by math-verify, pair by pair.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import threading

@@ -4,8 +4,6 @@ A base model should be calibrated about these too (arXiv 2511.04869: any B that 
 read the token ids or the text of one answer; gold answers, written out in full, go through the same functions.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
