@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -142,35 +143,30 @@ def calibrate(
             statistic, arrays, resampling=resampling, group=table.groups, centred=centred, bounds=(lowest, 1.0)
         )
 
-    accuracy = interval(weighted_mean, found.correct)
-    confidence = interval(weighted_mean, found.plug_in)
     smooth = interval(smooth_error, found.plug_in, found.correct, centred=True)
-    gap = interval(signed_gap, found.plug_in, found.correct, lowest=-1.0)
-    score = interval(brier, found.plug_in, found.correct)
-    ranking = interval(auroc, found.plug_in, found.correct)
+    intervals = {
+        "accuracy": interval(weighted_mean, found.correct),
+        "confidence": interval(weighted_mean, found.plug_in),
+        "smece": smooth,
+        "signed_gap": interval(signed_gap, found.plug_in, found.correct, lowest=-1.0),
+        "brier": interval(brier, found.plug_in, found.correct),
+        "auroc": interval(auroc, found.plug_in, found.correct),
+    }
+    ends: dict[str, Any] = {f"{name}_low": found.low for name, found in intervals.items()}
+    ends |= {f"{name}_high": found.high for name, found in intervals.items()}
     parts = brier_parts(found.plug_in, found.correct)
 
     return Calibration(
+        **{name: found.estimate for name, found in intervals.items()},
+        **ends,
         n=len(table),
         m=m,
         unexplored=float(np.maximum(0.0, 1 - table.shares.sum(axis=1)).mean()) if table.enumerated else 0.0,
-        accuracy=accuracy.estimate,
-        accuracy_low=accuracy.low,
-        accuracy_high=accuracy.high,
-        confidence=confidence.estimate,
-        confidence_low=confidence.low,
-        confidence_high=confidence.high,
-        smece=smooth.estimate,
-        smece_low=smooth.low,
-        smece_high=smooth.high,
         bandwidth=float(smece_batch(found.plug_in, found.correct, convention=convention).bandwidths[0]),
         null_mean=null.mean,
         null_q95=null.quantile95,
         excess=null.excess(smooth.estimate),
         p_value=null.p_value(smooth.estimate),
-        signed_gap=gap.estimate,
-        signed_gap_low=gap.low,
-        signed_gap_high=gap.high,
         split_half_confidence=float(halves.confidence.mean()) if halves else float("nan"),
         split_half_gap=halves.gap if halves else float("nan"),
         ece=float(ece(found.plug_in, found.correct, m=m)),
@@ -181,12 +177,6 @@ def calibrate(
         brier_reliability=float(parts.reliability),
         brier_resolution=float(parts.resolution),
         aurc=float(aurc(found.plug_in, found.correct)),
-        brier=score.estimate,
-        brier_low=score.low,
-        brier_high=score.high,
-        auroc=ranking.estimate,
-        auroc_low=ranking.low,
-        auroc_high=ranking.high,
         tie_rate=float(found.tied.mean()),
         unparsed_share=table.unparsed_share,
         truncated_share=float(truncated_share),

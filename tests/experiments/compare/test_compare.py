@@ -104,7 +104,7 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     for said in (
         "predictability, linear",
         "predictability, ridge-logit",
-        "for the 2 of predictability, a family of their own",
+        "separately for the 2 tests of predictability",
     ):
         assert said in " ".join(out.split()), said
     (found,) = compare_all(scored(first.folder, second.folder), named=True)

@@ -85,8 +85,9 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
 def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):
     run = styles[0]
     cell = stored_cell(run)
-    samples, classes, scalar = probe_confidence(cell, run)
+    probe_confidence(cell, run)
     table = run.probe_confidence()
+    samples, classes, scalar = table.itertuples()
     assert list(table["source"]) == ["samples", "class probe", "confidence probe"]
     assert samples.smece == run.calibration()["smece"]
     assert scalar.accuracy == pytest.approx(run.calibration()["accuracy"])

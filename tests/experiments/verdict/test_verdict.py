@@ -111,7 +111,10 @@ def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch
     refused("differ in n (48 and 40)")
     classes.to_frame().drop(columns="mass").to_parquet(second.folder / "classes.parquet")
     code, _, err = verdict(monkeypatch, capsys, tmp_path)
-    assert (code, "earlier version of semcal; run `semcal score`" in " ".join(err.split())) == (2, True)
+    assert (code, f"earlier version of semcal; run `semcal score {second.folder}`" in err.replace("\n", "")) == (
+        2,
+        True,
+    )
     second.write_classes(classes)
     second.write_questions(questions.assign(text="who?"), {})
     refused("has another text")
