@@ -361,7 +361,9 @@ def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
 
     titles, cells = summary_rows(rows)
     caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
-    console.print(text_table(titles, cells, caption=caption))
+    figures = sum(max(map(len, column)) + 2 for column in list(zip(titles, *cells, strict=True))[1:])
+    fits = figures + 16 <= console.width  # then names wrap rather than figures
+    console.print(text_table(titles, cells, no_wrap=fits, caption=caption))
     for (name, *_), (cell, found) in zip(cells, rows, strict=True):
         for remark in remarks(cell, found):
             console.print(f"[yellow]{name}:[/yellow] {remark}", soft_wrap=True, highlight=False)
