@@ -39,7 +39,7 @@ horizon: $(STAMP)
 questions: $(STAMP)
 	$(BIN)/semcal run experiments/studies/questions.yaml
 
-# Every figure that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and `horizon` are copied if
+# Every figure and results page that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and `horizon` are copied if
 # these targets have been run before.
 STUDIES := experiments/studies
 figures: $(STAMP) demo
@@ -51,6 +51,7 @@ figures: $(STAMP) demo
 	$(BIN)/semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200
 	$(BIN)/semcal transfer $(foreach style,concise sentence cot,runs/demo/atlas-base__atlas-routes__$(style)__exact)
 	$(BIN)/python -m experiments.report.gallery
+	$(BIN)/python -m experiments.report.results
 
 # The base model along its training, which is repeated first because its checkpoints are not shipped.
 checkpoints: $(STAMP)
