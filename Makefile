@@ -39,8 +39,8 @@ horizon: $(STAMP)
 questions: $(STAMP)
 	$(BIN)/semcal run experiments/studies/questions.yaml
 
-# Every figure and results page that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and `horizon` are copied if
-# these targets have been run before.
+# Every figure and results page that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and
+# `horizon` are included if these targets have been run before.
 STUDIES := experiments/studies
 figures: $(STAMP) demo
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
