@@ -30,7 +30,7 @@ COMMANDS = {
     ],
     "chain": [_RUN.format("chain")],
     "shift": [_RUN.format("shift"), _VERDICT.format("shift")],
-    "horizon": ["make horizon"],
+    "horizon": [_RUN.format("horizon") + " --set models.0.path=CHECKPOINT --set datasets.0.path=TEXT"],
     "checkpoints": ["make checkpoints"],
     "ablation": ["make ablation"],
     "questions": ["make questions"],
