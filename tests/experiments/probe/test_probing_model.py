@@ -23,7 +23,7 @@ from probes.evaluation.rungwise import Candidates, evaluate_rung
 from probes.rungs.lens import LensProbe, first_tokens
 from probes.targets.closed import OTHER, class_target
 from semcal import LanguageModel, Run, UserError
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.class_table import UNPARSED
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal

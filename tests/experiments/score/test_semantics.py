@@ -9,7 +9,7 @@ import pytest
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.parsing import load_study, named_semantics
 from semcal import Run, UserError
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.numeric import Numeric
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
