@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from semcal import UserError
 from semcal.questions.alias_lists import gold_lists, read_alias_lists
 from semcal.questions.named.named_datasets import read_named
-from semcal.semantics.collapsing.alias_table import pooled
+from semcal.semantics.class_table import UNPARSED, ClassTable
+from semcal.semantics.collapsing.alias_table import coverage, pooled
 from semcal.semantics.extract import normalise
 from tests.conftest import data_folder, needs
 
@@ -52,7 +53,7 @@ def test_the_table_depends_on_the_set_of_lists_alone(lists, random):
 @given(_LISTS)
 def test_a_canonical_form_is_its_own_class_and_classes_never_reach_beyond_shared_forms(lists):
     table = pooled(lists)
-    assert not set(table) & set(table.values())
+    assert all(table[canonical] == canonical for canonical in table.values())
     for form, canonical in table.items():
         reached, before = {form}, set()
         while reached != before:
@@ -105,6 +106,13 @@ def test_on_real_lists_few_entities_have_several_classes_and_no_component_is_gia
     )
     assert lists_split <= 0.03  # in PopQA above all "football", of either kind
     assert max(sizes.values()) <= 1.1 * longest
+
+
+def test_coverage_is_the_share_of_wrong_answers_whose_form_is_known():
+    classes, counts = [["oslo", "bergen", "x", UNPARSED], ["rome"]], [[5, 3, 1, 1], [10]]
+    table = ClassTable.of_answers(["a", "b"], ["a", "b"], classes, counts, [frozenset({"oslo"}), frozenset({"rome"})])
+    assert coverage(table, pooled([["Oslo"], ["Bergen", "Bjørgvin"], ["Rome"]])) == pytest.approx(3 / 4)
+    assert np.isnan(coverage(table.select([1]), {}))
 
 
 def test_the_lists_of_a_dataset_say_nothing_of_its_questions():

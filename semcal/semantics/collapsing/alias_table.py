@@ -9,6 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from semcal.semantics.class_table import ClassTable
 from semcal.semantics.extract import normalise
 
 
@@ -18,8 +21,7 @@ class Aliases:
 
     Attributes:
         closed: Surface form -> class of a closed answer space; empty for an open one.
-        pooled: Normalised form -> normalised canonical form, as `pooled` makes it; forms of which nothing is known are
-            left out.
+        pooled: Normalised form -> normalised canonical form, as `pooled` makes it.
     """
 
     closed: Mapping[str, str] = field(default_factory=dict)
@@ -27,7 +29,7 @@ class Aliases:
 
 
 def pooled(lists: Iterable[Iterable[str]]) -> dict[str, str]:
-    """Normalised form -> canonical form of its entity, for all forms but canonical ones.
+    """Normalised form -> canonical form of its entity, for every form of the lists.
 
     Two lists name one entity if they begin with the same form, or if each contains the first form of the other,
     directly or through others. The canonical form of an entity is the alphabetically first of these first forms. A
@@ -45,8 +47,22 @@ def pooled(lists: Iterable[Iterable[str]]) -> dict[str, str]:
     for first, *others in distinct:
         for form in others:
             claims[form].add(entity[first])
-    owner = {form: min(claimed) for form, claimed in claims.items() if len(claimed) == 1} | entity
-    return {form: canonical for form, canonical in owner.items() if form != canonical}
+    return {form: min(claimed) if len(claimed) == 1 else form for form, claimed in claims.items()} | entity
+
+
+def coverage(table: ClassTable, known: Mapping[str, str]) -> float:
+    """Share of the wrong answers that are forms the pool knows; NaN without wrong answers.
+
+    The forms of right answers are all known. Where those of wrong ones are not, their mass stays divided over forms,
+    and the signed gap comes out too low by up to about half of (1 - coverage) times the share of answers that are
+    not in their entity's usual form.
+    """
+    wrong = np.where(table.gold | (np.arange(table.gold.shape[1]) == table.unparsed[:, None]), 0, table.shares)
+    listed = np.zeros(wrong.shape, dtype=bool)
+    for row, labels in enumerate(table.classes):
+        listed[row, : len(labels)] = [label in known for label in labels]
+    total = wrong.sum()
+    return float(wrong[listed].sum() / total) if total else float("nan")
 
 
 def _entities(lists: list[tuple[str, ...]]) -> dict[str, str]:
