@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config.collapsing_functions import check_semantics
-from experiments.config.datasets import load_dataset
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
-from experiments.config.study import Cell, ModelConfig, Study
+from experiments.config.study import Cell, ModelConfig, Study, load_dataset
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure

@@ -58,9 +58,9 @@ def load_dataset(
         hint = nearest(name, NAMED)
         raise UserError(f"path, split and revision belong to a named dataset, and {name!r} is none{hint}")
     if name in ATLAS:
-        datasets = above("experiments.config.datasets")
-        config = datasets.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
-        return datasets.load_dataset(config, exemplars)
+        study = above("experiments.config.study")
+        config = study.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
+        return study.load_dataset(config, exemplars)
     if file.suffix.lower() not in filter(None, FORMATS):
         known = (*NAMED, *ATLAS)
         raise UserError(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.datasets import NamedConfig, load_dataset
-from experiments.config.parsing import load_study
+from experiments.config.study import NamedConfig, load_dataset, load_study
 from experiments.pipeline.dry_run import OWN, STAND_IN, STATED, dry_run, pieces
 from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
