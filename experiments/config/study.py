@@ -35,10 +35,9 @@ from semcal.positions import (
     reads_residual,
 )
 from semcal.questions.continuation import read_continuations
-from semcal.questions.load_dataset import build
+from semcal.questions.load_dataset import build, read_table
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.question import CONTINUATION, Dataset
-from semcal.questions.tables import read_table
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
 Stage = Literal["base", "sft", "dpo", "grpo", "rl", "instruct"]
