@@ -17,7 +17,7 @@ from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapse_answers import readable
-from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.collapsing.collapse import Collapse, collapse_blind
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [readable_texts(answers, cell.style) for answers in rows], cell.style)
+    found = collapse_blind(collapse, questions, [readable_texts(answers, cell.style) for answers in rows], cell.style)
     weights = [list(np.exp(r["logprob"])) if cell.enumerated else list(r["count"]) for r in rows]
     return [Read(r, w, b.classes, b.gold) for r, w, b in zip(rows, weights, found, strict=True)]
 

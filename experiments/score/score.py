@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 
@@ -9,9 +10,14 @@ from experiments.config.collapsing_functions import collapse_of
 from experiments.config.study import Cell
 from experiments.score.calibration_sections import profile, sections
 from experiments.score.read_answers import Read, class_table, measure, read_answers
+from semcal.calibration.summary import Calibration
 from semcal.runs.run import Run
 from semcal.semantics.answer_tree import expected_confidence
-from semcal.semantics.collapsing.clustered import Clustered
+from semcal.semantics.class_table import ClassTable
+from semcal.semantics.collapsing.alias_table import Aliases, coverage
+from semcal.semantics.collapsing.clustered import Clustered, at_other_thresholds
+from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.judge import Judge
 
 
@@ -23,7 +29,8 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     Args:
         tell: receives the progress of a B that queries a model.
     """
-    collapse = collapse_of(cell.semantics, run.aliases(), tell)
+    aliases = run.aliases()
+    collapse = collapse_of(cell.semantics, aliases, tell)
     read, questions = read_answers(cell, run, collapse), run.questions()
     table = class_table(cell, questions, read)
     run.write_classes(table)
@@ -35,9 +42,44 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     run.write_calibration(
         {"semantics": collapse.name, **{f"judge_failed_to_{what}": n for what, n in failures.items()}}
         | headline.to_dict()
-        | sections(cell, table, read, closed=len(run.aliases()) > 0)
+        | _matched_gold(table, collapse, aliases)
+        | sections(cell, table, read, closed=len(aliases.closed) > 0)
+        | {"thresholds": _thresholds(cell, run, collapse, table, headline)}
         | {"profile": [asdict(row) for row in rows]}
     )
+
+
+def _matched_gold(table: ClassTable, collapse: Collapse, aliases: Aliases) -> dict[str, Any]:
+    """How gold answers met classes that were made without them.
+
+    Questions whose gold answer is in several classes (all of them correct), and, for exact match in an open answer
+    space, the share of wrong answers whose forms the alias table knows.
+    """
+    open_exact = isinstance(collapse, ExactMatch) and not aliases.closed
+    return {
+        "gold_in_several_classes": int((table.gold.sum(axis=1) > 1).sum()),
+        "wrong_answers_with_known_forms": coverage(table, aliases.pooled) if open_exact else None,
+    }
+
+
+def _thresholds(
+    cell: Cell, run: Run, collapse: Collapse, table: ClassTable, headline: Calibration
+) -> list[dict[str, float]] | None:
+    """The headline under B's own threshold, `table` and `headline`, and under the two beside it; None without one."""
+    found = {}
+    for threshold, b in at_other_thresholds(collapse).items():
+        read = read_answers(cell, run, b)
+        other = class_table(cell, run.questions(), read)
+        found[threshold] = other, measure(other, read, cell.calibration.resampling(cell.seed))
+    if not found:
+        return None
+    found[cell.semantics.threshold] = table, headline  # pyright: ignore[reportAttributeAccessIssue]
+    figures = ("confidence", "accuracy", "smece", "null_mean", "excess")
+    return [
+        {"threshold": threshold, "classes_per_question": classes.mean_classes}
+        | {name: float(getattr(measured, name)) for name in figures}
+        for threshold, (classes, measured) in sorted(found.items())
+    ]
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ class Named:
         question: Turns a row, of the original file or of the Hub, into a Question.
         hub: Repository id, configuration (None if there is only one) and the split to evaluate.
         semantics: Kind of the collapsing function that suits its answers; None if that one needs settings.
-        unsuited: Kind of a collapsing function that is refused -> why, and what to use instead.
+        unsuited: Kind of a collapsing function that is refused -> the reason, and what to use instead.
     """
 
     question: Callable[[Row], Question]
@@ -41,8 +41,8 @@ class Named:
 
 
 _SENTENCES = (
-    "its answers are whole sentences, of which no two are worded alike, so that exact match finds nothing correct; use "
-    "entailment or judge, e.g. semantics: [{kind: entailment, path: cross-encoder/nli-deberta-v3-base}]"
+    "its answers are whole sentences, which two people never word alike; name entailment or judge, "
+    "e.g. semantics: [{kind: entailment, path: cross-encoder/nli-deberta-v3-base}]"
 )
 
 NAMED: dict[str, Named] = {
@@ -64,7 +64,7 @@ NAMED: dict[str, Named] = {
 def why_not(kind: str, semantics: str) -> str | None:
     """Why a named dataset refuses a kind of collapsing function, in words; None if it does not."""
     reason = NAMED[kind].unsuited.get(semantics) if kind in NAMED else None
-    return reason and f"{kind} cannot be read by semantics {semantics}: {reason}"
+    return reason and f"{kind} is not read by {semantics}, since {reason}"
 
 
 def read_named(
