@@ -19,6 +19,7 @@ from semcal.answers import Answer
 from semcal.models.checkpoint import memory_fingerprint
 from semcal.questions.question import CONTINUATION
 from semcal.sampling.records import Sampling
+from semcal.semantics.collapsing.alias_table import Aliases
 
 ROOT = Path(__file__).parents[1]
 Q = Question(id="q", text="Capital of France?", answers=("Paris",))
@@ -37,7 +38,7 @@ def write_scored_run(folder: Path) -> None:
     table = pd.DataFrame([{"id": q.id, "text": q.text, "group": q.id, "answers": list(q.answers)} for q in questions])
     run = Run(folder)
     run.write_config({})
-    run.write_questions(table.assign(**empty), {})
+    run.write_questions(table.assign(**empty), Aliases())
     run.write_classes(collapse(questions, [["Paris", "Paris"], ["Paris", "Lyon"]]))
 
 
