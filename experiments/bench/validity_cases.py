@@ -49,6 +49,12 @@ class Validity:
     holds: bool
     studies: int
 
+    @property
+    def line(self) -> str:
+        """The case in one line, while others are still running."""
+        bound = f"limit {self.limit:g}{'' if self.holds else ', MISSED'}"
+        return f"{self.case}: {self.value:.3f} [{self.low:.3f}, {self.high:.3f}], {bound}"
+
     def to_dict(self) -> dict[str, str | float | bool | int]:
         """The fields in order."""
         return asdict(self)
@@ -182,7 +188,7 @@ def sizes() -> Iterator[tuple[str, Callable[[int], bool]]]:
         yield f"a pair that differs in wordings alone: {one} and {other}", partial(told_apart, one, other)
 
 
-def validity_cases(studies: int = 400, workers: int = 2) -> Iterator[Validity]:
+def validity_cases(device: str = "auto", studies: int = 400, workers: int = 2) -> Iterator[Validity]:  # noqa: ARG001 - the signature of all benches
     """Every case in turn, `studies` simulated studies each."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for case, happens in sizes():
