@@ -282,7 +282,7 @@ def estimates(
         means = float(confidence.mean()), float(found.correct.mean())
         return Estimate(name, *means, gap.estimate, gap.low, gap.high, error, *against)
 
-    common = {"null_draws": resampling.null_draws, "seed": resampling.seed}
+    common: dict[str, Any] = {"null_draws": resampling.null_draws, "seed": resampling.seed}
     found, masses = table.by_count, table.by_mass_left_out
     rows = [row("plug-in", found, found.plug_in, null_of(table, convention=convention, **common))]
     if table.m and table.m > 1:
