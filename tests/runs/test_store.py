@@ -12,7 +12,7 @@ from semcal import Run, UserError
 from semcal.runs.files import content_key, write_atomically
 from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
-from semcal.semantics.class_table import ClassTable
+from semcal.semantics.class_table import LEFT_OUT, ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
 
 
@@ -161,6 +161,7 @@ def test_the_table_has_a_row_per_question_with_confidence_correctness_and_probe(
             "count": [3, 1, 2, 2, 4],
             "mass": [0.9, 0.1, 0.5, 0.5, 1.0],
             "seen_mass": [0.8, 0.8, 0.5, 0.5, 0.2],
+            **dict.fromkeys(LEFT_OUT, np.nan),
             "gold": [True, False, True, False, False],
             "unparsed": [False] * 5,
         }
