@@ -198,6 +198,19 @@ def test_aliases_of_all_questions_and_of_the_users_file_are_kept_with_the_run(tm
         run_dict(tmp_path, study_dict | off)
 
 
+def test_a_run_whose_b_knew_golds_own_aliases_is_taken_over_by_running_its_study_again(tmp_path, study_dict):
+    off = {"capture": {"positions": []}, "probes": {"enabled": False}}
+    (run,) = run_dict(tmp_path, study_dict | off)
+    samples, before, known = run.samples(), run.calibration(), run.aliases()
+    (run.folder / "aliases.json").write_text("{}")
+    with pytest.raises(UserError, match="`semcal run` its study again, which takes them over and keeps the samples"):
+        score(stored_cell(run), run)
+    (again,) = run_dict(tmp_path, study_dict | off)
+    assert again.aliases() == known
+    assert again.samples().equals(samples)
+    assert again.calibration() == before
+
+
 def test_prompts_show_what_the_model_will_read(monkeypatch, capsys, tmp_path, study_dict):
     study = study_dict | {"styles": ["concise", "cot"]}
     code, out, err = semcal(monkeypatch, capsys, "prompts", write_study(tmp_path, study), "-n", "1")
