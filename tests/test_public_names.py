@@ -18,6 +18,7 @@ from semcal import LanguageModel, Question, Run, UserError, collapse, load_datas
 from semcal.models.checkpoint import Answer, memory_fingerprint
 from semcal.questions.question import CONTINUATION
 from semcal.sampling.records import Sampling
+from semcal.semantics.collapsing.alias_table import Aliases
 
 ROOT = Path(__file__).parents[1]
 Q = Question(id="q", text="Capital of France?", answers=("Paris",))
@@ -36,7 +37,7 @@ def write_scored_run(folder: Path) -> None:
     table = pd.DataFrame([{"id": q.id, "text": q.text, "group": q.id, "answers": list(q.answers)} for q in questions])
     run = Run(folder)
     run.write_config({})
-    run.write_questions(table.assign(**empty), {})
+    run.write_questions(table.assign(**empty), Aliases())
     run.write_classes(collapse(questions, [["Paris", "Paris"], ["Paris", "Lyon"]]))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.bench.timing import Case, side_by_side
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import Collapse, Collapsed
+from semcal.semantics.collapsing.collapse import Collapse, Collapsed, collapse_blind
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric, read
 from semcal.semantics.extract import extract, normalise
@@ -45,7 +45,7 @@ def _case(
     def ours() -> list[Collapsed]:
         read.cache_clear()
         normalise.cache_clear()
-        return collapse.collapse(questions, texts, "cot")
+        return collapse_blind(collapse, questions, texts, "cot")
 
     def theirs() -> list[bool]:
         some = islice(turns, THEIRS_QUESTIONS)

@@ -5,7 +5,7 @@ study's schema, its error messages and the names on the command line follow from
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
@@ -14,6 +14,7 @@ from pydantic import Field
 from experiments.config.settings import Settings, slug
 from semcal.errors import UserError
 from semcal.questions.question import Dataset
+from semcal.semantics.collapsing.alias_table import Aliases, pooled
 from semcal.semantics.collapsing.clustered import Clustered, Embedding, Entailment
 from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.custom import check_contract, load_custom, unreadable_gold
@@ -37,11 +38,11 @@ class CollapseConfig(Settings):
         """The name in folders and tables."""
         return self.kind
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:
         """The collapsing function.
 
         Args:
-            aliases: Surface form -> class of a closed answer space; empty for an open one.
+            aliases: The forms of answers that are known, the same for every question.
             progress: Called by a B that asks a model.
         """
         raise NotImplementedError
@@ -50,21 +51,21 @@ class CollapseConfig(Settings):
 class ExactConfig(CollapseConfig):
     kind: Literal["exact"] = "exact"
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
-        return ExactMatch(aliases)
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
+        return ExactMatch(aliases.closed, aliases.pooled)
 
 
 class NumericConfig(CollapseConfig):
     kind: Literal["numeric"] = "numeric"
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
         return Numeric()
 
 
 class ChoiceConfig(CollapseConfig):
     kind: Literal["choice"] = "choice"
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
         return Choice()
 
 
@@ -76,7 +77,7 @@ class KthWordConfig(CollapseConfig):
     def label(self) -> str:
         return f"word{self.k}"
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
         return KthWord(self.k)
 
 
@@ -100,11 +101,12 @@ class EntailmentConfig(_FromModel):
     revision: str | None = None
     threshold: Share = 0.5
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:
         from semcal.models.text_models import EntailmentModel
 
         nli = EntailmentModel.load(self.path, revision=self.revision, device=self.device)
-        return Clustered(Entailment(lambda pairs: nli.probability(pairs, progress), nli.name, self.threshold))
+        entailment = Entailment(lambda pairs: nli.probability(pairs, progress), nli.name, self.threshold)
+        return Clustered(entailment, aliases.pooled)
 
 
 class EmbeddingConfig(_FromModel):
@@ -113,11 +115,12 @@ class EmbeddingConfig(_FromModel):
     kind: Literal["embedding"]
     threshold: Share = 0.8
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:
         from semcal.models.text_models import Embedder
 
         embedder = Embedder(self.path, device=self.device)
-        return Clustered(Embedding(lambda texts: embedder.embed(texts, progress), embedder.name, self.threshold))
+        embedding = Embedding(lambda texts: embedder.embed(texts, progress), embedder.name, self.threshold)
+        return Clustered(embedding, aliases.pooled)
 
 
 class JudgeConfig(CollapseConfig):
@@ -134,7 +137,7 @@ class JudgeConfig(CollapseConfig):
     def label(self) -> str:
         return slug(f"judge-{Path(self.model).name}")
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:
         try:
             from semcal.models.connection import ChatModel
         except ImportError as error:
@@ -147,11 +150,13 @@ class JudgeConfig(CollapseConfig):
                 progress(done, len(prompts))
                 yield reply
 
-        return Clustered(Judge(ask, self.model, Decisions(Path(self.cache or home / "judge.jsonl"))), whole=True)
+        judge = Judge(ask, self.model, Decisions(Path(self.cache or home / "judge.jsonl")))
+        return Clustered(judge, aliases.pooled, whole=True)
 
 
 class CustomConfig(CollapseConfig):
-    """Your own B: `path` is module:name of a function (question, text, style) -> class or None."""
+    """Your own B: `path` is module:name of a function (question, text, style) -> class or None. The question it sees
+    has id, text, group and choices, and no gold answers."""
 
     kind: Literal["custom"]
     path: str
@@ -160,7 +165,7 @@ class CustomConfig(CollapseConfig):
     def label(self) -> str:
         return slug(f"custom-{self.path.rpartition(':')[2]}")
 
-    def build(self, aliases: Mapping[str, str], progress: Progress) -> Collapse:  # noqa: ARG002
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
         return load_custom(self.path)
 
 
@@ -181,9 +186,12 @@ else:
     SemanticsConfig = Annotated[Union[REGISTRY], Field(discriminator="kind")]  # noqa: UP007
 
 
-def collapse_of(
-    config: SemanticsConfig, aliases: Mapping[str, str], tell: Callable[[str], None] = lambda _: None
-) -> Collapse:
+def known_aliases(dataset: Dataset) -> Aliases:
+    """The forms of answers that are known for all questions of a dataset."""
+    return Aliases(dataset.aliases, {} if dataset.aliases else pooled(dataset.alias_lists))
+
+
+def collapse_of(config: SemanticsConfig, aliases: Aliases, tell: Callable[[str], None] = lambda _: None) -> Collapse:
     """The collapsing function B; `tell` hears how many requests a model has answered."""
     return config.build(aliases, lambda done, of: tell(f"{done:,} of {of:,} requests"))
 
@@ -203,7 +211,7 @@ def check_semantics(config: SemanticsConfig, dataset: Dataset, style: str) -> No
         )
     if config.asks_a_model:
         return
-    collapse = collapse_of(config, dataset.aliases)
+    collapse = collapse_of(config, known_aliases(dataset))
     if isinstance(config, CustomConfig):
         some = dataset.questions[:20]
         known = [[*q.answers, *q.incorrect, "", "no idea"] for q in some]

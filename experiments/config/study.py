@@ -34,9 +34,10 @@ from semcal.positions import (
     reads_heads_only,
     reads_residual,
 )
+from semcal.questions.alias_lists import read_alias_lists
 from semcal.questions.continuation import read_continuations
 from semcal.questions.load_dataset import build, read_table
-from semcal.questions.named.named_datasets import NAMED, read_named
+from semcal.questions.named.named_datasets import NAMED, read_named, why_not
 from semcal.questions.question import CONTINUATION, Dataset
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
@@ -121,12 +122,16 @@ class _Dataset(Settings):
 
 
 class NamedConfig(_Dataset):
-    """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`."""
+    """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`.
+
+    `aliases` is a file with further lists of equivalent forms; see `semcal.questions.alias_lists`.
+    """
 
     kind: NamedKind
     path: str | None = None
     split: str | None = None
     revision: str | None = None
+    aliases: str | None = None
 
     def default_name(self) -> str:
         return self.kind
@@ -142,10 +147,11 @@ class NamedConfig(_Dataset):
 
 
 class TableConfig(_Dataset):
-    """The user's own questions; see `semcal.questions.load_dataset.read_table`."""
+    """The user's own questions; see `semcal.questions.load_dataset.read_table`. `aliases` as in `NamedConfig`."""
 
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
+    aliases: str | None = None
 
 
 class ContinuationConfig(_Dataset):
@@ -173,7 +179,7 @@ DatasetConfig = Annotated[NamedConfig | TableConfig | ContinuationConfig | Atlas
 
 
 def default_semantics(config: DatasetConfig) -> CollapseConfig:
-    """The B of a dataset where the study names none."""
+    """The B of a dataset where the study names none; a study with a dataset that has no default names one."""
     kind = NAMED[config.kind].semantics if isinstance(config, NamedConfig) else "exact"
     return next(b for b in REGISTRY if b.model_fields["kind"].default == kind)()  # pyright: ignore[reportCallIssue]
 
@@ -191,14 +197,19 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
         return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
-        exemplars, how = 0, config.model_dump(include={"split", "prompt_words", "answer_words"})
+        how = config.model_dump(include={"split", "prompt_words", "answer_words"})
         questions = read_continuations(Path(config.path), **how)
-    elif isinstance(config, NamedConfig):
+        built = build(config.name, questions, n=config.n, exemplars=0, seed=config.seed)
+        return replace(built, alias_lists=())  # excerpts of a text have no other forms
+    if isinstance(config, NamedConfig):
         path = None if config.path is None else Path(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:
         questions = read_table(Path(config.path))
-    return build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed)
+    built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed)
+    if config.aliases is None:
+        return built
+    return replace(built, alias_lists=(*built.alias_lists, *read_alias_lists(Path(config.aliases))))
 
 
 # ---- how it is measured --------------------------------------------------------------------------------------------
@@ -414,6 +425,10 @@ class Study(Settings):
             raise ValueError("styles: 'continuation' needs a dataset of kind continuation")
         if continuations and any(isinstance(s, ExactConfig) for s in self.semantics or [ExactConfig()]):
             raise ValueError("semantics: exact match does not suit continuations; use [{kind: kth-word, k: 1}]")
+        for dataset in (d for d in self.datasets if isinstance(d, NamedConfig)):
+            for kind in [s.kind for s in self.semantics or ()] or [NAMED[dataset.kind].semantics or "exact"]:
+                if reason := why_not(dataset.kind, kind):
+                    raise ValueError(f"semantics: {reason}")
         for served in (m for m in self.models if m.is_served):
             if self.capture.positions:
                 raise ValueError(

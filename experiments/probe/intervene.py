@@ -35,7 +35,7 @@ from semcal.runs.files import content_key
 from semcal.runs.run import Run
 from semcal.sampling.records import Prompt, Sampling
 from semcal.semantics.class_table import ClassTable
-from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.collapsing.collapse import Collapse, collapse_blind
 
 SAME, OTHER = "same seed", "another seed"  # the model left alone: is the run reproduced, and what does finite M do
 LABELS = ("key", "context", "fitted_to", "kind", "position", "hook", "name", "rank", "size", "control", "draw")
@@ -232,7 +232,7 @@ class _Measuring:
         questions = [q for q in self.questions.values() if q.id in sides[1]]
         pairs = [(sides[0][q.id], sides[1][q.id]) for q in questions]
         texts = [[text for rows in pair for text in readable_texts(rows, self.cell.style)] for pair in pairs]
-        found = self.collapse.collapse(questions, texts, self.cell.style)
+        found = collapse_blind(self.collapse, questions, texts, self.cell.style)
         ids, groups, gold = [q.id for q in questions], [q.group for q in questions], [b.gold for b in found]
         parts = [(b.classes[: len(a)], b.classes[len(a) :]) for b, (a, _) in zip(found, pairs, strict=True)]
         first, second = (

@@ -194,7 +194,7 @@ def surface_forms(run: Run, classes: Sequence[str]) -> list[list[str]]:
     """
     questions, gold = run.question_records(), run.class_table().gold_classes
     forms: dict[str, set[str]] = {}
-    for form, label in run.aliases().items():
+    for form, label in run.aliases().closed.items():
         forms.setdefault(label, set()).add(form)
     for question, correct in zip(questions, gold, strict=True):
         if len(correct) == 1 and not question.others:

@@ -50,6 +50,11 @@ SECTIONS = {
         "All classes at once: the kernel calibration error of the whole distribution (SKCE; its mean is 0 for a "
         "calibrated model), and smECE class by class.",
     ),
+    "thresholds": (
+        "Threshold of B",
+        "The same samples under the same B at its own threshold and at half and twice its odds, which were fixed "
+        "beforehand. Figures that move much with the threshold are statements about B, not about the model.",
+    ),
     "profile": ("Profile", "The same samples under other collapsing functions: what the model is calibrated about."),
     "probe_confidence": (
         "Probe confidence",

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.config.collapsing_functions import known_aliases
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.sample.models import Answerer
@@ -201,7 +202,8 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
     check_questions(run, dataset)
     table, asked_now = run.questions(), {q.id: q for q in dataset.questions}
     known = [asked_now[q] for q in table["id"]]
-    if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
+    aliases = known_aliases(dataset)
+    if _gold_columns(run.question_records()) != _gold_columns(known) or not run.has_aliases(aliases):
         run.write_manifest(run.manifest() | {"analysed": {}})
         style = stored_cell(run).style
         now = [written(q, style) for q in known]
@@ -209,7 +211,7 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
         # Token ids need the model, so those of changed answers are dropped.
         ids = [list(ids) if text == before else [] for text, before, ids in rows]
         new = {"written": now, "written_ids": ids}
-        run.write_questions(table.assign(**_gold_columns(known), **new), dataset.aliases)
+        run.write_questions(table.assign(**_gold_columns(known), **new), aliases)
 
 
 def check_questions(run: Run, dataset: Dataset) -> None:
@@ -278,7 +280,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
             "or output"
         )
     if not manifest:
-        run.write_questions(_question_table(cell, model, asked), dataset.aliases)
+        run.write_questions(_question_table(cell, model, asked), known_aliases(dataset))
         if cell.capture.positions:
             run.write_prompt_ids([a.prompt.ids for a in asked])
         shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
@@ -512,7 +514,7 @@ class Capturing:
                 else Chain(asked[q].prompt, (), "")
                 for q, i in zip(shard.question_ids, chosen, strict=True)
             ]
-            cell, forms = self.job.cell, self.job.run.aliases()
+            cell, forms = self.job.cell, self.job.run.aliases().closed
             how: dict[str, Any] = {"style": cell.style, "forms": forms, "hooks": cell.capture.hooks}
             found |= read_chains(self.model, chains, self.in_answer, **how)
             before = accumulate((len(rows[q]) for q in shard.question_ids[:-1]), initial=0)

@@ -13,6 +13,7 @@ from experiments.config.study import Cell
 from experiments.score.score import Read, class_table, measure, read_answers
 from semcal.calibration.summary import Calibration
 from semcal.errors import UserError
+from semcal.questions.named.named_datasets import why_not
 from semcal.runs.run import Run
 from semcal.semantics.agreement import adjusted_rand
 
@@ -45,7 +46,7 @@ def compare(
     """Read a run's samples with each B and write agreement.json. The run's own results stay unchanged.
 
     Raises:
-        UserError: fewer than two Bs, or a run whose answers were enumerated instead of sampled.
+        UserError: fewer than two Bs, one that the dataset refuses, or a run whose answers were enumerated.
     """
     if len({c.label for c in chosen}) < 2:
         raise UserError("--semantics compares at least two different Bs; separate their names by commas")
@@ -53,6 +54,8 @@ def compare(
         raise UserError(
             f"{run.folder} was enumerated, but agreement counts samples; choose a run without sampling.exact"
         )
+    if reason := next((r for c in chosen if (r := why_not(cell.dataset.kind, c.kind))), None):
+        raise UserError(f"--semantics: {reason}")
     read = {c.label: read_answers(cell, run, collapse_of(c, run.aliases(), tell)) for c in chosen}
     tables = {name: class_table(cell, run.questions(), answers) for name, answers in read.items()}
     resampling = cell.calibration.resampling(cell.seed)

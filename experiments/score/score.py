@@ -30,8 +30,10 @@ from semcal.seeds import keyed_generator
 from semcal.semantics.answer_tree import TokenTilt, expected_confidence, token_tilt
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapse_answers import readable
-from semcal.semantics.collapsing.clustered import Clustered
-from semcal.semantics.collapsing.collapse import Collapse
+from semcal.semantics.collapsing.alias_table import Aliases, coverage
+from semcal.semantics.collapsing.clustered import Clustered, at_other_thresholds
+from semcal.semantics.collapsing.collapse import Collapse, collapse_blind
+from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.judge import Judge
 from semcal.semantics.collapsing.surface import first_token, first_word, length
 
@@ -63,7 +65,8 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     Args:
         tell: receives the progress of a B that queries a model.
     """
-    collapse = collapse_of(cell.semantics, run.aliases(), tell)
+    aliases = run.aliases()
+    collapse = collapse_of(cell.semantics, aliases, tell)
     read, questions = read_answers(cell, run, collapse), run.questions()
     table = class_table(cell, questions, read)
     run.write_classes(table)
@@ -75,9 +78,44 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     run.write_calibration(
         {"semantics": collapse.name, **{f"judge_failed_to_{what}": n for what, n in failures.items()}}
         | headline.to_dict()
-        | sections(cell, table, read, closed=len(run.aliases()) > 0)
+        | _matched_gold(table, collapse, aliases)
+        | sections(cell, table, read, closed=len(aliases.closed) > 0)
+        | {"thresholds": _thresholds(cell, run, collapse, table, headline)}
         | {"profile": [asdict(row) for row in rows]}
     )
+
+
+def _matched_gold(table: ClassTable, collapse: Collapse, aliases: Aliases) -> dict[str, Any]:
+    """How gold answers met classes that were made without them.
+
+    Questions whose gold answer is in several classes (all of them correct), and, for exact match in an open answer
+    space, the share of wrong answers whose forms the alias table knows.
+    """
+    open_exact = isinstance(collapse, ExactMatch) and not aliases.closed
+    return {
+        "gold_in_several_classes": int((table.gold.sum(axis=1) > 1).sum()),
+        "wrong_answers_with_known_forms": coverage(table, aliases.pooled) if open_exact else None,
+    }
+
+
+def _thresholds(
+    cell: Cell, run: Run, collapse: Collapse, table: ClassTable, headline: Calibration
+) -> list[dict[str, float]] | None:
+    """The headline under B's own threshold, `table` and `headline`, and under the two beside it; None without one."""
+    found = {}
+    for threshold, b in at_other_thresholds(collapse).items():
+        read = read_answers(cell, run, b)
+        other = class_table(cell, run.questions(), read)
+        found[threshold] = other, measure(other, read, cell.calibration.resampling(cell.seed))
+    if not found:
+        return None
+    found[cell.semantics.threshold] = table, headline  # pyright: ignore[reportAttributeAccessIssue]
+    figures = ("confidence", "accuracy", "smece", "null_mean", "excess")
+    return [
+        {"threshold": threshold, "classes_per_question": classes.mean_classes}
+        | {name: float(getattr(measured, name)) for name in figures}
+        for threshold, (classes, measured) in sorted(found.items())
+    ]
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
@@ -100,7 +138,8 @@ def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]
-    found = collapse.collapse(questions, [readable_texts(answers, cell.style) for answers in rows], cell.style)
+    texts = [readable_texts(answers, cell.style) for answers in rows]
+    found = collapse_blind(collapse, questions, texts, cell.style)
     weights = [list(np.exp(r["logprob"])) if cell.enumerated else list(r["count"]) for r in rows]
     return [Read(r, w, b.classes, b.gold) for r, w, b in zip(rows, weights, found, strict=True)]
 

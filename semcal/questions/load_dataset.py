@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
+from semcal.questions.alias_lists import gold_lists
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.question import STYLES, Dataset, Question
 from semcal.questions.rows import FORMATS, Row, read_rows
@@ -114,7 +115,8 @@ def build(
         )
     if not rest:
         raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
-    return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {})
+    lists = () if aliases else gold_lists(questions)
+    return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {}, lists)
 
 
 def _grouped(name: str, questions: list[Question]) -> list[Question]:

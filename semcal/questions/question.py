@@ -8,6 +8,20 @@ CONTINUATION = "continuation"  # the style of a plain text that the model contin
 
 
 @dataclass(frozen=True)
+class BlindQuestion:
+    """What a collapsing function may know of a question: everything but which answer is right (`Question.blind`).
+
+    Attributes:
+        id, text, group, choices: As in `Question`.
+    """
+
+    id: str
+    text: str
+    group: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Question:
     """One question with its gold answer.
 
@@ -17,8 +31,8 @@ class Question:
     Attributes:
         id: Unique within its dataset; samples, splits and seeds are keyed by it.
         text: The question, or the text to continue.
-        answers: Surface forms of the gold answer, all with the same meaning; the first one names its semantic class.
-            A single text is one answer.
+        answers: Surface forms of the gold answer, all with the same meaning, the most natural one first. A single text
+            is one answer.
         group: Questions of one group (paraphrases, questions about one entity) stay on one side of every split; the id
             by default.
         choices: The options of a multiple-choice question; empty otherwise.
@@ -49,6 +63,11 @@ class Question:
         if not self.group:
             object.__setattr__(self, "group", self.id)
 
+    @property
+    def blind(self) -> BlindQuestion:
+        """The question without its gold answers, as a collapsing function sees it."""
+        return BlindQuestion(self.id, self.text, self.group, self.choices)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -59,9 +78,13 @@ class Dataset:
         questions: The evaluated questions, in a fixed order.
         exemplars: Questions that only few-shot prompts show; never evaluated.
         aliases: Surface form -> semantic class of a closed answer space; empty for an open one.
+        alias_lists: The distinct lists of equivalent forms of an open answer space: the gold answers of every question
+            of the source, evaluated or not, and those of the user's file. They say nothing of which list belongs to
+            which question.
     """
 
     name: str
     questions: tuple[Question, ...]
     exemplars: tuple[Question, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    alias_lists: tuple[tuple[str, ...], ...] = ()

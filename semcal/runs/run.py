@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from semcal.questions.question import Question
 from semcal.runs.files import content_key, link_or_copy, plain, write_atomically
 from semcal.runs.stored_activations import Activations, StoredActivations, save
 from semcal.semantics.class_table import ClassTable
+from semcal.semantics.collapsing.alias_table import Aliases
 
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
 
@@ -99,10 +100,10 @@ class Run:
 
     # ---- questions ------------------------------------------------------------------------------------------
 
-    def write_questions(self, table: pd.DataFrame, aliases: Mapping[str, str]) -> None:
-        """`table`: as `questions` returns it; `aliases` of a closed answer space."""
+    def write_questions(self, table: pd.DataFrame, aliases: Aliases) -> None:
+        """`table`: as `questions` returns it; `aliases`: what B knows of the forms of answers."""
         self._write_parquet("questions.parquet", table)
-        self._write_json("aliases.json", dict(aliases))
+        self._write_json("aliases.json", asdict(aliases))
 
     def questions(self) -> pd.DataFrame:
         """One row per question: id, text, group, answers, others, incorrect, choices, prompt and its tokens and hash.
@@ -137,9 +138,23 @@ class Run:
             for row in table.to_dict("records")
         ]
 
-    def aliases(self) -> dict[str, str]:
-        """Surface form -> class of a closed answer space; empty for an open one."""
-        return json.loads(self._path("aliases.json").read_text())
+    def aliases(self) -> Aliases:
+        """The forms of answers that B knows, as when the run was sampled: no file of the dataset is read again.
+
+        Raises:
+            UserError: a run of an earlier version, whose B knew the aliases of each question's own gold answer.
+        """
+        stored = json.loads(self._path("aliases.json").read_text())
+        if stored.keys() != {field.name for field in fields(Aliases)}:
+            raise UserError(
+                f"{self.folder} was sampled by an earlier version of semcal, which kept no aliases of all questions; "
+                "`semcal run` its study again, which takes them over and keeps the samples"
+            )
+        return Aliases(**stored)
+
+    def has_aliases(self, aliases: Aliases) -> bool:
+        """Whether these are the stored ones, in this version's form."""
+        return self._json_if_any("aliases.json") == asdict(aliases)
 
     # ---- shards ---------------------------------------------------------------------------------------------
 

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from semcal.errors import UserError
+from semcal.questions.alias_lists import gold_lists
+from semcal.questions.named.named_datasets import why_not
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.semantics.class_table import ClassTable
-from semcal.semantics.collapsing.collapse import Collapse, Collapsed
-from semcal.semantics.collapsing.custom import Custom
+from semcal.semantics.collapsing.alias_table import Aliases, pooled
+from semcal.semantics.collapsing.collapse import Collapse, Collapsed, collapse_blind
+from semcal.semantics.collapsing.custom import PARTS, Custom
 from semcal.semantics.collapsing.exact_match import ExactMatch
 
 
@@ -54,9 +57,10 @@ def collapse(
     Args:
         questions: What was asked, with gold answers.
         answers: [question] the distinct answers that `sample` returned, or (text, count) pairs, or texts.
-        b: None for normalised exact match; an object with a method `collapse` (see `Collapse`); or a function of
-            (question, text) or (question, text, style) to a label, or to None if the text holds no answer. Gold
-            answers go through it, too.
+        b: None for normalised exact match, where forms that any question of the dataset lists for one answer are one
+            class; an object with methods `partition` and `match` (see `Collapse`); or a function of (question, text) or
+            (question, text, style) to a label, or to None if the text holds no answer. It sees the id, text, group and
+            choices of a question, not its gold answers, which go through it afterwards.
         style: How the answers were asked for: "concise", "sentence", "cot" or "continuation".
         aliases: surface form → class of a closed answer space, for exact match; None takes those of the dataset.
 
@@ -65,17 +69,22 @@ def collapse(
 
     Raises:
         UserError: lengths that differ, a question without answers, numbers of samples that differ, labels that are not
-            text, or gold answers that B cannot read.
+            text, gold answers that B cannot read, or exact match on a dataset that it does not suit.
     """
     if isinstance(questions, Dataset):
+        if b is None and (reason := why_not(questions.name, "exact")):
+            raise UserError(f"{reason}; pass another b")
         aliases = questions.aliases if aliases is None else aliases
+        known = Aliases(aliases, pooled(questions.alias_lists))
         questions = questions.questions
+    else:
+        known = Aliases(aliases or {}, pooled(gold_lists(questions)))
     if len(questions) != len(answers):
         raise UserError(f"expected one list of answers per question, got {len(answers)} for {len(questions)} questions")
     given = [[_parts(answer) for answer in found] for found in answers]
     _check_samples(questions, given)
     texts = [[readable(text, finish, style) for text, _, _, finish in found] for found in given]
-    found = _as_collapse(b, aliases or {}).collapse(questions, texts, style)
+    found = collapse_blind(_as_collapse(b, known), questions, texts, style)
     _check_labels(questions, found)
     classes = [collapsed.classes for collapsed in found]
     counts = [[count for _, count, _, _ in some] for some in given]
@@ -113,14 +122,14 @@ def _check_samples(questions: Sequence[Question], given: Sequence[Sequence[_Part
             )
 
 
-def _as_collapse(b: AnyB | None, aliases: Mapping[str, str]) -> Collapse:
+def _as_collapse(b: AnyB | None, known: Aliases) -> Collapse:
     if b is None:
-        return ExactMatch(aliases)
-    if hasattr(b, "collapse"):
+        return ExactMatch(known.closed, known.pooled)
+    if all(hasattr(b, part) for part in PARTS):
         return b  # pyright: ignore[reportReturnType]
     if not callable(b):
         raise UserError(
-            f"b is a {type(b).__name__}; expected a function of (question, text), or an object with collapse"
+            f"b is a {type(b).__name__}; expected a function of (question, text), or an object with {', '.join(PARTS)}"
         )
     try:
         inspect.signature(b).bind(None, None, None)

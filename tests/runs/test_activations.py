@@ -16,6 +16,7 @@ from semcal import Run, UserError
 from semcal.runs import stored_activations
 from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
+from semcal.semantics.collapsing.alias_table import Aliases
 
 LAYERS = ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
 PROMPTS = {"a": (7, 8, 9), "b": (7, 5), "c": (7, 6, 4, 3)}
@@ -47,7 +48,7 @@ def written(tmp_path):
     parts = shards("key", list(PROMPTS), 2)
     run.write_manifest({"shards": [s.key for s in parts], "positions": ["x"], "tokenizer_hash": "t"})
     run.write_prompt_ids(list(PROMPTS.values()))
-    run.write_questions(pd.DataFrame({"id": list(PROMPTS)}), {})
+    run.write_questions(pd.DataFrame({"id": list(PROMPTS)}), Aliases())
     last = {k: [len(ids) - 1] for k, ids in PROMPTS.items()}
     every = {k: list(range(1, len(ids))) for k, ids in PROMPTS.items()}
     after = {k: [len(PROMPTS[k]) + 1] if len(ANSWERS[k][0]) > 1 else [] for k in PROMPTS}

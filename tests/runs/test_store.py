@@ -12,7 +12,8 @@ from semcal import Run, UserError
 from semcal.runs.files import content_key, write_atomically
 from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
-from semcal.semantics.class_table import ClassTable
+from semcal.semantics.class_table import LEFT_OUT, ClassTable
+from semcal.semantics.collapsing.alias_table import Aliases
 
 
 def test_shards_cover_every_question_once_and_their_keys_what_they_hold():
@@ -71,7 +72,7 @@ def make_run(folder, ids=("a", "b", "c")):
             "prompt_hash": ["h"] * len(ids),
         }
     )
-    run.write_questions(table, {"X": "x"})
+    run.write_questions(table, Aliases({"X": "x"}, {"y": "z"}))
     run.write_prompt_ids([(5, i, 9) for i in range(len(ids))])
     parts = shards("key", list(ids), 2)
     run.write_manifest({"shards": [s.key for s in parts], "positions": ["last_prompt_token"]})
@@ -104,9 +105,19 @@ def test_a_run_reads_back_what_was_written(tmp_path):
     stored = again.activations("last_prompt_token")
     assert (stored.layers, stored.values.shape, stored.token_ids.tolist()) == (("l0", "l1"), (3, 2, 3), [9, 9, 9])
     assert again.question_records()[0].answers == ("x", "y")
-    assert again.aliases() == {"X": "x"}
+    assert again.aliases() == Aliases({"X": "x"}, {"y": "z"})
+    assert again.has_aliases(again.aliases())
+    assert not again.has_aliases(Aliases({"X": "x"}))
     with pytest.raises(UserError, match="nothing captured at position 'elsewhere'"):
         again.activations("elsewhere")
+
+
+def test_aliases_of_an_earlier_version_are_refused_with_the_command_that_takes_them_over(tmp_path):
+    run, _ = make_run(tmp_path / "run")
+    (run.folder / "aliases.json").write_text('{"X": "x"}')
+    assert not run.has_aliases(Aliases({"X": "x"}))
+    with pytest.raises(UserError, match=r"earlier version of semcal.*`semcal run` its study again"):
+        run.aliases()
 
 
 def test_samples_without_their_activations_are_not_a_finished_shard(tmp_path):
@@ -150,6 +161,7 @@ def test_the_table_has_a_row_per_question_with_confidence_correctness_and_probe(
             "count": [3, 1, 2, 2, 4],
             "mass": [0.9, 0.1, 0.5, 0.5, 1.0],
             "seen_mass": [0.8, 0.8, 0.5, 0.5, 0.2],
+            **dict.fromkeys(LEFT_OUT, np.nan),
             "gold": [True, False, True, False, False],
             "unparsed": [False] * 5,
         }

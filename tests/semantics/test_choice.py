@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from semcal import Question
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.exact_match import Choice
 
 Q = Question(id="q", text="Where?", answers=("Paris",), choices=("Rome", "Paris", "Paris, Texas", "A coruna"))

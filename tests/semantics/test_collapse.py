@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcal import Question
-from semcal.semantics.class_table import UNEXPLORED, ClassTable
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.class_table import UNEXPLORED, UNPARSED, ClassTable
+from semcal.semantics.collapsing.alias_table import pooled
+from semcal.semantics.collapsing.collapse import collapse_blind
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.surface import KthWord
 from semcal.semantics.extract import extract, normalise
@@ -70,8 +71,11 @@ def test_extraction_by_style(style, text, phrase):
     assert extract(text, style) == phrase
 
 
-def test_aliases_of_gold_are_one_class_and_gold_is_in_it():
-    b = ExactMatch()
+def test_known_aliases_are_one_class_whatever_is_asked():
+    b = ExactMatch(pooled=pooled([Q.answers]))
+    other = Question(id="o", text="And who?", answers=("Queen",))
+    assert b.of_text(other.blind, "Fab Four", "concise") == "beatles"
+    assert ExactMatch().of_text(Q.blind, "Fab Four", "concise") == "fab four"
     assert b.of_gold(Q) == "beatles"
     assert {b.of_text(Q, t, "concise") for t in ("Beatles", "the beatles.", "FAB FOUR")} == {"beatles"}
     assert b.of_text(Q, "Stones", "concise") == "stones"
@@ -109,7 +113,7 @@ def test_kth_word():
 
 def test_a_class_table_of_answers_knows_ties_gold_and_unparsed():
     texts = [["Beatles", "Fab Four", "Stones", ""]]
-    (found,) = ExactMatch().collapse([Q], texts, "concise")
+    (found,) = collapse_blind(ExactMatch(pooled=pooled([Q.answers])), [Q], texts, "concise")
     table = ClassTable.of_answers([Q.id], ["g"], [found.classes], [[2, 1, 3, 1]], [found.gold])
     assert table.classes == (("beatles", "stones", UNPARSED),)
     assert table.sampled_counts.tolist() == [[3, 3, 1]]

@@ -13,8 +13,9 @@ from openai import OpenAI
 
 from semcal import Question, UserError
 from semcal.models.connection import ChatModel
+from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.clustered import Clustered
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.collapse import collapse_blind
 from semcal.semantics.collapsing.judge import Decisions, Judge
 
 Q = Question(id="q", text="Which city?", answers=("Paris",))
@@ -77,28 +78,28 @@ TEXTS = ["It is Paris.", "the capital of France", "Lyon", "who knows", "paris", 
 
 def test_answers_are_shortened_compared_and_sorted(tmp_path):
     with judge_server() as (url, prompts):
-        (found,) = Clustered(judge(url, tmp_path), whole=True).collapse([Q], [TEXTS], "sentence")
+        (found,) = collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [TEXTS], "sentence")
         assert found.classes == ("paris", "paris", "lyon", UNPARSED, "paris", "lyon")
         assert found.gold == {"paris"}
         compared = [p for p in prompts if "First answer" in p]
         assert len(compared) == 3  # of lyon, paris, french capital
         assert len(prompts) == len(set(prompts)) == 3 + 5  # "paris" is asked once, whoever says it
-        (backward,) = Clustered(judge(url, tmp_path), whole=True).collapse([Q], [TEXTS[::-1]], "sentence")
+        (backward,) = collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [TEXTS[::-1]], "sentence")
         assert backward.classes == found.classes[::-1]
 
 
 def test_a_second_pass_asks_nothing_and_a_torn_line_is_passed_over(tmp_path):
     with judge_server() as (url, prompts):
-        first = Clustered(judge(url, tmp_path), whole=True).collapse([Q], [TEXTS], "sentence")
+        first = collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [TEXTS], "sentence")
         asked = len(prompts)
         again = judge(url, tmp_path)
-        assert Clustered(again, whole=True).collapse([Q], [TEXTS], "sentence") == first
+        assert collapse_blind(Clustered(again, whole=True), [Q], [TEXTS], "sentence") == first
         assert (len(prompts), again.asked) == (asked, 0)
         file = tmp_path / "judge.jsonl"
         file.write_bytes(file.read_bytes()[:-10])  # killed while writing
-        assert Clustered(judge(url, tmp_path), whole=True).collapse([Q], [TEXTS], "sentence") == first
+        assert collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [TEXTS], "sentence") == first
         assert len(prompts) == asked + 1
-        assert Clustered(judge(url, tmp_path), whole=True).collapse([Q], [TEXTS], "sentence") == first
+        assert collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [TEXTS], "sentence") == first
         assert len(prompts) == asked + 1
 
 
@@ -109,18 +110,20 @@ def test_what_cannot_be_read_is_asked_once_more_and_then_counted(tmp_path, nonse
         prompts,
     ):
         one = judge(url, tmp_path)
-        (found,) = Clustered(one, whole=True).collapse([Q], [["Paris", "the capital of France", "Lyon"]], "sentence")
+        (found,) = collapse_blind(
+            Clustered(one, whole=True), [Q], [["Paris", "the capital of France", "Lyon"]], "sentence"
+        )
         assert found.classes == ("paris", "capital of france", UNPARSED)
         assert one.failures == {"shorten": 1, "compare": 1}
         assert one.asked == len(prompts) == 3 + 1 + 2  # both failures were asked about twice
         retry = judge(url, tmp_path)  # failures are not kept: another pass tries them again
-        Clustered(retry, whole=True).collapse([Q], [["Lyon"]], "sentence")
+        collapse_blind(Clustered(retry, whole=True), [Q], [["Lyon"]], "sentence")
         assert retry.asked == 2
 
 
 def test_trouble_that_passes_is_retried(tmp_path):
     with judge_server(trouble=[429, 500]) as (url, _):
-        (found,) = Clustered(judge(url, tmp_path), whole=True).collapse([Q], [["paris"]], "concise")
+        (found,) = collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [["paris"]], "concise")
         assert found.classes == ("paris",)
 
 
@@ -129,12 +132,12 @@ def test_trouble_that_passes_is_retried(tmp_path):
 )
 def test_trouble_that_stays_is_one_line_and_keeps_what_was_decided(tmp_path, status, says):
     with judge_server() as (url, prompts):
-        Clustered(judge(url, tmp_path), whole=True).collapse([Q], [["paris"]], "concise")
+        collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [["paris"]], "concise")
         before = len(prompts)
     with judge_server(trouble=[status] * 99) as (url, _), pytest.raises(UserError, match=re.escape(says)):
-        Clustered(judge(url, tmp_path, tries=2), whole=True).collapse([Q], [["Lyon"]], "concise")
+        collapse_blind(Clustered(judge(url, tmp_path, tries=2), whole=True), [Q], [["Lyon"]], "concise")
     with judge_server() as (url, prompts):
-        Clustered(judge(url, tmp_path), whole=True).collapse([Q], [["paris"]], "concise")
+        collapse_blind(Clustered(judge(url, tmp_path), whole=True), [Q], [["paris"]], "concise")
         assert (before, prompts) == (1, [])
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from semcal.questions.alias_lists import gold_lists
 from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.prompts import written
+from semcal.semantics.collapsing.alias_table import pooled
+from semcal.semantics.collapsing.collapse import collapse_blind
 from semcal.semantics.collapsing.exact_match import Choice, ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric
 from tests.conftest import data_folder, needs
@@ -36,8 +39,8 @@ def whole(kind):
 @pytest.mark.parametrize("style", ["concise", "sentence", "cot"])
 def test_gold_written_in_a_style_is_in_a_gold_class_of_the_datasets_own_b(kind, style):
     questions = whole(kind)
-    b = B[NAMED[kind].semantics]
-    found = b.collapse(questions, [[" " + written(q, style)] for q in questions], style)
+    b = B[NAMED[kind].semantics or "exact"]
+    found = collapse_blind(b, questions, [[" " + written(q, style)] for q in questions], style)
     missed = [
         (q.id, q.answers[0], f.classes[0]) for q, f in zip(questions, found, strict=True) if f.classes[0] not in f.gold
     ]
@@ -48,17 +51,17 @@ def test_gold_written_in_a_style_is_in_a_gold_class_of_the_datasets_own_b(kind, 
 def test_aliases_of_one_trivia_question_are_one_class_and_those_of_two_are_not():
     questions = [q for q in whole("triviaqa") if len(q.answers) > 1]
     rng = np.random.default_rng(0)
-    b = ExactMatch()
+    b = ExactMatch(pooled=pooled(gold_lists(questions)))
     together = apart = 0
     for _ in range(2000):
         one, other = (questions[i] for i in rng.choice(len(questions), 2, replace=False))
         a, twin = (one.answers[i] for i in rng.choice(len(one.answers), 2, replace=False))
         stranger = other.answers[rng.integers(len(other.answers))]
-        (found,) = b.collapse([one], [[a, twin, stranger]], "concise")
+        (found,) = collapse_blind(b, [one], [[a, twin, stranger]], "concise")
         together += found.classes[0] == found.classes[1]
         apart += found.classes[0] != found.classes[2]
     print(f"TriviaQA: {together / 2000:.2%} of pairs of aliases together, {apart / 2000:.2%} of strangers apart")  # noqa: T201
-    assert together >= 0.995 * 2000
+    assert together >= 0.99 * 2000  # a form that several entities list is joined to none of them
     assert apart >= 0.995 * 2000
 
 
@@ -68,15 +71,15 @@ def test_what_exact_match_of_one_alias_loses_where_the_list_is_not_known():
 
     questions = [q for q in whole("triviaqa") if len(q.answers) > 1]
     bare = [replace(q, answers=q.answers[:1]) for q in questions]
-    found = ExactMatch().collapse(bare, [q.answers[1:2] for q in questions], "concise")
+    found = collapse_blind(ExactMatch(), bare, [q.answers[1:2] for q in questions], "concise")
     share = np.mean([f.classes[0] in f.gold for f in found])
     print(f"TriviaQA: {share:.1%} of second aliases are the first one by normalisation alone")  # noqa: T201
     assert 0 < share < 0.5
 
 
 def test_truthfulqa_knows_what_is_wrong():
-    questions = whole("truthfulqa")
-    found = ExactMatch().collapse(questions, [q.incorrect for q in questions], "concise")
+    questions = whole("truthfulqa")  # by exact match, which a study refuses, but which shows what the file says
+    found = collapse_blind(ExactMatch(), questions, [q.incorrect for q in questions], "concise")
     wrong = [k in f.gold for f in found for k in f.classes]
     print(f"TruthfulQA: {np.mean(wrong):.2%} of {len(wrong)} incorrect answers are in a correct class")  # noqa: T201
     assert np.mean(wrong) < 0.005

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semcal.questions.question import Question
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.surface import CUT_OFF, KthWord, first_token, first_word, length
 
 QUESTION = Question(id="q", text="What?", answers=("y",))

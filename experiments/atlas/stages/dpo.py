@@ -86,7 +86,7 @@ def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]
 def _pair(b: ExactMatch, turn: Turn, answers: tuple[Answer, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
     """The pair of a question in the format of trl; none if all answers are right or all are wrong."""
     ended = [a for a in answers if a.finish == "stop"]
-    right = [b.of_text(turn.question, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
+    right = [b.of_text(turn.question.blind, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
     if all(right) or not any(right):
         return []
     pair: dict[str, Any] = {"prompt": turn.prompt}

@@ -146,7 +146,7 @@ def reward_of(source: Source, settings: GRPOSettings, turns: list[Turn]) -> Call
         for start in range(0, len(completions), settings.samples):
             posed = turns[turn[start]]
             answers = completions[start : start + settings.samples]
-            classes = [b.of_text(posed.question, text, posed.style) for text in answers]
+            classes = [b.of_text(posed.question.blind, text, posed.style) for text in answers]
             paid += shape(source.world, b.of_gold(posed.question), classes)
         return paid
 

@@ -5,8 +5,8 @@ raises UserError, naming the row, where a column is missing.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from semcal.errors import UserError, nearest
@@ -30,13 +30,20 @@ class Named:
     Attributes:
         question: Turns a row, of the original file or of the Hub, into a Question.
         hub: Repository id, configuration (None if there is only one) and the split to evaluate.
-        semantics: Kind of the collapsing function that suits its answers; one that needs no settings.
+        semantics: Kind of the collapsing function that suits its answers; None if that one needs settings.
+        unsuited: Kind of a collapsing function that is refused -> the reason, and what to use instead.
     """
 
     question: Callable[[Row], Question]
     hub: tuple[str, str | None, str]
-    semantics: str
+    semantics: str | None
+    unsuited: Mapping[str, str] = field(default_factory=dict)
 
+
+_SENTENCES = (
+    "its answers are whole sentences, which two people never word alike; name entailment or judge, "
+    "e.g. semantics: [{kind: entailment, path: cross-encoder/nli-deberta-v3-base}]"
+)
 
 NAMED: dict[str, Named] = {
     "gsm8k": Named(gsm8k, ("openai/gsm8k", "main", "test"), "numeric"),
@@ -45,11 +52,19 @@ NAMED: dict[str, Named] = {
     "triviaqa": Named(triviaqa, ("mandarjoshi/trivia_qa", "rc.nocontext", "validation"), "exact"),
     "simpleqa": Named(simpleqa, ("basicv8vc/SimpleQA", None, "test"), "exact"),
     "simpleqa-verified": Named(simpleqa, ("google/simpleqa-verified", None, "eval"), "exact"),
-    "truthfulqa": Named(truthfulqa, ("truthfulqa/truthful_qa", "generation", "validation"), "exact"),
+    "truthfulqa": Named(
+        truthfulqa, ("truthfulqa/truthful_qa", "generation", "validation"), None, {"exact": _SENTENCES}
+    ),
     "truthfulqa-mc": Named(truthfulqa_mc, ("truthfulqa/truthful_qa", "multiple_choice", "validation"), "choice"),
     "nq-open": Named(nq_open, ("google-research-datasets/nq_open", None, "validation"), "exact"),
     "popqa": Named(popqa, ("akariasai/PopQA", None, "test"), "exact"),
 }
+
+
+def why_not(kind: str, semantics: str) -> str | None:
+    """Why a named dataset refuses a kind of collapsing function, in words; None if it does not."""
+    reason = NAMED[kind].unsuited.get(semantics) if kind in NAMED else None
+    return reason and f"{kind} is not read by {semantics}, since {reason}"
 
 
 def read_named(

@@ -10,25 +10,32 @@ from semcal.questions.rows import Row
 def popqa(row: Row) -> Question:
     """A row of the original TSV or the Hub (possible_answers as JSON), or of FlashRAG's JSONL (golden_answers).
 
-    The first answer is the label of the object. Questions about one subject share a group.
+    The first answer is the label of the object, followed by its own aliases. Other possible answers belong to other
+    objects of the same relation (a song has several genres) and become `others`. Questions about one subject share a
+    group.
 
     Raises:
-        UserError: a column is missing, or possible_answers is not a JSON list.
+        UserError: a column is missing, or o_aliases or possible_answers is not a JSON list.
     """
     if isinstance(row.values.get("metadata"), dict):
         row = replace(row, values=row.values["metadata"] | row.values)
-    if isinstance(row.values.get("possible_answers"), str):
-        row = replace(row, values=row.values | {"possible_answers": _listed(row)})
+    for column in ("o_aliases", "possible_answers"):
+        if isinstance(row.values.get(column), str):
+            row = replace(row, values=row.values | {column: _listed(row, column)})
+    possible = row.texts("possible_answers", "golden_answers")
+    own = row.texts("o_aliases") if "o_aliases" in row.values else possible
+    answers = tuple(dict.fromkeys((row.text("obj"), *own)))
     return row.question(
         id=f"popqa-{row.text('id')}",
         text=row.text("question"),
-        answers=tuple(dict.fromkeys((row.text("obj"), *row.texts("possible_answers", "golden_answers")))),
+        answers=answers,
+        others=tuple((other,) for other in dict.fromkeys(possible) if other not in answers),
         group=f"popqa-subject-{row.text('subj_id')}",
     )
 
 
-def _listed(row: Row) -> object:
+def _listed(row: Row, column: str) -> object:
     try:
-        return json.loads(row.values["possible_answers"])
+        return json.loads(row.values[column])
     except json.JSONDecodeError as error:
-        raise row.error(f"column 'possible_answers' is not a JSON list ({error.msg} at column {error.colno})") from None
+        raise row.error(f"column {column!r} is not a JSON list ({error.msg} at column {error.colno})") from None

@@ -1,4 +1,4 @@
-"""Collapsing by wording: normalised exact match with the aliases of a closed answer space, and multiple choice."""
+"""Collapsing by wording: normalised exact match with the aliases known for all questions, and multiple choice."""
 
 import re
 import string
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from semcal.questions.question import Question
+from semcal.questions.question import BlindQuestion
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Pointwise
 from semcal.semantics.extract import extract, normalise
@@ -16,19 +16,23 @@ from semcal.semantics.extract import extract, normalise
 class ExactMatch(Pointwise):
     """Two answers mean the same if and only if they normalise to the same string or are known aliases.
 
+    Which forms are aliases is the same for every question, and nothing of a question's own gold answer is known.
+
     Attributes:
-        aliases: Surface form -> class of a closed answer space. An answer that is not a known form takes the class of
+        closed: Surface form -> class of a closed answer space. An answer that is not a known form takes the class of
             the last known form that it mentions (never a shorter form inside a longer one); if it mentions none, it is
             unparsed. Empty for an open answer space, where each normalised answer is a class of its own.
+        pooled: Normalised form -> normalised canonical form of an open answer space (`alias_table.pooled`).
     """
 
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    closed: Mapping[str, str] = field(default_factory=dict)
+    pooled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return "exact/2"
+        return "exact/3"
 
-    def of_text(self, question: Question, text: str, style: str) -> str:
+    def of_text(self, question: BlindQuestion, text: str, style: str) -> str:
         phrase = extract(text, style)
         if phrase is None:
             return UNPARSED
@@ -36,16 +40,13 @@ class ExactMatch(Pointwise):
         # A sentence may go on after its answer in a way that `extract` cannot remove.
         return self._mentioned(text) if label == UNPARSED and style == "sentence" else label
 
-    def of_reference(self, question: Question, answer: str) -> str:
+    def of_reference(self, question: BlindQuestion, answer: str) -> str:  # noqa: ARG002 - the contract of Pointwise
         key = normalise(answer)
         if not key:
             return UNPARSED
-        if key in self._table:
-            return self._table[key]
-        if key in {normalise(a) for a in question.answers}:
-            first = normalise(question.answers[0])
-            return self._table.get(first, first)
-        return self._mentioned(answer) if self._table else key
+        if self._table:
+            return self._table[key] if key in self._table else self._mentioned(answer)
+        return self.pooled.get(key, key)
 
     def _mentioned(self, text: str) -> str:
         found = self._pattern.findall(normalise(text)) if self._table else []
@@ -53,7 +54,7 @@ class ExactMatch(Pointwise):
 
     @cached_property
     def _table(self) -> dict[str, str]:
-        return {normalise(form): label for form, label in self.aliases.items()}
+        return {normalise(form): label for form, label in self.closed.items()}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -76,11 +77,11 @@ class Choice(Pointwise):
     def name(self) -> str:
         return "choice/1"
 
-    def of_text(self, question: Question, text: str, style: str) -> str:
+    def of_text(self, question: BlindQuestion, text: str, style: str) -> str:
         phrase = extract(text, style)
         return UNPARSED if phrase is None else self._of_phrase(question, phrase)
 
-    def _of_phrase(self, question: Question, phrase: str) -> str:
+    def _of_phrase(self, question: BlindQuestion, phrase: str) -> str:
         exactly = self.of_reference(question, phrase)
         letter = _LETTER.match(phrase)
         if exactly != UNPARSED or letter is None:
@@ -88,7 +89,7 @@ class Choice(Pointwise):
         place = string.ascii_uppercase.index(letter[1].upper())
         return question.choices[place] if place < len(question.choices) else UNPARSED
 
-    def of_reference(self, question: Question, answer: str) -> str:
+    def of_reference(self, question: BlindQuestion, answer: str) -> str:
         said = normalise(answer)
         options = {choice: normalise(choice) for choice in question.choices}
         same = [choice for choice, words in options.items() if words == said]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from semcal.errors import UserError
-from semcal.questions.question import Question
-from semcal.semantics.collapsing.clustered import agglomerate
+from semcal.questions.question import BlindQuestion
+from semcal.semantics.class_table import UNPARSED
+from semcal.semantics.collapsing.clustered import agglomerate, nearest_class
 from semcal.semantics.extract import normalise
 
 
@@ -132,19 +133,16 @@ class Judge:
 
     @property
     def name(self) -> str:
-        return f"judge({self.model}, prompts {VERSION}, complete)/1"
+        return f"judge({self.model}, prompts {VERSION}, complete)/2"
 
-    def cluster(self, questions: Sequence[Question], phrases: Sequence[Sequence[str]]) -> list[list[int]]:
+    def cluster(self, questions: Sequence[BlindQuestion], phrases: Sequence[Sequence[str]]) -> list[list[int]]:
         """As `Cluster`."""
-        shortened = self._shorten([(q, p) for q, own in zip(questions, phrases, strict=True) for p in own])
-        short = iter(shortened)
-        keys = [[next(short) for _ in own] for own in phrases]
-        pairs = [
+        keys = self._short_forms(questions, phrases)
+        same = self._compare(
             (q, a, b)
             for q, own in zip(questions, keys, strict=True)
             for a, b in combinations(sorted({k for k in own if k is not None}), 2)
-        ]
-        same = dict(zip(((q.id, a, b) for q, a, b in pairs), self._compare(pairs), strict=True))
+        )
         labels = []
         for question, own in zip(questions, keys, strict=True):
             distinct = sorted({k for k in own if k is not None})
@@ -155,19 +153,67 @@ class Judge:
             labels.append([-1 if k is None else label_of[k] for k in own])
         return labels
 
-    def _shorten(self, answers: Sequence[tuple[Question, str]]) -> list[str | None]:
+    def assign(
+        self,
+        questions: Sequence[BlindQuestion],
+        classes: Sequence[Mapping[str, Sequence[str]]],
+        phrases: Sequence[Sequence[str]],
+    ) -> list[list[str | None]]:
+        """As `Cluster`."""
+        keys = self._short_forms(questions, phrases)
+        flat = self._short_forms(questions, [[m for members in known.values() for m in members] for known in classes])
+        members: list[dict[str, list[str]]] = []
+        for known, shortened in zip(classes, flat, strict=True):
+            short = iter(shortened)
+            members.append({label: [key for _ in own if (key := next(short))] for label, own in known.items()})
+        same = self._compare(
+            (q, min(key, m), max(key, m))
+            for q, own, known in zip(questions, keys, members, strict=True)
+            for key in own
+            if key is not None
+            for m in sorted({m for of_class in known.values() for m in of_class})
+            if m != key
+        )
+
+        def similarity(question: BlindQuestion, key: str, member: str) -> float:
+            return 1.0 if key == member else same[question.id, min(key, member), max(key, member)]
+
+        return [
+            [
+                UNPARSED
+                if key is None
+                else nearest_class(
+                    {label: [similarity(q, key, m) for m in of_class] for label, of_class in known.items()},
+                    0.5,
+                    method="complete",
+                )
+                for key in own
+            ]
+            for q, own, known in zip(questions, keys, members, strict=True)
+        ]
+
+    def _short_forms(
+        self, questions: Sequence[BlindQuestion], phrases: Sequence[Sequence[str]]
+    ) -> list[list[str | None]]:
+        """[question][phrase] as `_shorten`."""
+        short = iter(self._shorten([(q, p) for q, own in zip(questions, phrases, strict=True) for p in own]))
+        return [[next(short) for _ in own] for own in phrases]
+
+    def _shorten(self, answers: Sequence[tuple[BlindQuestion, str]]) -> list[str | None]:
         """[answer] normalised phrases; None if there is no answer, or the judge failed."""
         prompts = [SHORTEN.format(question=q.text, answer=a) for q, a in answers]
         found = self._decide(prompts, "answer", lambda value: value is None or isinstance(value, str))
         self.failures["shorten"] += sum(reply is None for reply in found)
         return [(normalise(r["answer"]) or None) if r and r["answer"] else None for r in found]
 
-    def _compare(self, pairs: Sequence[tuple[Question, str, str]]) -> list[float]:
-        """[pair] 1 if both mean the same, 0 if not, or if the judge failed."""
-        prompts = [SAME.format(question=q.text, first=a, second=b) for q, a, b in pairs]
+    def _compare(self, pairs: Iterable[tuple[BlindQuestion, str, str]]) -> dict[tuple[str, str, str], float]:
+        """(question id, first, second) -> 1 if both mean the same, 0 if not, or if the judge failed."""
+        asked = list(pairs)
+        prompts = [SAME.format(question=q.text, first=a, second=b) for q, a, b in asked]
         found = self._decide(prompts, "same", lambda value: isinstance(value, bool))
         self.failures["compare"] += sum(reply is None for reply in found)
-        return [float(bool(reply and reply["same"])) for reply in found]
+        same = [float(bool(reply and reply["same"])) for reply in found]
+        return {(q.id, a, b): value for (q, a, b), value in zip(asked, same, strict=True)}
 
     def _decide(self, prompts: Sequence[str], field: str, valid: Callable[[Any], bool]) -> list[dict[str, Any] | None]:
         """The judge's reply to each prompt, from earlier decisions if possible; None after two unreadable replies."""

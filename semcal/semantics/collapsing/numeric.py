@@ -6,20 +6,21 @@ equal if they agree at two fixed points of their variables. Sets, tuples, interv
 are compared by math-verify, pair by pair.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
-from semcal.questions.question import Question
+from semcal.questions.question import BlindQuestion
 from semcal.semantics.class_table import UNPARSED
-from semcal.semantics.collapsing.collapse import Collapsed, correct_classes
+from semcal.semantics.collapsing.collapse import Partition
 from semcal.semantics.extract import extract, normalise, unboxed
 
 DECIMALS = 6  # numbers that agree to this many decimals are equal: 1/3 and 0.333333
@@ -57,20 +58,49 @@ class Numeric:
 
     @property
     def name(self) -> str:
-        return "numeric/1"
+        return "numeric/2"
 
-    def collapse(self, questions: Sequence[Question], texts: Sequence[Sequence[str]], style: str) -> list[Collapsed]:
+    def partition(
+        self,
+        questions: Sequence[BlindQuestion],  # noqa: ARG002 - the contract of Collapse
+        texts: Sequence[Sequence[str]],
+        style: str,
+    ) -> list[tuple[str, ...]]:
         """As `Collapse`."""
-        return [self._one(q, own, style) for q, own in zip(questions, texts, strict=True)]
+        found = []
+        for own in texts:
+            values = [_value(text, style) for text in own]
+            named = _classes([v for v in values if v is not None])
+            found.append(tuple(UNPARSED if v is None else named[v.key] for v in values))
+        return found
 
-    def _one(self, question: Question, texts: Sequence[str], style: str) -> Collapsed:
-        values = [None if (phrase := extract(text, style)) is None else read(phrase) for text in texts]
-        references = {
-            answer: read(answer) for answer in (*question.answers, *chain(*question.others), *question.incorrect)
-        }
-        named = _classes([v for v in (*values, *references.values()) if v is not None])
-        classes = tuple(UNPARSED if v is None else named[v.key] for v in values)
-        return Collapsed(classes, correct_classes(question, lambda _, answer: named[references[answer].key]))
+    def match(
+        self,
+        questions: Sequence[BlindQuestion],  # noqa: ARG002
+        partitions: Sequence[Partition],
+        references: Sequence[Sequence[str]],
+        style: str,
+    ) -> list[tuple[str, ...]]:
+        """As `Collapse`. A reference that math-verify calls equal to several classes is in the alphabetically first."""
+        found = []
+        for made, own in zip(partitions, references, strict=True):
+            values = [(_value(text, style), label) for text, label in zip(made.texts, made.classes, strict=True)]
+            known = {value.key: (value, label) for value, label in values if value is not None}
+            found.append(tuple(_class_of(read(answer), known) for answer in own))
+        return found
+
+
+def _value(text: str, style: str) -> Value | None:
+    phrase = extract(text, style)
+    return None if phrase is None else read(phrase)
+
+
+def _class_of(reference: Value, known: Mapping[str, tuple[Value, str]]) -> str:
+    """The class of the known values that a reference equals; a class of its own if there is none."""
+    if reference.key in known:
+        return known[reference.key][1]
+    equal = [label for value, label in known.values() if value.parsed and reference.parsed and _equal(value, reference)]
+    return min(equal, default=reference.key)
 
 
 @dataclass(frozen=True)

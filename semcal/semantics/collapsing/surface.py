@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semcal.questions.question import Question
+from semcal.questions.question import BlindQuestion
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Pointwise
 
@@ -35,10 +35,10 @@ class KthWord(Pointwise):
     def name(self) -> str:
         return f"kth-word({self.k})/1"
 
-    def of_text(self, question: Question, text: str, style: str) -> str:  # noqa: ARG002 - the contract of Collapse
+    def of_text(self, question: BlindQuestion, text: str, style: str) -> str:  # noqa: ARG002 - the contract of Collapse
         return kth_word(text, self.k)
 
-    def of_reference(self, question: Question, answer: str) -> str:
+    def of_reference(self, question: BlindQuestion, answer: str) -> str:
         return self.of_text(question, answer, "")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def sampled(folder: Path, study: dict) -> list[Run]:
     return list(prepared.runs)
 
 
-@pytest.mark.parametrize(("name", "cells"), [("paper", 30 * 6 * 3), ("paper-checkpoints", 23 * 2 * 3)])
+@pytest.mark.parametrize(("name", "cells"), [("paper", 30 * 5 * 3), ("paper-checkpoints", 23 * 2 * 3)])
 def test_the_papers_studies_resolve_offline(name, cells):
     study = load_study(STUDIES / f"{name}.yaml")
     found = dry_run(study)
@@ -62,6 +64,17 @@ def test_the_papers_studies_resolve_offline(name, cells):
     said = " ".join(plan_notes(found))
     assert "stand-in" in said
     assert "placeholders" in said
+
+
+def test_the_command_in_the_papers_study_adds_truthfulqa():
+    text = (STUDIES / "paper.yaml").read_text()
+    command = text[text.index("# semcal run paper.yaml") : text.index("styles:")].replace("\n  #", "")
+    overrides = [part for flag, part in pairwise(shlex.split(command)) if flag == "--set"]
+    cells = load_study(STUDIES / "paper.yaml", overrides).cells()
+    assert len(cells) == 30 * 3
+    assert {(c.study, c.dataset.kind, c.semantics.kind) for c in cells} == {
+        ("paper-truthfulqa", "truthfulqa", "entailment")
+    }
 
 
 def test_published_figures_are_shown_with_their_cells():
@@ -212,7 +225,10 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(tmp_path, s
 
 
 def test_more_questions_than_the_hub_states_are_refused(tmp_path, study_dict):
-    study = study_dict | {"datasets": [{"kind": "truthfulqa", "n": 900}], "semantics": [{"kind": "exact"}]}
+    study = study_dict | {
+        "datasets": [{"kind": "truthfulqa", "n": 900}],
+        "semantics": [{"kind": "entailment", "path": "x"}],
+    }
     with pytest.raises(UserError, match="n is 900, but 4 exemplars leave only 813 questions"):
         dry_run(load_study(write_study(tmp_path, study)))
 

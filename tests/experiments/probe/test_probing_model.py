@@ -22,7 +22,8 @@ from probes.evaluation.rungwise import Candidates, evaluate_rung
 from probes.rungs.lens import LensProbe, first_tokens
 from probes.targets.closed import OTHER, class_target
 from semcal import LanguageModel, Run, UserError
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.class_table import UNPARSED
+from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -105,7 +106,7 @@ def test_a_class_is_written_as_its_aliases_its_gold_answers_or_its_name(run):
     gold = next(iter(run.class_table().gold_classes[0]))
     assert surface_forms(run, [gold, "fourteen", OTHER, UNPARSED]) == [[gold], ["Fourteen", "fourteen"], [], []]
     table = run.questions()
-    run.write_questions(table, {"the red one": gold})
+    run.write_questions(table, Aliases({"the red one": gold}))
     assert surface_forms(run, [gold]) == [[gold, "the red one"]]
 
 

@@ -15,6 +15,7 @@ from experiments.sample.sample_cell import Asked, gold_ids
 from experiments.score.score import class_table, measure, profile, read_answers
 from semcal import LanguageModel, Run
 from semcal.sampling.records import Prompt
+from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import run_dict
 
@@ -79,9 +80,9 @@ def test_the_profile_uses_the_gold_answers_whose_ids_are_known(tmp_path, study_d
     (run,) = run_dict(tmp_path, study_dict)
     table = run.questions()
     some = [[] if i % 2 else list(ids) for i, ids in enumerate(table["written_ids"])]
-    run.write_questions(table.assign(written_ids=some), {})
+    run.write_questions(table.assign(written_ids=some), Aliases())
     assert [r.n for r in profile_of(run)[0]] == [24, 48, 48, 48]
-    run.write_questions(table.assign(written_ids=[[]] * len(table)), {})
+    run.write_questions(table.assign(written_ids=[[]] * len(table)), Aliases())
     assert [r.name for r in profile_of(run)[0]][:1] == ["first word"]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments.config.collapsing_functions import collapse_of
+from experiments.config.run_folder import stored_cell
 from experiments.config.study import load_study, named_semantics
+from experiments.score.score import score
 from semcal import Run, UserError
-from semcal.semantics.collapsing.collapse import UNPARSED
+from semcal.semantics.collapsing.alias_table import Aliases
 from semcal.semantics.collapsing.numeric import Numeric
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -66,6 +69,11 @@ def test_names_on_the_command_line():
         (
             {"datasets": [{"kind": "gsm8k", "path": "x", "split": "train"}]},
             "so split and revision, which choose a version on the Hub",
+        ),
+        ({"datasets": [{"kind": "truthfulqa"}]}, "e.g. semantics: [{kind: entailment, path: "),
+        (
+            {"datasets": [{"kind": "truthfulqa"}], "semantics": [{"kind": "exact"}]},
+            "truthfulqa is not read by exact, since its answers are whole sentences",
         ),
         ({"prompting": {"shots": 2, "exemplars": 500}}, "exemplars is 500, but there are only"),
     ],
@@ -133,10 +141,74 @@ def test_a_run_scored_by_a_judge_counts_its_failures(tmp_path, study_dict):
         (run,) = run_dict(tmp_path, study_dict | {"semantics": [b]})
         assert prompts
     calibration = run.calibration()
-    assert calibration["semantics"] == "judge(wise, prompts 1, complete)/1"
+    assert calibration["semantics"] == "judge(wise, prompts 1, complete)/2"
     assert calibration["judge_failed_to_shorten"] == 0
-    assert set(run.classes()["class"]) <= {"red", UNPARSED, *run.classes()["class"]}
-    assert "red" in set(run.classes()["class"])
+    read = run.classes()[lambda table: ~table["unparsed"]]
+    assert read["gold"].all()  # all that was said comes to "red", as gold does
+    assert read["question_id"].is_unique
+
+
+def test_a_b_with_a_threshold_is_shown_at_three(monkeypatch, tmp_path, study_dict):
+    asked = []
+
+    class Coarse:  # to it red is nearly green
+        name = "coarse@1"
+
+        @classmethod
+        def load(cls, *_, **__):
+            return cls()
+
+        def probability(self, pairs, _progress):
+            asked.extend(pairs)
+            last = [" ".join(text.split()[-1].strip(".").lower() for text in pair) for pair in pairs]
+            return np.array([0.4 if words in ("red green", "green red") else 0.1 for words in last])
+
+    monkeypatch.setattr("semcal.models.text_models.EntailmentModel", Coarse)
+    b = {"kind": "entailment", "path": "coarse"}
+    off = {"capture": {"positions": []}, "probes": {"enabled": False}}
+    (run,) = run_dict(tmp_path, study_dict | off | {"semantics": [b]}, drawn=True)
+    rows, headline = run.calibration()["thresholds"], run.calibration()
+    assert [row["threshold"] for row in rows] == [0.333, 0.5, 0.667]
+    assert rows[0]["classes_per_question"] <= rows[1]["classes_per_question"] == rows[2]["classes_per_question"]
+    for name in ("confidence", "accuracy", "smece", "null_mean", "excess"):
+        assert rows[1][name] == headline[name]
+    assert len(asked) == len(set(asked))  # each pair once, at all three thresholds
+    assert "Threshold of B" in (run.folder / "report.html").read_text()
+
+
+def test_a_b_without_a_threshold_has_no_such_section(tmp_path, study_dict):
+    off = {"capture": {"positions": []}, "probes": {"enabled": False}}
+    (run,) = run_dict(tmp_path, study_dict | off)
+    assert run.calibration()["thresholds"] is None
+    assert run.calibration()["gold_in_several_classes"] == 0
+
+
+def test_aliases_of_all_questions_and_of_the_users_file_are_kept_with_the_run(tmp_path, study_dict):
+    (tmp_path / "more.json").write_text('[["red", "crimson"], ["violet", "purple"]]')
+    off = {"capture": {"positions": []}, "probes": {"enabled": False}}
+    study_dict["datasets"][0] |= {"aliases": str(tmp_path / "more.json"), "n": 8}
+    (run,) = run_dict(tmp_path, study_dict | off)
+    known = run.aliases()
+    assert known.closed == {}
+    assert {"crimson": "red", "purple": "violet", "one": "one"}.items() <= known.pooled.items()
+    (tmp_path / "more.json").unlink()
+    score(stored_cell(run), run)  # needs neither file
+    study_dict["datasets"][0]["aliases"] = str(tmp_path / "nowhere.json")
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        run_dict(tmp_path, study_dict | off)
+
+
+def test_a_run_whose_b_knew_golds_own_aliases_is_taken_over_by_running_its_study_again(tmp_path, study_dict):
+    off = {"capture": {"positions": []}, "probes": {"enabled": False}}
+    (run,) = run_dict(tmp_path, study_dict | off)
+    samples, before, known = run.samples(), run.calibration(), run.aliases()
+    (run.folder / "aliases.json").write_text("{}")
+    with pytest.raises(UserError, match="`semcal run` its study again, which takes them over and keeps the samples"):
+        score(stored_cell(run), run)
+    (again,) = run_dict(tmp_path, study_dict | off)
+    assert again.aliases() == known
+    assert again.samples().equals(samples)
+    assert again.calibration() == before
 
 
 def test_prompts_show_what_the_model_will_read(monkeypatch, capsys, tmp_path, study_dict):
@@ -151,4 +223,4 @@ def test_prompts_show_what_the_model_will_read(monkeypatch, capsys, tmp_path, st
 
 def test_the_factory_makes_what_it_says():
     (config,) = named_semantics("numeric")
-    assert isinstance(collapse_of(config, {}), Numeric)
+    assert isinstance(collapse_of(config, Aliases()), Numeric)

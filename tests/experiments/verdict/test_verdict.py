@@ -16,6 +16,7 @@ from experiments.config.study import Cell
 from experiments.pipeline.targets import scored_runs
 from semcal.calibration.estimators.finite_m import thin
 from semcal.runs.run import Run
+from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -116,7 +117,7 @@ def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch
         True,
     )
     second.write_classes(classes)
-    second.write_questions(questions.assign(text="who?"), {})
+    second.write_questions(questions.assign(text="who?"), Aliases())
     refused("has another text")
 
 
