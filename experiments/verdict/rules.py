@@ -5,9 +5,10 @@ figures are computed from which runs; `testable.py` says which hypotheses a stud
 
 In every study, alpha = 1 - `calibration.level`, and delta = `calibration.delta` is the smallest calibration error that
 counts. Excess is smECE minus the mean of its calibrated twins. Confidence is by mass where every run has it, otherwise
-shares of samples: one estimator for both sides of every pair. Short styles are concise and sentence; preference-tuned stages are dpo, grpo, rl and instruct. A mean
-over cells (model × dataset × style) weights each cell equally; its error is the grouped jackknife over the questions of
-each dataset, so that what is hard for all runs cancels. All p-values are one-sided.
+shares of samples: one estimator for both sides of every pair. Short styles are concise and sentence; preference-tuned
+stages are dpo, grpo, rl and instruct. A mean over cells (model × dataset × style) weights each cell equally; its error
+is the grouped jackknife over the questions of each dataset, so that what is hard for all runs cancels. All p-values are
+one-sided.
 
 To be shown, every part of it, and what contradicts a part:
 

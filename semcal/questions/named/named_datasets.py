@@ -31,11 +31,14 @@ class Named:
         question: Turns a row, of the original file or of the Hub, into a Question.
         hub: Repository id, configuration (None if there is only one) and the split to evaluate.
         semantics: Kind of the collapsing function that suits its answers; one that needs no settings.
+        in_distribution: Whether its answers are those that texts usually give; if common answers are wrong on purpose,
+            the theory predicts that a base model is not calibrated.
     """
 
     question: Callable[[Row], Question]
     hub: tuple[str, str | None, str]
     semantics: str
+    in_distribution: bool = True
 
 
 NAMED: dict[str, Named] = {
@@ -45,8 +48,8 @@ NAMED: dict[str, Named] = {
     "triviaqa": Named(triviaqa, ("mandarjoshi/trivia_qa", "rc.nocontext", "validation"), "exact"),
     "simpleqa": Named(simpleqa, ("basicv8vc/SimpleQA", None, "test"), "exact"),
     "simpleqa-verified": Named(simpleqa, ("google/simpleqa-verified", None, "eval"), "exact"),
-    "truthfulqa": Named(truthfulqa, ("truthfulqa/truthful_qa", "generation", "validation"), "exact"),
-    "truthfulqa-mc": Named(truthfulqa_mc, ("truthfulqa/truthful_qa", "multiple_choice", "validation"), "choice"),
+    "truthfulqa": Named(truthfulqa, ("truthfulqa/truthful_qa", "generation", "validation"), "exact", False),
+    "truthfulqa-mc": Named(truthfulqa_mc, ("truthfulqa/truthful_qa", "multiple_choice", "validation"), "choice", False),
     "nq-open": Named(nq_open, ("google-research-datasets/nq_open", None, "validation"), "exact"),
     "popqa": Named(popqa, ("akariasai/PopQA", None, "test"), "exact"),
 }
