@@ -195,9 +195,10 @@ def decide(findings: Sequence[Finding], alpha: float) -> list[Verdict]:
     # A part that could not be tested is not evidence, but it counts as one of the tests that were made.
     p = holm([_known(f.p) if t else np.nan for f, t in zip(findings, tested, strict=True)])
     against = holm([_known(f.p_against) if t else np.nan for f, t in zip(findings, tested, strict=True)])
-    decisions = [_decision(*row, alpha) for row in zip(findings, p, against, strict=True)]
-    rows = zip(findings, decisions, p.tolist(), against.tolist(), strict=True)
-    return [Verdict(*row) for row in rows]
+    rows = zip(findings, p.tolist(), against.tolist(), strict=True)
+    return [
+        Verdict(f, _decision(f, shown, contradicted, alpha), shown, contradicted) for f, shown, contradicted in rows
+    ]
 
 
 def _decision(finding: Finding, p: float, against: float, alpha: float) -> Decision:

@@ -15,27 +15,26 @@ def untestable(study: Study) -> list[str]:
     known = [d.name for d in study.datasets if d.in_distribution]
     few_shot_base = any(m.stage == "base" and m.prompt == "few-shot" for m in study.models)
     base = any(m.stage == "base" for m in study.models)
+    shared = [_unless(short, "concise or sentence"), _unless(known, "dataset that is in distribution")]
+    able = any(m.stage in ("base", "sft") for m in study.models)
+    tuned = _unless(_tuned(study, PREFERENCE, "chat"), f"{_TUNED} under chat")
     lacks: dict[str, list[str]] = {
-        "H1": [_unless(base, "base model"), _unless(short, "concise or sentence"), _unless(known, _IN)],
-        "H3": [_unless(base and "cot" in study.styles, "base model with cot")]
-        + [_unless(short, "concise or sentence"), _unless(known, _IN)],
-        "H4": [_unless(any(m.stage in ("base", "sft") for m in study.models), "base or SFT model")]
-        + [_unless(study.probes.enabled, "probe (probes.enabled)"), _unless(known, _IN)],
-        "H6": [_unless(base, "base model"), _unless(_tuned(study, PREFERENCE, "chat"), _TUNED + " under chat")]
-        + [_unless(short, "concise or sentence"), _unless(known, _IN)],
+        "H1": [_unless(base, "base model"), *shared],
+        "H3": [_unless(base and "cot" in study.styles, "base model with cot"), *shared],
+        "H4": [_unless(able, "base or SFT model"), _unless(study.probes.enabled, "probes"), shared[1]],
+        "H6": [_unless(base, "base model"), tuned, *shared],
     }
     for key, prompt in (("H2", "chat"), ("H2 same prompt", "few-shot")):
         lacks[key] = [
             _unless(few_shot_base, "few-shot base model"),
             _unless(_tuned(study, PREFERENCE, prompt), f"{_TUNED} under {prompt}"),
             _unless(_tuned(study, ("sft",), prompt), f"SFT model under {prompt}"),
-            _unless(short, "concise or sentence"),
+            shared[0],
         ]
     found = {key: [lack for lack in all_ if lack] for key, all_ in sorted(lacks.items())}
     return [f"{key} cannot be tested: no {', no '.join(what)}" for key, what in found.items() if what]
 
 
-_IN = "dataset that is in distribution"
 _TUNED = "model of stage dpo, grpo, rl or instruct"
 
 

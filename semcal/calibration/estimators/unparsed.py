@@ -97,10 +97,10 @@ def _top_class(parsed: FloatArray, unread: FloatArray, gold: NDArray[np.bool_]) 
 
 def _gold(parsed: FloatArray, unread: FloatArray, gold: NDArray[np.bool_]) -> Reading:
     """With the likeliest correct class, or a correct class of their own where none was sampled."""
-    moved, some = parsed.copy(), gold.any(axis=1)
+    moved, some = parsed.copy(), np.asarray(gold.any(axis=1))
     rows = np.flatnonzero(some)
     moved[rows, np.where(gold, parsed, -1.0)[rows].argmax(axis=1)] += unread[rows]
-    return _with_column(moved, np.where(some, 0.0, unread), gold, right=~some)
+    return _with_column(moved, np.where(some, 0.0, unread), gold, right=np.logical_not(some))
 
 
 def _with_column(weight: FloatArray, more: FloatArray, gold: NDArray[np.bool_], *, right: NDArray[np.bool_]) -> Reading:
