@@ -79,6 +79,11 @@ def run(
     from experiments.config.study import load_study
 
     loaded = [load_study(study, set or []) for study in studies]
+    from experiments.verdict.testable import untestable
+
+    for study in loaded:
+        for note in untestable(study):
+            complaints.print(f"[yellow]{escape(f'{study.name}: {note}')}[/yellow]", soft_wrap=True, highlight=False)
     if dry_run:
         from experiments.pipeline.dry_run import dry_run as plan
         from experiments.pipeline.dry_run_table import show_plan

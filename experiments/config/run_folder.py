@@ -62,6 +62,7 @@ def sampling_part(cell: Cell) -> dict[str, Any]:
     whole = cell.model_dump(mode="json", include=parts)
     for key in ("device", *LABELS):
         whole["model"].pop(key)
+    whole["dataset"].pop("in_distribution")  # a label: no sample depends on it
     sampling = cell.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
     lengths = {"max_new_tokens": cell.sampling.length(cell.style), "stop": cell.sampling.stop}
     return whole | {"sampling": sampling | lengths}

@@ -106,15 +106,25 @@ else:
 
 
 class _Dataset(Settings):
+    """`in_distribution` says whether the theory expects a base model to be calibrated on these questions; by default
+    it is false for TruthfulQA and the atlas myths, whose common answers are wrong on purpose, and else true."""
+
     name: str = ""
     n: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
+    in_distribution: bool | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Any:
         if not self.name:
             object.__setattr__(self, "name", self.default_name())
+        if self.in_distribution is None:
+            object.__setattr__(self, "in_distribution", self.is_in_distribution())
         return self
+
+    def is_in_distribution(self) -> bool:
+        """The default of `in_distribution`."""
+        return True
 
     def default_name(self) -> str:
         """That of its file."""
@@ -135,6 +145,9 @@ class NamedConfig(_Dataset):
 
     def default_name(self) -> str:
         return self.kind
+
+    def is_in_distribution(self) -> bool:
+        return NAMED[self.kind].in_distribution
 
     @model_validator(mode="after")
     def _one_place(self) -> Any:
@@ -173,6 +186,9 @@ class AtlasConfig(_Dataset):
 
     def default_name(self) -> str:
         return f"atlas-{self.family}"
+
+    def is_in_distribution(self) -> bool:
+        return self.family != "myths"
 
 
 DatasetConfig = Annotated[NamedConfig | TableConfig | ContinuationConfig | AtlasConfig, Field(discriminator="kind")]

@@ -14,9 +14,11 @@ from experiments.report.summary_table import interval, markdown_table, number, p
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
 
-COLOURS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#6B6B6B", "not tested": "#6B6B6B"}
+GREY = "#6B6B6B"
+COLOURS = {"holds": "#0072B2", "fails": "#D55E00"}  # else grey
 SUMMARY = ("", "hypothesis", "verdict", "weakest part", "p (Holm)", "p against (Holm)")
 DETAIL = ("", "unit", "estimate", "to be shown", "p", "p against", "would find")
+CELLS = ("run", "smECE", "excess", "p (error ≥ δ)", "binned", "loss gap", "unparsed", "range", "parsed only")
 ROW, WIDTH = 0.24, 11.0  # inches
 
 
@@ -26,6 +28,8 @@ def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
     for verdict in judgement.verdicts:
         if rows := detail_rows(verdict):
             tables.append((_heading(verdict), text_table(DETAIL, rows, left=2)))
+        if verdict.finding.cells:
+            tables.append((f"{verdict.finding.key}, run by run", text_table(CELLS, cell_rows(verdict), left=1)))
     return tables
 
 
@@ -40,6 +44,7 @@ def as_markdown(judgement: Judgement) -> str:
         if verdict.finding.runs:
             lines += [f"Tested on {len(verdict.finding.runs)} runs: {', '.join(verdict.finding.runs)}.", ""]
         lines += markdown_table(DETAIL, detail_rows(verdict)) if detail_rows(verdict) else []
+        lines += ["", *markdown_table(CELLS, cell_rows(verdict))] if verdict.finding.cells else []
     return "\n".join(lines) + "\n"
 
 
@@ -47,7 +52,7 @@ def summary_rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     rows = []
     for v in verdicts:
         f = v.finding
-        why = f"not tested: {f.reason}" if f.reason else _weakest(v)
+        why = f"not tested: {f.reason}" if f.reason else f.undecidable or _weakest(v)
         rows.append((f.key, CLAIMS[f.key], v.decision, why, p_text(v.p_holm), p_text(v.p_against_holm)))
     return rows
 
@@ -77,23 +82,38 @@ def detail_rows(verdict: Verdict) -> list[tuple[str, ...]]:
     ]
 
 
+def cell_rows(verdict: Verdict) -> list[tuple[str, ...]]:
+    """The figures of each run whose smECE entered."""
+    return [
+        (
+            *(c.label, number(c.smece), interval(c.excess, c.low, c.high, "+", 3), p_text(c.within), number(c.binned)),
+            *(number(c.loss), f"{c.unparsed:.1%}", f"{number(c.least)} to {number(c.most)}"),
+            number(c.parsed_only) + (f" without {c.left_out}" if c.left_out else ""),
+        )
+        for c in verdict.finding.cells
+    ]
+
+
 def _explanation(judgement: Judgement) -> str:
     c = judgement.study.calibration
     return (
-        f"{judgement.study.name}: {judgement.runs} runs, confidence {judgement.read_by}, delta {c.delta:g}, level "
-        f"{c.level:g}. Intervals at that level, p one-sided. A hypothesis holds if all its parts are shown (p: the "
-        "largest of the parts, Holm over hypotheses); it fails if one is contradicted. Would find: the smallest true "
-        "effect with power 0.8; for an error < delta, the smallest error that can be ruled out."
+        f"{judgement.study.name}: {judgement.runs} runs, confidence {judgement.read_by} in all of them, "
+        f"delta {c.delta:g}, level {c.level:g}. Intervals at that level, p one-sided. A hypothesis holds if all its "
+        "parts are shown (p: the largest of the parts, Holm over hypotheses); it fails if one is contradicted. Would "
+        "find: the smallest true effect with power 0.8; for an error < delta, the smallest error that can be ruled "
+        "out. Run by run: binned is the debiased binned error, which sees errors that oscillate and escape smECE; "
+        "range is that of smECE over what the unparsed answers might have been."
     )
 
 
 def _heading(verdict: Verdict) -> str:
-    reason = f" ({verdict.finding.reason})" if verdict.finding.reason else ""
+    why = verdict.finding.reason or verdict.finding.undecidable
+    reason = f" ({why})" if why else ""
     return f"{verdict.finding.key}: {CLAIMS[verdict.finding.key]}: {verdict.decision}{reason}"
 
 
 def _digits(unit: str) -> int:
-    return 2 if unit == "rho" else 3
+    return 2 if unit == "share of cells" else 3
 
 
 def _interval(part: Part) -> str:
@@ -139,7 +159,7 @@ def _lines(verdict: Verdict) -> list[str]:
 
 def _panel(verdict: Verdict, first: Axes, second: Axes) -> None:
     lines, units = _lines(verdict), list(dict.fromkeys(p.unit for p in _all(verdict)))
-    colour = COLOURS[verdict.decision]
+    colour = COLOURS.get(verdict.decision, GREY)
     for axes, unit in zip((first, second), [*units, None], strict=False):
         if unit is None:
             axes.set_axis_off()

@@ -9,14 +9,19 @@ from math import nan
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
+
 from experiments.verdict.measured_run import Measured
-from experiments.verdict.rules import Finding, Part
-from semcal.calibration.inference.equivalence import equivalence, loss_equivalence
-from semcal.calibration.inference.paired import Leaves, contrast
-from semcal.calibration.resampling import Resampling
+from experiments.verdict.rules import MOST_UNPARSED, CellRow, Finding, Part
+from semcal.calibration.inference.equivalence import LossMargins, loss_equivalence, loss_margins, p_of_error
+from semcal.calibration.inference.mean_error import ErrorCell, by_questions_and_models, mean_equivalence, p_of_models
+from semcal.calibration.inference.paired import Leaves, contrast, holm
+from semcal.questions.question import CONTINUATION
+from semcal.seeds import keyed_generator
 
 PREFERENCE = ("dpo", "grpo", "rl", "instruct")
 SHORT = ("concise", "sentence")
+_BASE = "a model of stage base in concise or sentence on a dataset that is in distribution"
 
 Figure = Callable[[Measured], Leaves]
 Pair = tuple[Measured, Measured]  # the run of interest, then the one it is compared with
@@ -36,11 +41,6 @@ class Law:
     @property
     def alpha(self) -> float:
         return 1 - self.level
-
-    @property
-    def least_loss(self) -> float:
-        """The least loss, in nats, that a calibration error of delta leaves to recover: 2 delta² (Pinsker, Jensen)."""
-        return 2 * self.delta**2
 
 
 excess: Figure = attrgetter("excess")
@@ -106,41 +106,116 @@ def below(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
     return replace(row(what, unit, terms, law), shown=f"< {law.delta:g}", p=p, p_against=against)
 
 
-def calibrated(run: Measured, law: Law) -> Part:
-    """To be shown: the error of a run is less than delta."""
-    terms, shown = [(1.0, run.excess)], f"error < {law.delta:g}"
-    if run.chances is None:  # several correct classes and no log-probabilities: its calibrated twins are unknown
-        return _part(run.label, "excess smECE", terms, law, shown)
-    resampling = Resampling(null_draws=law.null_draws, level=law.level, seed=law.seed)
-    test = equivalence(run.chances, run.confidence, run.correct, delta=law.delta, resampling=resampling)
-    tested = {"p": test.p_value, "p_against": contrast(terms).p_above(law.delta), "reach": test.within}
-    return _part(run.label, "excess smECE", terms, law, shown, **tested)
-
-
-def no_loss(run: Measured, law: Law) -> Part:
-    """To be shown: the loss gap of a run is less than that of an error of delta."""
-    if run.loss is None or run.loss_gap is None:
-        return Part(run.label, "nats", nan, nan, nan, f"< that of an error of {law.delta:g}")
-    settings: dict[str, Any] = {"m": run.smoothing, "group": run.group, "delta": law.delta, "seed": law.seed}
-    test = loss_equivalence(run.confidence, run.correct, run.loss_gap, **settings)
-    terms = [(1.0, run.loss)]
-    tested = {"p": test.p_value, "p_against": contrast(terms).p_above(law.least_loss)}
-    return _part(run.label, "nats", terms, law, f"< {test.bound:.3f}", **tested)
-
-
 def labels(runs: Iterable[Measured]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(r.label for r in runs))
+
+
+def in_and_out(runs: Iterable[Measured]) -> tuple[list[Measured], list[Measured]]:
+    """Runs on datasets that are in distribution, and on those that are not."""
+    known = list(runs)
+    return [r for r in known if r.in_distribution], [r for r in known if not r.in_distribution]
+
+
+def undecidable(runs: Iterable[Measured]) -> str:
+    """Why these runs decide nothing: the one of which most is truncated or unparsed, and the remedy; "" if they do."""
+    lacks: list[tuple[float, str]] = []
+    for run in runs:
+        if run.style != CONTINUATION and run.truncated > MOST_UNPARSED:
+            lacks.append((run.truncated, f"truncated in {run.label}; raise sampling.max_new_tokens"))
+        elif run.unparsed_share > MOST_UNPARSED:
+            fix = "change the style's instruction or exemplars, or use another B"
+            lacks.append((run.unparsed_share, f"unparsed in {run.label}; {fix}"))
+    if not lacks:
+        return ""
+    share, said = max(lacks)
+    return f"{share:.0%} {said}".replace("%", " %", 1)
+
+
+def cell_row(run: Measured, law: Law, *, tested: bool = False) -> CellRow:
+    """The figures of a run; `tested`: with its own equivalence test."""
+    own, bounds = contrast([(1.0, run.excess)]), run.unparsed
+    smece = run.error.estimate
+    ends = (smece, smece, smece, 0)
+    if bounds is not None:
+        low, high = min(bounds.least, smece), max(bounds.most, smece)
+        ends = (low, high, bounds.parsed_only.smece, bounds.left_out)
+    within = nan
+    if tested and run.chances is not None:
+        uniform = run.chances.uniforms(law.null_draws, keyed_generator(law.seed, "verdict", "equivalence"))
+        within = p_of_error(run.chances, smece, law.delta, uniform)
+    figures = (smece, run.excess.estimate, *own.interval(law.level), within, own.p_above(law.delta), run.binned)
+    left = nan if run.loss is None else run.loss.estimate
+    return CellRow(run.label, *figures, left, run.unparsed_share, *ends)
+
+
+def outside(runs: Iterable[Measured], law: Law) -> list[Part]:
+    """A row for each run that a hypothesis leaves out since its dataset is not in distribution."""
+    return [row(f"not in distribution: {r.label}", "excess smECE", [(1.0, r.excess)], law) for r in runs]
+
+
+# ---- the mean error over cells -------------------------------------------------------------------------------------
+
+
+def mean_error(runs: Sequence[Measured], law: Law) -> Part:
+    """To be shown: the mean smECE error over cells is below delta."""
+    terms = [(1 / len(runs), r.excess) for r in runs]
+    means = _model_means(runs)
+    found = by_questions_and_models(terms, means)
+    tests = (
+        [p_of_mean_error(runs, law), p_of_models(means, law.delta)] if len(means) > 1 else [p_of_mean_error(runs, law)]
+    )
+    reach = found.estimate + found.detectable(law.alpha)
+    many = f"{len(runs)} cells of {len(means)} model{'s' if len(means) > 1 else ''}"
+    interval = found.interval(law.level)
+    shown, against = f"smECE error < {law.delta:g}", found.p_above(law.delta)
+    return Part(
+        f"mean of {many}", "excess smECE", found.estimate, *interval, shown, float(np.max(tests)), against, reach
+    )
+
+
+def p_of_mean_error(runs: Sequence[Measured], law: Law) -> float:
+    """Of "the mean smECE error is delta or more", by questions; NaN where the twins of a run are unknown (several
+    correct classes and no log-probabilities)."""
+    cells = [ErrorCell(r.dataset, r.confidence, r.correct, r.chances) for r in runs if r.chances is not None]
+    if len(cells) < len(runs):
+        return nan
+    return mean_equivalence(cells, delta=law.delta, null_draws=law.null_draws, seed=law.seed)
+
+
+def _model_means(runs: Sequence[Measured]) -> list[float]:
+    by_model: dict[str, list[float]] = {}
+    for r in runs:
+        by_model.setdefault(r.model, []).append(r.excess.estimate)
+    return [float(np.mean(values)) for values in by_model.values()]
+
+
+def share_within(cells: Sequence[CellRow], law: Law) -> Part:
+    """How many cells are within delta by their own test, untested."""
+    known = [c for c in cells if np.isfinite(c.within)]
+    within = sum(c.within <= law.alpha for c in known)
+    above = int((holm([c.above for c in cells]) <= law.alpha).sum())
+    what = f"{within} of {len(cells)} cells within {law.delta:g}, {above} certainly above"
+    return Part(what, "share of cells", within / len(cells), nan, nan)
 
 
 # ---- H1, H2, H3, H6 ------------------------------------------------------------------------------------------------
 
 
 def base_calibrated(runs: Sequence[Measured], law: Law) -> Finding:
-    bases = of_stage(standing(runs), ["base"])
+    bases, others = in_and_out(of_stage(standing(runs), ["base"]))
+    context = outside(others, law)
     if not bases:
-        return Finding("H1", reason="no scored run of a model of stage base in concise or sentence")
-    parts = [part for run in bases for part in (calibrated(run, law), no_loss(run, law))]
-    return Finding("H1", tuple(parts), runs=labels(bases))
+        return Finding("H1", context=tuple(context), reason=f"no scored run of {_BASE}")
+    cells = tuple(cell_row(r, law, tested=True) for r in bases)
+    each = [row(r.label, "excess smECE", [(1.0, r.excess)], law) for r in bases]
+    return Finding(
+        "H1",
+        (mean_error(bases, law),),
+        (share_within(cells, law), *each, *context),
+        undecidable=undecidable(bases),
+        runs=labels(bases),
+        cells=cells,
+    )
 
 
 def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
@@ -167,7 +242,15 @@ def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
         above("preference tuned − SFT", "excess smECE", raised + _negated(steady), most_raised + _negated(steady), law),
         below("SFT − base", "excess smECE", steady, most_steady, law),
     )
-    return Finding(key, parts, tuple(context), runs=seen)
+    return _found(key, parts, context, [run for pair in (*tuned, *sft) for run in pair], law)
+
+
+def _found(key: str, parts: Sequence[Part], context: Sequence[Part], needed: Sequence[Measured], law: Law) -> Finding:
+    """A finding on the runs it needs, each of which counts once."""
+    once = list({r.label: r for r in needed}.values())
+    cells = tuple(cell_row(r, law) for r in once)
+    common = {"undecidable": undecidable(once), "runs": labels(once)}
+    return Finding(key, tuple(parts), tuple(context), cells=cells, **common)
 
 
 def _negated(terms: Terms) -> Terms:
@@ -175,21 +258,28 @@ def _negated(terms: Terms) -> Terms:
 
 
 def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
-    bases = of_stage(standing(runs), ["base"], [*SHORT, "cot"])
-    places = {(r.model, r.dataset): r for r in bases if r.style == "cot"}
-    short = [r for r in bases if r.style in SHORT and (r.model, r.dataset) in places]
-    if not short:
-        return Finding("H3", reason="no model of stage base has both cot and concise or sentence on one dataset")
-    pairs = [(places[r.model, r.dataset], r) for r in short]
-    context = [row("cot − short, mean", "signed gap", _by_place(pairs, gap), law)]
-    context += [
-        row(f"{cot.label} − {one.style}", unit, mean_difference([(cot, one)], figure), law)
-        for cot, one in pairs
+    pairs = _thinking_pairs(standing(runs))
+    kept, others = ([p for p in pairs if p[0].in_distribution is known] for known in (True, False))
+    context = [
+        row(f"{'' if cot.in_distribution else 'not in distribution: '}{cot.label} − {one.style}", unit, terms, law)
+        for cot, one in (*kept, *others)
         for unit, figure in (("excess smECE", excess), ("signed gap", gap))
+        for terms in [mean_difference([(cot, one)], figure)]
     ]
-    most = _by_place(pairs, error, excess)
-    part = above("cot − short, mean", "excess smECE", _by_place(pairs, excess), most, law)
-    return Finding("H3", (part,), tuple(context), runs=labels(run for pair in pairs for run in pair))
+    if not kept:
+        reason = "no model of stage base has both cot and concise or sentence on one dataset that is in distribution"
+        return Finding("H3", context=tuple(context), reason=reason)
+    context = [row("cot − short, mean", "signed gap", _by_place(kept, gap), law), *context]
+    most = _by_place(kept, error, excess)
+    part = above("cot − short, mean", "excess smECE", _by_place(kept, excess), most, law)
+    return _found("H3", (part,), context, [run for pair in kept for run in pair], law)
+
+
+def _thinking_pairs(runs: Sequence[Measured]) -> list[Pair]:
+    """Base models' runs in cot, each with those of the same dataset in short styles."""
+    bases = of_stage(runs, ["base"], [*SHORT, "cot"])
+    places = {(r.model, r.dataset): r for r in bases if r.style == "cot"}
+    return [(places[key], r) for r in bases if r.style in SHORT and (key := (r.model, r.dataset)) in places]
 
 
 def _by_place(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Terms:
@@ -201,16 +291,36 @@ def _by_place(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = N
 
 def loss_left(runs: Sequence[Measured], law: Law) -> Finding:
     kept = standing(runs)
-    bases = of_stage(kept, ["base"])
-    tuned, sft = ([r for r in of_stage(kept, s) if r.prompt == "chat" and r.loss] for s in (PREFERENCE, ["sft"]))
-    context = [row(run.label, "nats", [(1.0, loss(run))], law) for run in (*tuned, *sft)]
-    parts = tuple(no_loss(run, law) for run in bases)
+    bases, odd_bases = in_and_out(of_stage(kept, ["base"]))
+    chat = (r for r in of_stage(kept, PREFERENCE) if r.prompt == "chat" and r.loss)
+    tuned, odd_tuned = in_and_out(chat)
+    sft = [r for r in of_stage(kept, ["sft"]) if r.prompt == "chat" and r.loss and r.in_distribution]
+    context = [row(r.label, "nats", [(1.0, loss(r))], law) for r in (*bases, *tuned, *sft) if r.loss]
+    odd = [r for r in (*odd_bases, *odd_tuned) if r.loss]
+    context += [row(f"not in distribution: {r.label}", "nats", [(1.0, loss(r))], law) for r in odd]
     if not bases or not tuned:
-        lacks = "base" if not bases else "dpo, grpo, rl or instruct under chat"
-        reason = f"no model of stage {lacks} with a loss gap in concise or sentence"
-        return Finding("H6", context=(*parts, *context), reason=reason, runs=labels([*bases, *tuned]))
-    mean = [(1 / len(tuned), loss(run)) for run in tuned]
-    none_left = max(no_loss(run, law).p for run in tuned)  # a fitted tilt alone recovers too little to show this
-    left = row("preference tuned, mean", "nats", mean, law)
-    parts = (*parts, replace(left, shown="> 0", p=contrast(mean).p_above(0.0), p_against=none_left))
-    return Finding("H6", parts, tuple(context), runs=labels([*bases, *tuned, *sft]))
+        lacks = _BASE if not bases else "a model of stage dpo, grpo, rl or instruct under chat with a loss gap"
+        return Finding("H6", context=tuple(context), reason=f"no run of {lacks}", runs=labels([*bases, *tuned]))
+    mean = [(1 / len(tuned), loss(r)) for r in tuned]
+    left = row(f"preference tuned, mean of {len(tuned)} cells", "nats", mean, law)
+    shown = replace(left, shown="> 0", p=contrast(mean).p_above(0.0), p_against=p_of_mean_error(tuned, law))
+    return _found("H6", (_no_loss(bases, law), shown), context, [*bases, *tuned], law)
+
+
+def _no_loss(bases: Sequence[Measured], law: Law) -> Part:
+    """To be shown: the mean loss gap of cells is below that of models off by delta; contradicted by their error."""
+    found, margins = [r.loss for r in bases], [_margins(r, law) for r in bases]
+    what, against = f"base, mean of {len(bases)} cells", mean_error(bases, law).p_against
+    known = [m for m in margins if m is not None]
+    losses = [(1 / len(bases), one) for one in found if one is not None]
+    if min(len(known), len(losses)) < len(bases):  # all right or all wrong, or twins unknown
+        return Part(what, "nats", nan, nan, nan, f"< that of an error of {law.delta:g}", p_against=against)
+    test = loss_equivalence(known)
+    return _part(what, "nats", losses, law, f"< {test.bound:.3f}", p=test.p_value, p_against=against)
+
+
+def _margins(run: Measured, law: Law) -> LossMargins | None:
+    if run.loss_gap is None:
+        return None
+    settings: dict[str, Any] = {"m": run.smoothing, "group": run.group, "stratum": run.dataset, "seed": law.seed}
+    return loss_margins(run.confidence, run.correct, run.loss_gap, delta=law.delta, **settings)

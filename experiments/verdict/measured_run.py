@@ -1,4 +1,4 @@
-"""A run as the hypotheses need it: its names, confidence and correctness, probes, interventions.
+"""A run as the hypotheses need it: its names, confidence and correctness, unparsed answers, KL gaps.
 
 Knows no files and no rules; a figure is computed once, when a rule first needs it.
 """
@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from semcal.calibration.estimators.unparsed import UnparsedBounds
 from semcal.calibration.inference.paired import STATISTICS, Leaves, leaves, plain_mean
+from semcal.calibration.measures.binned import debiased_ece
 from semcal.calibration.measures.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.twins import Chances
@@ -34,9 +35,11 @@ class Measured:
         chances: of its calibrated twins; None where they are unknown.
         null: mean smECE of calibrated models, where `chances` are unknown.
         smoothing: samples per question where confidences are shares of them; None for masses.
-        entropy: mean semantic entropy, nats.
-        explained: rung -> predictability as a share of its ceiling.
-        interventions: the rows of `semcal intervene`; empty if there are none.
+        in_distribution: whether the theory expects a base model to be calibrated on the dataset.
+        unparsed: what the unparsed answers might have been; None: all were parsed.
+        truncated: share of the samples cut off by the length limit.
+        kl_gaps: rung -> KL gap in nats, see `kl_gap.py`.
+        pooled: share of the mass in the pooled class of the target of the probes.
     """
 
     label: str
@@ -55,14 +58,21 @@ class Measured:
     chances: Chances | None
     null: float = float("nan")
     smoothing: int | None = None
-    entropy: float = float("nan")
-    explained: Mapping[str, float] = field(default_factory=dict)
-    interventions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    in_distribution: bool = True
+    unparsed: UnparsedBounds | None = None
+    truncated: float = float("nan")
+    kl_gaps: Mapping[str, Leaves] = field(default_factory=dict)
+    pooled: float = 0.0
     seed: int = 0
 
     @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
+    def unparsed_share(self) -> float:
+        return 0.0 if self.unparsed is None else self.unparsed.share
+
+    @cached_property
+    def binned(self) -> float:
+        """The debiased binned error."""
+        return float(debiased_ece(self.confidence, self.correct))
 
     @cached_property
     def error(self) -> Leaves:
@@ -107,6 +117,6 @@ class Measured:
     def _twins(self) -> tuple[np.ndarray, np.ndarray]:
         """Confidence and correctness of calibrated models, `[NULL_DRAWS, n]` each."""
         assert self.chances is not None
-        uniform = keyed_generator(self.seed, "null", "verdict").random((NULL_DRAWS, len(self.correct)))
+        uniform = self.chances.uniforms(NULL_DRAWS, keyed_generator(self.seed, "null", "verdict"))
         confidence, correct = self.chances.simulate(uniform)
         return np.broadcast_to(confidence, correct.shape), correct

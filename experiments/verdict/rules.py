@@ -1,35 +1,54 @@
 """The hypotheses and the rules that decide them, written down before any lineage was measured.
 
 Knows p-values, estimates and intervals; knows no runs. `calibration_claims.py` and `mechanism_claims.py` say which
-figures are computed from which runs.
+figures are computed from which runs; `testable.py` says which hypotheses a study can test at all.
 
 In every study, alpha = 1 - `calibration.level`, and delta = `calibration.delta` is the smallest calibration error that
 counts. Excess is smECE minus the mean of its calibrated twins. Confidence is by mass where every run has it, otherwise
-shares of samples. Short styles are concise and sentence; preference-tuned stages are dpo, grpo, rl and instruct. A mean
-over cells (model × dataset × style) weights each cell equally; its error is the grouped jackknife over the questions of
-each dataset, so that what is hard for all runs cancels. All p-values are one-sided. The least loss is 2 delta² nats:
-what a model with a calibration error of delta leaves to recover at least (Pinsker).
+shares of samples: one estimator for both sides of every pair. Short styles are concise and sentence; preference-tuned
+stages are dpo, grpo, rl and instruct. A mean over cells (model × dataset × style) weights each cell equally; its error
+is the grouped jackknife over the questions of each dataset, so that what is hard for all runs cancels. All p-values are
+one-sided.
 
 To be shown, every part of it, and what contradicts a part:
 
-H1  for each base cell in a short style: its error < delta (equivalence test), contradicted by an excess > delta; its
-    loss gap < that of a model off by delta (neither the fitted tilt nor those that would fix an even error of delta
-    recover as much), contradicted by a loss gap > the least loss.
+H1  base models, short styles, datasets in distribution: the mean smECE error over cells < delta. Shown if both (a) the
+    mean smECE is smaller than that of twins which are all off by delta in the same direction (two one-sided tests by
+    simulation; cells of one dataset share their luck, so that the mean varies most), and (b), with two models or more,
+    a t test over model means of the excess says "< delta", models being a sample. Contradicted by a mean excess >
+    delta, with an error by questions and models. Listed beside it, untested: the share of cells within delta by their
+    own equivalence test and the number certainly above (Holm), and every cell with its smECE, excess, debiased binned
+    error and loss gap. "Every cell" is not claimed: on a grid of 180 cells with power 0.8 each it could never hold.
+    smECE is what is tested: an error that oscillates over confidence within its bandwidth escapes it, and is seen in
+    the debiased binned error.
 H2  in short styles, each tuned run under chat paired with its base model's few-shot run, means over cells: excess of
     preference-tuned > base's; their signed gap > base's; their excess > that of SFT (each of the three contradicted
     by a raise < delta); excess of SFT < base's + delta, contradicted by > base's + delta.
 H2 same prompt  the same with the tuned models under the base's few-shot prompt: the effect of the weights alone.
-H3  for base models, paired, mean over models and datasets: excess in cot > mean excess in short styles, contradicted by
-    a raise < delta.
-H4  over a whole grid of model × dataset × style, for the highest rung of the ladder that was fitted: predictability
-    (share of its ceiling, last layer, last prompt token) is ranked against the excess, rho < 0; likewise what accuracy
-    and mean entropy do not explain. Contradicted by rho > 0; never by rungs up to low-rank, whose failure refutes
-    nothing.
-H5  for base models in short styles: ablating what the probe reads raises the excess by more than ablating isotropic
-    random subspaces does, and by more than variance-matched ones; contradicted by less.
-H6  for each base cell in a short style: its loss gap as in H1; mean loss gap of preference-tuned cells in short styles
-    under chat > that of its calibrated twins, contradicted if every one of them leaves no loss as in H1.
+H3  for base models on datasets in distribution, paired, mean over models and datasets: excess in cot > mean excess in
+    short styles, contradicted by a raise < delta.
+H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean held-out
+    KL, in nats, of the model's class distribution from what a probe predicts, minus the noise of finite M where its
+    ceiling is stored, and at least 0. The probe is the rank-8 LoRA where every cell has it; otherwise the linear probe
+    at the layer that does best on one half of the groups, measured on the other half, and the reverse. A gap is small
+    if its one-sided upper bound is below SMALL_GAP. Shown if there are cells with a small gap and none of them has an
+    excess certainly above delta (Holm), and the slope of excess on gap, with errors in both, is > 0 (jackknife over
+    models, or over cells where there are fewer than three models). Contradicted by a cell with a small gap and an
+    excess certainly above delta. Cells in which more than MOST_POOLED of the mass lies in the pooled class have no KL
+    gap yet: what is predicted there is how much is pooled.
+H5  not tested: reserved for an intervention on training, which changes what can be predicted. Ablating activations
+    (`semcal intervene`) describes a model and says nothing of the mechanism: a log-linear model that is calibrated by
+    construction "holds" or "fails" by the rank of the ablation alone.
+H6  base models as in H1: the mean over cells of the loss gap is below that of a model off by delta (neither the fitted
+    tilts nor those that would fix an even error of delta recover as much); contradicted by the error alone, as H1,
+    since a loss gap above 2 delta² does not imply an error above delta. Mean loss gap of preference-tuned cells in
+    short styles under chat > that of their calibrated twins, contradicted if their mean error is < delta as in H1 (a).
 
+- Datasets that are not in distribution (`in_distribution: false`) are left out of H1, H3, H4 and H6, whose theory
+  predicts failure there, and are shown in rows of their own.
+- If more than MOST_UNPARSED of the samples of a cell that a hypothesis needs are unparsed or truncated, it cannot be
+  decided: what those answers would have been decides it. Every smECE comes with its range over four readings of the
+  unparsed answers and with the figure of parsed answers alone.
 - Noise hides part of a small error, so excess understates it and smECE does not. Where a raise of delta is to be ruled
   out (contradictions of H2 and H3, the part of SFT), the floor is not subtracted from the run that may have it.
 - The p-value of a hypothesis is the largest of its parts. To show all parts wrongly, one of them has to be shown
@@ -39,7 +58,8 @@ H6  for each base cell in a short style: its loss gap as in H1; mean loss gap of
 - holds: adjusted p <= alpha. Otherwise fails: adjusted p against <= alpha. Otherwise undecided, with the effect this
   study could have found. Not tested: there are no runs for it, or not for all of its parts.
 - Among checkpoints of one stage of a lineage, the finished model, or else the last one, represents it; H4 takes all.
-- A permutation of H4 shuffles whole models, whole datasets and whole styles; each weights enter under one prompt.
+- Errors by questions and models add the variance of model means to that by questions, which is in it already: they err
+  on the large side.
 """
 
 from collections.abc import Sequence
@@ -50,15 +70,19 @@ import numpy as np
 
 from semcal.calibration.inference.paired import holm
 
-Decision = Literal["holds", "fails", "undecided", "not tested"]
+MOST_UNPARSED = 0.05  # share of a cell's samples that may be unparsed, or truncated
+SMALL_GAP = 0.1  # nats: a class distribution with a KL gap below it is easily predictable
+MOST_POOLED = 0.2  # share of the mass in the pooled class from which a KL gap says nothing of the answers
+
+Decision = Literal["holds", "fails", "undecided", "cannot be decided", "not tested"]
 
 CLAIMS = {
-    "H1": "Base models are calibrated in concise and sentence",
+    "H1": "Base models are calibrated on average in concise and sentence",
     "H2": "Preference and RL tuning raises calibration error, towards overconfidence; SFT does not",
     "H2 same prompt": "The same, the tuned models asked with the base model's few-shot prompt",
     "H3": "Chain-of-thought raises calibration error in base models",
-    "H4": "Higher predictability goes with lower calibration error",
-    "H5": "Removing what the probe reads harms calibration more than random subspaces do",
+    "H4": "Where the class distribution is easy to predict, a model is calibrated",
+    "H5": "Changing in training what can be predicted changes calibration",
     "H6": "Base models leave no loss on the table, preference and RL tuned ones do",
 }
 
@@ -69,7 +93,7 @@ class Part:
 
     Attributes:
         what: what the figure is of.
-        unit: "excess smECE", "signed gap", "nats" or "rho".
+        unit: "smECE", "excess smECE", "signed gap", "nats", "share of cells" or "per nat".
         estimate, low, high: with its interval.
         shown: what is to be shown, e.g. "> 0"; "" for a row that is only context.
         p: one-sided, of the opposite of what is to be shown; NaN where it could not be tested.
@@ -90,15 +114,58 @@ class Part:
 
 
 @dataclass(frozen=True)
+class CellRow:
+    """The figures of one run behind a hypothesis, untested but for `within`.
+
+    Attributes:
+        label: of the run.
+        smece, excess, low, high: with the interval of the excess.
+        within: p-value of its own equivalence test, NaN where it was not made.
+        above: p-value of "its excess is at most delta".
+        binned: debiased binned error, which sees errors that oscillate over confidence.
+        loss: its loss gap, nats; NaN where there is none.
+        unparsed: share of its samples.
+        least, most: range of smECE over the readings of unparsed answers.
+        parsed_only: smECE of the parsed answers.
+        left_out: questions without a parsed answer, which `parsed_only` leaves out.
+    """
+
+    label: str
+    smece: float
+    excess: float
+    low: float
+    high: float
+    within: float
+    above: float
+    binned: float
+    loss: float
+    unparsed: float
+    least: float
+    most: float
+    parsed_only: float
+    left_out: int
+
+
+@dataclass(frozen=True)
 class Finding:
-    """What the runs say about a hypothesis of `CLAIMS`: every part is to be shown, `context` rows are not;
-    `reason` says why it was not tested; `runs` are the labels of those it was tested on."""
+    """What the runs say about a hypothesis of `CLAIMS`.
+
+    Attributes:
+        parts: each is to be shown.
+        context: rows that are not tested.
+        reason: why it was not tested.
+        undecidable: why the runs cannot decide it, although there are some; names a cell and the remedy.
+        runs: labels of those it was tested on.
+        cells: the figures of each run whose smECE entered.
+    """
 
     key: str
     parts: tuple[Part, ...] = ()
     context: tuple[Part, ...] = ()
     reason: str = ""
+    undecidable: str = ""
     runs: tuple[str, ...] = ()
+    cells: tuple[CellRow, ...] = ()
 
     @property
     def p(self) -> float:
@@ -124,16 +191,22 @@ class Verdict:
 
 def decide(findings: Sequence[Finding], alpha: float) -> list[Verdict]:
     """Every finding by the rules at the top of this file."""
-    tested = [not f.reason for f in findings]
+    tested = [not (f.reason or f.undecidable) for f in findings]
     # A part that could not be tested is not evidence, but it counts as one of the tests that were made.
     p = holm([_known(f.p) if t else np.nan for f, t in zip(findings, tested, strict=True)])
     against = holm([_known(f.p_against) if t else np.nan for f, t in zip(findings, tested, strict=True)])
-    decisions: list[Decision] = [
-        "not tested" if not made else "holds" if shown <= alpha else "fails" if contradicted <= alpha else "undecided"
-        for made, shown, contradicted in zip(tested, p, against, strict=True)
+    rows = zip(findings, p.tolist(), against.tolist(), strict=True)
+    return [
+        Verdict(f, _decision(f, shown, contradicted, alpha), shown, contradicted) for f, shown, contradicted in rows
     ]
-    rows = zip(findings, decisions, p.tolist(), against.tolist(), strict=True)
-    return [Verdict(*row) for row in rows]
+
+
+def _decision(finding: Finding, p: float, against: float, alpha: float) -> Decision:
+    if finding.reason:
+        return "not tested"
+    if finding.undecidable:
+        return "cannot be decided"
+    return "holds" if p <= alpha else "fails" if against <= alpha else "undecided"
 
 
 def _known(p: float) -> float:

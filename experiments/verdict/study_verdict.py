@@ -11,20 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.study import Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
+from experiments.verdict.kl_gap import kl_gaps, pooled_mass
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
-from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
-from experiments.verdict.rules import CLAIMS, Finding, Verdict, decide
-from probes.targets.scalars import semantic_entropy
+from experiments.verdict.mechanism_claims import H5, predictability_helps
+from experiments.verdict.rules import CLAIMS, MOST_UNPARSED, Finding, Verdict, decide
+from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.nulls.null import null_of
 from semcal.calibration.nulls.twins import chances_of
 from semcal.errors import UserError
-from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.files import plain, write_atomically
 from semcal.runs.run import Run
 
@@ -68,14 +65,15 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
     """Every hypothesis on the scored runs of a study.
 
     Raises:
-        UserError: no scored run; runs that cannot be compared.
+        UserError: no scored run; none that most of the answers of could be parsed; runs that cannot be compared.
     """
+    check_parsed(study)
     found, missing = _runs_of(study)
     check_alike(found)
     check_lineages(study)
     tell("reading runs")
     # One run without log-probabilities, and all are read by shares of their samples.
-    by_mass = all(r.table.masses is not None for r in found)
+    by_mass = all(r.table.by_mass_left_out is not None for r in found)
     runs, read_by = [_measured(r, by_mass) for r in found], "by mass" if by_mass else "plug-in"
     law = Law(delta=study.calibration.delta, level=study.calibration.level, seed=study.seed)
     tests: dict[str, Callable[[], Finding]] = {
@@ -84,7 +82,7 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
         "H2 same prompt": lambda: tuning_harms(runs, law, "few-shot"),
         "H3": lambda: thinking_harms(runs, law),
         "H4": lambda: predictability_helps(runs, law),
-        "H5": lambda: removing_harms(runs, law),
+        "H5": lambda: Finding("H5", reason=H5),
         "H6": lambda: loss_left(runs, law),
     }
     findings = []
@@ -115,10 +113,29 @@ def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
     return found, missing
 
 
+def check_parsed(study: Study) -> None:
+    """Refuse a study in which no hypothesis can be decided, before its tables are read.
+
+    Raises:
+        UserError: more than MOST_UNPARSED of the answers of every scored run are unparsed.
+    """
+    read = [(cell.label, Run(Path(cell.folder)).calibration()) for cell in study.cells()]
+    shares = {label: float(c["unparsed_share"]) for label, c in read if c}
+    if shares and min(shares.values()) > MOST_UNPARSED:
+        least = min(shares, key=lambda label: shares[label])
+        raise UserError(
+            f"{study.folder}: no hypothesis can be decided, since at least {shares[least]:.0%} of the answers of every "
+            f"scored run are unparsed (least in {least}; expected at most {MOST_UNPARSED:.0%}); change the styles' "
+            "instructions or exemplars, raise sampling.max_new_tokens, or use another B"
+        )
+
+
 def _named_now(stored: Cell, now: Cell) -> Cell:
-    """A cell as it was run, its model labelled as the study labels it now."""
+    """A cell as it was run, its model and dataset labelled as the study labels them now."""
     labels = {key: getattr(now.model, key) for key in ("stage", "lineage", "step", "name")}
-    return stored.model_copy(update={"model": stored.model.model_copy(update=labels)})
+    known = {"in_distribution": now.dataset.in_distribution}
+    parts = {"model": stored.model.model_copy(update=labels), "dataset": stored.dataset.model_copy(update=known)}
+    return stored.model_copy(update=parts)
 
 
 def check_alike(runs: Sequence[Scored]) -> None:
@@ -175,7 +192,9 @@ def _measured(run: Scored, by_mass: bool) -> Measured:
     cell, folder, table = run.cell, Run(run.folder), run.table
     chances = chances_of(table, by_mass=by_mass)
     null = float("nan") if chances else null_of(table, null_draws=NULL_DRAWS, seed=cell.seed).mean
-    found = table.by_mass if by_mass else table.by_count
+    found = table.by_mass_left_out if by_mass else table.by_count
+    probes, group = folder.probes(), dict(zip(table.questions, table.groups.tolist(), strict=True))
+    truncated = run.calibration.get("truncated_share")
     assert found is not None
     return Measured(
         label=cell.label,
@@ -194,25 +213,13 @@ def _measured(run: Scored, by_mass: bool) -> Measured:
         chances=chances,
         null=null,
         smoothing=None if by_mass else run.m,
-        entropy=float(np.mean(semantic_entropy(table))),
-        explained=predictability(folder.probes()),
-        interventions=folder.interventions(),
+        in_distribution=bool(cell.dataset.in_distribution),
+        unparsed=unparsed_bounds(table, by_mass=by_mass) if table.unparsed_share > 0 else None,
+        truncated=float("nan") if truncated is None else float(truncated),
+        kl_gaps=kl_gaps(probes, folder.probe_losses(), group, stratum=cell.dataset.name, seed=cell.seed),
+        pooled=0.0 if probes.empty else pooled_mass(table, cell.probes.max_classes),
         seed=cell.seed,
     )
-
-
-def predictability(probes: pd.DataFrame) -> dict[str, float]:
-    """Rung -> share of its ceiling explained of the class distribution: its last row at the last prompt token.
-
-    Fixed before looking; a rung that reads elsewhere (attention: every token of the question) is reported where it
-    reads.
-    """
-    if probes.empty or "rung" not in probes or "of_ceiling" not in probes:
-        return {}
-    rows = probes.loc[(probes["target"] == "classes") & probes["rung"].isin(LADDER), :]
-    table = list(zip(rows["rung"], rows["position"], rows["of_ceiling"], strict=True))
-    elsewhere = {str(rung): float(share) for rung, _, share in table}
-    return elsewhere | {str(rung): float(share) for rung, at, share in table if at == LAST_PROMPT_TOKEN}
 
 
 def write_verdict(judgement: Judgement, text: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Calibrated within delta, and no loss left to recover: tests that can say yes, where a p-value against the null can
 only fail to say no."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logit, rel_entr
 
 from semcal.arrays import FloatArray
-from semcal.calibration.inference.paired import contrast, leaves, plain_mean
+from semcal.calibration.inference.paired import Leaves, contrast, leaves, plain_mean
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.loss_gap import LossGap, inside, loss_change
 from semcal.calibration.measures.smece import smece_batch
@@ -158,7 +159,22 @@ class LossEquivalence:
     p_value: float
 
 
-def loss_equivalence(
+@dataclass(frozen=True)
+class LossMargins:
+    """How much less tilts recover than they would for a model that is off by delta, in nats; below 0 is less.
+
+    Attributes:
+        bound: nats that such a model leaves to recover, the smaller of under- and overconfident.
+        tilts: the tilt that would fix overconfidence, the one that would fix underconfidence, the fitted one.
+        fitted: whether any fold chose a tilt; if none did, the fitted one says nothing.
+    """
+
+    bound: float
+    tilts: tuple[Leaves, Leaves, Leaves]
+    fitted: bool
+
+
+def loss_margins(
     confidence: ArrayLike,
     correct: ArrayLike,
     gap: LossGap,
@@ -166,33 +182,47 @@ def loss_equivalence(
     delta: float,
     m: int | None = None,
     group: ArrayLike | None = None,
+    stratum: str = "",
     seed: int,
-) -> LossEquivalence:
-    """Compare the loss that tilts recover with what they would recover for a model that is off by delta.
+) -> LossMargins:
+    """What tilts recover minus what they would recover for a model that is off by delta, question blocks left out.
 
     A cross-fitted loss gap is exactly 0, without an interval, where no fold chose a tilt; that does not say what was
     too small to choose. So two tilts that are not fitted are tried: those that would fix a model which is
     overconfident, or underconfident, evenly by delta (by half of the room where c is nearer to 0 or 1 than 2 delta).
     For such a model each recovers the mean KL between what is true and what is said, about delta² / 2c(1 - c) nats, and
-    for a calibrated one it loses as much. The p-value is the largest of three one-sided ones: that either of the two,
-    or the fitted tilt where there is one, recovers that much. Their errors come from a grouped jackknife.
+    for a calibrated one it loses as much.
 
     Args:
         confidence, correct, m, group, seed: as given to `loss_gap`.
         gap: what `loss_gap` found.
         delta: in (0, 1/2), the smallest calibration error that counts.
+        stratum: name of the questions, see `Leaves`.
     """
     said, right = inside(np.asarray(confidence, dtype=float), m), np.asarray(correct, dtype=float)
-    recovered, bounds = [], []
+
+    def margin(recovered: FloatArray, bound: float) -> Leaves:
+        return leaves(plain_mean, recovered, right, stratum=stratum, group=group, seed=seed).minus(bound)
+
+    even, bounds = [], []
     for sign, room in ((-1, said), (1, 1 - said)):
         truth = said + sign * np.minimum(delta, room / 2)
         bounds.append(float((rel_entr(truth, said) + rel_entr(1 - truth, 1 - said)).mean()))
-        recovered.append(-loss_change(said, right, logit(truth) - logit(said)))
-    against = list(zip(recovered, bounds, strict=True))
-    if np.ptp(gap.drops) > 0:
-        against.append((gap.drops, min(bounds)))
-    p_values = []
-    for values, bound in against:
-        found = leaves(plain_mean, values, right, stratum="", group=group, seed=seed)
-        p_values.append(contrast([(1.0, found)]).p_below(bound))
-    return LossEquivalence(min(bounds), float(np.max(p_values)))  # NaN if a single group leaves no error
+        even.append(margin(-loss_change(said, right, logit(truth) - logit(said)), bounds[-1]))
+    tilts = (*even, margin(gap.drops, min(bounds)))
+    return LossMargins(min(bounds), tilts, bool(np.ptp(gap.drops) > 0))  # pyright: ignore[reportArgumentType]
+
+
+def loss_equivalence(cells: Sequence[LossMargins]) -> LossEquivalence:
+    """Compare the loss that tilts recover, on average over cells, with what they would for models off by delta.
+
+    The p-value is the largest of three one-sided ones: that either of the tilts which are not fitted, or the fitted
+    ones where there are any, recover that much. Their errors come from a grouped jackknife; NaN if a single group
+    leaves none.
+
+    Raises:
+        ValueError: no cells.
+    """
+    kinds = (0, 1, 2) if any(cell.fitted for cell in cells) else (0, 1)
+    p = [contrast([(1 / len(cells), cell.tilts[kind]) for cell in cells]).p_below(0.0) for kind in kinds]
+    return LossEquivalence(float(np.mean([cell.bound for cell in cells])), float(np.max(p)))

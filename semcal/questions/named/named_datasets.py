@@ -32,12 +32,15 @@ class Named:
         hub: Repository id, configuration (None if there is only one) and the split to evaluate.
         semantics: Kind of the collapsing function that suits its answers; None if that one needs settings.
         unsuited: Kind of a collapsing function that is refused -> the reason, and what to use instead.
+        in_distribution: Whether its answers are those that texts usually give; if common answers are wrong on purpose,
+            the theory predicts that a base model is not calibrated.
     """
 
     question: Callable[[Row], Question]
     hub: tuple[str, str | None, str]
     semantics: str | None
     unsuited: Mapping[str, str] = field(default_factory=dict)
+    in_distribution: bool = True
 
 
 _SENTENCES = (
@@ -53,9 +56,18 @@ NAMED: dict[str, Named] = {
     "simpleqa": Named(simpleqa, ("basicv8vc/SimpleQA", None, "test"), "exact"),
     "simpleqa-verified": Named(simpleqa, ("google/simpleqa-verified", None, "eval"), "exact"),
     "truthfulqa": Named(
-        truthfulqa, ("truthfulqa/truthful_qa", "generation", "validation"), None, {"exact": _SENTENCES}
+        truthfulqa,
+        ("truthfulqa/truthful_qa", "generation", "validation"),
+        None,
+        unsuited={"exact": _SENTENCES},
+        in_distribution=False,
     ),
-    "truthfulqa-mc": Named(truthfulqa_mc, ("truthfulqa/truthful_qa", "multiple_choice", "validation"), "choice"),
+    "truthfulqa-mc": Named(
+        truthfulqa_mc,
+        ("truthfulqa/truthful_qa", "multiple_choice", "validation"),
+        "choice",
+        in_distribution=False,
+    ),
     "nq-open": Named(nq_open, ("google-research-datasets/nq_open", None, "validation"), "exact"),
     "popqa": Named(popqa, ("akariasai/PopQA", None, "test"), "exact"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semcal.calibration.inference.equivalence import loss_equivalence
+from semcal.calibration.inference.equivalence import loss_equivalence, loss_margins
 from semcal.calibration.inference.paired import STATISTICS, contrast, leaves, paired_difference, plain_mean
 from semcal.calibration.measures.loss_gap import loss_gap
 from semcal.calibration.resampling import Resampling
@@ -66,7 +66,7 @@ def loss_test(off: float, seed: int, n: int = 1000) -> float:
     truth = rng.beta(2, 2, n)
     confidence, correct = np.clip(truth + off, 0.001, 0.999), (rng.random(n) < truth).astype(float)
     gap = loss_gap(confidence, correct, resampling=Resampling(bootstrap=1))
-    return loss_equivalence(confidence, correct, gap, delta=0.05, seed=0).p_value
+    return loss_equivalence([loss_margins(confidence, correct, gap, delta=0.05, seed=0)]).p_value
 
 
 def test_no_loss_left_is_found_of_calibrated_models_and_seldom_of_others():

@@ -50,7 +50,14 @@ def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_
     run_dict(tmp_path, lineage)
     code, out, err = verdict(monkeypatch, capsys, tmp_path)
     assert code == 0, err
-    for said in ("H1", "H2 same prompt", "H6", "not tested: no run has an intervention", "would find", "dpo · colours"):
+    for said in (
+        "H1",
+        "H2 same prompt",
+        "H6",
+        "not tested: reserved for an intervention",
+        "would find",
+        "dpo · colours",
+    ):
         assert said in out, said
     folder = tmp_path / "runs" / "small"
     found = json.loads((folder / "verdict.json").read_text())
@@ -59,7 +66,7 @@ def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_
     assert by_key["H2"]["decision"] == "not tested"  # nobody was asked under chat
     assert by_key["H2 same prompt"]["decision"] in ("holds", "fails", "undecided")
     assert len(by_key["H2 same prompt"]["parts"]) == 4
-    assert by_key["H4"]["parts"][0]["what"].startswith("linear, ")
+    assert by_key["H5"]["reason"] == "reserved for an intervention on training"
     text = (folder / "verdict.md").read_text()
     assert text.count("\n## ") == 7
     assert (folder / "figures" / "verdict.png").stat().st_size > 10_000

@@ -1,0 +1,46 @@
+"""Which hypotheses a study cannot test, whatever its runs will show: said before hours are spent on them.
+
+Knows a study's configuration; no runs.
+"""
+
+from experiments.config.study import Study
+from experiments.verdict.calibration_claims import PREFERENCE, SHORT
+
+
+def untestable(study: Study) -> list[str]:
+    """One line per hypothesis that the study has no cells for; empty if none of its models states a stage."""
+    if not any(m.stage for m in study.models):
+        return []
+    short = [s for s in study.styles if s in SHORT]
+    known = [d.name for d in study.datasets if d.in_distribution]
+    few_shot_base = any(m.stage == "base" and m.prompt == "few-shot" for m in study.models)
+    base = any(m.stage == "base" for m in study.models)
+    shared = [_unless(short, "concise or sentence"), _unless(known, "dataset that is in distribution")]
+    able = any(m.stage in ("base", "sft") for m in study.models)
+    tuned = _unless(_tuned(study, PREFERENCE, "chat"), f"{_TUNED} under chat")
+    lacks: dict[str, list[str]] = {
+        "H1": [_unless(base, "base model"), *shared],
+        "H3": [_unless(base and "cot" in study.styles, "base model with cot"), *shared],
+        "H4": [_unless(able, "base or SFT model"), _unless(study.probes.enabled, "probes"), shared[1]],
+        "H6": [_unless(base, "base model"), tuned, *shared],
+    }
+    for key, prompt in (("H2", "chat"), ("H2 same prompt", "few-shot")):
+        lacks[key] = [
+            _unless(few_shot_base, "few-shot base model"),
+            _unless(_tuned(study, PREFERENCE, prompt), f"{_TUNED} under {prompt}"),
+            _unless(_tuned(study, ("sft",), prompt), f"SFT model under {prompt}"),
+            shared[0],
+        ]
+    found = {key: [lack for lack in all_ if lack] for key, all_ in sorted(lacks.items())}
+    return [f"{key} cannot be tested: no {', no '.join(what)}" for key, what in found.items() if what]
+
+
+_TUNED = "model of stage dpo, grpo, rl or instruct"
+
+
+def _unless(there: object, what: str) -> str:
+    return "" if there else what
+
+
+def _tuned(study: Study, stages: tuple[str, ...], prompt: str) -> bool:
+    return any(m.stage in stages and m.prompt == prompt for m in study.models)

@@ -1,0 +1,91 @@
+"""A straight line through points that are uncertain in both directions, with errors that are known."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
+from scipy.stats import t
+
+from semcal.arrays import FloatArray
+
+LEAST_ERROR = 1e-4  # of either variable, so that no point is taken for exact
+ANGLES = 181  # first tried, from -90 to 90 degrees
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The slope of y on x.
+
+    Attributes:
+        estimate: units of y per unit of x.
+        standard_error: by jackknife over clusters; NaN with fewer than three.
+        clusters: number of them.
+    """
+
+    estimate: float
+    standard_error: float
+    clusters: int
+
+    @property
+    def p_positive(self) -> float:
+        """One-sided, of "the slope is at most 0"; NaN where there is no error."""
+        return float(t.sf(self.estimate / self.standard_error, self.clusters - 1))
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """The slope ± the quantile of t times the standard error."""
+        reach = float(t.ppf((1 + level) / 2, self.clusters - 1)) * self.standard_error
+        return self.estimate - reach, self.estimate + reach
+
+
+def slope(
+    x: ArrayLike, y: ArrayLike, x_error: ArrayLike, y_error: ArrayLike, *, cluster: Sequence[Hashable] | None = None
+) -> Slope:
+    """The line that fits best where both variables carry known errors (York 1966, eq. 11, uncorrelated errors).
+
+    It minimises sum (y - a - b x)² / (y_error² + b² x_error²) over a and b. Least squares of y on x would draw the
+    slope towards 0, by as much as x is uncertain. Points are weighed by their precision, so they may come from
+    different n.
+
+    Args:
+        x, y: `[k]` finite.
+        x_error, y_error: `[k]` standard errors.
+        cluster: `[k]` labels of points that belong together, left out together by the jackknife; None: each by itself.
+
+    Raises:
+        ValueError: different lengths, fewer than three points, or values that are not finite.
+    """
+    arrays = [np.asarray(a, dtype=np.float64) for a in (x, y, x_error, y_error)]
+    k = len(arrays[0])
+    if k < 3 or any(a.shape != (k,) or not np.isfinite(a).all() for a in arrays):
+        raise ValueError(f"expected four finite rows of one length, at least 3, got {[a.shape for a in arrays]}")
+    of = np.array([str(c) for c in (range(k) if cluster is None else cluster)])
+    labels = np.unique(of)
+    found = _york(*arrays)
+    without = [_york(*(a[of != label] for a in arrays)) for label in labels]
+    if len(labels) < 3 or not np.isfinite(without).all():
+        return Slope(found, float("nan"), len(labels))
+    spread = float(np.var(without))
+    return Slope(found, float(np.sqrt((len(labels) - 1) * spread)), len(labels))
+
+
+def _york(x: FloatArray, y: FloatArray, x_error: FloatArray, y_error: FloatArray) -> float:
+    """NaN with fewer than two points."""
+    if len(x) < 2:
+        return float("nan")
+    in_x, in_y = np.maximum(x_error, LEAST_ERROR) ** 2, np.maximum(y_error, LEAST_ERROR) ** 2
+
+    def misfit(angle: float) -> float:
+        b = np.tan(angle)
+        weight = 1 / (in_y + b * b * in_x)
+        left = y - b * x
+        return float((weight * (left - (weight * left).sum() / weight.sum()) ** 2).sum())
+
+    angles = np.linspace(-np.pi / 2, np.pi / 2, ANGLES)[1:-1]
+    # Of a line in units of the data, so that the grid of angles is as fine for small slopes as for large ones.
+    scale = max(float(np.ptp(y)), 1e-12) / max(float(np.ptp(x)), 1e-12)
+    angles = np.arctan(np.tan(angles) * scale)
+    best = int(np.argmin([misfit(a) for a in angles]))
+    low, high = angles[max(best - 1, 0)], angles[min(best + 1, len(angles) - 1)]
+    return float(np.tan(minimize_scalar(misfit, bounds=(low, high), method="bounded", options={"xatol": 1e-10}).x))
