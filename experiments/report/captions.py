@@ -50,6 +50,12 @@ SECTIONS = {
         "All classes at once: the kernel calibration error of the whole distribution (SKCE; its mean is 0 for a "
         "calibrated model), and smECE class by class.",
     ),
+    "chains": (
+        "Before the answering phrase",
+        "What the samples hold before the phrase that answers the question: distinct texts per question and as a share "
+        "of the M samples, words (a run stores no character offsets of its tokens), and the share of samples in which "
+        "there is such a phrase. A style is what was sampled: one text for all samples is no chain of thought.",
+    ),
     "profile": ("Profile", "The same samples under other collapsing functions: what the model is calibrated about."),
     "probe_confidence": (
         "Probe confidence",

@@ -105,6 +105,8 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     found = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
     if curve := found.get("m_curve"):
         found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
+    if chains := found.get("chains"):
+        found["chains"] = {name: value for name, value in chains.items() if name != "warning"}  # it is a remark
     return [
         {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()

@@ -40,6 +40,16 @@ class Chains:
         """Whether these cannot be called chains of thought; see `MIN_DISTINCT` and `MIN_WORDS`."""
         return bool(self.distinct < MIN_DISTINCT or self.words_median < MIN_WORDS)
 
+    def warning(self, style: str) -> str | None:
+        """What a reader of a cot run must know if its chains are all alike; None if they are not, and in other styles."""
+        if style != "cot" or not self.alike:
+            return None
+        return (
+            f"The chains of thought are all alike: {self.distinct:.1f} distinct chains per question (a chain of thought "
+            f"has at least {MIN_DISTINCT:g}) and a median of {self.words_median:g} words before the answering phrase "
+            f"(at least {MIN_WORDS}). Do not interpret this run as chain of thought."
+        )
+
 
 def chains(
     texts: Sequence[Sequence[str]], weights: Sequence[Sequence[float]], style: str, *, m: int | None

@@ -4,6 +4,7 @@ import pytest
 
 from semcal.questions.named.named_datasets import read_named
 from semcal.questions.natural_form import natural_form
+from tests.conftest import data_folder, needs
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,8 @@ def test_other_answers_stay_as_they_are(answers):
     assert natural_form(answers) == answers[0]
 
 
-def test_on_real_alias_lists_only_capitals_change_and_only_to_what_an_alias_says(data):
-    file = data("triviaqa/TriviaQA.csv")
-    questions = read_named("triviaqa", file)
+def test_on_real_alias_lists_only_capitals_change_and_only_to_what_an_alias_says():
+    questions = read_named("triviaqa", needs(data_folder() / "triviaqa" / "TriviaQA.csv"))
     changed = [(q.answers, natural_form(q.answers)) for q in questions if natural_form(q.answers) != q.answers[0]]
     assert all(answers[0].isupper() and not shown.isupper() for answers, shown in changed)
     assert all(any(shown in alias for alias in answers[1:]) for answers, shown in changed)
