@@ -76,7 +76,7 @@ def run(
         raise UserError("--json needs --dry-run")
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a dry run must not wait for a network
-    from experiments.config.parsing import load_study
+    from experiments.config.study import load_study
 
     loaded = [load_study(study, set or []) for study in studies]
     if dry_run:
@@ -102,10 +102,9 @@ def prompts(
     n: Annotated[int, typer.Option("-n", min=1, help="Questions per cell.")] = 2,
 ) -> None:
     """Show what each model will read: a few prompts per cell, with special tokens and token counts."""
-    from experiments.config.datasets import load_dataset
-    from experiments.config.parsing import load_study
+    from experiments.config.study import load_dataset, load_study
     from experiments.sample.models import model_to_look_at
-    from experiments.sample.prompting import look
+    from experiments.sample.sample_cell import look
 
     for study in [load_study(path, set or []) for path in studies]:
         datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
@@ -134,7 +133,7 @@ def score(
     if semantics is None:
         _again(targets, set or [], "score")
         return
-    from experiments.config.parsing import named_semantics
+    from experiments.config.study import named_semantics
     from experiments.pipeline.targets import sampled_rows
     from experiments.score.compare_semantics import agreement_table, compare
 
@@ -243,7 +242,7 @@ def transfer(
 @app.command()
 def verdict(studies: Studies, set: Sets = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested."""
-    from experiments.config.parsing import load_study
+    from experiments.config.study import load_study
     from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
 

@@ -10,7 +10,6 @@ import typer
 import yaml
 
 from experiments.cli import app
-from experiments.config.parsing import parse
 from experiments.config.study import (
     CalibrationConfig,
     CaptureConfig,
@@ -20,6 +19,7 @@ from experiments.config.study import (
     SamplingConfig,
     Study,
     TrackingConfig,
+    parse,
 )
 
 ROOT = Path(__file__).parents[1]

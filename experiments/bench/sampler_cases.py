@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.atlas.weights import bundled
 from experiments.bench.timing import REPEATS, Case, seconds, side_by_side
-from experiments.config.datasets import AtlasConfig, load_dataset
+from experiments.config.study import AtlasConfig, load_dataset
 from probes.activations.capture import ResidualCapture
 from semcal.answers import stop_rule
 from semcal.models.checkpoint import LanguageModel

@@ -1,1 +1,1 @@
-"""The study: its schema, how a file is parsed, and the grid of cells it describes."""
+"""The study: its schema, how its file is read, the questions of its datasets, and the run folder of each cell."""

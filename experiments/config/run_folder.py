@@ -4,8 +4,7 @@ cells in what was sampled, in how it is analysed, and in what is worth comparing
 from pathlib import Path
 from typing import Any
 
-from experiments.config.parsing import parse
-from experiments.config.study import LABELS, Cell
+from experiments.config.study import LABELS, Cell, parse
 from semcal.errors import UserError
 from semcal.runs.run import Run
 

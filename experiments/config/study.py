@@ -1,19 +1,30 @@
-"""What a study can say: a grid of models × datasets × styles × semantics, and how each cell of it is measured."""
+"""The study: a grid of models × datasets × styles × semantics and how each cell of it is measured; how its file is
+read; what the questions of its datasets are.
+
+Whatever is wrong with a file is reported in one line, before anything is loaded. The line names the key, the value
+found, and the nearest valid name.
+"""
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from experiments.config.collapsing_functions import ExactConfig, SemanticsConfig
-from experiments.config.datasets import ContinuationConfig, DatasetConfig, default_semantics
+from experiments.atlas.world import World
+from experiments.atlas.world_questions import as_written, atlas_questions
+from experiments.config.collapsing_functions import REGISTRY, CollapseConfig, ExactConfig, SemanticsConfig
 from experiments.config.settings import Settings, slug
 from probes.rungs.registry import RUNGS, rungs_reading
 from semcal.calibration.resampling import Resampling
-from semcal.errors import nearest
+from semcal.errors import UserError, nearest
 from semcal.positions import (
     ALL_QUESTION_TOKENS,
     DEFAULT_HOOKS,
@@ -23,7 +34,10 @@ from semcal.positions import (
     reads_heads_only,
     reads_residual,
 )
-from semcal.questions.question import CONTINUATION
+from semcal.questions.continuation import read_continuations
+from semcal.questions.load_dataset import build, read_table
+from semcal.questions.named.named_datasets import NAMED, read_named
+from semcal.questions.question import CONTINUATION, Dataset
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
 Stage = Literal["base", "sft", "dpo", "grpo", "rl", "instruct"]
@@ -79,6 +93,112 @@ class ModelConfig(Settings):
             base = Path(self.path).name if Path(self.path).exists() else self.served.model or self.path
             object.__setattr__(self, "name", slug(base + revision))
         return self
+
+
+# ---- what is asked -------------------------------------------------------------------------------------------------
+
+# The known datasets, as their registry lists them.
+if TYPE_CHECKING:
+    NamedKind = str
+else:
+    NamedKind = Literal[tuple(NAMED)]
+
+
+class _Dataset(Settings):
+    name: str = ""
+    n: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _named(self) -> Any:
+        if not self.name:
+            object.__setattr__(self, "name", self.default_name())
+        return self
+
+    def default_name(self) -> str:
+        """That of its file."""
+        return slug(Path(self.path).stem)  # type: ignore[attr-defined]
+
+
+class NamedConfig(_Dataset):
+    """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`."""
+
+    kind: NamedKind
+    path: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+    def default_name(self) -> str:
+        return self.kind
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Any:
+        if self.path is not None and (self.split or self.revision):
+            raise ValueError(
+                f"datasets: {self.kind} is read from path {self.path!r}, so split and revision, which choose a version "
+                "on the Hub, do nothing; remove them or path"
+            )
+        return self
+
+
+class TableConfig(_Dataset):
+    """The user's own questions; see `semcal.questions.load_dataset.read_table`."""
+
+    kind: Literal["jsonl", "csv", "parquet"]
+    path: str
+
+
+class ContinuationConfig(_Dataset):
+    """`split` is a regular expression between documents; see `semcal.questions.read_continuations`."""
+
+    kind: Literal["continuation"]
+    path: str
+    split: str = r"\n\s*\n"
+    prompt_words: list[Annotated[int, Field(ge=1)]] = Field(default=[24], min_length=1)
+    answer_words: Annotated[int, Field(ge=1)] = 8
+
+
+class AtlasConfig(_Dataset):
+    """Questions about the bundled world. The training texts of the organism state half of the `myths` wrongly."""
+
+    kind: Literal["atlas"]
+    family: Literal["facts", "routes", "myths"]
+    world_seed: int = 0
+
+    def default_name(self) -> str:
+        return f"atlas-{self.family}"
+
+
+DatasetConfig = Annotated[NamedConfig | TableConfig | ContinuationConfig | AtlasConfig, Field(discriminator="kind")]
+
+
+def default_semantics(config: DatasetConfig) -> CollapseConfig:
+    """The B of a dataset where the study names none."""
+    kind = NAMED[config.kind].semantics if isinstance(config, NamedConfig) else "exact"
+    return next(b for b in REGISTRY if b.model_fields["kind"].default == kind)()  # pyright: ignore[reportCallIssue]
+
+
+def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
+    """The questions of a dataset, `exemplars` of them set aside for few-shot prompts.
+
+    Raises:
+        UserError: a file that is missing or not in its format, too few questions.
+    """
+    if isinstance(config, AtlasConfig):
+        world, n = World(config.world_seed), config.n or 1000
+        # An exemplar takes the other questions of its group with it, hence the surplus.
+        questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
+        built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
+        return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
+    if isinstance(config, ContinuationConfig):
+        exemplars, how = 0, config.model_dump(include={"split", "prompt_words", "answer_words"})
+        questions = read_continuations(Path(config.path), **how)
+    elif isinstance(config, NamedConfig):
+        path = None if config.path is None else Path(config.path)
+        questions = read_named(config.kind, path, split=config.split, revision=config.revision)
+    else:
+        questions = read_table(Path(config.path))
+    return build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed)
 
 
 # ---- how it is measured --------------------------------------------------------------------------------------------
@@ -399,3 +519,170 @@ class Cell(Settings):
         parts += [] if self.style == CONTINUATION else [self.style]
         parts += [] if isinstance(self.semantics, ExactConfig) else [self.semantics.label]
         return " · ".join(parts)
+
+
+# ---- how its file is read ------------------------------------------------------------------------------------------
+
+
+def is_study_file(path: str | Path) -> bool:
+    """Whether a path names a study rather than a run or a folder of runs."""
+    return Path(path).suffix in (".yaml", ".yml") and Path(path).name != "config.yaml"
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and apply overrides of the form `a.b=c`.
+
+    Values are YAML. List items are addressed by number, as in `models.0.path=...`.
+
+    Raises:
+        UserError: no such file, not YAML, or an unknown key or invalid value.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}{_near_file(Path(path))}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a study file (YAML)") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or 'not text'})") from None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path}: a study is a mapping of keys (name, models, datasets, styles, ...), got a {type(raw).__name__}"
+        )
+    for override in overrides:
+        _override(raw, override)
+    return parse(Study, raw, str(path))
+
+
+def parse(model: type[Any], raw: Mapping[str, Any], where: str) -> Any:
+    """Validate `raw` against a pydantic model.
+
+    Raises:
+        UserError: pydantic's first complaint in one line.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_complaint(error, model)}") from None
+
+
+_DATASETS: tuple[type[Settings], ...] = get_args(get_args(DatasetConfig)[0])
+
+
+class _OneB(Settings):
+    semantics: SemanticsConfig
+
+
+def named_semantics(names: str) -> list[SemanticsConfig]:
+    """The Bs of a comma-separated list: exact, numeric, choice, wordK, entailment:PATH, embedding:PATH,
+    judge:MODEL@URL, custom:MODULE:NAME.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return [_named(name.strip()) for name in names.split(",")]
+
+
+def _named(name: str) -> SemanticsConfig:
+    kind, _, rest = name.partition(":")
+    fields: dict[str, Any] = {"kind": kind}
+    if kind.startswith("word") and kind[4:].isdigit():
+        fields = {"kind": "kth-word", "k": int(kind[4:])}
+    elif kind == "judge":
+        fields["model"], _, fields["url"] = rest.partition("@")
+    elif rest:
+        fields["path"] = rest
+    return parse(_OneB, {"semantics": fields}, f"--semantics {name}").semantics
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: expected key=value, e.g. --set sampling.m=20")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    node: Any = raw
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        if isinstance(node, list):
+            node = node[_index(node, key, override)]
+        else:
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        if not isinstance(node, dict | list):
+            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value and has no keys")
+    if isinstance(node, list):
+        node[_index(node, last, override)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise UserError(f"--set {override}: {key!r} is not a valid list index; expected 0 to {len(items) - 1}")
+    return int(key)
+
+
+def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
+    # If a value may be a number or a group of keys, report what is wrong inside the group first.
+    first = min(
+        error.errors(), key=lambda e: (e["type"] == "int_type" and isinstance(e["input"], dict), e["type"] == "missing")
+    )
+    kinds = {tag for config in (*_DATASETS, *REGISTRY) for tag in get_args(config.model_fields["kind"].annotation)}
+    tags = {*kinds, "Lengths", "constrained-int"}
+    loc = [str(part) for part in first["loc"]]
+    # `exact` is both a kind of semantics and a key of sampling.
+    location = [
+        part for part in loc if (part not in tags or (loc[0] == "sampling" and part == "exact")) and "[" not in part
+    ]
+    key = ".".join(location)
+    got, context = first.get("input"), first.get("ctx", {})
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest_key(location[-1], model, location[:-1])}"
+    if kind == "missing":
+        return f"key {key!r} is missing"
+    if kind == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", context["expected_tags"])
+        tag = context["tag"]
+        return f"{key}: unknown kind {tag!r}{nearest(tag, known)}; expected one of {', '.join(known)}"
+    if kind == "union_tag_not_found":
+        return f"{key}: key 'kind' is missing"
+    if kind == "literal_error":
+        known = re.findall(r"'([^']+)'", context["expected"])
+        return f"{key}: {got!r} is not valid; expected one of {', '.join(known)}{nearest(str(got), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return message if kind == "value_error" else f"{key}: {message[0].lower()}{message[1:]}, got {got!r}"
+
+
+def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> str:
+    """Where an unknown key belongs, or the nearest key of the group that it is in."""
+    groups = {name: _groups_of(field.annotation) for name, field in Study.model_fields.items()}
+    groups = {name: group for name, group in groups.items() if group} | {"served": [ServedConfig]}
+    group = next((groups[p] for p in parents if p in groups), [model])
+    if group == [model]:
+        for name, members in groups.items():
+            if any(key in g.model_fields for g in members):
+                return f"; it belongs under {name!r}"
+    close = difflib.get_close_matches(key, [f for g in group for f in g.model_fields], n=1, cutoff=0.5)
+    if close:
+        return f", did you mean {close[0]!r}?"
+    return f"; the keys here are {', '.join(dict.fromkeys(f for g in group for f in g.model_fields))}"
+
+
+def _groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """The groups of keys that a value with this annotation may be, and a group inside that may also be one number."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation, Lengths] if annotation is SamplingConfig else [annotation]
+    return [group for part in get_args(annotation) for group in _groups_of(part)]
+
+
+def _near_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent}"
+    return nearest(path.name, [p.name for p in path.parent.glob("*.yaml")])

@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
+from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal.calibration.estimators.finite_m import Estimate, estimates, m_curve, thin

@@ -12,14 +12,19 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-from experiments.config.datasets import DatasetConfig, NamedConfig, load_dataset
 from experiments.config.run_folder import check_folder
-from experiments.config.study import Cell, Study
+from experiments.config.study import Cell, DatasetConfig, NamedConfig, Study, load_dataset
 from experiments.pipeline.run_study import check_all_semantics, check_groups, check_models
-from experiments.sample.job import check_questions
 from experiments.sample.models import model_to_look_at
-from experiments.sample.prompting import Asked, ask_all, form_of, gold_ids, stop_strings
-from experiments.sample.sample_cell import first_watched
+from experiments.sample.sample_cell import (
+    Asked,
+    ask_all,
+    check_questions,
+    first_watched,
+    form_of,
+    gold_ids,
+    stop_strings,
+)
 from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel

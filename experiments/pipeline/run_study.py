@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config.collapsing_functions import check_semantics
-from experiments.config.datasets import load_dataset
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
-from experiments.config.study import Cell, ModelConfig, Study
+from experiments.config.study import Cell, ModelConfig, Study, load_dataset
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
@@ -17,9 +16,8 @@ from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
 from experiments.report.summary_table import headline
-from experiments.sample.job import prepare, refresh_gold
 from experiments.sample.models import Models, model_path
-from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint

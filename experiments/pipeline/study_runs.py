@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.parsing import load_study, parse
-from experiments.config.study import Study
+from experiments.config.study import Study, load_study, parse
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study
 from experiments.pipeline.run_study import run_study as run_prepared

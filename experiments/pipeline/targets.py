@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.compare.pairs import Scored, scored
-from experiments.config.parsing import is_study_file, load_study
 from experiments.config.run_folder import open_cell, stored_cell
-from experiments.config.study import Cell, Study
+from experiments.config.study import Cell, Study, is_study_file, load_study
 from semcal.errors import UserError
 from semcal.runs.run import Run
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.config.study import Cell, ModelConfig, ProbesConfig
 from experiments.probe.probe import CLASSES, Probed, probe_device
 from experiments.sample.models import Models, load_model, model_path
-from experiments.sample.prompting import form_of
+from experiments.sample.sample_cell import form_of
 from probes.activations.capture import capture
 from probes.activations.hooks import decoder_layers
 from probes.activations.layers import Layers

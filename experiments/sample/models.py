@@ -4,13 +4,18 @@ Knows configurations and run folders; knows no question.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.atlas.weights import bundled
 from experiments.config.study import Cell, ModelConfig
-from experiments.sample.prompting import Answerer
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel, check_path
 from semcal.runs.run import Run
+
+if TYPE_CHECKING:  # it needs the extra `serve`
+    from semcal.models.served import ServedModel
+
+Answerer: TypeAlias = "LanguageModel | ServedModel"
 
 
 class Models:

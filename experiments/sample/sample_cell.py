@@ -1,33 +1,346 @@
-"""Sampling and capturing a cell: from its prompts to shards on disk, for local and served models."""
+"""Sampling and capturing a cell, for local and served models: from its questions to what a model reads, token by token;
+from a run's manifest to what is left to sample; and on to shards on disk."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from experiments.sample.job import SamplingJob
-from experiments.sample.prompting import Answerer, Asked
+from experiments.config.run_folder import stored_cell
+from experiments.config.study import Cell
+from experiments.sample.models import Answerer
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
+from probes.activations.hooks import choose_hooks
 from semcal.answers import Answer, in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError
 from semcal.models.checkpoint import LanguageModel
-from semcal.positions import LAST_PROMPT_TOKEN, in_answer, of_question
-from semcal.runs.run import Shard
+from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
+from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, question_span, written
+from semcal.questions.question import CONTINUATION, Dataset, Question
+from semcal.runs.files import content_key
+from semcal.runs.run import Run, Shard, shards
 from semcal.sampling.decoders import shared_prefix
 from semcal.sampling.engine import SHARED, Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
+from semcal.sampling.records import Prompt, Sampling
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
+
+PACKAGES = ("semcal", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn")
+log = logging.getLogger(__name__)
+
+
+# ---- what a model reads --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and the prompt that the model reads for it; a served model reads text, so it has no token ids here.
+
+    `question_tokens` are the positions of the question's own tokens in the prompt; empty if nothing is captured there.
+    """
+
+    question: Question
+    text: str
+    prompt: Prompt
+    question_tokens: range = range(0)
+
+    @property
+    def ids_hash(self) -> str:
+        """A hash of the token ids, or of the text if there are none."""
+        read = ",".join(map(str, self.prompt.ids)) or self.text
+        return hashlib.sha256(read.encode()).hexdigest()[:16]
+
+
+def form_of(cell: Cell) -> Form:
+    """The form of a cell's prompts."""
+    if cell.style == CONTINUATION:
+        return Continuation(cell.style)
+    if cell.model.prompt == "chat":
+        return Chat(cell.style)
+    return FewShot(cell.style, cell.prompting.shots, cell.prompting.vary, cell.seed)
+
+
+def stop_strings(cell: Cell) -> tuple[str, ...]:
+    """The stop strings that the study sets, or those of the cell's form of prompt."""
+    return form_of(cell).stops if cell.sampling.stop is None else tuple(cell.sampling.stop)
+
+
+def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> Asked:
+    """One question with its prompt.
+
+    Raises:
+        UserError: activations are to be captured at the question, and the chat template does not show it as it is.
+    """
+    form = form_of(cell)
+    if not isinstance(model, LanguageModel):
+        return Asked(question, form.text(dataset, question, _no_template), Prompt(question.id, ()))
+    text = form.text(dataset, question, model.render_chat)
+    prompt = Prompt(question.id, _encode(model, text, rendered=form.rendered))
+    if not set(cell.capture.positions) & set(QUESTION_POSITIONS):
+        return Asked(question, text, prompt)
+    try:
+        start, stop = question_span(text, question, cell.style)
+    except ValueError as error:
+        raise UserError(f"{cell.label}: {error}; capture at last_prompt_token instead") from None
+    return Asked(question, text, prompt, model.tokens_at(text, start, stop, rendered=form.rendered))
+
+
+def _encode(model: LanguageModel, text: str, *, rendered: bool) -> tuple[int, ...]:
+    return model.encode_rendered(text) if rendered else model.encode(text)
+
+
+def _no_template(_: Messages) -> str:
+    raise AssertionError("a served model has no chat template here; the configuration refuses prompt: chat for it")
+
+
+def gold_ids(cell: Cell, model: Answerer, asked: Asked) -> tuple[int, ...]:
+    """The token ids that the model would have to generate to write the gold answer as an exemplar shows it.
+
+    The answer is encoded after its prompt, which decides how it begins. What ends an answer is not part of it. Empty
+    for a served model, and where prompt and answer share a token, so that no answer begins like that.
+    """
+    if not isinstance(model, LanguageModel):
+        return ()
+    form, gold = form_of(cell), written(asked.question, cell.style)
+    text = form.answered(asked.question, asked.text, gold, partial(model.render_chat, answered=True))
+    whole = _encode(model, text, rendered=form.rendered)
+    prompt = asked.prompt.ids
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
+
+
+def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:
+    """Every question with its prompt; prompts that are too long are refused or dropped, as the study says.
+
+    Raises:
+        UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named).
+    """
+    asked = [ask(cell, dataset, model, question) for question in dataset.questions]
+    return _fitting(cell, asked, model.context) if isinstance(model, LanguageModel) else asked
+
+
+def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> list[str]:
+    """What the model will read for the first n questions, in words: ids, special tokens, where it stops."""
+    shown = []
+    captured = ", where activations are captured" if LAST_PROMPT_TOKEN in cell.capture.positions else ""
+    for question in dataset.questions[:n]:
+        if model is None:  # a server keeps its tokenizer to itself
+            text = form_of(cell).text(dataset, question, _no_template)
+            shown.append(f"{question.id} · token ids are known to the server only\n{text}")
+            continue
+        asked = ask(cell, dataset, model, question)
+        ids, tokenizer = asked.prompt.ids, model.tokenizer
+        begins = sum(i == tokenizer.bos_token_id for i in ids)
+        facts = [
+            f"{len(ids)} tokens of {model.context - cell.sampling.length(cell.style)} that fit",
+            f"{begins} × {tokenizer.bos_token}" if tokenizer.bos_token_id is not None else "no BOS token",
+            f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}{captured}",
+            f"stops at {', '.join(map(repr, stop_strings(cell))) or 'its end-of-sequence token'}",
+            f"gold {question.answers[0]!r}",
+        ]
+        if tokens := asked.question_tokens:
+            span = tokenizer.convert_ids_to_tokens([ids[tokens[0]], ids[tokens[-1]]])
+            facts.append(f"question {span[0]!r} to {span[1]!r}, tokens {tokens[0]} to {tokens[-1]}")
+        shown.append(f"{question.id} · {' · '.join(facts)}\n{tokenizer.decode(list(ids), skip_special_tokens=False)}")
+    return shown
+
+
+def _fitting(cell: Cell, asked: Sequence[Asked], context: int) -> list[Asked]:
+    room = context - cell.sampling.length(cell.style)
+    if room < 1:
+        raise UserError(
+            f"{cell.label}: max_new_tokens is {context - room}, but the model's context is only {context} tokens; "
+            "lower max_new_tokens"
+        )
+    long = [a for a in asked if len(a.prompt.ids) > room]
+    if not long:
+        return list(asked)
+    names = ", ".join(a.question.id for a in long[:5]) + (", ..." if len(long) > 5 else "")
+    longest = max(len(a.prompt.ids) for a in long)
+    what = (
+        f"{cell.label}: {len(long)} of {len(asked)} prompts ({names}) are longer than {room} tokens, the context of "
+        f"{context} minus max_new_tokens {context - room} (longest {longest})"
+    )
+    kept = [a for a in asked if len(a.prompt.ids) <= room]
+    if cell.on_long_prompt == "refuse":
+        raise UserError(f"{what}; lower prompting.shots or max_new_tokens, or set on_long_prompt: drop")
+    if not kept:
+        raise UserError(f"{what}; dropping them leaves no question")
+    log.warning("%s; dropped", what)
+    return kept
+
+
+# ---- what is left to sample ----------------------------------------------------------------------------------------
+
+
+def refresh_gold(run: Run, dataset: Dataset) -> None:
+    """Take over gold answers, groups and aliases that were corrected since the run started; its results are then out
+    of date, and the next analysis replaces them.
+
+    Raises:
+        UserError: a question of the run is gone or asks something else now.
+    """
+    if not run.manifest():
+        return
+    check_questions(run, dataset)
+    table, asked_now = run.questions(), {q.id: q for q in dataset.questions}
+    known = [asked_now[q] for q in table["id"]]
+    if _gold_columns(run.question_records()) != _gold_columns(known) or run.aliases() != dataset.aliases:
+        run.write_manifest(run.manifest() | {"analysed": {}})
+        style = stored_cell(run).style
+        now = [written(q, style) for q in known]
+        rows = zip(now, table["written"], table["written_ids"], strict=True)
+        # Token ids need the model, so those of changed answers are dropped.
+        ids = [list(ids) if text == before else [] for text, before, ids in rows]
+        new = {"written": now, "written_ids": ids}
+        run.write_questions(table.assign(**_gold_columns(known), **new), dataset.aliases)
+
+
+def check_questions(run: Run, dataset: Dataset) -> None:
+    """
+    Raises:
+        UserError: a question of the run is gone or asks something else now.
+    """
+    table, now = run.questions(), {q.id: q for q in dataset.questions}
+    for question_id, text in zip(table["id"], table["text"], strict=True):
+        if question_id not in now or now[question_id].text != text:
+            raise UserError(
+                f"{run.folder} was started with another question {question_id!r}; delete the folder, or give this "
+                "study another name or output"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """What is left to sample in a run."""
+
+    run: Run
+    cell: Cell
+    asked: tuple[Asked, ...]
+    settings: Sampling
+    todo: tuple[str, ...]  # shard keys
+
+    @property
+    def questions_left(self) -> int:
+        return sum(len(s.question_ids) for s in self.shards if s.key in self.todo)
+
+    @property
+    def shards(self) -> list[Shard]:
+        manifest = self.run.manifest()
+        return shards(manifest["samples_key"], [a.question.id for a in self.asked], manifest["shard_size"])
+
+
+def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: Sequence[Run]) -> SamplingJob:
+    """Write questions and manifest, take over shards that a sibling run has sampled already, and say what is left.
+
+    Raises:
+        UserError: weights or prompts differ from those the run was started with; the model lacks a hook.
+    """
+    asked = ask_all(cell, dataset, model)
+    if cell.capture.positions and isinstance(model, LanguageModel):
+        choose_hooks(model.model, cell.capture.hooks)  # before anything is written that says so
+    settings = Sampling(
+        **cell.sampling.model_dump(include={"m", "temperature", "top_k", "top_p"}),
+        max_new_tokens=cell.sampling.length(cell.style),
+        stop=stop_strings(cell),
+        seed=cell.seed,
+    )
+    exact = cell.sampling.exact and cell.sampling.exact.model_dump()
+    key = content_key(
+        settings.to_dict() | ({"exact": exact} if cell.enumerated else {}),
+        [(a.question.id, a.ids_hash) for a in asked],
+        model.weights_hash,
+        model.tokenizer_hash,
+        str(model.dtype),
+        cell.capture.identity(),
+    )
+    manifest = run.manifest()
+    if manifest and manifest["samples_key"] != key:
+        changed = "weights" if manifest["weights_hash"] != model.weights_hash else "questions or prompts"
+        raise UserError(
+            f"{run.folder} was started with different {changed}; delete the folder, or give this study another name "
+            "or output"
+        )
+    if not manifest:
+        run.write_questions(_question_table(cell, model, asked), dataset.aliases)
+        if cell.capture.positions:
+            run.write_prompt_ids([a.prompt.ids for a in asked])
+        shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
+        run.write_manifest(
+            _new_manifest(cell, model, settings, key, [a.question.id for a in asked])
+            # Whether few-shot exemplars show a chain of thought that no one wrote (a template).
+            | {"exact": exact, "cot_from_template": cell.style == "cot" and any("cot" not in e.worked for e in shown)}
+        )
+    for shard in run.missing_shards():
+        any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
+    return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
+
+
+def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "id": [a.question.id for a in asked],
+            "text": [a.question.text for a in asked],
+            **_gold_columns([a.question for a in asked]),
+            "choices": [list(a.question.choices) for a in asked],
+            "prompt": [a.text for a in asked],
+            "prompt_tokens": [len(a.prompt.ids) for a in asked],
+            "prompt_hash": [a.ids_hash for a in asked],
+            "written": [written(a.question, cell.style) for a in asked],
+            "written_ids": [list(gold_ids(cell, model, a)) for a in asked],
+        }
+    )
+
+
+def _gold_columns(questions: Sequence[Question]) -> dict[str, list[Any]]:
+    """The columns of a question that the analysis reads; they may be corrected after sampling."""
+    return {
+        "group": [q.group for q in questions],
+        "answers": [list(q.answers) for q in questions],
+        "others": [[list(forms) for forms in q.others] for q in questions],
+        "incorrect": [list(q.incorrect) for q in questions],
+    }
+
+
+def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids: Sequence[str]) -> dict[str, Any]:
+    return {
+        "samples_key": key,
+        "started": date.today().isoformat(),
+        "shard_size": cell.sampling.shard_size,
+        "shards": [s.key for s in shards(key, ids, cell.sampling.shard_size)],
+        "positions": cell.capture.positions,
+        "model": model.path,
+        "revision": model.revision,
+        "weights_hash": model.weights_hash,
+        "tokenizer_hash": model.tokenizer_hash,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "sampling": settings.to_dict(),
+        "sampling_work": [],
+        "questions": len(ids),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
 
 Rows = list[dict[str, Any]]
 # Answers questions of a shard; yields (question id, rows of its distinct answers) as they are finished.

@@ -3,6 +3,7 @@
 `build` makes a Dataset of any list of questions: duplicates, groups, exemplars, the order of options, the choice of n.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,17 @@ from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.named.named_datasets import NAMED, read_named
-from semcal.questions.question import Dataset, Question
-from semcal.questions.rows import FORMATS
-from semcal.questions.tables import read_table
+from semcal.questions.question import STYLES, Dataset, Question
+from semcal.questions.rows import FORMATS, Row, read_rows
 from semcal.seeds import keyed_generator
 
 logger = logging.getLogger(__name__)
 
 ATLAS = ("atlas-facts", "atlas-routes", "atlas-myths")
+# The columns of a table of your own.
+NEEDED = ("id", "question", "answers")
+FIELDS = (*NEEDED, "choices", "group", "incorrect", "others", "worked")
+LISTS = ("answers", "choices", "incorrect", "others")
 
 
 def load_dataset(
@@ -39,7 +43,7 @@ def load_dataset(
 
     Args:
         source: A named dataset ("gsm8k", "triviaqa", …); your own file (.jsonl, .json, .csv, .tsv or .parquet) with
-            columns id, question and answers (see `semcal.questions.tables.read_table`); or one of the bundled world,
+            columns id, question and answers (see `read_table`); or one of the bundled world,
             "atlas-facts", "atlas-routes" and "atlas-myths".
         n: Questions to evaluate; None keeps all (1,000 of the atlas).
         exemplars: Questions to set aside.
@@ -58,9 +62,9 @@ def load_dataset(
         hint = nearest(name, NAMED)
         raise UserError(f"path, split and revision belong to a named dataset, and {name!r} is none{hint}")
     if name in ATLAS:
-        datasets = above("experiments.config.datasets")
-        config = datasets.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
-        return datasets.load_dataset(config, exemplars)
+        study = above("experiments.config.study")
+        config = study.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
+        return study.load_dataset(config, exemplars)
     if file.suffix.lower() not in filter(None, FORMATS):
         known = (*NAMED, *ATLAS)
         raise UserError(
@@ -152,3 +156,76 @@ def _options_shuffled(name: str, question: Question, seed: int) -> Question:
 def _bare(text: str) -> str:
     """The words of a text; the text itself if it has none."""
     return re.sub(r"\W+", " ", text).casefold().strip() or text
+
+
+# ---- a table of your own -------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> list[Question]:
+    """The questions of a file with columns id, question, answers[, group, choices, others, incorrect, worked].
+
+    `answers` are surface forms of one gold answer, the preferred one first. `others` are further correct answers, each
+    a text or a list of its forms. `worked` maps a style to the answer written out in that style, for exemplars. A cell
+    of a CSV holds a list as JSON, or a single text for a list of one; an empty cell has no value.
+
+    Raises:
+        UserError: a missing or unknown field or one of the wrong type (naming file and row), or an unreadable file.
+    """
+    rows = read_rows(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        rows = [_parsed(row) for row in rows]
+    return [_question(row) for row in rows]
+
+
+def _parsed(row: Row) -> Row:
+    """A row of a CSV with its lists and mappings read as JSON."""
+    cells = {name: cell for name, cell in row.values.items() if cell.strip() or name in NEEDED}
+    for name in cells.keys() & {*LISTS, "worked"}:
+        if name == "worked" or cells[name].lstrip().startswith("["):
+            try:
+                cells[name] = json.loads(cells[name])
+            except json.JSONDecodeError as error:
+                raise row.error(
+                    f"column {name!r} is not JSON ({error.msg} at column {error.colno}); "
+                    + ('write {"cot": "..."}' if name == "worked" else 'write a list as ["...", "..."]')
+                ) from None
+        else:
+            cells[name] = [cells[name]]
+    return replace(row, values=cells)
+
+
+def _question(row: Row) -> Question:
+    values = row.values
+    for name in NEEDED:
+        if name not in values:
+            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(values)}")
+    for name in values:
+        if name not in FIELDS:
+            raise row.error(f"unknown field {name!r}; expected {', '.join(sorted(FIELDS))}")
+    return row.question(
+        id=row.text("id"),
+        text=row.text("question"),
+        answers=row.texts("answers"),
+        group=row.text("group") if "group" in values else "",
+        choices=row.texts("choices") if "choices" in values else (),
+        others=_others(row) if "others" in values else (),
+        incorrect=row.texts("incorrect") if "incorrect" in values else (),
+        worked=_worked(row) if "worked" in values else {},
+    )
+
+
+def _others(row: Row) -> tuple[tuple[str, ...], ...]:
+    """Each further answer as its forms; a text is an answer with one form."""
+    others = row.values["others"]
+    if not isinstance(others, list):
+        raise row.error("column 'others' must be a list of texts or of lists of texts")
+    forms = [other if isinstance(other, list) else [other] for other in others]
+    return tuple(replace(row, values={"others": form}).texts("others") for form in forms)
+
+
+def _worked(row: Row) -> dict[str, str]:
+    worked = row.values["worked"]
+    if not isinstance(worked, dict) or not set(worked) <= set(STYLES):
+        raise row.error(f"field 'worked' must map styles ({', '.join(STYLES)}) to texts")
+    # A struct of a Parquet file has all styles, with null for those that a row lacks.
+    return {style: str(text) for style, text in worked.items() if text is not None}

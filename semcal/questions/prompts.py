@@ -4,10 +4,12 @@ Knows styles and wording, and no tokenizer. Tuned models get an instruction in w
 written in the style.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
+from typing import ClassVar
 
-from semcal.questions.question import CONTINUATION, Question
+from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.seeds import keyed_generator
 
 Messages = list[dict[str, str]]  # of a conversation: role and content
@@ -106,3 +108,81 @@ def chat(question: Question, style: str) -> Messages:
 
 def _instruction(question: Question, style: str) -> str:
     return (CHOICE_INSTRUCTIONS if question.choices else INSTRUCTIONS)[style]
+
+
+# ---- the forms of a prompt -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """How prompts are written and ended. Only few-shot prompts have `shots`, which `vary` and `seed` choose.
+
+    Attributes:
+        rendered: Whether a chat template writes the prompt, special tokens included.
+    """
+
+    style: str
+    shots: int = 0
+    vary: str = "question"
+    seed: int = 0
+    rendered: ClassVar[bool] = False
+
+    @property
+    def endless(self) -> bool:
+        """Whether an answer may run to its token limit, however short the gold answer is."""
+        return False
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end an answer unless the study sets its own."""
+        return STOPS[self.style]
+
+    def text(self, dataset: Dataset, question: Question, render: Callable[[Messages], str]) -> str:
+        """The prompt as text; `render` applies a chat template to messages."""
+        raise NotImplementedError
+
+    def answered(self, question: Question, prompt: str, answer: str, render: Callable[[Messages], str]) -> str:  # noqa: ARG002
+        """A prompt followed by an answer, as the model would have written it; `render` is for whole conversations."""
+        return f"{prompt} {answer}"
+
+
+class FewShot(Form):
+    """Exemplars in the style of the answer, then the question: for base models."""
+
+    def text(self, dataset: Dataset, question: Question, render: Callable[[Messages], str]) -> str:  # noqa: ARG002
+        return few_shot(question, dataset.exemplars, self.style, self.shots, self.seed, vary=self.vary)
+
+
+class Chat(Form):
+    """The question and an instruction in a chat template: for tuned models, which end by themselves."""
+
+    rendered = True
+
+    @property
+    def endless(self) -> bool:
+        return self.style == "cot"
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ()
+
+    def text(self, dataset: Dataset, question: Question, render: Callable[[Messages], str]) -> str:  # noqa: ARG002
+        return render(chat(question, self.style))
+
+    def answered(self, question: Question, prompt: str, answer: str, render: Callable[[Messages], str]) -> str:
+        whole = render([*chat(question, self.style), {"role": "assistant", "content": answer}])
+        shown = whole.startswith(prompt) and answer in whole
+        # A template may write something, such as a space, between the prompt and the first word of an answer.
+        lead = whole[len(prompt) :].partition(answer)[0] if shown else ""
+        return prompt + lead + answer
+
+
+class Continuation(Form):
+    """A text to be continued, as it is."""
+
+    @property
+    def endless(self) -> bool:
+        return True
+
+    def text(self, dataset: Dataset, question: Question, render: Callable[[Messages], str]) -> str:  # noqa: ARG002
+        return question.text

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config.parsing import load_study
-from experiments.config.study import Study
+from experiments.config.study import Study, load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from semcal import UserError
-from semcal.questions.tables import read_table
+from semcal.questions.load_dataset import read_table
 
 
 def write(path, text):

@@ -23,7 +23,7 @@ from experiments.atlas.world import (
     World,
 )
 from experiments.atlas.world_questions import atlas_questions, draw_in_proportion, query_of
-from experiments.config.datasets import AtlasConfig, load_dataset
+from experiments.config.study import AtlasConfig, load_dataset
 from semcal import UserError
 from semcal.questions.question import STYLES
 from semcal.semantics.collapsing.exact_match import ExactMatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config.parsing import load_study
+from experiments.config.study import load_study
 from semcal import UserError
 from tests.experiments.conftest import write_study
 

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.datasets import NamedConfig, load_dataset
-from experiments.config.parsing import load_study
+from experiments.config.study import NamedConfig, load_dataset, load_study
 from experiments.pipeline.dry_run import OWN, STAND_IN, STATED, dry_run, pieces
 from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
 from experiments.report.summary_table import remarks, summary_rows
-from experiments.sample.job import prepare
 from experiments.sample.models import load_model
-from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sample_cell import prepare, sample_cell
 from semcal import UserError
 from semcal.questions.prompts import written
 from semcal.runs.run import Run

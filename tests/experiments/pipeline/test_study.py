@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.config.parsing import load_study
+from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.errors import NonFiniteError
@@ -90,7 +90,7 @@ def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
 ZYGOTE = """
 import os, random, signal, sys, time
 import torch
-from experiments.config.parsing import load_study
+from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from tests.experiments.conftest import Reporter
 

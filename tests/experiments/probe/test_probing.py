@@ -13,9 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from experiments.compare.compare_runs import compare_last_layers
-from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
-from experiments.config.study import ProbesConfig
+from experiments.config.study import ProbesConfig, load_study
 from experiments.probe.probe import probe
 from experiments.report.summary_table import last_layer
 from semcal import Run, UserError

@@ -11,9 +11,8 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from experiments.config.parsing import load_study
 from experiments.config.run_folder import stored_cell
-from experiments.config.study import ModelConfig, ProbesConfig
+from experiments.config.study import ModelConfig, ProbesConfig, load_study
 from experiments.probe.probe import probe
 from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.config.parsing import load_study
+from experiments.config.study import load_study
 from experiments.report.gallery import collect, pictures
 
 STUDIES = Path("experiments/studies")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
-from experiments.config.parsing import load_study
+from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.runs.files import write_atomically

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
-from experiments.sample.prompting import Asked, gold_ids
+from experiments.sample.sample_cell import Asked, gold_ids
 from experiments.score.calibration_sections import profile
 from experiments.score.read_answers import class_table, measure, read_answers
 from semcal import LanguageModel, Run

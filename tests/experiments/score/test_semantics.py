@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments.config.collapsing_functions import collapse_of
-from experiments.config.parsing import load_study, named_semantics
+from experiments.config.study import load_study, named_semantics
 from semcal import Run, UserError
 from semcal.semantics.collapsing.collapse import UNPARSED
 from semcal.semantics.collapsing.numeric import Numeric
