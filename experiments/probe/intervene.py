@@ -23,7 +23,7 @@ from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Fitting, Halves, Wanted, conditions
 from experiments.sample.models import Models
 from experiments.sample.sample_cell import form_of
-from experiments.score.read_answers import readable_texts
+from experiments.score.score import readable_texts
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect
 from semcal.errors import UserError, nearest

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.config.collapsing_functions import SemanticsConfig, collapse_of
 from experiments.config.study import Cell
-from experiments.score.read_answers import Read, class_table, measure, read_answers
+from experiments.score.score import Read, class_table, measure, read_answers
 from semcal.calibration.summary import Calibration
 from semcal.errors import UserError
 from semcal.runs.run import Run

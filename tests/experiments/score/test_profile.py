@@ -12,8 +12,7 @@ import pytest
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.sample.sample_cell import Asked, gold_ids
-from experiments.score.calibration_sections import profile
-from experiments.score.read_answers import class_table, measure, read_answers
+from experiments.score.score import class_table, measure, profile, read_answers
 from semcal import LanguageModel, Run
 from semcal.sampling.records import Prompt
 from tests.conftest import save_checkpoint, word_tokenizer
