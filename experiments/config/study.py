@@ -179,7 +179,7 @@ def default_semantics(config: DatasetConfig) -> CollapseConfig:
 
 
 def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
-    """The questions of a dataset, `exemplars` of them set aside for few-shot prompts.
+    """The questions of a dataset, with exemplars for few-shot prompts; see `semcal.questions.load_dataset.build`.
 
     Raises:
         UserError: a file that is missing or not in its format, too few questions.
@@ -191,9 +191,10 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
         return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
-        exemplars, how = 0, config.model_dump(include={"split", "prompt_words", "answer_words"})
+        how = config.model_dump(include={"split", "prompt_words", "answer_words"})
         questions = read_continuations(Path(config.path), **how)
-    elif isinstance(config, NamedConfig):
+        return replace(build(config.name, questions, n=config.n, exemplars=0, seed=config.seed), exemplars=())
+    if isinstance(config, NamedConfig):
         path = None if config.path is None else Path(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:

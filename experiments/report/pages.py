@@ -106,7 +106,7 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     if curve := found.get("m_curve"):
         found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
     if chains := found.get("chains"):
-        found["chains"] = {name: value for name, value in chains.items() if name != "warning"}  # it is a remark
+        found["chains"] = [{name: value for name, value in dict(chains).items() if name != "warning"}]  # a remark
     return [
         {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()

@@ -28,6 +28,7 @@ from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
 from semcal.seeds import keyed_generator
 from semcal.semantics.answer_tree import TokenTilt, expected_confidence, token_tilt
+from semcal.semantics.chains import chains
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapse_answers import readable
 from semcal.semantics.collapsing.clustered import Clustered
@@ -76,8 +77,17 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
         {"semantics": collapse.name, **{f"judge_failed_to_{what}": n for what, n in failures.items()}}
         | headline.to_dict()
         | sections(cell, table, read, closed=len(run.aliases()) > 0)
-        | {"profile": [asdict(row) for row in rows]}
+        | {"profile": [asdict(row) for row in rows], "chains": _chains(cell, read)}
     )
+
+
+def _chains(cell: Cell, read: Sequence[Read]) -> dict[str, Any] | None:
+    """What the samples hold before the answering phrase, with a warning where chains of thought are all alike."""
+    if cell.style == CONTINUATION:
+        return None
+    texts = [readable_texts(r.samples, cell.style) for r in read]
+    found = chains(texts, [r.weights for r in read], cell.style, m=None if cell.enumerated else cell.sampling.m)
+    return found and asdict(found) | {"warning": found.warning(cell.style)}
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
@@ -252,6 +262,8 @@ def _surfaces(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> dict
     by_token, by_word, by_length = {}, {}, {}
     limit = cell.sampling.length(cell.style)
     for row, (text, ids, answers) in enumerate(zip(questions["written"], questions["written_ids"], read, strict=True)):
+        if not text:  # no one knows how gold would be written in this style
+            continue
         cut = [finish == LENGTH for finish in answers.samples["finish"].tolist()]
         texts = list(zip(answers.samples["text"], cut, strict=True))
         if len(ids):

@@ -1,11 +1,12 @@
 """The project's own exemplars, for datasets without worked solutions: general knowledge, written in every style."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 
 import yaml
 
-from semcal.questions.question import Question
+from semcal.questions.question import Question, bare_text
 
 
 @lru_cache(maxsize=1)
@@ -24,3 +25,9 @@ def pool() -> tuple[Question, ...]:
         )
         for entry in entries
     )
+
+
+def unasked(evaluated: Iterable[Question]) -> tuple[Question, ...]:
+    """The questions of the pool whose text none of the evaluated questions has."""
+    texts = {bare_text(q.text) for q in evaluated}
+    return tuple(q for q in pool() if bare_text(q.text) not in texts)

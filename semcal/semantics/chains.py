@@ -41,13 +41,13 @@ class Chains:
         return bool(self.distinct < MIN_DISTINCT or self.words_median < MIN_WORDS)
 
     def warning(self, style: str) -> str | None:
-        """What a reader of a cot run must know if its chains are all alike; None if they are not, and in other styles."""
+        """What a reader must know of a cot run whose chains are all alike; None otherwise, and in other styles."""
         if style != "cot" or not self.alike:
             return None
         return (
-            f"The chains of thought are all alike: {self.distinct:.1f} distinct chains per question (a chain of thought "
-            f"has at least {MIN_DISTINCT:g}) and a median of {self.words_median:g} words before the answering phrase "
-            f"(at least {MIN_WORDS}). Do not interpret this run as chain of thought."
+            f"The chains of thought are all alike: {self.distinct:.1f} distinct chains per question (expected at least "
+            f"{MIN_DISTINCT:g}) and a median of {self.words_median:g} words before the answering phrase (expected at "
+            f"least {MIN_WORDS}). Do not interpret this run as chain of thought."
         )
 
 

@@ -122,7 +122,7 @@ def test_stated_lengths_are_those_of_the_original_files(kind):
     for length, texts in (
         (stated.question, [q.text for q in dataset.questions]),
         (stated.answer, [f" {q.answers[0]}" for q in dataset.questions]),
-        (stated.solution, [f" {written(q, 'cot')}" for q in dataset.questions]),
+        (stated.solution, [f" {written(q, 'cot', 0)}" for q in dataset.questions]),
     ):
         if length is not None:
             assert sum(len(pieces(t)) for t in texts) / len(texts) == pytest.approx(length, abs=1.5)
