@@ -3,51 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, overload
 
 from semcal.errors import UserError, nearest
-from semcal.models.checkpoint import LanguageModel
+from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.sampling.decoders import Observer
 from semcal.sampling.engine import Sampler
-from semcal.sampling.records import Answered, Enumerated, Prompt, Sampling
-from semcal.sampling.stopping import StopRule, cut
+from semcal.sampling.records import Prompt, Sampling
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One distinct answer.
-
-    Attributes:
-        text: Up to the stop string that ended it, exclusive; special tokens are left out.
-        ids: Its token ids, including the last one; empty for a served model.
-        count: How many of the M samples are this answer; None if it was enumerated instead of sampled.
-        logprob: Log-probability of its token sequence, in nats; None if a server does not give it.
-        finish: "stop" or "length".
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    count: int | None
-    logprob: float | None
-    finish: str
-
-
-def stop_rule(model: LanguageModel, stop: Sequence[str]) -> StopRule:
-    """The model's end-of-sequence tokens and these stop strings, which may name special tokens."""
-    special = set(stop) & set(model.tokenizer.all_special_tokens)
-    ends = {model.tokenizer.get_vocab()[s] for s in special}
-    return StopRule(model.decode, [s for s in stop if s not in special], model.eos_ids | ends, model.output_size)
-
-
-def in_words(model: LanguageModel, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
-    """The sampled or enumerated answers of one question as text."""
-    if isinstance(found, Answered):
-        return tuple(Answer(cut(model.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in found.samples)
-    return tuple(Answer(cut(model.decode(o.ids), stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
 
 
 @overload
@@ -111,9 +77,9 @@ def sample(
         return [found[t] for t in texts]
     encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
     distinct = list({p.key: p for p in encoded}.values())
-    rule = stop_rule(model, sampling.stop)
+    rule = model.stop_rule(sampling.stop)
     sampler = Sampler(model.model, sampling, rule, device=model.device, max_rows=max_rows)
-    words = {a.key: in_words(model, a, sampling.stop) for a in sampler.sample(distinct, observer)}
+    words = {a.key: model.in_words(a, sampling.stop) for a in sampler.sample(distinct, observer)}
     return [words[p.key] for p in encoded]
 
 

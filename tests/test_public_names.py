@@ -15,8 +15,7 @@ import pytest
 import probes
 import semcal
 from semcal import LanguageModel, Question, Run, UserError, collapse, load_dataset, run_study, sample
-from semcal.answers import Answer
-from semcal.models.checkpoint import memory_fingerprint
+from semcal.models.checkpoint import Answer, memory_fingerprint
 from semcal.questions.question import CONTINUATION
 from semcal.sampling.records import Sampling
 

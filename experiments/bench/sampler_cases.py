@@ -22,7 +22,6 @@ from experiments.atlas.weights import bundled
 from experiments.bench.timing import REPEATS, Case, seconds, side_by_side
 from experiments.config.study import AtlasConfig, load_dataset
 from probes.activations.capture import ResidualCapture
-from semcal.answers import stop_rule
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import STOPS, few_shot
 from semcal.sampling.engine import Sampler
@@ -154,7 +153,7 @@ def capture_cases(device: str = "auto") -> Iterator[Case]:
 
 def ours(subject: Subject, m: int = M) -> Sampler:
     settings = Sampling(m=m, max_new_tokens=subject.new_tokens, stop=subject.stop)
-    return Sampler(subject.model.model, settings, stop_rule(subject.model, subject.stop), device=subject.model.device)
+    return Sampler(subject.model.model, settings, subject.model.stop_rule(subject.stop), device=subject.model.device)
 
 
 @torch.inference_mode()

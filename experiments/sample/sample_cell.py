@@ -27,9 +27,8 @@ from experiments.sample.models import Answerer
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
 from probes.activations.hooks import choose_hooks
-from semcal.answers import Answer, in_words, stop_rule
 from semcal.errors import NonFiniteError, UserError
-from semcal.models.checkpoint import LanguageModel
+from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
 from semcal.questions.pool import pool
 from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, exemplars_for, question_span
@@ -413,7 +412,7 @@ def _asker(
     if not isinstance(model, LanguageModel):
         return _ask_server(job, model, on_answered, work)
     settings, exact = job.settings, job.cell.sampling.exact
-    rule = stop_rule(model, settings.stop)
+    rule = model.stop_rule(settings.stop)
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
     if exact:
         work.update(path=SHARED, rows_decoded=0)
@@ -431,7 +430,7 @@ def _asker(
                 on_answered=on_answered,
             ):
                 work["rows_decoded"] += found.rows
-                yield found.key, _rows(found.key, in_words(model, found, settings.stop))
+                yield found.key, _rows(found.key, model.in_words(found, settings.stop))
 
         return enumerate_all
     prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
@@ -447,7 +446,7 @@ def _asker(
     def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):
             work.update(asdict(sampler.work))
-            yield answered.key, _rows(answered.key, in_words(model, answered, settings.stop))
+            yield answered.key, _rows(answered.key, model.in_words(answered, settings.stop))
 
     return sample_all
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from probes.activations.hooks import Hook, choose_hooks
-from semcal.answers import Answer, in_words, stop_rule
 from semcal.errors import UserError
-from semcal.models.checkpoint import LanguageModel
+from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.sampling.decoders import PromptBatch, shared_prefix
 from semcal.sampling.engine import Sampler
 from semcal.sampling.records import Prompt, Sampling
@@ -211,14 +210,14 @@ def intervene(
     sampler = Sampler(
         model.model,
         settings,
-        stop_rule(model, settings.stop),
+        model.stop_rule(settings.stop),
         device=model.device,
         max_rows=max_rows,
         prefix=prompts[0].ids[: shared_prefix(prompts)][:first],
     )
     for name, observer in observers.items():
         sampled = sampler.sample(prompts, observer, on_answered)
-        answers = {a.key: in_words(model, a, settings.stop) for a in sampled}
+        answers = {a.key: model.in_words(a, settings.stop) for a in sampled}
         moved = [far for norms in observer.changes.values() for far in norms]
         yield Resampled(name, answers, float(np.mean(moved)) if moved else 0.0)
 

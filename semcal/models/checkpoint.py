@@ -18,9 +18,30 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError, above, nearest
+from semcal.sampling.records import Answered, Enumerated
+from semcal.sampling.stopping import StopRule, cut
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One distinct answer.
+
+    Attributes:
+        text: Up to the stop string that ended it, exclusive; special tokens are left out.
+        ids: Its token ids, including the last one; empty for a served model.
+        count: How many of the M samples are this answer; None if it was enumerated instead of sampled.
+        logprob: Log-probability of its token sequence, in nats; None if a server does not give it.
+        finish: "stop" or "length".
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    count: int | None
+    logprob: float | None
+    finish: str
 
 
 @dataclass(frozen=True)
@@ -251,6 +272,19 @@ class LanguageModel:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens, with spaces as the model wrote them."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def stop_rule(self, stop: Sequence[str]) -> StopRule:
+        """The model's end-of-sequence tokens and these stop strings, which may name special tokens."""
+        special = set(stop) & set(self.tokenizer.all_special_tokens)
+        ends = {self.tokenizer.get_vocab()[s] for s in special}
+        return StopRule(self.decode, [s for s in stop if s not in special], self.eos_ids | ends, self.output_size)
+
+    def in_words(self, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
+        """The sampled or enumerated answers of one question as text."""
+        if isinstance(found, Answered):
+            samples = found.samples
+            return tuple(Answer(cut(self.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in samples)
+        return tuple(Answer(cut(self.decode(o.ids), stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
 
 
 def pick_device(name: str) -> torch.device:

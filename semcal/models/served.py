@@ -19,8 +19,8 @@ from typing import Any
 
 from openai import APIConnectionError, APIStatusError
 
-from semcal.answers import Answer
 from semcal.errors import UserError, nearest
+from semcal.models.checkpoint import Answer
 from semcal.models.connection import Connection
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut

@@ -14,7 +14,7 @@ from semcal.semantics.collapsing.exact_match import ExactMatch
 
 
 class _Answer(Protocol):
-    """What matters of a `semcal.answers.Answer`."""
+    """What matters of a `semcal.models.checkpoint.Answer`."""
 
     @property
     def text(self) -> str: ...

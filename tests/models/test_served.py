@@ -19,7 +19,6 @@ from openai import OpenAI
 from scipy import stats
 
 from semcal import LanguageModel, UserError, sample
-from semcal.answers import stop_rule
 from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
@@ -74,7 +73,7 @@ def test_transformers_serve_draws_from_the_model_itself(transformers_server):
     assert key == "q"
     assert sum(r.count for r in replies) == m
     local = LanguageModel.load(folder, device="cpu")
-    rule = stop_rule(local, ())
+    rule = local.stop_rule(())
     (exact,) = enumerate_answers(
         local.model,
         [Prompt("q", local.encode(TEXT))],

@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 
 from semcal import LanguageModel, UserError, sample
-from semcal.answers import stop_rule
 from semcal.errors import NonFiniteError
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.engine import Sampler
@@ -22,7 +21,7 @@ PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0
 
 def answered(model: LanguageModel, prompts=PROMPTS, max_rows=None, stop=(), **settings):
     chosen = Sampling(**{"max_new_tokens": 4, "stop": tuple(stop)} | settings)
-    rule = stop_rule(model, stop)
+    rule = model.stop_rule(stop)
     sampler = Sampler(model.model, chosen, rule, device=model.device, max_rows=max_rows)
     found = {a.key: a for a in sampler.sample(prompts)}
     return [found[p.key] for p in prompts]
@@ -170,7 +169,7 @@ def test_a_prefill_is_seen_once_with_the_ids_that_are_sampled_from(tiny):
         def prefilled(self, batch):
             seen.append((batch.keys, [r[m.bool()].tolist() for r, m in zip(batch.ids, batch.mask, strict=True)]))
 
-    sampler = Sampler(tiny.model, Sampling(m=3, max_new_tokens=2), stop_rule(tiny, ()), device=tiny.device, max_rows=8)
+    sampler = Sampler(tiny.model, Sampling(m=3, max_new_tokens=2), tiny.stop_rule(()), device=tiny.device, max_rows=8)
     list(sampler.sample(PROMPTS, Watcher()))
     assert [k for keys, _ in seen for k in keys] == [p.key for p in PROMPTS]
     shared = PROMPTS[0].ids[:1]  # read once, before

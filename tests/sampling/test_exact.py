@@ -11,7 +11,6 @@ import torch
 from scipy import stats
 
 from semcal import UserError
-from semcal.answers import stop_rule
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
@@ -22,7 +21,7 @@ PROMPTS = [Prompt("a", (0, 5, 6, 7, 8, 9)), Prompt("b", (0, 11)), Prompt("c", (0
 
 def exactly(model, prompts=PROMPTS, *, epsilon=1e-3, row_budget=5000, stop=(), **settings):
     chosen = Sampling(**{"max_new_tokens": 3, "stop": tuple(stop)} | settings)
-    rule = stop_rule(model, stop)
+    rule = model.stop_rule(stop)
     found = enumerate_answers(model.model, prompts, chosen, rule, limits=SearchLimits(epsilon, row_budget))
     found = {e.key: e for e in found}
     return [found[p.key] for p in prompts]
@@ -57,7 +56,7 @@ def test_it_is_the_law_with_a_bound_on_the_rest(tiny, temperature):
 
 def test_the_sampler_draws_from_it(tiny):
     m = 20_000
-    sampler = Sampler(tiny.model, Sampling(m=m, max_new_tokens=3), stop_rule(tiny, ()), device=tiny.device)
+    sampler = Sampler(tiny.model, Sampling(m=m, max_new_tokens=3), tiny.stop_rule(()), device=tiny.device)
     drawn = {a.key: Counter({s.ids: s.count for s in a.samples}) for a in sampler.sample(PROMPTS)}
     for found in exactly(tiny):
         likely = [(o.ids, math.exp(o.logprob)) for o in found.outcomes if math.exp(o.logprob) * m >= 5]

@@ -10,7 +10,6 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from semcal import LanguageModel, UserError
-from semcal.answers import stop_rule
 from semcal.sampling import engine as engine_module
 from semcal.sampling.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
 from semcal.sampling.engine import EXPANDED, SHARED, Sampler
@@ -30,7 +29,7 @@ def load(folder, architecture="llama", **settings) -> LanguageModel:
 def sampler_of(model, *, path=None, max_rows=None, prefix=None, **settings) -> Sampler:
     settings = {"m": 30, "max_new_tokens": 8} | settings
     chosen = Sampling(**settings)
-    rule, limits = stop_rule(model, chosen.stop), {"max_rows": max_rows, "path": path, "prefix": prefix}
+    rule, limits = model.stop_rule(chosen.stop), {"max_rows": max_rows, "path": path, "prefix": prefix}
     return Sampler(model.model, chosen, rule, device=model.device, **limits)
 
 
@@ -72,7 +71,7 @@ def test_the_shared_path_is_chosen_for_every_architecture_it_serves_and_draws_wh
 def test_a_model_without_attention_is_served_by_the_expanded_path_which_says_why(tiny):
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
-    sampler = Sampler(model, Sampling(m=20, max_new_tokens=4), stop_rule(tiny, ()), device=torch.device("cpu"))
+    sampler = Sampler(model, Sampling(m=20, max_new_tokens=4), tiny.stop_rule(()), device=torch.device("cpu"))
     (answered,) = sampler.sample([PROMPTS[0]])
     assert sum(s.count for s in answered.samples) == 20
     assert sampler.work.path == EXPANDED

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from semcal.answers import stop_rule
 from semcal.calibration.measures.loss_gap import loss_change
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
@@ -62,7 +61,7 @@ def test_on_a_random_tree_every_next_token_law_stays_one(tau):
 @torch.inference_mode()
 def test_on_a_real_model_it_holds_with_its_own_token_probabilities(tiny):
     prompt, settings = Prompt("q", (0, 5, 6, 7)), Sampling(max_new_tokens=2)
-    (found,) = enumerate_answers(tiny.model, [prompt], settings, stop_rule(tiny, ()), limits=SearchLimits(1e-9, 10_000))
+    (found,) = enumerate_answers(tiny.model, [prompt], settings, tiny.stop_rule(()), limits=SearchLimits(1e-9, 10_000))
     assert found.unexplored < 1e-5
     answers, mass = [o.ids for o in found.outcomes], np.exp([o.logprob for o in found.outcomes])
     klass = np.array([sum(ids) % 3 for ids in answers])  # a B that no single token decides

@@ -11,8 +11,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from experiments.atlas.stages.tuning import LONGEST_ANSWER, Source, Stage, TuningSettings
 from experiments.atlas.world_questions import Turn, draw_turn
-from semcal.answers import Answer, sample
+from semcal.answers import sample
 from semcal.errors import UserError
+from semcal.models.checkpoint import Answer
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 from semcal.semantics.collapsing.exact_match import ExactMatch

@@ -9,7 +9,6 @@ import torch
 from experiments.atlas.weights import bundled
 from probes.activations.capture import ResidualCapture, capture
 from semcal import LanguageModel, Question, UserError
-from semcal.answers import stop_rule
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN, LAST_QUESTION_TOKEN, QUESTION_MEAN, of_question
 from semcal.questions.prompts import few_shot, question_span
 from semcal.sampling.engine import Sampler
@@ -60,7 +59,7 @@ def test_all_positions_at_once_are_hugging_faces_hidden_states(atlas, asked):
     shared = prompts[0].ids[: min(tokens.start for *_, tokens in asked)]
     assert len(shared) > 20  # the exemplars are read once, and the questions after them
     settings = Sampling(m=2, max_new_tokens=2)
-    sampler = Sampler(atlas.model, settings, stop_rule(atlas, ()), device=atlas.device, prefix=shared)
+    sampler = Sampler(atlas.model, settings, atlas.stop_rule(()), device=atlas.device, prefix=shared)
     list(sampler.sample(prompts, observer))
     assert sampler.work.prefix_tokens == len(shared)
     found = {p: observer.take([prompt.key for prompt in prompts], p) for p in POSITIONS}
@@ -85,7 +84,7 @@ def test_all_positions_at_once_are_hugging_faces_hidden_states(atlas, asked):
 def test_a_place_in_the_shared_prefix_is_refused_and_never_misread(atlas, asked):
     prompts = [prompt for _, _, prompt, _ in asked]
     observer = ResidualCapture(where={p.key: {QUESTION_MEAN: range(2, 5)} for p in prompts})
-    sampler = Sampler(atlas.model, Sampling(m=2), stop_rule(atlas, ()), device=atlas.device)
+    sampler = Sampler(atlas.model, Sampling(m=2), atlas.stop_rule(()), device=atlas.device)
     with pytest.raises(UserError, match=r"question_mean lies among the \d+ tokens that all prompts start with"):
         list(sampler.sample(prompts, observer))
 
@@ -131,7 +130,7 @@ def test_capture_refuses_one_text_and_carries_question_ids(atlas):
 def test_a_question_read_again_after_memory_ran_out_is_there_once(atlas, asked):
     prompts = [prompt for _, _, prompt, _ in asked]
     observer = ResidualCapture(where={p.key: {ALL_QUESTION_TOKENS: range(3)} for p in prompts})
-    sampler = Sampler(atlas.model, Sampling(m=2), stop_rule(atlas, ()), device=atlas.device, prefix=())
+    sampler = Sampler(atlas.model, Sampling(m=2), atlas.stop_rule(()), device=atlas.device, prefix=())
     for _ in range(2):
         list(sampler.sample(prompts, observer))
     assert observer.take(["q0", "q1", "q2"], ALL_QUESTION_TOKENS).rows.tolist() == [3, 3, 3]

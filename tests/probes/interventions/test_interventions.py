@@ -13,7 +13,6 @@ from probes.interventions.effects import total_variation
 from probes.interventions.subspaces import covariance, probe_subspace, random_subspaces, removed_variance
 from probes.rungs.linear import LinearProbe
 from semcal import LanguageModel, UserError
-from semcal.answers import stop_rule
 from semcal.models.skeleton import bridge
 from semcal.sampling.decoders import pad_left, prefill
 from semcal.sampling.engine import EXPANDED, SHARED, Sampler
@@ -36,7 +35,7 @@ def some_mean(width: int = 32) -> np.ndarray:
 
 
 def drawn(model, made, *, path=None, where=None):
-    rule = stop_rule(model, ())
+    rule = model.stop_rule(())
     sampler = Sampler(model.model, SETTINGS, rule, device=model.device, path=path, prefix=SHOTS[:4])
     found = {a.key: a for a in sampler.sample(PROMPTS, Intervening(made, where) if made else None)}
     return [found[p.key].samples for p in PROMPTS]
