@@ -102,11 +102,11 @@ def _interventions(run: Run) -> list[HtmlTable]:
 
 def _sections(run: Run) -> list[dict[str, Any]]:
     """Title, text and table of what is behind the headline figures."""
-    found = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
+    found: dict[str, Any] = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
     if curve := found.get("m_curve"):
         found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
     if chains := found.get("chains"):
-        found["chains"] = [{name: value for name, value in dict(chains).items() if name != "warning"}]  # a remark
+        found["chains"] = {name: value for name, value in chains.items() if name != "warning"}  # a remark says it
     return [
         {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()

@@ -28,7 +28,7 @@ from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
 from semcal.seeds import keyed_generator
 from semcal.semantics.answer_tree import TokenTilt, expected_confidence, token_tilt
-from semcal.semantics.chains import chains
+from semcal.semantics.before_answer import chains
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapse_answers import readable
 from semcal.semantics.collapsing.clustered import Clustered

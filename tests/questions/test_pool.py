@@ -5,7 +5,7 @@ import re
 import pytest
 
 from semcal.questions.pool import pool
-from semcal.semantics.chains import MIN_WORDS
+from semcal.semantics.before_answer import MIN_WORDS
 from semcal.semantics.extract import extract, locate, normalise
 
 

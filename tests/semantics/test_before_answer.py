@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from semcal.semantics.chains import MIN_DISTINCT, MIN_WORDS, chains
+from semcal.semantics.before_answer import MIN_DISTINCT, MIN_WORDS, chains
 
 PHRASE = "Let us think step by step. The answer is {}."  # 9 words before the answer
 
