@@ -213,7 +213,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(tmp_path, s
 
 def test_more_questions_than_the_hub_states_are_refused(tmp_path, study_dict):
     study = study_dict | {"datasets": [{"kind": "truthfulqa", "n": 900}], "semantics": [{"kind": "exact"}]}
-    with pytest.raises(UserError, match="n is 900, but 4 exemplars leave only 813 questions"):
+    with pytest.raises(UserError, match="n is 900, but 0 exemplars leave only 817 questions"):
         dry_run(load_study(write_study(tmp_path, study)))
 
 
