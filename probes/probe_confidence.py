@@ -15,7 +15,8 @@ from semcal.calibration.inference.bootstrap import Interval, bootstrap_interval
 from semcal.calibration.inference.paired import Difference, paired_difference
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import exact_null
+from semcal.calibration.nulls.null import null_of_twins
+from semcal.calibration.nulls.twins import exact_chances
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
 
@@ -103,7 +104,7 @@ def confidence_row(
           the class that the probe considers most likely, which needs no sample at all; `n` questions.
         - `accuracy` of that answer and `confidence`: means. `signed_gap`: confidence − accuracy.
         - `smece`, `null_mean`, `null_q95`, `excess`, `p_value`: as in `Calibration`. A probe's confidence is not a
-          frequency of draws, so its null leaves only whether it is right to chance (`exact_null`).
+          frequency of draws, so its null leaves only whether it is right to chance (`exact_chances`).
         - `brier`, `log_loss` (nats): of confidence in that answer.
         - `auroc`: how well the confidence tells, of the mode, right from wrong: the same question for every source.
           `auroc_less_sampled`: minus that of the samples' confidence, on the same resamples.
@@ -126,7 +127,8 @@ def confidence_row(
     on_mode = (confidence, sampled.correct)
     ranking = bootstrap_interval(auroc, on_mode, bounds=(0.0, 1.0), **settings)
     beyond = paired_difference(auroc, (sampled.plug_in, sampled.correct), on_mode, **settings)
-    null = exact_null(confidence, null_draws=resampling.null_draws, seed=resampling.seed)
+    chances = exact_chances(confidence).grouped(correct, table.groups)
+    null = null_of_twins(chances, null_draws=resampling.null_draws, seed=resampling.seed)
     row = {"source": source, "answer": "mode" if agreement is None else "probe", "n": len(confidence)}
     row |= {"accuracy": float(np.mean(correct)), "confidence": float(np.mean(confidence))}
     row |= _columns("smece", error) | {"null_mean": null.mean, "null_q95": null.quantile95}

@@ -22,6 +22,11 @@ class Case:
     ratio: float
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def line(self) -> str:
+        """The case in one line, while others are still running."""
+        return f"{self.case}: {self.ratio:.3g}×"
+
     def to_dict(self) -> dict[str, Any]:
         plain = asdict(self)
         return plain | plain.pop("facts")

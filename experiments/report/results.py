@@ -77,12 +77,21 @@ def _sections(rows: Rows) -> list[str]:
     names = [row[0] for row in cells]
     lines = ["", "### Summary", "", *markdown_table(titles, cells), "", f"{LEGEND}."]
     finite = [[n, *_finite_m(run.calibration())] for n, (_, run) in zip(names, rows, strict=True)]
-    titles = ("gap, plug-in", "gap, split-half", "gap, by mass", "gap, M → ∞", "smECE by mass", "within", "loss gap")
+    titles = (
+        "gap, plug-in",
+        "gap, split-half",
+        "gap, by mass",
+        "gap, M → ∞",
+        "smECE by mass",
+        "seen mass",
+        "within",
+        "loss gap",
+    )
     lines += ["", "### Finite M", "", *markdown_table(["run", *titles], finite)]
     lines += [
         "",
-        "within: the smallest calibration error that the equivalence test rules out; loss gap: nats per question that "
-        "the best tilt of the top class would recover.",
+        "seen mass: mean probability of the distinct answers seen; within: the smallest error that the equivalence "
+        "test rules out; loss gap: nats per question that the best tilt of the top class would recover.",
     ]
     probed = [(n, run.probes()) for n, (_, run) in zip(names, rows, strict=True)]
     lines += _probes([(n, table) for n, table in probed if not table.empty])
@@ -99,6 +108,7 @@ def _finite_m(c: dict[str, Any]) -> list[str]:
     return [
         *(interval(g.get("signed_gap"), g.get("signed_gap_low"), g.get("signed_gap_high"), "+") for g in gaps),
         interval(mass.get("smece"), mass.get("smece_low"), mass.get("smece_high")),
+        number(c.get("seen_mass")),
         number(within.get("within")),
         interval(loss.get("estimate"), loss.get("low"), loss.get("high")),
     ]

@@ -35,7 +35,7 @@ LEGEND = (
 _FIGURES = (
     *("n", "m", "smece", "smece_low", "smece_high", "null_mean", "null_q95", "excess", "p_value"),
     *("signed_gap", "signed_gap_low", "signed_gap_high", "confidence", "accuracy", "auroc"),
-    *("unparsed_share", "truncated_share"),
+    *("seen_mass", "unparsed_share", "truncated_share"),
 )
 
 
@@ -115,6 +115,11 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         said.append(
             f"Accuracy is {c['accuracy']:.3f}: this model answers hardly any of these questions correctly. Its "
             "calibration error only shows how confident it is in wrong answers."
+        )
+    if (c.get("seen_mass") or 1.0) < 0.5:
+        said.append(
+            f"The answers seen hold {c['seen_mass']:.0%} of the probability: confidence by mass rests mostly on counts "
+            "of answers seen once."
         )
     if c["unparsed_share"] > 0.05:
         said.append(

@@ -19,7 +19,7 @@ from semcal.calibration.estimators.recalibration import remedies
 from semcal.calibration.inference.equivalence import equivalence
 from semcal.calibration.measures.closed_set import ClosedSet, classwise, skce
 from semcal.calibration.measures.loss_gap import loss_gap, simulated_loss_gap
-from semcal.calibration.nulls.null import chances_of
+from semcal.calibration.nulls.twins import chances_of
 from semcal.calibration.plots.profile import ProfileRow
 from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import Calibration, calibrate
@@ -162,18 +162,18 @@ def sections(cell: Cell, table: ClassTable, read: Sequence[Read], *, closed: boo
 
 def _equivalence(table: ClassTable, delta: float, detail: Resampling) -> dict[str, Any] | None:
     """By mass where masses are known; by counts where each question has one gold class."""
-    by_mass = table.by_mass is not None
+    by_mass = table.by_mass_left_out is not None
     if (chances := chances_of(table, by_mass=by_mass)) is None:
         return None
-    pairs = table.by_mass or table.by_count
+    pairs = table.by_mass_left_out or table.by_count
     found = equivalence(chances, pairs.plug_in, pairs.correct, delta=delta, resampling=detail)
     return asdict(found) | {"holds": found.holds, "confidence": "by mass" if by_mass else "plug-in"}
 
 
 def _loss(table: ClassTable, read: Sequence[Read], detail: Resampling) -> dict[str, Any]:
     """Loss gap and remedies, by mass where masses are known. They hold groups out, so there must be enough groups."""
-    by_mass = table.by_mass is not None
-    pairs, m, group = table.by_mass or table.by_count, None if by_mass else table.m, table.groups
+    by_mass = table.by_mass_left_out is not None
+    pairs, m, group = table.by_mass_left_out or table.by_count, None if by_mass else table.m, table.groups
     if len(set(group)) < FOLDS or not pairs.correct.min() < pairs.correct.max():
         return {"loss_gap": None, "remedies": None}
     common: dict[str, Any] = {"m": m, "group": group, "folds": FOLDS}
@@ -181,7 +181,7 @@ def _loss(table: ClassTable, read: Sequence[Read], detail: Resampling) -> dict[s
     section: dict[str, Any] = {name: getattr(gap, name) for name in ("estimate", "low", "high", "mean_tilt")}
     section["confidence"] = "by mass" if by_mass else "plug-in"
     if (chances := chances_of(table, by_mass=by_mass)) is not None:
-        uniform = keyed_generator(detail.seed, "null", "loss_gap").random((detail.null_draws, len(table)))
+        uniform = chances.uniforms(detail.null_draws, keyed_generator(detail.seed, "null", "loss_gap"))
         confidence, correct = chances.simulate(uniform)
         confidence = np.broadcast_to(confidence, correct.shape)
         null = simulated_loss_gap(confidence, correct, seed=detail.seed, **common)

@@ -14,7 +14,7 @@ import pandas as pd
 from semcal.calibration.inference.paired import STATISTICS, Leaves, leaves, plain_mean
 from semcal.calibration.measures.loss_gap import LossGap, loss_gap, simulated_loss_gap
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import Chances
+from semcal.calibration.nulls.twins import Chances
 from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
 

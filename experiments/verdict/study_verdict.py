@@ -21,7 +21,8 @@ from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import LADDER, predictability_helps, removing_harms
 from experiments.verdict.rules import CLAIMS, Finding, Verdict, decide
 from probes.targets.scalars import semantic_entropy
-from semcal.calibration.nulls.null import chances_of, null_of
+from semcal.calibration.nulls.null import null_of
+from semcal.calibration.nulls.twins import chances_of
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.files import plain, write_atomically

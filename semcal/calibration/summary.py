@@ -47,6 +47,8 @@ class Calibration:
         aurc: area under the risk-coverage curve; lower is better.
         brier: expected Brier score.
         auroc: how well confidence tells right from wrong; NaN where all are right or all wrong.
+        seen_mass: mean probability of the distinct answers that were seen; NaN without log-probabilities. Confidence by
+            mass says more than counts the nearer it is to 1.
         tie_rate: share of questions whose first place is shared.
         unparsed_share: share of all samples that could not be parsed.
         truncated_share: share of all samples cut off by the length limit; NaN if unknown.
@@ -88,6 +90,7 @@ class Calibration:
     auroc: float
     auroc_low: float
     auroc_high: float
+    seen_mass: float
     tie_rate: float
     unparsed_share: float
     truncated_share: float
@@ -116,8 +119,8 @@ def calibrate(
     There is no sampling noise, so the null leaves only whether the top class is correct to chance.
 
     Args:
-        table: classes, counts or masses, gold and groups. Intervals resample whole groups; nulls take questions as
-            independent.
+        table: classes, counts or masses, gold and groups. Intervals resample whole groups; twins of a group are as
+            dependent as its questions are observed to be.
         resampling: resamples, simulated data sets, level and seed.
         truncated_share: share of all samples cut off by the length limit, in [0, 1], passed through.
         convention: of smECE, for the value and the null alike; see `smece`.
@@ -177,6 +180,7 @@ def calibrate(
         brier_reliability=float(parts.reliability),
         brier_resolution=float(parts.resolution),
         aurc=float(aurc(found.plug_in, found.correct)),
+        seen_mass=float(table.seen_mass.mean()),
         tie_rate=float(found.tied.mean()),
         unparsed_share=table.unparsed_share,
         truncated_share=float(truncated_share),

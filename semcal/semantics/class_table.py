@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
+from semcal.seeds import keyed_generator
 from semcal.semantics.confidence import (
     Confidences,
     checked_counts,
@@ -27,11 +28,13 @@ from semcal.semantics.confidence import (
     class_masses,
     confidences,
     confidences_of_masses,
+    left_out_by_mass,
 )
 
 UNPARSED = "(unparsed)"
 UNEXPLORED = "(unexplored)"
-COLUMNS = ("question_id", "group", "class", "count", "mass", "seen_mass", "gold", "unparsed")
+LEFT_OUT = ("left_out_confidence", "left_out_agreement", "left_out_correct")
+COLUMNS = ("question_id", "group", "class", "count", "mass", "seen_mass", "gold", "unparsed", *LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class ClassTable:
         seen_mass: [question] probability of the distinct answers that were seen, in [0, 1]; NaN where unknown.
         gold: [question, K] whether a class is correct. The unparsed class never is.
         unparsed: [question] column of the class of answers that could not be parsed, -1 where every answer could.
+        left_out: [question, K, 3] confidence by mass, agreement and correctness when one sample of a class is left out
+            (`left_out_by_mass`); NaN where a class was not sampled, None where masses are unknown, enumerated, or M is
+            below 2.
 
     Raises:
         ValueError: the shapes disagree, or neither counts nor masses are given.
@@ -64,6 +70,7 @@ class ClassTable:
     seen_mass: FloatArray
     gold: NDArray[np.bool_]
     unparsed: IntArray
+    left_out: FloatArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.questions)
@@ -182,7 +189,9 @@ class ClassTable:
         of_class = [column[at][label] for at, some in enumerate(classes) for label in some]
         count = np.concatenate([np.asarray(some, dtype=int) for some in counts])
         masses = class_masses(row, of_class, count, logprob, shape=self.gold.shape)
-        return replace(self, masses=masses, seen_mass=np.minimum(1.0, np.bincount(row, np.exp(logprob), len(self))))
+        seen_mass = np.minimum(1.0, np.bincount(row, np.exp(logprob), len(self)))
+        left_out = left_out_by_mass(row, of_class, count, logprob, self.gold) if (self.m or 0) > 1 else None
+        return replace(self, masses=masses, seen_mass=seen_mass, left_out=left_out)
 
     # ---- size and order ------------------------------------------------------------------------------------------
 
@@ -240,6 +249,23 @@ class ClassTable:
     def by_mass(self) -> Confidences | None:
         """Confidence, correctness and ties by mass; None where masses are unknown."""
         return None if self.masses is None else confidences_of_masses(self.masses, self.gold, self.unparsed)
+
+    @cached_property
+    def by_mass_left_out(self) -> Confidences | None:
+        """As `by_mass`, from all samples but one: the estimate whose calibrated twins are known (`chances_of`).
+
+        The sample left out is drawn by a generator seeded with the question id, so every analysis leaves out the same
+        one. Enumerated answers leave nothing out. None where masses are unknown or M is below 2.
+        """
+        if self.enumerated:
+            return self.by_mass
+        if self.masses is None or self.left_out is None:
+            return None
+        uniform = np.array([keyed_generator(0, "left out", q).random() for q in self.questions])
+        column = (uniform[:, None] >= self.shares.cumsum(axis=1)).sum(axis=1)
+        confidence, _, correct = self.left_out[np.arange(len(self)), column].T
+        tied = confidences_of_masses(self.masses, self.gold, self.unparsed).tied
+        return Confidences(confidence, correct, tied)
 
     @cached_property
     def top(self) -> tuple[str, ...]:
@@ -302,6 +328,10 @@ class ClassTable:
                 "gold": self.gold[row, column],
                 "unparsed": self.unparsed[row] == column,
             }
+            | {
+                name: np.nan if self.left_out is None else self.left_out[row, column, i]
+                for i, name in enumerate(LEFT_OUT)
+            }
         )
         return frame.astype({"count": "Int64"})
 
@@ -326,6 +356,7 @@ class ClassTable:
             array[row, column] = frame[name].to_numpy(dtype=dtype)
             return array
 
+        left_out = np.stack([laid_out(name, np.float64) for name in LEFT_OUT], axis=-1)
         read = frame["unparsed"].to_numpy(dtype=bool)
         unparsed = np.full(len(questions), -1)
         unparsed[row[read]] = column[read]
@@ -338,6 +369,7 @@ class ClassTable:
             seen_mass=first["seen_mass"].to_numpy(dtype=np.float64),
             gold=laid_out("gold", bool),
             unparsed=unparsed,
+            left_out=None if bool(frame[LEFT_OUT[0]].isna().all()) else left_out,
         )
 
 

@@ -172,19 +172,77 @@ def class_masses(
         raise ValueError(f"question, label, count and logprob must have one length, got shapes {shapes}")
     if np.isnan(logprob).any():
         raise ValueError(f"logprob[{int(np.argmax(np.isnan(logprob)))}] is NaN; without log-probabilities, use counts")
-    slot = question * shape[1] + label
-
-    def by_class(values: FloatArray) -> FloatArray:
-        return np.asarray(np.bincount(slot, values, shape[0] * shape[1]), dtype=np.float64).reshape(shape)
-
-    seen, once = by_class(np.exp(logprob)), by_class((count == 1).astype(np.float64))
+    _, seen, once = _by_class(question, label, count, logprob, shape)
     total = seen.sum(axis=1, keepdims=True)  # [n, 1]
     if not ((total > 0) & (total <= EXCESS_MASS)).all():
         row = int(np.argmin(((total > 0) & (total <= EXCESS_MASS))[:, 0]))
         raise ValueError(
             f"the answers of question {row} have a total mass of {total[row, 0]:.4g}; expected a value in (0, 1]"
         )
-    left, singles = np.maximum(1 - total, 0), once.sum(axis=1, keepdims=True)
-    share = np.where(singles > 0, once / np.maximum(singles, 1), seen / total)
-    masses = seen + left * share
+    return _shared_out(seen, once)
+
+
+def _by_class(
+    question: IntArray, label: IntArray, count: IntArray, logprob: FloatArray, shape: tuple[int, int]
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Samples, mass of the distinct answers seen, and number of answers seen once: `[n, K]` each."""
+    slot = question * shape[1] + label
+
+    def summed(values: FloatArray) -> FloatArray:
+        return np.asarray(np.bincount(slot, values, shape[0] * shape[1]), dtype=np.float64).reshape(shape)
+
+    counts = summed(count.astype(np.float64)).astype(np.int64)
+    return counts, summed(np.exp(logprob)), summed((count == 1).astype(np.float64))
+
+
+def _shared_out(seen: FloatArray, once: FloatArray) -> FloatArray:
+    """Class masses `[n, K]` from the mass seen and the answers seen once, as `class_masses` says."""
+    total, singles = seen.sum(axis=1, keepdims=True), once.sum(axis=1, keepdims=True)
+    share = np.where(singles > 0, once / np.maximum(singles, 1), seen / np.maximum(total, 1e-300))
+    masses = seen + np.maximum(1 - total, 0) * share
     return masses / masses.sum(axis=1, keepdims=True)
+
+
+CHUNK_ELEMENTS = 2**22  # masses held at once, 32 MB
+
+
+def left_out_by_mass(
+    question: ArrayLike,
+    label: ArrayLike,
+    count: ArrayLike,
+    logprob: ArrayLike,
+    gold: NDArray[np.bool_],
+) -> FloatArray:
+    """What confidence by mass is, and whether it is borne out, when one of a question's M samples is left out.
+
+    The sample left out is one more draw from the model's own distribution, as the gold answer of a calibrated model is.
+    So it shows how often the top class of the other M - 1 is right if the model is calibrated, whatever was not seen.
+
+    Args:
+        question, label, count, logprob: `[answer]` as `class_masses` takes them; every row sums to M >= 2.
+        gold: `[n, K]` which classes are correct.
+
+    Returns:
+        `[n, K, 3]`, means over the samples of each class: confidence by mass of the other M - 1; the chance that the
+        class of the sample left out is on top of them; the chance that a correct class is. A tie counts as a fraction.
+        NaN where a class was not sampled.
+    """
+    question, label, count = (np.asarray(a, dtype=np.int64) for a in (question, label, count))
+    logprob = np.asarray(logprob, dtype=np.float64)
+    counts, seen, once = _by_class(question, label, count, logprob, gold.shape)
+    sums = np.zeros((*gold.shape, 3))
+    step = max(1, CHUNK_ELEMENTS // gold.shape[1])
+    for start in range(0, len(question), step):
+        at = slice(start, start + step)
+        row, column, times = question[at], label[at], count[at]
+        each = np.arange(len(row))
+        rest, singles = seen[row], once[row]  # [answer, K]
+        rest[each, column] = np.maximum(rest[each, column] - np.where(times == 1, np.exp(logprob[at]), 0.0), 0.0)
+        singles[each, column] += np.select([times == 1, times == 2], [-1.0, 1.0])
+        masses = _shared_out(rest, singles)
+        top = masses.max(axis=1)
+        first = masses >= top[:, None] * (1 - 1e-12)
+        own = first[each, column] / first.sum(axis=1)
+        found = np.stack([np.minimum(top, 1.0), own, share_within(first, gold[row])], axis=1)
+        np.add.at(sums, (row, column), times[:, None] * found)
+    return np.where(counts[..., None] > 0, sums / np.maximum(counts, 1)[..., None], np.nan)

@@ -13,7 +13,8 @@ from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.measures.binned import binned, brier_parts, debiased_ece, ece, mce
 from semcal.calibration.measures.scores import aurc, auroc, brier, log_loss, risk_coverage, signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece, smece_batch, smooth_curve
-from semcal.calibration.nulls.null import exact_null, null_band, simulated_null
+from semcal.calibration.nulls.null import null_band, null_of_twins, simulated_null
+from semcal.calibration.nulls.twins import exact_chances
 from semcal.calibration.plots.reliability_diagram import reliability_diagram
 from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import calibrate
@@ -151,11 +152,11 @@ def test_an_infinite_replicate_leaves_no_interval_and_never_a_finite_one():
         (["a"], "confidence is not an array of numbers"),
     ],
 )
-def test_the_exact_null_refuses_invalid_confidences(values, message):
+def test_twins_of_exact_confidences_refuse_invalid_confidences(values, message):
     with pytest.raises(ValueError, match=message):
-        exact_null(values, null_draws=5, seed=0)
+        exact_chances(values)
     with pytest.raises(ValueError, match="null_draws must be positive, got 0"):
-        exact_null([0.5], null_draws=0, seed=0)
+        null_of_twins(exact_chances([0.5]), null_draws=0, seed=0)
 
 
 def test_options_out_of_range_are_named():

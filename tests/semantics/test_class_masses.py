@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from semcal.calibration.measures.smece import smece
-from semcal.calibration.nulls.null import exact_null
+from semcal.calibration.nulls.null import null_of_twins
+from semcal.calibration.nulls.twins import exact_chances
 from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import calibrate
 from semcal.semantics.class_table import ClassTable
@@ -40,7 +41,8 @@ def test_the_p_value_of_a_calibrated_model_is_uniform():
     for seed in range(200):
         masses, gold = world(150, seed)
         found = confidences_of_masses(masses, gold)
-        p.append(exact_null(found.plug_in, null_draws=99, seed=seed).p_value(smece(found.plug_in, found.correct)))
+        null = null_of_twins(exact_chances(found.plug_in), null_draws=99, seed=seed)
+        p.append(null.p_value(smece(found.plug_in, found.correct)))
     assert stats.kstest(p, "uniform").pvalue > 1e-3
 
 

@@ -14,7 +14,8 @@ from semcal.calibration.inference.bootstrap import Interval, bootstrap_interval,
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.scores import signed_gap
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import Null, exact_null, null_of
+from semcal.calibration.nulls.null import Null, null_of, null_of_twins
+from semcal.calibration.nulls.twins import exact_chances
 from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
 from semcal.semantics.class_table import ClassTable
@@ -176,8 +177,8 @@ def m_curve(
     questions break the expansion, and the limit of the confidence is then too high.
 
     smECE has a floor of its own at every m. Noise and error add nearly in quadrature, so the excess of its square over
-    the null's mean square is extrapolated, and the mean square at exact confidences (`exact_null` of the plug-in ones)
-    is added again. Intervals are cluster bootstraps over questions of whole curves, centred for smECE (see
+    the null's mean square is extrapolated, and the mean square at exact confidences (of calibrated twins of the plug-in
+    ones) is added again. Intervals are cluster bootstraps over questions of whole curves, centred for smECE (see
     `bootstrap_interval`), so they include the noise of the questions and of their M samples.
 
     Args:
@@ -219,7 +220,8 @@ def m_curve(
         pairs = {"confidence": means[0], "accuracy": means[1], "signed_gap": means[0] - means[1]}
         for name, values in pairs.items():
             limits[name] = _interval(to_limit @ values, float(to_limit @ values[:, 0]), resampling)
-        base = (exact_null(table.by_count.plug_in, **common).values ** 2).mean()
+        limit = exact_chances(table.by_count.plug_in).grouped(table.by_count.correct, table.groups)
+        base = (null_of_twins(limit, **common).values ** 2).mean()
         square = base + to_limit @ square_excess
         replicates = to_limit @ means[2] ** 2  # of the square, but for a shift
         found = _interval(square + replicates - replicates[1:].mean(), square, resampling)
@@ -280,14 +282,14 @@ def estimates(
         means = float(confidence.mean()), float(found.correct.mean())
         return Estimate(name, *means, gap.estimate, gap.low, gap.high, error, *against)
 
-    common = {"null_draws": resampling.null_draws, "seed": resampling.seed}
-    found, masses = table.by_count, table.by_mass
+    common: dict[str, Any] = {"null_draws": resampling.null_draws, "seed": resampling.seed}
+    found, masses = table.by_count, table.by_mass_left_out
     rows = [row("plug-in", found, found.plug_in, null_of(table, convention=convention, **common))]
     if table.m and table.m > 1:
         halves = split_half(table, rng=keyed_generator(resampling.seed, "split_half"))
         rows.append(row("split-half", halves, halves.confidence, None))
     if masses is not None:
-        null = exact_null(masses.plug_in, convention=convention, **common)
+        null = null_of(table, by_mass=True, convention=convention, **common)
         rows.append(row("by mass", masses, masses.plug_in, null))
     if curve.limits:
         sure, right, gap, error = (curve.limits[k] for k in STATISTICS)

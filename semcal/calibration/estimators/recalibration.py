@@ -18,7 +18,8 @@ from semcal.calibration.inference.bootstrap import bootstrap_interval, folds_by_
 from semcal.calibration.measures.loss_gap import held_out_tilts, inside
 from semcal.calibration.measures.scores import auroc, brier, log_loss, signed_gap
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import exact_null
+from semcal.calibration.nulls.null import null_of_twins
+from semcal.calibration.nulls.twins import exact_chances
 from semcal.calibration.resampling import Resampling
 
 Method = Literal["none", "temperature", "isotonic", "beta", "tilt"]
@@ -86,7 +87,8 @@ def remedies(
         smooth = bootstrap_interval(
             smooth_error, [sure, correct], group=group, resampling=resampling, centred=True, bounds=(0.0, 1.0)
         )
-        null = exact_null(sure, null_draws=resampling.null_draws, seed=resampling.seed)
+        chances = exact_chances(sure).grouped(correct, group)
+        null = null_of_twins(chances, null_draws=resampling.null_draws, seed=resampling.seed)
         return Remedy(
             method,
             smooth.estimate,

@@ -12,7 +12,7 @@ from semcal.calibration.inference.paired import contrast, leaves, plain_mean
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.loss_gap import LossGap, inside, loss_change
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.null import Chances
+from semcal.calibration.nulls.twins import Chances
 from semcal.calibration.resampling import Resampling
 from semcal.seeds import keyed_generator
 
@@ -75,21 +75,11 @@ def equivalence(
     draws, alpha = resampling.null_draws, resampling.alpha
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), got {delta}")
-    observed = float(smece_batch(confidence, correct, convention=convention).values[0]) + 1e-12
-    uniform = keyed_generator(resampling.seed, "equivalence").random((draws, len(confidence)))
-    sure = float(confidence.mean())
+    observed = float(smece_batch(confidence, correct, convention=convention).values[0])
+    uniform = chances.uniforms(draws, keyed_generator(resampling.seed, "equivalence"))
 
     def p_value(size: float) -> float:
-        """The chance of so small a smECE under an error of this size in the direction that hides it better."""
-        least = 0.0
-        for shift, room in ((-size, sure), (size, 1 - sure)):
-            chance = _shifted(chances, shift)
-            if chance is None:  # no such model exists, or there are too few samples to show it
-                least = max(least, float(size < room))
-            else:
-                values = smece_batch(*chances.simulate(uniform, chance), convention=convention).values
-                least = max(least, (1 + int((values <= observed).sum())) / (1 + draws))
-        return least
+        return p_of_error(chances, observed, size, uniform, convention=convention)
 
     low, high = 0.0, min(1.0, 2 * observed + 0.05)
     while high < 1 and p_value(high) > alpha:
@@ -98,6 +88,39 @@ def equivalence(
         middle = (low + high) / 2
         low, high = (low, middle) if p_value(middle) <= alpha else (middle, high)
     return Equivalence(delta, p_value(delta), high, alpha)
+
+
+def p_of_error(
+    chances: Chances, observed: float, size: float, uniform: FloatArray, *, convention: Convention = "relplot"
+) -> float:
+    """The chance of a smECE as small as `observed` under an even error of this size, in the direction that hides it
+    better; arguments as `off_by`."""
+    sure, least = float(chances.wrong.mean()), 0.0
+    for shift, room in ((-size, sure), (size, 1 - sure)):
+        values = off_by(chances, shift, uniform, convention=convention)
+        if values is None:  # no such model exists, or there are too few samples to show it
+            least = max(least, float(size < room))
+        else:
+            least = max(least, (1 + int((values <= observed + 1e-12).sum())) / (1 + len(values)))
+    return least
+
+
+def off_by(
+    chances: Chances, shift: float, uniform: FloatArray, *, convention: Convention = "relplot"
+) -> FloatArray | None:
+    """smECE `[draws]` of simulated models whose accuracy differs from that of calibrated ones by `shift`, evenly.
+
+    Args:
+        chances: the calibrated twins.
+        shift: in [-1, 1]; below 0 the models are overconfident.
+        uniform: `[draws, n]`, see `Chances.uniforms`.
+        convention: as in `smece`.
+
+    Returns:
+        None where no such model exists, or there are too few samples to show it.
+    """
+    chance = _shifted(chances, shift)
+    return None if chance is None else smece_batch(*chances.simulate(uniform, chance), convention=convention).values
 
 
 def _shifted(chances: Chances, shift: float) -> FloatArray | None:

@@ -4,8 +4,8 @@ If the gold answer is one more draw from the distribution of the samples, the M 
 exchangeable: given their pooled counts, each was the gold one with the same chance. So any statistic of the data and of
 data sets in which another draw is gold are exchangeable too, and (1 + #{null >= observed}) / (1 + draws) is a valid
 p-value at any n, M and K, with nothing estimated (a permutation test, e.g. Lehmann & Romano 2005, section 15.2).
-Questions are taken as independent. With M = 1 the two draws only change places, and nothing that treats them alike can
-tell.
+Questions are taken as independent; `Chances.grouped` ties those of a group together. With M = 1 the two draws only
+change places, and nothing that treats them alike can tell.
 
 Knows counts and a gold column; knows no measure.
 """

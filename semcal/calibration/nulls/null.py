@@ -1,7 +1,7 @@
 """What smECE a calibrated model would show at this M, this n and these class distributions, by simulation.
 
-`null_of` picks the null of a class table. `exchange_null` is exact at any M. `simulated_null` draws from the estimated
-class distributions and serves where several classes may be correct. `exact_null` is for confidences known exactly.
+`null_of` picks the null of a class table: that of its calibrated twins (`twins.py`) wherever they are known, else
+`simulated_null`, which draws from the estimated class distributions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.arrays import FloatArray, IntArray, in_unit_interval
+from semcal.arrays import FloatArray, IntArray
 from semcal.calibration.inference.bootstrap import groups
 from semcal.calibration.measures.kernel import Convention
 from semcal.calibration.measures.smece import smece_batch, smooth_curve
-from semcal.calibration.nulls.exchange import pooled
+from semcal.calibration.nulls.twins import Chances, chances_of
 from semcal.seeds import keyed_generator
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import checked_counts, share_of
@@ -67,122 +67,37 @@ class Band:
     high: FloatArray
 
 
-@dataclass(frozen=True)
-class Chances:
-    """The two pairs of confidence and correctness that a question can show in a simulated data set.
-
-    Attributes:
-        chance: `[n]` that its mode is right.
-        right: `[2, n]` confidence and correctness then.
-        wrong: `[n]` confidence otherwise, when correctness is 0.
-    """
-
-    chance: FloatArray
-    right: FloatArray
-    wrong: FloatArray
-
-    def simulate(self, uniform: FloatArray, chance: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """Confidence `[null_draws, n]`, or `[n]` where all draws share it, and correctness `[null_draws, n]`.
-
-        Args:
-            uniform: `[null_draws, n]` variates.
-            chance: `[n]`, to replace that of the null.
-        """
-        is_right = uniform < (self.chance if chance is None else chance)
-        same = np.array_equal(self.right[0], self.wrong)
-        confidence = self.wrong if same else np.where(is_right, self.right[0], self.wrong)
-        return confidence, np.where(is_right, self.right[1], 0.0)
+def null_of_twins(chances: Chances, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
+    """Distribution of smECE over the calibrated twins of some questions; arguments as in `null_of`."""
+    uniform = chances.uniforms(null_draws, keyed_generator(seed, "null", "twins"))
+    return Null.of(smece_batch(*chances.simulate(uniform), convention=convention).values)
 
 
-def exact_chances(confidence: ArrayLike) -> Chances:
-    """For questions whose B-confidence `[n]` is known exactly; ValueError unless it is one row of shares in [0, 1]."""
-    exact = in_unit_interval("confidence", confidence)
-    if exact.ndim != 1:
-        raise ValueError(f"confidence must be one row [n], got shape {exact.shape}")
-    return Chances(exact, np.stack([exact, np.ones_like(exact)]), exact)
+def null_of(
+    table: ClassTable,
+    *,
+    by_mass: bool = False,
+    null_draws: int = 1000,
+    seed: int,
+    convention: Convention = "relplot",
+) -> Null:
+    """The null of `table.by_count`, or of `table.by_mass_left_out`: of its calibrated twins (`chances_of`), or
+    `simulated_null` where a question has several correct classes.
 
-
-def exchange_chances(counts: ArrayLike, gold: ArrayLike) -> Chances:
-    """For questions whose gold answer changes places with one of the samples; arguments as in `exchange_null`.
-
-    If the pool of M + 1 draws has a single most frequent class and the new gold answer is one of it, the mode of the
-    other M is right; or, where losing one makes it a tie, right with the chance of a fair draw. Otherwise the new gold
-    answer belongs to a class that is not a mode.
-    """
-    pool, _ = pooled(counts, gold)
-    m = int(pool[0].sum()) - 1
-    first, second = -np.partition(-pool, 1, axis=1)[:, :2].T
-    level = (pool == second[:, None]).sum(axis=1)  # classes that the mode ties with if they differ by one
-    correct = np.where(first - 1 > second, 1.0, 1.0 / (1 + level))
-    return Chances(
-        np.where(first > second, first / (m + 1), 0.0),
-        np.stack([(first - 1) / m, correct]),
-        np.minimum(first, m) / m,
-    )
-
-
-def chances_of(table: ClassTable, *, by_mass: bool) -> Chances | None:
-    """The calibrated twins of a table's questions.
+    Questions of one group go right and wrong together as far as they are observed to (`Chances.grouped`); where they
+    are simulated, as far as possible.
 
     Args:
         table: the questions.
-        by_mass: whether confidence is by mass, and so taken as exact, or a share of the samples.
-
-    Returns:
-        None where a question has several correct classes and confidence is a share of samples: its gold answer is not
-        one draw.
-    """
-    if by_mass:
-        assert table.by_mass is not None
-        return exact_chances(table.by_mass.plug_in)
-    return None if table.single_gold is None else exchange_chances(table.sampled_counts, table.single_gold)
-
-
-def null_of(table: ClassTable, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
-    """The null of `table.by_count`: `exact_null` of enumerated answers; of samples `exchange_null`, or `simulated_null`
-    where a question has several correct classes.
-
-    Args:
-        table: the questions.
+        by_mass: which confidence.
         null_draws: simulated data sets.
         seed: of the draws.
         convention: as in `smece`; use the same for the observed value.
     """
-    if table.enumerated:
-        return exact_null(table.by_count.plug_in, null_draws=null_draws, seed=seed, convention=convention)
-    counts, gold = table.sampled_counts, table.single_gold
-    if gold is None:
-        return simulated_null(counts, null_draws=null_draws, seed=seed, convention=convention)
-    return exchange_null(counts, gold, null_draws=null_draws, seed=seed, convention=convention)
-
-
-def exchange_null(
-    counts: ArrayLike, gold: ArrayLike, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot"
-) -> Null:
-    """Distribution of smECE under "the gold answer is one more draw from the model's own class distribution", exact.
-
-    Under that hypothesis the M samples of a question and its gold answer are M + 1 exchangeable draws. A simulated data
-    set takes one of them at random as gold and the other M as samples (see `exchange.py`). Nothing is estimated, so the
-    p-value is uniform under the hypothesis at any n, M and K, and the mean is the floor that finite M and n put
-    under smECE. `simulated_null`, which takes the frequencies for the truth, is too narrow at small M or flat classes.
-
-    Args:
-        counts: `[n, K]` samples per class, every row summing to M.
-        gold: `[n]` index of the one gold class in its row, -1 where it was never sampled.
-        null_draws, seed, convention: as in `null_of`.
-
-    Raises:
-        ValueError: counts are not counts of one M; a gold index outside its row; fewer than one draw.
-    """
-    uniform = _uniform(exchange := exchange_chances(counts, gold), null_draws, seed, "exchange")
-    return Null.of(smece_batch(*exchange.simulate(uniform), convention=convention).values)
-
-
-def _uniform(chances: Chances, null_draws: int, seed: int, stream: str) -> FloatArray:
-    """Variates `[null_draws, n]` for `Chances.simulate`."""
-    if null_draws < 1:
-        raise ValueError(f"null_draws must be positive, got {null_draws}")
-    return keyed_generator(seed, "null", stream).random((null_draws, len(chances.chance)))
+    common = {"null_draws": null_draws, "seed": seed, "convention": convention}
+    if (chances := chances_of(table, by_mass=by_mass)) is None:
+        return simulated_null(table.sampled_counts, group=table.groups, **common)
+    return null_of_twins(chances, **common)
 
 
 def simulated_null(
@@ -222,22 +137,6 @@ def simulated_null(
     """
     confidence, correct = _simulate(counts, null_draws, seed, group, chunk)
     return Null.of(smece_batch(confidence, correct, convention=convention).values)
-
-
-def exact_null(confidence: ArrayLike, *, null_draws: int = 1000, seed: int, convention: Convention = "relplot") -> Null:
-    """The null where confidence is known exactly: only whether the top class is gold is left to chance.
-
-    A draw makes each question correct with probability `confidence`, independently, and measures smECE.
-
-    Args:
-        confidence: `[n]` B-confidence in [0, 1].
-        null_draws, seed, convention: as in `null_of`.
-
-    Raises:
-        ValueError: confidences are empty, NaN, outside [0, 1] or not one row; fewer than one draw.
-    """
-    uniform = _uniform(chances := exact_chances(confidence), null_draws, seed, "gold")
-    return Null.of(smece_batch(*chances.simulate(uniform), convention=convention).values)
 
 
 def null_band(

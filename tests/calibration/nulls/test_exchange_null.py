@@ -9,14 +9,8 @@ from scipy import stats
 from semcal.calibration.inference.equivalence import Equivalence, equivalence
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.exchange import pooled, redrawn_gold
-from semcal.calibration.nulls.null import (
-    chances_of,
-    exact_chances,
-    exchange_chances,
-    exchange_null,
-    null_of,
-    simulated_null,
-)
+from semcal.calibration.nulls.null import Null, null_of, null_of_twins, simulated_null
+from semcal.calibration.nulls.twins import chances_of, exact_chances, exchange_chances
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import confidences
@@ -33,6 +27,10 @@ def calibrated(n: int, m: int, rng: np.random.Generator, alpha: float = 0.5, cla
         right = rng.random(n) < accuracy
         gold[right] = pi[right].argmax(axis=1)
     return rng.multinomial(m, pi), gold
+
+
+def exchange_null(counts, gold, *, null_draws: int, seed: int) -> Null:
+    return null_of_twins(exchange_chances(counts, gold), null_draws=null_draws, seed=seed)
 
 
 def p_value(counts, gold, null, seed, draws=99):
@@ -163,4 +161,4 @@ def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="delta must lie"):
         of_exact(np.array([0.5]), np.array([1.0]), delta=0.0, draws=9, seed=0)
     with pytest.raises(ValueError, match=r"gold\[0\] is 7"):
-        exchange_null([[1, 1]], [7], seed=0)
+        exchange_null([[1, 1]], [7], null_draws=5, seed=0)

@@ -13,7 +13,7 @@ from experiments.verdict.calibration_claims import Law, base_calibrated, loss_le
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import predictability_helps, removing_harms
 from experiments.verdict.rules import CLAIMS, Finding, Part, decide
-from semcal.calibration.nulls.null import exact_chances
+from semcal.calibration.nulls.twins import exact_chances
 
 LAW = Law(null_draws=100)
 STYLES = ("concise", "sentence", "cot")

@@ -1,0 +1,205 @@
+"""Are the tests of this project valid? Models with a planted truth are simulated, and every test is counted.
+
+Each case is a share of simulated studies (a size, or a power), with its binomial interval, against its bound. A case
+fails only where the whole interval lies on the wrong side. No model is loaded.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+from scipy.stats import beta
+
+from semcal.arrays import FloatArray
+from semcal.calibration.inference.equivalence import p_of_error
+from semcal.calibration.inference.paired import STATISTICS, contrast, leaves
+from semcal.calibration.measures.smece import smece
+from semcal.calibration.nulls.null import null_of
+from semcal.calibration.nulls.twins import chances_of
+from semcal.seeds import keyed_generator
+from semcal.semantics.class_table import ClassTable
+from semcal.semantics.confidence import class_masses, left_out_by_mass
+
+QUESTIONS, CLASSES, DRAWS = 400, 20, 99
+LEVEL, SIZE_LIMIT = 0.05, 0.07
+WORDINGS = (1, 3, 10, 0)  # per class; 0: no two answers are alike
+
+
+@dataclass(frozen=True)
+class Validity:
+    """How often something happened in simulated studies.
+
+    Attributes:
+        case: what was planted and tested.
+        value: share of the studies.
+        low, high: 95 % interval of that share (Clopper & Pearson 1934).
+        limit: its bound, from above for a size and from below for a power.
+        holds: whether the interval reaches the right side of the bound.
+        studies: how many were simulated.
+    """
+
+    case: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    holds: bool
+    studies: int
+
+    @property
+    def line(self) -> str:
+        """The case in one line, while others are still running."""
+        bound = f"limit {self.limit:g}{'' if self.holds else ', MISSED'}"
+        return f"{self.case}: {self.value:.3f} [{self.low:.3f}, {self.high:.3f}], {bound}"
+
+    def to_dict(self) -> dict[str, str | float | bool | int]:
+        """The fields in order."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model whose truth is known.
+
+    Attributes:
+        alpha: of the Dirichlet distribution of its class distributions over CLASSES classes.
+        m: samples per question.
+        wordings: per class, of random probabilities; 0: as many as there are samples.
+        group: questions in a row that share one class distribution and one gold answer.
+        shift: added to the chance that the most probable class is right; below 0 the model is overconfident.
+    """
+
+    alpha: float
+    m: int
+    wordings: int
+    group: int = 1
+    shift: float = 0.0
+
+    def table(self, rng: np.random.Generator, n: int = QUESTIONS) -> tuple[ClassTable, float]:
+        """Samples of n questions as a class table, and the planted error: mean of what the top classes of the samples
+        are right more often than they are answered."""
+        groups = np.arange(n) // self.group
+        pi = rng.dirichlet(np.full(CLASSES, self.alpha), size=groups[-1] + 1)
+        truth, gold = self._truth(pi), np.empty(len(pi), dtype=np.int64)
+        for g, p in enumerate(truth):
+            gold[g] = rng.choice(CLASSES, p=p)
+        pi, truth, gold = pi[groups], truth[groups], gold[groups]
+        counts, masses, left_out = self._sampled(pi, gold, rng)
+        table = replace(ClassTable.of_arrays(counts, gold, groups=groups), masses=masses, left_out=left_out)
+        top = np.argmax(masses, axis=1)
+        each = np.arange(n)
+        return table, float((truth[each, top] - pi[each, top]).mean())
+
+    def _truth(self, pi: FloatArray) -> FloatArray:
+        """Distribution of the gold class [n, K]: pi, but for the chance of its most probable class."""
+        each, mode = np.arange(len(pi)), pi.argmax(axis=1)
+        right = np.clip(pi[each, mode] + self.shift, 0, 1)
+        others = pi.copy()
+        others[each, mode] = 0.0
+        truth = others / others.sum(axis=1, keepdims=True) * (1 - right)[:, None]
+        truth[each, mode] = right
+        return truth
+
+    def _sampled(
+        self, pi: FloatArray, gold: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, FloatArray, FloatArray]:
+        """Counts, masses and left-out figures of M samples of each question."""
+        n, width = len(pi), max(self.wordings, 1)
+        of_word = rng.dirichlet(np.ones(width), size=(n, CLASSES))
+        word = (pi[:, :, None] * of_word).reshape(n, -1)  # [n, class x wording]
+        drawn = rng.multinomial(self.m, word / word.sum(axis=1, keepdims=True))
+        row, column = np.nonzero(drawn)
+        times, logprob = drawn[row, column], np.log(word[row, column])
+        if self.wordings == 0:
+            row, column = np.repeat(row, times), np.repeat(column, times)
+            times, logprob = np.ones(len(row), dtype=np.int64), np.full(len(row), -20.0)
+        label = column // width
+        right = np.zeros(pi.shape, dtype=bool)
+        right[np.arange(n), gold] = True
+        counts = np.bincount(row * CLASSES + label, times, pi.size).reshape(pi.shape).astype(np.int64)
+        masses = class_masses(row, label, times, logprob, shape=(n, CLASSES))
+        return counts, masses, left_out_by_mass(row, label, times, logprob, right)
+
+    def __str__(self) -> str:
+        wording = f"{self.wordings} wordings" if self.wordings else "all distinct"
+        group = f", gold shared by {self.group}" if self.group > 1 else ""
+        return f"Dirichlet {self.alpha:g}, {wording}, M = {self.m}{group}"
+
+
+# ---- one simulated study: did it happen? -----------------------------------------------------------------------------
+
+
+def rejected(planted: Planted, by_mass: bool, study: int) -> bool:
+    """Whether a null at LEVEL rejects a calibrated model."""
+    table, _ = planted.table(keyed_generator(study, "validity", str(planted)))
+    found = table.by_mass_left_out if by_mass else table.by_count
+    assert found is not None
+    null = null_of(table, by_mass=by_mass, null_draws=DRAWS, seed=study)
+    return null.p_value(smece(found.plug_in, found.correct)) <= LEVEL
+
+
+def accepted(planted: Planted, study: int) -> bool:
+    """Whether an equivalence test at LEVEL rules out an error that the model has."""
+    table, error = planted.table(keyed_generator(study, "validity", str(planted), "off"))
+    found, chances = table.by_mass_left_out, chances_of(table, by_mass=True)
+    assert found is not None
+    assert chances is not None
+    uniform = chances.uniforms(DRAWS, keyed_generator(study, "validity", "equivalence"))
+    return p_of_error(chances, smece(found.plug_in, found.correct), abs(error), uniform) <= LEVEL
+
+
+def told_apart(one: Planted, other: Planted, study: int) -> bool:
+    """Whether the excess of the second of two calibrated models, on the same questions, is called larger at LEVEL."""
+    runs = []
+    for planted in (one, other):
+        table, _ = planted.table(keyed_generator(study, "validity", "pair"))  # the same questions and gold
+        found = table.by_mass_left_out
+        assert found is not None
+        null = null_of(table, by_mass=True, null_draws=DRAWS, seed=study)
+        error = leaves(STATISTICS["smece"], found.plug_in, found.correct, stratum="", group=None, seed=study)
+        runs.append(error.minus(null.mean))
+    return contrast([(1.0, runs[1]), (-1.0, runs[0])]).p_above(0.0) <= LEVEL
+
+
+# ---- the cases -------------------------------------------------------------------------------------------------------
+
+
+def sizes() -> Iterator[tuple[str, Callable[[int], bool]]]:
+    """What may happen in at most SIZE_LIMIT of the studies."""
+    for alpha in (0.3, 1.0):
+        for m in (5, 20, 50):
+            for wordings in WORDINGS:
+                planted = Planted(alpha, m, wordings)
+                yield f"null by mass: {planted}", partial(rejected, planted, True)
+    for group in (3, 10):
+        for by_mass in (False, True):
+            planted = Planted(1.0, 20, 3, group=group)
+            yield f"null by {'mass' if by_mass else 'count'}: {planted}", partial(rejected, planted, by_mass)
+    for shift in (-0.05, 0.05):
+        for m in (5, 20, 50):
+            for wordings in (1, 10, 0):
+                planted = Planted(0.3, m, wordings, shift=shift)
+                yield f"equivalence at the true error, shift {shift:+g}: {planted}", partial(accepted, planted)
+    for wordings in (10, 0):
+        one, other = Planted(1.0, 50, 1), Planted(1.0, 50, wordings)
+        yield f"a pair that differs in wordings alone: {one} and {other}", partial(told_apart, one, other)
+
+
+def validity_cases(device: str = "auto", studies: int = 400, workers: int = 2) -> Iterator[Validity]:  # noqa: ARG001 - the signature of all benches
+    """Every case in turn, `studies` simulated studies each."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for case, happens in sizes():
+            hits = sum(pool.map(happens, range(studies), chunksize=max(1, studies // (4 * workers))))
+            low, high = clopper_pearson(hits, studies)
+            yield Validity(case, hits / studies, low, high, SIZE_LIMIT, low <= SIZE_LIMIT, studies)
+
+
+def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share, from the number of hits."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    return low, high

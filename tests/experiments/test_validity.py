@@ -1,0 +1,41 @@
+"""A short form of `python -m experiments.bench validity`: the sizes of the tests, on fewer simulated studies."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.bench.validity_cases import SIZE_LIMIT, Planted, accepted, clopper_pearson, rejected, sizes, told_apart
+
+STUDIES = 60
+
+
+@pytest.mark.parametrize("planted", [Planted(1.0, 20, 1), Planted(1.0, 50, 0), Planted(0.3, 5, 10)], ids=str)
+def test_the_null_by_mass_rejects_calibrated_models_as_seldom_as_it_says(planted):
+    hits = sum(rejected(planted, True, study) for study in range(STUDIES))
+    assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT
+
+
+@pytest.mark.parametrize("by_mass", [False, True])
+def test_gold_shared_within_groups_does_not_reject_more(by_mass):
+    hits = sum(rejected(Planted(1.0, 20, 3, group=10), by_mass, study) for study in range(STUDIES))
+    assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT
+
+
+def test_a_miscalibrated_model_is_rejected():
+    assert sum(rejected(Planted(1.0, 50, 10, shift=-0.1), True, study) for study in range(10)) >= 8
+
+
+@pytest.mark.parametrize("shift", [-0.05, 0.05])
+def test_equivalence_does_not_rule_out_the_error_that_a_model_has(shift):
+    hits = sum(accepted(Planted(0.3, 50, 0, shift=shift), study) for study in range(STUDIES))
+    assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT
+
+
+def test_a_pair_that_differs_in_wordings_alone_is_not_told_apart():
+    hits = sum(told_apart(Planted(1.0, 50, 1), Planted(1.0, 50, 0), study) for study in range(STUDIES))
+    assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT
+
+
+def test_every_case_has_a_name_of_its_own():
+    names = [name for name, _ in sizes()]
+    assert len(set(names)) == len(names)
