@@ -142,7 +142,7 @@ def test_datasets_are_loaded_by_name_or_from_a_file(tmp_path):
     file = tmp_path / "mine.csv"
     file.write_text("id,question,answers\na,One?,1\nb,Two?,2\nc,Three?,3\n")
     dataset = load_dataset(file, n=2, exemplars=1)
-    assert (dataset.name, len(dataset.questions), len(dataset.exemplars)) == ("mine", 2, 1)
+    assert (dataset.name, len(dataset.questions), len(dataset.exemplars)) == ("mine", 2, 28)  # those of the pool
     named = tmp_path / "gsm8k.jsonl"
     named.write_text('{"question": "1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n')
     assert load_dataset("gsm8k", path=named).questions[0].answers == ("2",)

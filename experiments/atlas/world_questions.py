@@ -9,7 +9,7 @@ import numpy as np
 from experiments.atlas.text import FAMILIES, answer, ask, thought
 from experiments.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, Birthplace, Fact, Person, Query, Route, World
 from semcal.errors import UserError
-from semcal.questions.prompts import TEMPLATES, chat
+from semcal.questions.prompts import SENTENCES, chat
 from semcal.questions.question import STYLES, Question
 from semcal.seeds import keyed_generator
 
@@ -159,7 +159,7 @@ def draw_turn(
     label = world.draw_answer(query, rng)
     answer = {
         "concise": label,
-        "sentence": TEMPLATES["sentence"].format(answer=label),
+        "sentence": SENTENCES[0].format(answer=label),
         "cot": f"{thought(world, query, label)} The answer is {label}.",
     }
     return Turn(question_about(world, query, label), style, answer[style])

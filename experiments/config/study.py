@@ -201,7 +201,7 @@ def default_semantics(config: DatasetConfig) -> CollapseConfig:
 
 
 def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
-    """The questions of a dataset, `exemplars` of them set aside for few-shot prompts.
+    """The questions of a dataset, with exemplars for few-shot prompts; see `semcal.questions.load_dataset.build`.
 
     Raises:
         UserError: a file that is missing or not in its format, too few questions.
@@ -216,7 +216,7 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         how = config.model_dump(include={"split", "prompt_words", "answer_words"})
         questions = read_continuations(Path(config.path), **how)
         built = build(config.name, questions, n=config.n, exemplars=0, seed=config.seed)
-        return replace(built, alias_lists=())  # excerpts of a text have no other forms
+        return replace(built, exemplars=(), alias_lists=())  # excerpts of a text have no other forms
     if isinstance(config, NamedConfig):
         path = None if config.path is None else Path(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)

@@ -31,7 +31,8 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, QUESTION_POSITIONS
 from semcal.questions.load_dataset import build
 from semcal.questions.named.named_datasets import read_named
-from semcal.questions.prompts import QUESTION, SEPARATOR, question_span, written
+from semcal.questions.pool import pool
+from semcal.questions.prompts import QUESTION, SEPARATOR, exemplars_for, question_span
 from semcal.questions.question import Dataset, Question
 from semcal.runs.run import Run
 from semcal.sampling.decoders import shared_prefix
@@ -169,6 +170,7 @@ def _unread(config: NamedConfig, exemplars: int, error: UserError) -> Posed:
         raise UserError(
             f"{config.name}: {error}; a dry run has no stand-in for {config.kind}, so read it once by `semcal prompts`"
         ) from None
+    exemplars = 0 if stated.solution is None else exemplars  # those of the pool
     left = stated.size - exemplars
     if config.split is None and config.n is not None and config.n > left:
         raise UserError(f"{config.name}: n is {config.n}, but {exemplars} exemplars leave only {left} questions")
@@ -177,7 +179,8 @@ def _unread(config: NamedConfig, exemplars: int, error: UserError) -> Posed:
     for i in range(_PLACEHOLDERS + exemplars):
         text = f"{chr(ord('A') + i % 26)} {_filler(stated.question - 1)}"
         made.append(Question(f"{config.name}-{i:05d}", text, (_filler(stated.answer),), worked=worked))
-    return Posed(Dataset(config.name, tuple(made[exemplars:]), tuple(made[:exemplars])), config.n or left, real=False)
+    shown = pool() if stated.solution is None else tuple(made[:exemplars])
+    return Posed(Dataset(config.name, tuple(made[exemplars:]), shown), config.n or left, real=False)
 
 
 def _filler(length: int) -> str:
@@ -186,14 +189,16 @@ def _filler(length: int) -> str:
 
 def _read(cell: Cell, posed: Posed, model: LanguageModel | None) -> Read:
     most = cell.sampling.length(cell.style)
+    form = form_of(cell)
     if model is None:
-        asked = [_ask_without(cell, posed.dataset, question) for question in posed.dataset.questions]
-        gold = [len(pieces(f" {written(a.question, cell.style)}")) for a in asked]
-        end = len(pieces(_ending(cell)))
+        asked, count = [_ask_without(cell, posed.dataset, q) for q in posed.dataset.questions], pieces
+        gold = [len(pieces(f" {form.gold(a.question)}")) for a in asked]
     else:
-        asked = ask_all(cell, posed.dataset, model)
+        asked, count = ask_all(cell, posed.dataset, model), model.encode_rendered
         gold = [len(gold_ids(cell, model, a)) for a in asked]
-        end = len(model.encode_rendered(_ending(cell)))
+    if not all(form.gold(a.question) for a in asked):  # no one knows how gold would be written; exemplars show a length
+        gold = [len(count(f" {form.gold(e)}")) for e in exemplars_for(posed.dataset, cell.style)] or [most]
+    end = len(count(_ending(cell)))
     prefix = shared_prefix([a.prompt for a in asked])
     watched = first_watched(asked, cell.capture.positions)
     lengths = [len(a.prompt.ids) for a in asked]
@@ -205,7 +210,7 @@ def _read(cell: Cell, posed: Posed, model: LanguageModel | None) -> Read:
         prompt_tokens_mean=fmean(lengths),
         prompt_tokens_longest=max(lengths),
         question_tokens=fmean(len(a.question_tokens) for a in asked),
-        answer_tokens=most if form_of(cell).endless else fmean(min(g + max(end, 1), most) for g in gold),
+        answer_tokens=most if form.endless else fmean(min(g + max(end, 1), most) for g in gold),
     )
 
 
@@ -249,7 +254,8 @@ def rendered(messages: Sequence[dict[str, str]]) -> str:
 @dataclass(frozen=True)
 class Stated:
     """What is known about a named dataset without reading it: rows of the split that is evaluated, as its page on the
-    Hub states them, and mean lengths in pieces, of its original file (for openmathinstruct2, of a sample)."""
+    Hub states them, and mean lengths in pieces, of its original file (for openmathinstruct2, of a sample). Without a
+    solution, exemplars are those of the pool; that of an option is the option."""
 
     size: int
     question: int
@@ -265,7 +271,7 @@ STATED = {
     "simpleqa": Stated(4_326, 22, 5),
     "simpleqa-verified": Stated(1_000, 23, 6),
     "truthfulqa": Stated(817, 13, 11),
-    "truthfulqa-mc": Stated(817, 78, 13),
+    "truthfulqa-mc": Stated(817, 78, 13, 13),
     "nq-open": Stated(3_610, 10, 4),
     "popqa": Stated(14_267, 8, 2),
 }

@@ -21,7 +21,8 @@ from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
-from semcal.questions.question import Dataset
+from semcal.questions.prompts import exemplars_for
+from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.run import Run, content_key
 
 
@@ -48,6 +49,7 @@ def prepare_study(study: Study) -> Prepared:
         check_groups(study, name, len({q.group for q in dataset.questions}))
     cells = study.cells()
     check_all_semantics(cells, datasets)
+    check_shots(cells, datasets)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
         refresh_gold(run, datasets[cell.dataset.name])
@@ -74,6 +76,19 @@ def check_groups(study: Study, dataset: str, groups: int) -> None:
             f"{dataset}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
             "lower probes.folds or set probes.enabled to false"
         )
+
+
+def check_shots(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:
+    """
+    Raises:
+        UserError: more shots than a dataset, or the pool in its place, has exemplars in a style.
+    """
+    for cell in (c for c in cells if c.model.prompt == "few-shot" and c.style != CONTINUATION):
+        exemplars, shots = exemplars_for(datasets[cell.dataset.name], cell.style), cell.prompting.shots
+        if shots > len(exemplars):
+            raise UserError(
+                f"{cell.label}: prompting.shots is {shots}, but there are only {len(exemplars)} exemplars; lower shots"
+            )
 
 
 def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:

@@ -55,6 +55,12 @@ SECTIONS = {
         "The same samples under the same B at its own threshold and at half and twice its odds, which were fixed "
         "beforehand. Figures that move much with the threshold are statements about B, not about the model.",
     ),
+    "chains": (
+        "Before the answering phrase",
+        "What the samples hold before the phrase that answers the question: distinct texts per question and as a share "
+        "of the M samples, words (a run stores no character offsets of its tokens), and the share of samples in which "
+        "there is such a phrase. A style is what was sampled: one text for all samples is no chain of thought.",
+    ),
     "profile": ("Profile", "The same samples under other collapsing functions: what the model is calibrated about."),
     "probe_confidence": (
         "Probe confidence",

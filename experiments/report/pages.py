@@ -73,10 +73,13 @@ def _facts(cell: Cell, run: Run) -> str:
     work = next((w for w in manifest["sampling_work"] if "path" in w), {})
     paths = {"shared-prefix": "shared-prefix sampler", "served": f"served by {work.get('server')}"}
     path = paths.get(work.get("path", ""), work.get("path", "samples of another run"))
+    shown = {"pool": "exemplars of the project's pool; ", "dataset": "exemplars of the dataset; "}
+    exemplars = shown.get(manifest.get("exemplars") or "", "")
+    b = run.calibration()["semantics"]
     why = f" because {work['why']}" if work.get("why") and work["path"] not in paths else ""
     return (
         f"{manifest['questions']} questions, {drawn} at temperature {manifest['sampling']['temperature']:g} "
-        f"({path}{why}); B: {run.calibration()['semantics']}; model {shown_path(cell.model.path, run.folder)} "
+        f"({path}{why}); {exemplars}B: {b}; model {shown_path(cell.model.path, run.folder)} "
         f"({manifest['weights_hash']}, {manifest['dtype']})."
     )
 
@@ -102,9 +105,11 @@ def _interventions(run: Run) -> list[HtmlTable]:
 
 def _sections(run: Run) -> list[dict[str, Any]]:
     """Title, text and table of what is behind the headline figures."""
-    found = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
+    found: dict[str, Any] = run.calibration() | {"probe_confidence": run.probe_confidence().to_dict("records")}
     if curve := found.get("m_curve"):
         found["m_curve"] = [row | {"m": str(row["m"] or "∞")} for row in curve]
+    if chains := found.get("chains"):
+        found["chains"] = {name: value for name, value in chains.items() if name != "warning"}  # a remark says it
     return [
         {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()

@@ -148,10 +148,12 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         said.append(
             f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."
         )
-    if run.manifest().get("cot_from_template"):
+    if warning := (c.get("chains") or {}).get("warning"):
+        said.append(warning)
+    if run.manifest().get("cot_without_steps"):
         said.append(
-            "This dataset has no worked solutions, so the exemplars' chain of thought is an empty phrase; do not "
-            "interpret this as chain of thought."
+            "The exemplars are multiple-choice questions without worked solutions, so they name the option and show no "
+            "chain of thought; give the questions a solution in `worked`."
         )
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
         said.append("Temperature, top-k or top-p was changed: these are not samples from the model's own distribution.")

@@ -31,7 +31,8 @@ from probes.activations.hooks import choose_hooks
 from semcal.errors import NonFiniteError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
-from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, question_span, written
+from semcal.questions.pool import pool
+from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, exemplars_for, question_span
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
 from semcal.runs.run import Run, Shard, shards
@@ -115,11 +116,13 @@ def gold_ids(cell: Cell, model: Answerer, asked: Asked) -> tuple[int, ...]:
     """The token ids that the model would have to generate to write the gold answer as an exemplar shows it.
 
     The answer is encoded after its prompt, which decides how it begins. What ends an answer is not part of it. Empty
-    for a served model, and where prompt and answer share a token, so that no answer begins like that.
+    for a served model, where no one knows how gold would be written, and where prompt and answer share a token, so that
+    no answer begins like that.
     """
-    if not isinstance(model, LanguageModel):
+    form = form_of(cell)
+    gold = form.gold(asked.question)
+    if not isinstance(model, LanguageModel) or not gold:
         return ()
-    form, gold = form_of(cell), written(asked.question, cell.style)
     text = form.answered(asked.question, asked.text, gold, partial(model.render_chat, answered=True))
     whole = _encode(model, text, rendered=form.rendered)
     prompt = asked.prompt.ids
@@ -205,8 +208,7 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
     aliases = known_aliases(dataset)
     if _gold_columns(run.question_records()) != _gold_columns(known) or not run.has_aliases(aliases):
         run.write_manifest(run.manifest() | {"analysed": {}})
-        style = stored_cell(run).style
-        now = [written(q, style) for q in known]
+        now = [form_of(stored_cell(run)).gold(q) for q in known]
         rows = zip(now, table["written"], table["written_ids"], strict=True)
         # Token ids need the model, so those of changed answers are dropped.
         ids = [list(ids) if text == before else [] for text, before, ids in rows]
@@ -283,11 +285,16 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         run.write_questions(_question_table(cell, model, asked), known_aliases(dataset))
         if cell.capture.positions:
             run.write_prompt_ids([a.prompt.ids for a in asked])
-        shown = dataset.exemplars if cell.model.prompt == "few-shot" and cell.prompting.shots else ()
+        few_shot = cell.model.prompt == "few-shot" and cell.style != CONTINUATION and cell.prompting.shots > 0
+        shown = exemplars_for(dataset, cell.style) if few_shot else ()
         run.write_manifest(
             _new_manifest(cell, model, settings, key, [a.question.id for a in asked])
-            # Whether few-shot exemplars show a chain of thought that no one wrote (a template).
-            | {"exact": exact, "cot_from_template": cell.style == "cot" and any("cot" not in e.worked for e in shown)}
+            | {
+                "exact": exact,
+                "exemplars": None if not shown else "pool" if shown[0] in pool() else "dataset",
+                # Whether exemplars in cot, which are then questions with options, show no chain of thought.
+                "cot_without_steps": cell.style == "cot" and any("cot" not in e.worked for e in shown),
+            }
         )
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
@@ -304,7 +311,7 @@ def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.D
             "prompt": [a.text for a in asked],
             "prompt_tokens": [len(a.prompt.ids) for a in asked],
             "prompt_hash": [a.ids_hash for a in asked],
-            "written": [written(a.question, cell.style) for a in asked],
+            "written": [form_of(cell).gold(a.question) for a in asked],
             "written_ids": [list(gold_ids(cell, model, a)) for a in asked],
         }
     )

@@ -28,6 +28,7 @@ from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
 from semcal.seeds import keyed_generator
 from semcal.semantics.answer_tree import TokenTilt, expected_confidence, token_tilt
+from semcal.semantics.before_answer import chains
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 from semcal.semantics.collapse_answers import readable
 from semcal.semantics.collapsing.alias_table import Aliases, coverage
@@ -81,7 +82,7 @@ def score(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
         | _matched_gold(table, collapse, aliases)
         | sections(cell, table, read, closed=len(aliases.closed) > 0)
         | {"thresholds": _thresholds(cell, run, collapse, table, headline)}
-        | {"profile": [asdict(row) for row in rows]}
+        | {"profile": [asdict(row) for row in rows], "chains": _chains(cell, read)}
     )
 
 
@@ -116,6 +117,15 @@ def _thresholds(
         | {name: float(getattr(measured, name)) for name in figures}
         for threshold, (classes, measured) in sorted(found.items())
     ]
+
+
+def _chains(cell: Cell, read: Sequence[Read]) -> dict[str, Any] | None:
+    """What the samples hold before the answering phrase, with a warning where chains of thought are all alike."""
+    if cell.style == CONTINUATION:
+        return None
+    texts = [readable_texts(r.samples, cell.style) for r in read]
+    found = chains(texts, [r.weights for r in read], cell.style, m=None if cell.enumerated else cell.sampling.m)
+    return found and asdict(found) | {"warning": found.warning(cell.style)}
 
 
 def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFrame:
@@ -291,6 +301,8 @@ def _surfaces(cell: Cell, questions: pd.DataFrame, read: Sequence[Read]) -> dict
     by_token, by_word, by_length = {}, {}, {}
     limit = cell.sampling.length(cell.style)
     for row, (text, ids, answers) in enumerate(zip(questions["written"], questions["written_ids"], read, strict=True)):
+        if not text:  # no one knows how gold would be written in this style
+            continue
         cut = [finish == LENGTH for finish in answers.samples["finish"].tolist()]
         texts = list(zip(answers.samples["text"], cut, strict=True))
         if len(ids):

@@ -5,7 +5,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
 from semcal.questions.named.named_datasets import NAMED, read_named
-from semcal.questions.question import STYLES, Dataset, Question
+from semcal.questions.pool import unasked
+from semcal.questions.question import STYLES, Dataset, Question, bare_text
 from semcal.questions.rows import FORMATS, Row, read_rows
 from semcal.seeds import keyed_generator
 
@@ -47,7 +47,8 @@ def load_dataset(
             columns id, question and answers (see `read_table`); or one of the bundled world,
             "atlas-facts", "atlas-routes" and "atlas-myths".
         n: Questions to evaluate; None keeps all (1,000 of the atlas).
-        exemplars: Questions to set aside.
+        exemplars: Questions to set aside, where they have worked solutions or options. Other datasets evaluate all of
+            their questions, and their exemplars are the project's own pool (`semcal.questions.pool`).
         seed: Determines order and choice.
         path: The original file of a named dataset; None reads it from the Hub.
         split, revision: Of a named dataset on the Hub; split as `datasets` reads it, e.g. "train[:1000]".
@@ -84,7 +85,10 @@ def build(
     seed: int,
     aliases: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Shuffle by seed, set `exemplars` questions aside, keep n of the others.
+    """Shuffle by seed, set `exemplars` questions with a worked solution or options aside, keep n of the others.
+
+    If no question has either, none is set aside: the exemplars are those of `semcal.questions.pool`, without any whose
+    text is evaluated here.
 
     Questions that share a normalised text or a group label, directly or through others, form one group. An exemplar
     never shares a group, and so never a text, with an evaluated question. Identical records are kept once. The options
@@ -102,13 +106,15 @@ def build(
                 "give each an id of its own"
             )
     pool = _grouped(name, list(by_id.values()))
-    if len(pool) < exemplars:
-        raise UserError(f"{name}: exemplars is {exemplars}, but there are only {len(pool)} questions; lower exemplars")
+    shown = [q for q in pool if q.worked or q.choices]  # what an exemplar can be made of
+    if 0 < len(shown) < exemplars:
+        kind = "questions" if len(shown) == len(pool) else "questions with a worked solution or options"
+        raise UserError(f"{name}: exemplars is {exemplars}, but there are only {len(shown)} {kind}; lower exemplars")
     order = keyed_generator(seed, name, "order").permutation(len(pool))
     shuffled = [_options_shuffled(name, pool[i], seed) for i in order]
-    aside = shuffled[:exemplars]
-    shown = {q.group for q in aside}
-    rest = [q for q in shuffled[exemplars:] if q.group not in shown]
+    aside = [q for q in shuffled if q.worked or q.choices][:exemplars]
+    groups = {q.group for q in aside}
+    rest = [q for q in shuffled if q.group not in groups]
     if n is not None and len(rest) < n:
         raise UserError(
             f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars; lower n"
@@ -116,7 +122,8 @@ def build(
     if not rest:
         raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
     lists = () if aliases else gold_lists(questions)
-    return Dataset(name, tuple(rest[:n]), tuple(aside), aliases or {}, lists)
+    evaluated = tuple(rest[:n])
+    return Dataset(name, evaluated, tuple(aside) if shown else unasked(evaluated), aliases or {}, lists)
 
 
 def _grouped(name: str, questions: list[Question]) -> list[Question]:
@@ -135,7 +142,7 @@ def _grouped(name: str, questions: list[Question]) -> list[Question]:
     label_of_text: dict[str, str] = {}
     repeats = []
     for question in questions:
-        text = _bare(question.text)
+        text = bare_text(question.text)
         if text in label_of_text:
             repeats.append(question.id)
         twin, own = root(label_of_text.setdefault(text, question.group)), root(question.group)
@@ -153,11 +160,6 @@ def _options_shuffled(name: str, question: Question, seed: int) -> Question:
         return question
     order = keyed_generator(seed, name, question.id, "choices").permutation(len(question.choices))
     return replace(question, choices=tuple(question.choices[i] for i in order))
-
-
-def _bare(text: str) -> str:
-    """The words of a text; the text itself if it has none."""
-    return re.sub(r"\W+", " ", text).casefold().strip() or text
 
 
 # ---- a table of your own -------------------------------------------------------------------------------------------

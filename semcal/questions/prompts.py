@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import ClassVar
 
+from semcal.errors import UserError
+from semcal.questions.natural_form import natural_form
+from semcal.questions.pool import unasked
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.seeds import keyed_generator
 
 Messages = list[dict[str, str]]  # of a conversation: role and content
 QUESTION, ANSWER, SEPARATOR = "Question: ", "Answer:", "\n\n"
 
-# How a gold answer is written in a style, if the dataset does not write it out; see `Question.worked`.
-TEMPLATES = {
-    "concise": "{answer}",
-    "sentence": "The answer is {answer}.",
-    "cot": "Let us think step by step and recall what is known about this. The answer is {answer}.",
-    CONTINUATION: "{answer}",
-}
+# How a gold answer is written in a full sentence, if the dataset does not write it out; `extract` reads all of these.
+SENTENCES = (
+    "The answer is {answer}.",
+    "The correct answer is {answer}.",
+    "Here the answer is {answer}.",
+    "To this question, the answer is {answer}.",
+    "As for this question, its answer is {answer}.",
+)
 INSTRUCTIONS = {
     "concise": "Answer with a single word or a short phrase and nothing else.",
     "sentence": 'Answer in one complete sentence of the form "The answer is ...".',
@@ -55,13 +59,33 @@ def asked(question: Question) -> str:
     return "\n".join([question.text, *(f"{letter}) {option}" for letter, option in options(question).items())])
 
 
-def written(question: Question, style: str) -> str:
-    """The gold answer as an exemplar in this style shows it; an option is named by letter and text.
+def written(question: Question, style: str, seed: int | None) -> str:
+    """The gold answer as an exemplar in this style shows it, or "" where no one knows how it would be written.
 
-    For a continuation this is the text that truly follows.
+    A dataset may write it out (`Question.worked`). Otherwise a concise answer is the gold answer in its natural form,
+    an option its letter and text, and a sentence one of `SENTENCES`, chosen by seed and question id; without a seed it
+    is the first of these, which the instructions for tuned models ask for. A chain of thought cannot be made up: it is
+    "", and for an option the answering phrase alone. For a continuation this is the text that truly follows.
     """
+    if text := question.worked.get(style):
+        return text
     right = [f"{letter}) {option}" for letter, option in options(question).items() if option in question.answers]
-    return question.worked.get(style) or TEMPLATES[style].format(answer=(right or question.answers)[0])
+    answer = right[0] if right else question.answers[0] if style == CONTINUATION else natural_form(question.answers)
+    if style == "sentence":
+        chosen = 0 if seed is None else int(keyed_generator(seed, question.id, "sentence").integers(len(SENTENCES)))
+        return SENTENCES[chosen].format(answer=answer)
+    if style == "cot":
+        return SENTENCES[0].format(answer=answer) if right else ""
+    return answer
+
+
+def exemplars_for(dataset: Dataset, style: str) -> tuple[Question, ...]:
+    """The exemplars of a dataset that can be shown in a style: its own, or those of the pool where it has none.
+
+    In cot these are its exemplars with a worked chain of thought, and questions with options.
+    """
+    own = tuple(e for e in dataset.exemplars if style != "cot" or e.choices or "cot" in e.worked)
+    return own if own or not dataset.exemplars else unasked(dataset.questions)
 
 
 def few_shot(
@@ -74,13 +98,20 @@ def few_shot(
     the seed gives; the sampler then reads them once per run, and the seed should be varied across runs.
 
     Raises:
-        ValueError: fewer exemplars than shots.
+        UserError: fewer exemplars than shots, or one that has no chain of thought to show.
     """
     if shots > len(exemplars):
-        raise ValueError(f"{shots} shots need {shots} exemplars, but the dataset has {len(exemplars)}")
+        raise UserError(f"shots is {shots}, but there are only {len(exemplars)} exemplars; lower shots")
     keys = (question.id, "exemplars") if vary == "question" else ("exemplars",)
     chosen = keyed_generator(seed, *keys).permutation(len(exemplars))[:shots]
-    shown = [f"{QUESTION}{asked(e)}\n{ANSWER} {written(e, style)}{SEPARATOR}" for e in (exemplars[i] for i in chosen)]
+    shown = []
+    for exemplar in (exemplars[i] for i in chosen):
+        if not (answer := written(exemplar, style, seed)):
+            raise UserError(
+                f"exemplar {exemplar.id!r} has no worked solution in style {style!r}; semcal.questions.pool.pool() has "
+                "questions with one"
+            )
+        shown.append(f"{QUESTION}{asked(exemplar)}\n{ANSWER} {answer}{SEPARATOR}")
     return "".join(shown) + f"{QUESTION}{asked(question)}\n{ANSWER}"
 
 
@@ -141,6 +172,10 @@ class Form:
         """The prompt as text; `render` applies a chat template to messages."""
         raise NotImplementedError
 
+    def gold(self, question: Question) -> str:
+        """The gold answer as it would be written after this prompt; "" where no one knows."""
+        return written(question, self.style, None)
+
     def answered(self, question: Question, prompt: str, answer: str, render: Callable[[Messages], str]) -> str:  # noqa: ARG002
         """A prompt followed by an answer, as the model would have written it; `render` is for whole conversations."""
         return f"{prompt} {answer}"
@@ -150,7 +185,11 @@ class FewShot(Form):
     """Exemplars in the style of the answer, then the question: for base models."""
 
     def text(self, dataset: Dataset, question: Question, render: Callable[[Messages], str]) -> str:  # noqa: ARG002
-        return few_shot(question, dataset.exemplars, self.style, self.shots, self.seed, vary=self.vary)
+        exemplars = exemplars_for(dataset, self.style) if self.shots else ()
+        return few_shot(question, exemplars, self.style, self.shots, self.seed, vary=self.vary)
+
+    def gold(self, question: Question) -> str:
+        return written(question, self.style, self.seed)
 
 
 class Chat(Form):

@@ -1,5 +1,6 @@
 """A question and its dataset: plain records that know no model, no tokenizer and no file."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,8 +39,8 @@ class Question:
         choices: The options of a multiple-choice question; empty otherwise.
         others: Further correct answers with other meanings than `answers`, each as its surface forms.
         incorrect: Answers known to be wrong; a class that holds more of them than of correct ones is not correct.
-        worked: Style -> the gold answer written out in that style, for few-shot exemplars; other styles use a template
-            (`semcal.questions.prompts`).
+        worked: Style -> the gold answer written out in that style, for few-shot exemplars; see
+            `semcal.questions.prompts.written` for the styles that are missing.
     """
 
     id: str
@@ -76,7 +77,8 @@ class Dataset:
     Attributes:
         name: The name in the study, e.g. "triviaqa".
         questions: The evaluated questions, in a fixed order.
-        exemplars: Questions that only few-shot prompts show; never evaluated.
+        exemplars: Questions that only few-shot prompts show; never evaluated. Those of `semcal.questions.pool` where
+            the dataset has neither worked solutions nor options.
         aliases: Surface form -> semantic class of a closed answer space; empty for an open one.
         alias_lists: The distinct lists of equivalent forms of an open answer space: the gold answers of every question
             of the source, evaluated or not, and those of the user's file. They say nothing of which list belongs to
@@ -88,3 +90,8 @@ class Dataset:
     exemplars: tuple[Question, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     alias_lists: tuple[tuple[str, ...], ...] = ()
+
+
+def bare_text(text: str) -> str:
+    """The words of a text, without case and punctuation; the text itself if it has none."""
+    return re.sub(r"\W+", " ", text).casefold().strip() or text

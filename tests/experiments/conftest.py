@@ -23,6 +23,7 @@ def questions_file(tmp_path: Path) -> Path:
             "id": f"q{i}",
             "question": f"the {colours[i % 6]} {colours[i // 6 % 6]} ? {colours[i // 36]}",
             "answers": [colours[i % 4]],
+            "worked": {"cot": f"one two three . The answer is {colours[i % 4]}."},
         }
         for i in range(60)
     ]

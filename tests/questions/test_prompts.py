@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from semcal import Question
-from semcal.questions.prompts import asked, chat, few_shot, options, written
-from semcal.questions.question import STYLES
+from semcal import Question, UserError
+from semcal.questions.pool import pool
+from semcal.questions.prompts import SENTENCES, FewShot, asked, chat, exemplars_for, few_shot, options, written
+from semcal.questions.question import STYLES, Dataset
+from semcal.semantics.extract import extract
 
 EXEMPLARS = [
     Question(id=f"e{i}", text=f"What is {i}?", answers=(f"A{i}",), worked={"cot": f"It is A{i}. The answer is A{i}."})
@@ -18,7 +20,7 @@ ASKED = Question(id="q", text="What is x?", answers=("y",))
 
 
 @pytest.mark.parametrize(
-    ("style", "shown"), [("concise", "Answer: A"), ("sentence", "Answer: The answer is A"), ("cot", "Answer: It is A")]
+    ("style", "shown"), [("concise", "Answer: A"), ("sentence", "answer is A"), ("cot", "Answer: It is A")]
 )
 def test_exemplars_answer_in_the_style(style, shown):
     text = few_shot(ASKED, EXEMPLARS, style, shots=3, seed=0)
@@ -35,7 +37,7 @@ def test_exemplars_vary_with_question_and_seed_and_never_repeat():
     assert few_shot(other, EXEMPLARS, "concise", 4, 0) != few_shot(ASKED, EXEMPLARS, "concise", 4, 0)
     assert few_shot(ASKED, EXEMPLARS, "concise", 4, 1) != few_shot(ASKED, EXEMPLARS, "concise", 4, 0)
     assert few_shot(ASKED, [], "concise", 0, 0) == "Question: What is x?\nAnswer:"
-    with pytest.raises(ValueError, match="7 shots"):
+    with pytest.raises(UserError, match="shots is 7, but there are only 6 exemplars; lower shots"):
         few_shot(ASKED, EXEMPLARS, "concise", 7, 0)
 
 
@@ -58,9 +60,50 @@ def test_options_are_lettered_each_on_its_own_line():
 
 
 def test_the_gold_option_is_written_with_its_letter_in_every_style():
-    assert [written(CHOICE, style) for style in ("concise", "sentence")] == ["B) red", "The answer is B) red."]
-    assert written(CHOICE, "cot").endswith("The answer is B) red.")
-    assert written(replace(CHOICE, worked={"cot": "So B."}), "cot") == "So B."
+    assert written(CHOICE, "concise", 0) == "B) red"
+    assert written(CHOICE, "sentence", None) == written(CHOICE, "cot", 0) == "The answer is B) red."
+    assert written(replace(CHOICE, worked={"cot": "So B."}), "cot", 0) == "So B."
+
+
+def test_sentences_vary_with_question_and_seed_and_are_all_read_as_the_answer():
+    questions = [replace(ASKED, id=f"q{i}", answers=("J. R. R. Tolkien is it",)) for i in range(60)]
+    shown = [written(q, "sentence", 0) for q in questions]
+    assert len(set(shown)) == len(SENTENCES) >= 4
+    assert {extract(text, "sentence") for text in shown} == {"J. R. R. Tolkien is it"}
+    assert shown == [written(q, "sentence", 0) for q in questions]
+    assert shown != [written(q, "sentence", 1) for q in questions]
+    assert {written(q, "sentence", None) for q in questions} == {"The answer is J. R. R. Tolkien is it."}
+
+
+def test_gold_is_shown_in_its_natural_form_and_a_continuation_as_the_author_wrote_it():
+    muse = replace(ASKED, answers=("THALIA", "Thalia"))
+    assert written(muse, "concise", 0) == "Thalia"
+    assert written(muse, "continuation", 0) == "THALIA"
+
+
+def test_a_chain_of_thought_is_not_made_up():
+    assert written(ASKED, "cot", 0) == ""
+    with pytest.raises(UserError, match="'q' has no worked solution in style 'cot'"):
+        few_shot(CHOICE, [ASKED], "cot", 1, 0)
+
+
+def test_a_dataset_without_chains_of_thought_shows_those_of_the_pool():
+    sentences = replace(ASKED, id="e", worked={"sentence": "y it is, for the answer is y."})
+    dataset = Dataset("d", (ASKED,), (sentences, *EXEMPLARS[:2]))
+    assert exemplars_for(dataset, "sentence") == dataset.exemplars
+    assert exemplars_for(dataset, "cot") == tuple(EXEMPLARS[:2])
+    assert exemplars_for(replace(dataset, exemplars=(sentences,)), "cot") == pool()
+    assert exemplars_for(replace(dataset, exemplars=(CHOICE,)), "cot") == (CHOICE,)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_with_the_pool_is_written_in_the_style(style):
+    text = FewShot(style, shots=4, seed=0).text(Dataset("d", (ASKED,), pool()), ASKED, str)
+    shown = [q for q in pool() if q.text in text]
+    assert len(shown) == 4
+    assert all(f"Answer: {q.worked[style]}\n" in text for q in shown)
+    with pytest.raises(UserError, match="shots is 29, but there are only 28 exemplars; lower shots"):
+        FewShot(style, shots=29, seed=0).text(Dataset("d", (ASKED,), pool()), ASKED, str)
 
 
 @pytest.mark.parametrize("style", STYLES)

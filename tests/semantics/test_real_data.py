@@ -40,7 +40,7 @@ def whole(kind):
 def test_gold_written_in_a_style_is_in_a_gold_class_of_the_datasets_own_b(kind, style):
     questions = whole(kind)
     b = B[NAMED[kind].semantics or "exact"]
-    found = collapse_blind(b, questions, [[" " + written(q, style)] for q in questions], style)
+    found = collapse_blind(b, questions, [[" " + written(q, style, 0)] for q in questions], style)
     missed = [
         (q.id, q.answers[0], f.classes[0]) for q, f in zip(questions, found, strict=True) if f.classes[0] not in f.gold
     ]

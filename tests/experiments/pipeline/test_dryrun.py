@@ -135,7 +135,7 @@ def test_stated_lengths_are_those_of_the_original_files(kind):
     for length, texts in (
         (stated.question, [q.text for q in dataset.questions]),
         (stated.answer, [f" {q.answers[0]}" for q in dataset.questions]),
-        (stated.solution, [f" {written(q, 'cot')}" for q in dataset.questions]),
+        (stated.solution, [f" {written(q, 'cot', 0)}" for q in dataset.questions]),
     ):
         if length is not None:
             assert sum(len(pieces(t)) for t in texts) / len(texts) == pytest.approx(length, abs=1.5)
@@ -229,7 +229,7 @@ def test_more_questions_than_the_hub_states_are_refused(tmp_path, study_dict):
         "datasets": [{"kind": "truthfulqa", "n": 900}],
         "semantics": [{"kind": "entailment", "path": "x"}],
     }
-    with pytest.raises(UserError, match="n is 900, but 4 exemplars leave only 813 questions"):
+    with pytest.raises(UserError, match="n is 900, but 0 exemplars leave only 817 questions"):
         dry_run(load_study(write_study(tmp_path, study)))
 
 

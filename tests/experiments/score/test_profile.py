@@ -11,9 +11,12 @@ import pytest
 
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
+from experiments.report.pages import write_report
+from experiments.report.summary_table import remarks
 from experiments.sample.sample_cell import Asked, gold_ids
-from experiments.score.score import class_table, measure, profile, read_answers
+from experiments.score.score import class_table, measure, profile, read_answers, score
 from semcal import LanguageModel, Run
+from semcal.questions.prompts import SENTENCES
 from semcal.sampling.records import Prompt
 from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint, word_tokenizer
@@ -36,9 +39,9 @@ def profile_of(run: Run):
 def test_questions_hold_their_gold_as_the_style_writes_it(tmp_path, study_dict, checkpoint):
     runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
     model = LanguageModel.load(checkpoint, device="cpu")
-    for run, shown in zip(runs, ("{}", "The answer is {}."), strict=True):
+    for run, shown in zip(runs, (["{answer}"], SENTENCES), strict=True):
         for row in run.questions().to_dict("records"):
-            assert row["written"] == shown.format(row["answers"][0])
+            assert row["written"] in [form.format(answer=row["answers"][0]) for form in shown]
             whole = model.encode(f"{row['prompt']} {row['written']}")
             assert [*model.encode(row["prompt"]), *row["written_ids"]] == list(whole)
             assert len(row["written_ids"]) == len(row["written"].split())
@@ -146,3 +149,38 @@ def test_what_shares_a_token_with_its_prompt_or_is_served_has_no_ids(tmp_path, s
     shared = Asked(question, "Answer", Prompt("q", (*tiny.encode("Answer:"), 5)))
     assert gold_ids(cell, tiny, shared) == ()
     assert gold_ids(cell, object(), shared) == ()  # pyright: ignore[reportArgumentType]
+
+
+def test_where_no_one_wrote_a_chain_the_profile_has_the_meaning_alone(tmp_path, study_dict, questions_file):
+    rows = [json.loads(line) for line in questions_file.read_text().splitlines()]
+    plain = [{name: value for name, value in row.items() if name != "worked"} for row in rows]
+    questions_file.write_text("\n".join(map(json.dumps, plain)))
+    study = study_dict | {"styles": ["cot"], "prompting": {"shots": 0}}
+    (run,) = run_dict(tmp_path, study)
+    assert run.questions()["written"].eq("").all()
+    assert run.questions()["written_ids"].map(len).eq(0).all()
+    rows, _ = profile_of(run)
+    assert [r.name for r in rows] == ["meaning (exact)"]
+
+
+def test_chains_are_measured_and_a_run_whose_chains_are_all_alike_says_so(tmp_path, study_dict):
+    (run,) = run_dict(tmp_path, study_dict | {"styles": ["cot"]})
+    samples = run.samples()
+    (key, *others) = run.shard_keys()
+    for shard in (key, *others):
+        path = run.folder / "samples" / f"{shard}.parquet"
+        rows = pd.read_parquet(path)
+        rows.assign(text=[f"Let us think. The answer is {i % 3}." for i in range(len(rows))], finish="stop").to_parquet(
+            path
+        )
+    cell = stored_cell(run)
+    score(cell, run)
+    found = run.calibration()["chains"]
+    assert (found["distinct"], found["share"], found["words_median"], found["read"]) == (1, 1 / 8, 6, 1)
+    assert "1.0 distinct chains per question (expected at least 1.5)" in found["warning"]
+    assert found["warning"] in remarks(cell, run)
+    write_report(cell, run)
+    page = (run.folder / "report.html").read_text()
+    assert page.count(found["warning"]) == 1
+    assert "Before the answering phrase" in page
+    assert len(samples) == len(run.samples())
