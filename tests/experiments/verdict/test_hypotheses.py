@@ -142,7 +142,7 @@ def test_twelve_cells_of_four_models_are_judged_by_their_mean(off, expected):
     """Planted truth; 3 of 3 grids as expected is improbable (5 %) for a rule that is right less than 37 % of times."""
     for seed in range(3):
         places = itertools.product("abcd", ("concise",), ("facts", "routes", "third"))
-        runs = [made(m, s, d, off=off, n=600, seed=seed, stage="base") for m, s, d in places]
+        runs = [made(m, s, d, off=off, n=2000, seed=seed, stage="base") for m, s, d in places]
         finding = base_calibrated(runs, LAW)
         assert len(finding.cells) == 12
         decision = decided(finding)[0]

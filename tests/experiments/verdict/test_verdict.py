@@ -25,6 +25,8 @@ from tests.experiments.pipeline.test_cli import semcal
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch):
     monkeypatch.setattr("experiments.verdict.measured_run.NULL_DRAWS", 20)
+    for rules in ("calibration_claims", "study_verdict"):  # random models write much that cannot be parsed
+        monkeypatch.setattr(f"experiments.verdict.{rules}.MOST_UNPARSED", 1.0)
     monkeypatch.setattr(
         "experiments.pipeline.run_study.write_report", lambda *_: None
     )  # pictures of runs are not what is tested
@@ -87,6 +89,14 @@ def test_what_is_missing_is_named_and_nothing_holds_without_runs(monkeypatch, ca
     (runs[0].folder / "calibration.json").unlink()
     code, _, err = verdict(monkeypatch, capsys, tmp_path)
     assert (code, "is scored; `semcal run` the study first" in err) == (2, True)
+
+
+def test_a_study_of_unparsed_answers_is_refused_before_it_is_read(monkeypatch, capsys, tmp_path, lineage):
+    bare = {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
+    run_dict(tmp_path, lineage | bare | {"models": lineage["models"][:1]})
+    monkeypatch.setattr("experiments.verdict.study_verdict.MOST_UNPARSED", 0.05)
+    code, _, err = verdict(monkeypatch, capsys, tmp_path)
+    assert (code, "no hypothesis can be decided" in err, "use another B" in err) == (2, True, True)
 
 
 def change_config(run: Run, change) -> None:
