@@ -4,6 +4,7 @@ Each case is a share of simulated studies (a size, or a power), with its binomia
 fails only where the whole interval lies on the wrong side. No model is loaded.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,11 @@ from multiprocessing import get_context
 import numpy as np
 from scipy.stats import beta
 
+from experiments.bench.planted_runs import made, mechanism, unparsed_in_cot
+from experiments.verdict.calibration_claims import Law, mean_error, p_of_mean_error, thinking_harms
+from experiments.verdict.measured_run import Measured
+from experiments.verdict.mechanism_claims import mechanism_parts
+from experiments.verdict.rules import Finding, decide
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.equivalence import p_of_error
 from semcal.calibration.inference.paired import STATISTICS, contrast, leaves
@@ -24,7 +30,7 @@ from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import class_masses, left_out_by_mass
 
 QUESTIONS, CLASSES, DRAWS = 400, 20, 99
-LEVEL, SIZE_LIMIT = 0.05, 0.07
+LEVEL, SIZE_LIMIT, POWER_LIMIT = 0.05, 0.07, 0.8
 WORDINGS = (1, 3, 10, 0)  # per class; 0: no two answers are alike
 
 
@@ -164,6 +170,44 @@ def told_apart(one: Planted, other: Planted, study: int) -> bool:
     return contrast([(1.0, runs[1]), (-1.0, runs[0])]).p_above(0.0) <= LEVEL
 
 
+LAW = Law(null_draws=DRAWS)
+
+
+def grid(off: float, study: int, n: int = 2000) -> list[Measured]:
+    """Twelve cells of four base models, all overconfident by `off`."""
+    places = itertools.product("abcd", ("concise",), ("facts", "routes", "third"))
+    return [made(m, s, d, off=off, n=n, seed=study, stage="base") for m, s, d in places]
+
+
+def judged(hypothesis: str, off: float, decision: str, study: int) -> bool:
+    """Whether the rules reach this decision on H1 of a `grid`, or on H3 of a base model that does not answer in cot."""
+    if hypothesis == "H1":
+        finding = Finding("H1", (mean_error(grid(off, study), LAW),))  # without the rows beside it
+    else:
+        finding = thinking_harms([made(n=400, seed=study), unparsed_in_cot(study, share=off)], LAW)
+    return decide([finding], LAW.alpha)[0].decision == decision
+
+
+def called_smaller(off: float, study: int) -> bool:
+    """Whether the mean error of a `grid` of one model, which is delta, is called smaller."""
+    runs = [r for r in grid(off, study, n=300) if r.model == "a"]
+    return p_of_mean_error(runs, LAW) <= LAW.alpha
+
+
+def mechanism_judged(relation: str, decision: str, study: int) -> bool:
+    """Whether the rules reach this decision on H4, the error of cells being a function of their KL gap."""
+    runs = mechanism(study, truth=RELATIONS[relation])
+    finding = Finding("H4", mechanism_parts(runs, "lora", LAW))  # without the rows beside it
+    return decide([finding], LAW.alpha)[0].decision == decision
+
+
+RELATIONS: dict[str, Callable[[float], float]] = {
+    "error grows with the gap": lambda gap: gap / 4,
+    "no error anywhere": lambda gap: 0.0,  # noqa: ARG005
+    "error where the gap is small": lambda gap: 0.15 if gap < 0.1 else 0.0,
+}
+
+
 # ---- the cases -------------------------------------------------------------------------------------------------------
 
 
@@ -188,13 +232,40 @@ def sizes() -> Iterator[tuple[str, Callable[[int], bool]]]:
         yield f"a pair that differs in wordings alone: {one} and {other}", partial(told_apart, one, other)
 
 
+def rules(studies: int) -> Iterator[tuple[str, Callable[[int], bool], float, bool, int]]:
+    """Case, what is counted, its bound, whether that is an upper one, and how many studies: of the verdict's rules."""
+    some = max(1, studies // 10)
+    for off, most in ((0.01, True), (0.0, True)):
+        yield f"H1 fails: 12 cells off by {off:g}", partial(judged, "H1", off, "fails"), SIZE_LIMIT, most, some
+    for off in (-0.05, 0.05):
+        yield f"H1, mean error {off:+g} called smaller", partial(called_smaller, off), SIZE_LIMIT, True, studies
+    yield "H1 holds: 12 calibrated cells", partial(judged, "H1", 0.0, "holds"), POWER_LIMIT, False, some
+    yield "H1 fails: 12 cells off by 0.1", partial(judged, "H1", 0.1, "fails"), POWER_LIMIT, False, some
+    yield "H3 holds: 20 % unparsed in cot, else calibrated", partial(judged, "H3", 0.2, "holds"), 0.0, True, some
+    yield "H4 holds: no error anywhere", partial(mechanism_judged, *_NONE, "holds"), SIZE_LIMIT, True, some
+    yield "H4 fails: no error anywhere", partial(mechanism_judged, *_NONE, "fails"), SIZE_LIMIT, True, some
+    yield "H4 holds: error grows with the gap", partial(mechanism_judged, *_GROWS, "holds"), POWER_LIMIT, False, some
+    yield (
+        "H4 fails: error where the gap is small",
+        partial(mechanism_judged, *_SMALL, "fails"),
+        POWER_LIMIT,
+        False,
+        some,
+    )
+
+
+_GROWS, _NONE, _SMALL = ((relation,) for relation in RELATIONS)
+
+
 def validity_cases(device: str = "auto", studies: int = 400, workers: int = 2) -> Iterator[Validity]:  # noqa: ARG001 - the signature of all benches
-    """Every case in turn, `studies` simulated studies each."""
+    """Every case in turn, `studies` simulated studies each, a tenth of them where a whole verdict is simulated."""
+    cases = [(case, happens, SIZE_LIMIT, True, studies) for case, happens in sizes()]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for case, happens in sizes():
-            hits = sum(pool.map(happens, range(studies), chunksize=max(1, studies // (4 * workers))))
-            low, high = clopper_pearson(hits, studies)
-            yield Validity(case, hits / studies, low, high, SIZE_LIMIT, low <= SIZE_LIMIT, studies)
+        for case, happens, limit, at_most, trials in (*cases, *rules(studies)):
+            hits = sum(pool.map(happens, range(trials), chunksize=max(1, trials // (4 * workers))))
+            low, high = clopper_pearson(hits, trials)
+            holds = low <= limit if at_most else high >= limit
+            yield Validity(case, hits / trials, low, high, limit, holds, trials)
 
 
 def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.bench.planted_runs import STYLES, made, mechanism, with_gap
 from experiments.verdict.calibration_claims import (
     SHORT,
     Law,
@@ -21,53 +22,15 @@ from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import predictability_helps
 from experiments.verdict.rules import CLAIMS, Finding, Part, decide
 from semcal.calibration.estimators.unparsed import unparsed_bounds
-from semcal.calibration.inference.paired import leaves, plain_mean
-from semcal.calibration.nulls.twins import chances_of, exact_chances
+from semcal.calibration.nulls.twins import chances_of
 from semcal.semantics.class_table import ClassTable
 
 LAW = Law(null_draws=100)
-STYLES = ("concise", "sentence", "cot")
 
 
 @pytest.fixture(autouse=True)
 def _few_twins(monkeypatch):
     monkeypatch.setattr("experiments.verdict.measured_run.NULL_DRAWS", 100)
-
-
-def made(
-    model: str = "base",
-    style: str = "concise",
-    dataset: str = "facts",
-    *,
-    off: float = 0.0,
-    n: int = 1000,
-    seed: int = 0,
-    stage: str | None = None,
-    **more,
-) -> Measured:
-    """A run that is overconfident by `off`; runs of a dataset and seed have the same luck with the same questions."""
-    luck = np.random.default_rng([seed, *dataset.encode()])
-    hard, drawn = luck.beta(2, 2, n), luck.random(n)
-    own = np.random.default_rng([seed, *f"{model}{style}".encode()]).normal(0, 0.03, n)
-    truth = np.clip(hard + own, 0.02, 0.98)
-    confidence = np.clip(truth + off, 0.01, 0.99)
-    return Measured(
-        label=f"{model} · {dataset} · {style}",
-        folder=f"runs/{model}/{dataset}/{style}",
-        model=model,
-        weights=model.removesuffix("-few-shot"),
-        lineage="",
-        stage=stage or model.removesuffix("-few-shot"),
-        step=None,
-        prompt="few-shot" if model == "base" or model.endswith("few-shot") else "chat",
-        dataset=dataset,
-        style=style,
-        confidence=confidence,
-        correct=(drawn < truth).astype(float),
-        group=np.arange(n).astype(str),
-        chances=exact_chances(confidence),
-        **more,
-    )
 
 
 def lineage(off: dict[str, float], n: int = 1000, seed: int = 0, styles=STYLES[:2]) -> list[Measured]:
@@ -298,23 +261,6 @@ def test_thinking_that_harms_is_found_with_its_sign():
 
 
 # ---- H4: predictability ----------------------------------------------------------------------------------------------
-
-
-def with_gap(run: Measured, nats: float, rung: str = "lora", **more) -> Measured:
-    n = len(run.correct)
-    noisy = nats + np.random.default_rng([run.seed, *run.label.encode()]).normal(0, 0.05, n)
-    gap = leaves(plain_mean, noisy, noisy, stratum=run.dataset, group=run.group, seed=0)
-    return replace(run, kl_gaps={rung: gap}, **more)
-
-
-def mechanism(seed: int, truth=lambda gap: gap / 4, n: int = 600) -> list[Measured]:
-    """Three base models whose error is a function of their KL gap, 0 to 0.6 nats."""
-    cells = itertools.product(("a", "b", "c"), ("facts", "routes"), STYLES)
-    gaps = np.random.default_rng(seed).permuted(np.tile(np.linspace(0.0, 0.6, 6), (3, 1)), axis=1).ravel()
-    return [
-        with_gap(made(m, s, d, off=truth(gap), n=n, seed=seed, stage="base"), float(gap))
-        for (m, d, s), gap in zip(cells, gaps, strict=True)
-    ]
 
 
 def test_the_planted_relation_is_found():
