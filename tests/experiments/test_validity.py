@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.bench.validity_cases import SIZE_LIMIT, Planted, accepted, clopper_pearson, rejected, sizes, told_apart
+from experiments.bench.validity_cases import (
+    SIZE_LIMIT,
+    Planted,
+    accepted,
+    clopper_pearson,
+    rejected,
+    rules,
+    sizes,
+    slow_sizes,
+    told_apart,
+)
 
 STUDIES = 60
 
@@ -37,5 +47,5 @@ def test_a_pair_that_differs_in_wordings_alone_is_not_told_apart():
 
 
 def test_every_case_has_a_name_of_its_own():
-    names = [name for name, _ in sizes()]
+    names = [case[0] for case in (*sizes(), *slow_sizes(), *rules(100))]
     assert len(set(names)) == len(names)
