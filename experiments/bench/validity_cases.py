@@ -154,7 +154,7 @@ def accepted(planted: Planted, study: int) -> bool:
     assert found is not None
     assert chances is not None
     uniform = chances.uniforms(DRAWS, keyed_generator(study, "validity", "equivalence"))
-    return p_of_error(chances, smece(found.plug_in, found.correct), abs(error), uniform) <= LEVEL
+    return p_of_error(chances, found.correct, abs(error), uniform) <= LEVEL
 
 
 def told_apart(one: Planted, other: Planted, study: int) -> bool:

@@ -205,7 +205,7 @@ def _equivalence(table: ClassTable, delta: float, detail: Resampling) -> dict[st
     if (chances := chances_of(table, by_mass=by_mass)) is None:
         return None
     pairs = table.by_mass_left_out or table.by_count
-    found = equivalence(chances, pairs.plug_in, pairs.correct, delta=delta, resampling=detail)
+    found = equivalence(chances, pairs.correct, delta=delta, resampling=detail)
     return asdict(found) | {"holds": found.holds, "confidence": "by mass" if by_mass else "plug-in"}
 
 

@@ -142,7 +142,7 @@ def cell_row(run: Measured, law: Law, *, tested: bool = False) -> CellRow:
     within = nan
     if tested and run.chances is not None:
         uniform = run.chances.uniforms(law.null_draws, keyed_generator(law.seed, "verdict", "equivalence"))
-        within = p_of_error(run.chances, smece, law.delta, uniform)
+        within = p_of_error(run.chances, run.correct, law.delta, uniform)
     figures = (smece, run.excess.estimate, *own.interval(law.level), within, own.p_above(law.delta), run.binned)
     left = nan if run.loss is None else run.loss.estimate
     return CellRow(run.label, *figures, left, run.unparsed_share, *ends)
@@ -176,7 +176,7 @@ def mean_error(runs: Sequence[Measured], law: Law) -> Part:
 def p_of_mean_error(runs: Sequence[Measured], law: Law) -> float:
     """Of "the mean smECE error is delta or more", by questions; NaN where the twins of a run are unknown (several
     correct classes and no log-probabilities)."""
-    cells = [ErrorCell(r.dataset, r.confidence, r.correct, r.chances) for r in runs if r.chances is not None]
+    cells = [ErrorCell(r.dataset, r.correct, r.chances) for r in runs if r.chances is not None]
     if len(cells) < len(runs):
         return nan
     return mean_equivalence(cells, delta=law.delta, null_draws=law.null_draws, seed=law.seed)

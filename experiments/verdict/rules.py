@@ -13,8 +13,9 @@ one-sided.
 To be shown, every part of it, and what contradicts a part:
 
 H1  base models, short styles, datasets in distribution: the mean smECE error over cells < delta. Shown if both (a) the
-    mean smECE is smaller than that of twins which are all off by delta in the same direction (two one-sided tests by
-    simulation; cells of one dataset share their luck, so that the mean varies most), and (b), with two models or more,
+    mean smECE, taken from what a calibrated model would be right at this M, is smaller than that of models which are all
+    off by delta in the same direction (two one-sided tests by simulation; cells of one dataset share their luck, so
+    that the mean varies most), and (b), with two models or more,
     a t test over model means of the excess says "< delta", models being a sample. Contradicted by a mean excess >
     delta, with an error by questions and models. Listed beside it, untested: the share of cells within delta by their
     own equivalence test and the number certainly above (Holm), and every cell with its smECE, excess, debiased binned

@@ -44,27 +44,28 @@ class Equivalence:
 
 def equivalence(
     chances: Chances,
-    confidence: FloatArray,
     correct: FloatArray,
     *,
     delta: float = 0.05,
     resampling: Resampling = Resampling(null_draws=200),
     convention: Convention = "relplot",
 ) -> Equivalence:
-    """Test "the calibration error at M -> infinity is at least delta" against "it is smaller", at finite n and M.
+    """Test "the calibration error of the top classes is at least delta" against "it is smaller", at finite n and M.
 
-    Models that are over- or underconfident by delta, evenly over all questions, are simulated as in the null, with the
-    chance of a right mode lowered or raised. The p-value is the larger of the two shares of simulated smECEs that do
-    not exceed the observed one: two one-sided tests (Schuirmann 1987) with the smoothed error in place of a mean. An
+    The top classes are those of the M samples. With few samples they are often not the most probable classes, and an
+    error of the latter is then diluted: what is ruled out at small M is less.
+
+    The error is measured from what a calibrated model would be right, `Chances.expected`, rather than from the
+    confidence itself: at finite M the largest share overstates the largest probability, and an underconfident model
+    could hide in that. Models that are over- or underconfident by delta, evenly over all questions, are simulated, with
+    the chance of a right mode lowered or raised. The p-value is the larger of the two shares of simulated smECEs that
+    do not exceed the observed one: two one-sided tests (Schuirmann 1987) with the smoothed error in place of a mean. An
     even shift is used because noise around a residual of one sign cancels and leaves smECE near delta, while around
     residuals near 0 or of changing sign it adds to smECE; errors of other shapes are ruled out more easily.
 
-    At small M the largest share overstates the largest probability, which hides underconfidence: then the test can only
-    accept a large delta, and confidence by mass says more.
-
     Args:
         chances: the calibrated twins of the questions, see `chances_of`.
-        confidence, correct: `[n]` in [0, 1], by mass or as shares of samples, as the chances are.
+        correct: `[n]` in [0, 1], of the same questions and confidence.
         delta: in (0, 1), chosen before looking.
         resampling: `null_draws` data sets are simulated in either direction, so the smallest p-value is
             1 / (1 + null_draws); alpha is 1 - level.
@@ -76,13 +77,12 @@ def equivalence(
     draws, alpha = resampling.null_draws, resampling.alpha
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), got {delta}")
-    observed = float(smece_batch(confidence, correct, convention=convention).values[0])
     uniform = chances.uniforms(draws, keyed_generator(resampling.seed, "equivalence"))
 
     def p_value(size: float) -> float:
-        return p_of_error(chances, observed, size, uniform, convention=convention)
+        return p_of_error(chances, correct, size, uniform, convention=convention)
 
-    low, high = 0.0, min(1.0, 2 * observed + 0.05)
+    low, high = 0.0, min(1.0, 2 * error_from_expected(chances, correct, convention=convention) + 0.05)
     while high < 1 and p_value(high) > alpha:
         low, high = high, min(1.0, 2 * high)
     for _ in range(STEPS):
@@ -91,37 +91,49 @@ def equivalence(
     return Equivalence(delta, p_value(delta), high, alpha)
 
 
+def error_from_expected(chances: Chances, correct: FloatArray, *, convention: Convention = "relplot") -> float:
+    """smECE of `correct` against what a calibrated model would be right (`Chances.expected`)."""
+    return float(smece_batch(chances.expected, correct, convention=convention).values[0])
+
+
 def p_of_error(
-    chances: Chances, observed: float, size: float, uniform: FloatArray, *, convention: Convention = "relplot"
+    chances: Chances, correct: FloatArray, size: float, uniform: FloatArray, *, convention: Convention = "relplot"
 ) -> float:
-    """The chance of a smECE as small as `observed` under an even error of this size, in the direction that hides it
-    better; arguments as `off_by`."""
-    sure, least = float(chances.wrong.mean()), 0.0
+    """The chance of an error as small as observed under an even one of this size, in the direction that hides it
+    better; arguments as `equivalence` and `off_by`."""
+    observed = error_from_expected(chances, correct, convention=convention) + 1e-12
+    sure, least = float(chances.expected.mean()), 0.0
     for shift, room in ((-size, sure), (size, 1 - sure)):
         values = off_by(chances, shift, uniform, convention=convention)
         if values is None:  # no such model exists, or there are too few samples to show it
             least = max(least, float(size < room))
         else:
-            least = max(least, (1 + int((values <= observed + 1e-12).sum())) / (1 + len(values)))
+            least = max(least, (1 + int((values <= observed).sum())) / (1 + len(values)))
     return least
 
 
 def off_by(
     chances: Chances, shift: float, uniform: FloatArray, *, convention: Convention = "relplot"
 ) -> FloatArray | None:
-    """smECE `[draws]` of simulated models whose accuracy differs from that of calibrated ones by `shift`, evenly.
+    """`error_from_expected` `[draws]` of simulated models that are right more often than calibrated ones by `shift`.
+
+    Where the observed gold answers are among the draws behind the chances, the chances have moved by 1 / (M + 1) of the
+    error; the rest of it is simulated.
 
     Args:
         chances: the calibrated twins.
-        shift: in [-1, 1]; below 0 the models are overconfident.
+        shift: in [-1, 1], even over questions; below 0 the models are overconfident.
         uniform: `[draws, n]`, see `Chances.uniforms`.
         convention: as in `smece`.
 
     Returns:
         None where no such model exists, or there are too few samples to show it.
     """
-    chance = _shifted(chances, shift)
-    return None if chance is None else smece_batch(*chances.simulate(uniform, chance), convention=convention).values
+    chance = _shifted(chances, shift if chances.m is None else shift * chances.m / (chances.m + 1))
+    if chance is None:
+        return None
+    _, correct = chances.simulate(uniform, chance)
+    return smece_batch(chances.expected, correct, convention=convention).values
 
 
 def _shifted(chances: Chances, shift: float) -> FloatArray | None:

@@ -1,6 +1,6 @@
 """The mean calibration error over the cells of a grid: is it smaller than delta, is it larger?
 
-Knows confidence, correctness and calibrated twins of cells; does not know what cells are.
+Knows correctness and calibrated twins of cells; does not know what cells are.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import t
 
 from semcal.arrays import FloatArray
-from semcal.calibration.inference.equivalence import off_by
+from semcal.calibration.inference.equivalence import error_from_expected, off_by
 from semcal.calibration.inference.paired import Contrast, Leaves, contrast
 from semcal.calibration.measures.smece import smece_batch
 from semcal.calibration.nulls.twins import Chances
@@ -23,12 +23,11 @@ class ErrorCell:
 
     Attributes:
         stratum: name of the questions; cells of one stratum answered the same ones.
-        confidence, correct: `[n]`.
+        correct: `[n]`.
         chances: of its calibrated twins.
     """
 
     stratum: str
-    confidence: FloatArray
     correct: FloatArray
     chances: Chances
 
@@ -37,7 +36,7 @@ def mean_equivalence(cells: Sequence[ErrorCell], *, delta: float, null_draws: in
     """The p-value of "the mean calibration error over cells is delta or more"; small means it is smaller.
 
     Twins that are all overconfident by delta, or all underconfident, are simulated as in `equivalence`; the p-value is
-    the larger of the two shares of mean smECEs that do not exceed the observed mean. Cells of a stratum share their
+    the larger of the two shares of mean errors that do not exceed the observed mean. Cells of a stratum share their
     uniform variates: they go right and wrong together as far as possible, so the mean varies most. A cell without room
     for an error of delta is as far off as it can be, which errs on the cautious side.
 
@@ -52,7 +51,7 @@ def mean_equivalence(cells: Sequence[ErrorCell], *, delta: float, null_draws: in
     """
     if not cells or not 0 < delta < 1:
         raise ValueError(f"expected cells and delta in (0, 1), got {len(cells)} cells and delta {delta}")
-    observed = np.mean([smece_batch(cell.confidence, cell.correct).values[0] for cell in cells])
+    observed = np.mean([error_from_expected(cell.chances, cell.correct) for cell in cells])
     p = []
     for shift in (-delta, delta):
         values = np.mean([_off_by(cell, shift, null_draws, seed) for cell in cells], axis=0)
@@ -65,7 +64,8 @@ def _off_by(cell: ErrorCell, shift: float, draws: int, seed: int) -> FloatArray:
     values = off_by(cell.chances, shift, uniform)
     if values is None:
         farthest = np.where(cell.chances.chance > 0, float(shift > 0), 0.0)
-        values = smece_batch(*cell.chances.simulate(uniform, farthest)).values
+        _, correct = cell.chances.simulate(uniform, farthest)
+        values = smece_batch(cell.chances.expected, correct).values
     return values
 
 

@@ -27,6 +27,7 @@ class Chances:
         chance: `[n]` that its mode is right.
         right: `[2, n]` confidence and correctness then.
         wrong: `[n]` confidence otherwise, when correctness is 0.
+        m: samples per question where the observed gold answer is one of the M + 1 draws behind `chance`; else None.
         groups: which questions depend on one another; None: none do.
         shared: in [0, 1], how much: the chance that the questions of a group are right and wrong together.
     """
@@ -34,8 +35,14 @@ class Chances:
     chance: FloatArray
     right: FloatArray
     wrong: FloatArray
+    m: int | None = None
     groups: Groups | None = None
     shared: float = 0.0
+
+    @property
+    def expected(self) -> FloatArray:
+        """`[n]` mean correctness of a calibrated model: its confidence without what finite M overstates."""
+        return self.chance * self.right[1]
 
     def uniforms(self, null_draws: int, rng: np.random.Generator) -> FloatArray:
         """Variates `[null_draws, n]` for `simulate`; a share `shared` of the groups draw one variate for all members.
@@ -64,7 +71,7 @@ class Chances:
         confidence = self.wrong if same else np.where(is_right, self.right[0], self.wrong)
         return confidence, np.where(is_right, self.right[1], 0.0)
 
-    def grouped(self, correct: FloatArray, group: ArrayLike | None, m: int | None = None) -> Chances:
+    def grouped(self, correct: FloatArray, group: ArrayLike | None) -> Chances:
         """The same, as dependent within groups as the observed correctness is.
 
         Questions of a group that are right and wrong together make the error of a data set vary more than independent
@@ -76,13 +83,11 @@ class Chances:
         Args:
             correct: `[n]` as observed.
             group: `[n]` labels; None: independent.
-            m: samples per question where the observed gold answer is one of the M + 1 draws behind `chance`.
         """
         clusters = groups(group, len(correct))
         if clusters.count == len(correct):
             return self
-        share = self.right[1] * self.chance
-        residual = (correct - share) * (1.0 if m is None else (m + 1) / m)
+        residual = (correct - self.expected) * (1.0 if self.m is None else (self.m + 1) / self.m)
         order = np.argsort(clusters.index, kind="stable")
         pairs = []
         for rows in np.split(order, np.flatnonzero(np.diff(clusters.index[order])) + 1):
@@ -133,6 +138,7 @@ def exchange_chances(counts: ArrayLike, gold: ArrayLike) -> Chances:
         np.where(first > second, first / (m + 1), 0.0),
         np.stack([(first - 1) / m, correct]),
         np.minimum(first, m) / m,
+        m,
     )
 
 
@@ -158,7 +164,8 @@ def left_out_chances(
     times = np.concatenate([times[drawn], np.ones(len(times))])
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(x, y, sample_weight=times)
     chance = np.asarray(fitted.predict(observed[0]), dtype=np.float64)
-    return Chances(chance, np.stack([observed[0], np.ones_like(chance)]), observed[0])
+    m = int(np.sum(np.asarray(counts)[0]))
+    return Chances(chance, np.stack([observed[0], np.ones_like(chance)]), observed[0], m)
 
 
 def chances_of(table: ClassTable, *, by_mass: bool) -> Chances | None:
@@ -188,4 +195,4 @@ def chances_of(table: ClassTable, *, by_mass: bool) -> Chances | None:
         return None
     else:
         chances = exchange_chances(table.sampled_counts, table.single_gold)
-    return chances.grouped(found.correct, table.groups, table.m)
+    return chances.grouped(found.correct, table.groups)
