@@ -24,7 +24,7 @@ from semcal.calibration.inference.equivalence import p_of_error
 from semcal.calibration.inference.paired import STATISTICS, contrast, leaves
 from semcal.calibration.measures.smece import smece
 from semcal.calibration.nulls.null import null_of
-from semcal.calibration.nulls.twins import chances_of
+from semcal.calibration.nulls.twins import chances_of, exact_chances
 from semcal.seeds import keyed_generator
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.confidence import class_masses, left_out_by_mass
@@ -188,6 +188,18 @@ def judged(hypothesis: str, off: float, decision: str, study: int) -> bool:
     return decide([finding], LAW.alpha)[0].decision == decision
 
 
+def blamed(study: int, n: int = 300, off: float = 0.03) -> bool:
+    """Whether cot is said to harm where it has the same error as a short style and is only surer."""
+    rng = keyed_generator(study, "validity", "surer")
+    runs = []
+    for style, (low, high) in (("concise", (0.3, 0.7)), ("cot", (0.9, 0.95))):
+        truth = rng.uniform(low, high, n)
+        correct, confidence = (rng.random(n) < truth).astype(float), truth + off
+        same = {"confidence": confidence, "correct": correct, "chances": exact_chances(confidence)}
+        runs.append(replace(made(style=style, n=n, seed=study), **same))
+    return thinking_harms(runs, LAW).parts[0].p <= LAW.alpha
+
+
 def called_smaller(off: float, study: int) -> bool:
     """Whether the mean error of a `grid` of one model, which is delta, is called smaller."""
     runs = [r for r in grid(off, study, n=300) if r.model == "a"]
@@ -205,6 +217,7 @@ RELATIONS: dict[str, Callable[[float], float]] = {
     "error grows with the gap": lambda gap: gap / 4,
     "no error anywhere": lambda gap: 0.0,  # noqa: ARG005
     "error where the gap is small": lambda gap: 0.15 if gap < 0.1 else 0.0,
+    "some error where the gap is small": lambda gap: 0.08 if gap < 0.1 else gap / 4,
 }
 
 
@@ -245,15 +258,23 @@ def rules(studies: int) -> Iterator[tuple[str, Callable[[int], bool], float, boo
         yield f"H1, mean error {off:+g} called smaller", partial(called_smaller, off), SIZE_LIMIT, True, studies
     yield "H1 holds: 12 calibrated cells", partial(judged, "H1", 0.0, "holds"), POWER_LIMIT, False, some
     yield "H1 fails: 12 cells off by 0.1", partial(judged, "H1", 0.1, "fails"), POWER_LIMIT, False, some
+    yield "H3 shown: one error in both styles, cot surer", blamed, SIZE_LIMIT, True, studies
     yield "H3 holds: 20 % unparsed in cot, else calibrated", partial(judged, "H3", 0.2, "holds"), 0.0, True, some
     yield "H4 holds: no error anywhere", partial(mechanism_judged, *_NONE, "holds"), SIZE_LIMIT, True, some
     yield "H4 fails: no error anywhere", partial(mechanism_judged, *_NONE, "fails"), SIZE_LIMIT, True, some
     yield "H4 holds: error grows with the gap", partial(mechanism_judged, *_GROWS, "holds"), POWER_LIMIT, False, some
+    yield (
+        "H4 holds: some error where the gap is small",
+        partial(mechanism_judged, *_SOME, "holds"),
+        SIZE_LIMIT,
+        True,
+        some,
+    )
     contradicted = partial(mechanism_judged, *_SMALL, "fails")
     yield "H4 fails: error where the gap is small", contradicted, POWER_LIMIT, False, some
 
 
-_GROWS, _NONE, _SMALL = ((relation,) for relation in RELATIONS)
+_GROWS, _NONE, _SMALL, _SOME = ((relation,) for relation in RELATIONS)
 
 
 def validity_cases(device: str = "auto", studies: int = 300, workers: int = 2) -> Iterator[Validity]:  # noqa: ARG001 - the signature of all benches

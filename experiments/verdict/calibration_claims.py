@@ -94,9 +94,10 @@ def row(what: str, unit: str, terms: Terms, law: Law) -> Part:
     return _part(what, unit, terms, law, reach=contrast(terms).detectable(law.alpha))
 
 
-def above(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
-    """To be shown: > 0; contradicted if `most`, a sum that is at least as large, is less than delta."""
-    p, against = contrast(terms).p_above(0.0), contrast(most).p_below(law.delta)
+def above(what: str, unit: str, terms: Terms, raw: Terms, most: Terms, law: Law) -> Part:
+    """To be shown: > 0, of `raw`, which keeps the floors of smECE, too; contradicted if `most`, a sum that is at least
+    as large, is less than delta."""
+    p, against = max(contrast(t).p_above(0.0) for t in (terms, raw)), contrast(most).p_below(law.delta)
     return replace(row(what, unit, terms, law), shown="> 0", p=p, p_against=against)
 
 
@@ -117,18 +118,21 @@ def in_and_out(runs: Iterable[Measured]) -> tuple[list[Measured], list[Measured]
 
 
 def undecidable(runs: Iterable[Measured]) -> str:
-    """Why these runs decide nothing: the one of which most is truncated or unparsed, and the remedy; "" if they do."""
+    """Why these runs decide nothing: the one of which most is truncated or unparsed, or whose chains of thought are all
+    alike, and the remedy; "" if they do."""
     lacks: list[tuple[float, str]] = []
     for run in runs:
         if run.style != CONTINUATION and run.truncated > MOST_UNPARSED:
             lacks.append((run.truncated, f"truncated in {run.label}; raise sampling.max_new_tokens"))
+        elif run.alike:
+            lacks.append((0.0, f"{run.label}: {run.alike}"))
         elif run.unparsed_share > MOST_UNPARSED:
             fix = "change the style's instruction or exemplars, or use another B"
             lacks.append((run.unparsed_share, f"unparsed in {run.label}; {fix}"))
     if not lacks:
         return ""
     share, said = max(lacks)
-    return f"{share:.0%} {said}".replace("%", " %", 1)
+    return f"{share:.0%} {said}".replace("%", " %", 1) if share else said
 
 
 def cell_row(run: Measured, law: Law, *, tested: bool = False) -> CellRow:
@@ -159,13 +163,15 @@ def outside(runs: Iterable[Measured], law: Law) -> list[Part]:
 def mean_error(runs: Sequence[Measured], law: Law) -> Part:
     """To be shown: the mean smECE error over cells is below delta."""
     terms = [(1 / len(runs), r.excess) for r in runs]
-    means = _model_means(runs)
+    means = _model_means(runs, excess)
     found = by_questions_and_models(terms, means)
     tests = (
-        [p_of_mean_error(runs, law), p_of_models(means, law.delta)] if len(means) > 1 else [p_of_mean_error(runs, law)]
+        [p_of_mean_error(runs, law), p_of_models(_model_means(runs, error), law.delta)]
+        if len(means) > 1
+        else [p_of_mean_error(runs, law)]
     )
     reach = found.estimate + found.detectable(law.alpha)
-    many = f"{len(runs)} cells of {len(means)} model{'s' if len(means) > 1 else ''}"
+    many = f"{counted(len(runs), 'cell')} of {counted(len(means), 'model')}"
     interval = found.interval(law.level)
     shown, against = f"smECE error < {law.delta:g}", found.p_above(law.delta)
     return Part(
@@ -182,10 +188,15 @@ def p_of_mean_error(runs: Sequence[Measured], law: Law) -> float:
     return mean_equivalence(cells, delta=law.delta, null_draws=law.null_draws, seed=law.seed)
 
 
-def _model_means(runs: Sequence[Measured]) -> list[float]:
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _model_means(runs: Sequence[Measured], figure: Figure) -> list[float]:
     by_model: dict[str, list[float]] = {}
     for r in runs:
-        by_model.setdefault(r.model, []).append(r.excess.estimate)
+        by_model.setdefault(r.model, []).append(figure(r).estimate)
     return [float(np.mean(values)) for values in by_model.values()]
 
 
@@ -194,7 +205,7 @@ def share_within(cells: Sequence[CellRow], law: Law) -> Part:
     known = [c for c in cells if np.isfinite(c.within)]
     within = sum(c.within <= law.alpha for c in known)
     above = int((holm([c.above for c in cells]) <= law.alpha).sum())
-    what = f"{within} of {len(cells)} cells within {law.delta:g}, {above} certainly above"
+    what = f"{within} of {counted(len(cells), 'cell')} within {law.delta:g}, {above} certainly above"
     return Part(what, "share of cells", within / len(cells), nan, nan)
 
 
@@ -235,11 +246,14 @@ def tuning_harms(runs: Sequence[Measured], law: Law, prompt: str) -> Finding:
         return Finding(key, context=tuple(context), reason=reason, runs=seen)
     raised, most_raised = mean_difference(tuned, excess), mean_difference(tuned, error, excess)
     steady, most_steady = mean_difference(sft, excess), mean_difference(sft, error, excess)
-    surer = mean_difference(tuned, gap)
+    raw, raw_steady, surer = mean_difference(tuned, error), mean_difference(sft, error), mean_difference(tuned, gap)
+    beyond, raw_beyond, most_beyond = (
+        one + _negated(two) for one, two in ((raised, steady), (raw, raw_steady), (most_raised, steady))
+    )
     parts = (
-        above("preference tuned − base", "excess smECE", raised, most_raised, law),
-        above("preference tuned − base", "signed gap", surer, surer, law),
-        above("preference tuned − SFT", "excess smECE", raised + _negated(steady), most_raised + _negated(steady), law),
+        above("preference tuned − base", "excess smECE", raised, raw, most_raised, law),
+        above("preference tuned − base", "signed gap", surer, surer, surer, law),
+        above("preference tuned − SFT", "excess smECE", beyond, raw_beyond, most_beyond, law),
         below("SFT − base", "excess smECE", steady, most_steady, law),
     )
     return _found(key, parts, context, [run for pair in (*tuned, *sft) for run in pair], law)
@@ -271,7 +285,7 @@ def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
         return Finding("H3", context=tuple(context), reason=reason)
     context = [row("cot − short, mean", "signed gap", _by_place(kept, gap), law), *context]
     most = _by_place(kept, error, excess)
-    part = above("cot − short, mean", "excess smECE", _by_place(kept, excess), most, law)
+    part = above("cot − short, mean", "excess smECE", _by_place(kept, excess), _by_place(kept, error), most, law)
     return _found("H3", (part,), context, [run for pair in kept for run in pair], law)
 
 

@@ -38,6 +38,7 @@ class Measured:
         in_distribution: whether the theory expects a base model to be calibrated on the dataset.
         unparsed: what the unparsed answers might have been; None: all were parsed.
         truncated: share of the samples cut off by the length limit.
+        alike: the warning that its chains of thought are all alike; "" if they are not.
         kl_gaps: rung -> KL gap in nats, see `kl_gap.py`.
         pooled: share of the mass in the pooled class of the target of the probes.
     """
@@ -61,6 +62,7 @@ class Measured:
     in_distribution: bool = True
     unparsed: UnparsedBounds | None = None
     truncated: float = float("nan")
+    alike: str = ""
     kl_gaps: Mapping[str, Leaves] = field(default_factory=dict)
     pooled: float = 0.0
     seed: int = 0

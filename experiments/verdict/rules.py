@@ -13,10 +13,10 @@ one-sided.
 To be shown, every part of it, and what contradicts a part:
 
 H1  base models, short styles, datasets in distribution: the mean smECE error over cells < delta. Shown if both (a) the
-    mean smECE, taken from what a calibrated model would be right at this M, is smaller than that of models which are all
-    off by delta in the same direction (two one-sided tests by simulation; cells of one dataset share their luck, so
-    that the mean varies most), and (b), with two models or more,
-    a t test over model means of the excess says "< delta", models being a sample. Contradicted by a mean excess >
+    mean smECE, taken from what a calibrated model would be right at this M, is smaller than that of models which are
+    all off by delta in the same direction (two one-sided tests by simulation; cells of one dataset share their luck,
+    so that the mean varies most), and (b), with two models or more, a t test over model means of smECE says "< delta",
+    models being a sample. Contradicted by a mean excess >
     delta, with an error by questions and models. Listed beside it, untested: the share of cells within delta by their
     own equivalence test and the number certainly above (Holm), and every cell with its smECE, excess, debiased binned
     error and loss gap. "Every cell" is not claimed: on a grid of 180 cells with power 0.8 each it could never hold.
@@ -24,17 +24,19 @@ H1  base models, short styles, datasets in distribution: the mean smECE error ov
     the debiased binned error.
 H2  in short styles, each tuned run under chat paired with its base model's few-shot run, means over cells: excess of
     preference-tuned > base's; their signed gap > base's; their excess > that of SFT (each of the three contradicted
-    by a raise < delta); excess of SFT < base's + delta, contradicted by > base's + delta.
+    by a raise < delta); a raise is shown of the excess and of smECE alike; excess of SFT < base's + delta, contradicted
+    by > base's + delta.
 H2 same prompt  the same with the tuned models under the base's few-shot prompt: the effect of the weights alone.
 H3  for base models on datasets in distribution, paired, mean over models and datasets: excess in cot > mean excess in
-    short styles, contradicted by a raise < delta.
+    short styles, and the same of smECE; contradicted by a raise < delta.
 H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean held-out
     KL, in nats, of the model's class distribution from what a probe predicts, minus the noise of finite M where its
     ceiling is stored, and at least 0. The probe is the rank-8 LoRA where every cell has it; otherwise the linear probe
     at the layer that does best on one half of the groups, measured on the other half, and the reverse. A gap is small
-    if its one-sided upper bound is below SMALL_GAP. Shown if there are cells with a small gap and none of them has an
-    excess certainly above delta (Holm), and the slope of excess on gap, with errors in both, is > 0 (jackknife over
-    models, or over cells where there are fewer than three models). Contradicted by a cell with a small gap and an
+    if its one-sided upper bound is below SMALL_GAP. Shown if the mean error of cells with a small gap is < delta as in
+    H1 (a) and none of them has an excess certainly above delta (Holm), and the slope of excess on gap, with errors in
+    both, is > 0 (jackknife over lineages, or over cells where there are fewer than three; checkpoints of fewer than
+    three lineages drift together and show no slope). Contradicted by a cell with a small gap and an
     excess certainly above delta. Cells in which more than MOST_POOLED of the mass lies in the pooled class have no KL
     gap yet: what is predicted there is how much is pooled.
 H5  not tested: reserved for an intervention on training, which changes what can be predicted. Ablating activations
@@ -50,8 +52,11 @@ H6  base models as in H1: the mean over cells of the loss gap is below that of a
 - If more than MOST_UNPARSED of the samples of a cell that a hypothesis needs are unparsed or truncated, it cannot be
   decided: what those answers would have been decides it. Every smECE comes with its range over four readings of the
   unparsed answers and with the figure of parsed answers alone.
-- Noise hides part of a small error, so excess understates it and smECE does not. Where a raise of delta is to be ruled
-  out (contradictions of H2 and H3, the part of SFT), the floor is not subtracted from the run that may have it.
+- A cot run whose chains are all alike is not one: what needs it cannot be decided.
+- Noise hides part of a small error, so excess understates it and smECE does not. Of two runs with one error, the
+  surer, whose floor is lower, has the larger excess and the smaller smECE, so a raise has to be shown of both. Where a
+  raise of delta is to be ruled out (contradictions of H2 and H3, the part of SFT), the floor is not subtracted from the
+  run that may have it.
 - The p-value of a hypothesis is the largest of its parts. To show all parts wrongly, one of them has to be shown
   wrongly, so each is tested at alpha, unadjusted (intersection-union test, Berger 1982).
 - The p-value against it is the smallest of its parts' contradictions, after Holm over the parts.

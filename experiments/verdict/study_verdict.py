@@ -216,6 +216,7 @@ def _measured(run: Scored, by_mass: bool) -> Measured:
         in_distribution=bool(cell.dataset.in_distribution),
         unparsed=unparsed_bounds(table, by_mass=by_mass) if table.unparsed_share > 0 else None,
         truncated=float("nan") if truncated is None else float(truncated),
+        alike=(run.calibration.get("chains") or {}).get("warning") or "",
         kl_gaps=kl_gaps(probes, folder.probe_losses(), group, stratum=cell.dataset.name, seed=cell.seed),
         pooled=0.0 if probes.empty else pooled_mass(table, cell.probes.max_classes),
         seed=cell.seed,

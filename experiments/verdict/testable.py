@@ -5,6 +5,7 @@ Knows a study's configuration; no runs.
 
 from experiments.config.study import Study
 from experiments.verdict.calibration_claims import PREFERENCE, SHORT
+from experiments.verdict.mechanism_claims import FEWEST
 
 
 def untestable(study: Study) -> list[str]:
@@ -16,19 +17,21 @@ def untestable(study: Study) -> list[str]:
     few_shot_base = any(m.stage == "base" and m.prompt == "few-shot" for m in study.models)
     base = any(m.stage == "base" for m in study.models)
     shared = [_unless(short, "concise or sentence"), _unless(known, "dataset that is in distribution")]
-    able = any(m.stage in ("base", "sft") for m in study.models)
+    able = sum(m.stage in ("base", "sft") for m in study.models)
+    cells = able * len(known) * len(study.styles)
     tuned = _unless(_tuned(study, PREFERENCE, "chat"), f"{_TUNED} under chat")
     lacks: dict[str, list[str]] = {
         "H1": [_unless(base, "base model"), *shared],
         "H3": [_unless(base and "cot" in study.styles, "base model with cot"), *shared],
-        "H4": [_unless(able, "base or SFT model"), _unless(study.probes.enabled, "probes"), shared[1]],
+        "H4": [_unless(able, "base or SFT model"), _unless(study.probes.enabled, "probes"), shared[1]]
+        + ([f"{FEWEST} cells of them"] if 0 < cells < FEWEST else []),
         "H6": [_unless(base, "base model"), tuned, *shared],
     }
     for key, prompt in (("H2", "chat"), ("H2 same prompt", "few-shot")):
         lacks[key] = [
             _unless(few_shot_base, "few-shot base model"),
-            _unless(_tuned(study, PREFERENCE, prompt), f"{_TUNED} under {prompt}"),
-            _unless(_tuned(study, ("sft",), prompt), f"SFT model under {prompt}"),
+            _unless(_tuned(study, PREFERENCE, prompt, beside_base=True), f"{_TUNED} under {prompt} in its lineage"),
+            _unless(_tuned(study, ("sft",), prompt, beside_base=True), f"SFT model under {prompt} in its lineage"),
             shared[0],
         ]
     found = {key: [lack for lack in all_ if lack] for key, all_ in sorted(lacks.items())}
@@ -42,5 +45,8 @@ def _unless(there: object, what: str) -> str:
     return "" if there else what
 
 
-def _tuned(study: Study, stages: tuple[str, ...], prompt: str) -> bool:
-    return any(m.stage in stages and m.prompt == prompt for m in study.models)
+def _tuned(study: Study, stages: tuple[str, ...], prompt: str, *, beside_base: bool = False) -> bool:
+    """Whether a model of these stages is asked so; `beside_base`: in the lineage of a base model with few-shot."""
+    bases = {m.lineage for m in study.models if m.stage == "base" and m.prompt == "few-shot"}
+    tuned = (m for m in study.models if m.stage in stages and m.prompt == prompt)
+    return any(m.lineage in bases or not beside_base for m in tuned)

@@ -208,7 +208,7 @@ def _readable(path: Path) -> None:
         inside = sorted(f.name for f in path.iterdir() if f.suffix and f.suffix.lower() in FORMATS)
         raise UserError(f"{path} is a folder; expected a file ({', '.join(inside[:5]) or 'none in it can be read'})")
     if not path.exists():
-        raise UserError(f"no file {path}; check the dataset's path")
+        raise UserError(f"no file {path}; check the path of the dataset or of its aliases")
 
 
 def _bytes(path: Path) -> bytes:

@@ -282,7 +282,7 @@ class Run:
         try:
             return ClassTable.from_frame(self.classes())
         except UserError as error:
-            raise UserError(f"{error}; run `semcal score {self.folder}`") from None
+            raise UserError(f"{error}; run its study again with `semcal run`, which keeps the samples") from None
 
     def classes(self) -> pd.DataFrame:
         """One row per question and class, unsampled gold classes included: see `ClassTable.to_frame`."""

@@ -130,7 +130,9 @@ def test_exchanging_gold_among_questions_changes_no_partition_of_any_b(tmp_path_
 
 def test_a_blind_question_holds_nothing_of_the_answer():
     assert {f.name for f in fields(BlindQuestion)} == {"id", "text", "group", "choices"}
-    assert QUESTIONS[1].blind == BlindQuestion("q1", "Question 1?", "q1", OPTIONS)
+    blind = replace(QUESTIONS[1], group="https://example.org/Paris").blind
+    assert (blind.id, blind.text, blind.choices) == ("q1", "Question 1?", OPTIONS)
+    assert "Paris" not in blind.group
 
 
 # ---- planted truth -------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from semcal.calibration.inference.bootstrap import Groups, groups
 from semcal.calibration.nulls.exchange import pooled
 from semcal.semantics.class_table import ClassTable
 
+LEVELS = 10  # of chance, at which residuals are centred
+
 
 @dataclass(frozen=True)
 class Chances:
@@ -75,8 +77,9 @@ class Chances:
         """The same, as dependent within groups as the observed correctness is.
 
         Questions of a group that are right and wrong together make the error of a data set vary more than independent
-        ones do. How far they go together is measured: the products of their residuals (correctness minus chance),
-        summed over the pairs of all groups, as a share of what they would be if the members of a group were right and
+        ones do. How far they go together is measured: the products of their residuals (correctness minus chance,
+        centred at every level of chance, so that miscalibration is not taken for dependence), summed over the pairs of
+        all groups, as a share of what they would be if the members of a group were right and
         wrong as one (cut to [0, 1]; an intraclass correlation). A group that shares its gold answer comes out near 1,
         questions that are only of one kind near 0.
 
@@ -87,7 +90,8 @@ class Chances:
         clusters = groups(group, len(correct))
         if clusters.count == len(correct):
             return self
-        residual = (correct - self.expected) * (1.0 if self.m is None else (self.m + 1) / self.m)
+        residual = _centred(correct - self.expected, self.expected)
+        residual *= 1.0 if self.m is None else (self.m + 1) / self.m
         order = np.argsort(clusters.index, kind="stable")
         pairs = []
         for rows in np.split(order, np.flatnonzero(np.diff(clusters.index[order])) + 1):
@@ -100,6 +104,15 @@ class Chances:
         ratio = observed.sum() / most.sum()
         error = np.sqrt(((observed - ratio * most) ** 2).sum()) / most.sum()
         return replace(self, groups=clusters, shared=float(np.clip(ratio + error, 0, 1)))
+
+
+def _centred(residual: FloatArray, expected: FloatArray) -> FloatArray:
+    """Residuals `[n]` minus their mean over LEVELS parts of the questions, from those expected to be right least."""
+    parts = np.array_split(np.argsort(expected, kind="stable"), min(LEVELS, max(1, len(expected) // 20)))
+    centred = residual.copy()
+    for rows in parts:
+        centred[rows] -= residual[rows].mean()
+    return centred
 
 
 def exact_chances(confidence: ArrayLike) -> Chances:
