@@ -28,6 +28,12 @@ INTERVENTION = (
     "more than random changes of the same strength."
 )
 SECTIONS = {
+    "unparsed": (
+        "Unparsed answers",
+        "The range of smECE over four readings of the answers that B could not parse (the top class, each its own, "
+        "gold, one wrong answer as in the headline), and smECE and signed gap of the parsed answers alone, without the "
+        "questions that have none (left out).",
+    ),
     "finite_m": (
         "Finite M",
         "B-confidence by each estimator. The share of the most frequent class (plug-in) is too large at finite M; "

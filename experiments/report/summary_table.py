@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.config.study import Cell
+from experiments.verdict.rules import MOST_UNPARSED
 from probes.evaluation.result import LINEAR
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.questions.question import CONTINUATION
@@ -121,10 +122,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             f"The answers seen hold {c['seen_mass']:.0%} of the probability: confidence by mass rests mostly on counts "
             "of answers seen once."
         )
-    if c["unparsed_share"] > 0.05:
-        said.append(
-            f"{c['unparsed_share']:.1%} of the samples contain no answer in style {cell.style!r} (class unparsed)."
-        )
+    if bounds := c.get("unparsed"):
+        said.append(_unparsed_remark(cell.style, bounds))
     if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is cut by design
         said.append(
             f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; "
@@ -158,6 +157,19 @@ def remarks(cell: Cell, run: Run) -> list[str]:
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
         said.append("Temperature, top-k or top-p was changed: these are not samples from the model's own distribution.")
     return said
+
+
+def _unparsed_remark(style: str, bounds: dict[str, Any]) -> str:
+    share, low, high = (bounds[name] for name in ("share", "least_smece", "most_smece"))
+    alone, gap = (bounds[f"parsed_only_{name}"] for name in ("smece", "signed_gap"))
+    without = f", without {bounds['left_out']} questions that have none" if bounds["left_out"] else ""
+    few = "Less than 0.1%"
+    undecided = f" Above {MOST_UNPARSED:.0%}, no hypothesis is decided on this run." if share > MOST_UNPARSED else ""
+    return (
+        f"{few if share < 0.001 else format(share, '.1%')} of the samples contain no answer in style {style!r} (class "
+        f"unparsed). Over four readings of them, smECE is between {number(low)} and {number(high)}; of the parsed "
+        f"answers alone it is {number(alone)}, with a signed gap of {number(gap, '+')}{without}.{undecided}"
+    )
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """From a cell's samples to semantic classes and calibration: answers read by a B, made into a class table, measured,
 and written to the run folder. No model is needed except what B queries.
 
-The sections of calibration.json are the figures behind the headline: finite M, equivalence, loss gap, remedies, closed
-sets of classes. They are computed from the class table.
+The sections of calibration.json are the figures behind the headline: unparsed answers, finite M, equivalence, loss gap,
+remedies, closed sets of classes. They are computed from the class table.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +16,7 @@ from experiments.config.collapsing_functions import collapse_of
 from experiments.config.study import Cell
 from semcal.calibration.estimators.finite_m import estimates, m_curve
 from semcal.calibration.estimators.recalibration import remedies
+from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.inference.equivalence import equivalence
 from semcal.calibration.measures.closed_set import ClosedSet, classwise, skce
 from semcal.calibration.measures.loss_gap import loss_gap, simulated_loss_gap
@@ -196,7 +197,22 @@ def sections(cell: Cell, table: ClassTable, read: Sequence[Read], *, closed: boo
         rows = estimates(table, curve=curve, resampling=detail)
         found = {"finite_m": [asdict(row) for row in rows], "m_curve": curve.rows()}
     found |= {"equivalence": _equivalence(table, cell.calibration.delta, detail)} | _loss(table, read, detail)
-    return found | {"closed": _closed(table, detail) if closed else None}
+    return found | {"unparsed": _unparsed(table), "closed": _closed(table, detail) if closed else None}
+
+
+def _unparsed(table: ClassTable) -> dict[str, Any] | None:
+    """How far the headline smECE depends on what the unparsed answers were; None where all were parsed."""
+    if not table.unparsed_share > 0:
+        return None
+    found = unparsed_bounds(table)
+    return {
+        "share": found.share,
+        "least_smece": found.least,
+        "most_smece": found.most,
+        "parsed_only_smece": found.parsed_only.smece,
+        "parsed_only_signed_gap": found.parsed_only.signed_gap,
+        "left_out": found.left_out,
+    }
 
 
 def _equivalence(table: ClassTable, delta: float, detail: Resampling) -> dict[str, Any] | None:

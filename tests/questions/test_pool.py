@@ -2,8 +2,10 @@
 
 import pytest
 
+from semcal.questions.load_dataset import build
 from semcal.questions.pool import pool
 from semcal.questions.prompts import STOPS
+from semcal.questions.question import Question
 from semcal.semantics.before_answer import MIN_WORDS
 from semcal.semantics.extract import extract, locate, normalise
 
@@ -43,3 +45,17 @@ def test_sentences_vary_in_form():
     assert not any("answer" in s for s in sentences)
     assert len({" ".join(s.split()[:2]) for s in sentences}) >= 20  # no opening recurs often
     assert all(s.count(".") == 1 and s.endswith(".") for s in sentences)
+
+
+def test_a_question_of_the_pool_that_is_evaluated_is_not_shown():
+    asked, *others = pool()
+    mine = [
+        Question(id="mine", text=f"  {asked.text.upper()}", answers=asked.answers),  # the same but for case and spaces
+        Question(id="other", text="Who painted the ceiling of our town hall?", answers=("Ada",)),
+    ]
+    dataset = build("mine", mine, n=None, exemplars=4, seed=0)
+    assert {q.id for q in dataset.questions} == {"mine", "other"}
+    assert dataset.exemplars == tuple(others)
+    alone = build("mine", mine, n=1, exemplars=4, seed=0)
+    (evaluated,) = alone.questions
+    assert (asked in alone.exemplars) == (evaluated.id == "other")  # only what is evaluated counts

@@ -10,6 +10,7 @@ import pytest
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import load_study, named_semantics
+from experiments.report.summary_table import remarks
 from experiments.score.score import score
 from semcal import Run, UserError
 from semcal.semantics.collapsing.alias_table import Aliases
@@ -181,6 +182,39 @@ def test_a_b_without_a_threshold_has_no_such_section(tmp_path, study_dict):
     (run,) = run_dict(tmp_path, study_dict | off)
     assert run.calibration()["thresholds"] is None
     assert run.calibration()["gold_in_several_classes"] == 0
+
+
+def test_unparsed_answers_have_a_range_on_the_page_and_in_the_study(tmp_path, study_dict):
+    off = {"capture": {"positions": []}, "probes": {"enabled": False}, "styles": ["cot"]}
+    (run,) = run_dict(tmp_path, study_dict | off, drawn=True)
+    headline = run.calibration()
+    found = headline["unparsed"]  # a random model seldom writes an answering phrase
+    assert found["share"] == pytest.approx(headline["unparsed_share"])
+    assert found["share"] > 0.05
+    assert found["least_smece"] <= headline["smece"] + 1e-12
+    assert headline["smece"] <= found["most_smece"] + 1e-12  # unparsed as one wrong answer is one of the readings
+    parsed = run.classes()[lambda table: (table["count"] > 0) & ~table["unparsed"]]
+    assert found["left_out"] == 48 - parsed["question_id"].nunique()
+    (said,) = (remark for remark in remarks(stored_cell(run), run) if "class unparsed" in remark)
+    assert f"between {found['least_smece']:.3f} and {found['most_smece']:.3f}" in said
+    assert "Above 5%, no hypothesis is decided" in said
+    page, study = (folder / "report.html" for folder in (run.folder, run.folder.parent))
+    assert "<h2>Unparsed answers</h2>" in page.read_text()
+    assert all("Over four readings of them" in path.read_text() for path in (page, study))
+
+
+def test_without_unparsed_answers_there_is_no_range(monkeypatch, tmp_path, study_dict):
+    off = {
+        "capture": {"positions": []},
+        "probes": {"enabled": False},
+        "semantics": [{"kind": "custom", "path": "all:b"}],
+    }
+    (tmp_path / "all.py").write_text("def b(question, text, style):\n    return text.strip() or 'nothing'\n")
+    monkeypatch.chdir(tmp_path)
+    (run,) = run_dict(tmp_path, study_dict | off)
+    assert run.calibration()["unparsed_share"] == 0
+    assert run.calibration()["unparsed"] is None
+    assert not any("unparsed" in remark for remark in remarks(stored_cell(run), run))
 
 
 def test_aliases_of_all_questions_and_of_the_users_file_are_kept_with_the_run(tmp_path, study_dict):
