@@ -17,36 +17,42 @@ def untestable(study: Study) -> list[str]:
     few_shot_base = any(m.stage == "base" and m.prompt == "few-shot" for m in study.models)
     base = any(m.stage == "base" for m in study.models)
     shared = [_unless(short, "concise or sentence"), _unless(known, "dataset that is in distribution")]
-    able = sum(m.stage in ("base", "sft") for m in study.models)
-    cells = able * len(known) * len(study.styles)
+    able = {m.path for m in study.models if m.stage in ("base", "sft")}
+    cells = len(able) * len(known) * len(study.styles)
     tuned = _unless(_tuned(study, PREFERENCE, "chat"), f"{_TUNED} under chat")
     lacks: dict[str, list[str]] = {
         "H1": [_unless(base, "base model"), *shared],
         "H3": [_unless(base and "cot" in study.styles, "base model with cot"), *shared],
         "H4": [_unless(able, "base or SFT model"), _unless(study.probes.enabled, "probes"), shared[1]]
-        + ([f"{FEWEST} cells of them"] if 0 < cells < FEWEST else []),
+        + ([f"only {cells} of {FEWEST} cells"] if 0 < cells < FEWEST else []),
         "H6": [_unless(base, "base model"), tuned, *shared],
     }
     for key, prompt in (("H2", "chat"), ("H2 same prompt", "few-shot")):
         lacks[key] = [
             _unless(few_shot_base, "few-shot base model"),
-            _unless(_tuned(study, PREFERENCE, prompt, beside_base=True), f"{_TUNED} under {prompt} in its lineage"),
-            _unless(_tuned(study, ("sft",), prompt, beside_base=True), f"SFT model under {prompt} in its lineage"),
+            _unless(_tuned(study, PREFERENCE, prompt), f"{_TUNED} under {prompt}"),
+            _unless(_tuned(study, ("sft",), prompt), f"SFT model under {prompt}"),
+            *_strangers(study, prompt),
             shared[0],
         ]
     found = {key: [lack for lack in all_ if lack] for key, all_ in sorted(lacks.items())}
-    return [f"{key} cannot be tested: no {', no '.join(what)}" for key, what in found.items() if what]
+    return [f"{key} cannot be tested: {', '.join(what)}" for key, what in found.items() if what]
 
 
 _TUNED = "model of stage dpo, grpo, rl or instruct"
 
 
 def _unless(there: object, what: str) -> str:
-    return "" if there else what
+    return "" if there else f"no {what}"
 
 
-def _tuned(study: Study, stages: tuple[str, ...], prompt: str, *, beside_base: bool = False) -> bool:
-    """Whether a model of these stages is asked so; `beside_base`: in the lineage of a base model with few-shot."""
+def _tuned(study: Study, stages: tuple[str, ...], prompt: str) -> bool:
+    return any(m.stage in stages and m.prompt == prompt for m in study.models)
+
+
+def _strangers(study: Study, prompt: str) -> list[str]:
+    """That tuned models under a prompt have no base model in their lineage, where the study has base models."""
     bases = {m.lineage for m in study.models if m.stage == "base" and m.prompt == "few-shot"}
-    tuned = (m for m in study.models if m.stage in stages and m.prompt == prompt)
-    return any(m.lineage in bases or not beside_base for m in tuned)
+    tuned = [m for m in study.models if m.stage in (*PREFERENCE, "sft") and m.prompt == prompt]
+    strangers = [m.name for m in tuned if m.lineage not in bases]
+    return [f"no base model in the lineage of {', '.join(strangers)}"] if bases and strangers else []

@@ -41,6 +41,7 @@ def test_models_without_a_stage_are_no_hypothesis_of_anyone(tmp_path):
                 "H2 same prompt": (
                     "no model of stage dpo, grpo, rl or instruct under few-shot, no SFT model under few-shot"
                 ),
+                "H4": "only 3 of 4 cells",
                 "H6": "no model of stage dpo, grpo, rl or instruct under chat",
             },
         ),
@@ -51,17 +52,28 @@ def test_models_without_a_stage_are_no_hypothesis_of_anyone(tmp_path):
                 "H2": "no few-shot base model",
                 "H2 same prompt": "no few-shot base model",
                 "H3": "no base model with cot",
+                "H4": "only 3 of 4 cells",
                 "H6": "no base model",
             },
         ),
-        ({"styles": ["concise"]}, {"H3": "no base model with cot"}),
+        ({"styles": ["concise"]}, {"H3": "no base model with cot", "H4": "only 2 of 4 cells"}),
         (
             {"styles": ["cot"]},
-            dict.fromkeys(("H1", "H2", "H2 same prompt", "H3", "H6"), "no concise or sentence"),
+            dict.fromkeys(("H1", "H2", "H2 same prompt", "H3", "H6"), "no concise or sentence")
+            | {"H4": "only 2 of 4 cells"},
         ),
         ({"datasets": [MYTHS]}, dict.fromkeys(("H1", "H3", "H4", "H6"), "no dataset that is in distribution")),
         ({"datasets": [MYTHS, FACTS]}, {}),
         ({"probes": {"enabled": False}}, {"H4": "no probes"}),
+        (
+            {"models": [BASE | {"lineage": "a"}, SFT | {"lineage": "b"}, DPO | {"lineage": "b"}]},
+            {
+                "H2": "no base model in the lineage of sft, dpo",
+                "H2 same prompt": (
+                    "no model of stage dpo, grpo, rl or instruct under few-shot, no SFT model under few-shot"
+                ),
+            },
+        ),
     ],
 )
 def test_each_lack_is_named_in_the_line_of_its_hypothesis(tmp_path, change, expected):
