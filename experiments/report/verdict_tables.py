@@ -18,7 +18,19 @@ GREY = "#6B6B6B"
 COLOURS = {"holds": "#0072B2", "fails": "#D55E00"}  # else grey
 SUMMARY = ("", "hypothesis", "verdict", "weakest part", "p (Holm)", "p against (Holm)")
 DETAIL = ("", "unit", "estimate", "to be shown", "p", "p against", "would find")
-CELLS = ("run", "smECE", "excess", "p (error ≥ δ)", "binned", "loss gap", "unparsed", "range", "parsed only")
+CELLS = (
+    "run",
+    "smECE",
+    "excess",
+    "p (error ≥ δ)",
+    "binned",
+    "loss gap",
+    "seen mass",
+    "truncated",
+    "unparsed",
+    "range",
+    "parsed only",
+)
 ROW, WIDTH = 0.24, 11.0  # inches
 
 
@@ -87,11 +99,16 @@ def cell_rows(verdict: Verdict) -> list[tuple[str, ...]]:
     return [
         (
             *(c.label, number(c.smece), interval(c.excess, c.low, c.high, "+", 3), p_text(c.within), number(c.binned)),
-            *(number(c.loss), f"{c.unparsed:.1%}", f"{number(c.least)} to {number(c.most)}"),
+            *(number(c.loss), number(c.seen), _percent(c.truncated), _percent(c.unparsed)),
+            f"{number(c.least)} to {number(c.most)}",
             number(c.parsed_only) + (f" without {c.left_out}" if c.left_out else ""),
         )
         for c in verdict.finding.cells
     ]
+
+
+def _percent(share: float) -> str:
+    return "—" if math.isnan(share) else f"{share:.1%}"
 
 
 def _explanation(judgement: Judgement) -> str:
@@ -102,7 +119,8 @@ def _explanation(judgement: Judgement) -> str:
         "parts are shown (p: the largest of the parts, Holm over hypotheses); it fails if one is contradicted. Would "
         "find: the smallest true effect with power 0.8; for an error < delta, the smallest error that can be ruled "
         "out. Run by run: binned is the debiased binned error, which sees errors that oscillate and escape smECE; "
-        "range is that of smECE over what the unparsed answers might have been."
+        "range is that of smECE over what the unparsed answers might have been. Figures here are by mass where every run "
+        "has log-probabilities, so they differ a little from the pages of the runs, which are by counts."
     )
 
 

@@ -149,7 +149,7 @@ def cell_row(run: Measured, law: Law, *, tested: bool = False) -> CellRow:
         within = p_of_error(run.chances, run.correct, law.delta, uniform)
     figures = (smece, run.excess.estimate, *own.interval(law.level), within, own.p_above(law.delta), run.binned)
     left = nan if run.loss is None else run.loss.estimate
-    return CellRow(run.label, *figures, left, run.unparsed_share, *ends)
+    return CellRow(run.label, *figures, left, run.seen_mass, run.truncated, run.unparsed_share, *ends)
 
 
 def outside(runs: Iterable[Measured], law: Law) -> list[Part]:

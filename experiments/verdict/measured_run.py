@@ -37,6 +37,7 @@ class Measured:
         smoothing: samples per question where confidences are shares of them; None for masses.
         in_distribution: whether the theory expects a base model to be calibrated on the dataset.
         unparsed: what the unparsed answers might have been; None: all were parsed.
+        seen_mass: mean probability of the distinct answers seen; NaN where unknown.
         truncated: share of the samples cut off by the length limit.
         alike: the warning that its chains of thought are all alike; "" if they are not.
         kl_gaps: rung -> KL gap in nats, see `kl_gap.py`.
@@ -61,6 +62,7 @@ class Measured:
     smoothing: int | None = None
     in_distribution: bool = True
     unparsed: UnparsedBounds | None = None
+    seen_mass: float = float("nan")
     truncated: float = float("nan")
     alike: str = ""
     kl_gaps: Mapping[str, Leaves] = field(default_factory=dict)

@@ -130,7 +130,8 @@ class CellRow:
         above: p-value of "its excess is at most delta".
         binned: debiased binned error, which sees errors that oscillate over confidence.
         loss: its loss gap, nats; NaN where there is none.
-        unparsed: share of its samples.
+        seen: mean probability of the distinct answers seen, which differs with wording; NaN where unknown.
+        truncated, unparsed: shares of its samples.
         least, most: range of smECE over the readings of unparsed answers.
         parsed_only: smECE of the parsed answers.
         left_out: questions without a parsed answer, which `parsed_only` leaves out.
@@ -145,6 +146,8 @@ class CellRow:
     above: float
     binned: float
     loss: float
+    seen: float
+    truncated: float
     unparsed: float
     least: float
     most: float

@@ -215,6 +215,7 @@ def _measured(run: Scored, by_mass: bool) -> Measured:
         smoothing=None if by_mass else run.m,
         in_distribution=bool(cell.dataset.in_distribution),
         unparsed=unparsed_bounds(table, by_mass=by_mass) if table.unparsed_share > 0 else None,
+        seen_mass=float(table.seen_mass.mean()),
         truncated=float("nan") if truncated is None else float(truncated),
         alike=(run.calibration.get("chains") or {}).get("warning") or "",
         kl_gaps=kl_gaps(probes, folder.probe_losses(), group, stratum=cell.dataset.name, seed=cell.seed),
