@@ -119,8 +119,8 @@ def _explanation(judgement: Judgement) -> str:
         "parts are shown (p: the largest of the parts, Holm over hypotheses); it fails if one is contradicted. Would "
         "find: the smallest true effect with power 0.8; for an error < delta, the smallest error that can be ruled "
         "out. Run by run: binned is the debiased binned error, which sees errors that oscillate and escape smECE; "
-        "range is that of smECE over what the unparsed answers might have been. Figures here are by mass where every run "
-        "has log-probabilities, so they differ a little from the pages of the runs, which are by counts."
+        "range is that of smECE over what the unparsed answers might have been. Where confidence is by mass, figures "
+        "differ a little from those on the pages of the runs, which are by counts."
     )
 
 
