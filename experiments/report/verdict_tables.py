@@ -150,7 +150,7 @@ def draw_verdict(judgement: Judgement) -> Path:
 
 
 def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
-    """One panel per hypothesis and unit: estimate and interval of each row, filled for parts of the rule, else hollow.
+    """Two panels per hypothesis, its units with most rows: estimate and interval, filled for parts of the rule.
 
     Rows of a hypothesis on the same runs share a line across its panels.
     """
@@ -171,12 +171,18 @@ def _all(verdict: Verdict) -> tuple[Part, ...]:
     return (*verdict.finding.parts, *verdict.finding.context)
 
 
+def _units(verdict: Verdict) -> list[str]:
+    """At most two, those with most rows; others are in the tables alone."""
+    rows = [p.unit for p in _all(verdict)]
+    return sorted(dict.fromkeys(rows), key=lambda unit: -rows.count(unit))[:2]
+
+
 def _lines(verdict: Verdict) -> list[str]:
-    return list(dict.fromkeys(p.what for p in _all(verdict)))
+    return list(dict.fromkeys(p.what for p in _all(verdict) if p.unit in _units(verdict)))
 
 
 def _panel(verdict: Verdict, first: Axes, second: Axes) -> None:
-    lines, units = _lines(verdict), list(dict.fromkeys(p.unit for p in _all(verdict)))
+    lines, units = _lines(verdict), _units(verdict)
     colour = COLOURS.get(verdict.decision, GREY)
     for axes, unit in zip((first, second), [*units, None], strict=False):
         if unit is None:

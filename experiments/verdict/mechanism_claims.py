@@ -105,7 +105,7 @@ def _highest(gap: Contrast, law: Law) -> float:
 
 
 def _gap_row(run: Measured, gap: Contrast, law: Law, rung: str) -> Part:
-    return Part(f"{run.label}, {rung}", "KL gap, nats", gap.estimate, *gap.interval(law.level))
+    return Part(run.label, f"KL gap ({rung}), nats", gap.estimate, *gap.interval(law.level))
 
 
 def _small_gaps(cells: Sequence[Measured], gaps: Sequence[Contrast], law: Law) -> Part:
