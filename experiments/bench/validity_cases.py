@@ -85,19 +85,19 @@ class Planted:
     shift: float = 0.0
 
     def table(self, rng: np.random.Generator, n: int = QUESTIONS) -> tuple[ClassTable, float]:
-        """Samples of n questions as a class table, and the planted error: mean of what the top classes of the samples
-        are right more often than they are answered."""
+        """Samples of n questions as a class table, and the planted error: how much more often the top classes of the
+        samples are right than they are answered, on average."""
         groups = np.arange(n) // self.group
         pi = rng.dirichlet(np.full(CLASSES, self.alpha), size=groups[-1] + 1)
         truth, gold = self._truth(pi), np.empty(len(pi), dtype=np.int64)
         for g, p in enumerate(truth):
             gold[g] = rng.choice(CLASSES, p=p)
         pi, truth, gold = pi[groups], truth[groups], gold[groups]
-        counts, masses, left_out = self._sampled(pi, gold, rng)
+        counts, masses, left_out, excess = self._sampled(pi, gold, truth, rng)
         table = replace(ClassTable.of_arrays(counts, gold, groups=groups), masses=masses, left_out=left_out)
-        top = np.argmax(masses, axis=1)
-        each = np.arange(n)
-        return table, float((truth[each, top] - pi[each, top]).mean())
+        found = replace(table, left_out=excess).by_mass_left_out
+        assert found is not None
+        return table, float(found.correct.mean())
 
     def _truth(self, pi: FloatArray) -> FloatArray:
         """Distribution of the gold class [n, K]: pi, but for the chance of its most probable class."""
@@ -110,9 +110,10 @@ class Planted:
         return truth
 
     def _sampled(
-        self, pi: FloatArray, gold: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, FloatArray, FloatArray]:
-        """Counts, masses and left-out figures of M samples of each question."""
+        self, pi: FloatArray, gold: np.ndarray, truth: FloatArray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, FloatArray, FloatArray, FloatArray]:
+        """Counts, masses and left-out figures of M samples of each question; the last with the chance of each class to
+        be gold, minus that of being answered, in place of gold."""
         n, width = len(pi), max(self.wordings, 1)
         of_word = rng.dirichlet(np.ones(width), size=(n, CLASSES))
         word = (pi[:, :, None] * of_word).reshape(n, -1)  # [n, class x wording]
@@ -127,7 +128,8 @@ class Planted:
         right[np.arange(n), gold] = True
         counts = np.bincount(row * CLASSES + label, times, pi.size).reshape(pi.shape).astype(np.int64)
         masses = class_masses(row, label, times, logprob, shape=(n, CLASSES))
-        return counts, masses, left_out_by_mass(row, label, times, logprob, right)
+        drawn = (row, label, times, logprob)
+        return counts, masses, left_out_by_mass(*drawn, right), left_out_by_mass(*drawn, truth - pi)
 
     def __str__(self) -> str:
         wording = f"{self.wordings} wordings" if self.wordings else "all distinct"

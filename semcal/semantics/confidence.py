@@ -76,9 +76,10 @@ def share_of(chosen: NDArray[np.bool_], gold: IntArray) -> FloatArray:
     return hit / chosen.sum(axis=-1)
 
 
-def share_within(chosen: NDArray[np.bool_], gold: NDArray[np.bool_]) -> FloatArray:
-    """Chance that one class drawn evenly from the `chosen [..., K]` is one of the `gold [..., K]`."""
-    return (chosen & gold).sum(axis=-1) / chosen.sum(axis=-1)
+def share_within(chosen: NDArray[np.bool_], gold: NDArray[np.bool_] | FloatArray) -> FloatArray:
+    """Chance that one class drawn evenly from the `chosen [..., K]` is one of the `gold [..., K]`; where `gold` holds
+    numbers, the mean number of the class drawn."""
+    return (chosen * gold).sum(axis=-1) / chosen.sum(axis=-1)
 
 
 def confidences(counts: ArrayLike, gold: ArrayLike, unparsed: ArrayLike | None = None) -> Confidences:
@@ -211,7 +212,7 @@ def left_out_by_mass(
     label: ArrayLike,
     count: ArrayLike,
     logprob: ArrayLike,
-    gold: NDArray[np.bool_],
+    gold: NDArray[np.bool_] | FloatArray,
 ) -> FloatArray:
     """What confidence by mass is, and whether it is borne out, when one of a question's M samples is left out.
 
@@ -220,7 +221,7 @@ def left_out_by_mass(
 
     Args:
         question, label, count, logprob: `[answer]` as `class_masses` takes them; every row sums to M >= 2.
-        gold: `[n, K]` which classes are correct.
+        gold: `[n, K]` which classes are correct, or the chance of each.
 
     Returns:
         `[n, K, 3]`, means over the samples of each class: confidence by mass of the other M - 1; the chance that the
