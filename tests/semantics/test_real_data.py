@@ -38,7 +38,9 @@ def whole(kind):
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("style", ["concise", "sentence", "cot"])
 def test_gold_written_in_a_style_is_in_a_gold_class_of_the_datasets_own_b(kind, style):
-    questions = whole(kind)
+    questions = [q for q in whole(kind) if written(q, style, 0)]
+    if not questions:
+        pytest.skip("no one knows how its gold answers would be written in this style")
     b = B[NAMED[kind].semantics or "exact"]
     found = collapse_blind(b, questions, [[" " + written(q, style, 0)] for q in questions], style)
     missed = [
