@@ -40,6 +40,9 @@ _FIGURES = (
 )
 
 
+WORTH_A_REMARK = 0.01  # share of unparsed samples; the page of a run shows what fewer of them change
+
+
 def headline(run: Run) -> dict[str, Any]:
     """Figures of one run by name; None where a stage has not run yet."""
     c, last = run.calibration(), last_layer(run.probes(), "classes")
@@ -117,12 +120,12 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             f"Accuracy is {c['accuracy']:.3f}: this model answers hardly any of these questions correctly. Its "
             "calibration error only shows how confident it is in wrong answers."
         )
-    if (c.get("seen_mass") or 1.0) < 0.5:
+    if c.get("seen_mass") is not None and c["seen_mass"] < 0.5:
         said.append(
             f"The answers seen hold {c['seen_mass']:.0%} of the probability: confidence by mass rests mostly on counts "
             "of answers seen once."
         )
-    if bounds := c.get("unparsed"):
+    if (bounds := c.get("unparsed")) and bounds["share"] >= WORTH_A_REMARK:
         said.append(_unparsed_remark(cell.style, bounds))
     if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is cut by design
         said.append(
@@ -163,10 +166,9 @@ def _unparsed_remark(style: str, bounds: dict[str, Any]) -> str:
     share, low, high = (bounds[name] for name in ("share", "least_smece", "most_smece"))
     alone, gap = (bounds[f"parsed_only_{name}"] for name in ("smece", "signed_gap"))
     without = f", without {bounds['left_out']} questions that have none" if bounds["left_out"] else ""
-    few = "Less than 0.1%"
     undecided = f" Above {MOST_UNPARSED:.0%}, no hypothesis is decided on this run." if share > MOST_UNPARSED else ""
     return (
-        f"{few if share < 0.001 else format(share, '.1%')} of the samples contain no answer in style {style!r} (class "
+        f"{share:.1%} of the samples contain no answer in style {style!r} (class "
         f"unparsed). Over four readings of them, smECE is between {number(low)} and {number(high)}; of the parsed "
         f"answers alone it is {number(alone)}, with a signed gap of {number(gap, '+')}{without}.{undecided}"
     )
