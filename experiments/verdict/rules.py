@@ -1,4 +1,4 @@
-"""The hypotheses and the rules that decide them, written down before any lineage was measured.
+"""The hypotheses and the rules that decide them, written down before what they decide is measured.
 
 Knows p-values, estimates and intervals; knows no runs. `calibration_claims.py` and `mechanism_claims.py` say which
 figures are computed from which runs; `testable.py` says which hypotheses a study can test at all.
