@@ -33,7 +33,7 @@ from semcal.semantics.confidence import (
 
 UNPARSED = "(unparsed)"
 UNEXPLORED = "(unexplored)"
-LEFT_OUT = ("left_out_confidence", "left_out_agreement", "left_out_correct")
+LEFT_OUT = ("left_out_confidence", "left_out_agreement", "left_out_correct", "left_out_part")
 COLUMNS = ("question_id", "group", "class", "count", "mass", "seen_mass", "gold", "unparsed", *LEFT_OUT)
 
 
@@ -54,9 +54,9 @@ class ClassTable:
         seen_mass: [question] probability of the distinct answers that were seen, in [0, 1]; NaN where unknown.
         gold: [question, K] whether a class is correct. The unparsed class never is.
         unparsed: [question] column of the class of answers that could not be parsed, -1 where every answer could.
-        left_out: [question, K, 3] confidence by mass, agreement and correctness when one sample of a class is left out
-            (`left_out_by_mass`); NaN where a class was not sampled, None where masses are unknown, enumerated, or M is
-            below 2.
+        left_out: [question, K, 4] confidence by mass, agreement, correctness, and the part that one of several tied
+            classes counts for, when one sample of a class is left out (`left_out_by_mass`); NaN where a class was not
+            sampled, None where masses are unknown, enumerated, or M is below 2.
 
     Raises:
         ValueError: the shapes disagree, or neither counts nor masses are given.
@@ -259,13 +259,19 @@ class ClassTable:
         """
         if self.enumerated:
             return self.by_mass
-        if self.masses is None or self.left_out is None:
+        if self.masses is None or self.left_out_drawn is None:
+            return None
+        confidence, _, correct, part = self.left_out_drawn.T
+        return Confidences(confidence, correct, part < 1)
+
+    @cached_property
+    def left_out_drawn(self) -> FloatArray | None:
+        """[question, 4] the row of `left_out` of one sample, see `by_mass_left_out`."""
+        if self.left_out is None:
             return None
         uniform = np.array([keyed_generator(0, "left out", q).random() for q in self.questions])
         column = (uniform[:, None] >= self.shares.cumsum(axis=1)).sum(axis=1)
-        confidence, _, correct = self.left_out[np.arange(len(self)), column].T
-        tied = confidences_of_masses(self.masses, self.gold, self.unparsed).tied
-        return Confidences(confidence, correct, tied)
+        return self.left_out[np.arange(len(self)), column]
 
     @cached_property
     def top(self) -> tuple[str, ...]:

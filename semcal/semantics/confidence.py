@@ -224,14 +224,14 @@ def left_out_by_mass(
         gold: `[n, K]` which classes are correct, or the chance of each.
 
     Returns:
-        `[n, K, 3]`, means over the samples of each class: confidence by mass of the other M - 1; the chance that the
-        class of the sample left out is on top of them; the chance that a correct class is. A tie counts as a fraction.
-        NaN where a class was not sampled.
+        `[n, K, 4]`, means over the samples of each class: confidence by mass of the other M - 1; the chance that the
+        class of the sample left out is on top of them; the chance that a correct class is (a tie counts as a fraction);
+        that fraction, 1 over the number of classes on top. NaN where a class was not sampled.
     """
     question, label, count = (np.asarray(a, dtype=np.int64) for a in (question, label, count))
     logprob = np.asarray(logprob, dtype=np.float64)
     counts, seen, once = _by_class(question, label, count, logprob, gold.shape)
-    sums = np.zeros((*gold.shape, 3))
+    sums = np.zeros((*gold.shape, 4))
     step = max(1, CHUNK_ELEMENTS // gold.shape[1])
     for start in range(0, len(question), step):
         at = slice(start, start + step)
@@ -243,7 +243,9 @@ def left_out_by_mass(
         masses = _shared_out(rest, singles)
         top = masses.max(axis=1)
         first = masses >= top[:, None] * (1 - 1e-12)
-        own = first[each, column] / first.sum(axis=1)
-        found = np.stack([np.minimum(top, 1.0), own, share_within(first, gold[row])], axis=1)
+        part = 1 / first.sum(axis=1)
+        found = np.stack(
+            [np.minimum(top, 1.0), first[each, column] * part, share_within(first, gold[row]), part], axis=1
+        )
         np.add.at(sums, (row, column), times[:, None] * found)
     return np.where(counts[..., None] > 0, sums / np.maximum(counts, 1)[..., None], np.nan)

@@ -26,8 +26,8 @@ class Chances:
     """The two pairs of confidence and correctness that a question can show in a simulated data set.
 
     Attributes:
-        chance: `[n]` that its mode is right.
-        right: `[2, n]` confidence and correctness then.
+        chance: `[n]` that its mode is right, or one of its tied modes.
+        right: `[2, n]` confidence and correctness then; correctness is below 1 where modes are tied.
         wrong: `[n]` confidence otherwise, when correctness is 0.
         m: samples per question where the observed gold answer is one of the M + 1 draws behind `chance`; else None.
         groups: which questions depend on one another; None: none do.
@@ -156,7 +156,7 @@ def exchange_chances(counts: ArrayLike, gold: ArrayLike) -> Chances:
 
 
 def left_out_chances(
-    confidence: ArrayLike, agreement: ArrayLike, counts: ArrayLike, observed: tuple[FloatArray, FloatArray]
+    left_out: ArrayLike, counts: ArrayLike, confidence: ArrayLike, correct: ArrayLike, part: ArrayLike
 ) -> Chances:
     """For questions whose confidence is by mass, from all samples but one.
 
@@ -164,21 +164,22 @@ def left_out_chances(
     neither. So the chance that a confidence c is right is the share of samples left out that agreed with a top class of
     confidence c: an isotonic regression of agreement on confidence over all samples of all questions, with the gold
     answers among them as one draw more. It equals c where all wordings have been seen, and less where the largest of
-    few shares overstates the largest probability.
+    few shares overstates the largest probability. Where t classes are tied on top, one of them is right with up to t
+    times that chance, and counts for 1 / t, as observed.
 
     Args:
-        confidence, agreement: `[n, K]` for a sample of each class left out, as in `ClassTable.left_out`.
+        left_out: `[n, K, 4]` as in `ClassTable.left_out`.
         counts: `[n, K]` samples per class.
-        observed: confidence and correctness `[n]`, see `ClassTable.by_mass_left_out`.
+        confidence, correct, part: `[n]` as observed, see `ClassTable.left_out_drawn`.
     """
-    said, agreed, times = (np.asarray(a, dtype=np.float64) for a in (confidence, agreement, counts))
+    said, agreed, *_ = np.moveaxis(np.asarray(left_out, dtype=np.float64), -1, 0)
+    times, observed, right, worth = (np.asarray(a, dtype=np.float64) for a in (counts, confidence, correct, part))
     drawn = times > 0
-    x, y = np.concatenate([said[drawn], observed[0]]), np.concatenate([agreed[drawn], observed[1]])
-    times = np.concatenate([times[drawn], np.ones(len(times))])
-    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(x, y, sample_weight=times)
-    chance = np.asarray(fitted.predict(observed[0]), dtype=np.float64)
-    m = int(np.sum(np.asarray(counts)[0]))
-    return Chances(chance, np.stack([observed[0], np.ones_like(chance)]), observed[0], m)
+    x, y = np.concatenate([said[drawn], observed]), np.concatenate([agreed[drawn], right])
+    weight = np.concatenate([times[drawn], np.ones(len(times))])
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(x, y, sample_weight=weight)
+    chance = np.minimum(np.asarray(fitted.predict(observed), dtype=np.float64) / worth, 1.0)
+    return Chances(chance, np.stack([observed, worth]), observed, int(times[0].sum()))
 
 
 def chances_of(table: ClassTable, *, by_mass: bool) -> Chances | None:
@@ -202,8 +203,9 @@ def chances_of(table: ClassTable, *, by_mass: bool) -> Chances | None:
         return exact_chances(found.plug_in).grouped(found.correct, table.groups)
     if by_mass:
         assert table.left_out is not None
-        confidence, agreement, _ = np.moveaxis(table.left_out, -1, 0)
-        chances = left_out_chances(confidence, agreement, table.sampled_counts, (found.plug_in, found.correct))
+        assert table.left_out_drawn is not None
+        confidence, _, correct, part = table.left_out_drawn.T
+        chances = left_out_chances(table.left_out, table.sampled_counts, confidence, correct, part)
     elif table.single_gold is None:
         return None
     else:

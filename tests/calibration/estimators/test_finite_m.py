@@ -128,7 +128,7 @@ def test_every_estimator_has_a_row():
     curve = m_curve(
         ClassTable.of_arrays(counts, gold), repeats=4, resampling=Resampling(bootstrap=20, null_draws=20, seed=0)
     )
-    left_out = np.broadcast_to(np.stack([pi.max(axis=1)] * 3, axis=-1)[:, None], (*pi.shape, 3))
+    left_out = np.broadcast_to(np.stack([pi.max(axis=1)] * 3 + [np.ones(len(pi))], axis=-1)[:, None], (*pi.shape, 4))
     table = replace(ClassTable.of_arrays(counts, gold, masses=pi), left_out=left_out)
     rows = estimates(table, curve=curve, resampling=Resampling(bootstrap=50, null_draws=20))
     by_name = {r.estimator: r for r in rows}

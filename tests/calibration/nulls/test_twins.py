@@ -26,7 +26,7 @@ def test_leaving_a_sample_out_gives_the_masses_of_the_others():
     assert table.left_out is not None
     without_c = class_masses([0] * 5, [0, 0, 1, 1, 2], [2, 1, 1, 1, 2], LOG([0.3, 0.1, 0.05, 0.05, 0.2]), shape=(1, 3))
     column = table.classes[0].index("c")
-    np.testing.assert_allclose(table.left_out[0, column], [without_c.max(), 0, 1], atol=1e-12)
+    np.testing.assert_allclose(table.left_out[0, column], [without_c.max(), 0, 1, 1], atol=1e-12)
     # One of the three samples of class a is the only one of its wording, so its mass is no longer seen without it.
     twice = class_masses([0] * 5, [0, 0, 1, 1, 2], [1, 1, 1, 1, 3], LOG([0.3, 0.1, 0.05, 0.05, 0.2]), shape=(1, 3))
     once = class_masses([0] * 4, [0, 1, 1, 2], [2, 1, 1, 3], LOG([0.3, 0.05, 0.05, 0.2]), shape=(1, 3))
@@ -38,8 +38,8 @@ def test_where_no_two_answers_agree_leaving_one_out_is_counting():
     table = answers([[("a", 1, 1e-9)] * 3 + [("b", 1, 1e-9)] * 3 + [("c", 1, 1e-9)]], [{"b"}])
     assert table.left_out is not None
     got = {label: table.left_out[0, k] for k, label in enumerate(table.classes[0])}
-    np.testing.assert_allclose(got["a"], [3 / 6, 0, 1], atol=1e-6)  # b alone is on top of the other six
-    np.testing.assert_allclose(got["c"], [3 / 6, 0, 0.5], atol=1e-6)  # a and b are tied
+    np.testing.assert_allclose(got["a"], [3 / 6, 0, 1, 1], atol=1e-6)  # b alone is on top of the other six
+    np.testing.assert_allclose(got["c"], [3 / 6, 0, 0.5, 0.5], atol=1e-6)  # a and b are tied
 
 
 def test_a_table_keeps_what_was_left_out_on_disk():
@@ -88,8 +88,19 @@ def test_a_confidence_that_saw_little_is_not_taken_for_exact():
     found, chances = table.by_mass_left_out, chances_of(table, by_mass=True)
     assert found is not None
     assert chances is not None
-    assert found.plug_in.mean() > chances.chance.mean() + 0.05  # the largest share overstates the largest probability
-    assert chances.chance.mean() == pytest.approx(found.correct.mean(), abs=0.05)
+    assert found.plug_in.mean() > chances.expected.mean() + 0.05  # the largest share overstates the largest probability
+    assert chances.expected.mean() == pytest.approx(found.correct.mean(), abs=0.05)
+
+
+def test_twins_of_tied_tops_are_right_in_the_same_fractions():
+    table = seen_once(600, 5, 0)
+    found, chances = table.by_mass_left_out, chances_of(table, by_mass=True)
+    assert found is not None
+    assert chances is not None
+    assert found.tied.mean() > 0.3
+    correct = chances.simulate(chances.uniforms(200, np.random.default_rng(0)))[1]
+    assert set(np.unique(correct[:, found.tied]).round(6)) <= {0, 0.25, 0.333333, 0.5}
+    assert (correct**2).mean() == pytest.approx((found.correct**2).mean(), rel=0.15)
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------
