@@ -337,6 +337,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "model": model.path,
         "revision": model.revision,
         "weights_hash": model.weights_hash,
+        "adapter": cell.model.adapter,
         "tokenizer_hash": model.tokenizer_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),

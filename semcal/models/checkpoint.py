@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError, above, nearest
+from semcal.models.adapters import check_hub_adapter
+from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
 from semcal.sampling.records import Answered, Enumerated
 from semcal.sampling.stopping import StopRule, cut
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class LanguageModel:
         device: str = "auto",
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        adapter: str | None = None,
     ) -> LanguageModel:
         """Load a checkpoint.
 
@@ -89,9 +91,11 @@ class LanguageModel:
                 GPUs by accelerate's device_map).
             allow_pickle: Also accept weights that exist only as pickles.
             trust_remote_code: Run code that comes with the checkpoint.
+            adapter: What to do with an adapter that lies beside full weights: "apply" (merge it into them) or "ignore".
 
         Raises:
-            UserError: not a model folder, unknown revision, no safetensors, unknown dtype or device.
+            UserError: not a model folder, unknown revision, no safetensors, unknown dtype or device; weights that do
+                not fit config.json or are not finite; an adapter beside full weights, and `adapter` is None.
         """
         if not isinstance(path, str | Path):
             raise UserError(
@@ -102,31 +106,37 @@ class LanguageModel:
             path = above("experiments.atlas.weights").bundled(str(path).removeprefix("atlas:"))
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; expected one of {', '.join(DTYPES)}")
-        check_path(str(path), revision, allow_pickle=allow_pickle)
+        check_path(str(path), revision, allow_pickle=allow_pickle, adapter=adapter)
         target = None if device == "balanced" else pick_device(device)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
+            if not Path(path).is_dir():
+                check_hub_adapter(str(path), revision, adapter)
+            model = load_weights(
+                AutoModelForCausalLM,
+                str(path),
+                allow_pickle=allow_pickle,
+                adapter=adapter,
                 config=config,
                 dtype=DTYPES[dtype],
-                use_safetensors=None if allow_pickle else True,
                 device_map="balanced" if target is None else None,
                 **hub,
             )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever a loader makes of a file that it cannot read
             raise UserError(_why_not(str(path), revision, error)) from error
         if target is not None:
             torch.nn.Module.to(model, target)
-        model.eval().requires_grad_(False)
+        model.requires_grad_(False)
         return cls(
             model=model,
             tokenizer=tokenizer,
             path=str(path),
             revision=revision,
-            weights_hash=weights_fingerprint(str(path), getattr(config, "_commit_hash", None)),
+            weights_hash=weights_fingerprint(str(path), getattr(config, "_commit_hash", None), adapter=adapter),
             tokenizer_hash=_tokenizer_hash(tokenizer),
         )
 
@@ -146,7 +156,7 @@ class LanguageModel:
             name: What manifests and errors call it; by default the name in its configuration.
 
         Raises:
-            UserError: not a causal language model, not a tokenizer, or weights that are not in memory.
+            UserError: not a causal language model, not a tokenizer, or weights that are not in memory or not finite.
         """
         if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
             raise UserError(f"expected a causal language model of transformers, got a {type(model).__name__}")
@@ -154,7 +164,9 @@ class LanguageModel:
             raise UserError(f"expected a tokenizer of transformers, got a {type(tokenizer).__name__}")
         model.eval().requires_grad_(False)
         name = name or model.config.name_or_path or type(model).__name__
-        return cls(model, tokenizer, name, None, memory_fingerprint(model), _tokenizer_hash(tokenizer))
+        weights_hash = memory_fingerprint(model)
+        check_finite(name, model)
+        return cls(model, tokenizer, name, None, weights_hash, _tokenizer_hash(tokenizer))
 
     @classmethod
     def without_weights(
@@ -308,76 +320,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_path(path: str, revision: str | None = None, *, allow_pickle: bool = False) -> None:
-    """Check, before anything is loaded, whether a path can be a checkpoint.
-
-    A path that does not exist counts as a Hub id if it looks like one (`name` or `owner/name`).
-
-    Raises:
-        UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder.
-    """
-    folder = Path(path)
-    if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise UserError(f"no folder {path}; expected a local folder or a Hub id such as EleutherAI/pythia-70m")
-        return
-    if not folder.is_dir() or not (folder / "config.json").is_file():
-        raise UserError(f"{path} is not a model folder: it has no config.json")
-    if revision is not None:
-        raise UserError(f"{path} is a local folder, which has no revision {revision!r}; leave revision out")
-    if not any(folder.glob("*.safetensors")) and not allow_pickle:
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        if pickles:
-            raise UserError(
-                f"{path} has its weights only as pickles ({pickles[0]}), which can run code when loaded; convert them "
-                "to safetensors, or set allow_pickle: true for this model"
-            )
-        raise UserError(f"{path} has no weights: expected *.safetensors next to config.json")
-
-
-def weights_fingerprint(path: str, commit: str | None) -> str:
-    """The commit of a Hub model, else a SHA-256 of the weight files: two sets of weights differ in it.
-
-    Files of up to 1 GiB are read whole; of larger ones, the length and 1 MiB in every 64 MiB, which any training step
-    changes.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return f"commit:{commit}"
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE:
-                while block := stream.read(_SAMPLE):
-                    digest.update(block)
-            else:
-                for offset in range(0, size, _STRIDE):
-                    stream.seek(offset)
-                    digest.update(stream.read(_SAMPLE))
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def memory_fingerprint(model: torch.nn.Module) -> str:
-    """A SHA-256 of names, shapes and values of the parameters in memory; of a large one, 1 MiB in every 64 MiB.
-
-    Raises:
-        UserError: parameters without values (on the meta device, or offloaded).
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
-            raise UserError(f"parameter {name} has no values in memory; load the model without offloading")
-        digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
-        values = parameter.detach().flatten()
-        window, stride = _SAMPLE // values.itemsize, _STRIDE // values.itemsize
-        for start in range(0, len(values), stride):
-            some = values[start : start + window].contiguous().cpu().view(torch.uint8)
-            digest.update(some.numpy().tobytes())
-    return f"memory:{digest.hexdigest()[:16]}"
-
-
 def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
@@ -398,4 +340,23 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
     if not Path(path).is_dir() and ("offline" in text or "connect" in text.lower() or "couldn't" in text.lower()):
         where = f" at revision {revision!r}" if revision else ""
         return f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it"
-    return f"cannot load {path}: {text[:200]}"
+    if isinstance(error, SafetensorError):
+        return f"cannot load {path}: {_damaged(Path(path))} is damaged or cut short ({text[:80]}); copy it again"
+    if isinstance(error, json.JSONDecodeError):
+        return f"cannot load {path}: one of its JSON files is damaged ({text[:80]}); copy it again"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"cannot load {path}: {error.filename} is missing; copy it too"
+    if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
+        return f"cannot load {path}: {text[:200]}"
+    return f"cannot load {path}: config.json does not describe a model ({type(error).__name__}: {text[:120]}); restore it"
+
+
+def _damaged(folder: Path) -> str:
+    """The first file of weights that cannot be opened."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            return file.name
+    return "a file of its weights"

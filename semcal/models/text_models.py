@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError
-from semcal.models.checkpoint import check_path, pick_device, weights_fingerprint
+from semcal.models.checkpoint import pick_device
+from semcal.models.weights import check_path, load_weights, weights_fingerprint
 
 _BATCH = 64
 
@@ -51,12 +52,12 @@ class EntailmentModel:
         check_path(path, revision)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, use_safetensors=True)
-        except (OSError, ValueError, SafetensorError) as error:
+            model = load_weights(AutoModelForSequenceClassification, path, revision=revision)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{path} cannot be loaded as a sequence classifier ({str(error).splitlines()[0]})"
             ) from error
-        torch.nn.Module.to(model, pick_device(device)).eval()
+        torch.nn.Module.to(model, pick_device(device))
         named = {int(i): str(label) for i, label in model.config.id2label.items()}
         found = [i for i, label in named.items() if label.lower().startswith("entail")]
         if len(found) != 1:

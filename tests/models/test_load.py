@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from semcal import LanguageModel, UserError
-from semcal.models.checkpoint import check_path, pick_device, weights_fingerprint
+from semcal.models.checkpoint import pick_device
+from semcal.models.weights import check_path, weights_fingerprint
 from tests.conftest import data_folder, needs, save_checkpoint, word_tokenizer
 
 
