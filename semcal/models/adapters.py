@@ -86,7 +86,10 @@ def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
         raise UserError("adapter: apply needs peft; pip install 'semcal[organisms]'") from error
     try:
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-            wrapped = get_peft_model(model, PeftConfig.from_pretrained(path))
+            config = PeftConfig.from_pretrained(path)
+            if config.is_prompt_learning:
+                raise UserError(f"{path}: its adapter ({config.peft_type.value}) cannot be merged, for it adds tokens; ignore it")
+            wrapped = get_peft_model(model, config)
             read = wrapped.load_adapter(path, "default")
         if wrong := sorted({*read.missing_keys, *read.unexpected_keys}):
             raise UserError(

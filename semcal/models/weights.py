@@ -81,7 +81,7 @@ def load_weights(
             ignore_mismatched_sizes=True,  # reported below, in one line
             **how,
         )
-    model.config._name_or_path = path
+    model.name_or_path = model.config._name_or_path = path
     _check_read(path, model, report, how.get("config", model.config))
     if adapter == "apply":
         model = merge_adapter(model, path)
