@@ -52,7 +52,9 @@ def check_hub_adapter(path: str, revision: str | None, adapter: str | None) -> N
     """
     if find_adapter_config_file(path, revision=revision) is None:
         if adapter:
-            raise UserError(f"{path} has no adapter_config.json, so there is no adapter to {adapter}; leave adapter out")
+            raise UserError(
+                f"{path} has no adapter_config.json, so there is no adapter to {adapter}; leave adapter out"
+            )
     else:
         raise UserError(
             f"{path} holds a model and an adapter, which is handled in a local folder only: `hf download {path} "
@@ -88,12 +90,15 @@ def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
             config = PeftConfig.from_pretrained(path)
             if config.is_prompt_learning:
-                raise UserError(f"{path}: its adapter ({config.peft_type.value}) cannot be merged, for it adds tokens; ignore it")
+                raise UserError(
+                    f"{path}: its adapter ({config.peft_type.value}) cannot be merged, for it adds tokens; ignore it"
+                )
             wrapped = get_peft_model(model, config)
             read = wrapped.load_adapter(path, "default")
         if wrong := sorted({*read.missing_keys, *read.unexpected_keys}):
             raise UserError(
-                f"{path}: the adapter's file does not fit its adapter_config.json ({', '.join(wrong[:3])}); restore both"
+                f"{path}: the adapter's file does not fit its adapter_config.json ({', '.join(wrong[:3])}); "
+                "restore both"
             )
         return wrapped.merge_and_unload(safe_merge=True)
     except UserError:

@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from semcal.errors import UserError, above, nearest
 from semcal.models.adapters import check_hub_adapter
+from semcal.models.control_tokens import ControlTokens, Spans
 from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
-from semcal.sampling.records import Answered, Enumerated
-from semcal.sampling.stopping import StopRule, cut
+from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
+from semcal.sampling.stopping import StopRule, cut, legible
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,7 +32,8 @@ class Answer:
     """One distinct answer.
 
     Attributes:
-        text: Up to the stop string that ended it, exclusive; special tokens are left out.
+        text: Up to the stop string that ended it, exclusive, without special tokens and without the beginning of a
+            character that `max_new_tokens` cut.
         ids: Its token ids, including the last one; empty for a served model.
         count: How many of the M samples are this answer; None if it was enumerated instead of sampled.
         logprob: Log-probability of its token sequence, in nats; None if a server does not give it.
@@ -223,19 +225,62 @@ class LanguageModel:
         return bool(self.tokenizer.chat_template)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a plain prompt, with the special tokens that the tokenizer itself puts in front."""
-        ids = list(self.tokenizer(text)["input_ids"])
-        kept = ids[self._kept(ids)]
-        if not kept:
-            raise UserError("a prompt has no tokens; expected some text")
-        return tuple(int(i) for i in kept)
+        """Token ids of a plain prompt, with the special tokens that the tokenizer itself puts in front. Control tokens
+        in the text are text.
 
-    def _kept(self, ids: list[int]) -> slice:
-        stop = len(ids)
-        while stop and ids[stop - 1] in self.eos_ids:  # some tokenizers end every text; a prompt stays open
+        Raises:
+            UserError: no text; a control token that the tokenizer cannot write as text.
+        """
+        ids, _ = self._encoded(text, None)
+        if not ids:
+            raise UserError("a prompt has no tokens; expected some text")
+        return tuple(ids)
+
+    def prompt(self, text: str) -> Prompt:
+        """A plain prompt whose key is its text.
+
+        Raises:
+            UserError: no text; control tokens in it, which may be meant as such or as text.
+        """
+        if typed := self.control_tokens_in(text):
+            raise UserError(
+                f"the prompt {text[:30]!r} contains {typed[0]!r}; pass Prompt(key, model.encode_rendered(text)) if it "
+                "is meant as the control token, Prompt(key, model.encode(text)) if as text"
+            )
+        return Prompt(text, self.encode(text))
+
+    def control_tokens_in(self, text: str) -> list[str]:
+        """The tokens that only a tokenizer or a chat template should write, as far as this text contains them."""
+        return self._control_tokens.typed(text, [(0, len(text))])
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    def _encoded(self, text: str, typed: Spans | None) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and, from a fast tokenizer, their places in the text.
+
+        Args:
+            typed: Where a rendered conversation holds what someone typed; None for a plain prompt.
+        """
+        spans = [(0, len(text))] if typed is None else typed
+        if found := self._control_tokens.typed(text, spans):
+            if not self.tokenizer.is_fast:
+                raise UserError(
+                    f"{self.path} has a slow tokenizer, which takes {found[0]!r} in a question for its control token; "
+                    "use a fast one"
+                )
+            ids, places = self._control_tokens.encode(text, spans, add_special_tokens=typed is None)
+        else:
+            fast = self.tokenizer.is_fast
+            encoded = self.tokenizer(text, add_special_tokens=typed is None, return_offsets_mapping=fast)
+            ids, places = [int(i) for i in encoded["input_ids"]], list(encoded["offset_mapping"]) if fast else []
+        if typed is not None:
+            return ids, places
+        start, stop = int(ids[:2] == [self.tokenizer.bos_token_id] * 2), len(ids)  # some tokenizers begin twice
+        while stop > start and ids[stop - 1] in self.eos_ids:  # and some end every text; a prompt stays open
             stop -= 1
-        bos = self.tokenizer.bos_token_id
-        return slice(1 if bos is not None and ids[: min(2, stop)] == [bos, bos] else 0, stop)
+        return ids[start:stop], places[start:stop]
 
     def encodes_like(self, other: LanguageModel) -> bool:
         """Whether both turn any plain text into the same token ids.
@@ -250,21 +295,55 @@ class LanguageModel:
         With `answered` the last message is the assistant's.
 
         Raises:
-            UserError: the tokenizer has no chat template.
+            UserError: the tokenizer has no chat template, or its template refuses this conversation.
         """
         if not self.has_chat_template:
             raise UserError(f"{self.path} has no chat template; set its prompt to few-shot")
-        return str(
-            self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
-        )
+        how = {"tokenize": False, "add_generation_prompt": not answered}
+        try:
+            return str(self.tokenizer.apply_chat_template(list(messages), **how))
+        except Exception as error:  # a template may fail in any way
+            raise UserError(
+                f"{self.path}: its chat template refuses a conversation ({' '.join(str(error).split())[:120]}); "
+                "correct chat_template.jinja, or set its prompt to few-shot"
+            ) from error
 
-    def encode_rendered(self, text: str) -> tuple[int, ...]:
-        """Token ids of a rendered conversation, which already contains its special tokens."""
-        return tuple(int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    @cached_property
+    def turn_ends(self) -> tuple[str, ...]:
+        """What ends an assistant's answer by the chat template, as stop strings, beside the end-of-sequence tokens.
+
+        It is what the template writes after an answer: at the end of a conversation or, if it writes nothing there,
+        before the next question.
+        """
+        asked, answer = {"role": "user", "content": "Qwxq"}, {"role": "assistant", "content": "Vzxv"}
+        for conversation in ([asked, answer], [asked, answer, asked]):
+            try:
+                _, shown, rest = self.render_chat(conversation, answered=True).rpartition(answer["content"])
+            except UserError:
+                continue
+            written = rest.partition(asked["content"])[0]
+            if not shown or not written.strip():
+                continue
+            before, token = self._control_tokens.first(written)
+            if not before.strip():
+                return () if self._control_tokens.ids[token] in self.eos_ids else (token,)
+            return (before.strip() if conversation[-1] is answer else before.rstrip(),)
+        return ()
+
+    def encode_rendered(self, text: str, typed: Spans = ()) -> tuple[int, ...]:
+        """Token ids of a rendered conversation, which already contains its special tokens.
+
+        Args:
+            typed: The parts of it that someone typed, start and stop in characters; control tokens in them are text.
+
+        Raises:
+            UserError: a control token that the tokenizer cannot write as text.
+        """
+        return tuple(self._encoded(text, typed)[0])
 
     def tokens_at(self, text: str, start: int, stop: int, *, rendered: bool = False) -> range:
         """The tokens of a prompt that hold any of its characters start:stop, as indices into `encode(text)`, or into
-        `encode_rendered(text)` if it is `rendered`.
+        `encode_rendered(text, [(start, stop)])` if it is `rendered`.
 
         Raises:
             UserError: a tokenizer that does not report the places of its tokens in the text, or no such token.
@@ -273,30 +352,45 @@ class LanguageModel:
             raise UserError(
                 f"{self.path} has a slow tokenizer, which does not report the places of tokens; use a fast one"
             )
-        encoded = self.tokenizer(text, add_special_tokens=not rendered, return_offsets_mapping=True)
-        kept = slice(None) if rendered else self._kept(list(encoded["input_ids"]))
-        spans = list(encoded["offset_mapping"])[kept]
-        found = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
+        _, places = self._encoded(text, [(start, stop)] if rendered else None)
+        found = [i for i, (a, b) in enumerate(places) if a < stop and b > start]
         if not found:
             raise UserError(f"{self.path}: no token holds {text[start:stop]!r}")
         return range(found[0], found[-1] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids without special tokens, with spaces as the model wrote them."""
+        """Text of generated ids without special tokens, with spaces as the model wrote them; bytes that are no
+        character are "\ufffd"."""
+        text = self._decoded(ids)
+        return self._decoded(legible(ids, self._bytes)) if "\ufffd" in text and self._bytes else text
+
+    def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    @cached_property
+    def _bytes(self) -> dict[int, int]:
+        """The tokens that stand for single bytes (byte fallback), and those bytes; none for most tokenizers."""
+        vocabulary = self.tokenizer.get_vocab()
+        tokens = {vocabulary[name]: byte for byte in range(256) if (name := f"<0x{byte:02X}>") in vocabulary}
+        return tokens if len(tokens) == 256 and self._decoded([vocabulary["<0x41>"]]) == "A" else {}
+
     def stop_rule(self, stop: Sequence[str]) -> StopRule:
-        """The model's end-of-sequence tokens and these stop strings, which may name special tokens."""
-        special = set(stop) & set(self.tokenizer.all_special_tokens)
-        ends = {self.tokenizer.get_vocab()[s] for s in special}
-        return StopRule(self.decode, [s for s in stop if s not in special], self.eos_ids | ends, self.output_size)
+        """The model's end-of-sequence tokens and these stop strings, which may name special and other added tokens."""
+        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
+        ends = {added[s] for s in stop if s in added}
+        return StopRule(self.decode, [s for s in stop if s not in added], self.eos_ids | ends, self.output_size)
 
     def in_words(self, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
         """The sampled or enumerated answers of one question as text."""
         if isinstance(found, Answered):
-            samples = found.samples
-            return tuple(Answer(cut(self.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in samples)
-        return tuple(Answer(cut(self.decode(o.ids), stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
+            return tuple(Answer(self._words(s, stop), s.ids, s.count, s.logprob, s.finish) for s in found.samples)
+        return tuple(Answer(self._words(o, stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
+
+    def _words(self, outcome: Outcome, stop: Sequence[str]) -> str:
+        """The text before what stopped it, without the beginning of a character that the last token did not finish."""
+        ended = bool(outcome.ids) and outcome.ids[-1] in self.eos_ids  # which may be a token that is not special
+        text = cut(self.decode(outcome.ids[:-1] if ended else outcome.ids), stop)
+        return text.removesuffix("\ufffd") if outcome.finish == LENGTH else text
 
 
 def pick_device(name: str) -> torch.device:
@@ -348,7 +442,9 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
         return f"cannot load {path}: {error.filename} is missing; copy it too"
     if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
         return f"cannot load {path}: {text[:200]}"
-    return f"cannot load {path}: config.json does not describe a model ({type(error).__name__}: {text[:120]}); restore it"
+    return (
+        f"cannot load {path}: config.json does not describe a model ({type(error).__name__}: {text[:120]}); restore it"
+    )
 
 
 def _damaged(folder: Path) -> str:

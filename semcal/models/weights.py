@@ -160,9 +160,7 @@ def check_finite(name: str, model: torch.nn.Module) -> None:
 def _check_read(path: str, model: PreTrainedModel, report: dict[str, Any], config: PreTrainedConfig) -> None:
     missing = set(report["missing_keys"])
     unexpected = {
-        key
-        for key in report["unexpected_keys"]
-        if not _UNUSED.search(key) and not _of_other_senses(key, model, config)
+        key for key in report["unexpected_keys"] if not _UNUSED.search(key) and not _of_other_senses(key, model, config)
     }
     sizes = {key: (tuple(found), tuple(wanted)) for key, found, wanted in report["mismatched_keys"]}
     if not (missing or unexpected or sizes):
@@ -181,7 +179,9 @@ def _check_read(path: str, model: PreTrainedModel, report: dict[str, Any], confi
     if sizes:
         key = min(sizes)
         have, want = sizes[key]
-        found.append(f"{_count(sizes)} of another size ({key} is {list(have)} in the file, {list(want)} by config.json)")
+        found.append(
+            f"{_count(sizes)} of another size ({key} is {list(have)} in the file, {list(want)} by config.json)"
+        )
     raise UserError(f"{path}: {', '.join(found)}; {_cause(model, missing, unexpected, bool(sizes))}")
 
 
@@ -194,7 +194,9 @@ def _of_other_senses(key: str, model: PreTrainedModel, config: PreTrainedConfig)
     """
     if config.get_text_config() is config or not isinstance(model.config, type(config.get_text_config())):
         return False
-    parts = {"language_model", "text_model"} | {name for m in (model, model.base_model) for name, _ in m.named_children()}
+    parts = {"language_model", "text_model"} | {
+        name for m in (model, model.base_model) for name, _ in m.named_children()
+    }
     first, _, rest = key.partition(".")
     return (rest.partition(".")[0] if first == "model" else first) not in parts
 

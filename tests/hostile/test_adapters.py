@@ -49,7 +49,9 @@ def logits(folder: Path, **how: str) -> torch.Tensor:
 
 
 def test_nothing_is_guessed(folder):
-    with pytest.raises(UserError, match=r"full weights and an adapter, .* adapter: ignore .* adapter: apply") as refused:
+    with pytest.raises(
+        UserError, match=r"full weights and an adapter, .* adapter: ignore .* adapter: apply"
+    ) as refused:
         LanguageModel.load(folder, device="cpu")
     assert "\n" not in str(refused.value)
 
@@ -195,7 +197,7 @@ def test_a_study_asks_and_its_manifest_records_the_answer(folder, tmp_path):
     with pytest.raises(UserError, match="full weights and an adapter"):
         run_one(folder, tmp_path)
     assert run_one(folder, tmp_path, adapter="apply").manifest()["adapter"] == "apply"
-    with pytest.raises(UserError, match="model.adapter was 'apply', is now 'ignore'"):
+    with pytest.raises(UserError, match=r"model.adapter was 'apply', is now 'ignore'"):
         run_one(folder, tmp_path, adapter="ignore")
 
 

@@ -192,7 +192,7 @@ def test_the_vision_tower_of_a_text_model_is_left_out(tmp_path):
 def test_the_text_model_beside_a_vision_tower_must_be_complete(tmp_path):
     folder = llama4(tmp_path / "m")
     without("language_model.model.layers.1.")(folder)
-    with pytest.raises(UserError, match="config.json has 2 layers, the file 1"):
+    with pytest.raises(UserError, match=r"config.json has 2 layers, the file 1"):
         LanguageModel.load(folder, device="cpu")
 
 
