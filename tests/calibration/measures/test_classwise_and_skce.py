@@ -71,7 +71,7 @@ def test_groups_that_share_their_gold_answer_are_not_taken_for_miscalibration():
         rejected["mean"] += classwise(closed, null_draws=39, seed=seed).p_value <= 0.05
         rejected["skce"] += skce(closed, null_draws=39, seed=seed).p_value <= 0.05
         rejected["skce, independent"] += skce(alone, null_draws=39, seed=seed).p_value <= 0.05
-    print(rejected)
+    print(rejected)  # noqa: T201 - quoted in docs/methods.md
     assert rejected["mean"] < 20
     assert rejected["skce"] < 20
     assert rejected["skce, independent"] > 60
