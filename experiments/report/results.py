@@ -1,6 +1,7 @@
 """The pages of docs/results/, written from run folders: `python -m experiments.report.results [NAME …]`."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ def results_page(name: str, runs: Path, into: Path) -> str | None:
         "",
         *["```", *COMMANDS.get(name, [_RUN.format(name)]), "```"],
     ]
+    lines += _verdicts([folder for folder, _ in parts])
     for folder, rows in parts:
         lines += ["", f"## {folder.name}", "", _made(rows), *_sections(rows), *_verdict(folder)]
     figures = Path(os.path.relpath("figures", into)).as_posix()
@@ -151,6 +153,24 @@ def _interventions(name: str, run: Run) -> list[str]:
         return []
     table = markdown_table(["changed", *HEADINGS[1:]], [cells for cells, _ in intervention_rows(frame)])
     return ["", f"### Interventions: {name}", "", *table, "", EXPLANATION]
+
+
+def _verdicts(folders: Sequence[Path]) -> list[str]:
+    """What was decided in each of several variants, side by side."""
+    found = {f.name: json.loads((f / "verdict.json").read_text()) for f in folders if (f / "verdict.json").is_file()}
+    if len(found) < 2:
+        return []
+    decided = {name: {h["key"]: h for h in verdict["hypotheses"]} for name, verdict in found.items()}
+    first = next(iter(decided.values()))
+    rows = [[key, first[key]["claim"], *(_decision(by_key.get(key)) for by_key in decided.values())] for key in first]
+    return ["", "## Verdicts side by side", "", *markdown_table(["", "claim", *found], rows)]
+
+
+def _decision(hypothesis: dict[str, Any] | None) -> str:
+    if hypothesis is None:
+        return "—"
+    p = hypothesis["p"] if hypothesis["decision"] == "holds" else None
+    return f"{hypothesis['decision']}{f' (p {p:.2g})' if p is not None else ''}"
 
 
 def _verdict(folder: Path) -> list[str]:

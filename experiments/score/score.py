@@ -263,9 +263,11 @@ def _closed(table: ClassTable, detail: Resampling) -> dict[str, Any] | None:
             if label in column:
                 laid_out[row, column[label]] = whole[row, k]
                 gold[row] = column[label] if table.gold[row, k] else gold[row]
-    shared = (ClosedSet.of_masses if table.enumerated else ClosedSet.of_counts)(laid_out, gold)
-    kernel = skce(shared, null_draws=detail.null_draws, seed=detail.seed)
-    by_class = classwise(shared, null_draws=detail.null_draws, seed=detail.seed)
+    closed = (ClosedSet.of_masses if table.enumerated else ClosedSet.of_counts)(laid_out, gold)
+    if (chances := chances_of(table, by_mass=False)) is not None:
+        closed = closed.as_dependent_as(chances)
+    kernel = skce(closed, null_draws=detail.null_draws, seed=detail.seed)
+    by_class = classwise(closed, null_draws=detail.null_draws, seed=detail.seed)
     worst = min(by_class.classes, key=lambda k: k.p_holm)
     return {
         "classes": len(labels),

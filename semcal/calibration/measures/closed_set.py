@@ -5,7 +5,7 @@ Knows predictions, gold classes, and where gold classes fall under the null, sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist, pdist
 
 from semcal.arrays import FloatArray, IntArray
+from semcal.calibration.inference.bootstrap import Groups
 from semcal.calibration.inference.paired import holm
 from semcal.calibration.measures.smece import smece_batch
-from semcal.calibration.nulls.exchange import pooled, redrawn_gold
+from semcal.calibration.nulls.exchange import pooled, redrawn_gold, shared_uniforms
 from semcal.calibration.nulls.null import Null
+from semcal.calibration.nulls.twins import Chances
 from semcal.seeds import keyed_generator
 from semcal.semantics.confidence import checked_index, checked_masses
 
@@ -30,11 +32,15 @@ class ClosedSet:
             or, given M samples, their pool with the gold answer over M + 1 (see `nulls/exchange.py`).
         gold: `[n]` column of the gold class.
         m: samples per question; None where masses are exact.
+        groups: which questions depend on one another; None: none do.
+        shared: in [0, 1], how much: the chance that the questions of a group draw their gold answers as one.
     """
 
     pool: FloatArray
     gold: IntArray
     m: int | None
+    groups: Groups | None = None
+    shared: float = 0.0
 
     @classmethod
     def of_counts(cls, counts: ArrayLike, gold: ArrayLike) -> ClosedSet:
@@ -77,18 +83,24 @@ class ClosedSet:
         """
         return np.clip(self.scale * self.pool[:, column] - (self.scale - 1) * hit, 0.0, 1.0)  # up to rounding
 
+    def as_dependent_as(self, chances: Chances) -> ClosedSet:
+        """The same, with gold answers as dependent within groups as the tops of the questions are (`Chances.grouped`).
+
+        Groups whose questions share their gold answer draw it from the pools in one order of classes, so that equal
+        pools give equal gold answers.
+        """
+        return replace(self, groups=chances.groups, shared=chances.shared)
+
     def redrawn(self, null_draws: int, *, seed: int) -> IntArray:
         """Gold columns `[null_draws, n]` of data sets in which the model is calibrated, given the pools.
 
         Raises:
             ValueError: fewer than one draw.
         """
-        if null_draws < 1:
-            raise ValueError(f"null_draws must be positive, got {null_draws}")
         rng = keyed_generator(seed, "closed set", "gold")
+        uniform = shared_uniforms((null_draws, len(self.pool)), self.groups, self.shared, rng)
         if self.m is not None:
-            return redrawn_gold(np.rint(self.pool * (self.m + 1)).astype(np.int64), null_draws, rng)
-        uniform = rng.random((null_draws, len(self.pool)))
+            return redrawn_gold(np.rint(self.pool * (self.m + 1)).astype(np.int64), uniform)
         edges = np.cumsum(self.pool[:, :-1], axis=1)
         return np.stack([np.searchsorted(e, u, side="right") for e, u in zip(edges, uniform.T, strict=True)], axis=1)
 
@@ -221,8 +233,9 @@ def skce(closed: ClosedSet, *, kernel: Kernel = "laplacian", null_draws: int = 1
 
     With counts / M for p it would be biased: given the counts, the gold answer is distributed as the counts shrunk
     towards the prior. The kernel therefore compares the pools of M + 1 draws; given these, the residuals
-    e(y_i) - counts_i / M have mean exactly 0 and are independent. For M -> infinity, and for exact masses, it is the
-    estimator of the paper; for a miscalibrated model the two differ by terms of order 1 / M.
+    e(y_i) - counts_i / M have mean exactly 0. For M -> infinity, and for exact masses, it is the estimator of the
+    paper; for a miscalibrated model the two differ by terms of order 1 / M. Pairs within a group enter the sum as any
+    other; the p-value allows for them (`ClosedSet.as_dependent_as`).
 
     Args:
         closed: predictions and gold, n >= 2.

@@ -4,7 +4,7 @@ If the gold answer is one more draw from the distribution of the samples, the M 
 exchangeable: given their pooled counts, each was the gold one with the same chance. So any statistic of the data and of
 data sets in which another draw is gold are exchangeable too, and (1 + #{null >= observed}) / (1 + draws) is a valid
 p-value at any n, M and K, with nothing estimated (a permutation test, e.g. Lehmann & Romano 2005, section 15.2).
-Questions are taken as independent; `Chances.grouped` ties those of a group together. With M = 1 the two draws only
+Questions are independent unless `shared_uniforms` ties those of a group together. With M = 1 the two draws only
 change places, and nothing that treats them alike can tell.
 
 Knows counts and a gold column; knows no measure.
@@ -13,7 +13,8 @@ Knows counts and a gold column; knows no measure.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from semcal.arrays import IntArray
+from semcal.arrays import FloatArray, IntArray
+from semcal.calibration.inference.bootstrap import Groups
 from semcal.semantics.confidence import checked_counts, checked_index
 
 
@@ -39,8 +40,26 @@ def pooled(counts: ArrayLike, gold: ArrayLike) -> tuple[IntArray, IntArray]:
     return pool, column
 
 
-def redrawn_gold(pool: IntArray, null_draws: int, rng: np.random.Generator) -> IntArray:
-    """A random one of the M + 1 pooled draws of each question as its gold answer: columns `[null_draws, n]`."""
+def redrawn_gold(pool: IntArray, uniform: FloatArray) -> IntArray:
+    """One of the M + 1 pooled draws of each question as its gold answer, by `uniform [null_draws, n]`: columns
+    `[null_draws, n]`. Questions with the same variate and the same pool get the same gold answer."""
     n, columns = pool.shape
     labels = np.repeat(np.tile(np.arange(columns), n), pool.ravel()).reshape(n, -1)  # [n, M + 1], M + 1 in every row
-    return labels[np.arange(n), rng.integers(labels.shape[1], size=(null_draws, n))]
+    return labels[np.arange(n), (uniform * labels.shape[1]).astype(np.int64)]
+
+
+def shared_uniforms(
+    shape: tuple[int, int], clusters: Groups | None, shared: float, rng: np.random.Generator
+) -> FloatArray:
+    """Variates `[null_draws, n]`; a share `shared` of the groups draw one variate for all their questions.
+
+    Raises:
+        ValueError: fewer than one draw.
+    """
+    if shape[0] < 1:
+        raise ValueError(f"null_draws must be positive, got {shape[0]}")
+    own = rng.random(shape)
+    if clusters is None or not shared:
+        return own
+    common, together = rng.random((2, shape[0], clusters.count))
+    return np.where((together < shared)[:, clusters.index], common[:, clusters.index], own)

@@ -15,7 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from semcal.arrays import FloatArray, in_unit_interval
 from semcal.calibration.inference.bootstrap import Groups, groups
-from semcal.calibration.nulls.exchange import pooled
+from semcal.calibration.nulls.exchange import pooled, shared_uniforms
 from semcal.semantics.class_table import ClassTable
 
 LEVELS = 10  # of chance, at which residuals are centred
@@ -52,14 +52,7 @@ class Chances:
         Raises:
             ValueError: fewer than one draw.
         """
-        if null_draws < 1:
-            raise ValueError(f"null_draws must be positive, got {null_draws}")
-        own = rng.random((null_draws, len(self.chance)))
-        if self.groups is None or not self.shared:
-            return own
-        common, together = rng.random((2, null_draws, self.groups.count))
-        index = self.groups.index
-        return np.where((together < self.shared)[:, index], common[:, index], own)
+        return shared_uniforms((null_draws, len(self.chance)), self.groups, self.shared, rng)
 
     def simulate(self, uniform: FloatArray, chance: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
         """Confidence `[null_draws, n]`, or `[n]` where all draws share it, and correctness `[null_draws, n]`.

@@ -15,7 +15,7 @@ GOLD = np.array([2, 1, -1])
 def exchanged(counts, gold, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Data sets in which another of the pooled draws is gold: samples [draws, n, K + 1], gold columns [draws, n]."""
     pool, _ = pooled(counts, gold)
-    columns = redrawn_gold(pool, draws, rng)
+    columns = redrawn_gold(pool, rng.random((draws, len(pool))))
     return pool - np.eye(pool.shape[1], dtype=int)[columns], columns
 
 

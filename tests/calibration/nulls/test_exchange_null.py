@@ -89,7 +89,7 @@ def test_closed_form_agrees_with_exchanging_samples_one_by_one():
     chances = exchange_chances(counts, gold)
     mean = np.zeros((2, 40))
     pool, _ = pooled(counts, gold)
-    for column in redrawn_gold(pool, 4000, rng):
+    for column in redrawn_gold(pool, rng.random((4000, len(pool)))):
         found = confidences(pool - np.eye(4, dtype=int)[column], column)
         mean += np.stack([found.plug_in, found.correct]) / 4000
     sure, right = chances.simulate(rng.random((4000, 40)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from experiments.report.results import COMMANDS, main, results_page
@@ -22,6 +23,17 @@ def test_a_page_has_valid_tables_with_the_figures_of_the_runs(tmp_path, study_di
         assert len(widths) == 1, table
     assert "quote the last" in page
     assert str(tmp_path) not in page
+
+
+def test_what_was_decided_in_variants_stands_side_by_side(tmp_path, study_dict):
+    decided = {"small": ("holds", 0.004), "small-seed-1": ("fails", 0.9)}
+    for name, (decision, p) in decided.items():
+        run_dict(tmp_path, study_dict | {"name": name})
+        verdict = {"hypotheses": [{"key": "H1", "claim": "Base models are calibrated", "decision": decision, "p": p}]}
+        (tmp_path / "runs" / name / "verdict.json").write_text(json.dumps(verdict))
+    page = results_page("small", tmp_path / "runs", tmp_path / "docs" / "results")
+    assert page is not None
+    assert "| H1 | Base models are calibrated | holds (p 0.004) | fails |" in page
 
 
 def run_started(page: str) -> str:
