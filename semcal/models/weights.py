@@ -35,8 +35,8 @@ def check_path(
     A path that does not exist counts as a Hub id if it looks like one (`name` or `owner/name`).
 
     Raises:
-        UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder, an adapter
-            beside full weights without a word on what to do with it.
+        UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder, two sets of
+            weights, an adapter beside full weights without a word on what to do with it.
     """
     folder = Path(path)
     if not folder.exists():
@@ -55,6 +55,11 @@ def check_path(
                 "to safetensors, or set allow_pickle: true for this model"
             )
         raise UserError(f"{path} has no weights: expected *.safetensors next to config.json")
+    if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
+        raise UserError(
+            f"{path} holds two sets of weights, model.safetensors and the shards of model.safetensors.index.json; remove "
+            "one of them"
+        )
     check_adapter(folder, adapter)
 
 

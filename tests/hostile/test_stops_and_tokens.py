@@ -19,7 +19,7 @@ from experiments.sample.models import Models
 from experiments.sample.sample_cell import prepare, sample_cell
 from semcal import LanguageModel, Run, UserError
 from semcal.sampling.records import Answered, Prompt, Sample
-from tests.conftest import data_folder, needs, save_checkpoint, word_tokenizer
+from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import write_study
 
 held = pytest.mark.held_before
@@ -340,28 +340,6 @@ def test_a_prompt_of_ones_own_says_what_its_control_tokens_are(read):
         use(text)
     use(Prompt("q", model.encode_rendered(text)))
     use(Prompt("q", model.encode(text)))
-
-
-TEXTS = ["red blue", "a\n\nb", "  two spaces", "naïve 日本", "a<x>b</x>", "Question: x\nAnswer:"]
-
-
-@pytest.mark.parametrize("tokenizer", [byte_level, byte_fallback, "stories260K"])
-def test_the_other_way_to_encode_agrees_wherever_nothing_was_typed(tokenizer):
-    """The path for typed control tokens, on texts without any, and on the control tokens of a template."""
-    from semcal.models.control_tokens import ControlTokens
-
-    if isinstance(tokenizer, str):
-        path = needs(data_folder().parent / "checkpoints/stories260K")
-        found = PreTrainedTokenizerFast.from_pretrained(path)
-    else:
-        found = tokenizer()
-    control, bos = ControlTokens(found), found.bos_token
-    for text in [*TEXTS, *(f"{bos}{t}</s>{t}{bos} {t}" for t in TEXTS)]:
-        for own in (True, False):
-            encoded = found(text, add_special_tokens=own, return_offsets_mapping=True)
-            ids, places = control.encode(text, (), add_special_tokens=own)
-            assert ids == encoded["input_ids"]
-            assert places == [tuple(place) for place in encoded["offset_mapping"]]
 
 
 def test_text_begins_as_it_did_where_a_control_token_was_typed():

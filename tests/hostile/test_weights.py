@@ -60,6 +60,13 @@ def index_without_a_layer(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def two_sets(folder: Path) -> None:
+    """What is left where a checkpoint was saved in one file first and in shards later."""
+    whole = (folder / "model.safetensors").read_bytes()
+    index_without_a_layer(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+
+
 def lost_shard(folder: Path) -> None:
     index_without_a_layer(folder)
     (folder / "model-00001-of-00001.safetensors").rename(folder / "other.safetensors")
@@ -89,6 +96,7 @@ REFUSED = [
     ("another vocabulary", configured(vocab_size=80), r"lm_head.weight is \[64, 32\] in the file"),
     ("two output layers", configured(tie_word_embeddings=True), r"config.json ties lm_head.weight"),
     ("an index over a shard that lost some", index_without_a_layer, r"layer 1 is incomplete"),
+    ("one file and shards", two_sets, r"holds two sets of weights"),
     ("NaN", scaled("layers.1.mlp.up_proj", float("nan")), r"model.layers.1.mlp.up_proj.weight holds NaN or infinity"),
     ("infinity", scaled("model.norm", float("inf")), r"model.norm.weight holds NaN or infinity"),
 ]

@@ -104,3 +104,11 @@ def test_tokenizers_are_alike_that_encode_alike(tmp_path):
     tokenizer.add_tokens(["five"])
     tokenizer.save_pretrained(path)
     assert not LanguageModel.without_weights(path).encodes_like(own)
+
+
+def test_an_adapter_to_apply_must_be_there(checkpoint):
+    for what in ("apply", "ignore"):
+        with pytest.raises(UserError, match=f"there is no adapter to {what}; leave adapter out"):
+            LanguageModel.load(checkpoint, device="cpu", adapter=what)
+    with pytest.raises(UserError, match="unknown adapter 'merge'; expected apply or ignore"):
+        LanguageModel.load(checkpoint, device="cpu", adapter="merge")
