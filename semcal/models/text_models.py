@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from semcal.errors import UserError
 from semcal.models.checkpoint import pick_device
-from semcal.models.weights import check_path, load_weights, weights_fingerprint
+from semcal.models.weights import check_encoder, check_path, load_weights, weights_fingerprint
 
 _BATCH = 64
 
@@ -120,6 +120,9 @@ class Embedder:
             raise UserError("embeddings need sentence-transformers; pip install 'semcal[embeddings]'") from error
         if path.startswith((".", "/", "~")) and not Path(path).is_dir():
             raise UserError(f"no folder {path}; expected the local folder or Hub id of an embedding model")
+        if (Path(path) / "config.json").is_file():
+            check_path(path)
+            check_encoder(path)
         try:
             self.model: Any = SentenceTransformer(path, device=str(pick_device(device)))
         except (OSError, ValueError) as error:

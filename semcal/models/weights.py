@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from semcal.errors import UserError
 from semcal.models.adapters import ADAPTER_FILES, check_adapter, merge_adapter, without_adapter
@@ -57,8 +57,8 @@ def check_path(
         raise UserError(f"{path} has no weights: expected *.safetensors next to config.json")
     if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
         raise UserError(
-            f"{path} holds two sets of weights, model.safetensors and the shards of model.safetensors.index.json; remove "
-            "one of them"
+            f"{path} holds two sets of weights, model.safetensors and the shards of model.safetensors.index.json; "
+            "remove one of them"
         )
     check_adapter(folder, adapter)
 
@@ -92,6 +92,20 @@ def load_weights(
         model = merge_adapter(model, path)
     check_finite(path, model)
     return model.eval()
+
+
+def check_encoder(path: str) -> None:
+    """Check that a folder holds every parameter of its encoder but the pooler, which embeddings may do without.
+
+    For libraries that load models themselves; the encoder is loaded once more.
+
+    Raises:
+        UserError: parameters that the files lack or have in another size.
+    """
+    model, report = AutoModel.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True)
+    missing = {key for key in report["missing_keys"] if not _UNUSED.search(key)}
+    _check_read(path, model, report | {"missing_keys": missing, "unexpected_keys": ()}, model.config)
+    check_finite(path, model)
 
 
 def weights_fingerprint(path: str, commit: str | None, *, adapter: str | None = None) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import second_skeleton
-from semcal.models.text_models import EntailmentModel
+from semcal.models.text_models import Embedder, EntailmentModel
 from tests.conftest import save_checkpoint, word_tokenizer
 
 Weights = dict[str, torch.Tensor]
@@ -213,6 +213,19 @@ def test_an_entailment_model_without_its_classifier_is_refused(tmp_path):
     without("classifier")(tmp_path)
     with pytest.raises(UserError, match=r"2 parameters not in the file .classifier.bias, classifier.weight"):
         EntailmentModel.load(str(tmp_path), device="cpu")
+
+
+def test_an_embedding_model_without_a_layer_is_refused(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=64, pad_token_id=2, **small)).save_pretrained(tmp_path)
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(tmp_path)
+    without("pooler")(tmp_path)  # which the mean over tokens does not need
+    assert Embedder(str(tmp_path), device="cpu").embed(["red", "blue one"]).shape == (2, 16)
+    without("layer.1.attention")(tmp_path)
+    with pytest.raises(UserError, match=r"10 parameters not in the file .encoder.layer.1.attention"):
+        Embedder(str(tmp_path), device="cpu")
 
 
 # ---- models in memory ------------------------------------------------------------------------------------------------
