@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from semcal.errors import UserError
 
@@ -91,7 +92,7 @@ def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
             config = PeftConfig.from_pretrained(path)
             if config.is_prompt_learning:
                 raise UserError(
-                    f"{path}: its adapter ({config.peft_type.value}) cannot be merged, for it adds tokens; ignore it"
+                    f"{path}: its adapter ({getattr(config.peft_type, 'value', config.peft_type)}) cannot be merged, for it adds tokens; ignore it"
                 )
             wrapped = get_peft_model(model, config)
             read = wrapped.load_adapter(path, "default")
@@ -100,7 +101,8 @@ def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
                 f"{path}: the adapter's file does not fit its adapter_config.json ({', '.join(wrong[:3])}); "
                 "restore both"
             )
-        return wrapped.merge_and_unload(safe_merge=True)
+        merged: Any = wrapped.merge_and_unload(safe_merge=True)
+        return merged
     except UserError:
         raise
     except Exception as error:  # of whatever kind of adapter

@@ -272,7 +272,7 @@ class LanguageModel:
                 )
             ids, places = self._control_tokens.encode(text, spans, add_special_tokens=typed is None)
         else:
-            fast = self.tokenizer.is_fast
+            fast = bool(self.tokenizer.is_fast)
             encoded = self.tokenizer(text, add_special_tokens=typed is None, return_offsets_mapping=fast)
             ids, places = [int(i) for i in encoded["input_ids"]], list(encoded["offset_mapping"]) if fast else []
         if typed is not None:
@@ -299,9 +299,10 @@ class LanguageModel:
         """
         if not self.has_chat_template:
             raise UserError(f"{self.path} has no chat template; set its prompt to few-shot")
-        how = {"tokenize": False, "add_generation_prompt": not answered}
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), **how))
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
+            )
         except Exception as error:  # a template may fail in any way
             raise UserError(
                 f"{self.path}: its chat template refuses a conversation ({' '.join(str(error).split())[:120]}); "
@@ -314,8 +315,12 @@ class LanguageModel:
 
         It is what the template writes after an answer: at the end of a conversation or, if it writes nothing there,
         before the next question.
+
+        Raises:
+            UserError: as `render_chat`.
         """
         asked, answer = {"role": "user", "content": "Qwxq"}, {"role": "assistant", "content": "Vzxv"}
+        begins = self.render_chat([asked]).rpartition(asked["content"])[2]
         for conversation in ([asked, answer], [asked, answer, asked]):
             try:
                 _, shown, rest = self.render_chat(conversation, answered=True).rpartition(answer["content"])
@@ -325,6 +330,8 @@ class LanguageModel:
             if not shown or not written.strip():
                 continue
             before, token = self._control_tokens.first(written)
+            if before.strip() and begins.rstrip().endswith(before.strip()):
+                continue  # a template that always ends where an answer begins
             if not before.strip():
                 return () if self._control_tokens.ids[token] in self.eos_ids else (token,)
             return (before.strip() if conversation[-1] is answer else before.rstrip(),)

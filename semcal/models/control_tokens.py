@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -70,8 +71,9 @@ class ControlTokens:
         return frozenset(self.ids.values())
 
     @cached_property
-    def _json(self) -> dict:
-        return json.loads(self.tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue]
+    def _json(self) -> dict[str, Any]:
+        core: Any = self.tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+        return json.loads(core.to_str())
 
     @cached_property
     def _core(self) -> Tokenizer:

@@ -58,7 +58,7 @@ class EntailmentModel:
                 f"{path} cannot be loaded as a sequence classifier ({str(error).splitlines()[0]})"
             ) from error
         torch.nn.Module.to(model, pick_device(device))
-        named = {int(i): str(label) for i, label in model.config.id2label.items()}
+        named = {int(i): str(label) for i, label in (model.config.id2label or {}).items()}
         found = [i for i, label in named.items() if label.lower().startswith("entail")]
         if len(found) != 1:
             raise UserError(

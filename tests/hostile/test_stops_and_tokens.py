@@ -90,6 +90,10 @@ TEMPLATES = [
         id="a template of one turn",
     ),
     pytest.param(ROLES + "</s>" + GO_ON, None, id="end of sequence", marks=held),
+    pytest.param(
+        "{% for m in messages %}{{ m.content }} {% endfor %}answer is", None,
+        id="words that begin every answer", marks=held,
+    ),
 ]  # fmt: skip
 
 
