@@ -91,9 +91,8 @@ def merge_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
             config = PeftConfig.from_pretrained(path)
             if config.is_prompt_learning:
-                raise UserError(
-                    f"{path}: its adapter ({getattr(config.peft_type, 'value', config.peft_type)}) cannot be merged, for it adds tokens; ignore it"
-                )
+                kind = getattr(config.peft_type, "value", config.peft_type)
+                raise UserError(f"{path}: its adapter ({kind}) cannot be merged, for it adds tokens; ignore it")
             wrapped = get_peft_model(model, config)
             read = wrapped.load_adapter(path, "default")
         if wrong := sorted({*read.missing_keys, *read.unexpected_keys}):
