@@ -63,7 +63,8 @@ class ModelConfig(Settings):
     OpenAI-compatible server such as http://localhost:8000/v1.
 
     `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict`
-    which models to compare; no sample depends on them.
+    which models to compare; no sample depends on them. `adapter` says whether an adapter that lies beside full weights
+    is merged into them or left out.
     """
 
     path: str
@@ -77,6 +78,7 @@ class ModelConfig(Settings):
     prompt: Literal["few-shot", "chat"] = "few-shot"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    adapter: Literal["apply", "ignore"] | None = None
     served: ServedConfig = ServedConfig()
 
     @property
@@ -87,6 +89,8 @@ class ModelConfig(Settings):
     def _named(self) -> ModelConfig:
         if self.served != ServedConfig() and not self.is_served:
             raise ValueError(f"served needs the address of a server as path, got {self.path!r}; leave served out")
+        if self.is_served and self.adapter:
+            raise ValueError("a server has its own adapters; leave adapter out")
         if self.is_served and self.prompt == "chat":
             raise ValueError("a served model has only a completions endpoint; set its prompt to few-shot")
         if not self.name:

@@ -20,7 +20,7 @@ from experiments.sample.models import Models, model_path
 from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
 from semcal.errors import UserError
-from semcal.models.checkpoint import check_path, weights_fingerprint
+from semcal.models.weights import check_path, weights_fingerprint
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.run import Run, content_key
@@ -62,7 +62,7 @@ def check_models(study: Study) -> None:
         UserError: a path that cannot be a checkpoint; probes that its model cannot have.
     """
     for model in (m for m in study.models if not m.is_served):
-        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
+        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle, adapter=model.adapter)
         check_probes(study.probes, model)
 
 
@@ -183,7 +183,9 @@ def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: Non
 def _other_weights(config: ModelConfig, run: Run) -> bool:
     """Whether a local folder holds weights that the run was not made with; a Hub commit cannot change."""
     path = model_path(config)
-    return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
+    if not Path(path).is_dir():
+        return False
+    return run.manifest().get("weights_hash") != weights_fingerprint(path, None, adapter=config.adapter)
 
 
 def track(cell: Cell, run: Run) -> None:

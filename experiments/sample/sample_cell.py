@@ -33,6 +33,7 @@ from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
 from semcal.questions.pool import pool
 from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, exemplars_for, question_span
+from semcal.questions.prompts import asked as written_out
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
 from semcal.runs.run import Run, Shard, shards
@@ -79,9 +80,13 @@ def form_of(cell: Cell) -> Form:
     return FewShot(cell.style, cell.prompting.shots, cell.prompting.vary, cell.seed)
 
 
-def stop_strings(cell: Cell) -> tuple[str, ...]:
-    """The stop strings that the study sets, or those of the cell's form of prompt."""
-    return form_of(cell).stops if cell.sampling.stop is None else tuple(cell.sampling.stop)
+def stop_strings(cell: Cell, model: Answerer | None = None) -> tuple[str, ...]:
+    """The stop strings that the study sets, or those of the cell's form of prompt; and, if `model` reads its chat
+    template, what that writes after an answer."""
+    form = form_of(cell)
+    stops = form.stops if cell.sampling.stop is None else tuple(cell.sampling.stop)
+    ends = model.turn_ends if form.rendered and isinstance(model, LanguageModel) else ()
+    return tuple(dict.fromkeys([*stops, *ends]))
 
 
 def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> Asked:
@@ -94,7 +99,8 @@ def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> As
     if not isinstance(model, LanguageModel):
         return Asked(question, form.text(dataset, question, _no_template), Prompt(question.id, ()))
     text = form.text(dataset, question, model.render_chat)
-    prompt = Prompt(question.id, _encode(model, text, rendered=form.rendered))
+    typed = _typed(cell, model, question, text) if form.rendered else ()
+    prompt = Prompt(question.id, _encode(model, text, typed, rendered=form.rendered))
     if not set(cell.capture.positions) & set(QUESTION_POSITIONS):
         return Asked(question, text, prompt)
     try:
@@ -104,8 +110,24 @@ def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> As
     return Asked(question, text, prompt, model.tokens_at(text, start, stop, rendered=form.rendered))
 
 
-def _encode(model: LanguageModel, text: str, *, rendered: bool) -> tuple[int, ...]:
-    return model.encode_rendered(text) if rendered else model.encode(text)
+def _typed(cell: Cell, model: LanguageModel, question: Question, text: str) -> list[tuple[int, int]]:
+    """Where a conversation holds the question: control tokens there are text.
+
+    Raises:
+        UserError: the question contains some, and the chat template does not show it as it is.
+    """
+    try:
+        return [question_span(text, question, cell.style)]
+    except ValueError as error:
+        if found := model.control_tokens_in(written_out(question)):
+            raise UserError(
+                f"{cell.label}: {error}, and {found[0]!r} in it would be a control token; reword it"
+            ) from None
+        return []
+
+
+def _encode(model: LanguageModel, text: str, typed: Sequence[tuple[int, int]], *, rendered: bool) -> tuple[int, ...]:
+    return model.encode_rendered(text, typed) if rendered else model.encode(text)
 
 
 def _no_template(_: Messages) -> str:
@@ -123,8 +145,14 @@ def gold_ids(cell: Cell, model: Answerer, asked: Asked) -> tuple[int, ...]:
     gold = form.gold(asked.question)
     if not isinstance(model, LanguageModel) or not gold:
         return ()
-    text = form.answered(asked.question, asked.text, gold, partial(model.render_chat, answered=True))
-    whole = _encode(model, text, rendered=form.rendered)
+    try:
+        text = form.answered(asked.question, asked.text, gold, partial(model.render_chat, answered=True))
+    except UserError:  # a template that takes no conversation with an answer
+        return ()
+    typed = []
+    if form.rendered:
+        typed = [*_typed(cell, model, asked.question, asked.text), (len(text) - len(gold), len(text))]
+    whole = _encode(model, text, typed, rendered=form.rendered)
     prompt = asked.prompt.ids
     return whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
 
@@ -155,7 +183,7 @@ def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> l
             f"{len(ids)} tokens of {model.context - cell.sampling.length(cell.style)} that fit",
             f"{begins} × {tokenizer.bos_token}" if tokenizer.bos_token_id is not None else "no BOS token",
             f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}{captured}",
-            f"stops at {', '.join(map(repr, stop_strings(cell))) or 'its end-of-sequence token'}",
+            f"stops at {', '.join(map(repr, stop_strings(cell, model))) or 'its end-of-sequence token'}",
             f"gold {question.answers[0]!r}",
         ]
         if tokens := asked.question_tokens:
@@ -262,7 +290,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     settings = Sampling(
         **cell.sampling.model_dump(include={"m", "temperature", "top_k", "top_p"}),
         max_new_tokens=cell.sampling.length(cell.style),
-        stop=stop_strings(cell),
+        stop=stop_strings(cell, model),
         seed=cell.seed,
     )
     exact = cell.sampling.exact and cell.sampling.exact.model_dump()
@@ -337,6 +365,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "model": model.path,
         "revision": model.revision,
         "weights_hash": model.weights_hash,
+        "adapter": cell.model.adapter,
         "tokenizer_hash": model.tokenizer_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),

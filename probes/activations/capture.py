@@ -236,7 +236,7 @@ def capture(
         raise ValueError(f"{position} lies in the answer; read it by probes.activations.chains.read_chains")
     if position in QUESTION_POSITIONS and len(questions) != len(prompts):
         raise ValueError(f"{position} of {len(prompts)} prompts needs as many questions, got {len(questions)}")
-    encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
+    encoded = [p if isinstance(p, Prompt) else model.prompt(p) for p in prompts]
     if ids is not None:
         if len(ids) != len(prompts):
             raise ValueError(f"{len(ids)} ids for {len(prompts)} prompts; expected one id per prompt")
