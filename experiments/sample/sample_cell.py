@@ -37,8 +37,9 @@ from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
 from semcal.runs.run import Run, Shard, shards
 from semcal.sampling.decoders import shared_prefix
-from semcal.sampling.engine import SHARED, Sampler
+from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
+from semcal.sampling.paths import SHARED
 from semcal.sampling.records import Prompt, Sampling
 
 if TYPE_CHECKING:  # it needs the extra `serve`

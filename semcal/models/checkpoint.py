@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from semcal.errors import UserError, above, nearest
 from semcal.sampling.records import Answered, Enumerated
@@ -107,6 +114,7 @@ class LanguageModel:
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
+            _check_decoder_only(config, str(path))
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
             model = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -152,6 +160,7 @@ class LanguageModel:
             raise UserError(f"expected a causal language model of transformers, got a {type(model).__name__}")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise UserError(f"expected a tokenizer of transformers, got a {type(tokenizer).__name__}")
+        _check_decoder_only(model.config, type(model).__name__)
         model.eval().requires_grad_(False)
         name = name or model.config.name_or_path or type(model).__name__
         return cls(model, tokenizer, name, None, memory_fingerprint(model), _tokenizer_hash(tokenizer))
@@ -170,6 +179,7 @@ class LanguageModel:
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
+            _check_decoder_only(config, str(path))
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -378,6 +388,15 @@ def memory_fingerprint(model: torch.nn.Module) -> str:
     return f"memory:{digest.hexdigest()[:16]}"
 
 
+def _check_decoder_only(config: PretrainedConfig, path: str) -> None:
+    """Refuse an encoder-decoder: its decoder alone would answer with embeddings that were never trained for it."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{path} is an encoder-decoder ({config.model_type}), and only decoder-only models can be sampled here; "
+            "choose a causal language model"
+        )
+
+
 def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
@@ -398,4 +417,9 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
     if not Path(path).is_dir() and ("offline" in text or "connect" in text.lower() or "couldn't" in text.lower()):
         where = f" at revision {revision!r}" if revision else ""
         return f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it"
-    return f"cannot load {path}: {text[:200]}"
+    if "Unrecognized configuration class" in text:
+        kind = text.partition("<class '")[2].partition("'>")[0].rpartition(".")[2] or "its class"
+        return (
+            f"cannot load {path}: transformers has no causal language model for a {kind}; choose a decoder-only model"
+        )
+    return f"cannot load {path}: {text if len(text) <= 200 else text[:200].rpartition(' ')[0] + ' …'}"

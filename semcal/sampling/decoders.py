@@ -95,8 +95,13 @@ def prefill(
 
 
 def _cached(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
-    """The cache under the name by which a model takes it; state-space models call it `cache_params`."""
-    return {"cache_params" if _takes(model, "cache_params") else "past_key_values": cache}
+    """The cache under the name by which a model takes it."""
+    return {"cache_params" if _has_state(model) else "past_key_values": cache}
+
+
+def _has_state(model: PreTrainedModel) -> bool:
+    """Whether the cache is the state of a state-space model, in which padding has left no trace to be masked."""
+    return _takes(model, "cache_params")
 
 
 def _takes(model: PreTrainedModel, name: str) -> bool:
@@ -234,7 +239,7 @@ class ExpandedDecoder:
         self.position = self.position + 1
         return self.model(
             input_ids=tokens[:, None].to(self.device),
-            attention_mask=self.mask,
+            attention_mask=None if _has_state(self.model) else self.mask,
             position_ids=self.position,
             use_cache=True,
             **_cached(self.model, self.cache),

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
+from semcal.sampling.checks import LawWatch
 from semcal.sampling.decoders import (
     PREFILL_TOKENS,
     ExpandedDecoder,
@@ -116,6 +117,7 @@ class Sampler:
         path: "shared-prefix", "expanded", "reread", or None for the first of them that agrees with plain forward
             passes.
         prefix: Tokens that the prompts of all calls begin with, read once; None finds those of each call.
+        watch: Sees some of the draws.
 
     Attributes:
         work: The work done so far.
@@ -131,10 +133,12 @@ class Sampler:
         max_rows: int | None = None,
         path: str | None = None,
         prefix: Sequence[int] | None = None,
+        watch: LawWatch | None = None,
     ) -> None:
         self.model, self.settings, self.stop_rule, self.device = model, settings, stop_rule, device
         self.max_rows, self.path, self.work = max_rows, path, Work()
         self.prefix = None if prefix is None else tuple(prefix)
+        self.watch = watch
         self._decoder: TreeDecoder | None = None
         self._budget: Budget | None = None
 
@@ -208,7 +212,8 @@ class Sampler:
         else:
             decoder = (ExpandedDecoder if self.path == EXPANDED else RereadDecoder)(self.model, self.device)
             widest = max(len(p.ids) for p in prompts)
-        return _Flight(decoder, Branches(self.settings, self.stop_rule), budget, self.work, len(prefix), widest)
+        branches = Branches(self.settings, self.stop_rule)
+        return _Flight(decoder, branches, budget, self.work, len(prefix), widest, self.watch)
 
 
 class _Flight:
@@ -227,9 +232,10 @@ class _Flight:
         work: Work,
         offset: int,
         carried: int,
+        watch: LawWatch | None,
     ) -> None:
         self.decoder, self.branches, self.budget, self.work = decoder, branches, budget, work
-        self.offset, self.carried = offset, carried
+        self.offset, self.carried, self.watch = offset, carried, watch
         self.tails = 0  # longest prompt in flight, without the shared prefix
         # Expected rows and tokens per question: a guess, then the mean of recent ones. If questions in flight cannot be
         # abandoned one by one, the worst case of rows.
@@ -291,6 +297,8 @@ class _Flight:
         tokens, logprobs, bad = draw(logits, self.branches.settings, rows, uniform)
         if len(bad):
             refuse(prompts[int(bad[0])].key, 0)
+        if self.watch is not None:
+            self.watch.first(prompts, logits, rows, tokens)
         moves = self.branches.begin(slots, tokens, logprobs)
         self.work.prefill_seconds += time.monotonic() - began  # the drawn tokens have arrived, so the device is done
         if not self.decoder.joins:
@@ -310,6 +318,10 @@ class _Flight:
         if len(bad):
             row = int(bad[0])
             refuse(branches.questions[int(branches.slots[row])].prompt.key, int(lengths[row]))
+        if (
+            self.watch is not None and not self.work.restarts
+        ):  # a question that is restarted draws the same tokens again
+            self.watch.later(logits, rows, tokens)
         self._move(branches.grow(tokens, logprobs), int(lengths.max()))
 
     def _move(self, moves: Moves, length: int | None = None) -> None:
