@@ -30,7 +30,7 @@ from semcal.positions import (
     check_position,
     of_question,
 )
-from semcal.runs.stored_activations import Activations
+from semcal.runs.stored_activations import LARGEST, Activations, too_large
 from semcal.sampling.decoders import PromptBatch, pad_left, prefill
 from semcal.sampling.records import Prompt
 
@@ -101,10 +101,16 @@ class ResidualCapture:
     Args:
         hooks: TransformerLens's names, as shell-style patterns.
         where: For each prompt's key, what to read; None reads the last prompt token of all.
+        dtype: "float32" or "float16", in which it will be stored: what does not fit is refused when it is seen.
     """
 
-    def __init__(self, hooks: Sequence[str] = DEFAULT_HOOKS, where: Mapping[str, Places] | None = None) -> None:
-        self.patterns, self.where = tuple(hooks), where
+    def __init__(
+        self,
+        hooks: Sequence[str] = DEFAULT_HOOKS,
+        where: Mapping[str, Places] | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.patterns, self.where, self.dtype = tuple(hooks), where, dtype
         self._model: PreTrainedModel | None = None
         self._hooks: tuple[Hook, ...] = ()
         self._plan: _Plan | None = None
@@ -140,14 +146,20 @@ class ResidualCapture:
 
         Raises:
             NonFiniteError: NaN or infinity, naming the question and the first layer that holds it.
+            UserError: a number beyond the range of `dtype`, naming the same.
         """
         plan = self._plan
         assert plan is not None
+        limit = LARGEST[self.dtype]
         for hook in self._hooks:
-            finite = self._seen[hook.name].isfinite().all(-1)  # [row]
-            if not finite.all():
-                key = plan.rows[int((~finite).nonzero()[0])][0]
-                raise NonFiniteError(f"question {key!r}: activations at {hook.name} are NaN or infinite")
+            largest = self._seen[hook.name].abs().amax(-1)  # [row], NaN where any is
+            beyond = ~(largest <= limit)
+            if beyond.any():
+                row = int(beyond.nonzero()[0])
+                what = f"question {plan.rows[row][0]!r}: activations at {hook.name}"
+                if not largest[row].isfinite():
+                    raise NonFiniteError(f"{what} are NaN or infinite")
+                raise too_large(what, float(largest[row]), self.dtype)
         whole = [self._seen[h.name] for h in self._hooks if not h.heads]
         parted = [rearrange(self._seen[h.name], "row (h d) -> row h d", h=h.heads) for h in self._hooks if h.heads]
         values, heads = (torch.stack(parts, 1).numpy() if parts else None for parts in (whole, parted))
