@@ -418,7 +418,7 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
         where = f" at revision {revision!r}" if revision else ""
         return f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it"
     if "Unrecognized configuration class" in text:
-        kind = text.partition("<class '")[2].partition("'>")[0].rpartition(".")[2] or "its class"
+        kind = text.partition("<class '")[2].partition("'>")[0].rpartition(".")[2] or "model of its class"
         return (
             f"cannot load {path}: transformers has no causal language model for a {kind}; choose a decoder-only model"
         )
