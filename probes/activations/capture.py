@@ -31,7 +31,8 @@ from semcal.positions import (
     of_question,
 )
 from semcal.runs.stored_activations import LARGEST, Activations, too_large
-from semcal.sampling.decoders import PromptBatch, pad_left, prefill
+from semcal.sampling.decoders import PromptBatch
+from semcal.sampling.paths import may_be_padded, observe_all
 from semcal.sampling.records import Prompt
 
 # position -> the places of the tokens to read there, from 0; none where a prompt has no such position.
@@ -264,8 +265,9 @@ def capture(
             for e, p, q in zip(encoded, prompts, questions, strict=True)
         }
     observer = ResidualCapture(hooks, where)
+    padded = may_be_padded(model.model, model.device, max((p.ids for p in encoded), key=len, default=()))
     for start in range(0, len(encoded), batch_size):
-        prefill(model.model, pad_left(encoded[start : start + batch_size], 0, model.device), observer)
+        observe_all(model.model, model.device, encoded[start : start + batch_size], observer, padded=padded)
     return observer.take(keys, position)
 
 

@@ -128,6 +128,23 @@ def plain_pass(
     return _plain(model, pad_left([Prompt("", tuple(row)) for row in rows], 0, device), keep, None)
 
 
+@torch.inference_mode()
+def padded_pass(model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None) -> torch.Tensor:
+    """A forward pass over padded prompts, without a cache: [question, vocab] logits of the next token."""
+    options = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
+    with observer.watching(model, batch) if observer else nullcontext():
+        out = model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            **options,
+        )
+    if observer:
+        observer.prefilled(batch)
+    return out.logits[:, -1]
+
+
 def _plain(model: PreTrainedModel, batch: PromptBatch, keep: int, observer: Observer | None) -> torch.Tensor:
     options = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
     with observer.watching(model, batch) if observer else nullcontext():

@@ -15,12 +15,21 @@ import torch
 from transformers import PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.sampling.decoders import ExpandedDecoder, RereadDecoder, TreeDecoder, plain_pass, shared_prefix
+from semcal.sampling.decoders import (
+    ExpandedDecoder,
+    Observer,
+    RereadDecoder,
+    TreeDecoder,
+    pad_left,
+    padded_pass,
+    plain_pass,
+    shared_prefix,
+)
 from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
 _NEW_TOKENS = 3
-_CAUSAL_TOKENS = 16  # of a prompt, in the check of causality
+_FEW_TOKENS = 16  # of a prompt, in the checks of causality and padding
 _LIKELY = -10.0  # nats; rarer tokens are not compared
 
 
@@ -118,6 +127,30 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
     )
 
 
+def observe_all(
+    model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt], observer: Observer, *, padded: bool
+) -> None:
+    """One forward pass over all prompts for an observer; without padding, those of one length together."""
+    if padded:
+        padded_pass(model, pad_left(prompts, 0, device), observer)
+    else:
+        RereadDecoder(model, device).read(prompts, torch.arange(len(prompts)), observer)
+
+
+def may_be_padded(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> bool:
+    """Whether padding on the left changes nothing that a model computes, tried on two beginnings of a prompt."""
+    whole = Prompt("", tuple(ids[:_FEW_TOKENS]))
+    two = (Prompt("", whole.ids[: -(-len(whole.ids) // 2)]), whole)
+    plain = torch.cat([plain_pass(model, [p.ids], device)[:, -1] for p in two])
+    try:
+        padded = padded_pass(model, pad_left(two, 0, device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever goes wrong, passes without padding are right
+        return False
+    return _difference(plain, padded) <= tolerance(model.dtype)
+
+
 def _untried(model: PreTrainedModel) -> str:
     """Kinds of layers that the shared path does not know: their masks may agree on short prompts alone."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -140,7 +173,7 @@ def _cycled(ids: Sequence[int]) -> tuple[int, ...]:
 
 def _moved_by_the_last_token(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> float:
     """How far another last token moves the log-probabilities at earlier positions, in nats."""
-    ids = tuple(ids[:_CAUSAL_TOKENS])
+    ids = tuple(ids[:_FEW_TOKENS])
     other = next(i for i in (*ids, 0, 1) if i != ids[-1])
     one, two = plain_pass(model, [ids, (*ids[:-1], other)], device, keep=0)[:, :-1]
     return _difference(one, two)

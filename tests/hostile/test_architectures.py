@@ -196,3 +196,22 @@ def test_a_decoder_that_goes_wrong_at_any_step_is_not_chosen(tiny, monkeypatch, 
     list(sampler.sample(PROMPTS))
     assert sampler.work.path == "expanded"
     assert "differ by" in sampler.work.why
+
+
+@pytest.mark.parametrize("name", cases(["rwkv", "recurrent-gemma", "mamba"], {"mamba"}))
+def test_activations_of_prompts_of_different_length_are_those_of_each_alone(name):
+    from probes import capture
+    from probes.activations.chains import Chain, read_chains
+
+    model = LanguageModel.of(random_model(CAUSAL[name]()), word_tokenizer())
+    layer = [f"blocks.{model.model.config.num_hidden_layers - 1}.hook_resid_post"]
+    together = capture(model, PROMPTS, hooks=layer).values
+    alone = [capture(model, [p], hooks=layer).values[0] for p in PROMPTS]
+    torch.testing.assert_close(torch.from_numpy(together), torch.stack([torch.from_numpy(a) for a in alone]))
+    chains = [Chain(p, p.ids[2 : 4 + i], "one two three") for i, p in enumerate(PROMPTS)]
+    read = read_chains(model, chains, ["after_1_tokens"], style="concise", hooks=layer)["after_1_tokens"].values
+    for chain, found in zip(chains, read, strict=True):
+        (alone,) = read_chains(model, [chain], ["after_1_tokens"], style="concise", hooks=layer)[
+            "after_1_tokens"
+        ].values
+        torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(alone))
