@@ -531,10 +531,10 @@ class Capturing:
         captured = job.cell.capture
         self.in_prompt = [p for p in captured.positions if not in_answer(p)]
         self.in_answer = [p for p in captured.positions if in_answer(p)]
-        self.where = {a.question.id: _places(a, self.in_prompt or [LAST_PROMPT_TOKEN]) for a in job.asked}
         # Where only answers are read, float16 still shows at the first prompts whether it holds these activations.
-        watching = self.in_prompt or captured.dtype == "float16"
-        self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype) if watching else None
+        self.watched = self.in_prompt or ([LAST_PROMPT_TOKEN] if captured.dtype == "float16" else [])
+        self.where = {a.question.id: _places(a, self.watched) for a in job.asked}
+        self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype) if self.watched else None
         self.first_token = first_watched(job.asked, captured.positions)
 
     def take(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> Captured:
@@ -543,7 +543,8 @@ class Capturing:
         Raises:
             NonFiniteError: NaN or infinity, naming question and layer.
         """
-        found = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.in_prompt}
+        watched = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.watched}
+        found = {p: at for p, at in watched.items() if p in self.in_prompt}
         answer_rows, sequences = None, {q: asked[q].prompt.ids for q in shard.question_ids}
         if self.in_answer:
             chosen = [choose(_weights(rows[q]), self.job.cell.seed, q) for q in shard.question_ids]

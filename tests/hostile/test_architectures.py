@@ -215,3 +215,11 @@ def test_activations_of_prompts_of_different_length_are_those_of_each_alone(name
             "after_1_tokens"
         ].values
         torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(alone))
+
+
+def test_an_intervention_that_would_be_forgotten_is_refused():
+    from probes.interventions.edits import intervene
+
+    model = LanguageModel.of(random_model(CAUSAL["rwkv"]()), word_tokenizer())
+    with pytest.raises(UserError, match="sampled without a cache, which keeps no intervention"):
+        list(intervene(model, PROMPTS, Sampling(m=4, max_new_tokens=3), {"none": ()}))
