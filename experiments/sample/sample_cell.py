@@ -394,8 +394,10 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
                 job.run.write_activations(shard.key, captured.found, **how)
             job.run.write_samples(shard.key, [row for q in shard.question_ids for row in rows[q]])
     except NonFiniteError as error:
+        dtype = job.cell.model.dtype
+        wider = "bfloat16 or float32" if dtype == "float16" else "float32"
         raise NonFiniteError(
-            f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); {_saved(job)}"
+            f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {_saved(job)}"
         ) from error
     except UserError as error:
         raise UserError(f"{job.cell.label}: {error}; {_saved(job)}") from error

@@ -265,7 +265,7 @@ def capture(
             for e, p, q in zip(encoded, prompts, questions, strict=True)
         }
     observer = ResidualCapture(hooks, where)
-    padded = may_be_padded(model.model, model.device, max((p.ids for p in encoded), key=len, default=()))
+    padded = bool(encoded) and may_be_padded(model.model, model.device, max((p.ids for p in encoded), key=len))
     for start in range(0, len(encoded), batch_size):
         observe_all(model.model, model.device, encoded[start : start + batch_size], observer, padded=padded)
     return observer.take(keys, position)

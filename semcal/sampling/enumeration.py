@@ -114,10 +114,10 @@ def enumerate_answers(
     if not prompts:
         return
     device = next(model.get_input_embeddings().parameters()).device
-    chosen = choose_path(model, device, prompts)
-    if chosen.path != SHARED:
+    served = choose_path(model, device, prompts)
+    if served.path != SHARED:
         raise UserError(
-            f"exact enumeration needs the shared-prefix path, which does not support this model: {chosen.why}; leave "
+            f"exact enumeration needs the shared-prefix path, which does not support this model: {served.why}; leave "
             "sampling.exact out"
         )
     prefix = prompts[0].ids[: shared_prefix(prompts)] if prefix is None else prefix

@@ -56,6 +56,16 @@ def test_float16_that_overflows_is_refused_at_the_first_prefill(tmp_path, study_
     assert "\n" not in str(e.value)
 
 
+def test_a_model_that_overflows_in_float16_is_told_of_the_wider_dtypes(tmp_path, study_dict, massive, monkeypatch):
+    steps = count_steps(monkeypatch)
+    narrow = study(study_dict, massive)
+    narrow["models"] = [narrow["models"][0] | {"dtype": "float16"}]
+    said = r"are NaN or infinite; try dtype bfloat16 or float32 \(now float16\); no question is saved yet"
+    with pytest.raises(UserError, match=said):
+        run_dict(tmp_path, narrow)
+    assert steps == ["flight"]
+
+
 @pytest.mark.held_before
 def test_the_same_activations_are_stored_in_float32(tmp_path, study_dict, massive):
     (run,) = run_dict(tmp_path, study(study_dict, massive, dtype="float32"))
