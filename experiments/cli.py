@@ -123,6 +123,32 @@ def prompts(
 
 
 @app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder, Hub id, or atlas:base.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="A named dataset or a file of questions; default: general knowledge.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or balanced.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Make the checks of a run on a model and a few questions, before hours are spent; exit code 2 if one fails."""
+    from experiments.report.checks_table import checks_table
+    from experiments.sample.doctor import examine
+
+    with complaints.status(f"examining {model}") as status:
+        found = examine(model, dataset, dtype=dtype, device=device, tell=status.update)
+    if json:
+        console.print_json(data=found.to_dict())
+    else:
+        console.print(checks_table(found.to_dict()["checks"]))
+        colour = "green" if found.passed else "bold red"
+        console.print(f"[{colour}]{escape(f'{model}: {found.verdict}')}[/{colour}]", soft_wrap=True, highlight=False)
+    if not found.passed:
+        raise typer.Exit(2)
+
+
+@app.command()
 def score(
     targets: Targets,
     set: Sets = None,

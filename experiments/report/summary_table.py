@@ -109,7 +109,12 @@ def summary_rows(rows: Sequence[tuple[Cell, Run]]) -> tuple[list[str], list[list
 def remarks(cell: Cell, run: Run) -> list[str]:
     """Caveats about the figures in words, worst first."""
     c = run.calibration()
-    said = []
+    said = [
+        f"CHECK FAILED: {check['name']} is {check['figure']:.3g}, at most {check['limit']:.3g} is right "
+        f"({check['why']}). Do not trust these figures."
+        for check in run.manifest().get("checks", [])
+        if check["outcome"] == "failed"
+    ]
     if cell.published is not None:
         said.append(
             f"Published for this cell: smECE {cell.published.smece:.3f} ({cell.published.source}), measured with that "

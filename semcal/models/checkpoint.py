@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from semcal.errors import UserError, above, nearest
 from semcal.models.adapters import check_hub_adapter
@@ -113,6 +120,7 @@ class LanguageModel:
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
+            _check_decoder_only(config, str(path))
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
             if not Path(path).is_dir():
                 check_hub_adapter(str(path), revision, adapter)
@@ -164,6 +172,7 @@ class LanguageModel:
             raise UserError(f"expected a causal language model of transformers, got a {type(model).__name__}")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise UserError(f"expected a tokenizer of transformers, got a {type(tokenizer).__name__}")
+        _check_decoder_only(model.config, type(model).__name__)
         model.eval().requires_grad_(False)
         name = name or model.config.name_or_path or type(model).__name__
         weights_hash = memory_fingerprint(model)
@@ -184,6 +193,7 @@ class LanguageModel:
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
+            _check_decoder_only(config, str(path))
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -421,6 +431,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def _check_decoder_only(config: PretrainedConfig, path: str) -> None:
+    """Refuse an encoder-decoder: its decoder alone would answer with embeddings that were never trained for it."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{path} is an encoder-decoder ({config.model_type}), and only decoder-only models can be sampled here; "
+            "choose a causal language model"
+        )
+
+
 def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
@@ -447,8 +466,13 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
         return f"cannot load {path}: one of its JSON files is damaged ({text[:80]}); copy it again"
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"cannot load {path}: {error.filename} is missing; copy it too"
+    if "Unrecognized configuration class" in text:
+        kind = text.partition("<class '")[2].partition("'>")[0].rpartition(".")[2] or "model of its class"
+        return (
+            f"cannot load {path}: transformers has no causal language model for a {kind}; choose a decoder-only model"
+        )
     if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
-        return f"cannot load {path}: {text[:200]}"
+        return f"cannot load {path}: {text if len(text) <= 200 else text[:200].rpartition(' ')[0] + ' …'}"
     return (
         f"cannot load {path}: config.json does not describe a model ({type(error).__name__}: {text[:120]}); restore it"
     )

@@ -44,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def _disk_error(path: Path, error: BaseException) -> UserError | None:
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return UserError(f"disk full while writing {path}; free some space and run again: completed shards are saved")
+        return UserError(f"disk full while writing {path}; free some space and run the same command again")
     if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
         return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
     return None

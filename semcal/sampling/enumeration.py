@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from semcal.errors import UserError
 from semcal.sampling.decoders import Observer, TreeDecoder, shared_prefix
 from semcal.sampling.drawing import token_probabilities
-from semcal.sampling.engine import EXPANDED, Budget, choose_path, refuse
+from semcal.sampling.engine import Budget, refuse
+from semcal.sampling.paths import SHARED, choose_path
 from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
@@ -107,15 +108,18 @@ def enumerate_answers(
         on_answered: Called with the number of questions just finished.
 
     Raises:
-        UserError: a model that only the expanded path serves.
+        UserError: a model that the shared-prefix path does not serve.
         NonFiniteError: NaN or infinity in the logits.
     """
     if not prompts:
         return
     device = next(model.get_input_embeddings().parameters()).device
-    path, why = choose_path(model, device, prompts)
-    if path == EXPANDED:
-        raise UserError(f"exact enumeration needs the shared-prefix path, which does not support this model: {why}")
+    served = choose_path(model, device, prompts)
+    if served.path != SHARED:
+        raise UserError(
+            f"exact enumeration needs the shared-prefix path, which does not support this model: {served.why}; leave "
+            "sampling.exact out"
+        )
     prefix = prompts[0].ids[: shared_prefix(prompts)] if prefix is None else prefix
     decoder = TreeDecoder(model, device)
     decoder.share(prefix)
