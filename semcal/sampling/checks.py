@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from semcal.sampling.decoders import plain_pass
 from semcal.sampling.drawing import token_probabilities
+from semcal.sampling.output_layer import Scores
 from semcal.sampling.paths import tolerance
 from semcal.sampling.records import Outcome, Prompt, Sampling
 from semcal.seeds import keyed_generator
@@ -72,7 +73,7 @@ class LawWatch:
         self._passes = 0
         self._begun: set[str] = set()
 
-    def first(self, prompts: Sequence[Prompt], logits: torch.Tensor, rows: np.ndarray, tokens: np.ndarray) -> None:
+    def first(self, prompts: Sequence[Prompt], logits: Scores, rows: np.ndarray, tokens: np.ndarray) -> None:
         """See first tokens: logits [question, vocab]; rows [draw] ascending, and the tokens drawn from them [draw].
 
         A question that is read again after it was given up draws the same tokens, which are not counted twice.
@@ -81,13 +82,13 @@ class LawWatch:
         self._begun |= {p.key for p in prompts}
         self._see(logits, rows, tokens, new, min(_FIRST_DRAWS, self.settings.m))
 
-    def later(self, logits: torch.Tensor, rows: np.ndarray, tokens: np.ndarray) -> None:
+    def later(self, logits: Scores, rows: np.ndarray, tokens: np.ndarray) -> None:
         """See later tokens in the same form, some rows of some passes."""
         self._passes += 1
         if self._passes % _EVERY == 0:
             self._see(logits, rows, tokens, np.arange(len(logits)), 1)
 
-    def _see(self, logits: torch.Tensor, rows: np.ndarray, tokens: np.ndarray, watched: np.ndarray, draws: int) -> None:
+    def _see(self, logits: Scores, rows: np.ndarray, tokens: np.ndarray, watched: np.ndarray, draws: int) -> None:
         some = watched[:: max(1, -(-len(watched) // _WATCHED_ROWS))]
         if not len(some):
             return

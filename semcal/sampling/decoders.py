@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from semcal.sampling.output_layer import OutputLayer, Scores
 from semcal.sampling.records import Prompt
 from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
 
@@ -176,6 +177,7 @@ class TreeDecoder:
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model, self.device = model, device
+        self.output = OutputLayer(model)
         self.store = TreeStore()
         self.prefix: tuple[int, ...] = ()
         self.tail_lengths = torch.zeros(0, dtype=torch.long)  # [slot]
@@ -196,7 +198,7 @@ class TreeDecoder:
         self.prefix = tuple(prefix)
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:
+    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> Scores:
         """Prefill prompts into slots; [question, vocab] logits of their first new token."""
         batch = pad_left(prompts, 0, self.device, self.offset)
         if int(slots.max()) >= len(self.tail_lengths):
@@ -213,7 +215,7 @@ class TreeDecoder:
     @torch.inference_mode()
     def extend(
         self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    ) -> Scores:
         """One more token for rows 0..R-1, or for `rows`, with these lengths so far; [row, vocab] logits of the next."""
         positions = (self.offset + self.tail_lengths[slots] + lengths)[:, None]
         answers = AnswerPass(self.store, rows, slots, lengths, self.tail_lengths)
@@ -229,10 +231,10 @@ class TreeDecoder:
         return self.store.nbytes
 
     @torch.inference_mode()
-    def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        with tree_attention_in(self.model):
+    def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> Scores:
+        with tree_attention_in(self.model), self.output.left_out() as kept:
             out = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, tree=tree)
-        return out.logits[:, -1]
+        return self.output.scores(kept, out.logits)
 
 
 class ExpandedDecoder:

@@ -25,6 +25,7 @@ from semcal.sampling.decoders import (
     plain_pass,
     shared_prefix,
 )
+from semcal.sampling.output_layer import whole
 from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
@@ -189,12 +190,12 @@ def _apart(reference: _Reference, path: str, model: PreTrainedModel, device: tor
         decoder.share(prompts[0].ids[: shared_prefix(prompts)])
     else:
         decoder = (ExpandedDecoder if path == EXPANDED else RereadDecoder)(model, device)
-    steps = [decoder.read(prompts, slots[:n], None)]
+    steps = [whole(decoder.read(prompts, slots[:n], None))]
     for at in range(_NEW_TOKENS):
         rows = n + (at > 0)
         if at == 1:
             decoder.move(rows, 1, torch.tensor([n]), torch.tensor([0]))
-        steps.append(decoder.extend(new[:rows, at], slots[:rows], torch.full((rows,), at)))
+        steps.append(whole(decoder.extend(new[:rows, at], slots[:rows], torch.full((rows,), at))))
     return max(_difference(reference.logits[: len(ours), at], ours) for at, ours in enumerate(steps))
 
 
