@@ -14,7 +14,7 @@ from typing import Any
 from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from semcal.errors import UserError
-from semcal.text import well_formed
+from semcal.well_formed import well_formed
 
 _TEMPORARY = {408, 409, 429}  # what the client retries, as well as every status from 500 on
 _LONGEST = 256  # tokens per chat reply

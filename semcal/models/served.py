@@ -321,11 +321,11 @@ def _in_words(checks: Sequence[Check], settings: Sampling) -> str:
         return f"DISAGREES with the stated probabilities: {failed[0]}"
     unseen = [check for check in others if check.outcome == "not made"]
     missing = "".join(f"; not checked that {check.name}: {check.why}" for check in unseen)
+    missing += f"; {drawn.why}" if drawn.why else ""
     measured = ", ".join(f"{check.figure:.2f} nats" for check in others if check.figure is not None)
     apart = f"; stated again, at most {measured} apart" if measured else ""
-    return (
-        f"agrees with the stated probabilities (evidence against: 10^{drawn.figure:+.1f}, limit 10^4){apart}{missing}"
-    )
+    evidence = f"evidence against them 10^{drawn.figure:+.1f}, limit 10^{drawn.limit:.0f}"
+    return f"agrees with the stated probabilities ({evidence}){apart}{missing}"
 
 
 def _reply(reply: dict[str, Any]) -> Reply:

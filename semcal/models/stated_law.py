@@ -189,10 +189,8 @@ class DrawnTokens:
         if not self.draws:
             return Check(name, None, limit, "not made", "the server gives no log-probabilities")
         if cut := self.cut or (self.whole if self.whole >= _FEW and not self.partial else 0):
-            why = (
-                f"at {cut} of {self.draws} tokens the stated probabilities are cut off: probably top-k, top-p or min-p"
-            )
-            return Check(name, cut / self.draws, 0.0, "failed", why)
+            where = f"at {cut} of {self.draws} tokens the stated probabilities are cut off"
+            return Check(name, cut / self.draws, 0.0, "failed", f"{where}: probably top-k, top-p or min-p")
         events = [e for e in self._number if e[0].endswith("known") == self.hides_ends]
         if not events:
             return Check(name, None, limit, "not made", "no token that the server lists was drawn twice")
@@ -202,7 +200,8 @@ class DrawnTokens:
         wealth = np.logaddexp.reduce(rows, axis=1) - math.log(len(_ODDS)) - np.log(order * (order + 1.0))
         figure = float(np.logaddexp.reduce(wealth)) / math.log(10)
         if figure < limit:
-            return Check(name, figure, limit, "passed")
+            unseen = "the server does not list what ends an answer, so a token that is never drawn goes unnoticed"
+            return Check(name, figure, limit, "passed", unseen if self.hides_ends else "")
         worst = int(wealth.argmax())
         fewer = bool(_ODDS[rows[worst].argmax()] < 1)
         return Check(name, figure, limit, "failed", _probable(*events[worst], fewer=fewer))

@@ -224,3 +224,46 @@ def test_a_setting_that_stays_on_is_seen_in_the_draws(serve, setting):
 def test_a_setting_inside_the_stated_probabilities_is_seen_by_scoring_the_answers(serve, setting):
     with pytest.raises(UserError, match=REFUSED):
         sampled(serve(Sampler(setting, processed=True)))
+
+
+# ---- servers that sample as they state, and what cannot be seen from outside ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({}, marks=held_before),
+        pytest.param({"processed": True}, marks=held_before),
+        {"form": "content", "owner": "llamacpp"},
+        pytest.param({"form": "hidden"}, marks=held_before),
+        pytest.param({"echo": False}, marks=held_before),
+    ],
+)
+def test_an_honest_server_agrees(serve, how):
+    model, answers = sampled(serve(Sampler(**how)))
+    assert model.work.check.startswith("agrees")
+    assert all(sum(a.count for a in found) == 40 for found in answers.values())
+
+
+def test_what_a_server_without_scoring_may_hide_is_said_to_be_unchecked(serve):
+    model, _ = sampled(serve(Sampler("logit_bias", processed=True, echo=False)))
+    assert "not checked that tokens have the probabilities that the same text is scored with" in model.work.check
+
+
+@pytest.mark.parametrize("setting", ["presence_penalty", "frequency_penalty", "min_tokens", "begin_suppress_tokens"])
+def test_what_depends_on_the_answer_so_far_is_seen_without_scoring(serve, setting):
+    with pytest.raises(UserError, match=REFUSED):
+        sampled(serve(Sampler(setting, processed=True, echo=False)))
+
+
+@pytest.mark.parametrize("names", [("top_k",), ("presence_penalty", "min_p", "bad_words"), ("n",), ("logprobs",)])
+def test_a_neutral_value_that_a_server_refuses_is_left_out_and_recorded(serve, names):
+    model, answers = sampled(serve(Sampler(refuses=names)), questions=3, m=6)
+    assert set(model.work.refused) == set(names)
+    assert all(sum(a.count for a in found) == 6 for found in answers.values())
+
+
+def test_a_server_that_states_nothing_is_not_checked(serve):
+    model, _ = sampled(serve(Sampler("presence_penalty", form="none")), questions=3, m=6)
+    assert model.work.check.startswith("not checked: the server gives no log-probabilities")
+    assert [c.outcome for c in model.work.checks] == ["not made"] * 3
