@@ -29,7 +29,7 @@ from experiments.sample.run_checks import RunChecks, merged
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
 from probes.activations.hooks import choose_hooks
-from semcal.errors import NonFiniteError, UserError
+from semcal.errors import NonFiniteError, NotFromModelError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
 from semcal.questions.pool import pool
@@ -428,6 +428,10 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         raise NonFiniteError(
             f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {_saved(job)}"
         ) from error
+    except NotFromModelError as error:
+        raise NotFromModelError(
+            f"{job.cell.label}: {error}; then delete {job.run.folder}, whose answers are not used"
+        ) from error
     except UserError as error:
         raise UserError(f"{job.cell.label}: {error}; {_saved(job)}") from error
     finally:
@@ -518,16 +522,24 @@ def _asker(
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
     """Each question is written to disk as soon as it is answered: asking again costs time and perhaps money."""
 
+    for before in job.run.manifest()["sampling_work"]:
+        if any(check["outcome"] == "failed" for check in before.get("checks", ())):
+            raise NotFromModelError(
+                f"{job.run.folder} holds answers that its server did not draw from the model itself"
+            )
+
     def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         kept = job.run.partial(shard)
         yield from kept.items()
         on_answered(len(kept))
         left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
-        for key, answers in model.answer(left, job.settings, on_answered):
+        try:
+            for key, answers in model.answer(left, job.settings, on_answered):
+                rows = _rows(key, answers)
+                job.run.append_partial(shard, key, rows)
+                yield key, rows
+        finally:
             work.update(asdict(model.work))
-            rows = _rows(key, answers)
-            job.run.append_partial(shard, key, rows)
-            yield key, rows
 
     return ask
 
