@@ -13,8 +13,9 @@ from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import unasked
-from semcal.questions.question import STYLES, Dataset, Question, bare_text
+from semcal.questions.question import STYLES, Dataset, Question
 from semcal.questions.rows import FORMATS, Row, read_rows
+from semcal.questions.wording import bare_text
 from semcal.seeds import keyed_generator
 
 logger = logging.getLogger(__name__)

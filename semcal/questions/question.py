@@ -1,7 +1,6 @@
 """A question and its dataset: plain records that know no model, no tokenizer and no file."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -92,8 +91,3 @@ class Dataset:
     exemplars: tuple[Question, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     alias_lists: tuple[tuple[str, ...], ...] = ()
-
-
-def bare_text(text: str) -> str:
-    """The words of a text, without case and punctuation; the text itself if it has none."""
-    return re.sub(r"\W+", " ", text).casefold().strip() or text

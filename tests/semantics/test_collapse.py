@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcal import Question
+from semcal.questions.wording import normalise
 from semcal.semantics.class_table import UNEXPLORED, UNPARSED, ClassTable
 from semcal.semantics.collapsing.alias_table import pooled
 from semcal.semantics.collapsing.collapse import collapse_blind
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.surface import KthWord
-from semcal.semantics.extract import extract, normalise
+from semcal.semantics.extract import extract
 
 Q = Question(id="q", text="Who?", answers=("The Beatles", "Fab Four"))
 TOWNS = ExactMatch(
