@@ -44,7 +44,7 @@ GOOD = '{"id": "a", "question": "Who?", "answers": ["Ada"]}\n'
         ('{"id": "b", "question": "Q", "answers": []}', r"q\.jsonl:2: question 'b' has no gold answer"),
         ('{"id": "b", "question": "Q", "answers": [""]}', "no gold answer"),
         ('{"id": "b", "question": "Q", "answers": "x"}', "'answers' must be a list"),
-        ('{"id": "b", "question": 3.5, "answers": ["x"]}', "'question' must be text, got float"),
+        ('{"id": "b", "question": true, "answers": ["x"]}', "'question' must be text, got bool"),
         ('{"id": "b", "question": "Q", "answers": ["x"], "anwser": 1}', "unknown field 'anwser'"),
     ],
 )

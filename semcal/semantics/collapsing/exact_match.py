@@ -71,7 +71,8 @@ class Choice(Pointwise):
     """The option that an answer names. Its class is the text of the option, since letters are shuffled.
 
     A letter counts if it is alone or followed by one of ). : and names the option in that position. Otherwise the
-    answer must equal the text of an option, or contain that of exactly one. An answer that names no option is unparsed.
+    answer must equal the text of an option, to the letter or else by wording that only one has, or contain that of
+    exactly one. An answer that names no option is unparsed.
     """
 
     @property
@@ -91,10 +92,12 @@ class Choice(Pointwise):
         return question.choices[place] if place < len(question.choices) else UNPARSED
 
     def of_reference(self, question: BlindQuestion, answer: str) -> str:
+        if answer in question.choices:
+            return answer
         said = normalise(answer)
         options = {choice: normalise(choice) for choice in question.choices}
         same = [choice for choice, words in options.items() if words == said]
         # Keep the longest: "Paris, Texas" also contains "Paris".
         contained = [c for c, words in options.items() if words and re.search(mention(words), said)]
         longest = [c for c in contained if not any(c != d and options[c] in options[d] for d in contained)]
-        return same[0] if same else longest[0] if len(longest) == 1 else UNPARSED
+        return same[0] if len(same) == 1 else longest[0] if len(longest) == 1 else UNPARSED
