@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-_INVISIBLE = re.compile(r"[\s\u00ad\u200b\u200e\u200f\u2060\ufeff]*")
+INVISIBLE = "\u00ad\u200b\u200e\u200f\u2060\ufeff"  # soft hyphen, zero width, direction marks, byte order mark
 # JSON reads \frac as a form feed and "rac", \boxed as a backspace and "oxed".
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _EXACT = 2**53  # whole numbers up to here are floats without loss
@@ -17,7 +17,7 @@ _EXACT = 2**53  # whole numbers up to here are floats without loss
 def missing(value: Any) -> bool:
     """Whether a cell has no value: None, NaN, pandas' NA and NaT, or a text of which nothing can be seen."""
     if isinstance(value, str):
-        return _INVISIBLE.fullmatch(value) is not None
+        return all(char.isspace() or char in INVISIBLE for char in value)
     if isinstance(value, Number) and not isinstance(value, complex):
         return math.isnan(value)  # pyright: ignore[reportArgumentType]
     return value is None or type(value).__name__ in ("NAType", "NaTType")

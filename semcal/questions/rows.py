@@ -63,6 +63,8 @@ class Row:
     def texts(self, *names: str) -> tuple[str, ...]:
         """The same as several texts, without those that are missing."""
         value = self.value(*names)
+        if missing(value):
+            raise self.error(f"column {self._name(names)!r} is empty; expected a list of texts")
         if not isinstance(value, list) or any(isinstance(v, list | dict) for v in value):
             raise self.error(f"column {self._name(names)!r} must be a list of texts, got {value!r:.60}")
         found = tuple(self._as_text(v, names) for v in value if not missing(v))
@@ -217,11 +219,12 @@ def _parquet(path: Path) -> list[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    content = pyarrow.BufferReader(_bytes(path))
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_bytes(path)))
+        _apart(pyarrow.parquet.read_schema(content).names, str(path))
+        table = pyarrow.parquet.read_table(content)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not Parquet ({_line(error)})") from None
-    _apart(table.column_names, str(path))
     return [
         Row(
             {n: _shortest(v, table.schema.field(n).type) for n, v in values.items() if v is not None},

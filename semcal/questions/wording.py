@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from semcal.questions.cells import INVISIBLE
+
 # One look, several characters: invisible ones go, and each hyphen, en dash and minus sign is the ASCII one.
-_ALIKE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u2060\ufeff")) | dict.fromkeys(map(ord, "‐‑‒–−﹣－"), "-")
+_ALIKE = dict.fromkeys(map(ord, INVISIBLE)) | dict.fromkeys(map(ord, "‐‑‒–−﹣－"), "-")
 _MARK = f"[{re.escape(string.punctuation + '‘’“”´')}]"
 # 1,500 and 1'500 as 1500, and the Indian 1,50,000.
 _THOUSANDS = re.compile(

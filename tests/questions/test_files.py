@@ -132,7 +132,7 @@ def test_a_bad_row_of_a_csv_is_named(tmp_path, row, message):
         ({"others": "Cy"}, "'others' must be a list"),
         ({"others": [{"x": 1}]}, "'others' must be a list of texts"),
         ({"worked": {"rhyme": "x"}}, "'worked' must map styles"),
-        ({"answers": None}, "'answers' must be a list"),
+        ({"answers": None}, "'answers' is empty"),
     ],
 )
 def test_fields_that_cannot_be_are_named(tmp_path, fields, message):
