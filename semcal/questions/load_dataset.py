@@ -5,16 +5,21 @@
 
 import json
 import logging
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
+from semcal.questions.cells import as_text, missing
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import unasked
-from semcal.questions.question import STYLES, Dataset, Question, bare_text
-from semcal.questions.rows import FORMATS, Row, read_rows
+from semcal.questions.question import STYLES, Dataset, Question
+from semcal.questions.rows import FORMATS, Row, decoded, read_rows, repeated
+from semcal.questions.wording import bare_text, normalise
 from semcal.seeds import keyed_generator
 
 logger = logging.getLogger(__name__)
@@ -170,15 +175,52 @@ def read_table(path: Path) -> list[Question]:
 
     `answers` are surface forms of one gold answer, the preferred one first. `others` are further correct answers, each
     a text or a list of its forms. `worked` maps a style to the answer written out in that style, for exemplars. A cell
-    of a CSV holds a list as JSON, or a single text for a list of one; an empty cell has no value.
+    of a CSV holds a list as JSON, or a single text for a list of one. Numbers are read as their shortest decimal form,
+    and a CSV's column of answers as numbers if all of it is written as pandas writes floats (1931.0). None, NaN, NaT
+    and empty texts are missing, in a cell and in a list.
 
     Raises:
-        UserError: a missing or unknown field or one of the wrong type (naming file and row), or an unreadable file.
+        UserError: a missing or unknown field or one of the wrong type, an id that is empty or that another question
+            has (naming file and row), or an unreadable file.
     """
     rows = read_rows(path)
     if path.suffix.lower() in (".csv", ".tsv"):
-        rows = [_parsed(row) for row in rows]
-    return [_question(row) for row in rows]
+        rows = [_parsed(row) for row in _unfloated(path, rows)]
+    questions = [_question(row) for row in rows]
+    _apart(questions, rows)
+    return questions
+
+
+def _unfloated(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows of a CSV; answers that pandas wrote as floats, as it does if some are missing, are numbers again."""
+    cells = [cell for row in rows if (cell := row.values.get("answers", "").strip())]
+    if not any(cell.endswith(".0") for cell in cells) or not all(map(_is_float, cells)):
+        return rows
+    logger.warning("%s: the answers are all written as floats and are read as numbers: %s is 1931", path, "1931.0")
+    return [
+        replace(row, values=row.values | {"answers": as_text(float(cell)) if cell.strip() else ""})
+        for row in rows
+        for cell in [row.values["answers"]]
+    ]
+
+
+def _is_float(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+\.\d+", cell) is not None and repr(float(cell)) == cell
+
+
+def _apart(questions: Sequence[Question], rows: Sequence[Row]) -> None:
+    """No two different questions have one id, or ids of one look."""
+    known: dict[str, tuple[Question, Row]] = {}
+    for question, row in zip(questions, rows, strict=True):
+        look = " ".join(unicodedata.normalize("NFC", question.id).split())
+        first, place = known.setdefault(look, (question, row))
+        if first.id != question.id:
+            raise row.error(f"id {question.id!r} looks like {first.id!r} of {place.where}; give each an id of its own")
+        if first != question:
+            raise row.error(
+                f"two questions have the id {question.id!r}, this one and that of {place.where}; "
+                "give each an id of its own"
+            )
 
 
 def _parsed(row: Row) -> Row:
@@ -187,26 +229,32 @@ def _parsed(row: Row) -> Row:
     for name in cells.keys() & {*LISTS, "worked"}:
         if name == "worked" or cells[name].lstrip().startswith("["):
             try:
-                cells[name] = json.loads(cells[name])
+                cells[name] = decoded(cells[name])
             except json.JSONDecodeError as error:
                 raise row.error(
                     f"column {name!r} is not JSON ({error.msg} at column {error.colno}); "
                     + ('write {"cot": "..."}' if name == "worked" else 'write a list as ["...", "..."]')
                 ) from None
+            if (twice := repeated(cells[name])) is not None:
+                raise row.error(f"column {name!r}: the key {twice!r} occurs twice in one object; rename or remove one")
         else:
             cells[name] = [cells[name]]
     return replace(row, values=cells)
 
 
 def _question(row: Row) -> Question:
-    values = row.values
     for name in NEEDED:
-        if name not in values:
-            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(values)}")
-    for name in values:
+        if name not in row.values:
+            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(row.values)}")
+    for name in row.values:
+        if not name.strip():
+            raise row.error("a column has no name; remove it (pandas: to_csv(..., index=False))")
         if name not in FIELDS:
             raise row.error(f"unknown field {name!r}; expected {', '.join(sorted(FIELDS))}")
-    return row.question(
+    values = {name: value for name, value in row.values.items() if name in NEEDED or not missing(value)}
+    if missing(values["id"]):
+        raise row.error("the id is empty; give every question an id of its own")
+    question = row.question(
         id=row.text("id"),
         text=row.text("question"),
         answers=row.texts("answers"),
@@ -216,6 +264,12 @@ def _question(row: Row) -> Question:
         incorrect=row.texts("incorrect") if "incorrect" in values else (),
         worked=_worked(row) if "worked" in values else {},
     )
+    wrong = set(map(normalise, question.incorrect))
+    if all(normalise(form) in wrong for form in chain(question.answers, *question.others)):
+        raise row.error(f"question {question.id!r} lists every gold answer as incorrect, too; remove it from one list")
+    if len(set(map(normalise, question.choices))) < len(question.choices):
+        raise row.error(f"question {question.id!r} has options that differ in case, punctuation or articles only")
+    return question
 
 
 def _others(row: Row) -> tuple[tuple[str, ...], ...]:
@@ -223,7 +277,7 @@ def _others(row: Row) -> tuple[tuple[str, ...], ...]:
     others = row.values["others"]
     if not isinstance(others, list):
         raise row.error("column 'others' must be a list of texts or of lists of texts")
-    forms = [other if isinstance(other, list) else [other] for other in others]
+    forms = [other if isinstance(other, list) else [other] for other in others if not missing(other)]
     return tuple(replace(row, values={"others": form}).texts("others") for form in forms)
 
 
@@ -232,4 +286,4 @@ def _worked(row: Row) -> dict[str, str]:
     if not isinstance(worked, dict) or not set(worked) <= set(STYLES):
         raise row.error(f"field 'worked' must map styles ({', '.join(STYLES)}) to texts")
     # A struct of a Parquet file has all styles, with null for those that a row lacks.
-    return {style: str(text) for style, text in worked.items() if text is not None}
+    return {style: replace(row, values=worked).text(style) for style, text in worked.items() if not missing(text)}

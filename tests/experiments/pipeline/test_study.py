@@ -245,7 +245,7 @@ def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
     one, two = prepared.runs
     assert sum(drawn) == len(one.questions())
     pd.testing.assert_frame_equal(one.samples(), two.samples())
-    assert one.calibration()["semantics"] == "kth-word(1)/1"
+    assert one.calibration()["semantics"] == "kth-word(1)/2"
     assert not one.classes().equals(two.classes())
 
 
