@@ -311,8 +311,8 @@ def train(
         raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; expected atlas")
     if find_spec("trl") is None:
         raise UserError('training needs trl; pip install "semcal[organisms]"')
-    from experiments.atlas.stages.checkpoints import Progress as Step
     from experiments.atlas.stages.lineage import settings_of, train_stage
+    from experiments.train.checkpoints import Progress as Step
 
     settings = settings_of(stage, preset, **{"seed": seed} | dict(map(_setting, set or [])))
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
