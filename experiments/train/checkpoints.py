@@ -127,9 +127,8 @@ class Training:
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.made["weight_decay"]},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self._optimizer = optimizer = torch.optim.AdamW(
-            groups, lr=self.made["learning_rate"], betas=(0.9, 0.95), fused=True
-        )
+        rate = self.made["learning_rate"]
+        self._optimizer = optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
         if self._state.is_file():
             reached = self._restore()
         elif 0 in self.kept_steps:

@@ -54,9 +54,8 @@ def settings_with(
     for key in given:
         if key not in defaults:
             raise UserError(f"stage {stage} has no setting {key!r}{nearest(key, defaults)}; leave it out")
-    return replace(
-        settings, **{k: _checked(k, v, defaults[k], names.get(k), least.get(k, 0)) for k, v in given.items()}
-    )
+    checked = {k: _checked(k, v, defaults[k], names.get(k), least.get(k, 0)) for k, v in given.items()}
+    return replace(settings, **checked)
 
 
 def _checked(key: str, value: Any, default: Any, known: Sequence[str] | None, least: int) -> Any:
