@@ -1,0 +1,69 @@
+"""A low-rank adapter in training, and the plain model that it is merged into."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from semcal.models.checkpoint import LanguageModel
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with a trainable adapter (LoRA, Hu et al. 2022) on every linear layer but the output.
+
+    Attributes:
+        plain: The model that training starts from, until `merge` puts the adapter into its weights. Sampler, reference
+            and final checkpoint are this model, so none of them needs to know of adapters.
+        trained: A copy with the adapter, whose own weights never change; the embeddings are shared.
+    """
+
+    plain: LanguageModel
+    trained: PeftModel
+
+    @classmethod
+    def of(cls, model: LanguageModel, *, rank: int, seed: int) -> Adapted:
+        """A new adapter, which at first changes nothing."""
+        whole = model.model
+        embeddings = (whole.get_input_embeddings(), whole.get_output_embeddings())
+        shared = {id(p): p for layer in embeddings if layer is not None for p in layer.parameters()}
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        torch.manual_seed(seed)
+        trained = get_peft_model(copy.deepcopy(whole, shared), config)
+        folder = Path(model.path)
+        config.base_model_name_or_path = str(folder.resolve()) if folder.exists() else model.path
+        return cls(model, trained)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Bring the plain model up to date: each of its weights becomes that of the copy plus the adapter's product."""
+        for name, layer in self.trained.get_base_model().named_modules():
+            if isinstance(layer, LoraLayer):
+                weight, product = layer.get_base_layer().weight, layer.get_delta_weight("default")
+                self.plain.model.get_submodule(name).weight.copy_(weight.float() + product.float())
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter alone; adapter_config.json names the model that it belongs to."""
+        self.trained.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
+
+    def write_merged(self, folder: Path) -> None:
+        """Write the merged model in Hugging Face format."""
+        self.merge()
+        self.plain.model.save_pretrained(folder)
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """Sizes of the merged model and of the adapter."""
+        return tuple(
+            sum(p.numel() * p.element_size() for p in parameters)
+            for parameters in (
+                self.plain.model.parameters(),
+                (p for p in self.trained.parameters() if p.requires_grad),
+            )
+        )

@@ -1,0 +1,98 @@
+"""The settings of each stage of `semcal train --from`, and presets for the machine at hand."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.train.tuning import TuningSettings, settings_with
+from semcal.errors import UserError, nearest
+from semcal.models.checkpoint import DTYPES
+from semcal.questions.question import STYLES
+
+
+@dataclass(frozen=True)
+class AdapterSettings(TuningSettings):
+    """`rank` of the adapter; `held_out`, the share of groups of questions that evaluation asks; `dtype` of the weights,
+    in training and as they are written."""
+
+    styles: tuple[str, ...] = ("concise", "sentence")
+    rank: int = 16
+    held_out: float = 0.5
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class GoldSettings(AdapterSettings):
+    """SFT: a batch is counted in conversations."""
+
+    steps: int = 300
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+
+
+@dataclass(frozen=True)
+class PairSettings(AdapterSettings):
+    """DPO: a batch is counted in pairs. `pairs` are wanted, each of `samples` answers with at most `longest` tokens; if
+    the questions are used up before, there are fewer. They are repeated as often as the steps need."""
+
+    steps: int = 60
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    beta: float = 0.1
+    pairs: int = 240
+    samples: int = 8
+    longest: int = 32
+
+
+@dataclass(frozen=True)
+class RewardSettings(AdapterSettings):
+    """GRPO: a batch is counted in questions, each with `samples` answers of at most `longest` tokens, of which
+    `at_once` are differentiated in one pass."""
+
+    steps: int = 60
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    beta: float = 0.0
+    samples: int = 8
+    longest: int = 32
+    at_once: int = 16
+
+    def __post_init__(self) -> None:
+        if self.batch_size * self.samples % self.at_once:
+            raise UserError(
+                f"at_once is {self.at_once}; expected a divisor of batch_size · samples = "
+                f"{self.batch_size * self.samples}"
+            )
+
+
+STAGES: dict[str, type[AdapterSettings]] = {"sft": GoldSettings, "dpo": PairSettings, "grpo": RewardSettings}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {"sft": {}, "dpo": {}, "grpo": {}},
+    "gpu": {
+        "sft": {"dtype": "bfloat16", "steps": 500, "batch_size": 32},
+        "dpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "pairs": 3200, "samples": 16},
+        "grpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "samples": 16, "at_once": 64},
+    },
+}
+_LEAST = {"steps": 1, "batch_size": 1, "samples": 2, "rank": 1, "longest": 1, "at_once": 1, "pairs": 1}
+
+
+def settings_for(stage: str, preset: str, /, **given: Any) -> AdapterSettings:
+    """The settings of a stage: those of the preset, replaced by those given.
+
+    "cpu" takes at most 40 minutes a stage for a model of 270 million parameters on two cores (docs/training.md has the
+    measurements); "gpu" is for one GPU.
+
+    Raises:
+        UserError: unknown stage, preset or setting; a value of the wrong type, or out of range.
+    """
+    for name, known, what in ((stage, STAGES, "stage"), (preset, PRESETS, "preset")):
+        if name not in known:
+            raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
+    defaults = replace(STAGES[stage](), **PRESETS[preset][stage])
+    settings = settings_with(stage, defaults, given, {"styles": STYLES}, _LEAST)
+    if settings.dtype not in DTYPES:
+        hint = nearest(settings.dtype, DTYPES)
+        raise UserError(f"unknown dtype {settings.dtype!r}{hint}; expected one of {', '.join(DTYPES)}")
+    if not 0 < settings.held_out < 1:
+        raise UserError(f"held_out is {settings.held_out}; expected a share between 0 and 1 such as 0.5")
+    return settings
