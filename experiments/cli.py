@@ -291,9 +291,7 @@ def ls(
 
 @app.command()
 def train(
-    organism: Annotated[
-        str | None, typer.Argument(help="A bundled organism: atlas. Leave it out to use --from.")
-    ] = None,
+    organism: Annotated[str | None, typer.Argument(help="A bundled organism (atlas); none with --from.")] = None,
     stage: Annotated[str | None, typer.Option(help="base (atlas only, its default), sft, dpo or grpo.")] = None,
     out: Annotated[
         Path | None,
@@ -348,16 +346,19 @@ def _train_from(
     ):
         if value is None:
             raise UserError(f"{option} is missing: expected {what}, e.g. --from MODEL --stage sft --dataset triviaqa")
-    assert start and stage and dataset
+    assert start
+    assert stage
+    assert dataset
     from experiments.config.settings import slug
     from experiments.train.stage_settings import settings_for
+    from experiments.train.training_questions import dataset_config
 
     settings = settings_for(stage, preset, **given)
+    dataset_config(dataset)
     from experiments.train.train_from import RECORD, train_from
 
-    lineage = (
-        Path(start).resolve().parent if (Path(start) / RECORD).is_file() else Path("runs") / slug(Path(start).name)
-    )
+    made_here = (Path(start) / RECORD).is_file()
+    lineage = Path(start).resolve().parent if made_here else Path("runs") / slug(Path(start).name)
     with Steps(console, settings.steps) as bar:
         folder = train_from(start, stage, dataset, settings, out or lineage, on_progress=bar.step, tell=bar.tell)
         bar.note(f"weights are merged; name {folder / 'trained.jsonl'} as exclude of a study's dataset")

@@ -19,6 +19,7 @@ from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 from semcal.semantics.collapsing.collapse import Collapse
 
+Tell = Callable[[str], None]
 _AT_ONCE = 32  # questions whose answers are drawn before they are written down
 
 
@@ -28,7 +29,7 @@ def own_pairs(
     turns: Sequence[Turn],
     b: Collapse,
     file: Path,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> list[Pair]:
     """Pairs of one correct and one wrong answer that the model gave to one question at temperature 1.
 

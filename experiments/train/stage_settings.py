@@ -1,12 +1,68 @@
-"""The settings of each stage of `semcal train --from`, and presets for the machine at hand."""
+"""Settings of stages of training: those that all share, those of `semcal train --from`, and its presets."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from experiments.train.tuning import TuningSettings, settings_with
 from semcal.errors import UserError, nearest
-from semcal.models.checkpoint import DTYPES
 from semcal.questions.question import STYLES
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Settings of every stage; a batch is counted in conversations, pairs or questions in one of the `styles`."""
+
+    seed: int = 0
+    steps: int = 100
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    warmup: int = 10
+    weight_decay: float = 0.0
+    styles: tuple[str, ...] = STYLES
+    checkpoints: int = 6
+
+
+def settings_with(
+    stage: str, settings: Any, given: Mapping[str, Any], names: Mapping[str, Sequence[str]], least: Mapping[str, int]
+) -> Any:
+    """The settings of a stage with those given in place of their own.
+
+    Args:
+        settings: A dataclass of the defaults.
+        names: Setting -> the names that its list may hold.
+        least: Setting -> its smallest value; 0 for those not named.
+
+    Raises:
+        UserError: an unknown setting, or a value of the wrong type or too small.
+    """
+    defaults = asdict(settings)
+    for key in given:
+        if key not in defaults:
+            raise UserError(f"stage {stage} has no setting {key!r}{nearest(key, defaults)}; leave it out")
+    checked = {k: _checked(k, v, defaults[k], names.get(k), least.get(k, 0)) for k, v in given.items()}
+    return replace(settings, **checked)
+
+
+def _checked(key: str, value: Any, default: Any, known: Sequence[str] | None, least: int) -> Any:
+    """A value of the type of its default."""
+    if isinstance(default, tuple):
+        names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+        for name in names:
+            if name not in (known or ()):
+                raise UserError(
+                    f"{key}: unknown name {name!r}{nearest(str(name), known or ())}; one of {', '.join(known or ())}"
+                )
+        if not names:
+            raise UserError(f"{key} is {value!r}; expected some of {', '.join(known or ())}, e.g. [{default[0]}]")
+        return names
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default) or (isinstance(value, int | float) and not value >= least):
+        at_least = f" of at least {least}" if least else ""
+        raise UserError(f"{key} is {value!r}; expected a value{at_least} such as {default!r}")
+    return value
 
 
 @dataclass(frozen=True)

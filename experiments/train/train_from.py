@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from experiments.train.adapter import Adapted
 from experiments.train.checkpoints import Format, Progress, Training
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
-from experiments.train.own_pairs import own_pairs
+from experiments.train.own_pairs import Tell, own_pairs
 from experiments.train.policy import policy_stage
 from experiments.train.preferences import preference_stage
 from experiments.train.stage_settings import AdapterSettings, GoldSettings, PairSettings, RewardSettings
@@ -30,8 +30,6 @@ from semcal.semantics.collapsing.collapse import Collapse
 RECORD = "training.json"  # what made a checkpoint, next to its weights
 _TOKENIZER = 40e6  # bytes, of the largest
 log = logging.getLogger(__name__)
-
-Tell = Callable[[str], None]
 
 
 def train_from(
@@ -65,7 +63,7 @@ def train_from(
     turns = questions.turns(settings.styles, need_answer=stage == "sft")
     b = None if stage == "sft" else questions.collapse(settings.styles)
     model = LanguageModel.load(start, dtype=settings.dtype)
-    template = _chat_template(model, stage, tell)
+    template = _chat_template(model, stage)
     turns = _fitting(model, turns, getattr(settings, "longest", 0))
     adapted = Adapted.of(model, rank=settings.rank, seed=settings.seed)
     folder = out / stage
@@ -84,7 +82,7 @@ def train_from(
     return train_on(built, adapted.trained, model.tokenizer, kept, on_progress)  # pyright: ignore[reportArgumentType]
 
 
-def _chat_template(model: LanguageModel, stage: str, tell: Tell) -> str:
+def _chat_template(model: LanguageModel, stage: str) -> str:
     """Which chat template is used, in words; a base model gets the default one.
 
     Raises:
@@ -99,7 +97,7 @@ def _chat_template(model: LanguageModel, stage: str, tell: Tell) -> str:
             f"{model.path} has no chat template; train --stage sft first and start {stage} from the folder it writes"
         )
     model.tokenizer.chat_template = CHAT_TEMPLATE
-    tell(f"{model.path} has no chat template; the default one is used (question-answer)")
+    log.warning("%s has no chat template; the default one is used: question-answer", model.path)
     return "question-answer"
 
 

@@ -46,7 +46,7 @@ class TrainingQuestions:
         Raises:
             UserError: no such dataset, a malformed file, no question on one of the two sides.
         """
-        config = _config(source)
+        config = dataset_config(source)
         dataset = load_dataset(config, exemplars=0)
         trained = tuple(q for q in dataset.questions if not _is_held_out(q.group, held_out))
         if not 0 < len(trained) < len(dataset.questions):
@@ -111,7 +111,12 @@ def right(b: Collapse, turn: Turn, answers: Sequence[str]) -> list[bool]:
     return [label in found.gold for label in found.classes]
 
 
-def _config(source: str) -> DatasetConfig:
+def dataset_config(source: str) -> DatasetConfig:
+    """A dataset on the command line, as a study would name it.
+
+    Raises:
+        UserError: no such dataset.
+    """
     name, _, file = source.partition(":")
     if name in NAMED:
         return parse(NamedConfig, {"kind": name, "path": file or None}, f"--dataset {source}")

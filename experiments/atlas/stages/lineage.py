@@ -10,7 +10,8 @@ from experiments.atlas.stages.source import FORMAT, Source
 from experiments.atlas.text import FAMILIES
 from experiments.atlas.weights import bundled
 from experiments.train.checkpoints import Progress, Training
-from experiments.train.tuning import settings_with, train_on
+from experiments.train.stage_settings import settings_with
+from experiments.train.tuning import train_on
 from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import pick_device
 from semcal.questions.question import STYLES

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.atlas.text import FAMILIES
 from experiments.atlas.world import World
 from experiments.train.checkpoints import Format, in_bfloat16
-from experiments.train.tuning import TuningSettings
+from experiments.train.stage_settings import TuningSettings
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 
