@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,9 @@ class Adapted:
         shared = {id(p): p for layer in embeddings if layer is not None for p in layer.parameters()}
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         torch.manual_seed(seed)
-        trained = get_peft_model(copy.deepcopy(whole, shared), config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # names of transformers that peft will change
+            trained = get_peft_model(copy.deepcopy(whole, shared), config)
         folder = Path(model.path)
         config.base_model_name_or_path = str(folder.resolve()) if folder.exists() else model.path
         return cls(model, trained)
