@@ -1,5 +1,6 @@
 """Settings of stages of training: those that all share, those of `semcal train --from`, and its presets."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -59,7 +60,7 @@ def _checked(key: str, value: Any, default: Any, known: Sequence[str] | None, le
         return names
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not type(default) or (isinstance(value, int | float) and not value >= least):
+    if type(value) is not type(default) or (isinstance(value, int | float) and not least <= value < math.inf):
         at_least = f" of at least {least}" if least else ""
         raise UserError(f"{key} is {value!r}; expected a value{at_least} such as {default!r}")
     return value

@@ -159,9 +159,7 @@ def test_the_loss_covers_the_answer_and_its_end(base):
         assert model.tokenizer.decode(learnt) == f"blue green {after}"
         assert row["input_ids"][-len(learnt) :] == learnt
         assert tuple(row["input_ids"][: -len(learnt)]) == model.encode_rendered(model.render_chat(turn.prompt))
-    model.tokenizer.chat_template = CHAT_TEMPLATE.replace(
-        "{{ message['content'] }}", "{{ message['content'][::-1] }}"
-    ).replace("'Answer:' if", "'green' if")
+    model.tokenizer.chat_template = CHAT_TEMPLATE.replace("'Answer:' if", "' green' if")
     with pytest.raises(UserError, match="the answer to 'q' does not follow the prompt"):
         labelled(model, turn)
 
@@ -212,10 +210,10 @@ def test_a_pair_is_a_right_and_a_wrong_answer_of_the_models_own(sft, questions, 
     assert (tmp_path / "halted.jsonl").read_text() == (tmp_path / "straight.jsonl").read_text()
     with pytest.raises(UserError, match="was drawn from other questions"):
         own_pairs.own_pairs(model, settings, turns[::-1], b, tmp_path / "halted.jsonl", lambda _: None)
+    few = PairSettings(pairs=100, batch_size=64, seed=3)
     with pytest.raises(
         UserError, match=r"only \d+ of \d+ questions were answered both right and wrong, fewer than one"
     ):
-        few = PairSettings(pairs=100, batch_size=64, seed=3)
         own_pairs.own_pairs(model, few, turns, b, tmp_path / "few.jsonl", lambda _: None)
 
 
