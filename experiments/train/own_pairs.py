@@ -20,7 +20,7 @@ from semcal.seeds import keyed_generator
 from semcal.semantics.collapsing.collapse import Collapse
 
 Tell = Callable[[str], None]
-_AT_ONCE = 32  # questions whose answers are drawn before they are written down
+_AT_ONCE = 16  # questions whose answers are drawn before they are written down
 
 
 def own_pairs(
@@ -40,7 +40,7 @@ def own_pairs(
     Raises:
         UserError: fewer pairs than one batch needs.
     """
-    order = list(islice(shuffled(turns, settings.seed, "dpo"), len(turns)))
+    order = list(islice(shuffled(turns, settings.seed, "dpo"), min(len(turns), settings.questions)))
     tried = _read_tried(file, order)
     pairs = sum(pair is not None for pair in tried)
     before, begun = _progress(pairs, settings.pairs, len(tried), len(order)), time.monotonic()

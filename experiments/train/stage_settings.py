@@ -88,14 +88,18 @@ class GoldSettings(AdapterSettings):
 
 @dataclass(frozen=True)
 class PairSettings(AdapterSettings):
-    """DPO: a batch is counted in pairs. `pairs` are wanted, each of `samples` answers with at most `longest` tokens; if
-    the questions are used up before, there are fewer. They are repeated as often as the steps need."""
+    """DPO: a batch is counted in pairs.
+
+    `pairs` are wanted, each out of `samples` answers of at most `longest` tokens to one question; there are fewer if
+    `questions` of these, or all, have been asked before. Pairs are repeated as often as the steps need.
+    """
 
     steps: int = 60
     batch_size: int = 8
     learning_rate: float = 1e-4
     beta: float = 0.1
     pairs: int = 240
+    questions: int = 1200
     samples: int = 8
     longest: int = 32
 
@@ -105,7 +109,7 @@ class RewardSettings(AdapterSettings):
     """GRPO: a batch is counted in questions, each with `samples` answers of at most `longest` tokens, of which
     `at_once` are differentiated in one pass."""
 
-    steps: int = 60
+    steps: int = 40
     batch_size: int = 8
     learning_rate: float = 1e-4
     beta: float = 0.0
@@ -126,11 +130,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {"sft": {}, "dpo": {}, "grpo": {}},
     "gpu": {
         "sft": {"dtype": "bfloat16", "steps": 500, "batch_size": 32},
-        "dpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "pairs": 3200, "samples": 16},
+        "dpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "pairs": 3200, "questions": 20000, "samples": 16},
         "grpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "samples": 16, "at_once": 64},
     },
 }
-_LEAST = {"steps": 1, "batch_size": 1, "samples": 2, "rank": 1, "longest": 1, "at_once": 1, "pairs": 1}
+_LEAST = {"steps": 1, "batch_size": 1, "samples": 2, "rank": 1, "longest": 1, "at_once": 1, "pairs": 1, "questions": 1}
 
 
 def settings_for(stage: str, preset: str, /, **given: Any) -> AdapterSettings:

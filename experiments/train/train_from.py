@@ -71,7 +71,7 @@ def train_from(
 
     place = str(Path(start).resolve()) if Path(start).exists() else start
     made = {"stage": stage, "from": place, "from_weights": model.weights_hash, "chat_template": template}
-    made |= {"dataset": dataset, "questions": len(questions.trained)} | asdict(settings)
+    made |= {"dataset": dataset, "trained_on": len(questions.trained)} | asdict(settings)
     written = Format(RECORD, lambda _, to: adapted.write_adapter(to), lambda _, to: adapted.write_merged(to))
     kept = Training(made, checkpoints=folder, final=folder, written=written)
     if kept.finished:
