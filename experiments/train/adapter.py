@@ -6,6 +6,7 @@ import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -45,14 +46,15 @@ class Adapted:
     @torch.no_grad()
     def merge(self) -> None:
         """Bring the plain model up to date: each of its weights becomes that of the copy plus the adapter's product."""
-        for name, layer in self.trained.get_base_model().named_modules():
+        layers: Any = self.trained.get_base_model().named_modules()
+        for name, layer in layers:
             if isinstance(layer, LoraLayer):
-                weight, product = layer.get_base_layer().weight, layer.get_delta_weight("default")
-                self.plain.model.get_submodule(name).weight.copy_(weight.float() + product.float())
+                into: Any = self.plain.model.get_submodule(name).weight
+                into.copy_(layer.get_base_layer().weight.float() + layer.get_delta_weight("default").float())
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter alone; adapter_config.json names the model that it belongs to."""
-        self.trained.save_pretrained(folder, save_embedding_layers=False)
+        self.trained.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
 
     def write_merged(self, folder: Path) -> None:
@@ -61,12 +63,9 @@ class Adapted:
         self.plain.model.save_pretrained(folder)
 
     @property
-    def nbytes(self) -> tuple[int, int]:
-        """Sizes of the merged model and of the adapter."""
-        return tuple(
-            sum(p.numel() * p.element_size() for p in parameters)
-            for parameters in (
-                self.plain.model.parameters(),
-                (p for p in self.trained.parameters() if p.requires_grad),
-            )
-        )
+    def bytes_merged(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.plain.model.parameters())
+
+    @property
+    def bytes_of_adapter(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.trained.parameters() if p.requires_grad)

@@ -127,8 +127,8 @@ def _check_room(adapted: Adapted, settings: AdapterSettings, folder: Path) -> No
     Raises:
         UserError: the disk has no room for the checkpoints.
     """
-    merged, adapter = adapted.nbytes
-    needed = merged + (settings.checkpoints + 6) * adapter + (settings.checkpoints + 1) * _TOKENIZER
+    needed = adapted.bytes_merged + (settings.checkpoints + 6) * adapted.bytes_of_adapter
+    needed += (settings.checkpoints + 1) * _TOKENIZER
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if (free := shutil.disk_usage(there).free) < needed:
         raise UserError(

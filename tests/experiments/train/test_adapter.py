@@ -55,8 +55,7 @@ def test_only_the_adapter_learns_and_embeddings_are_held_once(tmp_path):
     assert not any("lm_head" in name or "embed" in name for name in learning)
     copy = adapted.trained.get_base_model()
     assert copy.get_input_embeddings().weight is start.model.get_input_embeddings().weight
-    merged, adapter = adapted.nbytes
-    assert adapter < merged / 2
+    assert adapted.bytes_of_adapter < adapted.bytes_merged / 2
 
 
 def test_an_adapter_on_disk_names_its_model_and_fits_it(tmp_path):
