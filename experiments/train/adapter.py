@@ -38,6 +38,7 @@ class Adapted:
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # names of transformers that peft will change
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # which peft sets by itself
             trained = get_peft_model(copy.deepcopy(whole, shared), config)
         folder = Path(model.path)
         config.base_model_name_or_path = str(folder.resolve()) if folder.exists() else model.path

@@ -99,7 +99,7 @@ class PairSettings(AdapterSettings):
     learning_rate: float = 1e-4
     beta: float = 0.1
     pairs: int = 240
-    questions: int = 1200
+    questions: int = 1000
     samples: int = 8
     longest: int = 32
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 from experiments.report.results import COMMANDS, main, results_page
 from tests.experiments.conftest import run_dict
@@ -22,6 +23,17 @@ def test_a_page_has_valid_tables_with_the_figures_of_the_runs(tmp_path, study_di
         assert len(widths) == 1, table
     assert "quote the last" in page
     assert str(tmp_path) not in page
+
+
+def test_another_study_whose_name_begins_alike_is_no_variant(monkeypatch, tmp_path, study_dict):
+    run_dict(tmp_path, study_dict)
+    runs = tmp_path / "runs"
+    for name in ("small-again", "small-other"):
+        shutil.copytree(runs / "small", runs / name)
+    monkeypatch.setitem(COMMANDS, "small-other", [])
+    page = results_page("small", runs, tmp_path)
+    assert page is not None
+    assert re.findall("^## (.*)", page, flags=re.MULTILINE) == ["small", "small-again"]
 
 
 def run_started(page: str) -> str:
