@@ -47,11 +47,10 @@ class Adapted:
     @torch.no_grad()
     def merge(self) -> None:
         """Bring the plain model up to date: each of its weights becomes that of the copy plus the adapter's product."""
-        layers: Any = self.trained.get_base_model().named_modules()
-        for name, layer in layers:
-            if isinstance(layer, LoraLayer):
-                into: Any = self.plain.model.get_submodule(name).weight
-                into.copy_(layer.get_base_layer().weight.float() + layer.get_delta_weight("default").float())
+        adapted: dict[str, Any] = dict(self.trained.get_base_model().named_modules())
+        for name in [name for name, layer in adapted.items() if isinstance(layer, LoraLayer)]:
+            product, into = adapted[name].get_delta_weight("default"), self.plain.model.get_submodule(name)
+            into.weight.data.copy_(adapted[name].get_base_layer().weight.float() + product.float())
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter alone; adapter_config.json names the model that it belongs to."""
