@@ -81,7 +81,7 @@ class AdapterSettings(TuningSettings):
 class GoldSettings(AdapterSettings):
     """SFT: a batch is counted in conversations."""
 
-    steps: int = 300
+    steps: int = 240
     batch_size: int = 8
     learning_rate: float = 2e-4
 
