@@ -47,10 +47,11 @@ class Adapted:
     @torch.no_grad()
     def merge(self) -> None:
         """Bring the plain model up to date: each of its weights becomes that of the copy plus the adapter's product."""
+        plain: dict[str, Any] = dict(self.plain.model.named_modules())
         adapted: dict[str, Any] = dict(self.trained.get_base_model().named_modules())
         for name in [name for name, layer in adapted.items() if isinstance(layer, LoraLayer)]:
-            product, into = adapted[name].get_delta_weight("default"), self.plain.model.get_submodule(name)
-            into.weight.data.copy_(adapted[name].get_base_layer().weight.float() + product.float())
+            product, into = adapted[name].get_delta_weight("default"), plain[name].weight
+            into.copy_(adapted[name].get_base_layer().weight.float() + product.float())
 
     def write_adapter(self, folder: Path) -> None:
         """Write the adapter alone; adapter_config.json names the model that it belongs to."""
