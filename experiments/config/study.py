@@ -138,7 +138,8 @@ class _Dataset(Settings):
 class NamedConfig(_Dataset):
     """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`.
 
-    `aliases` is a file with further lists of equivalent forms; see `semcal.questions.alias_lists`.
+    `aliases` is a file with further lists of equivalent forms; see `semcal.questions.alias_lists`. `exclude` is a table
+    of questions that a model was trained on; none of their groups is evaluated.
     """
 
     kind: NamedKind
@@ -146,6 +147,7 @@ class NamedConfig(_Dataset):
     split: str | None = None
     revision: str | None = None
     aliases: str | None = None
+    exclude: str | None = None
 
     def default_name(self) -> str:
         return self.kind
@@ -164,11 +166,15 @@ class NamedConfig(_Dataset):
 
 
 class TableConfig(_Dataset):
-    """The user's own questions; see `semcal.questions.load_dataset.read_table`. `aliases` as in `NamedConfig`."""
+    """The user's own questions; see `semcal.questions.load_dataset.read_table`.
+
+    `aliases` and `exclude` are as in `NamedConfig`.
+    """
 
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
     aliases: str | None = None
+    exclude: str | None = None
 
 
 class ContinuationConfig(_Dataset):
@@ -226,7 +232,8 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:
         questions = read_table(Path(config.path))
-    built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed)
+    trained = () if config.exclude is None else read_table(Path(config.exclude))
+    built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed, trained=trained)
     if config.aliases is None:
         return built
     return replace(built, alias_lists=(*built.alias_lists, *read_alias_lists(Path(config.aliases))))

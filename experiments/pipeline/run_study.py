@@ -21,6 +21,8 @@ from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
 from semcal.errors import UserError
 from semcal.models.weights import check_path, weights_fingerprint
+from semcal.questions.held_out import TRAINED, touched
+from semcal.questions.load_dataset import read_table
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.run import Run, content_key
@@ -47,6 +49,7 @@ def prepare_study(study: Study) -> Prepared:
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
     for name, dataset in datasets.items():
         check_groups(study, name, len({q.group for q in dataset.questions}))
+    check_untrained(study, datasets)
     cells = study.cells()
     check_all_semantics(cells, datasets)
     check_shots(cells, datasets)
@@ -76,6 +79,22 @@ def check_groups(study: Study, dataset: str, groups: int) -> None:
             f"{dataset}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
             "lower probes.folds or set probes.enabled to false"
         )
+
+
+def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
+    """
+    Raises:
+        UserError: a model of `semcal train --from` would be asked what it was trained on.
+    """
+    for model in (m for m in study.models if not m.is_served):
+        file = Path(model_path(model)) / TRAINED
+        trained = read_table(file) if file.is_file() else []
+        for name, dataset in datasets.items():
+            if known := sum(touched(dataset.questions, trained)):
+                raise UserError(
+                    f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; add "
+                    f"exclude: {file} to the dataset, which leaves these and their groups out"
+                )
 
 
 def check_shots(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
 from semcal.questions.cells import as_text, missing
+from semcal.questions.held_out import held_out, touched
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import unasked
 from semcal.questions.question import STYLES, Dataset, Question
@@ -40,6 +41,7 @@ def load_dataset(
     path: str | Path | None = None,
     split: str | None = None,
     revision: str | None = None,
+    exclude: str | Path | None = None,
 ) -> Dataset:
     """Questions in an order that the seed determines, and exemplars for few-shot prompts, which are never evaluated.
 
@@ -57,18 +59,23 @@ def load_dataset(
         seed: Determines order and choice.
         path: The original file of a named dataset; None reads it from the Hub.
         split, revision: Of a named dataset on the Hub; split as `datasets` reads it, e.g. "train[:1000]".
+        exclude: A table of questions that a model was trained on (`trained.jsonl` next to its weights); none is
+            evaluated, nor any that shares a text or a group with one.
 
     Raises:
         UserError: an unknown name, a file that is missing or malformed, too few questions.
     """
     file, name = Path(source), str(source)
+    trained = () if exclude is None else read_table(Path(exclude))
     if name in NAMED:
         questions = read_named(name, None if path is None else Path(path), split=split, revision=revision)
-        return build(name, questions, n=n, exemplars=exemplars, seed=seed)
+        return build(name, questions, n=n, exemplars=exemplars, seed=seed, trained=trained)
     if path is not None or split is not None or revision is not None:
         hint = nearest(name, NAMED)
         raise UserError(f"path, split and revision belong to a named dataset, and {name!r} is none{hint}")
     if name in ATLAS:
+        if exclude is not None:
+            raise UserError(f"exclude belongs to a named dataset or your own table, and {name} is neither")
         study = above("experiments.config.study")
         config = study.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
         return study.load_dataset(config, exemplars)
@@ -78,7 +85,7 @@ def load_dataset(
             f"no dataset {name!r}{nearest(name, known)}; expected a .jsonl, .csv or .parquet file, or one of "
             f"{', '.join(known)}"
         )
-    return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed)
+    return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed, trained=trained)
 
 
 def build(
@@ -89,6 +96,7 @@ def build(
     exemplars: int,
     seed: int,
     aliases: Mapping[str, str] | None = None,
+    trained: Sequence[Question] = (),
 ) -> Dataset:
     """Shuffle by seed, set `exemplars` questions with a worked solution or options aside, keep n of the others.
 
@@ -97,7 +105,8 @@ def build(
 
     Questions that share a normalised text or a group label, directly or through others, form one group. An exemplar
     never shares a group, and so never a text, with an evaluated question. Identical records are kept once. The options
-    of a question are shuffled by seed and id.
+    of a question are shuffled by seed and id. Groups that hold a question of `trained`, or share its text or label,
+    are left out, of the exemplars too.
 
     Raises:
         UserError: two questions with one id, or fewer questions than n and the exemplars need.
@@ -110,7 +119,10 @@ def build(
                 f"{name}: two questions have the id {question.id!r} ({known.text[:40]!r} and {question.text[:40]!r}); "
                 "give each an id of its own"
             )
-    pool = _grouped(name, list(by_id.values()))
+    distinct = list(by_id.values())
+    pool = held_out(_grouped(name, distinct), touched(distinct, trained))
+    if not pool:
+        raise UserError(f"{name}: a model was trained on all of its questions; exclude fewer, or ask others")
     shown = [q for q in pool if q.worked or q.choices]  # what an exemplar can be made of
     if 0 < len(shown) < exemplars:
         kind = "questions" if len(shown) == len(pool) else "questions with a worked solution or options"
@@ -121,8 +133,9 @@ def build(
     groups = {q.group for q in aside}
     rest = [q for q in shuffled if q.group not in groups]
     if n is not None and len(rest) < n:
+        left_out = f" and {len(distinct) - len(pool)} that are excluded" if trained else ""
         raise UserError(
-            f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars; lower n"
+            f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars{left_out}; lower n"
         )
     if not rest:
         raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
