@@ -217,7 +217,8 @@ def test_a_bad_table_is_refused_before_a_model_loads(tmp_path, monkeypatch, caps
         "datasets: [{name: own, kind: jsonl, path: t.jsonl}]\n"
     )
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "config.json").write_text('{"model_type": "llama"}')  # without weights: cannot be loaded
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "empty" / "model.safetensors").touch()  # cannot be loaded
     monkeypatch.setattr("sys.argv", ["semcal", "run", "study.yaml"])
     with pytest.raises(SystemExit) as ended:
         main()
