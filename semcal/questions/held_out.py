@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from semcal.questions.question import Question, bare_text
+from semcal.questions.question import Question
+from semcal.questions.wording import bare_text
 
 TRAINED = "trained.jsonl"  # next to the weights of a model that `semcal train --from` made
 
