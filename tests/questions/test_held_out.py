@@ -11,7 +11,7 @@ import pytest
 from semcal import Question, UserError, load_dataset
 from semcal.questions.held_out import TRAINED, touched, write_trained
 from semcal.questions.load_dataset import build, read_table
-from semcal.questions.question import bare_text
+from semcal.questions.wording import bare_text
 
 
 def question(i: int, **more) -> Question:
