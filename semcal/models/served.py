@@ -27,7 +27,8 @@ from semcal.models.checkpoint import Answer
 from semcal.models.connection import Connection, Refused
 from semcal.models.dialects import NOT_NEUTRAL, SERVERS, body, neutral
 from semcal.models.restatement import Reply, Restatement
-from semcal.models.stated_law import Check, DrawnTokens, logprob, places
+from semcal.models.stated_law import DrawnTokens, logprob, places
+from semcal.sampling.checks import Check
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut
 from semcal.seeds import keyed_generator
