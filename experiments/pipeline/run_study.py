@@ -200,9 +200,9 @@ def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: Non
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:
-    """Whether a local folder holds weights that the run was not made with; a Hub commit cannot change."""
+    """Whether a local folder or file holds weights that the run was not made with; a Hub commit cannot change."""
     path = model_path(config)
-    if not Path(path).is_dir():
+    if not Path(path).exists():
         return False
     return run.manifest().get("weights_hash") != weights_fingerprint(path, None, adapter=config.adapter)
 

@@ -375,6 +375,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "weights_hash": model.weights_hash,
         "adapter": cell.model.adapter,
         "tokenizer_hash": model.tokenizer_hash,
+        "quantised": model.quantised if isinstance(model, LanguageModel) else "",
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "sampling": settings.to_dict(),

@@ -27,6 +27,7 @@ from transformers import (
 from semcal.errors import UserError, above, nearest
 from semcal.models.adapters import check_hub_adapter
 from semcal.models.control_tokens import ControlTokens, Spans
+from semcal.models.gguf import parsed_once, source_of
 from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
 from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
 from semcal.sampling.stopping import StopRule, cut, legible
@@ -65,6 +66,7 @@ class LanguageModel:
         revision: Requested branch, tag or commit; None for a local folder or the default branch.
         weights_hash: Fingerprint of the weights (see `weights_fingerprint` and `memory_fingerprint`).
         tokenizer_hash: SHA-256 of the serialised tokenizer and its chat template, 16 hexadecimal digits.
+        quantised: How the weights were stored before they were dequantised; "" if they were not quantised.
     """
 
     model: PreTrainedModel
@@ -73,6 +75,7 @@ class LanguageModel:
     revision: str | None
     weights_hash: str
     tokenizer_hash: str
+    quantised: str = ""
 
     @classmethod
     def load(
@@ -93,7 +96,7 @@ class LanguageModel:
         1024
 
         Args:
-            path: Local folder, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo).
+            path: Local folder, GGUF file, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo).
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16" or "float16".
             device: "cpu", "cuda", "cuda:1", "mps", "auto" (the best single device), or "balanced" (spread over all
@@ -119,21 +122,22 @@ class LanguageModel:
         target = None if device == "balanced" else pick_device(device)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
-            config = AutoConfig.from_pretrained(path, **hub)
-            _check_decoder_only(config, str(path))
-            tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-            if not Path(path).is_dir():
-                check_hub_adapter(str(path), revision, adapter)
-            model = load_weights(
-                AutoModelForCausalLM,
-                str(path),
-                allow_pickle=allow_pickle,
-                adapter=adapter,
-                config=config,
-                dtype=DTYPES[dtype],
-                device_map="balanced" if target is None else None,
-                **hub,
-            )
+            with parsed_once(str(path)) as gguf:
+                config = AutoConfig.from_pretrained(**source_of(str(path)), **hub)
+                _check_decoder_only(config, str(path))
+                tokenizer = AutoTokenizer.from_pretrained(**source_of(str(path)), **hub)
+                if not Path(path).exists():
+                    check_hub_adapter(str(path), revision, adapter)
+                model = load_weights(
+                    AutoModelForCausalLM,
+                    str(path),
+                    allow_pickle=allow_pickle,
+                    adapter=adapter,
+                    config=config,
+                    dtype=DTYPES[dtype],
+                    device_map="balanced" if target is None else None,
+                    **hub,
+                )
         except UserError:
             raise
         except Exception as error:  # whatever a loader makes of a file that it cannot read
@@ -148,6 +152,7 @@ class LanguageModel:
             revision=revision,
             weights_hash=weights_fingerprint(str(path), getattr(config, "_commit_hash", None), adapter=adapter),
             tokenizer_hash=_tokenizer_hash(tokenizer),
+            quantised=gguf.quantised if gguf else "",
         )
 
     @classmethod
@@ -192,9 +197,10 @@ class LanguageModel:
         """
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
-            config = AutoConfig.from_pretrained(path, **hub)
-            _check_decoder_only(config, str(path))
-            tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+            with parsed_once(str(path)):
+                config = AutoConfig.from_pretrained(**source_of(str(path)), **hub)
+                _check_decoder_only(config, str(path))
+                tokenizer = AutoTokenizer.from_pretrained(**source_of(str(path)), **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
@@ -455,9 +461,9 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "is not a valid git identifier" in text or "Revision Not Found" in text or "RevisionNotFound" in text:
         return f"{path} has no revision {revision!r} on the Hub; leave revision out or name a branch, tag or commit"
-    if "safetensors" in text and not Path(path).is_dir():
+    if "safetensors" in text and not Path(path).exists():
         return f"{path} has no safetensors weights; set allow_pickle: true for this model to load its pickles"
-    if not Path(path).is_dir() and ("offline" in text or "connect" in text.lower() or "couldn't" in text.lower()):
+    if not Path(path).exists() and ("offline" in text or "connect" in text.lower() or "couldn't" in text.lower()):
         where = f" at revision {revision!r}" if revision else ""
         return f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it"
     if isinstance(error, SafetensorError):

@@ -17,6 +17,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from semcal.errors import UserError
 from semcal.models.adapters import ADAPTER_FILES, check_adapter, merge_adapter, without_adapter
+from semcal.models.gguf import check_gguf, is_gguf, source_of, unmark
 
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 _NAMED = 3  # keys that a message shows
@@ -36,8 +37,11 @@ def check_path(
 
     Raises:
         UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder, two sets of
-            weights, an adapter beside full weights without a word on what to do with it.
+            weights, an adapter beside full weights without a word on what to do with it; as `check_gguf`.
     """
+    if is_gguf(path):
+        check_gguf(path, revision, adapter)
+        return
     folder = Path(path)
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -70,7 +74,7 @@ def load_weights(
 
     Args:
         kind: One of transformers' auto classes.
-        path: Local folder or Hub id.
+        path: Local folder, GGUF file or Hub id.
         adapter: "apply" merges the folder's adapter into the weights, "ignore" leaves it out.
         how: Further arguments of its `from_pretrained`.
 
@@ -80,13 +84,15 @@ def load_weights(
     """
     with without_adapter(path) as source:
         model, report = kind.from_pretrained(
-            source,
+            **source_of(source),
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
             **how,
         )
     model.name_or_path = model.config._name_or_path = path
+    if is_gguf(path):
+        unmark(model)
     _check_read(path, model, report, how.get("config", model.config))
     if adapter == "apply":
         model = merge_adapter(model, path)
@@ -109,16 +115,17 @@ def check_encoder(path: str) -> None:
 
 
 def weights_fingerprint(path: str, commit: str | None, *, adapter: str | None = None) -> str:
-    """The commit of a Hub model, else a SHA-256 of the weight files: two sets of weights differ in it.
+    """The commit of a Hub model, else a SHA-256 of the weight files, or of the GGUF file: two sets of weights differ in it.
 
     Files of up to 1 GiB are read whole; of larger ones, the length and 1 MiB in every 64 MiB, which any training step
     changes. An adapter that is ignored does not count.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not folder.exists():
         return f"commit:{commit}"
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    files = [folder] if folder.is_file() else sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    for file in files:
         if adapter == "ignore" and file.name in ADAPTER_FILES:
             continue
         size = file.stat().st_size
