@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.atlas.weights import bundled
 from experiments.config.study import Cell, ModelConfig
+from experiments.sample.real_models import PREFIX, real_model
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.models.weights import check_path
@@ -93,6 +94,13 @@ def _check_chat(config: ModelConfig, model: LanguageModel) -> None:
 
 
 def model_path(config: ModelConfig) -> str:
-    """The folder or Hub id behind `path`; `atlas:STAGE` is a bundled organism."""
+    """The folder, file or Hub id behind `path`: `atlas:STAGE` is a bundled organism, `real:NAME` a model that
+    `experiments.sample.real_models` fetched.
+
+    Raises:
+        UserError: a model that was not fetched yet.
+    """
+    if config.path.startswith(PREFIX):
+        return str(real_model(config.path.removeprefix(PREFIX)))
     prefix, colon, stage = config.path.partition(":")
     return str(bundled(stage)) if colon and prefix == "atlas" else config.path

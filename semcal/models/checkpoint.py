@@ -96,7 +96,8 @@ class LanguageModel:
         1024
 
         Args:
-            path: Local folder, GGUF file, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo).
+            path: Local folder, GGUF file, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo,
+                atlas:grpo).
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16" or "float16".
             device: "cpu", "cuda", "cuda:1", "mps", "auto" (the best single device), or "balanced" (spread over all

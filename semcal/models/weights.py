@@ -115,7 +115,7 @@ def check_encoder(path: str) -> None:
 
 
 def weights_fingerprint(path: str, commit: str | None, *, adapter: str | None = None) -> str:
-    """The commit of a Hub model, else a SHA-256 of the weight files, or of the GGUF file: two sets of weights differ in it.
+    """The commit of a Hub model, else a SHA-256 of the files of weights: two sets of weights differ in it.
 
     Files of up to 1 GiB are read whole; of larger ones, the length and 1 MiB in every 64 MiB, which any training step
     changes. An adapter that is ignored does not count.
