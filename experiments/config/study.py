@@ -36,6 +36,7 @@ from semcal.positions import (
 )
 from semcal.questions.alias_lists import read_alias_lists
 from semcal.questions.continuation import read_continuations
+from semcal.questions.data_folder import found
 from semcal.questions.load_dataset import build, read_table
 from semcal.questions.named.named_datasets import NAMED, read_named, why_not
 from semcal.questions.question import CONTINUATION, Dataset
@@ -136,7 +137,8 @@ class _Dataset(Settings):
 
 
 class NamedConfig(_Dataset):
-    """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`.
+    """A known dataset: the original file at `path`, or, without a path, that in $SEMCAL_DATA or, where it is not there,
+    `split` of the Hub's copy at `revision`. The split of lre is its relation, that of sums their size.
 
     `aliases` is a file with further lists of equivalent forms; see `semcal.questions.alias_lists`. `exclude` is a table
     of questions that a model was trained on; none of their groups is evaluated.
@@ -150,7 +152,8 @@ class NamedConfig(_Dataset):
     exclude: str | None = None
 
     def default_name(self) -> str:
-        return self.kind
+        own = NAMED[self.kind].rows is not None
+        return slug(f"{self.kind}-{self.split or Path(self.path or '').stem}").rstrip("-") if own else self.kind
 
     def is_in_distribution(self) -> bool:
         return NAMED[self.kind].in_distribution
@@ -224,14 +227,14 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):
         how = config.model_dump(include={"split", "prompt_words", "answer_words"})
-        questions = read_continuations(Path(config.path), **how)
+        questions = read_continuations(found(config.path), **how)
         built = build(config.name, questions, n=config.n, exemplars=0, seed=config.seed)
         return replace(built, exemplars=(), alias_lists=())  # excerpts of a text have no other forms
     if isinstance(config, NamedConfig):
-        path = None if config.path is None else Path(config.path)
+        path = None if config.path is None else found(config.path)
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:
-        questions = read_table(Path(config.path))
+        questions = read_table(found(config.path))
     trained = () if config.exclude is None else read_table(Path(config.exclude))
     built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed, trained=trained)
     if config.aliases is None:

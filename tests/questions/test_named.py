@@ -33,6 +33,7 @@ def hub(monkeypatch):
             assert ((path, name, split), revision) == (NAMED[kind].hub, None)
             return datasets.Dataset.from_list(list(rows))
 
+        monkeypatch.delenv("SEMCAL_DATA", raising=False)
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
     return put
@@ -195,7 +196,7 @@ def test_popqa_of_flashrag_the_tsv_and_the_hub(tmp_path, hub):
         read_named("popqa", None)
 
 
-@pytest.mark.parametrize("kind", NAMED)
+@pytest.mark.parametrize("kind", [kind for kind, named in NAMED.items() if named.rows is None])
 def test_other_columns_are_refused_with_those_there_are(tmp_path, kind):
     with pytest.raises(UserError, match=r"rows\.jsonl:1: expected column '.*; the columns are x, y") as caught:
         read_named(kind, jsonl(tmp_path, {"x": 1, "y": 2}))
