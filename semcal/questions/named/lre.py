@@ -77,11 +77,12 @@ def lre_rows(path: Path | None, relation: str | None) -> Iterator[Row]:
 
 
 def lre(row: Row) -> Question:
-    """A row of `lre_rows`; further objects of a subject become `others`."""
+    """A row of `lre_rows`; further objects of a subject become `others`. Exemplars are of the same relation."""
     relation, (first, *others) = row.text("relation"), row.texts("objects")
     return row.question(
         id=f"lre-{relation}-{row.number:05d}",
         text=QUESTIONS[relation].format(row.text("subject")),
         answers=(first,),
         others=tuple((other,) for other in others),
+        worked={"concise": first},
     )
