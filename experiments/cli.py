@@ -90,13 +90,18 @@ def run(
         for study in loaded:
             show_plan(plan(study), console, as_json=json)
         return
+    from experiments.pipeline.forecast import Forecast
     from experiments.pipeline.run_study import prepare_study, run_study
 
     for prepared in [prepare_study(study) for study in loaded]:
         with Screen() as screen:
-            run_study(prepared, screen)
+            run_study(prepared, Forecast(prepared.study, screen, _tell))
         _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
         console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
+
+
+def _tell(line: str) -> None:
+    complaints.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,0 +1,94 @@
+"""A forecast is proportional to counted tokens, comes once a model, and never stops a study."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.config.study import Study
+from experiments.pipeline import forecast
+from experiments.pipeline.dry_run import dry_run
+from experiments.pipeline.forecast import Forecast, duration, foresee, lines, work
+from experiments.pipeline.progress import Reporter
+from semcal import UserError
+
+
+def study(**changes):
+    return Study.model_validate(
+        {
+            "name": "s",
+            "output": "nowhere",
+            "models": [{"path": "atlas:base", "name": "a"}, {"path": "atlas:sft", "name": "b"}],
+            "datasets": [{"kind": "atlas", "family": "facts", "n": 20}, {"kind": "atlas", "family": "routes", "n": 40}],
+            "styles": ["concise", "sentence"],
+            "probes": {"enabled": False},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return dry_run(study())
+
+
+def test_a_cell_is_foreseen_from_its_own_part(planned):
+    cell = planned[2].cell
+    own = foresee(planned, cell, seconds=30.0, share=0.25)[2]
+    assert own.seconds == pytest.approx(120.0)
+    assert own.measured
+
+
+def test_cells_are_in_the_ratio_of_their_tokens_and_models_of_their_weights(planned):
+    found = foresee(planned, planned[0].cell, seconds=10.0, share=1.0)
+    assert len(found) == 8
+    for f, p in zip(found, planned, strict=True):
+        assert f.seconds / found[0].seconds == pytest.approx(work(p) / work(planned[0]))
+        assert f.measured == (p.cell.model.name == "a")
+    text = lines(found)
+    assert "in all" in text[0]
+    assert text[-1].split(": ")[1].startswith("~")
+
+
+def test_it_is_told_once_a_model_after_a_minute_and_everything_is_passed_on():
+    now, told, heard = [0.0], [], []
+
+    class Ears(Reporter):
+        def answered(self, questions):
+            heard.append(questions)
+
+    watched = Forecast(study(), Ears(), told.append, clock=lambda: now[0])
+    cells = study().cells()
+    watched.sampling(cells[0], 20, 0)
+    now[0] = 59.0
+    watched.answered(2)
+    assert not told
+    now[0] = 61.0
+    watched.answered(3)
+    assert len(told) == 9
+    assert told[1].strip().split(": ")[1] == duration(61.0 * 20 / 5)
+    now[0] = 500.0
+    watched.answered(1)
+    assert len(told) == 9
+    watched.sampling(cells[4], 20, 0)  # the other model
+    now[0] = 600.0
+    watched.answered(1)
+    assert len(told) == 18
+    assert heard == [2, 3, 1, 1]
+
+
+def test_a_forecast_that_fails_stops_nothing(monkeypatch):
+    def fails(_):
+        raise UserError("no")
+
+    monkeypatch.setattr(forecast, "dry_run", fails)
+    now, told = [0.0], []
+    watched = Forecast(study(), Reporter(), told.append, clock=lambda: now[0])
+    watched.sampling(study().cells()[0], 20, 0)
+    now[0] = 100.0
+    watched.answered(1)
+    assert not told
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(41, "41 s"), (600, "10 min"), (5460, "1 h 31 min"), (11100, "3 h 05 min")])
+def test_durations_in_words(seconds, said):
+    assert duration(seconds) == said
