@@ -36,8 +36,8 @@ from semcal.positions import (
 )
 from semcal.questions.alias_lists import read_alias_lists
 from semcal.questions.continuation import read_continuations
-from semcal.questions.data_folder import found
 from semcal.questions.load_dataset import build, read_table
+from semcal.questions.named.data_folder import found
 from semcal.questions.named.named_datasets import NAMED, read_named, why_not
 from semcal.questions.question import CONTINUATION, Dataset
 

@@ -49,9 +49,7 @@ def foresee(planned: Sequence[Planned], cell: Cell, seconds: float, share: float
     if not (whole := work(own)):
         return []
     rate = seconds / share / whole
-    return [
-        Foreseen(_label(p.cell), rate * work(p), p.cell.model.name == cell.model.name) for p in planned if work(p)
-    ]
+    return [Foreseen(_label(p.cell), rate * work(p), p.cell.model.name == cell.model.name) for p in planned if work(p)]
 
 
 class Forecast(Reporter):

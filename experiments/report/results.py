@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.compare.side_by_side import side_by_side
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
@@ -35,6 +36,7 @@ COMMANDS = {
     "checkpoints": ["make checkpoints"],
     "ablation": ["make ablation"],
     "questions": ["make questions"],
+    "real": ["make real"],
     "real-lineage": ["make real-lineage MODEL=FOLDER-OR-HUB-ID"],
 }
 
@@ -53,10 +55,13 @@ def results_page(name: str, runs: Path, into: Path) -> str | None:
         "",
         *["```", *COMMANDS.get(name, [_RUN.format(name)]), "```"],
     ]
+    figures = Path(os.path.relpath("figures", into)).as_posix()
+    by_name = {folder.name: rows for folder, rows in parts}
+    if name == "real" and "real" in by_name:
+        lines += side_by_side(by_name["real"], by_name.get("real-cot", []), Path("figures"), figures)
     lines += _verdicts([folder for folder, _ in parts])
     for folder, rows in parts:
         lines += ["", f"## {folder.name}", "", _made(rows), *_sections(rows), *_verdict(folder)]
-    figures = Path(os.path.relpath("figures", into)).as_posix()
     if shown := [p for p, place in pictures().items() if place.startswith(f"{name}/") and Path("figures", p).is_file()]:
         lines += ["", "## Figures", "", *(f"- [{picture}]({figures}/{picture})" for picture in shown)]
     return "\n".join(lines) + "\n"

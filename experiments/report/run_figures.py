@@ -19,24 +19,31 @@ from semcal.positions import BEFORE_ANSWER, LAST_PROMPT_TOKEN, nominal_place
 from semcal.runs.run import Run
 
 
+def run_reliability(cell: Cell, run: Run) -> Figure:
+    """The reliability diagram of a run."""
+    classes = run.class_table()
+    scored, band = classes.by_count, None
+    if classes.counts is not None:
+        width = float(run.calibration()["bandwidth"])
+        band = null_band(classes.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed)
+    return reliability_diagram(
+        scored.plug_in,
+        scored.correct,
+        title=cell.label,
+        null_band=band,
+        group=classes.groups,
+        level=cell.calibration.level,
+        seed=cell.seed,
+    )
+
+
 def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """The figures of a run by name, in the order in which the page shows them."""
     classes = run.class_table()
-    calibration, scored, band = run.calibration(), classes.by_count, None
-    if classes.counts is not None:
-        width = float(calibration["bandwidth"])
-        band = null_band(classes.counts, bandwidth=width, level=cell.calibration.level, seed=cell.seed)
+    calibration, scored = run.calibration(), classes.by_count
     pairs = {cell.label: (scored.plug_in, scored.correct)}
     figures = {
-        "reliability": reliability_diagram(
-            scored.plug_in,
-            scored.correct,
-            title=cell.label,
-            null_band=band,
-            group=classes.groups,
-            level=cell.calibration.level,
-            seed=cell.seed,
-        ),
+        "reliability": run_reliability(cell, run),
         "risk-coverage": risk_coverage_curve(pairs, title=cell.label, group=classes.groups, seed=cell.seed),
     }
     if rows := calibration.get("m_curve"):

@@ -74,7 +74,7 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
     tell("reading runs")
     # One run without log-probabilities, and all are read by shares of their samples.
     by_mass = all(r.table.by_mass_left_out is not None for r in found)
-    runs, read_by = [_measured(r, by_mass) for r in found], "by mass" if by_mass else "plug-in"
+    runs, read_by = [measured(r, by_mass) for r in found], "by mass" if by_mass else "plug-in"
     law = Law(delta=study.calibration.delta, level=study.calibration.level, seed=study.seed)
     tests: dict[str, Callable[[], Finding]] = {
         "H1": lambda: base_calibrated(runs, law),
@@ -188,7 +188,7 @@ def check_lineages(study: Study) -> None:
 # ---- what they say ---------------------------------------------------------------------------------------------------
 
 
-def _measured(run: Scored, by_mass: bool) -> Measured:
+def measured(run: Scored, by_mass: bool) -> Measured:
     cell, folder, table = run.cell, Run(run.folder), run.table
     chances = chances_of(table, by_mass=by_mass)
     null = float("nan") if chances else null_of(table, null_draws=NULL_DRAWS, seed=cell.seed).mean

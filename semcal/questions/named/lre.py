@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semcal.errors import UserError, nearest
-from semcal.questions.data_folder import in_data_folder
+from semcal.questions.named.data_folder import in_data_folder
 from semcal.questions.question import Question
 from semcal.questions.rows import Row, read_text
 

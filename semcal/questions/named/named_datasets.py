@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semcal.errors import UserError, nearest
-from semcal.questions.data_folder import in_data_folder
+from semcal.questions.named.data_folder import in_data_folder
 from semcal.questions.named.gsm8k import gsm8k
 from semcal.questions.named.lre import lre, lre_rows
 from semcal.questions.named.math import math500, openmathinstruct2

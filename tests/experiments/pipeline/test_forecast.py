@@ -89,6 +89,8 @@ def test_a_forecast_that_fails_stops_nothing(monkeypatch):
     assert not told
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(41, "41 s"), (600, "10 min"), (5460, "1 h 31 min"), (11100, "3 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(41, "41 s"), (600, "10 min"), (5460, "1 h 31 min"), (11100, "3 h 05 min")]
+)
 def test_durations_in_words(seconds, said):
     assert duration(seconds) == said

@@ -1,0 +1,149 @@
+"""Two models on the same questions, side by side: what docs/results/real.md says before its tables of single runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.compare.pairs import scored
+from experiments.config.study import Cell
+from experiments.report.run_figures import run_reliability
+from experiments.report.summary_table import headline, interval, markdown_table, number, p_text
+from experiments.report.verdict_tables import detail_rows
+from experiments.verdict.calibration_claims import Law
+from experiments.verdict.real_predictions import LEAST_RIGHT, PREDICTIONS, predictions
+from experiments.verdict.rules import MOST_UNPARSED
+from experiments.verdict.study_verdict import measured
+from semcal.runs.run import Run, write_atomically
+
+Rows = Sequence[tuple[Cell, Run]]
+
+# What the paper (arXiv 2511.04869) publishes for base models: (dataset, style) -> model and smECE.
+PUBLISHED = {
+    ("triviaqa", "sentence"): "Mistral-7B-v0.1 0.036, Qwen2.5-7B 0.030",
+    ("simpleqa", "sentence"): "Llama-3.1-70B 0.031",
+    ("gsm8k", "concise"): "Qwen2.5-7B 0.047, gemma-3-27b-pt 0.031",
+}
+_RUNS = (
+    "n",
+    "M",
+    "accuracy",
+    "confidence",
+    "smECE",
+    "null (95 %)",
+    "excess",
+    "p",
+    "seen mass",
+    "unparsed",
+    "truncated",
+)
+
+
+def side_by_side(short: Rows, thinking: Rows, pictures: Path, link: str) -> list[str]:
+    """The sections, as Markdown; draws the reliability diagrams into a folder.
+
+    Args:
+        short: Runs of both models in short styles.
+        thinking: Runs of the base model that include cot; empty where they have not been made.
+        pictures: Folder of pictures.
+        link: The same folder, as the page refers to it.
+    """
+    lines = [*_predictions(short, thinking), *_beside_the_paper(short), *_every_run([*short, *thinking])]
+    return [*lines, *_diagrams(short, pictures, link)]
+
+
+def _predictions(short: Rows, thinking: Rows) -> list[str]:
+    how = short[0][0].calibration
+    law = Law(delta=how.delta, level=how.level, seed=short[0][0].seed)
+    read = [[scored(run) for _, run in rows] for rows in (short, thinking)]
+    by_mass = all(r.table.by_mass_left_out is not None for runs in read for r in runs)
+    found = predictions(*([measured(r, by_mass) for r in runs] for runs in read), law)
+    rows, behind = [], []
+    for v in found.verdicts:
+        f, name = v.finding, PREDICTIONS[v.finding.key]
+        figures = "; ".join(f"{p.what}: {p.unit} {interval(p.estimate, p.low, p.high, '+')}" for p in f.parts)
+        why = f.reason or f.undecidable or figures
+        rows.append([name, v.decision, why, str(len(f.runs)), p_text(v.p_holm), p_text(v.p_against_holm)])
+        if f.parts:
+            behind += [
+                "",
+                f"{name}:",
+                "",
+                *markdown_table(("", "unit", "estimate", "", "p", "p against", "reach"), detail_rows(v)),
+            ]
+    said = [
+        "",
+        "## The three predictions",
+        "",
+        *markdown_table(("prediction", "verdict", "because", "cells", "p (Holm)", "p against (Holm)"), rows),
+        "",
+        "Rule, written before the study was run: `experiments/verdict/real_predictions.py`. A cell counts if at most "
+        f"{MOST_UNPARSED:.0%} of its samples are unparsed or truncated and between {LEAST_RIGHT:.0%} and "
+        f"{1 - LEAST_RIGHT:.0%} of its questions are answered correctly.",
+    ]
+    if found.left_out:
+        said += ["", "Cells that count for none:", "", *(f"- {label}: {why}" for label, why in found.left_out.items())]
+    return [*said, *behind]
+
+
+def _beside_the_paper(rows: Rows) -> list[str]:
+    table = []
+    for cell, run in rows:
+        if cell.model.stage == "base":
+            f, theirs = headline(run), PUBLISHED.get((cell.dataset.name, cell.style), "—")
+            own = interval(f["smece"], f["smece_low"], f["smece_high"])
+            null = f"{number(f['null_mean'])} ({number(f['null_q95'])})"
+            table.append([cell.dataset.name, cell.style, own, null, number(f["accuracy"]), theirs])
+    titles = ("dataset", "style", f"smECE of {_base(rows)}", "null (95 %)", "accuracy", "published, other base models")
+    said = (
+        "Published figures are those of arXiv 2511.04869, measured with that paper's questions, prompts and B, where "
+        "accuracy is higher; the null says what a calibrated model would show at our n and M."
+    )
+    return ["", "## Beside the paper's base models", "", *markdown_table(titles, table), "", said]
+
+
+def _base(rows: Rows) -> str:
+    return next((cell.model.name for cell, _ in rows if cell.model.stage == "base"), "the base model")
+
+
+def _every_run(rows: Rows) -> list[str]:
+    table = []
+    for cell, run in rows:
+        f = headline(run)
+        table.append(
+            [
+                f"{cell.study}: {cell.label}",
+                *(str(f["n"]), str(f["m"]), number(f["accuracy"]), number(f["confidence"])),
+                interval(f["smece"], f["smece_low"], f["smece_high"]),
+                f"{number(f['null_mean'])} ({number(f['null_q95'])})",
+                *(number(f["excess"], "+"), p_text(f["p_value"]), number(f["seen_mass"])),
+                *(f"{f[name]:.1%}" for name in ("unparsed_share", "truncated_share")),
+            ]
+        )
+    return ["", "## Every run", "", *markdown_table(("run", *_RUNS), table)]
+
+
+def _diagrams(rows: Rows, pictures: Path, link: str) -> list[str]:
+    said = ["", "## Reliability diagrams side by side"]
+    for style in dict.fromkeys(cell.style for cell, _ in rows):
+        file = pictures / f"real-reliability-{style}.png"
+        figure = grid({(c.dataset.name, c.model.name): run_reliability(c, r) for c, r in rows if c.style == style})
+        write_atomically(file, lambda path, figure=figure: figure.savefig(path, format="png", dpi=110))
+        said += ["", f"### {style}", "", f"![One row a dataset, one column a model]({link}/{file.name})"]
+    return said
+
+
+def grid(drawn: dict[tuple[str, str], Figure]) -> Figure:
+    """Figures by (row, column) on one page; places without a figure stay empty."""
+    rows, columns = (list(dict.fromkeys(place[i] for place in drawn)) for i in (0, 1))
+    page = Figure(figsize=(4.2 * len(columns), 5.4 * len(rows)), layout="constrained")
+    places = page.subplots(len(rows), len(columns), squeeze=False)
+    for ax in places.flat:
+        ax.set_axis_off()
+    for (row, column), figure in drawn.items():
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(110)
+        canvas.draw()
+        places[rows.index(row)][columns.index(column)].imshow(canvas.buffer_rgba())
+    return page
