@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage real real-lineage ablation test-real clean
+.PHONY: install demo demo-smoke test lint figures checkpoints horizon lineage real real-lineage ablation test-real clean
 
 install: $(STAMP)
 
@@ -35,9 +35,6 @@ lint: $(STAMP)
 # A public model on public text; both must be downloaded first, see the head of each study.
 horizon: $(STAMP)
 	$(BIN)/semcal run experiments/studies/horizon.yaml
-
-questions: $(STAMP)
-	$(BIN)/semcal run experiments/studies/questions.yaml
 
 # Every figure and results page that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and
 # `horizon` are included if these targets have been run before.

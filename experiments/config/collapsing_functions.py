@@ -20,6 +20,7 @@ from semcal.semantics.collapsing.collapse import Collapse
 from semcal.semantics.collapsing.custom import check_contract, load_custom, unreadable_gold
 from semcal.semantics.collapsing.exact_match import Choice, ExactMatch
 from semcal.semantics.collapsing.judge import Decisions, Judge
+from semcal.semantics.collapsing.mention import Mention
 from semcal.semantics.collapsing.numeric import Numeric
 from semcal.semantics.collapsing.surface import KthWord
 
@@ -53,6 +54,15 @@ class ExactConfig(CollapseConfig):
 
     def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
         return ExactMatch(aliases.closed, aliases.pooled)
+
+
+class MentionConfig(CollapseConfig):
+    """Exact match that finds a known answer in a sentence; for datasets whose answers are of one kind."""
+
+    kind: Literal["mention"] = "mention"
+
+    def build(self, aliases: Aliases, progress: Progress) -> Collapse:  # noqa: ARG002
+        return Mention(aliases.closed, aliases.pooled)
 
 
 class NumericConfig(CollapseConfig):
@@ -171,6 +181,7 @@ class CustomConfig(CollapseConfig):
 
 REGISTRY: tuple[type[CollapseConfig], ...] = (
     ExactConfig,
+    MentionConfig,
     NumericConfig,
     ChoiceConfig,
     KthWordConfig,

@@ -86,7 +86,7 @@ NAMED: dict[str, Named] = {
         nq_open, ("google-research-datasets/nq_open", None, "validation"), "exact", file="nq_open/NQ-open.dev.jsonl"
     ),
     "popqa": Named(popqa, ("akariasai/PopQA", None, "test"), "exact", file="popqa/popqa_1000.jsonl"),
-    "lre": Named(lre, None, "exact", rows=lre_rows),
+    "lre": Named(lre, None, "mention", rows=lre_rows),
     "sums": Named(sums, None, "numeric", rows=sums_rows),
 }
 
