@@ -58,7 +58,8 @@ def _predictions(short: Rows, thinking: Rows) -> list[str]:
     law = Law(delta=how.delta, level=how.level, seed=short[0][0].seed)
     read = [[scored(run) for _, run in rows] for rows in (short, thinking)]
     by_mass = all(r.table.by_mass_left_out is not None for runs in read for r in runs)
-    found = predictions(*([measured(r, by_mass) for r in runs] for runs in read), law)
+    first, second = ([measured(r, by_mass) for r in runs] for runs in read)
+    found = predictions(first, second, law)
     rows, behind = [], []
     for v in found.verdicts:
         f, name = v.finding, PREDICTIONS[v.finding.key]

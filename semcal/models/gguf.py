@@ -5,6 +5,7 @@ transformers reads them and dequantises every weight; what is computed is the qu
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,11 @@ class GgufHeader:
     quantised: str
 
 
+def _package() -> Any:
+    """The package `gguf`, an extra; by name, since this file has the same."""
+    return importlib.import_module("gguf")
+
+
 def is_gguf(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".gguf"
 
@@ -53,7 +59,7 @@ def check_gguf(path: str, revision: str | None, adapter: str | None) -> None:
         if value is not None:
             raise UserError(f"{path} is a file, which has no {key} {value!r}; leave {key} out")
     try:
-        import gguf  # noqa: F401
+        _package()
     except ImportError:
         raise UserError(f"{path} is a GGUF file, which needs a package: pip install 'semcal[gguf]'") from None
 
@@ -78,8 +84,7 @@ def parsed_once(path: str) -> Iterator[GgufHeader | None]:
     if not is_gguf(path):
         yield None
         return
-    import gguf
-
+    gguf = _package()
     try:
         reader = gguf.GGUFReader(str(Path(path).absolute()))
     except Exception as error:  # whatever a parser makes of a file that is not whole
@@ -93,7 +98,6 @@ def parsed_once(path: str) -> Iterator[GgufHeader | None]:
 
 
 def _header(path: str, reader: Any) -> GgufHeader:
-    from gguf import LlamaFileType
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     field = reader.get_field("general.architecture")
@@ -109,7 +113,7 @@ def _header(path: str, reader: Any) -> GgufHeader:
         )
     named = reader.get_field("general.file_type")
     try:
-        kind = LlamaFileType(int(named.contents())).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        kind = _package().LlamaFileType(int(named.contents())).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     except (AttributeError, ValueError):
         kind = "of no known file type"
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
@@ -122,6 +126,5 @@ def unmark(model: PreTrainedModel) -> None:
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
             setattr(model, name, None)
-    model.is_quantized = False  # pyright: ignore[reportAttributeAccessIssue]
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    vars(model)["is_quantized"] = False
+    vars(model.config).pop("quantization_config", None)
