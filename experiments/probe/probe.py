@@ -6,6 +6,7 @@ Rungs and baselines that read the model itself are in `experiments.probe.with_mo
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,11 +51,8 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
         UserError: fewer groups of questions than folds; a device that is not available; what `ModelProbes` or
             `fit_position` refuse.
     """
-    if (groups := len(set(run.questions()["group"]))) < cell.probes.folds:
-        raise UserError(
-            f"{run.folder}: {groups} groups of questions cannot be split into {cell.probes.folds} folds; lower "
-            "probes.folds, ask more questions, or set probes.enabled to false"
-        )
+    if reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds):
+        raise UserError(f"{run.folder}: {reason}")
     with_model = None
     if cell.probes.reads_model:
         from experiments.probe.with_model import ModelProbes  # it fits by the functions of this module
@@ -63,11 +61,8 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
         at = Probed.of(cell, run, position)
-        if (groups := len(set(at.group))) < cell.probes.folds:
-            log.warning(
-                "%s: questions of only %d groups have the position %s, too few for %d folds; not probed there (lower "
-                "probes.folds, or ask more questions)", cell.label, groups, position, cell.probes.folds,
-            )  # fmt: skip
+        if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
+            log.warning("%s: not probed at the position %s: of the questions that have it, %s", cell.label, position, reason)
             continue
         found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:
@@ -80,6 +75,19 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
         probe_confidence(cell, run)
     # Last, because a run counts as probed once this file is there.
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
+
+
+def too_few_groups(groups: int, folds: int) -> str:
+    """Why so many groups of questions are too few for this cross-validation, and what to do; "" where they are enough.
+
+    With a fold held out, two groups must be left: one to fit to, and one to choose the penalty on.
+    """
+    few = f"{groups} group{'s' if groups != 1 else ''} of questions cannot be split into {folds} folds"
+    if groups < folds:
+        return f"{few}; ask about more groups, or lower probes.folds"
+    if groups - math.ceil(groups / folds) < 2:
+        return f"{few} that leave two to train on; ask about more groups" + (", or raise probes.folds" if groups > 2 else "")
+    return ""
 
 
 @dataclass(frozen=True)
