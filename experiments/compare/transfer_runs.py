@@ -21,7 +21,7 @@ from probes.targets.closed import class_targets, share_target
 from probes.targets.scalars import b_confidence
 from semcal.errors import UserError, nearest
 from semcal.positions import LAST_PROMPT_TOKEN
-from semcal.runs.files import write_atomically
+from semcal.runs.files import replacing, write_atomically
 from semcal.runs.run import Run
 
 TARGETS = {"classes": "share of KL explained", "b_confidence": "share of KL of B-confidence explained"}

@@ -8,6 +8,8 @@ from experiments.config.study import LABELS, Cell, parse
 from semcal.errors import UserError
 from semcal.runs.run import Run
 
+STAGES = ("score", "probe")
+LOOKS = "looks"  # folder of what was computed beside the results of a run or study
 FACTORS = ("model", "style", "B", "temperature")
 
 

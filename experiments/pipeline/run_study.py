@@ -9,16 +9,18 @@ from pathlib import Path
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
+from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
-from experiments.probe.probe import probe, too_few_groups
+from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, model_path
 from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
+from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.questions.pool import pool
@@ -144,7 +146,9 @@ def analyse(
             score(cell, new, lambda progress: reporter.stage(cell, f"scoring, {progress}"))
             remeasure(cell, new)  # interventions, if there are any
             _record(cell, new, "score")
-    if can_probe(cell, run) and ("probe" in again or run.probes().empty or not _is_current(cell, run, "probe")):
+    if not why_not_probed(cell, run) and (
+        "probe" in again or run.probes().empty or not _is_current(cell, run, "probe")
+    ):
         reporter.stage(cell, "probing")
         with run.replacing() as new:
             probe(cell, new, models)
@@ -158,9 +162,12 @@ def analyse(
         run.write_manifest(manifest | {"analysed": manifest["analysed"] | {"drawn": True}})
 
 
-def can_probe(cell: Cell, run: Run) -> bool:
-    """Whether its study asks for probes and its questions are enough for them."""
-    return cell.probes.enabled and not too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)
+def why_not_probed(cell: Cell, run: Run) -> str:
+    """Why a run has no probes, and what to do; "" where it is to have some."""
+    if not cell.probes.enabled:
+        return f"{run.folder}: probes.enabled is false; set it to true in the study and `semcal run` it"
+    reason = too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)
+    return reason and f"{run.folder}: {reason}"
 
 
 def _is_current(cell: Cell, run: Run, stage: str) -> bool:
@@ -178,8 +185,13 @@ def _record(cell: Cell, new: Run, stage: str) -> None:
     new.write_config(settings)
 
 
-def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: None) -> tuple[Path, list[Path]]:
+def report_on(
+    target: Target, overrides: Sequence[str] = (), tell: Callable[[Cell, str], None] = lambda *_: None
+) -> tuple[Path, list[Path]]:
     """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all.
+
+    Args:
+        overrides: what was set of the study; see `study_folder`.
 
     Returns:
         The page, and the run folders left out because they have not been scored.
@@ -188,14 +200,15 @@ def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: Non
         UserError: no run was scored.
     """
     rows = [(stored_cell(run), run) for run in target.runs if run.calibration()]
+    into = target.folder if target.study is None else study_folder(target.study, overrides)
     if not rows:
         raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
     for cell, run in rows:
         tell(cell, "drawing")
         write_report(cell, run)
     if not target.is_run:
-        write_study(target.folder.resolve().name, rows, target.folder)
-    return target.folder / "report.html", [run.folder for run in target.runs if not run.calibration()]
+        write_study(target.folder.resolve().name, rows, into)
+    return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:

@@ -6,7 +6,6 @@ Rungs and baselines that read the model itself are in `experiments.probe.with_mo
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from experiments.config.study import Cell
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, Texts, marginal_row
+from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
 from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
@@ -62,7 +62,9 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     for position in cell.capture.positions:
         at = Probed.of(cell, run, position)
         if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
-            log.warning("%s: not probed at the position %s: of the questions that have it, %s", cell.label, position, reason)
+            log.warning(
+                "%s: not probed at the position %s: of the questions that have it, %s", cell.label, position, reason
+            )
             continue
         found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:
@@ -75,19 +77,6 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
         probe_confidence(cell, run)
     # Last, because a run counts as probed once this file is there.
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
-
-
-def too_few_groups(groups: int, folds: int) -> str:
-    """Why so many groups of questions are too few for this cross-validation, and what to do; "" where they are enough.
-
-    With a fold held out, two groups must be left: one to fit to, and one to choose the penalty on.
-    """
-    few = f"{groups} group{'s' if groups != 1 else ''} of questions cannot be split into {folds} folds"
-    if groups < folds:
-        return f"{few}; ask about more groups, or lower probes.folds"
-    if groups - math.ceil(groups / folds) < 2:
-        return f"{few} that leave two to train on; ask about more groups" + (", or raise probes.folds" if groups > 2 else "")
-    return ""
 
 
 @dataclass(frozen=True)

@@ -359,10 +359,6 @@ class Run:
             }
         )
 
-    def write_agreement(self, agreement: Mapping[str, Any]) -> None:
-        """How the samples look under several collapsing functions."""
-        self._write_json("agreement.json", agreement)
-
     def write_intermediate(self, table: pd.DataFrame) -> None:
         """question_id, token, expected_confidence."""
         self._write_parquet("intermediate.parquet", table)
