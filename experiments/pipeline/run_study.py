@@ -23,6 +23,7 @@ from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
 from semcal.models.checkpoint import check_path, weights_fingerprint
+from semcal.models.hub import check_reachable
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
@@ -48,6 +49,8 @@ def prepare_study(study: Study) -> Prepared:
         UserError: the first thing that is wrong.
     """
     check_models(study)
+    for model in (m for m in study.models if not m.is_served):
+        check_reachable(model_path(model), model.revision)
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
     for name, dataset in datasets.items():

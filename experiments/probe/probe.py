@@ -62,9 +62,8 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     for position in cell.capture.positions:
         at = Probed.of(cell, run, position)
         if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
-            log.warning(
-                "%s: not probed at the position %s: of the questions that have it, %s", cell.label, position, reason
-            )
+            where = "%s: not probed at the position %s: of the questions that have it, %s"
+            log.warning(where, cell.label, position, reason)
             continue
         found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:

@@ -37,9 +37,8 @@ def too_few_groups(groups: int, folds: int) -> str:
     if groups < folds:
         return f"{few}; ask about more groups, or lower probes.folds"
     if groups - math.ceil(groups / folds) < 2:
-        return f"{few} that leave two to train on; ask about more groups" + (
-            ", or raise probes.folds" if groups > 2 else ""
-        )
+        remedy = "; ask about more groups, or raise probes.folds" if groups > 2 else "; ask about more groups"
+        return f"{few} that leave two to train on{remedy}"
     return ""
 
 

@@ -99,8 +99,8 @@ class Run:
     def replacing(self) -> Iterator[Run]:
         """The same run, to write new results to: they replace the old ones together, at the end of the block.
 
-        Until then, and if the block fails or is killed, the old ones stay as they are. Within the block the new ones are
-        read.
+        Until then, and if the block fails or is killed, the old ones stay as they are. Within the block, the new ones
+        are read.
         """
         with replacing(self.folder) as staged:
             new = Run(self.folder)
