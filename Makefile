@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage ablation clean
+.PHONY: install demo demo-smoke test lint figures checkpoints horizon questions lineage real-lineage ablation clean
 
 install: $(STAMP)
 
@@ -73,6 +73,26 @@ lineage: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml $(FROM_SEED)
 	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
+
+# A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):
+#   make real-lineage MODEL=FOLDER-OR-HUB-ID [DATA=FOLDER] [PRESET=gpu]
+# What is finished is left as it is. The questions come from their original files below DATA, or else from the Hub.
+MODEL ?= google/gemma-3-270m
+DATA ?= $(or $(SEMCAL_DATA),../shared/data)
+PRESET ?= cpu
+TRIVIAQA := $(wildcard $(DATA)/triviaqa/TriviaQA.csv)
+POPQA := $(wildcard $(DATA)/popqa/popqa_1000.jsonl)
+TUNED = runs/gemma
+TUNE = $(BIN)/semcal train --preset $(PRESET) --dataset triviaqa$(TRIVIAQA:%=:%) --out $(TUNED)
+REAL = $(STUDIES)/real-lineage.yaml --set models.0.path=$(MODEL) $(TRIVIAQA:%=--set datasets.0.path=%) \
+	$(POPQA:%=--set datasets.1.path=%)
+real-lineage: $(STAMP)
+	$(TUNE) --from $(MODEL) --stage sft
+	$(TUNE) --from $(TUNED)/sft --stage dpo
+	$(TUNE) --from $(TUNED)/sft --stage grpo
+	$(BIN)/semcal run $(REAL)
+	$(BIN)/semcal verdict $(REAL)
+	$(BIN)/python -m experiments.report.results real-lineage
 
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.

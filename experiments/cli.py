@@ -17,9 +17,8 @@ import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from experiments.pipeline.progress import Screen, complaints
+from experiments.pipeline.progress import Screen, Steps, complaints
 from semcal.errors import UserError, check_packages, nearest
 
 if TYPE_CHECKING:  # each command imports these when it needs them: torch takes seconds
@@ -120,6 +119,32 @@ def prompts(
                 facts, _, text = shown.partition("\n")
                 console.print(facts, style="bold", highlight=False, markup=False, soft_wrap=True)
                 console.print(text + "▌\n", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Folder, Hub id, or atlas:base.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="A named dataset or a file of questions; default: general knowledge.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps or balanced.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Make the checks of a run on a model and a few questions, before hours are spent; exit code 2 if one fails."""
+    from experiments.report.checks_table import checks_table
+    from experiments.sample.doctor import examine
+
+    with complaints.status(f"examining {model}") as status:
+        found = examine(model, dataset, dtype=dtype, device=device, tell=status.update)
+    if json:
+        console.print_json(data=found.to_dict())
+    else:
+        console.print(checks_table(found.to_dict()["checks"]))
+        colour = "green" if found.passed else "bold red"
+        console.print(f"[{colour}]{escape(f'{model}: {found.verdict}')}[/{colour}]", soft_wrap=True, highlight=False)
+    if not found.passed:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -316,40 +341,78 @@ def ls(
 
 @app.command()
 def train(
-    organism: Annotated[str, typer.Argument(help="A bundled organism: atlas.")],
-    stage: Annotated[str, typer.Option(help="base, sft, dpo or grpo.")] = "base",
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("runs/atlas"),
-    start: Annotated[
+    organism: Annotated[str | None, typer.Argument(help="A bundled organism (atlas); none with --from.")] = None,
+    stage: Annotated[str | None, typer.Option(help="base (atlas only, its default), sft, dpo or grpo.")] = None,
+    out: Annotated[
         Path | None,
-        typer.Option("--from", help="Checkpoint to start from; default: the bundled one of the stage before."),
+        typer.Option(help="Folder for the stages; default: where the model of --from lies if it was trained here."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="cpu (as shipped), or small: 13 M parameters, for a GPU.")] = "cpu",
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Model to start from, a folder or Hub id; for atlas by default the bundled stage before."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="With --from: a named dataset, NAME:FILE for its original file, or a table of your own."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="cpu; or for a GPU: gpu, and for atlas small (13 M parameters).")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights, text, pairs and answers.")] = 0,
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override a setting of the stage: steps, learning_rate, beta, reward, families, …"),
+        typer.Option("--set", help="Override a setting of the stage: steps, learning_rate, beta, reward, styles, …"),
     ] = None,
 ) -> None:
-    """Train a stage of a bundled organism; the same command resumes an interrupted training."""
-    if organism != "atlas":
-        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; expected atlas")
-    if find_spec("trl") is None:
-        raise UserError('training needs trl; pip install "semcal[organisms]"')
-    from experiments.atlas.stages.checkpoints import Progress as Step
-    from experiments.atlas.stages.lineage import settings_of, train_stage
+    """Train a stage of a model on a dataset, or of a bundled organism; the same command resumes a training."""
+    if organism not in (None, "atlas"):
+        raise UserError(f"unknown organism {organism!r}{nearest(organism, ['atlas'])}; expected atlas, or --from MODEL")
+    if find_spec("trl") is None or find_spec("peft") is None:
+        raise UserError('training needs trl and peft; pip install "semcal[organisms]"')
+    given = {"seed": seed} | dict(map(_setting, set or []))
+    if organism is None:
+        folder = _train_from(start, stage, dataset, out, preset, given)
+    else:
+        if dataset is not None:
+            raise UserError("atlas is trained on its own questions; leave --dataset out, or leave out atlas")
+        from experiments.atlas.stages.lineage import settings_of, train_stage
 
-    settings = settings_of(stage, preset, **{"seed": seed} | dict(map(_setting, set or [])))
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("steps", total=settings.steps, facts="preparing")
-
-        def show(step: Step) -> None:
-            facts = [f"loss {step.loss:.3f}", step.said, f"{step.tokens / 1e6:.2f} M tokens"]
-            facts = " · ".join([*filter(None, facts), f"{step.seconds_left / 60:.1f} min left"])
-            bar.update(task, completed=step.step, facts=facts)
-
-        folder = train_stage(stage, settings, out, start=start, on_progress=show)
+        stage = stage or "base"
+        settings = settings_of(stage, preset, **given)
+        with Steps(console, settings.steps) as bar:
+            before = None if start is None else Path(start)
+            folder = train_stage(stage, settings, out or Path("runs/atlas"), start=before, on_progress=bar.step)
     console.print(f"final checkpoint: {folder}", soft_wrap=True)
+
+
+def _train_from(
+    start: str | None, stage: str | None, dataset: str | None, out: Path | None, preset: str, given: dict[str, Any]
+) -> Path:
+    """A stage of any model."""
+    for option, value, what in (
+        ("--from", start, "a model, or the organism atlas"),
+        ("--stage", stage, "sft, dpo or grpo"),
+        ("--dataset", dataset, "a named dataset or a table of questions"),
+    ):
+        if value is None:
+            raise UserError(f"{option} is missing: expected {what}, e.g. --from MODEL --stage sft --dataset triviaqa")
+    assert start
+    assert stage
+    assert dataset
+    from experiments.config.settings import slug
+    from experiments.train.stage_settings import settings_for
+    from experiments.train.training_questions import dataset_config
+
+    settings = settings_for(stage, preset, **given)
+    dataset_config(dataset)
+    from experiments.train.train_from import RECORD, train_from
+
+    made_here = (Path(start) / RECORD).is_file()
+    lineage = Path(start).resolve().parent if made_here else Path("runs") / slug(Path(start).name)
+    with Steps(console, settings.steps) as bar:
+        folder = train_from(start, stage, dataset, settings, out or lineage, on_progress=bar.step, tell=bar.tell)
+        bar.note(f"weights are merged; name {folder / 'trained.jsonl'} as exclude of a study's dataset")
+    return folder
 
 
 def _setting(override: str) -> tuple[str, Any]:

@@ -52,7 +52,8 @@ def sample(
         For each prompt its distinct answers, most frequent first; their counts sum to m. For one text its answers.
 
     Raises:
-        UserError: unknown or impossible settings, prompts that are not text, or not a model of semcal.
+        UserError: unknown or impossible settings, prompts that are not text or contain control tokens, or not a model
+            of semcal.
     """
     if isinstance(prompts, str):
         return sample(model, [prompts], max_rows=max_rows, observer=observer, **settings)[0]
@@ -75,7 +76,7 @@ def sample(
             raise UserError("a served model reads text; pass prompts as strings")
         found = dict(model.answer([(t, t) for t in dict.fromkeys(texts)], sampling))
         return [found[t] for t in texts]
-    encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
+    encoded = [p if isinstance(p, Prompt) else model.prompt(p) for p in prompts]
     distinct = list({p.key: p for p in encoded}.values())
     rule = model.stop_rule(sampling.stop)
     sampler = Sampler(model.model, sampling, rule, device=model.device, max_rows=max_rows)

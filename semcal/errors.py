@@ -25,6 +25,10 @@ class NonFiniteError(UserError):
     """A model produced NaN or infinity."""
 
 
+class NotFromModelError(UserError):
+    """A server answers by another distribution than the model's own."""
+
+
 def nearest(name: str, known: Iterable[object]) -> str:
     """', did you mean X?' where a known name is close to `name`, '' otherwise."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)

@@ -57,7 +57,7 @@ def test_a_new_dataset_and_a_new_b(folder):
     follow("A dataset", folder)
     (cell,) = (folder / "runs" / "rivers").glob("atlas*")
     assert Run(cell).questions()["text"].str.startswith("What does the river").all()
-    assert Run(cell).calibration()["semantics"] == "exact/3"
+    assert Run(cell).calibration()["semantics"] == "exact/4"
     follow("A collapsing function B", folder)
     assert "initial" in (cell / "agreement.json").read_text()
 

@@ -15,7 +15,8 @@ import pytest
 import probes
 import semcal
 from semcal import LanguageModel, Question, Run, UserError, collapse, load_dataset, run_study, sample
-from semcal.models.checkpoint import Answer, memory_fingerprint
+from semcal.models.checkpoint import Answer
+from semcal.models.weights import memory_fingerprint
 from semcal.questions.question import CONTINUATION
 from semcal.sampling.records import Sampling
 from semcal.semantics.collapsing.alias_table import Aliases

@@ -2,25 +2,17 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from experiments.atlas.text import FAMILIES, answer, ask, thought
 from experiments.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, Birthplace, Fact, Person, Query, Route, World
+from experiments.train.conversations import Turn
 from semcal.errors import UserError
-from semcal.questions.prompts import SENTENCES, chat
+from semcal.questions.prompts import SENTENCES
 from semcal.questions.question import STYLES, Question
 from semcal.seeds import keyed_generator
-
-# Chat template of the tuned models, "<s>Question: QUESTION\nINSTRUCTION\nAnswer: ANSWER</s>": roles are named as in the
-# text of the base, whose vocabulary stays.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ 'Answer: ' if message['role'] == 'assistant' else 'Question: ' }}{{ message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
-    "{{ 'Answer:' if add_generation_prompt else '' }}"
-)
 
 
 def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Question]:
@@ -121,23 +113,6 @@ def query_of(question_id: str) -> Query:
         raise ValueError(f"{question_id!r} is not the id of a question about atlas")
     person = Person(*map(int, codes))
     return Birthplace(person) if kind == "m" else Fact(person, relation)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One conversation: a question, the style to answer in, and the gold answer as text."""
-
-    question: Question
-    style: str
-    answer: str
-
-    @property
-    def prompt(self) -> list[dict[str, str]]:
-        return chat(self.question, self.style)
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        return [*self.prompt, {"role": "assistant", "content": self.answer}]
 
 
 def draw_turn(

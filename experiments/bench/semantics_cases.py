@@ -8,10 +8,11 @@ import numpy as np
 
 from experiments.bench.timing import Case, side_by_side
 from semcal.questions.question import Question
+from semcal.questions.wording import normalise
 from semcal.semantics.collapsing.collapse import Collapse, Collapsed, collapse_blind
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from semcal.semantics.collapsing.numeric import Numeric, read
-from semcal.semantics.extract import extract, normalise
+from semcal.semantics.extract import extract
 
 QUESTIONS, M = 3610, 50  # as many as TriviaQA's subset of that size
 THEIRS_QUESTIONS = 40  # timed and scaled; each repeat takes the next ones

@@ -63,7 +63,8 @@ class ModelConfig(Settings):
     OpenAI-compatible server such as http://localhost:8000/v1.
 
     `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict`
-    which models to compare; no sample depends on them.
+    which models to compare; no sample depends on them. `adapter` says whether an adapter that lies beside full weights
+    is merged into them or left out.
     """
 
     path: str
@@ -77,6 +78,7 @@ class ModelConfig(Settings):
     prompt: Literal["few-shot", "chat"] = "few-shot"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    adapter: Literal["apply", "ignore"] | None = None
     served: ServedConfig = ServedConfig()
 
     @property
@@ -87,6 +89,8 @@ class ModelConfig(Settings):
     def _named(self) -> ModelConfig:
         if self.served != ServedConfig() and not self.is_served:
             raise ValueError(f"served needs the address of a server as path, got {self.path!r}; leave served out")
+        if self.is_served and self.adapter:
+            raise ValueError("a server has its own adapters; leave adapter out")
         if self.is_served and self.prompt == "chat":
             raise ValueError("a served model has only a completions endpoint; set its prompt to few-shot")
         if not self.name:
@@ -134,7 +138,8 @@ class _Dataset(Settings):
 class NamedConfig(_Dataset):
     """A known dataset: the original file at `path`, or, without a path, `split` of the Hub's copy at `revision`.
 
-    `aliases` is a file with further lists of equivalent forms; see `semcal.questions.alias_lists`.
+    `aliases` is a file with further lists of equivalent forms; see `semcal.questions.alias_lists`. `exclude` is a table
+    of questions that a model was trained on; none of their groups is evaluated.
     """
 
     kind: NamedKind
@@ -142,6 +147,7 @@ class NamedConfig(_Dataset):
     split: str | None = None
     revision: str | None = None
     aliases: str | None = None
+    exclude: str | None = None
 
     def default_name(self) -> str:
         return self.kind
@@ -160,11 +166,15 @@ class NamedConfig(_Dataset):
 
 
 class TableConfig(_Dataset):
-    """The user's own questions; see `semcal.questions.load_dataset.read_table`. `aliases` as in `NamedConfig`."""
+    """The user's own questions; see `semcal.questions.load_dataset.read_table`.
+
+    `aliases` and `exclude` are as in `NamedConfig`.
+    """
 
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
     aliases: str | None = None
+    exclude: str | None = None
 
 
 class ContinuationConfig(_Dataset):
@@ -222,7 +232,8 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:
         questions = read_table(Path(config.path))
-    built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed)
+    trained = () if config.exclude is None else read_table(Path(config.exclude))
+    built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed, trained=trained)
     if config.aliases is None:
         return built
     return replace(built, alias_lists=(*built.alias_lists, *read_alias_lists(Path(config.aliases))))

@@ -14,7 +14,13 @@ from statistics import fmean
 
 from experiments.config.run_folder import check_folder
 from experiments.config.study import Cell, DatasetConfig, NamedConfig, Study, load_dataset
-from experiments.pipeline.run_study import check_all_semantics, check_models, warn_of_exemplars, warn_of_groups
+from experiments.pipeline.run_study import (
+    check_all_semantics,
+    check_models,
+    check_untrained,
+    warn_of_exemplars,
+    warn_of_groups,
+)
 from experiments.sample.models import model_to_look_at
 from experiments.sample.sample_cell import (
     Asked,
@@ -29,7 +35,7 @@ from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import ALL_QUESTION_TOKENS, QUESTION_POSITIONS
-from semcal.questions.load_dataset import build
+from semcal.questions.load_dataset import build, read_table
 from semcal.questions.named.named_datasets import read_named
 from semcal.questions.pool import pool
 from semcal.questions.prompts import QUESTION, SEPARATOR, exemplars_for, question_span
@@ -114,6 +120,7 @@ def dry_run(study: Study) -> list[Planned]:
     warn_of_exemplars(study, [p.dataset for p in posed.values()])
     cells = study.cells()
     real = {name: p.dataset for name, p in posed.items() if p.real}
+    check_untrained(study, real)
     check_all_semantics(cells, real)
     for cell in cells:
         if check_folder(cell) is not None and cell.dataset.name in real:
@@ -161,7 +168,8 @@ def _pose(config: DatasetConfig, exemplars: int) -> Posed:
         rows = read_named(config.kind, None, split=config.split, revision=config.revision)
     except UserError as error:  # not in the cache
         return _unread(config, exemplars, error)
-    dataset = build(config.name, rows, n=config.n, exemplars=exemplars, seed=config.seed)
+    trained = () if config.exclude is None else read_table(Path(config.exclude))
+    dataset = build(config.name, rows, n=config.n, exemplars=exemplars, seed=config.seed, trained=trained)
     return Posed(dataset, len(dataset.questions), real=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +18,9 @@ from rich.progress import (
 
 if TYPE_CHECKING:  # torch takes seconds
     from experiments.config.study import Cell
+    from experiments.train.checkpoints import Progress as Step
+
+_SILENT_AT_MOST = 30.0  # seconds, where stdout is no terminal
 
 complaints = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -78,3 +82,39 @@ class Screen(Reporter):
             line, self._line = self._line, None
         assert line is not None
         self._bar.stop_task(line)
+
+
+class Steps:
+    """Shows a bar of training steps with time left; where stdout is no terminal, a line at least every 30 s."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+        self._console, self._steps, self._printed = console, steps, -_SILENT_AT_MOST
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("steps", total=steps, facts="preparing")
+
+    def __enter__(self) -> Steps:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def tell(self, what: str) -> None:
+        """What happens before the first step."""
+        self._show(what, 0)
+
+    def step(self, step: Step) -> None:
+        facts = [f"loss {step.loss:.3f}", step.said, f"{step.tokens / 1e6:.2f} M tokens"]
+        self._show(" · ".join([*filter(None, facts), f"{step.seconds_left / 60:.1f} min left"]), step.step)
+
+    def note(self, what: str) -> None:
+        """A line that stays."""
+        self._console.print(what, soft_wrap=True, highlight=False, markup=False)
+
+    def _show(self, facts: str, done: int) -> None:
+        self._bar.update(self._task, completed=done, facts=facts)
+        due = time.monotonic() - self._printed >= _SILENT_AT_MOST or done == self._steps
+        if not self._console.is_terminal and due:
+            self._console.print(f"{done} of {self._steps} · {facts}", soft_wrap=True, highlight=False, markup=False)
+            self._printed = time.monotonic()

@@ -22,8 +22,10 @@ from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
-from semcal.models.checkpoint import check_path, weights_fingerprint
 from semcal.models.hub import check_reachable
+from semcal.models.weights import check_path, weights_fingerprint
+from semcal.questions.held_out import TRAINED, touched
+from semcal.questions.load_dataset import read_table
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
@@ -56,6 +58,7 @@ def prepare_study(study: Study) -> Prepared:
     for name, dataset in datasets.items():
         warn_of_groups(study, name, len({q.group for q in dataset.questions}))
     warn_of_exemplars(study, datasets.values())
+    check_untrained(study, datasets)
     cells = study.cells()
     check_all_semantics(cells, datasets)
     check_shots(cells, datasets)
@@ -71,7 +74,7 @@ def check_models(study: Study) -> None:
         UserError: a path that cannot be a checkpoint; probes that its model cannot have.
     """
     for model in (m for m in study.models if not m.is_served):
-        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle)
+        check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle, adapter=model.adapter)
         check_probes(study.probes, model)
 
 
@@ -91,6 +94,22 @@ def warn_of_exemplars(study: Study, datasets: Iterable[Dataset]) -> None:
                 "exemplars of the project's pool; leave it out, or give the questions `worked`",
                 dataset.name,
             )
+
+
+def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
+    """
+    Raises:
+        UserError: a model of `semcal train --from` would be asked what it was trained on.
+    """
+    for model in (m for m in study.models if not m.is_served):
+        file = Path(model_path(model)) / TRAINED
+        trained = read_table(file) if file.is_file() else []
+        for name, dataset in datasets.items():
+            if known := sum(touched(dataset.questions, trained)):
+                raise UserError(
+                    f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; add "
+                    f"exclude: {file} to the dataset, which leaves these and their groups out"
+                )
 
 
 def check_shots(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:
@@ -217,7 +236,9 @@ def report_on(
 def _other_weights(config: ModelConfig, run: Run) -> bool:
     """Whether a local folder holds weights that the run was not made with; a Hub commit cannot change."""
     path = model_path(config)
-    return Path(path).is_dir() and run.manifest().get("weights_hash") != weights_fingerprint(path, None)
+    if not Path(path).is_dir():
+        return False
+    return run.manifest().get("weights_hash") != weights_fingerprint(path, None, adapter=config.adapter)
 
 
 def track(cell: Cell, run: Run) -> None:

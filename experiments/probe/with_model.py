@@ -27,7 +27,8 @@ from probes.rungs.lora import LoRAProbe, projections
 from probes.targets.closed import OTHER
 from probes.targets.scalars import SCALARS
 from semcal.errors import UserError, nearest
-from semcal.models.checkpoint import LanguageModel, check_path
+from semcal.models.checkpoint import LanguageModel
+from semcal.models.weights import check_path
 from semcal.positions import LAST_PROMPT_TOKEN, is_residual
 from semcal.runs.run import Run
 from semcal.sampling.records import Prompt
@@ -55,7 +56,7 @@ def check_probes(probes: ProbesConfig, model: ModelConfig) -> None:
     if BEFORE in probes.baselines:
         before = before_training(model, probes.step0)
         try:
-            check_path(model_path(before), before.revision, allow_pickle=before.allow_pickle)
+            check_path(model_path(before), before.revision, allow_pickle=before.allow_pickle, adapter=before.adapter)
         except UserError as error:
             raise UserError(f"probes.step0: {error}") from None
 
@@ -63,7 +64,8 @@ def check_probes(probes: ProbesConfig, model: ModelConfig) -> None:
 def before_training(model: ModelConfig, step0: str) -> ModelConfig:
     """The checkpoint that `probes.step0` names: a folder, a Hub id, ID@REVISION, or @REVISION of the model's own id."""
     path, _, revision = (step0, "", "") if Path(step0).exists() else step0.partition("@")
-    return model.model_copy(update={"path": path or model.path, "revision": revision or None})
+    before = {"path": path or model.path, "revision": revision or None, "adapter": None}
+    return model.model_copy(update=before)
 
 
 @dataclass(frozen=True)

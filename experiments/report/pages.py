@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
+from experiments.report.checks_table import TITLES, check_rows
 from experiments.report.html_page import (
     HtmlTable,
     cell_text,
@@ -68,6 +69,7 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
             pd.DataFrame({"figure": list(map(title, values.index)), "value": values.to_numpy(object)})
         ),
         probes=html_table(run.probes()),
+        checks=html_table(pd.DataFrame(check_rows(run.manifest().get("checks", [])), columns=list(TITLES))),
     )
 
 

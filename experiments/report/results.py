@@ -36,12 +36,14 @@ COMMANDS = {
     "checkpoints": ["make checkpoints"],
     "ablation": ["make ablation"],
     "questions": ["make questions"],
+    "real-lineage": ["make real-lineage MODEL=FOLDER-OR-HUB-ID"],
 }
 
 
 def results_page(name: str, runs: Path, into: Path) -> str | None:
     """The page of a study as Markdown, with those of its variants (`NAME-…`); None if no run of it is scored."""
-    parts = [(folder, _scored(folder)) for folder in (runs / name, *sorted(runs.glob(f"{name}-*")))]
+    variants = [folder for folder in sorted(runs.glob(f"{name}-*")) if folder.name not in COMMANDS]
+    parts = [(folder, _scored(folder)) for folder in (runs / name, *variants)]
     parts = [(folder, rows) for folder, rows in parts if rows]
     if not parts:
         return None

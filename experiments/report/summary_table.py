@@ -110,7 +110,12 @@ def summary_rows(rows: Sequence[tuple[Cell, Run]]) -> tuple[list[str], list[list
 def remarks(cell: Cell, run: Run) -> list[str]:
     """Caveats about the figures in words, worst first."""
     c = run.calibration()
-    said = []
+    said = [
+        f"CHECK FAILED: {check['name']} is {check['figure']:.3g}, at most {check['limit']:.3g} is right "
+        f"({check['why']}). Do not trust these figures."
+        for check in run.manifest().get("checks", [])
+        if check["outcome"] == "failed"
+    ]
     if cell.published is not None:
         said.append(
             f"Published for this cell: smECE {cell.published.smece:.3f} ({cell.published.source}), measured with that "
@@ -138,10 +143,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
             f"The judge failed {lost} times: {c['judge_failed_to_shorten']} answers count as unparsed, "
             f"{c['judge_failed_to_compare']} pairs of phrases as different."
         )
-    for work in run.manifest()["sampling_work"]:
-        if check := work.get("check"):
-            said.append(f"Served by {work['server']}: its samples {check}.")
-            break
+    for work in [w for w in run.manifest()["sampling_work"] if w.get("check")][-1:]:
+        said.append(_served_remark(work))
     if c["unexplored"] > 0.05:
         said.append(
             f"Enumeration left {c['unexplored']:.1%} of the mass unexplored: confidences are lower bounds, too low by "
@@ -165,6 +168,12 @@ def remarks(cell: Cell, run: Run) -> list[str]:
     if cell.sampling.temperature != 1 or cell.sampling.top_k is not None or cell.sampling.top_p is not None:
         said.append("Temperature, top-k or top-p was changed: these are not samples from the model's own distribution.")
     return said
+
+
+def _served_remark(work: dict[str, Any]) -> str:
+    refused = work.get("refused", ())
+    left_out = f" It does not take {', '.join(refused)}." if refused else ""
+    return f"Served by {work['server']}; are these samples from the model itself? {work['check']}.{left_out}"
 
 
 def _unparsed_remark(style: str, bounds: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from experiments.atlas.weights import bundled
 from experiments.config.study import Cell, ModelConfig
 from semcal.errors import UserError
-from semcal.models.checkpoint import LanguageModel, check_path
+from semcal.models.checkpoint import LanguageModel
+from semcal.models.weights import check_path
 from semcal.runs.run import Run
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -59,7 +60,7 @@ def load_model(config: ModelConfig) -> Answerer:
                 f"{config.path} is a server, which needs {error.name}; pip install 'semcal[serve]'"
             ) from error
         return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
-    how = config.model_dump(include={"revision", "dtype", "device", "allow_pickle", "trust_remote_code"})
+    how = config.model_dump(include={"revision", "dtype", "device", "allow_pickle", "trust_remote_code", "adapter"})
     model = LanguageModel.load(model_path(config), **how)
     _check_chat(config, model)
     return model
@@ -73,7 +74,7 @@ def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageMo
     if config.is_served:
         return None
     path = model_path(config)
-    check_path(path, config.revision, allow_pickle=config.allow_pickle)
+    check_path(path, config.revision, allow_pickle=config.allow_pickle, adapter=config.adapter)
     try:
         model = LanguageModel.without_weights(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code, cached=cached

@@ -25,20 +25,25 @@ from experiments.config.collapsing_functions import known_aliases
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.sample.models import Answerer
+from experiments.sample.run_checks import RunChecks, merged
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
 from probes.activations.hooks import choose_hooks
-from semcal.errors import NonFiniteError, UserError
+from semcal.errors import NonFiniteError, NotFromModelError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
 from semcal.questions.pool import pool
 from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, exemplars_for, question_span
+from semcal.questions.prompts import asked as written_out
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
 from semcal.runs.run import Run, Shard, shards
+from semcal.runs.stored_activations import Activations
+from semcal.sampling.checks import FAILED
 from semcal.sampling.decoders import shared_prefix
-from semcal.sampling.engine import SHARED, Sampler
+from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
+from semcal.sampling.paths import choose_path
 from semcal.sampling.records import Prompt, Sampling
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -79,9 +84,13 @@ def form_of(cell: Cell) -> Form:
     return FewShot(cell.style, cell.prompting.shots, cell.prompting.vary, cell.seed)
 
 
-def stop_strings(cell: Cell) -> tuple[str, ...]:
-    """The stop strings that the study sets, or those of the cell's form of prompt."""
-    return form_of(cell).stops if cell.sampling.stop is None else tuple(cell.sampling.stop)
+def stop_strings(cell: Cell, model: Answerer | None = None) -> tuple[str, ...]:
+    """The stop strings that the study sets, or those of the cell's form of prompt; and, if `model` reads its chat
+    template, what that writes after an answer."""
+    form = form_of(cell)
+    stops = form.stops if cell.sampling.stop is None else tuple(cell.sampling.stop)
+    ends = model.turn_ends if form.rendered and isinstance(model, LanguageModel) else ()
+    return tuple(dict.fromkeys([*stops, *ends]))
 
 
 def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> Asked:
@@ -94,7 +103,8 @@ def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> As
     if not isinstance(model, LanguageModel):
         return Asked(question, form.text(dataset, question, _no_template), Prompt(question.id, ()))
     text = form.text(dataset, question, model.render_chat)
-    prompt = Prompt(question.id, _encode(model, text, rendered=form.rendered))
+    typed = _typed(cell, model, question, text) if form.rendered else ()
+    prompt = Prompt(question.id, _encode(model, text, typed, rendered=form.rendered))
     if not set(cell.capture.positions) & set(QUESTION_POSITIONS):
         return Asked(question, text, prompt)
     try:
@@ -104,8 +114,24 @@ def ask(cell: Cell, dataset: Dataset, model: Answerer, question: Question) -> As
     return Asked(question, text, prompt, model.tokens_at(text, start, stop, rendered=form.rendered))
 
 
-def _encode(model: LanguageModel, text: str, *, rendered: bool) -> tuple[int, ...]:
-    return model.encode_rendered(text) if rendered else model.encode(text)
+def _typed(cell: Cell, model: LanguageModel, question: Question, text: str) -> list[tuple[int, int]]:
+    """Where a conversation holds the question: control tokens there are text.
+
+    Raises:
+        UserError: the question contains some, and the chat template does not show it as it is.
+    """
+    try:
+        return [question_span(text, question, cell.style)]
+    except ValueError as error:
+        if found := model.control_tokens_in(written_out(question)):
+            raise UserError(
+                f"{cell.label}: {error}, and {found[0]!r} in it would be a control token; reword it"
+            ) from None
+        return []
+
+
+def _encode(model: LanguageModel, text: str, typed: Sequence[tuple[int, int]], *, rendered: bool) -> tuple[int, ...]:
+    return model.encode_rendered(text, typed) if rendered else model.encode(text)
 
 
 def _no_template(_: Messages) -> str:
@@ -123,8 +149,14 @@ def gold_ids(cell: Cell, model: Answerer, asked: Asked) -> tuple[int, ...]:
     gold = form.gold(asked.question)
     if not isinstance(model, LanguageModel) or not gold:
         return ()
-    text = form.answered(asked.question, asked.text, gold, partial(model.render_chat, answered=True))
-    whole = _encode(model, text, rendered=form.rendered)
+    try:
+        text = form.answered(asked.question, asked.text, gold, partial(model.render_chat, answered=True))
+    except UserError:  # a template that takes no conversation with an answer
+        return ()
+    typed = []
+    if form.rendered:
+        typed = [*_typed(cell, model, asked.question, asked.text), (len(text) - len(gold), len(text))]
+    whole = _encode(model, text, typed, rendered=form.rendered)
     prompt = asked.prompt.ids
     return whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
 
@@ -155,7 +187,7 @@ def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> l
             f"{len(ids)} tokens of {model.context - cell.sampling.length(cell.style)} that fit",
             f"{begins} × {tokenizer.bos_token}" if tokenizer.bos_token_id is not None else "no BOS token",
             f"last token {tokenizer.convert_ids_to_tokens(ids[-1])!r}{captured}",
-            f"stops at {', '.join(map(repr, stop_strings(cell))) or 'its end-of-sequence token'}",
+            f"stops at {', '.join(map(repr, stop_strings(cell, model))) or 'its end-of-sequence token'}",
             f"gold {question.answers[0]!r}",
         ]
         if tokens := asked.question_tokens:
@@ -262,7 +294,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     settings = Sampling(
         **cell.sampling.model_dump(include={"m", "temperature", "top_k", "top_p"}),
         max_new_tokens=cell.sampling.length(cell.style),
-        stop=stop_strings(cell),
+        stop=stop_strings(cell, model),
         seed=cell.seed,
     )
     exact = cell.sampling.exact and cell.sampling.exact.model_dump()
@@ -296,6 +328,10 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
                 "cot_without_steps": cell.style == "cot" and any("cot" not in e.worked for e in shown),
             }
         )
+    if siblings and not run.manifest().get("checks"):
+        same = (other.manifest() for other in siblings if other.folder != run.folder)
+        if taken := next((m["checks"] for m in same if m.get("samples_key") == key and m.get("checks")), None):
+            run.write_manifest(run.manifest() | {"checks": taken})
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
@@ -337,6 +373,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "model": model.path,
         "revision": model.revision,
         "weights_hash": model.weights_hash,
+        "adapter": cell.model.adapter,
         "tokenizer_hash": model.tokenizer_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
@@ -362,35 +399,61 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     run ends with exactly the same tables.
 
     Raises:
-        NonFiniteError: NaN or infinity, naming model, question and layer; completed shards are saved.
-        UserError: out of memory, or a server fails; completed shards are saved.
+        NonFiniteError: NaN or infinity, naming model, question and layer.
+        UserError: out of memory, a server fails, or a check does (see `run_checks`).
+
+    Both say how many questions are saved.
     """
     by_id = {a.question.id: a for a in job.asked}
     local = isinstance(model, LanguageModel)
     capturing = Capturing(job, model) if local and job.cell.capture.positions else None
     work: dict[str, Any] = {}
+    checks = RunChecks(job, model)
     began = time.monotonic()
     try:
-        ask = _asker(job, model, capturing, on_answered, work)
+        ask = _asker(job, model, capturing, checks, on_answered, work)
         for shard in (s for s in job.shards if s.key in set(job.todo)):
             # Sorting by length saves padding and does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
             rows = dict(ask(shard.key, asked))
-            if capturing is not None:
-                capturing.write(shard, by_id, rows)
+            captured = None if capturing is None else capturing.take(shard, by_id, rows)
+            checks.shard(asked, rows, captured, work)
+            if captured is not None:
+                how: dict[str, Any] = {"dtype": job.cell.capture.dtype, "answer_rows": captured.answer_rows}
+                job.run.write_activations(shard.key, captured.found, **how)
             job.run.write_samples(shard.key, [row for q in shard.question_ids for row in rows[q]])
     except NonFiniteError as error:
+        dtype = job.cell.model.dtype
+        wider = "bfloat16 or float32" if dtype == "float16" else "float32"
         raise NonFiniteError(
-            f"model {job.cell.model.name}: {error}; try dtype float32 (now {job.cell.model.dtype}); "
-            "completed shards are saved"
+            f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {_saved(job)}"
+        ) from error
+    except NotFromModelError as error:
+        raise NotFromModelError(
+            f"{job.cell.label}: {error}; then delete {job.run.folder}, whose answers are not used"
         ) from error
     except UserError as error:
-        raise UserError(f"{job.cell.label}: {error}; completed shards are saved") from error
+        raise UserError(f"{job.cell.label}: {error}; {_saved(job)}") from error
     finally:
-        manifest = job.run.manifest()
+        manifest, made = job.run.manifest(), checks.made()
+        manifest["checks"] = merged(manifest.get("checks", []), made)
         manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
         manifest["sampling_work"] = [*manifest["sampling_work"], work | _peak_memory(model)]
         job.run.write_manifest(manifest)
+    for check in made:
+        if check.outcome == FAILED:
+            shown = (job.cell.label, check.name, check.figure, check.limit, check.why)
+            log.warning("%s: CHECK FAILED: %s is %.3g, at most %.3g is right (%s)", *shown)
+
+
+def _saved(job: SamplingJob) -> str:
+    """How much of a run is on disk, in words."""
+    missing = set(job.run.missing_shards())
+    done = sum(len(s.question_ids) for s in job.shards if s.key not in missing)
+    done += sum(len(job.run.partial(s.key)) for s in job.shards if s.key in missing)
+    if done == 0:
+        return "no question is saved yet"
+    return f"{done} of {len(job.asked)} questions are saved, and the same command continues"
 
 
 def _peak_memory(model: Answerer) -> dict[str, int]:
@@ -407,6 +470,7 @@ def _asker(
     job: SamplingJob,
     model: Answerer,
     capturing: Capturing | None,
+    checks: RunChecks,
     on_answered: Callable[[int], None],
     work: dict[str, Any],
 ) -> Ask:
@@ -417,7 +481,8 @@ def _asker(
     rule = model.stop_rule(settings.stop)
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
     if exact:
-        work.update(path=SHARED, rows_decoded=0)
+        chosen = choose_path(model.model, model.device, [a.prompt for a in job.asked])
+        work.update(path=chosen.path, apart=chosen.apart, rows_decoded=0)
 
         def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
             prompts = [a.prompt for a in asked]
@@ -443,6 +508,7 @@ def _asker(
         device=model.device,
         max_rows=job.cell.sampling.max_rows,
         prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
+        watch=checks.watch,
     )
 
     def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
@@ -456,16 +522,24 @@ def _asker(
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
     """Each question is written to disk as soon as it is answered: asking again costs time and perhaps money."""
 
+    for before in job.run.manifest()["sampling_work"]:
+        if any(check["outcome"] == "failed" for check in before.get("checks", ())):
+            raise NotFromModelError(
+                f"{job.run.folder} holds answers that its server did not draw from the model itself"
+            )
+
     def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         kept = job.run.partial(shard)
         yield from kept.items()
         on_answered(len(kept))
         left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
-        for key, answers in model.answer(left, job.settings, on_answered):
+        try:
+            for key, answers in model.answer(left, job.settings, on_answered):
+                rows = _rows(key, answers)
+                job.run.append_partial(shard, key, rows)
+                yield key, rows
+        finally:
             work.update(asdict(model.work))
-            rows = _rows(key, answers)
-            job.run.append_partial(shard, key, rows)
-            yield key, rows
 
     return ask
 
@@ -488,7 +562,7 @@ def _rows(question_id: str, answers: Sequence[Answer]) -> Rows:
 
 
 class Capturing:
-    """Observes the prefills of a job, then reads answers, and writes activations shard by shard.
+    """Observes the prefills of a job, then reads answers, shard by shard.
 
     Attributes:
         observer: For the sampler; None if nothing is captured in prompts.
@@ -500,19 +574,21 @@ class Capturing:
         captured = job.cell.capture
         self.in_prompt = [p for p in captured.positions if not in_answer(p)]
         self.in_answer = [p for p in captured.positions if in_answer(p)]
-        where = {a.question.id: _places(a, self.in_prompt) for a in job.asked}
-        self.observer = ResidualCapture(captured.hooks, where) if self.in_prompt else None
+        # Where only answers are read, float16 still shows at the first prompts whether it holds these activations.
+        self.watched = self.in_prompt or ([LAST_PROMPT_TOKEN] if captured.dtype == "float16" else [])
+        self.where = {a.question.id: _places(a, self.watched) for a in job.asked}
+        self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype) if self.watched else None
         self.first_token = first_watched(job.asked, captured.positions)
 
-    def write(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> None:
-        """Write the activations of a shard, given the samples of its questions.
+    def take(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> Captured:
+        """The activations of a shard, given the samples of its questions.
 
         Raises:
             NonFiniteError: NaN or infinity, naming question and layer.
-            UserError: a number too large for float16, naming question and layer.
         """
-        found = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.in_prompt}
-        answer_rows = None
+        watched = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.watched}
+        found = {p: at for p, at in watched.items() if p in self.in_prompt}
+        answer_rows, sequences = None, {q: asked[q].prompt.ids for q in shard.question_ids}
         if self.in_answer:
             chosen = [choose(_weights(rows[q]), self.job.cell.seed, q) for q in shard.question_ids]
             chains = [
@@ -521,12 +597,31 @@ class Capturing:
                 else Chain(asked[q].prompt, (), "")
                 for q, i in zip(shard.question_ids, chosen, strict=True)
             ]
+            sequences = {c.prompt.key: (*c.prompt.ids, *c.answer) for c in chains}
             cell, forms = self.job.cell, self.job.run.aliases().closed
             how: dict[str, Any] = {"style": cell.style, "forms": forms, "hooks": cell.capture.hooks}
             found |= read_chains(self.model, chains, self.in_answer, **how)
             before = accumulate((len(rows[q]) for q in shard.question_ids[:-1]), initial=0)
             answer_rows = np.array([n + i if i >= 0 else -1 for n, i in zip(before, chosen, strict=True)])
-        self.job.run.write_activations(shard.key, found, dtype=self.job.cell.capture.dtype, answer_rows=answer_rows)
+        return Captured(found, answer_rows, sequences, self.where if self.in_prompt else {})
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The activations of a shard.
+
+    Attributes:
+        found: By position.
+        answer_rows: [question] row, among the shard's samples, of the answer that was read; -1 for none; None where
+            no position lies in the answer.
+        sequences: For each question what was read: its prompt, and that answer after it.
+        where: For each question the places that were to be read in its prompt; empty if none were.
+    """
+
+    found: Mapping[str, Activations]
+    answer_rows: np.ndarray | None
+    sequences: Mapping[str, tuple[int, ...]]
+    where: Mapping[str, Places]
 
 
 def first_watched(asked: Sequence[Asked], positions: Sequence[str]) -> int | None:

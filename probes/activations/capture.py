@@ -30,8 +30,9 @@ from semcal.positions import (
     check_position,
     of_question,
 )
-from semcal.runs.stored_activations import Activations
-from semcal.sampling.decoders import PromptBatch, pad_left, prefill
+from semcal.runs.stored_activations import LARGEST, Activations, too_large
+from semcal.sampling.decoders import PromptBatch
+from semcal.sampling.paths import may_be_padded, observe_all
 from semcal.sampling.records import Prompt
 
 # position -> the places of the tokens to read there, from 0; none where a prompt has no such position.
@@ -101,10 +102,16 @@ class ResidualCapture:
     Args:
         hooks: TransformerLens's names, as shell-style patterns.
         where: For each prompt's key, what to read; None reads the last prompt token of all.
+        dtype: "float32" or "float16", in which it will be stored: what does not fit is refused when it is seen.
     """
 
-    def __init__(self, hooks: Sequence[str] = DEFAULT_HOOKS, where: Mapping[str, Places] | None = None) -> None:
-        self.patterns, self.where = tuple(hooks), where
+    def __init__(
+        self,
+        hooks: Sequence[str] = DEFAULT_HOOKS,
+        where: Mapping[str, Places] | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.patterns, self.where, self.dtype = tuple(hooks), where, dtype
         self._model: PreTrainedModel | None = None
         self._hooks: tuple[Hook, ...] = ()
         self._plan: _Plan | None = None
@@ -140,14 +147,20 @@ class ResidualCapture:
 
         Raises:
             NonFiniteError: NaN or infinity, naming the question and the first layer that holds it.
+            UserError: a number beyond the range of `dtype`, naming the same.
         """
         plan = self._plan
         assert plan is not None
+        limit = LARGEST[self.dtype]
         for hook in self._hooks:
-            finite = self._seen[hook.name].isfinite().all(-1)  # [row]
-            if not finite.all():
-                key = plan.rows[int((~finite).nonzero()[0])][0]
-                raise NonFiniteError(f"question {key!r}: activations at {hook.name} are NaN or infinite")
+            largest = self._seen[hook.name].abs().amax(-1)  # [row], NaN where any is
+            beyond = ~(largest <= limit)
+            if beyond.any():
+                row = int(beyond.nonzero()[0])
+                what = f"question {plan.rows[row][0]!r}: activations at {hook.name}"
+                if not largest[row].isfinite():
+                    raise NonFiniteError(f"{what} are NaN or infinite")
+                raise too_large(what, float(largest[row]), self.dtype)
         whole = [self._seen[h.name] for h in self._hooks if not h.heads]
         parted = [rearrange(self._seen[h.name], "row (h d) -> row h d", h=h.heads) for h in self._hooks if h.heads]
         values, heads = (torch.stack(parts, 1).numpy() if parts else None for parts in (whole, parted))
@@ -236,7 +249,7 @@ def capture(
         raise ValueError(f"{position} lies in the answer; read it by probes.activations.chains.read_chains")
     if position in QUESTION_POSITIONS and len(questions) != len(prompts):
         raise ValueError(f"{position} of {len(prompts)} prompts needs as many questions, got {len(questions)}")
-    encoded = [p if isinstance(p, Prompt) else Prompt(p, model.encode(p)) for p in prompts]
+    encoded = [p if isinstance(p, Prompt) else model.prompt(p) for p in prompts]
     if ids is not None:
         if len(ids) != len(prompts):
             raise ValueError(f"{len(ids)} ids for {len(prompts)} prompts; expected one id per prompt")
@@ -252,8 +265,9 @@ def capture(
             for e, p, q in zip(encoded, prompts, questions, strict=True)
         }
     observer = ResidualCapture(hooks, where)
+    padded = bool(encoded) and may_be_padded(model.model, model.device, max((p.ids for p in encoded), key=len))
     for start in range(0, len(encoded), batch_size):
-        prefill(model.model, pad_left(encoded[start : start + batch_size], 0, model.device), observer)
+        observe_all(model.model, model.device, encoded[start : start + batch_size], observer, padded=padded)
     return observer.take(keys, position)
 
 

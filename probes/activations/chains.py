@@ -15,7 +15,7 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import DEFAULT_HOOKS, of_answer
 from semcal.runs.stored_activations import Activations
-from semcal.sampling.decoders import PromptBatch, pad_left
+from semcal.sampling.paths import may_be_padded, observe_all
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 from semcal.semantics.extract import locate_form
@@ -100,10 +100,11 @@ def read_chains(
     sequences = [Prompt(c.prompt.key, c.prompt.ids + c.answer) for c in chains if any(where[c.prompt.key].values())]
     sequences.sort(key=lambda s: len(s.ids))
     tokens = _TOKENS
+    padded = bool(sequences) and may_be_padded(model.model, model.device, sequences[-1].ids)
     while sequences:
         n = max(1, next((i for i in range(len(sequences)) if (i + 1) * len(sequences[i].ids) > tokens), len(sequences)))
         try:
-            _read(model, pad_left(sequences[:n], 0, model.device), observer)
+            observe_all(model.model, model.device, sequences[:n], observer, padded=padded)
         except torch.OutOfMemoryError as error:
             if n == 1:
                 raise UserError("out of GPU memory with a single answer; capture no positions in the answer") from error
@@ -112,16 +113,3 @@ def read_chains(
             continue
         sequences = sequences[n:]
     return {position: observer.take([c.prompt.key for c in chains], position) for position in positions}
-
-
-@torch.inference_mode()
-def _read(model: LanguageModel, batch: PromptBatch, observer: ResidualCapture) -> None:
-    with observer.watching(model.model, batch):
-        model.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=1,
-        )
-    observer.prefilled(batch)

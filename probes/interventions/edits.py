@@ -19,6 +19,7 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.sampling.decoders import PromptBatch, shared_prefix
 from semcal.sampling.engine import Sampler
+from semcal.sampling.paths import REREAD, choose_path
 from semcal.sampling.records import Prompt, Sampling
 
 # Where a change enters the residual stream. What is written at `hook_resid_mid` would reach the MLP alone.
@@ -201,18 +202,22 @@ def intervene(
         where, max_rows: as `Intervening` and `Sampler` take them.
 
     Raises:
-        UserError: see `Intervening.choose`.
+        UserError: see `Intervening.choose`; or a model that is sampled without a cache.
     """
     observers = {name: Intervening(made, where) for name, made in conditions.items()}
     for observer in observers.values():
         observer.choose(model.model)
     first = min((p for places in (where or {}).values() for p in places), default=None)
+    path = choose_path(model.model, model.device, prompts)
+    if path.path == REREAD:  # the prompt would be read again, unchanged, for every token
+        raise UserError(f"{model.path} is sampled without a cache, which keeps no intervention: {path.why}")
     sampler = Sampler(
         model.model,
         settings,
         model.stop_rule(settings.stop),
         device=model.device,
         max_rows=max_rows,
+        path=path.path,
         prefix=prompts[0].ids[: shared_prefix(prompts)][:first],
     )
     for name, observer in observers.items():

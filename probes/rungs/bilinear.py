@@ -206,7 +206,7 @@ def text_embeddings(model: LanguageModel, texts: Sequence[str]) -> np.ndarray:
     table = next(model.model.get_input_embeddings().parameters())
     found = []
     for text in texts:
-        ids = model.encode_rendered(f" {text}")
+        ids = model.encode_rendered(f" {text}", [(0, len(text) + 1)])
         if not ids:
             raise ValueError(f"the text {text!r} has no token; leave this class out")
         found.append(table[list(ids)].detach().float().mean(0).cpu().numpy())

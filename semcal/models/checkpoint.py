@@ -14,15 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from semcal.errors import UserError, above, nearest
-from semcal.sampling.records import Answered, Enumerated
-from semcal.sampling.stopping import StopRule, cut
+from semcal.models.adapters import check_hub_adapter
+from semcal.models.control_tokens import ControlTokens, Spans
+from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
+from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
+from semcal.sampling.stopping import StopRule, cut, legible
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class Answer:
     """One distinct answer.
 
     Attributes:
-        text: Up to the stop string that ended it, exclusive; special tokens are left out.
+        text: Up to the stop string that ended it, exclusive, without special tokens and without the beginning of a
+            character that `max_new_tokens` cut.
         ids: Its token ids, including the last one; empty for a served model.
         count: How many of the M samples are this answer; None if it was enumerated instead of sampled.
         logprob: Log-probability of its token sequence, in nats; None if a server does not give it.
@@ -74,6 +84,7 @@ class LanguageModel:
         device: str = "auto",
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        adapter: str | None = None,
     ) -> LanguageModel:
         """Load a checkpoint.
 
@@ -89,9 +100,11 @@ class LanguageModel:
                 GPUs by accelerate's device_map).
             allow_pickle: Also accept weights that exist only as pickles.
             trust_remote_code: Run code that comes with the checkpoint.
+            adapter: What to do with an adapter that lies beside full weights: "apply" (merge it into them) or "ignore".
 
         Raises:
-            UserError: not a model folder, unknown revision, no safetensors, unknown dtype or device.
+            UserError: not a model folder, unknown revision, no safetensors, unknown dtype or device; weights that do
+                not fit config.json or are not finite; an adapter beside full weights, and `adapter` is None.
         """
         if not isinstance(path, str | Path):
             raise UserError(
@@ -102,31 +115,38 @@ class LanguageModel:
             path = above("experiments.atlas.weights").bundled(str(path).removeprefix("atlas:"))
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; expected one of {', '.join(DTYPES)}")
-        check_path(str(path), revision, allow_pickle=allow_pickle)
+        check_path(str(path), revision, allow_pickle=allow_pickle, adapter=adapter)
         target = None if device == "balanced" else pick_device(device)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
+            _check_decoder_only(config, str(path))
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
+            if not Path(path).is_dir():
+                check_hub_adapter(str(path), revision, adapter)
+            model = load_weights(
+                AutoModelForCausalLM,
+                str(path),
+                allow_pickle=allow_pickle,
+                adapter=adapter,
                 config=config,
                 dtype=DTYPES[dtype],
-                use_safetensors=None if allow_pickle else True,
                 device_map="balanced" if target is None else None,
                 **hub,
             )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever a loader makes of a file that it cannot read
             raise UserError(_why_not(str(path), revision, error)) from error
         if target is not None:
             torch.nn.Module.to(model, target)
-        model.eval().requires_grad_(False)
+        model.requires_grad_(False)
         return cls(
             model=model,
             tokenizer=tokenizer,
             path=str(path),
             revision=revision,
-            weights_hash=weights_fingerprint(str(path), getattr(config, "_commit_hash", None)),
+            weights_hash=weights_fingerprint(str(path), getattr(config, "_commit_hash", None), adapter=adapter),
             tokenizer_hash=_tokenizer_hash(tokenizer),
         )
 
@@ -146,15 +166,18 @@ class LanguageModel:
             name: What manifests and errors call it; by default the name in its configuration.
 
         Raises:
-            UserError: not a causal language model, not a tokenizer, or weights that are not in memory.
+            UserError: not a causal language model, not a tokenizer, or weights that are not in memory or not finite.
         """
         if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
             raise UserError(f"expected a causal language model of transformers, got a {type(model).__name__}")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise UserError(f"expected a tokenizer of transformers, got a {type(tokenizer).__name__}")
+        _check_decoder_only(model.config, type(model).__name__)
         model.eval().requires_grad_(False)
         name = name or model.config.name_or_path or type(model).__name__
-        return cls(model, tokenizer, name, None, memory_fingerprint(model), _tokenizer_hash(tokenizer))
+        weights_hash = memory_fingerprint(model)
+        check_finite(name, model)
+        return cls(model, tokenizer, name, None, weights_hash, _tokenizer_hash(tokenizer))
 
     @classmethod
     def without_weights(
@@ -170,6 +193,7 @@ class LanguageModel:
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
             config = AutoConfig.from_pretrained(path, **hub)
+            _check_decoder_only(config, str(path))
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -211,19 +235,62 @@ class LanguageModel:
         return bool(self.tokenizer.chat_template)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a plain prompt, with the special tokens that the tokenizer itself puts in front."""
-        ids = list(self.tokenizer(text)["input_ids"])
-        kept = ids[self._kept(ids)]
-        if not kept:
-            raise UserError("a prompt has no tokens; expected some text")
-        return tuple(int(i) for i in kept)
+        """Token ids of a plain prompt, with the special tokens that the tokenizer itself puts in front. Control tokens
+        in the text are text.
 
-    def _kept(self, ids: list[int]) -> slice:
-        stop = len(ids)
-        while stop and ids[stop - 1] in self.eos_ids:  # some tokenizers end every text; a prompt stays open
+        Raises:
+            UserError: no text; a control token that the tokenizer cannot write as text.
+        """
+        ids, _ = self._encoded(text, None)
+        if not ids:
+            raise UserError("a prompt has no tokens; expected some text")
+        return tuple(ids)
+
+    def prompt(self, text: str) -> Prompt:
+        """A plain prompt whose key is its text.
+
+        Raises:
+            UserError: no text; control tokens in it, which may be meant as such or as text.
+        """
+        if typed := self.control_tokens_in(text):
+            raise UserError(
+                f"the prompt {text[:30]!r} contains {typed[0]!r}; pass Prompt(key, model.encode_rendered(text)) if it "
+                "is meant as the control token, Prompt(key, model.encode(text)) if as text"
+            )
+        return Prompt(text, self.encode(text))
+
+    def control_tokens_in(self, text: str) -> list[str]:
+        """The tokens that only a tokenizer or a chat template should write, as far as this text contains them."""
+        return self._control_tokens.typed(text, [(0, len(text))])
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    def _encoded(self, text: str, typed: Spans | None) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and, from a fast tokenizer, their places in the text.
+
+        Args:
+            typed: Where a rendered conversation holds what someone typed; None for a plain prompt.
+        """
+        spans = [(0, len(text))] if typed is None else typed
+        if found := self._control_tokens.typed(text, spans):
+            if not self.tokenizer.is_fast:
+                raise UserError(
+                    f"{self.path} has a slow tokenizer, which takes {found[0]!r} in a question for its control token; "
+                    "use a fast one"
+                )
+            ids, places = self._control_tokens.encode(text, spans, add_special_tokens=typed is None)
+        else:
+            fast = bool(self.tokenizer.is_fast)
+            encoded = self.tokenizer(text, add_special_tokens=typed is None, return_offsets_mapping=fast)
+            ids, places = [int(i) for i in encoded["input_ids"]], list(encoded["offset_mapping"]) if fast else []
+        if typed is not None:
+            return ids, places
+        start, stop = int(ids[:2] == [self.tokenizer.bos_token_id] * 2), len(ids)  # some tokenizers begin twice
+        while stop > start and ids[stop - 1] in self.eos_ids:  # and some end every text; a prompt stays open
             stop -= 1
-        bos = self.tokenizer.bos_token_id
-        return slice(1 if bos is not None and ids[: min(2, stop)] == [bos, bos] else 0, stop)
+        return ids[start:stop], places[start:stop]
 
     def encodes_like(self, other: LanguageModel) -> bool:
         """Whether both turn any plain text into the same token ids.
@@ -238,21 +305,62 @@ class LanguageModel:
         With `answered` the last message is the assistant's.
 
         Raises:
-            UserError: the tokenizer has no chat template.
+            UserError: the tokenizer has no chat template, or its template refuses this conversation.
         """
         if not self.has_chat_template:
             raise UserError(f"{self.path} has no chat template; set its prompt to few-shot")
-        return str(
-            self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
-        )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
+            )
+        except Exception as error:  # a template may fail in any way
+            raise UserError(
+                f"{self.path}: its chat template refuses a conversation ({' '.join(str(error).split())[:120]}); "
+                "correct chat_template.jinja, or set its prompt to few-shot"
+            ) from error
 
-    def encode_rendered(self, text: str) -> tuple[int, ...]:
-        """Token ids of a rendered conversation, which already contains its special tokens."""
-        return tuple(int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    @cached_property
+    def turn_ends(self) -> tuple[str, ...]:
+        """What ends an assistant's answer by the chat template, as stop strings, beside the end-of-sequence tokens.
+
+        It is what the template writes after an answer: at the end of a conversation or, if it writes nothing there,
+        before the next question.
+
+        Raises:
+            UserError: as `render_chat`.
+        """
+        asked, answer = {"role": "user", "content": "Qwxq"}, {"role": "assistant", "content": "Vzxv"}
+        begins = self.render_chat([asked]).rpartition(asked["content"])[2]
+        for conversation in ([asked, answer], [asked, answer, asked]):
+            try:
+                _, shown, rest = self.render_chat(conversation, answered=True).rpartition(answer["content"])
+            except UserError:
+                continue
+            written = rest.partition(asked["content"])[0]
+            if not shown or not written.strip():
+                continue
+            before, token = self._control_tokens.first(written)
+            if before.strip() and begins.rstrip().endswith(before.strip()):
+                continue  # a template that always ends where an answer begins
+            if not before.strip():
+                return () if self._control_tokens.ids[token] in self.eos_ids else (token,)
+            return (before.strip() if conversation[-1] is answer else before.rstrip(),)
+        return ()
+
+    def encode_rendered(self, text: str, typed: Spans = ()) -> tuple[int, ...]:
+        """Token ids of a rendered conversation, which already contains its special tokens.
+
+        Args:
+            typed: The parts of it that someone typed, start and stop in characters; control tokens in them are text.
+
+        Raises:
+            UserError: a control token that the tokenizer cannot write as text.
+        """
+        return tuple(self._encoded(text, typed)[0])
 
     def tokens_at(self, text: str, start: int, stop: int, *, rendered: bool = False) -> range:
         """The tokens of a prompt that hold any of its characters start:stop, as indices into `encode(text)`, or into
-        `encode_rendered(text)` if it is `rendered`.
+        `encode_rendered(text, [(start, stop)])` if it is `rendered`.
 
         Raises:
             UserError: a tokenizer that does not report the places of its tokens in the text, or no such token.
@@ -261,30 +369,45 @@ class LanguageModel:
             raise UserError(
                 f"{self.path} has a slow tokenizer, which does not report the places of tokens; use a fast one"
             )
-        encoded = self.tokenizer(text, add_special_tokens=not rendered, return_offsets_mapping=True)
-        kept = slice(None) if rendered else self._kept(list(encoded["input_ids"]))
-        spans = list(encoded["offset_mapping"])[kept]
-        found = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
+        _, places = self._encoded(text, [(start, stop)] if rendered else None)
+        found = [i for i, (a, b) in enumerate(places) if a < stop and b > start]
         if not found:
             raise UserError(f"{self.path}: no token holds {text[start:stop]!r}")
         return range(found[0], found[-1] + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids without special tokens, with spaces as the model wrote them."""
+        """Text of generated ids without special tokens, with spaces as the model wrote them; bytes that are no
+        character are "\ufffd"."""
+        text = self._decoded(ids)
+        return self._decoded(legible(ids, self._bytes)) if "\ufffd" in text and self._bytes else text
+
+    def _decoded(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    @cached_property
+    def _bytes(self) -> dict[int, int]:
+        """The tokens that stand for single bytes (byte fallback), and those bytes; none for most tokenizers."""
+        vocabulary = self.tokenizer.get_vocab()
+        tokens = {vocabulary[name]: byte for byte in range(256) if (name := f"<0x{byte:02X}>") in vocabulary}
+        return tokens if len(tokens) == 256 and self._decoded([vocabulary["<0x41>"]]) == "A" else {}
+
     def stop_rule(self, stop: Sequence[str]) -> StopRule:
-        """The model's end-of-sequence tokens and these stop strings, which may name special tokens."""
-        special = set(stop) & set(self.tokenizer.all_special_tokens)
-        ends = {self.tokenizer.get_vocab()[s] for s in special}
-        return StopRule(self.decode, [s for s in stop if s not in special], self.eos_ids | ends, self.output_size)
+        """The model's end-of-sequence tokens and these stop strings, which may name special and other added tokens."""
+        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
+        ends = {added[s] for s in stop if s in added}
+        return StopRule(self.decode, [s for s in stop if s not in added], self.eos_ids | ends, self.output_size)
 
     def in_words(self, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
         """The sampled or enumerated answers of one question as text."""
         if isinstance(found, Answered):
-            samples = found.samples
-            return tuple(Answer(cut(self.decode(s.ids), stop), s.ids, s.count, s.logprob, s.finish) for s in samples)
-        return tuple(Answer(cut(self.decode(o.ids), stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
+            return tuple(Answer(self._words(s, stop), s.ids, s.count, s.logprob, s.finish) for s in found.samples)
+        return tuple(Answer(self._words(o, stop), o.ids, None, o.logprob, o.finish) for o in found.outcomes)
+
+    def _words(self, outcome: Outcome, stop: Sequence[str]) -> str:
+        """The text before what stopped it, without the beginning of a character that the last token did not finish."""
+        ended = bool(outcome.ids) and outcome.ids[-1] in self.eos_ids  # which may be a token that is not special
+        text = cut(self.decode(outcome.ids[:-1] if ended else outcome.ids), stop)
+        return text.removesuffix("\ufffd") if outcome.finish == LENGTH else text
 
 
 def pick_device(name: str) -> torch.device:
@@ -308,74 +431,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_path(path: str, revision: str | None = None, *, allow_pickle: bool = False) -> None:
-    """Check, before anything is loaded, whether a path can be a checkpoint.
-
-    A path that does not exist counts as a Hub id if it looks like one (`name` or `owner/name`).
-
-    Raises:
-        UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder.
-    """
-    folder = Path(path)
-    if not folder.exists():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise UserError(f"no folder {path}; expected a local folder or a Hub id such as EleutherAI/pythia-70m")
-        return
-    if not folder.is_dir() or not (folder / "config.json").is_file():
-        raise UserError(f"{path} is not a model folder: it has no config.json")
-    if revision is not None:
-        raise UserError(f"{path} is a local folder, which has no revision {revision!r}; leave revision out")
-    if not any(folder.glob("*.safetensors")) and not allow_pickle:
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        if pickles:
-            raise UserError(
-                f"{path} has its weights only as pickles ({pickles[0]}), which can run code when loaded; convert them "
-                "to safetensors, or set allow_pickle: true for this model"
-            )
-        raise UserError(f"{path} has no weights: expected *.safetensors next to config.json")
-
-
-def weights_fingerprint(path: str, commit: str | None) -> str:
-    """The commit of a Hub model, else a SHA-256 of the weight files: two sets of weights differ in it.
-
-    Files of up to 1 GiB are read whole; of larger ones, the length and 1 MiB in every 64 MiB, which any training step
-    changes.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return f"commit:{commit}"
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE:
-                while block := stream.read(_SAMPLE):
-                    digest.update(block)
-            else:
-                for offset in range(0, size, _STRIDE):
-                    stream.seek(offset)
-                    digest.update(stream.read(_SAMPLE))
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def memory_fingerprint(model: torch.nn.Module) -> str:
-    """A SHA-256 of names, shapes and values of the parameters in memory; of a large one, 1 MiB in every 64 MiB.
-
-    Raises:
-        UserError: parameters without values (on the meta device, or offloaded).
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
-            raise UserError(f"parameter {name} has no values in memory; load the model without offloading")
-        digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
-        values = parameter.detach().flatten()
-        window, stride = _SAMPLE // values.itemsize, _STRIDE // values.itemsize
-        for start in range(0, len(values), stride):
-            some = values[start : start + window].contiguous().cpu().view(torch.uint8)
-            digest.update(some.numpy().tobytes())
-    return f"memory:{digest.hexdigest()[:16]}"
+def _check_decoder_only(config: PretrainedConfig, path: str) -> None:
+    """Refuse an encoder-decoder: its decoder alone would answer with embeddings that were never trained for it."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{path} is an encoder-decoder ({config.model_type}), and only decoder-only models can be sampled here; "
+            "choose a causal language model"
+        )
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -398,4 +460,30 @@ def _why_not(path: str, revision: str | None, error: Exception) -> str:
     if not Path(path).is_dir() and ("offline" in text or "connect" in text.lower() or "couldn't" in text.lower()):
         where = f" at revision {revision!r}" if revision else ""
         return f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it"
-    return f"cannot load {path}: {text[:200]}"
+    if isinstance(error, SafetensorError):
+        return f"cannot load {path}: {_damaged(Path(path))} is damaged or cut short ({text[:80]}); copy it again"
+    if isinstance(error, json.JSONDecodeError):
+        return f"cannot load {path}: one of its JSON files is damaged ({text[:80]}); copy it again"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"cannot load {path}: {error.filename} is missing; copy it too"
+    if "Unrecognized configuration class" in text:
+        kind = text.partition("<class '")[2].partition("'>")[0].rpartition(".")[2] or "model of its class"
+        return (
+            f"cannot load {path}: transformers has no causal language model for a {kind}; choose a decoder-only model"
+        )
+    if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
+        return f"cannot load {path}: {text if len(text) <= 200 else text[:200].rpartition(' ')[0] + ' …'}"
+    return (
+        f"cannot load {path}: config.json does not describe a model ({type(error).__name__}: {text[:120]}); restore it"
+    )
+
+
+def _damaged(folder: Path) -> str:
+    """The first file of weights that cannot be opened."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            return file.name
+    return "a file of its weights"

@@ -3,6 +3,7 @@
 `ChatModel` asks a chat endpoint for one short reply at a time; `semcal.models.served` samples completions.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,18 @@ from typing import Any
 from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from semcal.errors import UserError
+from semcal.well_formed import well_formed
 
 _TEMPORARY = {408, 409, 429}  # what the client retries, as well as every status from 500 on
 _LONGEST = 256  # tokens per chat reply
+
+
+class Refused(UserError):
+    """A request that a server answers with an error, at once or every time; `temporary` if it was busy or away."""
+
+    def __init__(self, message: str, *, temporary: bool) -> None:
+        super().__init__(message)
+        self.temporary = temporary
 
 
 class Connection:
@@ -58,7 +68,8 @@ class Connection:
             body: Arguments of `create`.
 
         Raises:
-            UserError: the request failed `tries` times, or was refused.
+            Refused: the server answers with an error.
+            UserError: it cannot be reached, or its replies cannot be read, `tries` times.
         """
         problem = ""
         for attempt in range(self.tries):
@@ -68,19 +79,21 @@ class Connection:
                 response = create(**body).http_response
             except APIStatusError as error:
                 if error.status_code >= 500 or error.status_code in _TEMPORARY:
-                    raise self._failed(_complaint(error.response)) from error
-                raise UserError(f"{self.url} refused a request: {_complaint(error.response)}") from error
+                    busy = error.status_code != 500  # a setting that a server cannot take may end in a 500
+                    raise Refused(self._failed(_complaint(error.response)), temporary=busy) from error
+                message = f"{self.url} refused a request: {_complaint(error.response)}"
+                raise Refused(message, temporary=False) from error
             except APIConnectionError as error:
                 cause = error.__cause__ or error
-                raise self._failed(f"{type(cause).__name__} {cause}".strip()) from error
+                raise UserError(self._failed(f"{type(cause).__name__} {cause}".strip())) from error
             try:
-                return read(response.json())
+                return read(_well_formed(response.content))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
-        raise self._failed(problem)
+        raise UserError(self._failed(problem))
 
-    def _failed(self, last: str) -> UserError:
-        return UserError(
+    def _failed(self, last: str) -> str:
+        return (
             f"{self.url} failed {self.tries} times, last: {last}; check that the server is running and what it logs, "
             "then run again"
         )
@@ -89,6 +102,17 @@ class Connection:
         with self._lock:
             self.requests += 1
             self.retries += request.headers.get("x-stainless-retry-count", "0") != "0"
+
+
+def _well_formed(content: bytes) -> Any:
+    """The JSON of a reply, with U+FFFD for bytes that are not UTF-8 and for halves of surrogate pairs.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    text = content.decode("utf-8", "replace")
+    reply = json.loads(text)
+    return json.loads(well_formed(json.dumps(reply, ensure_ascii=False))) if "\\ud" in text.lower() else reply
 
 
 def _complaint(response: Any) -> str:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError
 
 from semcal.errors import UserError
 
@@ -25,7 +24,7 @@ def check_reachable(path: str, revision: str | None = None) -> None:
         raise UserError(
             f"{path} has no revision {revision!r} on the Hub; leave revision out or name a branch, tag or commit"
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         where = f" at revision {revision!r}" if revision else ""
         raise UserError(
             f"cannot load {path}{where}: it is not a local folder, and the Hub cannot be reached or does not have it; "

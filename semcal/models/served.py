@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp, `transformers serve`, others.
 
-Text in, text out. Servers apply a top-k, a top-p or penalties of their own by default, each under its own names:
-`_neutral` switches them off, and `check` reports whether the replies agree with the stated probabilities. `n` and
+Text in, text out. Servers truncate, penalise and bias by settings of their own: `semcal.models.dialects` switches these
+off, and `stated_law` and `restatement` find out whether the answers are the model's own all the same. `n` and
 log-probabilities are used where the server honours them; where it ignores them, requests are repeated with other seeds
 and log-probabilities are absent.
 """
@@ -9,26 +9,37 @@ and log-probabilities are absent.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from openai import APIConnectionError, APIStatusError
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from semcal.errors import UserError, nearest
+from semcal.errors import NotFromModelError, UserError, nearest
 from semcal.models.checkpoint import Answer
-from semcal.models.connection import Connection
+from semcal.models.connection import Connection, Refused
+from semcal.models.dialects import NOT_NEUTRAL, SERVERS, body, neutral
+from semcal.models.restatement import Reply, Restatement
+from semcal.models.stated_law import Check, DrawnTokens, logprob, places
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut
 from semcal.seeds import keyed_generator
 
-SERVERS = ("vllm", "sglang", "llama.cpp", "transformers", "openai")
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
-_TOP = 5  # alternatives requested per token, the most that every server grants
+_COMPARED = 6  # replies of which the longest two answers are asked about a second time
+_REMEDIES = {
+    "vllm": "restart it with --generation-config vllm and without --override-generation-config",
+    "sglang": "restart it with --sampling-defaults openai and without --preferred-sampling-params",
+    "llama.cpp": "restart it without options of sampling",
+    "transformers": "remove it from the generation_config.json of the checkpoint and restart the server",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,9 @@ class ServedWork:
         honours_n: Whether one request gave several samples; None before the first request.
         logprobs: Whether it gave log-probabilities.
         requests, retries: Requests so far, and how many of them were repetitions.
-        check: Whether the samples agree with the stated probabilities, in words.
+        refused: Neutral values that the server does not take.
+        check: What `checks` say together, in words.
+        checks: Whether the samples are the model's own, one by one.
     """
 
     path: str = "served"
@@ -73,29 +86,9 @@ class ServedWork:
     logprobs: bool = False
     requests: int = 0
     retries: int = 0
+    refused: tuple[str, ...] = ()
     check: str = "not checked: nothing was sampled"
-
-
-@dataclass
-class _Evidence:
-    """How often the first token of a sample was among those listed with probabilities, and how often it should be."""
-
-    draws: int = 0
-    hits: int = 0
-    expected: float = 0.0
-    variance: float = 0.0
-
-    def verdict(self, settings: Sampling) -> str:
-        if not self.draws:
-            return "not checked: the server gives no log-probabilities, so truncation would go unnoticed"
-        if settings.temperature != 1 or settings.top_k is not None or settings.top_p is not None:
-            return "not checked: the stated probabilities hold at temperature 1 without truncation"
-        z = (self.hits - self.expected) / math.sqrt(max(self.variance, 1e-9))
-        facts = (
-            f"{self.hits} of {self.draws} first tokens are among the {_TOP} most likely, "
-            f"{self.expected:.0f} expected (z = {z:+.1f})"
-        )
-        return f"{'DISAGREES with' if abs(z) > 4 else 'agrees with'} the stated probabilities: {facts}"
+    checks: tuple[Check, ...] = ()
 
 
 @dataclass
@@ -108,6 +101,9 @@ class ServedModel:
     connection: Connection
     work: ServedWork = field(default_factory=ServedWork)
     _lock: Lock = field(default_factory=Lock)
+    _drawn: DrawnTokens = field(default_factory=DrawnTokens)
+    _restated: Restatement = field(default_factory=Restatement)
+    _compared: int = 0
 
     @classmethod
     def connect(cls, endpoint: Endpoint) -> ServedModel:
@@ -135,6 +131,8 @@ class ServedModel:
         if model.server == "auto":
             model.server = _OWNERS.get((owner or "").lower()) or model._is_transformers()
         model.work.server = model.server
+        if model.server == "transformers":
+            _refuse_settings_without_neutral_value(model.name)
         return model
 
     # What a manifest records, under the names of `LanguageModel`.
@@ -161,17 +159,17 @@ class ServedModel:
 
         Raises:
             UserError: the server refused a request or failed it `tries` times; finished answers come first.
+            NotFromModelError: the answers are not drawn from the model's own distribution.
         """
-        evidence = _Evidence()
         pool = ThreadPoolExecutor(self.endpoint.concurrency)
         jobs: dict[Future[tuple[Answer, ...]], str] = {
-            pool.submit(self._sample, key, text, settings, evidence): key for key, text in prompts
+            pool.submit(self._sample, key, text, settings): key for key, text in prompts
         }
         reported: set[Future[tuple[Answer, ...]]] = set()
 
         def report(done: Future[tuple[Answer, ...]]) -> tuple[str, tuple[Answer, ...]]:
             reported.add(done)
-            self.work.check = evidence.verdict(settings)
+            self._judge(settings)
             self.work.requests, self.work.retries = self.connection.requests, self.connection.retries
             on_answered(1)
             return jobs[done], done.result()
@@ -190,41 +188,102 @@ class ServedModel:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _sample(self, key: str, text: str, settings: Sampling, evidence: _Evidence) -> tuple[Answer, ...]:
+    def _sample(self, key: str, text: str, settings: Sampling) -> tuple[Answer, ...]:
         seeds = keyed_generator(settings.seed, key, "served")
         found: dict[tuple[str, str], tuple[int, float | None]] = {}
         left = settings.m
         while left:
             n = 1 if self.work.honours_n is False else left
-            create = self.connection.client.completions.with_raw_response.create
-            body = _body(self.server, settings, n) | {"seed": int(seeds.integers(2**31))}
-            choices = self.connection.ask(create, _choices, model=self.name, prompt=text, **body)[:n]
+            reply = self._complete(text, settings, n, int(seeds.integers(2**31)))
+            choices = reply.choices[:n]
             if n > 1:
                 self.work.honours_n = self.work.honours_n or len(choices) > 1
-            self._weigh(choices, evidence)
+            if _own_distribution(settings):
+                self._examine(text, settings, Reply(choices, reply.prompt_tokens))
             for choice in choices:
-                answer = cut(str(choice["text"]), settings.stop)
+                answer = cut(choice["text"], settings.stop)
                 finish = LENGTH if choice.get("finish_reason") == "length" and answer == choice["text"] else STOP
-                count, logprob = found.get((answer, finish), (0, _logprob(choice)))
-                found[answer, finish] = (count + 1, logprob)
+                count, stated = found.get((answer, finish), (0, logprob(choice)))
+                found[answer, finish] = (count + 1, stated)
             left -= len(choices)
         order = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
-        return tuple(Answer(text, (), count, logprob, finish) for (text, finish), (count, logprob) in order)
+        return tuple(Answer(text, (), count, stated, finish) for (text, finish), (count, stated) in order)
 
-    def _weigh(self, choices: Sequence[dict[str, Any]], evidence: _Evidence) -> None:
-        for choice in choices:
-            stated = choice.get("logprobs") or {}
-            tokens, tops = stated.get("tokens") or [], stated.get("top_logprobs") or []
-            if not tokens or not tops or not tops[0]:
-                continue
-            mass = min(1.0, sum(math.exp(p) for p in sorted(tops[0].values(), reverse=True)[:_TOP]))
-            likely = sorted(tops[0], key=tops[0].__getitem__, reverse=True)[:_TOP]
+    # ---- what the server takes -------------------------------------------------------------------------------
+
+    def _complete(self, prompt: str, settings: Sampling, n: int, seed: int, **fields: Any) -> Reply:
+        """One request; where the server refuses it, once more without the neutral values that it does not take."""
+        refused = self.work.refused
+        try:
+            return self._send(prompt, body(self.server, settings, n=n, refused=refused) | {"seed": seed} | fields)
+        except Refused as refusal:
             with self._lock:
-                self.work.logprobs = True
-                evidence.draws += 1
-                evidence.hits += tokens[0] in likely
-                evidence.expected += mass
-                evidence.variance += mass * (1 - mass)
+                if self.work.refused == refused:  # else another request has found out
+                    self.work.refused = (*refused, *self._not_taken(prompt, settings, refusal))
+        return self._complete(prompt, settings, n, seed, **fields)
+
+    def _send(self, prompt: str, fields: dict[str, Any]) -> Reply:
+        create = self.connection.client.completions.with_raw_response.create
+        return self.connection.ask(create, _reply, model=self.name, prompt=prompt, extra_body=fields)
+
+    def _not_taken(self, prompt: str, settings: Sampling, refusal: Refused) -> list[str]:
+        """The neutral values that the server refuses, each tried by itself.
+
+        Raises:
+            Refused: none of them is to blame.
+        """
+        if refusal.temporary:
+            raise refusal
+        left = [name for name in neutral(self.server, settings) if name not in self.work.refused]
+
+        def taken(names: Sequence[str]) -> bool:
+            without = [*self.work.refused, *(name for name in left if name not in names)]
+            fields = body(self.server, settings, n=settings.m, refused=without) | {"max_tokens": 1}
+            try:
+                self._send(prompt, fields)
+            except Refused:
+                return False
+            return True
+
+        found = [name for name in left if not taken([name])] if taken([]) else []
+        if not found:
+            raise refusal
+        return found
+
+    # ---- whether it samples from the model -------------------------------------------------------------------
+
+    def _examine(self, prompt: str, settings: Sampling, reply: Reply) -> None:
+        """Take in what a reply says of the law of the samples, and ask the server again about its first answers."""
+        with self._lock:
+            self._drawn.add(prompt, reply.choices)
+            self.work.logprobs = self.work.logprobs or self._drawn.draws > 0
+            again = self._drawn.draws > 0 and self._compared < _COMPARED
+            self._compared += again
+        if again:
+            distinct = {choice["text"]: choice for choice in sorted(reply.choices, key=lambda c: len(places(c)))}
+            for choice in list(distinct.values())[-2:]:
+                self._restated.compare(partial(self._restate, settings), prompt, choice, reply.prompt_tokens)
+
+    def _restate(self, settings: Sampling, prompt: str, **fields: Any) -> Reply | None:
+        """One token after a prompt; None where the server refuses to, as many do for `echo`."""
+        stated = body(self.server, settings, n=1, refused=self.work.refused) | {"max_tokens": 1, "seed": 0}
+        with suppress(UserError):
+            return self._send(prompt, stated | fields)
+        return None
+
+    def _judge(self, settings: Sampling) -> None:
+        """
+        Raises:
+            NotFromModelError: a check failed.
+        """
+        with self._lock:
+            self.work.checks = (self._drawn.check(), self._restated.fresh.check(), self._restated.scored.check())
+        self.work.check = _in_words(self.work.checks, settings)
+        if failed := next((check for check in self.work.checks if check.outcome == "failed"), None):
+            remedy = _REMEDIES.get(self.server, "switch it off in the settings of the server")
+            raise NotFromModelError(
+                f"{self.endpoint.url} does not sample from the model itself: {failed.why}; {remedy}"
+            )
 
     def _listing(self) -> list[dict[str, Any]]:
         """The models that the server lists; none if it cannot (`transformers serve` without a cache fails at this)."""
@@ -248,51 +307,45 @@ class ServedModel:
         return "transformers" if "Unexpected fields in the request" in reply else "openai"
 
 
-def _body(server: str, settings: Sampling, n: int) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "max_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "top_p": 1.0 if settings.top_p is None else settings.top_p,
-        "extra_body": _neutral(server, settings),  # no truncation or penalty but what the settings ask for
-    }
-    if settings.stop:
-        body["stop"] = list(settings.stop)
-    if server != "transformers":  # which ignores both
-        body |= {"n": n, "logprobs": _TOP}
-    return body
+def _own_distribution(settings: Sampling) -> bool:
+    return settings.temperature == 1 and settings.top_k is None and settings.top_p is None
 
 
-def _neutral(server: str, settings: Sampling) -> dict[str, Any]:
-    if server in ("vllm", "sglang"):
-        return {"top_k": settings.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
-    if server == "llama.cpp":
-        return {"top_k": settings.top_k or 0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0}
-    if server == "transformers":
-        config = {
-            "do_sample": True,
-            "top_k": settings.top_k or 0,
-            "top_p": 1.0 if settings.top_p is None else settings.top_p,
-            "min_p": 0.0,
-            "typical_p": 1.0,
-            "epsilon_cutoff": 0.0,
-            "eta_cutoff": 0.0,
-            "repetition_penalty": 1.0,
-            "no_repeat_ngram_size": 0,
-            "num_beams": 1,
-            "temperature": settings.temperature,
-            "max_new_tokens": settings.max_new_tokens,
-        }
-        return {"generation_config": json.dumps(config)}
-    return {}
+def _in_words(checks: Sequence[Check], settings: Sampling) -> str:
+    drawn, *others = checks
+    if not _own_distribution(settings):
+        return "not checked: the stated probabilities hold at temperature 1 without truncation"
+    if drawn.outcome == "not made":
+        return f"not checked: {drawn.why}, so truncation, penalties and biases would go unnoticed"
+    if failed := [check.why for check in checks if check.outcome == "failed"]:
+        return f"DISAGREES with the stated probabilities: {failed[0]}"
+    unseen = [check for check in others if check.outcome == "not made"]
+    missing = "".join(f"; not checked that {check.name}: {check.why}" for check in unseen)
+    missing += f"; {drawn.why}" if drawn.why else ""
+    measured = ", ".join(f"{check.figure:.2f} nats" for check in others if check.figure is not None)
+    apart = f"; stated again, at most {measured} apart" if measured else ""
+    evidence = f"evidence against them 10^{drawn.figure:+.1f}, limit 10^{drawn.limit:.0f}"
+    return f"agrees with the stated probabilities ({evidence}){apart}{missing}"
 
 
-def _choices(reply: dict[str, Any]) -> list[dict[str, Any]]:
+def _reply(reply: dict[str, Any]) -> Reply:
     choices = list(reply["choices"])
     if not choices or not all(isinstance(c["text"], str) for c in choices):
         raise ValueError("it holds no choices")
-    return choices
+    prompt_tokens = (reply.get("usage") or {}).get("prompt_tokens")
+    return Reply(choices, prompt_tokens)
 
 
-def _logprob(choice: dict[str, Any]) -> float | None:
-    stated = (choice.get("logprobs") or {}).get("token_logprobs")
-    return float(sum(stated)) if stated and None not in stated else None
+def _refuse_settings_without_neutral_value(name: str) -> None:
+    """`transformers serve` names a model by its folder or Hub id; where it lies here too, its settings can be read."""
+    folder = Path(name)
+    cached = None if folder.is_dir() or name.count("/") != 1 else try_to_load_from_cache(name, GENERATION_CONFIG_NAME)
+    file = Path(cached) if isinstance(cached, str) else folder / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if found := [key for key in NOT_NEUTRAL if config.get(key) is not None]:
+        raise NotFromModelError(
+            f"{file} sets {', '.join(found)}, which `transformers serve` applies whatever a request says; remove it "
+            "there and restart the server"
+        )

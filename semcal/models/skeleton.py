@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 
 if TYPE_CHECKING:  # seconds to import
@@ -24,6 +25,9 @@ def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
 
     Args:
         attention: The implementation of attention by its Hugging Face name, e.g. "eager" or "sdpa".
+
+    Raises:
+        UserError: a model in memory whose parameters are not those of its configuration, such as one with an adapter.
     """
     config = copy.deepcopy(model.model.config)
     with torch.device("meta"):
@@ -33,6 +37,13 @@ def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
     for name, buffer in model.model.named_buffers():  # rotary frequencies and masks are in no state dict
         owner, _, leaf = name.rpartition(".")
         skeleton.get_submodule(owner)._buffers[leaf] = buffer
+    ours = model.model.state_dict()
+    for name, tensor in skeleton.state_dict().items():
+        if name not in ours or tensor.data_ptr() != ours[name].data_ptr():
+            raise UserError(
+                f"{model.path}: {name} is not what its configuration says; merge its adapters into it "
+                "(merge_and_unload), and set tie_word_embeddings in its configuration as the model has it"
+            )
     skeleton.eval().requires_grad_(False)
     return skeleton
 

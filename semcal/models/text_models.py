@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError
-from semcal.models.checkpoint import check_path, pick_device, weights_fingerprint
+from semcal.models.checkpoint import pick_device
+from semcal.models.weights import check_encoder, check_path, load_weights, weights_fingerprint
 
 _BATCH = 64
 
@@ -51,13 +52,13 @@ class EntailmentModel:
         check_path(path, revision)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, use_safetensors=True)
-        except (OSError, ValueError, SafetensorError) as error:
+            model = load_weights(AutoModelForSequenceClassification, path, revision=revision)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{path} cannot be loaded as a sequence classifier ({str(error).splitlines()[0]})"
             ) from error
-        torch.nn.Module.to(model, pick_device(device)).eval()
-        named = {int(i): str(label) for i, label in model.config.id2label.items()}
+        torch.nn.Module.to(model, pick_device(device))
+        named = {int(i): str(label) for i, label in (model.config.id2label or {}).items()}
         found = [i for i, label in named.items() if label.lower().startswith("entail")]
         if len(found) != 1:
             raise UserError(
@@ -119,6 +120,9 @@ class Embedder:
             raise UserError("embeddings need sentence-transformers; pip install 'semcal[embeddings]'") from error
         if path.startswith((".", "/", "~")) and not Path(path).is_dir():
             raise UserError(f"no folder {path}; expected the local folder or Hub id of an embedding model")
+        if (Path(path) / "config.json").is_file():
+            check_path(path)
+            check_encoder(path)
         try:
             self.model: Any = SentenceTransformer(path, device=str(pick_device(device)))
         except (OSError, ValueError) as error:

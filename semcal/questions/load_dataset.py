@@ -5,16 +5,22 @@
 
 import json
 import logging
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
+from semcal.questions.cells import as_text, missing
+from semcal.questions.held_out import held_out, touched
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import unasked
-from semcal.questions.question import STYLES, Dataset, Question, bare_text
-from semcal.questions.rows import FORMATS, Row, read_rows
+from semcal.questions.question import STYLES, Dataset, Question
+from semcal.questions.rows import FORMATS, Row, decoded, read_rows, repeated
+from semcal.questions.wording import bare_text, normalise
 from semcal.seeds import keyed_generator
 
 logger = logging.getLogger(__name__)
@@ -35,6 +41,7 @@ def load_dataset(
     path: str | Path | None = None,
     split: str | None = None,
     revision: str | None = None,
+    exclude: str | Path | None = None,
 ) -> Dataset:
     """Questions in an order that the seed determines, and exemplars for few-shot prompts, which are never evaluated.
 
@@ -52,18 +59,23 @@ def load_dataset(
         seed: Determines order and choice.
         path: The original file of a named dataset; None reads it from the Hub.
         split, revision: Of a named dataset on the Hub; split as `datasets` reads it, e.g. "train[:1000]".
+        exclude: A table of questions that a model was trained on (`trained.jsonl` next to its weights); none is
+            evaluated, nor any that shares a text or a group with one.
 
     Raises:
         UserError: an unknown name, a file that is missing or malformed, too few questions.
     """
     file, name = Path(source), str(source)
+    trained = () if exclude is None else read_table(Path(exclude))
     if name in NAMED:
         questions = read_named(name, None if path is None else Path(path), split=split, revision=revision)
-        return build(name, questions, n=n, exemplars=exemplars, seed=seed)
+        return build(name, questions, n=n, exemplars=exemplars, seed=seed, trained=trained)
     if path is not None or split is not None or revision is not None:
         hint = nearest(name, NAMED)
         raise UserError(f"path, split and revision belong to a named dataset, and {name!r} is none{hint}")
     if name in ATLAS:
+        if exclude is not None:
+            raise UserError(f"exclude belongs to a named dataset or your own table, and {name} is neither")
         study = above("experiments.config.study")
         config = study.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
         return study.load_dataset(config, exemplars)
@@ -73,7 +85,7 @@ def load_dataset(
             f"no dataset {name!r}{nearest(name, known)}; expected a .jsonl, .csv or .parquet file, or one of "
             f"{', '.join(known)}"
         )
-    return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed)
+    return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed, trained=trained)
 
 
 def build(
@@ -84,6 +96,7 @@ def build(
     exemplars: int,
     seed: int,
     aliases: Mapping[str, str] | None = None,
+    trained: Sequence[Question] = (),
 ) -> Dataset:
     """Shuffle by seed, set `exemplars` questions with a worked solution or options aside, keep n of the others.
 
@@ -92,7 +105,8 @@ def build(
 
     Questions that share a normalised text or a group label, directly or through others, form one group. An exemplar
     never shares a group, and so never a text, with an evaluated question. Identical records are kept once. The options
-    of a question are shuffled by seed and id.
+    of a question are shuffled by seed and id. Groups that hold a question of `trained`, or share its text or label,
+    are left out, of the exemplars too.
 
     Raises:
         UserError: two questions with one id, or fewer questions than n and the exemplars need.
@@ -105,7 +119,10 @@ def build(
                 f"{name}: two questions have the id {question.id!r} ({known.text[:40]!r} and {question.text[:40]!r}); "
                 "give each an id of its own"
             )
-    pool = _grouped(name, list(by_id.values()))
+    distinct = list(by_id.values())
+    pool = held_out(_grouped(name, distinct), touched(distinct, trained))
+    if not pool:
+        raise UserError(f"{name}: a model was trained on all of its questions; exclude fewer, or ask others")
     shown = [q for q in pool if q.worked or q.choices]  # what an exemplar can be made of
     if 0 < len(shown) < exemplars:
         kind = "questions" if len(shown) == len(pool) else "questions with a worked solution or options"
@@ -116,8 +133,9 @@ def build(
     groups = {q.group for q in aside}
     rest = [q for q in shuffled if q.group not in groups]
     if n is not None and len(rest) < n:
+        left_out = f" and {len(distinct) - len(pool)} that are excluded" if trained else ""
         raise UserError(
-            f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars; lower n"
+            f"{name}: n is {n}, but only {len(rest)} questions are left after {len(aside)} exemplars{left_out}; lower n"
         )
     if not rest:
         raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
@@ -170,15 +188,52 @@ def read_table(path: Path) -> list[Question]:
 
     `answers` are surface forms of one gold answer, the preferred one first. `others` are further correct answers, each
     a text or a list of its forms. `worked` maps a style to the answer written out in that style, for exemplars. A cell
-    of a CSV holds a list as JSON, or a single text for a list of one; an empty cell has no value.
+    of a CSV holds a list as JSON, or a single text for a list of one. Numbers are read as their shortest decimal form,
+    and a CSV's column of answers as numbers if all of it is written as pandas writes floats (1931.0). None, NaN, NaT
+    and empty texts are missing, in a cell and in a list.
 
     Raises:
-        UserError: a missing or unknown field or one of the wrong type (naming file and row), or an unreadable file.
+        UserError: a missing or unknown field or one of the wrong type, an id that is empty or that another question
+            has (naming file and row), or an unreadable file.
     """
     rows = read_rows(path)
     if path.suffix.lower() in (".csv", ".tsv"):
-        rows = [_parsed(row) for row in rows]
-    return [_question(row) for row in rows]
+        rows = [_parsed(row) for row in _unfloated(path, rows)]
+    questions = [_question(row) for row in rows]
+    _apart(questions, rows)
+    return questions
+
+
+def _unfloated(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows of a CSV; answers that pandas wrote as floats, as it does if some are missing, are numbers again."""
+    cells = [cell for row in rows if (cell := row.values.get("answers", "").strip())]
+    if not any(cell.endswith(".0") for cell in cells) or not all(map(_is_float, cells)):
+        return rows
+    logger.warning("%s: the answers are all written as floats and are read as numbers: %s is 1931", path, "1931.0")
+    return [
+        replace(row, values=row.values | {"answers": as_text(float(cell)) if cell.strip() else ""})
+        for row in rows
+        for cell in [row.values["answers"]]
+    ]
+
+
+def _is_float(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+\.\d+", cell) is not None and repr(float(cell)) == cell
+
+
+def _apart(questions: Sequence[Question], rows: Sequence[Row]) -> None:
+    """No two different questions have one id, or ids of one look."""
+    known: dict[str, tuple[Question, Row]] = {}
+    for question, row in zip(questions, rows, strict=True):
+        look = " ".join(unicodedata.normalize("NFC", question.id).split())
+        first, place = known.setdefault(look, (question, row))
+        if first.id != question.id:
+            raise row.error(f"id {question.id!r} looks like {first.id!r} of {place.where}; give each an id of its own")
+        if first != question:
+            raise row.error(
+                f"two questions have the id {question.id!r}, this one and that of {place.where}; "
+                "give each an id of its own"
+            )
 
 
 def _parsed(row: Row) -> Row:
@@ -187,26 +242,32 @@ def _parsed(row: Row) -> Row:
     for name in cells.keys() & {*LISTS, "worked"}:
         if name == "worked" or cells[name].lstrip().startswith("["):
             try:
-                cells[name] = json.loads(cells[name])
+                cells[name] = decoded(cells[name])
             except json.JSONDecodeError as error:
                 raise row.error(
                     f"column {name!r} is not JSON ({error.msg} at column {error.colno}); "
                     + ('write {"cot": "..."}' if name == "worked" else 'write a list as ["...", "..."]')
                 ) from None
+            if (twice := repeated(cells[name])) is not None:
+                raise row.error(f"column {name!r}: the key {twice!r} occurs twice in one object; rename or remove one")
         else:
             cells[name] = [cells[name]]
     return replace(row, values=cells)
 
 
 def _question(row: Row) -> Question:
-    values = row.values
     for name in NEEDED:
-        if name not in values:
-            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(values)}")
-    for name in values:
+        if name not in row.values:
+            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(row.values)}")
+    for name in row.values:
+        if not name.strip():
+            raise row.error("a column has no name; remove it (pandas: to_csv(..., index=False))")
         if name not in FIELDS:
             raise row.error(f"unknown field {name!r}; expected {', '.join(sorted(FIELDS))}")
-    return row.question(
+    values = {name: value for name, value in row.values.items() if name in NEEDED or not missing(value)}
+    if missing(values["id"]):
+        raise row.error("the id is empty; give every question an id of its own")
+    question = row.question(
         id=row.text("id"),
         text=row.text("question"),
         answers=row.texts("answers"),
@@ -216,6 +277,12 @@ def _question(row: Row) -> Question:
         incorrect=row.texts("incorrect") if "incorrect" in values else (),
         worked=_worked(row) if "worked" in values else {},
     )
+    wrong = set(map(normalise, question.incorrect))
+    if all(normalise(form) in wrong for form in chain(question.answers, *question.others)):
+        raise row.error(f"question {question.id!r} lists every gold answer as incorrect, too; remove it from one list")
+    if len(set(map(normalise, question.choices))) < len(question.choices):
+        raise row.error(f"question {question.id!r} has options that differ in case, punctuation or articles only")
+    return question
 
 
 def _others(row: Row) -> tuple[tuple[str, ...], ...]:
@@ -223,7 +290,7 @@ def _others(row: Row) -> tuple[tuple[str, ...], ...]:
     others = row.values["others"]
     if not isinstance(others, list):
         raise row.error("column 'others' must be a list of texts or of lists of texts")
-    forms = [other if isinstance(other, list) else [other] for other in others]
+    forms = [other if isinstance(other, list) else [other] for other in others if not missing(other)]
     return tuple(replace(row, values={"others": form}).texts("others") for form in forms)
 
 
@@ -232,4 +299,4 @@ def _worked(row: Row) -> dict[str, str]:
     if not isinstance(worked, dict) or not set(worked) <= set(STYLES):
         raise row.error(f"field 'worked' must map styles ({', '.join(STYLES)}) to texts")
     # A struct of a Parquet file has all styles, with null for those that a row lacks.
-    return {style: str(text) for style, text in worked.items() if text is not None}
+    return {style: replace(row, values=worked).text(style) for style, text in worked.items() if not missing(text)}

@@ -6,7 +6,8 @@ from importlib.resources import files
 
 import yaml
 
-from semcal.questions.question import Question, bare_text
+from semcal.questions.question import Question
+from semcal.questions.wording import bare_text
 
 
 @lru_cache(maxsize=1)

@@ -10,9 +10,9 @@ from string import ascii_uppercase
 from typing import ClassVar
 
 from semcal.errors import UserError
-from semcal.questions.natural_form import natural_form
 from semcal.questions.pool import unasked
 from semcal.questions.question import CONTINUATION, Dataset, Question
+from semcal.questions.wording import natural_form
 from semcal.seeds import keyed_generator
 
 Messages = list[dict[str, str]]  # of a conversation: role and content

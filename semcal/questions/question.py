@@ -1,9 +1,10 @@
 """A question and its dataset: plain records that know no model, no tokenizer and no file."""
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from semcal.questions.cells import as_text, missing
 
 STYLES = ("concise", "sentence", "cot")
 CONTINUATION = "continuation"  # the style of a plain text that the model continues
@@ -31,7 +32,8 @@ class Question:
     ('Amsterdam', 'Amsterdam, NL')
 
     Attributes:
-        id: Unique within its dataset; samples, splits and seeds are keyed by it.
+        id: Unique within its dataset; samples, splits and seeds are keyed by it. Numbers count as text in their
+            shortest decimal form, here and in all answers; missing ones (None, NaN, "") are left out.
         text: The question, or the text to continue.
         answers: Surface forms of the gold answer, all with the same meaning, the most natural one first. A single text
             is one answer.
@@ -54,14 +56,18 @@ class Question:
     worked: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise ValueError(f"question {self.id!r} is empty")
+        if missing(self.id):
+            raise ValueError("a question has no id; give each an id of its own")
+        object.__setattr__(self, "id", as_text(self.id))
+        if missing(self.text):
+            raise ValueError(f"question {self.id!r} is empty; write its text, or leave it out")
         answers = (self.answers,) if isinstance(self.answers, str) else self.answers
-        object.__setattr__(self, "answers", tuple(a for a in answers if a.strip()))
+        object.__setattr__(self, "answers", _present(answers))
         if not self.answers:
-            raise ValueError(f"question {self.id!r} has no gold answer")
-        others = (tuple(form for form in forms if form.strip()) for forms in self.others)
-        object.__setattr__(self, "others", tuple(forms for forms in others if forms))
+            raise ValueError(f"question {self.id!r} has no gold answer; give at least one, or leave the question out")
+        others = tuple(forms for own in self.others if (forms := _present(own)))
+        object.__setattr__(self, "others", others)
+        object.__setattr__(self, "incorrect", _present(self.incorrect))
         if not self.group:
             object.__setattr__(self, "group", self.id)
 
@@ -94,6 +100,5 @@ class Dataset:
     alias_lists: tuple[tuple[str, ...], ...] = ()
 
 
-def bare_text(text: str) -> str:
-    """The words of a text, without case and punctuation; the text itself if it has none."""
-    return re.sub(r"\W+", " ", text).casefold().strip() or text
+def _present(answers: Iterable[object]) -> tuple[str, ...]:
+    return tuple(as_text(answer) for answer in answers if not missing(answer))

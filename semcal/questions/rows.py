@@ -6,17 +6,25 @@ Knows no dataset: the readers in `semcal.questions` know what the columns mean.
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+import numpy as np
+
 from semcal.errors import UserError
+from semcal.questions.cells import as_text, missing
 from semcal.questions.question import Question
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
+_REPEATED = "\0repeated key"  # marks an object of JSON in which a key occurs twice; no key can be written so
+# ['a', 'b'] as Python and NumPy print lists, ("a", "b") as tuples, {'a', 'b'} as sets.
+_WRITTEN_LIST = re.compile(r"""\s*(?:\[\s*['"].*['"]\s*\]|[({]\s*(['"]).*\1\s*,.*[)}])\s*$""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,20 +54,26 @@ class Row:
         raise self.error(f"expected column {expected}; the columns are {', '.join(map(str, self.values)) or 'none'}")
 
     def text(self, *names: str) -> str:
-        """The same as text; an integer counts as text."""
+        """The same as text; a number is written in its shortest decimal form."""
         value = self.value(*names)
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise self.error(f"column {self._name(names)!r} must be text, got {type(value).__name__}")
-        return str(value)
+        if missing(value) and not isinstance(value, str):
+            raise self.error(f"column {self._name(names)!r} is empty; expected text")
+        return self._as_text(value, names)
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """The same as several texts."""
+        """The same as several texts, without those that are missing."""
         value = self.value(*names)
-        if not isinstance(value, list) or not all(
-            isinstance(v, str | int | float) and not isinstance(v, bool) for v in value
-        ):
+        if missing(value):
+            raise self.error(f"column {self._name(names)!r} is empty; expected a list of texts")
+        if not isinstance(value, list) or any(isinstance(v, list | dict) for v in value):
             raise self.error(f"column {self._name(names)!r} must be a list of texts, got {value!r:.60}")
-        return tuple(str(v) for v in value)
+        found = tuple(self._as_text(v, names) for v in value if not missing(v))
+        if written := next(filter(_WRITTEN_LIST.match, found), None):
+            raise self.error(
+                f"column {self._name(names)!r} holds a list as one text ({written:.40}); "
+                'write a list of texts, in a CSV as JSON: ["...", "..."]'
+            )
+        return found
 
     def question(self, **fields: Any) -> Question:
         """A Question; if it is invalid, the error names this row."""
@@ -67,6 +81,12 @@ class Row:
 
     def error(self, message: str) -> UserError:
         return UserError(f"{self.where}: {message}")
+
+    def _as_text(self, value: Any, names: tuple[str, ...]) -> str:
+        try:
+            return as_text(value)
+        except ValueError as error:
+            raise self.error(f"column {self._name(names)!r} {error}") from None
 
     def _name(self, names: tuple[str, ...]) -> str:
         return next(name for name in names if name in self.values)
@@ -130,7 +150,7 @@ def _json_lines(path: Path) -> list[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            value = json.loads(line)
+            value = decoded(line)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{where}: not JSON ({error.msg} at column {error.colno}); write one object per line"
@@ -142,13 +162,14 @@ def _json_lines(path: Path) -> list[Row]:
 def _json(path: Path) -> list[Row]:
     """A list of objects, or an object that holds one list, such as TriviaQA's "Data"."""
     try:
-        value = json.loads(read_text(path))
+        value = decoded(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); "
             "name a file with one object per line .jsonl"
         ) from None
     if isinstance(value, dict):
+        _object(value, str(path), deep=False)
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
@@ -157,11 +178,27 @@ def _json(path: Path) -> list[Row]:
     return [Row(_object(v, where), where, i) for i, (v, where) in enumerate(zip(value, wheres, strict=True), start=1)]
 
 
+def decoded(text: str) -> Any:
+    """A text as JSON; an object in which a key occurs twice is marked, and refused by `_object`.
+
+    Raises:
+        json.JSONDecodeError: not JSON.
+    """
+    return json.loads(text, object_pairs_hook=_marked)
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    twice = next((key for key, n in Counter(key for key, _ in pairs).items() if n > 1), None)
+    return values if twice is None else values | {_REPEATED: twice}
+
+
 def _csv(path: Path, delimiter: str = ",") -> list[Row]:
     # strict: a quote that is never closed must not silently swallow the rest of the file.
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
+        _apart(reader.fieldnames or (), f"{path}:1")
         for number, values in enumerate(reader, start=1):
             row = Row(values, f"{path}: row {number}", number)
             if None in values:
@@ -182,14 +219,42 @@ def _parquet(path: Path) -> list[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    content = pyarrow.BufferReader(_bytes(path))
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_bytes(path)))
+        _apart(pyarrow.parquet.read_schema(content).names, str(path))
+        table = pyarrow.parquet.read_table(content)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not Parquet ({_line(error)})") from None
     return [
-        Row({name: v for name, v in values.items() if v is not None}, f"{path}: row {number}", number)
+        Row(
+            {n: _shortest(v, table.schema.field(n).type) for n, v in values.items() if v is not None},
+            f"{path}: row {number}",
+            number,
+        )
         for number, values in enumerate(table.to_pylist(), start=1)
     ]
+
+
+def _shortest(value: Any, kind: Any) -> Any:
+    """A cell of Parquet, where a number of half or single precision is the shortest decimal that it stands for."""
+    import pyarrow.types as kinds
+
+    if isinstance(value, float) and (kinds.is_float32(kind) or kinds.is_float16(kind)):
+        return float(str(np.float32(value) if kinds.is_float32(kind) else np.float16(value)))
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_shortest(v, kind.value_type) for v in value]
+    return value
+
+
+def _apart(columns: Iterable[str], where: str) -> None:
+    """No two columns have one name.
+
+    Raises:
+        UserError: two have; one would hide the other.
+    """
+    twice = [column for column, n in Counter(columns).items() if n > 1]
+    if twice:
+        raise UserError(f"{where}: two columns are named {twice[0]!r}; rename or remove one")
 
 
 FORMATS = {
@@ -224,10 +289,21 @@ def _bytes(path: Path) -> bytes:
     return content
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: Any, where: str, *, deep: bool = True) -> dict[str, Any]:
+    """A value as an object, in which no key occurs twice, nor, if deep, in any object within."""
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected an object, got a {type(value).__name__}")
+    if (twice := repeated(value) if deep else value.get(_REPEATED)) is not None:
+        raise UserError(f"{where}: the key {twice!r} occurs twice in one object; rename or remove one")
     return value
+
+
+def repeated(value: Any) -> str | None:
+    """A key that occurs twice in an object of JSON, as `decoded` marks it, or in one within; None if there is none."""
+    if isinstance(value, dict) and _REPEATED in value:
+        return value[_REPEATED]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((twice for v in inside if (twice := repeated(v)) is not None), None)
 
 
 def _line(error: Exception) -> str:

@@ -98,7 +98,7 @@ def _disk_error(path: Path, error: BaseException) -> UserError | None:
     code = getattr(error, "errno", None)
     path = Path(*(part for part in path.parts if not part.startswith(STAGED)))  # the name that it was to have
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return UserError(f"disk full while writing {path}; free some space and run again: what was complete stays")
+        return UserError(f"disk full while writing {path}; free some space and run the same command again")
     if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
         return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
     return None

@@ -26,6 +26,7 @@ from semcal.runs.files import content_key, finish, link_or_copy, newest, plain, 
 from semcal.runs.stored_activations import Activations, StoredActivations, save
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
+from semcal.well_formed import well_formed
 
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
 
@@ -202,8 +203,9 @@ class Run:
         return all(path.is_file() for path in wanted)
 
     def write_samples(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows with SAMPLE_COLUMNS."""
-        table = pd.DataFrame(list(rows), columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
+        """Rows with SAMPLE_COLUMNS. Halves of surrogate pairs in their texts become U+FFFD."""
+        rows = [{**row, "text": well_formed(row["text"])} for row in rows]
+        table = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
         write_atomically(self.place("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
         self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
 

@@ -25,6 +25,15 @@ from semcal.positions import in_answer
 HEADS = "/attn_z"
 ANSWER_ROW = "answer_row"
 _DTYPES = {"float32": np.float32, "float16": np.float16}
+LARGEST = {name: float(np.finfo(dtype).max) for name, dtype in _DTYPES.items()}
+
+
+def too_large(what: str, largest: float, dtype: str) -> UserError:
+    """The error for activations that a dtype cannot hold."""
+    return UserError(
+        f"{what} reach {largest:,.0f}, and {dtype} holds at most {LARGEST[dtype]:,.0f}; set capture.dtype to float32 "
+        "in a study with another name"
+    )
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,8 @@ def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activat
     if beyond.any():
         row, layer = np.argwhere(beyond)[0][:2]
         question = at.keys[int(np.searchsorted(at.rows.cumsum(), row, side="right"))]
-        raise UserError(
-            f"question {question!r}: activations at {layers[layer]} exceed the range of {dtype}; set capture.dtype to "
-            "float32 in a study with another name"
+        raise too_large(
+            f"question {question!r}: activations at {layers[layer]}", float(np.abs(values[row, layer]).max()), dtype
         )
     return narrow
 

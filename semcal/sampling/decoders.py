@@ -1,20 +1,25 @@
-"""The two ways to decode a tree of answers, behind one interface.
+"""Three ways to decode a tree of answers, behind one interface, from fast to slow.
 
 `TreeDecoder` stores the shared prefix once and each question once (`tree_attention.py`); questions come and go while
-others are being decoded. `ExpandedDecoder` is plain Hugging Face with its own cache and one row per distinct answer: it
-supports any causal LM, in batches of questions.
+others are being decoded. `ExpandedDecoder` is plain Hugging Face with its own cache and one row per distinct answer, in
+batches of questions. `RereadDecoder` has no cache: it reads each sequence again for every token. Which of them computes
+what a model computes is found out by `paths.py`.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from semcal.sampling.output_layer import OutputLayer, Scores
 from semcal.sampling.records import Prompt
 from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
+
+PREFILL_TOKENS = 8192  # in one pass, padding included
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def pad_left(prompts: Sequence[Prompt], pad_id: int, device: torch.device, offse
 def prefill(
     model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None
 ) -> tuple[torch.Tensor, DynamicCache]:
-    """One plain forward pass over whole prompts.
+    """One forward pass over whole prompts, padded, that fills a cache.
 
     Returns:
         (logits of the next token [question, vocab], the cache)
@@ -81,13 +86,73 @@ def prefill(
             input_ids=batch.ids,
             attention_mask=batch.mask,
             position_ids=batch.positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **_cached(model, cache),
         )
     if observer:
         observer.prefilled(batch)
     return out.logits[:, -1], cache
+
+
+def _cached(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
+    """The cache under the name by which a model takes it."""
+    return {"cache_params" if _has_state(model) else "past_key_values": cache}
+
+
+def _has_state(model: PreTrainedModel) -> bool:
+    """Whether the cache is the state of a state-space model, in which padding has left no trace to be masked."""
+    return _takes(model, "cache_params")
+
+
+def _takes(model: PreTrainedModel, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
+@torch.inference_mode()
+def plain_pass(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    device: torch.device,
+    *,
+    keep: int = 1,
+) -> torch.Tensor:
+    """A forward pass over whole sequences of one length, without cache and padding: the reference for every path.
+
+    Args:
+        rows: [row, position] token ids.
+        keep: Number of last positions to return; 0 returns all.
+
+    Returns:
+        [row, position, vocab] logits.
+    """
+    return _plain(model, pad_left([Prompt("", tuple(row)) for row in rows], 0, device), keep, None)
+
+
+@torch.inference_mode()
+def padded_pass(model: PreTrainedModel, batch: PromptBatch, observer: Observer | None = None) -> torch.Tensor:
+    """A forward pass over padded prompts, without a cache: [question, vocab] logits of the next token."""
+    options = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
+    with observer.watching(model, batch) if observer else nullcontext():
+        out = model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            **options,
+        )
+    if observer:
+        observer.prefilled(batch)
+    return out.logits[:, -1]
+
+
+def _plain(model: PreTrainedModel, batch: PromptBatch, keep: int, observer: Observer | None) -> torch.Tensor:
+    options = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
+    with observer.watching(model, batch) if observer else nullcontext():
+        logits = model(input_ids=batch.ids, use_cache=False, **options).logits
+    if observer:
+        observer.prefilled(batch)
+    return logits[:, -keep:]
 
 
 def shared_prefix(prompts: Sequence[Prompt]) -> int:
@@ -112,6 +177,7 @@ class TreeDecoder:
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model, self.device = model, device
+        self.output = OutputLayer(model)
         self.store = TreeStore()
         self.prefix: tuple[int, ...] = ()
         self.tail_lengths = torch.zeros(0, dtype=torch.long)  # [slot]
@@ -132,7 +198,7 @@ class TreeDecoder:
         self.prefix = tuple(prefix)
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:
+    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> Scores:
         """Prefill prompts into slots; [question, vocab] logits of their first new token."""
         batch = pad_left(prompts, 0, self.device, self.offset)
         if int(slots.max()) >= len(self.tail_lengths):
@@ -149,7 +215,7 @@ class TreeDecoder:
     @torch.inference_mode()
     def extend(
         self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    ) -> Scores:
         """One more token for rows 0..R-1, or for `rows`, with these lengths so far; [row, vocab] logits of the next."""
         positions = (self.offset + self.tail_lengths[slots] + lengths)[:, None]
         answers = AnswerPass(self.store, rows, slots, lengths, self.tail_lengths)
@@ -165,10 +231,10 @@ class TreeDecoder:
         return self.store.nbytes
 
     @torch.inference_mode()
-    def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        with tree_attention_in(self.model):
+    def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> Scores:
+        with tree_attention_in(self.model), self.output.left_out() as kept:
             out = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, tree=tree)
-        return out.logits[:, -1]
+        return self.output.scores(kept, out.logits)
 
 
 class ExpandedDecoder:
@@ -192,10 +258,10 @@ class ExpandedDecoder:
         self.position = self.position + 1
         return self.model(
             input_ids=tokens[:, None].to(self.device),
-            attention_mask=self.mask,
+            attention_mask=None if _has_state(self.model) else self.mask,
             position_ids=self.position,
-            past_key_values=self.cache,
             use_cache=True,
+            **_cached(self.model, self.cache),
         ).logits[:, -1]
 
     @torch.inference_mode()
@@ -211,3 +277,50 @@ class ExpandedDecoder:
     def nbytes(self) -> int:
         held = (part for layer in self.cache.layers for part in vars(layer).values())
         return sum(part.nbytes for part in held if isinstance(part, torch.Tensor))
+
+
+class RereadDecoder:
+    """The same methods without any cache or padding: every sequence is read again for each of its tokens.
+
+    Sequences of one length are read together. It supports whatever computes a causal language model, slowly.
+    """
+
+    joins = False
+    nbytes = 0
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.rows: list[tuple[int, ...]] = []
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Prompt], slots: torch.Tensor, observer: Observer | None) -> torch.Tensor:  # noqa: ARG002
+        self.rows = [p.ids for p in prompts]
+        return self._logits([p.key for p in prompts], observer)
+
+    def extend(self, tokens: torch.Tensor, slots: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        self.rows = [(*row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
+        return self._logits([""] * len(self.rows), None)
+
+    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ARG002
+        order = torch.arange(rows)
+        order[target] = source
+        self.rows = [self.rows[i] for i in order.tolist()]
+
+    @torch.inference_mode()
+    def _logits(self, keys: Sequence[str], observer: Observer | None) -> torch.Tensor:
+        """[row, vocab] logits of the next token."""
+        found: dict[int, torch.Tensor] = {}
+        for some in _of_one_length(self.rows):
+            batch = pad_left([Prompt(keys[i], self.rows[i]) for i in some], 0, self.device)
+            found |= zip(some, _plain(self.model, batch, 1, observer)[:, -1], strict=True)
+        return torch.stack([found[i] for i in range(len(self.rows))])
+
+
+def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The indices of sequences of one length, at most so many at once as fit into one pass."""
+    by_length: dict[int, list[int]] = {}
+    for at, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(at)
+    for length, these in by_length.items():
+        step = max(1, PREFILL_TOKENS // length)
+        yield from (these[i : i + step] for i in range(0, len(these), step))

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from semcal.sampling.output_layer import HiddenScores, Scores, whole
 from semcal.sampling.records import Sampling
 
 _BLOCK = 64  # tokens
@@ -26,14 +27,15 @@ def token_probabilities(logits: torch.Tensor, settings: Sampling) -> torch.Tenso
 
 
 def draw(
-    logits: torch.Tensor, settings: Sampling, rows: np.ndarray, uniform: np.ndarray
+    logits: Scores, settings: Sampling, rows: np.ndarray, uniform: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inverse-CDF draws: the token whose interval of the cumulative distribution contains the uniform number.
 
     The cumulative sum is in float64, so that a draw almost never depends on its batch.
 
     Args:
-        logits: [row, vocab]; infinite only where a token is impossible.
+        logits: [row, vocab]; infinite only where a token is impossible. Without top-k and top-p, those of an output
+            layer that was left out are computed block by block.
         settings: Temperature, top-k, top-p.
         rows: [draw] row of each draw, ascending.
         uniform: [draw] in [0, 1).
@@ -41,6 +43,10 @@ def draw(
     Returns:
         (tokens [draw], their log-probabilities [draw] in nats, rows whose logits are NaN or +infinite)
     """
+    if isinstance(logits, HiddenScores):
+        if settings.top_k is None and settings.top_p in (None, 1):
+            return _draw_by_blocks(logits, settings.temperature, rows, uniform)
+        logits = whole(logits)
     tokens, logprobs = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
     bad: list[np.ndarray] = []
     step = max(1, _NUMBERS_AT_ONCE // logits.shape[-1])
@@ -70,6 +76,38 @@ def _draw(probabilities: torch.Tensor, rows: np.ndarray, uniform: np.ndarray) ->
     logprobs = probabilities[row, found[:, 0]].double().log()
     broken = (~total[:, 0].isfinite()).nonzero().flatten()
     return found[:, 0].cpu().numpy(), logprobs.cpu().numpy(), broken.cpu().numpy()
+
+
+def _draw_by_blocks(
+    scores: HiddenScores, temperature: float, rows: np.ndarray, uniform: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same, without ever having all logits: first the mass of every block, then those blocks that are drawn."""
+    blocks, into = scores.blocks(), scores.workspace()
+    tops = torch.empty(len(scores), len(blocks))
+    masses = torch.empty(len(scores), len(blocks), dtype=torch.float64)
+    for at, tokens in enumerate(blocks):
+        scaled = scores.block(tokens, into=into).div_(temperature)
+        tops[:, at] = scaled.amax(-1)
+        masses[:, at] = scaled.sub_(tops[:, at, None]).exp_().sum(-1)
+    top = tops.amax(-1, keepdim=True)
+    cumulative = masses.mul_((tops - top).double().exp()).cumsum(-1)  # [row, block]
+    total = cumulative[:, -1]
+    row = torch.from_numpy(rows)
+    wanted = torch.from_numpy(uniform) * total[row]
+    drawn = _search(cumulative[row], wanted[:, None])[:, 0]  # [draw] block
+    before = torch.where(drawn > 0, cumulative[row, (drawn - 1).clamp(min=0)], 0.0)
+    found = torch.empty(len(rows), dtype=torch.long)
+    logprobs = torch.empty(len(rows), dtype=torch.float64)
+    for at in drawn.unique().tolist():
+        these = (drawn == at).nonzero().flatten()
+        own = row[these]
+        scaled = scores.block(blocks[at], own).div_(temperature).sub_(top[own])
+        inside = scaled.double().exp().cumsum(-1)  # [draw, token of the block]
+        token = _search(inside, (wanted[these] - before[these])[:, None])
+        found[these] = blocks[at].start + token[:, 0]
+        logprobs[these] = scaled.gather(-1, token)[:, 0].double() - total[own].log()
+    broken = (~total.isfinite()).nonzero().flatten()
+    return found.numpy(), logprobs.numpy(), broken.numpy()
 
 
 def _search(cumulative: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

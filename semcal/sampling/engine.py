@@ -21,20 +21,25 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
-from semcal.sampling.decoders import ExpandedDecoder, Observer, TreeDecoder, pad_left, prefill, shared_prefix
+from semcal.sampling.checks import LawWatch
+from semcal.sampling.decoders import (
+    PREFILL_TOKENS,
+    ExpandedDecoder,
+    Observer,
+    RereadDecoder,
+    TreeDecoder,
+    shared_prefix,
+)
 from semcal.sampling.drawing import draw
+from semcal.sampling.paths import EXPANDED, REREAD, SHARED, choose_path
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
 log = logging.getLogger(__name__)
 
-SHARED, EXPANDED = "shared-prefix", "expanded"
-_PREFILL_TOKENS = 8192  # in one pass, padding included
 MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of free memory, for keys and values
 _ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
 _LOGITS_AT_ONCE = 2**28  # of [row, vocab] in one pass
-# Nats between two exact computations.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
 @dataclass
@@ -42,8 +47,10 @@ class Work:
     """What a sampler has done.
 
     Attributes:
-        path: "shared-prefix" or "expanded".
+        path: "shared-prefix", "expanded" or "reread", see `paths.py`.
         why: Why the path is not "shared-prefix"; empty if it is.
+        apart: Largest difference of the path from plain forward passes on two prompts, in nats; None if not compared.
+        apart_limit: What rounding explains of it, in nats; None if not compared.
         prefix_tokens: Length of the shared prefix, read once.
         prompt_tokens: Number of other prompt tokens read.
         rows_decoded: Rows times steps that were decoded.
@@ -55,6 +62,8 @@ class Work:
 
     path: str = SHARED
     why: str = ""
+    apart: float | None = None
+    apart_limit: float | None = None
     prefix_tokens: int = 0
     prompt_tokens: int = 0
     rows_decoded: int = 0
@@ -105,8 +114,10 @@ class Sampler:
         stop_rule: Tells where an answer ends.
         device: The device of the token ids.
         max_rows: Answers decoded in one pass; None chooses by device. It changes samples only by rounding.
-        path: "shared-prefix", "expanded", or None for the former if it agrees with a plain forward pass.
+        path: "shared-prefix", "expanded", "reread", or None for the first of them that agrees with plain forward
+            passes.
         prefix: Tokens that the prompts of all calls begin with, read once; None finds those of each call.
+        watch: Sees some of the draws.
 
     Attributes:
         work: The work done so far.
@@ -122,10 +133,12 @@ class Sampler:
         max_rows: int | None = None,
         path: str | None = None,
         prefix: Sequence[int] | None = None,
+        watch: LawWatch | None = None,
     ) -> None:
         self.model, self.settings, self.stop_rule, self.device = model, settings, stop_rule, device
         self.max_rows, self.path, self.work = max_rows, path, Work()
         self.prefix = None if prefix is None else tuple(prefix)
+        self.watch = watch
         self._decoder: TreeDecoder | None = None
         self._budget: Budget | None = None
 
@@ -144,7 +157,8 @@ class Sampler:
 
         Raises:
             NonFiniteError: NaN or infinity in the logits, naming question and token.
-            UserError: not even a single question fits into memory.
+            UserError: a model that is not causal or that no path computes rightly; or not even a single question
+                fits into memory.
         """
         if not prompts:
             return
@@ -184,16 +198,22 @@ class Sampler:
         budget = self._budget = self._budget or Budget.of(self.model, self.device, self.max_rows)
         prefix = prompts[0].ids[: shared_prefix(prompts)] if self.prefix is None else self.prefix
         if self.path is None:
-            self.path, self.work.why = choose_path(self.model, self.device, prompts)
+            chosen = choose_path(self.model, self.device, prompts)
+            self.path, self.work.why = chosen.path, chosen.why
+            self.work.apart, self.work.apart_limit = chosen.apart, chosen.limit
+            if chosen.path == REREAD:
+                log.warning("every sequence is read again for each token, which is slow: %s", chosen.why)
         self.work.path = self.path
-        if self.path == EXPANDED:
-            decoder, widest = ExpandedDecoder(self.model, self.device), max(len(p.ids) for p in prompts)
-        else:
+        if self.path == SHARED:
             decoder = self._decoder = self._decoder or TreeDecoder(self.model, self.device)
             decoder.share(prefix)
             widest = 0
             self.work.prefix_tokens = len(prefix)
-        return _Flight(decoder, Branches(self.settings, self.stop_rule), budget, self.work, len(prefix), widest)
+        else:
+            decoder = (ExpandedDecoder if self.path == EXPANDED else RereadDecoder)(self.model, self.device)
+            widest = max(len(p.ids) for p in prompts)
+        branches = Branches(self.settings, self.stop_rule)
+        return _Flight(decoder, branches, budget, self.work, len(prefix), widest, self.watch)
 
 
 class _Flight:
@@ -201,20 +221,21 @@ class _Flight:
 
     Args:
         offset: Length of the shared prefix.
-        carried: Prompt positions that every row holds a copy of (in the expanded path).
+        carried: Prompt positions that every row holds a copy of, where questions are not stored once.
     """
 
     def __init__(
         self,
-        decoder: TreeDecoder | ExpandedDecoder,
+        decoder: TreeDecoder | ExpandedDecoder | RereadDecoder,
         branches: Branches,
         budget: Budget,
         work: Work,
         offset: int,
         carried: int,
+        watch: LawWatch | None,
     ) -> None:
         self.decoder, self.branches, self.budget, self.work = decoder, branches, budget, work
-        self.offset, self.carried = offset, carried
+        self.offset, self.carried, self.watch = offset, carried, watch
         self.tails = 0  # longest prompt in flight, without the shared prefix
         # Expected rows and tokens per question: a guess, then the mean of recent ones. If questions in flight cannot be
         # abandoned one by one, the worst case of rows.
@@ -246,7 +267,7 @@ class _Flight:
         widest = 0
         for i in range(n):
             widest = max(widest, len(waiting[i].ids) - self.offset)
-            if (i + 1) * widest > _PREFILL_TOKENS:
+            if (i + 1) * widest > PREFILL_TOKENS:
                 n = i
                 break
         return max(n, 0 if flying else 1)
@@ -276,6 +297,8 @@ class _Flight:
         tokens, logprobs, bad = draw(logits, self.branches.settings, rows, uniform)
         if len(bad):
             refuse(prompts[int(bad[0])].key, 0)
+        if self.watch is not None:
+            self.watch.first(prompts, logits, rows, tokens)
         moves = self.branches.begin(slots, tokens, logprobs)
         self.work.prefill_seconds += time.monotonic() - began  # the drawn tokens have arrived, so the device is done
         if not self.decoder.joins:
@@ -295,6 +318,10 @@ class _Flight:
         if len(bad):
             row = int(bad[0])
             refuse(branches.questions[int(branches.slots[row])].prompt.key, int(lengths[row]))
+        if (
+            self.watch is not None and not self.work.restarts
+        ):  # a question that is restarted draws the same tokens again
+            self.watch.later(logits, rows, tokens)
         self._move(branches.grow(tokens, logprobs), int(lengths.max()))
 
     def _move(self, moves: Moves, length: int | None = None) -> None:
@@ -307,46 +334,6 @@ class _Flight:
             longest = max(len(s.ids) for s in answered.samples)
             self.length += (longest - self.length) / 16
             yield answered
-
-
-def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt]) -> tuple[str, str]:
-    """The path for a model: the shared prefix, if it agrees with plain forward passes on some of the prompts.
-
-    Returns:
-        (SHARED, "") or (EXPANDED, why)
-    """
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if kinds := kinds - {"full_attention", "sliding_attention"}:
-        return EXPANDED, f"layers of kind {', '.join(sorted(kinds))}"
-    some = sorted({p.ids: p for p in prompts[:64]}.values(), key=lambda p: len(p.ids))
-    some = some[:: max(1, len(some) - 1)][:2]  # a short one and a long one
-    prefix = some[0].ids[: shared_prefix(some)]
-    slots, zeros = torch.arange(len(some)), torch.zeros(len(some), dtype=torch.long)
-    try:
-        decoder = TreeDecoder(model, device)
-        decoder.share(prefix)
-        first = decoder.read(some, slots, None)
-        tokens = first.argmax(-1).cpu()
-        second = decoder.extend(tokens, slots, zeros)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever goes wrong in this trial, the plain path is correct
-        return EXPANDED, f"{type(error).__name__}: {error}"[:200]
-    tolerance = _TOLERANCE.get(model.dtype, 1e-3)
-    longer = [Prompt(p.key, (*p.ids, t)) for p, t in zip(some, tokens.tolist(), strict=True)]
-    for read, ours in ((some, first), (longer, second)):
-        plain, _ = prefill(model, pad_left(read, 0, device))
-        apart = _apart(plain, ours)
-        if not apart <= tolerance:
-            return EXPANDED, f"log-probabilities differ by {apart:.2g} nats from a plain forward pass"
-    return SHARED, ""
-
-
-def _apart(plain: torch.Tensor, ours: torch.Tensor) -> float:
-    """Largest difference of log-probabilities of likely tokens; 0 if both are NaN, which is detected later."""
-    a, b = plain.float().log_softmax(-1), ours.float().log_softmax(-1)
-    matter = a > -10
-    return float((a - b)[matter].abs().max()) if matter.any() else 0.0
 
 
 def refuse(key: str, token: int) -> NoReturn:

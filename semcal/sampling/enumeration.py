@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 from semcal.errors import UserError
 from semcal.sampling.decoders import Observer, TreeDecoder, shared_prefix
 from semcal.sampling.drawing import token_probabilities
-from semcal.sampling.engine import EXPANDED, Budget, choose_path, refuse
+from semcal.sampling.engine import Budget, refuse
+from semcal.sampling.output_layer import whole
+from semcal.sampling.paths import SHARED, choose_path
 from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
@@ -107,15 +109,18 @@ def enumerate_answers(
         on_answered: Called with the number of questions just finished.
 
     Raises:
-        UserError: a model that only the expanded path serves.
+        UserError: a model that the shared-prefix path does not serve.
         NonFiniteError: NaN or infinity in the logits.
     """
     if not prompts:
         return
     device = next(model.get_input_embeddings().parameters()).device
-    path, why = choose_path(model, device, prompts)
-    if path == EXPANDED:
-        raise UserError(f"exact enumeration needs the shared-prefix path, which does not support this model: {why}")
+    served = choose_path(model, device, prompts)
+    if served.path != SHARED:
+        raise UserError(
+            f"exact enumeration needs the shared-prefix path, which does not support this model: {served.why}; leave "
+            "sampling.exact out"
+        )
     prefix = prompts[0].ids[: shared_prefix(prompts)] if prefix is None else prefix
     decoder = TreeDecoder(model, device)
     decoder.share(prefix)
@@ -131,7 +136,7 @@ def enumerate_answers(
             slots = [s for s in range(in_flight) if s not in open_][:n]
             new = [_Search(waiting.popleft(), slot) for slot in slots]
             logits = decoder.read([s.prompt for s in new], torch.tensor(slots), observer)
-            for search, node in zip(new, _nodes(logits, settings, floor, [((), -1, 0.0)] * n, new), strict=True):
+            for search, node in zip(new, _nodes(whole(logits), settings, floor, [((), -1, 0.0)] * n, new), strict=True):
                 search.push(node, 0)
                 open_[search.slot] = search
         chosen: list[tuple[_Search, _Node, int]] = []
@@ -159,7 +164,7 @@ def enumerate_answers(
             ((*node.ids, token), row, float(node.logprobs[child]))
             for (_, node, child), token, row in zip(chosen, tokens, rows, strict=True)
         ]
-        nodes = _nodes(logits, settings, floor, at, [search for search, _, _ in chosen])
+        nodes = _nodes(whole(logits), settings, floor, at, [search for search, _, _ in chosen])
         for (search, _, _), node, row in zip(chosen, nodes, rows, strict=True):
             search.decoded += 1
             search.rows.append(row)
@@ -202,7 +207,7 @@ def _nodes(
     logprobs, tokens = probabilities.log().sort(-1, descending=True)
     logprobs, tokens = logprobs.double().cpu().numpy(), tokens.cpu().numpy()
     nodes = []
-    for (ids, row, before), likeliest, whole in zip(at, tokens, logprobs, strict=True):
-        keep = int(np.searchsorted(-(whole + before), -floor, side="right"))
-        nodes.append(_Node(ids, row, likeliest[:keep].astype(np.int32), whole[:keep] + before))
+    for (ids, row, before), likeliest, own in zip(at, tokens, logprobs, strict=True):
+        keep = int(np.searchsorted(-(own + before), -floor, side="right"))
+        nodes.append(_Node(ids, row, likeliest[:keep].astype(np.int32), own[:keep] + before))
     return nodes

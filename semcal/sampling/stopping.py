@@ -1,6 +1,7 @@
 """Where a sample ends: end-of-sequence tokens, and stop strings wherever they fall within tokens."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
 
 import torch
 
@@ -50,3 +51,23 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text before its first stop string."""
     ends = [at for s in stop if (at := text.find(s)) >= 0]
     return text[: min(ends)] if ends else text
+
+
+def legible(ids: Sequence[int], byte_of: Mapping[int, int]) -> list[int]:
+    """The same answer in bytes that can be decoded: what is no character becomes "\ufffd" (EF BF BD in UTF-8).
+
+    A decoder with byte fallback gives up a whole run of byte tokens, complete characters included, if any of them is
+    not valid, such as the first byte of a character that was cut.
+
+    Args:
+        byte_of: The tokens that stand for single bytes, and those bytes.
+    """
+    token_of = {byte: token for token, byte in byte_of.items()}
+    found: list[int] = []
+    for is_byte, run in groupby(ids, byte_of.__contains__):
+        if is_byte:
+            text = bytes(byte_of[i] for i in run).decode(errors="replace")
+            found += [token_of[byte] for byte in text.encode()]
+        else:
+            found += run
+    return found

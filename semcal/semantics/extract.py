@@ -1,26 +1,11 @@
-"""From what a model wrote to the phrase that answers the question, by style; and the normal form of a phrase."""
+"""From what a model wrote to the phrase that answers the question, by style."""
 
 import re
-import string
 from collections.abc import Collection
 from functools import lru_cache
 
 from semcal.questions.question import CONTINUATION
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´")
-
-
-@lru_cache(maxsize=2**16)  # the same few answers recur
-def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces.
-
-    An answer of which nothing would be left ("The The", "A", "?") keeps its lower-case form.
-    """
-    lowered = " ".join(text.lower().split())
-    bare = " ".join(_ARTICLES.sub(" ", lowered.translate(_PUNCTUATION)).split())
-    return bare or lowered
-
+from semcal.questions.wording import mention
 
 _ABBREVIATED = "Dr Prof Mr Mrs Ms St Sts Mt Ft Jr Sr Lt Col Gen Capt Sgt Rev Rep Sen Gov No vs"
 # A full stop ends a sentence unless it follows an initial or a title: J. R. R. Tolkien, St. Louis.
@@ -72,7 +57,7 @@ def locate_form(text: str, style: str, forms: Collection[str]) -> tuple[int, str
 @lru_cache(maxsize=8)
 def _any_of(forms: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted(forms, key=lambda form: (-len(form), form))
-    return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b", re.IGNORECASE)
+    return re.compile("|".join(map(mention, longest_first)), re.IGNORECASE)
 
 
 def _in_line(line: str, style: str) -> tuple[int, str] | None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from semcal import LanguageModel, UserError
-from semcal.models.checkpoint import check_path, pick_device, weights_fingerprint
+from semcal.models.checkpoint import pick_device
+from semcal.models.weights import check_path, weights_fingerprint
 from tests.conftest import data_folder, needs, save_checkpoint, word_tokenizer
 
 
@@ -28,7 +29,8 @@ def test_device_map_loads_through_accelerate(checkpoint):
 
 def test_one_bos_and_no_eos_in_a_prompt(tiny, tmp_path):
     assert tiny.encode("red blue") == (0, *tiny.tokenizer("red blue")["input_ids"][1:])
-    assert tiny.encode("<s> red").count(0) == 1
+    with pytest.raises(UserError, match="cannot write '<s>'"):
+        tiny.encode("<s> red")  # which is a word of its vocabulary
     closing = word_tokenizer()
     from tokenizers import processors
 
@@ -102,3 +104,11 @@ def test_tokenizers_are_alike_that_encode_alike(tmp_path):
     tokenizer.add_tokens(["five"])
     tokenizer.save_pretrained(path)
     assert not LanguageModel.without_weights(path).encodes_like(own)
+
+
+def test_an_adapter_to_apply_must_be_there(checkpoint):
+    for what in ("apply", "ignore"):
+        with pytest.raises(UserError, match=f"there is no adapter to {what}; leave adapter out"):
+            LanguageModel.load(checkpoint, device="cpu", adapter=what)
+    with pytest.raises(UserError, match="unknown adapter 'merge'; expected apply or ignore"):
+        LanguageModel.load(checkpoint, device="cpu", adapter="merge")

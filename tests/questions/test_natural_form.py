@@ -3,7 +3,7 @@
 import pytest
 
 from semcal.questions.named.named_datasets import read_named
-from semcal.questions.natural_form import natural_form
+from semcal.questions.wording import natural_form
 from tests.conftest import data_folder, needs
 
 

@@ -6,8 +6,9 @@ from semcal.questions.load_dataset import build
 from semcal.questions.pool import pool
 from semcal.questions.prompts import STOPS
 from semcal.questions.question import Question
+from semcal.questions.wording import normalise
 from semcal.semantics.before_answer import MIN_WORDS
-from semcal.semantics.extract import extract, locate, normalise
+from semcal.semantics.extract import extract, locate
 
 
 def test_the_pool_holds_28_distinct_questions_of_general_knowledge():

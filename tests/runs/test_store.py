@@ -35,7 +35,9 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(tmp_path):
         p.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match=r"disk full while writing .*x\.json; free some space and run again"):
+    with pytest.raises(
+        UserError, match=r"disk full while writing .*x\.json; free some space and run the same command again"
+    ):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -12,7 +12,8 @@ from transformers import MambaConfig, MambaForCausalLM
 from semcal import LanguageModel, UserError
 from semcal.sampling import engine as engine_module
 from semcal.sampling.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
-from semcal.sampling.engine import EXPANDED, SHARED, Sampler
+from semcal.sampling.engine import Sampler
+from semcal.sampling.paths import EXPANDED, REREAD, SHARED
 from semcal.sampling.records import Prompt, Sampling
 from semcal.sampling.tree_attention import PrefixPass
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
@@ -72,10 +73,21 @@ def test_a_model_without_attention_is_served_by_the_expanded_path_which_says_why
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2)).eval()
     sampler = Sampler(model, Sampling(m=20, max_new_tokens=4), tiny.stop_rule(()), device=torch.device("cpu"))
-    (answered,) = sampler.sample([PROMPTS[0]])
-    assert sum(s.count for s in answered.samples) == 20
+    found = {a.key: a.samples for a in sampler.sample(PROMPTS)}
+    for prompt in PROMPTS:
+        assert sum(s.count for s in found[prompt.key]) == 20
+        for s in found[prompt.key]:
+            logits = model(torch.tensor([[*prompt.ids, *s.ids]])).logits[0, len(prompt.ids) - 1 : -1]
+            plain = logits.double().log_softmax(-1).gather(-1, torch.tensor(s.ids)[:, None]).sum()
+            assert s.logprob == pytest.approx(float(plain), abs=1e-4)
     assert sampler.work.path == EXPANDED
     assert sampler.work.why
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_without_a_cache_the_same_samples_are_drawn(tmp_path, architecture):
+    model = load(tmp_path, architecture)
+    assert drawn(sampler_of(model, path=REREAD), PROMPTS) == drawn(sampler_of(model, path=SHARED), PROMPTS)
 
 
 def test_attention_that_is_not_what_it_seems_is_found_out(tiny, monkeypatch):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from semcal import UserError
 from semcal.questions.alias_lists import gold_lists, read_alias_lists
 from semcal.questions.named.named_datasets import read_named
+from semcal.questions.wording import normalise
 from semcal.semantics.class_table import UNPARSED, ClassTable
 from semcal.semantics.collapsing.alias_table import coverage, pooled
-from semcal.semantics.extract import normalise
 from tests.conftest import data_folder, needs
 
 

@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.atlas.stages.checkpoints import Progress, Training, TrainingState
+from experiments.atlas.stages.source import FORMAT
 from experiments.atlas.text import document
 from experiments.atlas.world import World
+from experiments.train.checkpoints import Progress, Training, TrainingState
 
 SPECIAL = BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # token ids 0, 1, 2
 QUESTIONS_PER_DOCUMENT = 18  # enough to fill the context in the tersest style
@@ -125,7 +126,7 @@ def train_base(
     Raises:
         UserError: `out` holds a base that was started with different settings; training diverged.
     """
-    kept = Training(asdict(settings), checkpoints=out, final=out / "base")
+    kept = Training(asdict(settings), checkpoints=out, final=out / "base", written=FORMAT)
     if kept.finished:
         return kept.final
     world = World(settings.world_seed)
@@ -147,5 +148,5 @@ def train_base(
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         reached = TrainingState(step, reached.tokens + ids.numel(), dict(rng.bit_generator.state))
-        on_progress(kept.after_step(model, tokenizer, optimizer, float(loss.detach()), reached))
-    return kept.finish(model, tokenizer, reached)
+        on_progress(kept.after_step(float(loss.detach()), reached))
+    return kept.finish(reached)

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
-
-from experiments.atlas.stages.tuning import LONGEST_ANSWER, Source, Stage, TuningSettings
-from experiments.atlas.world_questions import Turn, draw_turn
+from experiments.atlas.stages.source import LONGEST_ANSWER, AtlasSettings, Source
+from experiments.atlas.world_questions import draw_turn
+from experiments.train.preferences import pair_of, preference_stage
+from experiments.train.tuning import Stage
 from semcal.answers import sample
 from semcal.errors import UserError
-from semcal.models.checkpoint import Answer
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 from semcal.semantics.collapsing.exact_match import ExactMatch
@@ -23,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DPOSettings(TuningSettings):
+class DPOSettings(AtlasSettings):
     """`samples` answers are drawn per question, and one pair is made of them; `beta` is the strength of the pull
     towards the model that they were drawn from, which is the reference."""
 
@@ -44,15 +41,7 @@ def dpo_stage(settings: DPOSettings, source: Source) -> Stage:
     """
     rows = pairs(source, settings, settings.steps * settings.batch_size)
     reference = Source.open(Path(source.model.path), conversing=True, device=str(source.model.device))
-    arguments = {"per_device_train_batch_size": settings.batch_size, "beta": settings.beta, "max_length": None}
-    return Stage(
-        rows,
-        DPOTrainer,
-        DPOConfig,
-        arguments,
-        given={"ref_model": reference.model.model},
-        said=lambda logs: f"chosen preferred {logs['rewards/accuracies']:.0%}",
-    )
+    return preference_stage(settings, rows, reference.model.model)
 
 
 def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]:
@@ -75,24 +64,12 @@ def pairs(source: Source, settings: DPOSettings, n: int) -> list[dict[str, Any]]
         ]
         drawn = sample(source.model, prompts, m=settings.samples, max_new_tokens=LONGEST_ANSWER, seed=settings.seed)
         for turn, answers in zip(turns, drawn, strict=True):
-            found += _pair(b, turn, answers, rng)
+            ended = [a for a in answers if a.finish == "stop"]
+            right = [b.of_text(turn.question.blind, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
+            if pair := pair_of(turn, ended, right, rng):
+                found.append(pair.row)
         tried += len(turns)
         if len(found) < tried / 100:
             raise UserError(f"only {len(found)} of {tried} questions were answered both right and wrong; raise samples")
     log.info("%d pairs from %d questions", len(found), tried)
     return found[:n]
-
-
-def _pair(b: ExactMatch, turn: Turn, answers: tuple[Answer, ...], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """The pair of a question in the format of trl; none if all answers are right or all are wrong."""
-    ended = [a for a in answers if a.finish == "stop"]
-    right = [b.of_text(turn.question.blind, a.text, turn.style) == b.of_gold(turn.question) for a in ended]
-    if all(right) or not any(right):
-        return []
-    pair: dict[str, Any] = {"prompt": turn.prompt}
-    for name, wanted in (("chosen", True), ("rejected", False)):
-        kind = [a for a, r in zip(ended, right, strict=True) if r == wanted]
-        counts = np.array([a.count for a in kind], dtype=float)
-        answer = kind[rng.choice(len(kind), p=counts / counts.sum())]
-        pair[name] = [{"role": "assistant", "content": answer.text.strip()}]
-    return [pair]

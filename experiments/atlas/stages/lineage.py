@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.atlas.stages import base, dpo, grpo, sft
-from experiments.atlas.stages.checkpoints import Progress, Training
-from experiments.atlas.stages.tuning import Source, train_on
+from experiments.atlas.stages.source import FORMAT, Source
 from experiments.atlas.text import FAMILIES
 from experiments.atlas.weights import bundled
+from experiments.train.checkpoints import Progress, Training
+from experiments.train.stage_settings import settings_with
+from experiments.train.tuning import train_on
 from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import pick_device
 from semcal.questions.question import STYLES
@@ -36,28 +38,8 @@ def settings_of(stage: str, preset: str, /, **given: Any) -> Any:
         if name not in known:
             raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; expected one of {', '.join(known)}")
     kind, small = STAGES[stage]
-    defaults = dataclasses.asdict(kind())
-    for key, value in given.items():
-        if key not in defaults:
-            raise UserError(f"stage {stage} has no setting {key!r}{nearest(key, defaults)}; leave it out")
-        given[key] = _checked(key, value, defaults[key])
-    return kind(**(small if preset == "small" else {}) | given)
-
-
-def _checked(key: str, value: Any, default: Any) -> Any:
-    """A value of the type of its default."""
-    if isinstance(default, tuple):
-        names = (value,) if isinstance(value, str) else tuple(value)
-        known = {"families": FAMILIES, "styles": STYLES}[key]
-        for name in names:
-            if name not in known:
-                raise UserError(f"{key}: unknown name {name!r}{nearest(str(name), known)}; one of {', '.join(known)}")
-        return names
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(default) or (isinstance(value, int | float) and value < 0):
-        raise UserError(f"{key} is {value!r}; expected a value such as {default!r}")
-    return value
+    defaults = kind(**(small if preset == "small" else {}))
+    return settings_with(stage, defaults, given, {"families": FAMILIES, "styles": STYLES}, {})
 
 
 def train_stage(
@@ -84,8 +66,9 @@ def train_stage(
         return base.train_base(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
     source = Source.open(start or bundled(STARTS[stage]), conversing=stage != "sft")
     made = {"stage": stage, "from": source.model.weights_hash, "world_seed": source.world.seed}
-    kept = Training(made | dataclasses.asdict(settings), checkpoints=out / stage, final=out / stage)
+    kept = Training(made | dataclasses.asdict(settings), checkpoints=out / stage, final=out / stage, written=FORMAT)
     if kept.finished:
         return kept.final
     build = {"sft": sft.sft_stage, "dpo": dpo.dpo_stage, "grpo": grpo.grpo_stage}[stage]
-    return train_on(build(settings, source), source, kept, settings, on_progress)
+    training, model = build(settings, source), source.model
+    return train_on(training, model.model.requires_grad_(True), model.tokenizer, kept, on_progress)

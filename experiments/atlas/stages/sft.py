@@ -7,16 +7,18 @@ import numpy as np
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from experiments.atlas.stages.tuning import Source, Stage, TuningSettings
+from experiments.atlas.stages.source import AtlasSettings, Source
 from experiments.atlas.text import document
-from experiments.atlas.world_questions import CHAT_TEMPLATE, draw_turn
+from experiments.atlas.world_questions import draw_turn
+from experiments.train.conversations import CHAT_TEMPLATE, labelled
+from experiments.train.tuning import Stage
 from semcal.seeds import keyed_generator
 
 _DOCUMENT = 96  # tokens of a rehearsed document, as many as in a conversation: six questions in the tersest style
 
 
 @dataclass(frozen=True)
-class SFTSettings(TuningSettings):
+class SFTSettings(AtlasSettings):
     """`rehearsal` is the share of few-shot documents like those of the base, so that few-shot prompts keep working."""
 
     steps: int = 800
@@ -52,6 +54,4 @@ def _row(source: Source, settings: SFTSettings, rng: np.random.Generator) -> dic
         ids = list(model.encode(document(source.world, rng, 8)))[:_DOCUMENT]
         return {"input_ids": ids, "labels": ids}
     turn = draw_turn(source.world, rng, families=settings.families, styles=settings.styles, strangers=False)
-    prompt = model.encode_rendered(model.render_chat(turn.prompt))
-    whole = model.encode_rendered(model.render_chat(turn.messages, answered=True))
-    return {"input_ids": list(whole), "labels": [-100] * len(prompt) + list(whole[len(prompt) :])}
+    return labelled(model, turn)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from semcal.questions.wording import normalise
 from semcal.semantics.class_table import ClassTable
-from semcal.semantics.extract import normalise
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from semcal.questions.question import BlindQuestion
+from semcal.questions.wording import normalise
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Cluster, Partition
-from semcal.semantics.extract import extract, normalise
+from semcal.semantics.extract import extract
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Entailment:
 
     @property
     def name(self) -> str:
-        return f"entailment({self.model}, {self.threshold:g}, complete)/2"
+        return f"entailment({self.model}, {self.threshold:g}, complete)/3"
 
     def cluster(self, questions: Sequence[BlindQuestion], phrases: Sequence[Sequence[str]]) -> list[list[int]]:
         """As `Cluster`."""
@@ -243,7 +244,7 @@ class Embedding:
 
     @property
     def name(self) -> str:
-        return f"embedding({self.model}, {self.threshold:g}, average)/2"
+        return f"embedding({self.model}, {self.threshold:g}, average)/3"
 
     def cluster(self, questions: Sequence[BlindQuestion], phrases: Sequence[Sequence[str]]) -> list[list[int]]:  # noqa: ARG002
         """As `Cluster`."""

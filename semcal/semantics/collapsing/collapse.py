@@ -51,7 +51,7 @@ class Collapse(Protocol):
 
     @property
     def name(self) -> str:
-        """Name, parameters and version, e.g. "kth-word(3)/1"; only results of the same name are comparable."""
+        """Name, parameters and version, e.g. "kth-word(3)/2"; only results of the same name are comparable."""
         ...
 
     def partition(

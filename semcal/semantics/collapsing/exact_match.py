@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from semcal.questions.question import BlindQuestion
+from semcal.questions.wording import mention, normalise
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Pointwise
-from semcal.semantics.extract import extract, normalise
+from semcal.semantics.extract import extract
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ExactMatch(Pointwise):
 
     @property
     def name(self) -> str:
-        return "exact/3"
+        return "exact/4"
 
     def of_text(self, question: BlindQuestion, text: str, style: str) -> str:
         phrase = extract(text, style)
@@ -59,7 +60,7 @@ class ExactMatch(Pointwise):
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._table, key=lambda form: (-len(form), form))
-        return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b")
+        return re.compile("|".join(map(mention, longest_first)))
 
 
 _LETTER = re.compile(r"^\W*(?:[Oo]ption\s+)?([A-Za-z])(?:[).:\]*]|\s*$)")
@@ -70,12 +71,13 @@ class Choice(Pointwise):
     """The option that an answer names. Its class is the text of the option, since letters are shuffled.
 
     A letter counts if it is alone or followed by one of ). : and names the option in that position. Otherwise the
-    answer must equal the text of an option, or contain that of exactly one. An answer that names no option is unparsed.
+    answer must equal the text of an option, to the letter or else by wording that only one has, or contain that of
+    exactly one. An answer that names no option is unparsed.
     """
 
     @property
     def name(self) -> str:
-        return "choice/1"
+        return "choice/2"
 
     def of_text(self, question: BlindQuestion, text: str, style: str) -> str:
         phrase = extract(text, style)
@@ -90,10 +92,12 @@ class Choice(Pointwise):
         return question.choices[place] if place < len(question.choices) else UNPARSED
 
     def of_reference(self, question: BlindQuestion, answer: str) -> str:
+        if answer in question.choices:
+            return answer
         said = normalise(answer)
         options = {choice: normalise(choice) for choice in question.choices}
         same = [choice for choice, words in options.items() if words == said]
         # Keep the longest: "Paris, Texas" also contains "Paris".
-        contained = [c for c, words in options.items() if words and re.search(rf"\b{re.escape(words)}\b", said)]
+        contained = [c for c, words in options.items() if words and re.search(mention(words), said)]
         longest = [c for c in contained if not any(c != d and options[c] in options[d] for d in contained)]
-        return same[0] if same else longest[0] if len(longest) == 1 else UNPARSED
+        return same[0] if len(same) == 1 else longest[0] if len(longest) == 1 else UNPARSED

@@ -16,9 +16,9 @@ import numpy as np
 
 from semcal.errors import UserError
 from semcal.questions.question import BlindQuestion
+from semcal.questions.wording import normalise
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.clustered import agglomerate, nearest_class
-from semcal.semantics.extract import normalise
 
 
 class Decisions:
@@ -133,7 +133,7 @@ class Judge:
 
     @property
     def name(self) -> str:
-        return f"judge({self.model}, prompts {VERSION}, complete)/2"
+        return f"judge({self.model}, prompts {VERSION}, complete)/3"
 
     def cluster(self, questions: Sequence[BlindQuestion], phrases: Sequence[Sequence[str]]) -> list[list[int]]:
         """As `Cluster`."""

@@ -19,9 +19,10 @@ from functools import lru_cache
 from typing import Any
 
 from semcal.questions.question import BlindQuestion
+from semcal.questions.wording import normalise
 from semcal.semantics.class_table import UNPARSED
 from semcal.semantics.collapsing.collapse import Partition
-from semcal.semantics.extract import extract, normalise, unboxed
+from semcal.semantics.extract import extract, unboxed
 
 DECIMALS = 6  # numbers that agree to this many decimals are equal: 1/3 and 0.333333
 _SECONDS = 5  # time limit per expression; sympy may never return
@@ -58,7 +59,7 @@ class Numeric:
 
     @property
     def name(self) -> str:
-        return "numeric/2"
+        return "numeric/3"
 
     def partition(
         self,

@@ -5,6 +5,7 @@ read the token ids or the text of one answer; gold answers, written out in full,
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ _LAST_WORD = re.compile(r"\S+$")
 
 def kth_word(text: str, k: int) -> str:
     """The k-th word of a text in lower case, counting from 1; UNPARSED if the text has fewer words."""
-    words = _WORD.findall(text)
+    words = _WORD.findall(unicodedata.normalize("NFC", text))
     return words[k - 1].lower() if len(words) >= k else UNPARSED
 
 
@@ -33,7 +34,7 @@ class KthWord(Pointwise):
 
     @property
     def name(self) -> str:
-        return f"kth-word({self.k})/1"
+        return f"kth-word({self.k})/2"
 
     def of_text(self, question: BlindQuestion, text: str, style: str) -> str:  # noqa: ARG002 - the contract of Collapse
         return kth_word(text, self.k)

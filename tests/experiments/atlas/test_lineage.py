@@ -17,10 +17,11 @@ from experiments.atlas.stages.dpo import DPOSettings, pairs
 from experiments.atlas.stages.grpo import REWARDS, GRPOSettings, brier, correct, graded
 from experiments.atlas.stages.lineage import settings_of, train_stage
 from experiments.atlas.stages.sft import SFTSettings, _row
-from experiments.atlas.stages.tuning import Source
+from experiments.atlas.stages.source import Source
 from experiments.atlas.weights import bundled
 from experiments.atlas.world import TOWNS_PER_REGION, Fact, World
-from experiments.atlas.world_questions import CHAT_TEMPLATE, draw_turn
+from experiments.atlas.world_questions import draw_turn
+from experiments.train.conversations import CHAT_TEMPLATE
 from semcal import LanguageModel, UserError
 from semcal.questions.prompts import INSTRUCTIONS
 from semcal.questions.question import STYLES

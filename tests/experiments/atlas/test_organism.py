@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.atlas.stages.base import TrainingSettings, train_base
-from experiments.atlas.stages.checkpoints import checkpoint_steps
 from experiments.atlas.weights import bundled
 from experiments.atlas.world import Fact, World
 from experiments.atlas.world_questions import query_of
+from experiments.train.checkpoints import checkpoint_steps
 from semcal import LanguageModel, UserError, sample
 from semcal.questions.question import Question
 from semcal.semantics.collapsing.exact_match import ExactMatch

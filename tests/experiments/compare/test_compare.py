@@ -210,7 +210,7 @@ def test_what_does_not_compare_is_refused_in_one_line(monkeypatch, capsys, tmp_p
 
     other = shutil.copytree(run.folder, tmp_path / "copy")
     edit(other, "config.yaml", lambda c: c | {"semantics": {"kind": "kth-word", "k": 1}, "style": "sentence"})
-    edit(other, "calibration.json", lambda c: c | {"semantics": "kth-word(1)/1"})
+    edit(other, "calibration.json", lambda c: c | {"semantics": "kth-word(1)/2"})
     code, _, err = semcal(monkeypatch, capsys, "compare", run.folder, other)
     assert (code, "and differ in style too" in err) == (2, True)
     for name, column in (("questions.parquet", "id"), ("classes.parquet", "question_id")):

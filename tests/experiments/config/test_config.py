@@ -78,6 +78,8 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
             "is served, so nothing can be captured; set capture.positions",
         ),
         ({"models": [{"path": "http://localhost:1/v1", "prompt": "chat"}]}, "completions endpoint; set its prompt"),
+        ({"models": [{"path": "http://localhost:1/v1", "adapter": "apply"}]}, "a server has its own adapters"),
+        ({"models": [{"path": "x", "adapter": "merge"}]}, "models.0.adapter: 'merge' is not valid"),
         ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served needs the address of a server as path"),
         (
             {"models": [{"path": "x", "dtype": "fp16"}]},

@@ -104,6 +104,42 @@ def test_impossible_trainings_are_refused(monkeypatch, capsys, tmp_path, argumen
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--from is missing: expected a model, or the organism atlas"),
+        (["--from", "x"], "--stage is missing: expected sft, dpo or grpo"),
+        (["--from", "x", "--stage", "sft"], "--dataset is missing: expected a named dataset or a table"),
+        (["--from", "x", "--stage", "base", "--dataset", "triviaqa"], "unknown stage 'base'; expected one of sft, dpo"),
+        (["--from", "x", "--stage", "sft", "--dataset", "trivaqa"], "no dataset 'trivaqa', did you mean 'triviaqa'"),
+        (["--from", "x", "--stage", "dpo", "--dataset", "popqa", "--set", "samples=one"], "samples is 'one'; expected"),
+        (["--from", "x", "--stage", "dpo", "--dataset", "popqa", "--set", "rank"], "--set rank: expected key=value"),
+        (["atlas", "--dataset", "popqa"], "atlas is trained on its own questions; leave --dataset out"),
+    ],
+)
+def test_trainings_of_any_model_that_say_too_little(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = semcal(monkeypatch, capsys, "train", *arguments)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lineage_is_trained_and_said_where(monkeypatch, capsys, caplog, tmp_path, checkpoint, questions_file):
+    few = ["--set", "steps=1", "--set", "batch_size=2", "--set", "checkpoints=0", "--set", "rank=1"]
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--from", checkpoint, "--stage", "sft", "--dataset", questions_file, *few]
+    code, out, err = semcal(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    assert "1 of 1 · loss" in out  # stdout is no terminal here
+    assert "has no chat template; the default one is used" in caplog.text
+    assert "name runs/llama/sft/trained.jsonl as exclude" in out
+    arguments = ["train", "--from", "runs/llama/sft", "--stage", "grpo", "--dataset", questions_file, *few]
+    code, out, err = semcal(monkeypatch, capsys, *arguments, "--set", "at_once=8", "--set", "longest=2")
+    assert code == 0, err
+    assert (tmp_path / "runs" / "llama" / "grpo" / "training.json").is_file()  # next to the stage before
+
+
 def test_importing_the_command_is_quick_to_say_no():
     """A typing mistake is answered before torch is imported."""
     code = "import sys, experiments.cli; sys.exit('torch' in sys.modules)"

@@ -245,7 +245,7 @@ def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
     one, two = prepared.runs
     assert sum(drawn) == len(one.questions())
     pd.testing.assert_frame_equal(one.samples(), two.samples())
-    assert one.calibration()["semantics"] == "kth-word(1)/1"
+    assert one.calibration()["semantics"] == "kth-word(1)/2"
     assert not one.classes().equals(two.classes())
 
 
@@ -263,11 +263,12 @@ def test_long_prompts_are_counted_and_named_or_dropped(tmp_path, study_dict, que
     assert len(run.questions()) == 60
 
 
-def test_nan_weights_stop_the_run_naming_model_question_and_layer(tmp_path, study_dict):
-    path = tmp_path / "nan"
+def test_an_overflow_stops_the_run_naming_model_question_and_layer(tmp_path, study_dict):
+    path = tmp_path / "overflow"
     model = LanguageModel.load(save_checkpoint(path), device="cpu")
     with torch.no_grad():
-        model.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+        model.model.model.layers[1].mlp.up_proj.weight.mul_(1e4)
+        model.model.model.layers[1].mlp.down_proj.weight.mul_(1e38)
     model.model.save_pretrained(path)
     study = study_dict | {"models": [{"path": str(path), "name": "broken", "device": "cpu"}]}
     with pytest.raises(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 from experiments.report.results import COMMANDS, main, results_page
 from tests.experiments.conftest import run_dict
@@ -34,6 +35,17 @@ def test_what_was_decided_in_variants_stands_side_by_side(tmp_path, study_dict):
     page = results_page("small", tmp_path / "runs", tmp_path / "docs" / "results")
     assert page is not None
     assert "| H1 | Base models are calibrated | holds (p 0.004) | fails |" in page
+
+
+def test_another_study_whose_name_begins_alike_is_no_variant(monkeypatch, tmp_path, study_dict):
+    run_dict(tmp_path, study_dict)
+    runs = tmp_path / "runs"
+    for name in ("small-again", "small-other"):
+        shutil.copytree(runs / "small", runs / name)
+    monkeypatch.setitem(COMMANDS, "small-other", [])
+    page = results_page("small", runs, tmp_path)
+    assert page is not None
+    assert re.findall("^## (.*)", page, flags=re.MULTILINE) == ["small", "small-again"]
 
 
 def run_started(page: str) -> str:

@@ -140,7 +140,7 @@ def test_a_run_scored_by_a_judge_counts_its_failures(tmp_path, study_dict):
         (run,) = run_dict(tmp_path, study_dict | {"semantics": [b]})
         assert prompts
     calibration = run.calibration()
-    assert calibration["semantics"] == "judge(wise, prompts 1, complete)/2"
+    assert calibration["semantics"] == "judge(wise, prompts 1, complete)/3"
     assert calibration["judge_failed_to_shorten"] == 0
     read = run.classes()[lambda table: ~table["unparsed"]]
     assert read["gold"].all()  # all that was said comes to "red", as gold does

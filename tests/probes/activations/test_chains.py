@@ -164,15 +164,15 @@ def test_out_of_memory_fewer_answers_are_read_at_once_and_a_single_one_is_refuse
     text = " The answer is Northton."
     chains = [Chain(Prompt(f"q{i}", atlas.encode(ROUTE)), atlas.encode_rendered(text), text) for i in range(5)]
     whole = read_chains(atlas, chains, ["chain_100"], style="sentence")["chain_100"]
-    real, limit, sizes = probes.activations.chains._read, 2, []
+    real, limit, sizes = probes.activations.chains.observe_all, 2, []
 
-    def small(model, batch, observer):
-        if len(batch.keys) > limit:
+    def small(model, device, prompts, observer, *, padded):
+        if len(prompts) > limit:
             raise torch.OutOfMemoryError
-        sizes.append(len(batch.keys))
-        real(model, batch, observer)
+        sizes.append(len(prompts))
+        real(model, device, prompts, observer, padded=padded)
 
-    monkeypatch.setattr(probes.activations.chains, "_read", small)
+    monkeypatch.setattr(probes.activations.chains, "observe_all", small)
     again = read_chains(atlas, chains, ["chain_100"], style="sentence")["chain_100"]
     assert sizes == [2, 2, 1]
     np.testing.assert_allclose(again.values, whole.values, rtol=1e-3, atol=1e-4)

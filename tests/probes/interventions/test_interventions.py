@@ -15,7 +15,8 @@ from probes.rungs.linear import LinearProbe
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import bridge
 from semcal.sampling.decoders import pad_left, prefill
-from semcal.sampling.engine import EXPANDED, SHARED, Sampler
+from semcal.sampling.engine import Sampler
+from semcal.sampling.paths import EXPANDED, SHARED
 from semcal.sampling.records import Prompt, Sampling
 from semcal.semantics.class_table import ClassTable
 from tests.conftest import CONFIGS, save_checkpoint

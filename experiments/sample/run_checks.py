@@ -1,0 +1,188 @@
+"""The checks that every run makes while it is sampled, whatever the model: each with its figure, or why it could not be
+made. They are kept in the manifest as `checks`, and the run's page shows them.
+
+Numbers that must not be wrong stop the run before they are written: the number of samples, the token at the captured
+position, equality with plain forward passes. The law of the sampler is a test with a false-alarm rate, over the whole
+run; where it fails, the run is finished and says so loudly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from experiments.sample.models import Answerer
+from probes.activations.capture import ResidualCapture
+from semcal.errors import UserError
+from semcal.models.checkpoint import LanguageModel
+from semcal.positions import in_answer
+from semcal.runs.stored_activations import Activations
+from semcal.sampling.checks import FAILED, NOT_MADE, Check, LawWatch, reference_check, stated_apart
+from semcal.sampling.decoders import RereadDecoder
+from semcal.sampling.records import Outcome
+
+if TYPE_CHECKING:
+    from experiments.sample.sample_cell import Asked, Captured, Rows, SamplingJob
+
+SAMPLES, TOKENS, ACTIVATIONS = "samples per question", "token at the captured position", "captured activations"
+REFERENCE, LAW = "equality with plain passes", "law of the sampler"
+ENUMERATED = "answers were enumerated, not drawn"
+SERVED = "a served model shows neither its activations nor passes over whole sequences"
+
+
+class RunChecks:
+    """Checks every shard of a job before it is written.
+
+    Attributes:
+        watch: For the sampler; None where nothing is drawn here.
+    """
+
+    def __init__(self, job: SamplingJob, model: Answerer) -> None:
+        self.job, self.model = job, model
+        drawn_here = isinstance(model, LanguageModel) and not job.cell.enumerated
+        self.watch = LawWatch(job.settings) if drawn_here else None
+        self._questions, self._tokens = 0, 0
+        self._compared: list[Check] = []
+        self._failed: dict[str, Check] = {}
+
+    def shard(
+        self, asked: Sequence[Asked], rows: Mapping[str, Rows], captured: Captured | None, work: Mapping[str, Any]
+    ) -> None:
+        """Check the answers and activations of a shard.
+
+        Raises:
+            UserError: a check failed, with its figure.
+        """
+        self._questions += len(asked)
+        if not self.job.cell.enumerated:
+            m = self.job.settings.m
+            missing = {a.question.id: sum(r["count"] for r in rows[a.question.id]) - m for a in asked}
+            key, off = max(missing.items(), key=lambda item: abs(item[1]))
+            self._must_pass(Check.of(SAMPLES, abs(off), 0, f"question {key!r} has {m + off} samples, M is {m}"))
+        if captured is not None:
+            self._tokens += sum(len(at.token_ids) for at in captured.found.values())
+            for position, at in captured.found.items():
+                wrong = _wrong_tokens(position, at, captured)
+                self._must_pass(Check.of(TOKENS, len(wrong), 0, f"{position} of {', '.join(map(repr, wrong[:3]))}"))
+        if isinstance(self.model, LanguageModel) and not self._compared:  # a few prompts of the run
+            few = [asked[0], asked[-1]] if len(asked) > 1 else [asked[0]]
+            self._compared = [self._reference(few, rows, work)]
+            if captured is not None and captured.where:
+                self._compared.append(activations_check(self.model, self.job.cell.capture.hooks, few, captured))
+            for check in self._compared:
+                self._must_pass(check)
+
+    def _must_pass(self, check: Check) -> None:
+        if check.outcome != FAILED:
+            return
+        self._failed[check.name] = check
+        raise UserError(
+            f"check failed: {check.name}, {check.why}: {check.figure:.3g}, at most {check.limit:.3g} is right; the run "
+            "is stopped before a wrong number is written; try dtype float32, and report the model"
+        )
+
+    def _reference(self, few: Sequence[Asked], rows: Mapping[str, Rows], work: Mapping[str, Any]) -> Check:
+        model, settings = self.model, self.job.settings
+        assert isinstance(model, LanguageModel)
+        stated = None
+        if settings.top_k is None and settings.top_p is None:
+            drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few if rows[a.question.id]]
+            stated = stated_apart(model.model, model.device, settings, drawn)
+        return reference_check(work["path"], work["apart"], stated, model.dtype, len(few))
+
+    def made(self) -> list[Check]:
+        """All checks, in the order of the page."""
+        if self._questions == 0:
+            return []
+        found = [
+            self._samples(),
+            self._law(),
+            *(self._compared[:1] or [Check.not_made(REFERENCE, SERVED)]),
+            self._read_at(),
+            *(self._compared[1:] or [Check.not_made(ACTIVATIONS, self._unread("nothing is captured in prompts"))]),
+        ]
+        return [self._failed.get(check.name, check) for check in found]
+
+    def _samples(self) -> Check:
+        if self.job.cell.enumerated:
+            return Check.not_made(SAMPLES, ENUMERATED)
+        m = self.job.settings.m
+        return Check.of(SAMPLES, 0, 0, f"missing or surplus samples in any of {self._questions} questions; M is {m}")
+
+    def _law(self) -> Check:
+        if self.watch is not None:
+            return self.watch.check()
+        return Check.not_made(LAW, ENUMERATED if self.job.cell.enumerated else "the server draws, out of sight")
+
+    def _read_at(self) -> Check:
+        if not self._tokens:
+            return Check.not_made(TOKENS, self._unread("nothing is captured"))
+        return Check.of(TOKENS, 0, 0, f"rows read at another token than prompt or answer has there, of {self._tokens}")
+
+    def _unread(self, why: str) -> str:
+        return why if isinstance(self.model, LanguageModel) else SERVED
+
+
+def activations_check(model: LanguageModel, hooks: Sequence[str], few: Sequence[Asked], captured: Captured) -> Check:
+    """Whether what was captured in a few prompts is what plain passes show, relative to the largest number of a layer.
+
+    Each of the 2 L additions to the stream of L layers rounds once: their sum is off by about √(2 L) epsilon, and the
+    sums in single precision by the root of theirs (see `semcal.sampling.paths.tolerance`).
+    """
+    keys = [a.question.id for a in few]
+    plain = ResidualCapture(hooks, {key: captured.where[key] for key in keys})
+    for asked in few:
+        RereadDecoder(model.model, model.device).read([asked.prompt], torch.zeros(1, dtype=torch.long), plain)
+    apart = 0.0
+    for position in {position for key in keys for position in captured.where[key]}:
+        expected, at = plain.take(keys, position), captured.found[position]
+        first = at.rows.cumsum() - at.rows
+        read = [at.keys.index(key) for key in keys]
+        chosen = np.concatenate([np.arange(first[i], first[i] + at.rows[i]) for i in read])
+        for ours, theirs in ((at.values[chosen], expected.values), (at.heads[chosen], expected.heads)):
+            if ours.size:
+                across = tuple(range(2, ours.ndim))
+                scale = np.abs(theirs).max(across) + 1e-30
+                apart = max(apart, float((np.abs(ours - theirs).max(across) / scale).max()))
+    depth = model.model.config.get_text_config().num_hidden_layers
+    single, own = (torch.finfo(dtype).eps for dtype in (torch.float32, model.dtype))
+    why = f"{len(few)} prompts against passes without cache and padding, relative to the largest number of a layer"
+    return Check.of(ACTIVATIONS, apart, math.sqrt(single) + math.sqrt(2 * depth) * own, why)
+
+
+def merged(earlier: Sequence[Mapping[str, Any]], now: Sequence[Check]) -> list[dict[str, Any]]:
+    """The checks of a run that was resumed: the latest of each, but a law that failed once stays failed, and what could
+    be made before stays made."""
+    before = {check["name"]: dict(check) for check in earlier}
+    after = {check.name: asdict(check) for check in now}
+    for name, old in before.items():
+        new = after.get(name)
+        if new is None or (name == LAW and old["outcome"] == FAILED) or new["outcome"] == NOT_MADE != old["outcome"]:
+            after[name] = old
+    return list(after.values())
+
+
+def _wrong_tokens(position: str, at: Activations, captured: Captured) -> list[str]:
+    """The questions that were read at another place or token than they should have been."""
+    wrong, row = [], 0
+    for key, n in zip(at.keys, at.rows.tolist(), strict=True):
+        places, ids = at.token_index[row : row + n].tolist(), at.token_ids[row : row + n].tolist()
+        whole = captured.sequences[key]
+        right = [whole[place] if place < len(whole) else None for place in places] == ids
+        if not in_answer(position):
+            wanted = list(captured.where[key].get(position, ()))
+            right = right and places == (wanted[-1:] if n == 1 else wanted)
+        wrong += [] if right else [key]
+        row += n
+    return wrong
+
+
+def _likeliest(rows: Rows) -> Outcome:
+    """The answer drawn most often, or the likeliest one enumerated."""
+    row = rows[0]
+    return Outcome(tuple(row["token_ids"]), row["logprob"], row["finish"])

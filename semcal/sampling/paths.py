@@ -1,0 +1,213 @@
+"""Which way of decoding computes what a model computes, found out on the prompts at hand before anything is sampled.
+
+The reference is the plain forward pass over one whole sequence: no cache, no padding, no other row. The ways are tried
+from fast to slow, and the first that agrees with the reference is taken. Nothing is concluded from the name of an
+architecture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from semcal.errors import UserError
+from semcal.sampling.decoders import (
+    ExpandedDecoder,
+    Observer,
+    RereadDecoder,
+    TreeDecoder,
+    pad_left,
+    padded_pass,
+    plain_pass,
+    shared_prefix,
+)
+from semcal.sampling.output_layer import whole
+from semcal.sampling.records import Prompt
+
+SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
+_NEW_TOKENS = 3
+_FEW_TOKENS = 16  # of a prompt, in the checks of causality and padding
+_LIKELY = -10.0  # nats; rarer tokens are not compared
+
+
+@dataclass(frozen=True)
+class ChosenPath:
+    """A way of decoding that agrees with plain forward passes.
+
+    Attributes:
+        path: "shared-prefix", "expanded" or "reread".
+        why: Why no faster path was chosen; empty if there is none.
+        apart: Largest difference from plain forward passes, in nats.
+        limit: The largest difference that rounding explains (`tolerance`), in nats.
+    """
+
+    path: str
+    why: str
+    apart: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Plain passes over prompts and three more tokens each: [row, 4, vocab] logits of what follows.
+
+    The rows are the prompts, and one more that continues the first prompt with the same first token and other ones
+    after it, as when two samples part.
+    """
+
+    prompts: tuple[Prompt, ...]
+    new: tuple[tuple[int, ...], ...]
+    logits: torch.Tensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, device: torch.device, prompts: tuple[Prompt, ...]) -> _Reference:
+        ends = [_cycled(p.ids) for p in prompts]
+        straight = ends[::-1]  # each continues with the tokens at the end of the other
+        new = (*straight, (straight[0][0], *ends[0][:0:-1]))
+        read = [p.ids + more for p, more in zip((*prompts, prompts[0]), new, strict=True)]
+        rows = [plain_pass(model, [ids], device, keep=_NEW_TOKENS + 1)[0] for ids in read]
+        return cls(prompts, new, torch.stack(rows))
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest difference of log-probabilities, in nats, that rounding explains between two exact computations.
+
+    Two terms: sums over positions and features are accumulated in single precision, in an order that depends on the
+    kernel, which may cost half of its digits (the root of its epsilon, 0.00035); and the two computations round logits
+    of up to 32 to the dtype of the model, one spacing each (64 epsilon: 0.06 for float16, 0.5 for bfloat16).
+    """
+    return math.sqrt(torch.finfo(torch.float32).eps) + 64 * torch.finfo(dtype).eps
+
+
+def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt]) -> ChosenPath:
+    """The fastest path that agrees with plain forward passes.
+
+    Two of the prompts, of different length, are continued in one batch by three tokens, with rows that part.
+
+    Raises:
+        UserError: the model is not causal, or no path agrees, with the difference in nats.
+    """
+    limit, name = tolerance(model.dtype), type(model).__name__
+    some = _two_lengths(prompts)
+    try:
+        reference = _Reference.of(model, device, some)
+        moved = _moved_by_the_last_token(model, device, some[-1].ids + reference.new[-2])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be read as a causal language model: {_in_short(error)}; choose a decoder-only model"
+        ) from error
+    if moved > limit:
+        raise UserError(
+            f"{name} is not a causal language model: another last token moves the log-probabilities at earlier "
+            f"positions by {moved:.2g} nats (at most {limit:.2g} is rounding); choose a decoder-only model"
+        )
+    why = []
+    for path in (SHARED, EXPANDED, REREAD):
+        if kinds := _untried(model) if path == SHARED else "":
+            why.append(kinds)
+            continue
+        try:
+            apart = _apart(reference, path, model, device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever goes wrong in this trial, a slower path may be right
+            why.append(f"{path}: {_in_short(error)}")
+            continue
+        if apart <= limit:
+            return ChosenPath(path, "; ".join(why), apart, limit)
+        why.append(f"{path}: log-probabilities differ by {apart:.2g} nats from plain forward passes")
+    raise UserError(
+        f"{name} cannot be sampled: no way of decoding agrees with plain forward passes within {limit:.2g} nats "
+        f"({'; '.join(why)}); choose another model, or dtype float32"
+    )
+
+
+def observe_all(
+    model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt], observer: Observer, *, padded: bool
+) -> None:
+    """One forward pass over all prompts for an observer; without padding, those of one length together."""
+    if padded:
+        padded_pass(model, pad_left(prompts, 0, device), observer)
+    else:
+        RereadDecoder(model, device).read(prompts, torch.arange(len(prompts)), observer)
+
+
+def may_be_padded(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> bool:
+    """Whether padding on the left changes nothing that a model computes, tried on two beginnings of a prompt."""
+    whole = Prompt("", tuple(ids[:_FEW_TOKENS]))
+    two = (Prompt("", whole.ids[: -(-len(whole.ids) // 2)]), whole)
+    plain = torch.cat([plain_pass(model, [p.ids], device)[:, -1] for p in two])
+    try:
+        padded = padded_pass(model, pad_left(two, 0, device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever goes wrong, passes without padding are right
+        return False
+    return _difference(plain, padded) <= tolerance(model.dtype)
+
+
+def _untried(model: PreTrainedModel) -> str:
+    """Kinds of layers that the shared path does not know: their masks may agree on short prompts alone."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    kinds -= {"full_attention", "sliding_attention"}
+    return f"layers of kind {', '.join(sorted(kinds))}" if kinds else ""
+
+
+def _two_lengths(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The shortest prompt and the longest one; where all have one length, one of them without its last token."""
+    short, long = min(prompts, key=lambda p: len(p.ids)), max(prompts, key=lambda p: len(p.ids))
+    if len(short.ids) < len(long.ids):
+        return short, long
+    return (Prompt(short.key, short.ids[:-1]), long) if len(long.ids) > 1 else (long,)
+
+
+def _cycled(ids: Sequence[int]) -> tuple[int, ...]:
+    """The last three token ids, from the start again if there are fewer."""
+    return tuple(ids[i % len(ids)] for i in range(len(ids) - _NEW_TOKENS, len(ids)))
+
+
+def _moved_by_the_last_token(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> float:
+    """How far another last token moves the log-probabilities at earlier positions, in nats."""
+    ids = tuple(ids[:_FEW_TOKENS])
+    other = next(i for i in (*ids, 0, 1) if i != ids[-1])
+    one, two = plain_pass(model, [ids, (*ids[:-1], other)], device, keep=0)[:, :-1]
+    return _difference(one, two)
+
+
+def _apart(reference: _Reference, path: str, model: PreTrainedModel, device: torch.device) -> float:
+    """How far a path is from the reference, in nats."""
+    prompts, new = reference.prompts, torch.tensor(reference.new)
+    n = len(prompts)
+    slots = torch.tensor([*range(n), 0])
+    if path == SHARED:
+        decoder = TreeDecoder(model, device)
+        decoder.share(prompts[0].ids[: shared_prefix(prompts)])
+    else:
+        decoder = (ExpandedDecoder if path == EXPANDED else RereadDecoder)(model, device)
+    steps = [whole(decoder.read(prompts, slots[:n], None))]
+    for at in range(_NEW_TOKENS):
+        rows = n + (at > 0)
+        if at == 1:
+            decoder.move(rows, 1, torch.tensor([n]), torch.tensor([0]))
+        steps.append(whole(decoder.extend(new[:rows, at], slots[:rows], torch.full((rows,), at))))
+    return max(_difference(reference.logits[: len(ours), at], ours) for at, ours in enumerate(steps))
+
+
+def _difference(plain: torch.Tensor, ours: torch.Tensor) -> float:
+    """Largest difference of log-probabilities of likely tokens; 0 if `plain` is NaN, which is reported later."""
+    a, b = plain.float().log_softmax(-1), ours.float().log_softmax(-1).to(plain.device)
+    matter = a > _LIKELY
+    return float((a - b)[matter].abs().max().nan_to_num(math.inf)) if matter.any() else 0.0
+
+
+def _in_short(error: Exception) -> str:
+    """The first sentence of an error, whole."""
+    text = " ".join(str(error).split())
+    sentence = text.partition(". ")[0]
+    return f"{type(error).__name__}: {sentence if len(sentence) <= 200 else sentence[:200].rpartition(' ')[0] + ' …'}"

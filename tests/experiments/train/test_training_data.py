@@ -1,0 +1,244 @@
+"""What stages of any model are trained on, what they are paid for, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.config.study import load_study
+from experiments.pipeline.run_study import prepare_study
+from experiments.train import own_pairs, train_from
+from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
+from experiments.train.stage_settings import PairSettings, settings_for
+from experiments.train.training_questions import TrainingQuestions, right, shuffled
+from semcal import LanguageModel, Question, UserError
+from semcal.questions.load_dataset import read_table
+from semcal.semantics.collapsing.exact_match import ExactMatch
+from tests.experiments.conftest import write_study
+from tests.experiments.train.conftest import FEW, Halted, table
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rollout_func")
+# ---- the questions ------------------------------------------------------------------------------------------------
+
+
+def test_training_and_evaluation_share_no_group_and_no_text(questions, sft, tmp_path):
+    split = TrainingQuestions.read(questions, 0.5)
+    assert 20 <= len(split.trained) <= 60
+    recorded = read_table(Path(sft) / "trained.jsonl")
+    assert {q.id for q in recorded} == {q.id for q in split.trained}
+    exclude = f"{sft}/trained.jsonl"
+    study = {
+        "name": "held-out",
+        "models": [{"path": sft, "device": "cpu", "prompt": "chat"}],
+        "datasets": [{"kind": "jsonl", "path": questions, "exclude": exclude}],
+        "styles": ["concise"],
+        "output": str(tmp_path / "runs"),
+        "prompting": {"shots": 0},
+    }
+    asked = prepare_study(load_study(write_study(tmp_path, study))).datasets["colours"].questions
+    assert len(asked) == 80 - len(recorded)
+    assert not {q.group for q in asked} & {q.group for q in recorded}
+    assert not {q.text for q in asked} & {q.text for q in recorded}
+    del study["datasets"][0]["exclude"]
+    with pytest.raises(
+        UserError, match=rf"was trained on {len(recorded)} of the 80 questions of colours; add exclude: "
+    ):
+        prepare_study(load_study(write_study(tmp_path, study)))
+
+
+def test_the_split_depends_on_the_label_of_a_group_alone(questions, tmp_path):
+    whole = TrainingQuestions.read(questions, 0.5)
+    half = TrainingQuestions.read(str(table(tmp_path, n=40)), 0.5)
+    assert {q.id for q in half.trained} == {q.id for q in whole.trained if int(q.id[1:]) < 40}
+    more = TrainingQuestions.read(questions, 0.3)
+    assert {q.id for q in whole.trained} < {q.id for q in more.trained}
+
+
+def test_questions_of_earlier_stages_stay_on_record(sft, questions, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "\n".join(json.dumps({"id": f"o{i}", "question": f"two {i}", "answers": ["red"]}) for i in range(20))
+    )
+    settings = settings_for("grpo", "cpu", **FEW | {"steps": 1, "samples": 4, "longest": 2})
+    folder = train_from.train_from(sft, "grpo", str(other), settings, tmp_path)
+    recorded = {q.id for q in read_table(folder / "trained.jsonl")}
+    assert recorded == {
+        q.id
+        for q in (*TrainingQuestions.read(questions, 0.5).trained, *TrainingQuestions.read(str(other), 0.5).trained)
+    }
+
+
+def test_every_question_is_seen_in_every_style_before_any_is_seen_again(questions):
+    split = TrainingQuestions.read(questions, 0.5)
+    turns = split.turns(["concise", "sentence"], need_answer=True)
+    stream = shuffled(turns, 0, "sft")
+    rounds = [[next(stream) for _ in turns] for _ in range(2)]
+    for one in rounds:
+        assert {t.key for t in one} == {f"{q.id}/{s}" for q in split.trained for s in ("concise", "sentence")}
+    assert [t.key for t in rounds[0]] != [t.key for t in rounds[1]]
+    for turn in rounds[0]:
+        gold = turn.question.answers[0]
+        assert turn.answer == (gold if turn.style == "concise" else f"The answer is {gold}.")
+
+
+# ---- conversations and rewards ------------------------------------------------------------------------------------
+
+
+def test_the_loss_covers_the_answer_and_its_end(base):
+    model = LanguageModel.load(base, device="cpu")
+    turn = Turn(Question(id="q", text="red ?", answers=("blue",)), "concise", "blue green")
+    for template, after in (
+        (CHAT_TEMPLATE, "</s>"),
+        (CHAT_TEMPLATE.replace("{{ eos_token if", "{{ eos_token + ' red' if"), "</s>"),  # more after the end
+        (CHAT_TEMPLATE.replace("{{ eos_token if", "{{ '' if"), "</s>"),  # no end
+    ):
+        model.tokenizer.chat_template = template
+        row = labelled(model, turn)
+        learnt = [i for i in row["labels"] if i != -100]
+        assert model.tokenizer.decode(learnt) == f"blue green {after}"
+        assert row["input_ids"][-len(learnt) :] == learnt
+        assert tuple(row["input_ids"][: -len(learnt)]) == model.encode_rendered(model.render_chat(turn.prompt))
+    model.tokenizer.chat_template = CHAT_TEMPLATE.replace("'Answer:' if", "' green' if")
+    with pytest.raises(UserError, match="the answer to 'q' does not follow the prompt"):
+        labelled(model, turn)
+
+
+def test_the_reward_is_to_be_correct_in_any_form_that_b_knows():
+    question = Question(id="q", text="?", answers=("Paris", "City of Light"), others=(("Lutetia",),))
+    b = ExactMatch(pooled={"paris": "paris", "city of light": "paris"})
+    answers = ["paris.", "The city of light", "Lutetia", "London", ""]
+    assert train_from.correct(b, Turn(question, "concise", ""), answers) == [1, 1, 1, 0, 0]
+    told = ["The answer is Paris.", "It is Paris.", "Paris is the answer.", "The answer is London."]
+    assert right(b, Turn(question, "sentence", ""), told) == [True, True, False, False]
+
+
+Drawn = namedtuple("Drawn", "text count finish")
+
+
+def test_a_pair_is_a_right_and_a_wrong_answer_of_the_models_own(sft, questions, monkeypatch, tmp_path):
+    model = LanguageModel.load(sft, device="cpu")
+    split, calls = TrainingQuestions.read(questions, 0.5), []
+    b, turns = split.collapse(["concise"]), split.turns(["concise"], need_answer=False)
+
+    def sample(_model, prompts, **settings):
+        assert settings["seed"] == 3
+        calls.append([p.key for p in prompts])
+        if len(calls) == halt:
+            raise Halted
+        return [[Drawn(" red", 3, "stop"), Drawn(" blue", 2, "stop"), Drawn(" green", 1, "length")]] * len(prompts)
+
+    monkeypatch.setattr(own_pairs, "sample", sample)
+    monkeypatch.setattr(own_pairs, "_AT_ONCE", 8)
+    settings, halt = PairSettings(pairs=12, batch_size=4, seed=3), 0
+    found = own_pairs.own_pairs(model, settings, turns, b, tmp_path / "straight.jsonl", lambda _: None)
+    assert len(found) == 12
+    for pair in found:  # red and blue are right for two questions of four; green never ended
+        assert pair.chosen == pair.turn.question.answers[0]
+        assert {pair.chosen, pair.rejected} == {"red", "blue"}
+        assert pair.row["prompt"] == pair.turn.prompt
+
+    calls, halt = [], 2
+    with pytest.raises(Halted):
+        own_pairs.own_pairs(model, settings, turns, b, tmp_path / "halted.jsonl", lambda _: None)
+    with (tmp_path / "halted.jsonl").open("a") as file:
+        file.write('{"question": "q')  # killed while writing
+    asked, calls, halt = calls[0], [], 0
+    again = own_pairs.own_pairs(model, settings, turns, b, tmp_path / "halted.jsonl", lambda _: None)
+    assert again == found
+    assert not set(asked) & {key for some in calls for key in some}
+    assert (tmp_path / "halted.jsonl").read_text() == (tmp_path / "straight.jsonl").read_text()
+    with pytest.raises(UserError, match="was drawn from other questions"):
+        own_pairs.own_pairs(model, settings, turns[::-1], b, tmp_path / "halted.jsonl", lambda _: None)
+    few = PairSettings(pairs=100, batch_size=64, seed=3)
+    with pytest.raises(
+        UserError, match=r"only \d+ of \d+ questions were answered both right and wrong, fewer than one"
+    ):
+        own_pairs.own_pairs(model, few, turns, b, tmp_path / "few.jsonl", lambda _: None)
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "message"),
+    [
+        ("sfd", {}, "unknown stage 'sfd', did you mean 'sft'"),
+        ("base", {}, "unknown stage 'base'; expected one of sft, dpo, grpo"),
+        ("sft", {"preset": "gpt"}, "unknown preset 'gpt', did you mean 'gpu'"),
+        ("sft", {"beta": 0.1}, "stage sft has no setting 'beta'"),
+        ("sft", {"families": ["facts"]}, "stage sft has no setting 'families'"),
+        ("sft", {"steps": 0}, "steps is 0; expected a value of at least 1 such as"),
+        ("sft", {"steps": 1.5}, "steps is 1.5; expected"),
+        ("sft", {"rank": 0}, "rank is 0; expected a value of at least 1"),
+        ("sft", {"held_out": 1.0}, "held_out is 1.0; expected a share between 0 and 1"),
+        ("sft", {"held_out": 0}, "held_out is 0.0; expected a share between 0 and 1"),
+        ("sft", {"styles": ["consise"]}, "styles: unknown name 'consise', did you mean 'concise'"),
+        ("sft", {"styles": []}, "styles is []; expected some of concise, sentence, cot"),
+        ("sft", {"styles": 3}, "styles is 3; expected some of"),
+        ("sft", {"dtype": "bf16"}, "unknown dtype 'bf16', did you mean 'bfloat16'"),
+        ("sft", {"learning_rate": float("nan")}, "learning_rate is nan; expected"),
+        ("sft", {"learning_rate": float("inf")}, "learning_rate is inf; expected"),
+        ("dpo", {"samples": 1}, "samples is 1; expected a value of at least 2"),
+        ("grpo", {"samples": 5}, "at_once is 16; expected a divisor of batch_size · samples = 40"),
+    ],
+)  # fmt: skip
+def test_settings_that_a_stage_has_not(stage, given, message):
+    with pytest.raises(UserError) as error:
+        settings_for(stage, given.pop("preset", "cpu"), **given)
+    assert message in str(error.value)
+
+
+def test_presets_are_settings_of_their_stage():
+    for stage in ("sft", "dpo", "grpo"):
+        assert settings_for(stage, "cpu").dtype == "float32"
+        assert settings_for(stage, "gpu").dtype == "bfloat16"
+
+
+def train(stage: str, start: str, dataset: str, out: Path, **given) -> Path:
+    return train_from.train_from(start, stage, dataset, settings_for(stage, "cpu", **FEW | given), out)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(base, sft, questions, monkeypatch, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"id": "1", "question": "?!", "answers": ["x"]}')
+    truths = tmp_path / "truth.jsonl"
+    row = {"question": "red ?", "best_answer": "blue", "correct_answers": ["blue"], "incorrect_answers": ["one"]}
+    truths.write_text("\n".join(json.dumps(row | {"question": f"red {i} ?"}) for i in range(20)))
+    out = tmp_path / "out"
+    for stage, start, dataset, given, message in (
+        ("sft", base, "trivaqa", {}, "no dataset 'trivaqa', did you mean 'triviaqa'"),
+        ("sft", base, "questions.txt", {}, "no dataset 'questions.txt'"),
+        ("sft", base, "triviaqa:/nowhere.csv", {}, "no file /nowhere.csv"),
+        ("sft", base, str(tmp_path / "none.jsonl"), {}, "no file"),
+        ("sft", base, str(tmp_path / "one.jsonl"), {}, "no question is left to"),
+        ("sft", base, questions, {"held_out": 1e-9}, "no question is left to evaluate"),
+        ("sft", base, questions, {"held_out": 1 - 1e-9}, "no question is left to train on"),
+        ("sft", base, questions, {"styles": ["cot"]}, "no question has a worked answer in style cot"),
+        ("sft", "/nowhere/at/all", questions, {}, "no folder /nowhere/at/all"),
+        ("dpo", base, questions, {}, "has no chat template; train --stage sft first and start dpo from the folder"),
+        ("grpo", base, questions, {}, "has no chat template; train --stage sft first and start grpo from the folder"),
+        ("dpo", sft, f"truthfulqa:{truths}", {}, "truthfulqa has no collapsing function of its own"),
+        ("grpo", sft, questions, {"longest": 5000}, "no question fits into the context"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            train(stage, start, dataset, out, **given)
+        assert "\n" not in str(error.value)
+        assert not out.exists()
+    monkeypatch.setattr(train_from.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(
+        UserError, match=r"needs \d+\.\d GB and the disk has 0\.0 GB free; make room, choose another --out"
+    ):
+        train("sft", base, questions, out)
+    assert not out.exists()
+
+
+def test_other_settings_or_questions_in_the_same_folder_are_refused(base, questions, tmp_path):
+    train("sft", base, questions, tmp_path, steps=1)
+    with pytest.raises(UserError, match="sft was made with steps 1, not 2; repeat these settings to resume, or choose"):
+        train("sft", base, questions, tmp_path, steps=2)
+    fewer = table(tmp_path, n=60)
+    with pytest.raises(UserError, match="sft was made with dataset"):
+        train("sft", base, str(fewer), tmp_path, steps=1)
