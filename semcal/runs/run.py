@@ -127,7 +127,7 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        write_atomically(self.place("config.yaml"), lambda p: p.write_text(text))
+        write_atomically(self.place("config.yaml"), lambda p: p.write_text(text, encoding="utf-8"))
 
     def manifest(self) -> dict[str, Any]:
         """Versions, hashes, timings and the names of the shards; empty before sampling started."""
