@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from experiments.config.study import load_study
@@ -83,6 +82,7 @@ def test_the_run_ends_well_and_names_what_it_could_not_compute(monkeypatch, caps
     assert said.split(";")[0] in (folder / "report.html").read_text()
 
 
+@held_before
 def test_enough_is_probed(monkeypatch, capsys, tmp_path, checkpoint):
     """The smallest number of groups that the warning asks for is enough."""
     study = a_study(tmp_path, checkpoint, asked(3), probes={"folds": 3, "permutations": 0})
@@ -90,19 +90,6 @@ def test_enough_is_probed(monkeypatch, capsys, tmp_path, checkpoint):
     assert code == 0, err
     (folder,) = (tmp_path / "runs" / "few").glob("*__*")
     assert not Run.open(folder).probes().empty
-
-
-@pytest.mark.parametrize("groups", range(1, 9))
-def test_too_few_groups_is_exactly_what_cannot_be_split(groups):
-    from probes.evaluation.folds import nested_folds, too_few_groups
-
-    for folds in range(2, 9):
-        try:
-            nested_folds([str(g) for g in np.arange(groups)], folds, 0)
-            possible = True
-        except ValueError:
-            possible = False
-        assert (too_few_groups(groups, folds) == "") == possible
 
 
 def test_it_is_said_before_sampling_and_by_a_dry_run_alike(tmp_path, checkpoint, caplog):
