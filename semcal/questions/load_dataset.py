@@ -197,7 +197,7 @@ def _unfloated(path: Path, rows: list[Row]) -> list[Row]:
     if not any(cell.endswith(".0") for cell in cells) or not all(map(_is_float, cells)):
         return rows
     logger.warning(
-        "%s: all answers are written as floats, as pandas does where some are missing; they are read as numbers (%s as %s)",
+        "%s: all answers are written as floats, as pandas does if some are missing, and are read as numbers (%s as %s)",
         *(path, cells[0], as_text(float(cells[0]))),
     )
     return [
