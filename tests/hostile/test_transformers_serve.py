@@ -23,7 +23,7 @@ from tests.conftest import save_checkpoint
 from tests.models.test_served import free_port
 
 TEXT = "Question : red ?"
-M = 120
+M = 60
 LIKELY = 5  # the likeliest token that does not end an answer
 NEUTRALISED = {
     "repetition_penalty": 3.0,
