@@ -97,12 +97,12 @@ class RunChecks:
 
     def made(self) -> list[Check]:
         """All checks, in the order of the page."""
-        if self._questions == 0:
+        served = () if isinstance(self.model, LanguageModel) else self.model.work.checks
+        if self._questions == 0 and not served:
             return []
         found = [
             self._samples(),
-            self._law(),
-            *(self._compared[:1] or [Check.not_made(REFERENCE, SERVED)]),
+            *(served or (self._law(), *(self._compared[:1] or [Check.not_made(REFERENCE, SERVED)]))),
             self._read_at(),
             *(self._compared[1:] or [Check.not_made(ACTIVATIONS, self._unread("nothing is captured in prompts"))]),
         ]
@@ -117,7 +117,7 @@ class RunChecks:
     def _law(self) -> Check:
         if self.watch is not None:
             return self.watch.check()
-        return Check.not_made(LAW, ENUMERATED if self.job.cell.enumerated else "the server draws, out of sight")
+        return Check.not_made(LAW, ENUMERATED if self.job.cell.enumerated else SERVED)
 
     def _read_at(self) -> Check:
         if not self._tokens:

@@ -522,11 +522,8 @@ def _asker(
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
     """Each question is written to disk as soon as it is answered: asking again costs time and perhaps money."""
 
-    for before in job.run.manifest()["sampling_work"]:
-        if any(check["outcome"] == "failed" for check in before.get("checks", ())):
-            raise NotFromModelError(
-                f"{job.run.folder} holds answers that its server did not draw from the model itself"
-            )
+    if any(check["outcome"] == FAILED for check in job.run.manifest().get("checks", ())):
+        raise NotFromModelError(f"{job.run.folder} holds answers that its server did not draw from the model itself")
 
     def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         kept = job.run.partial(shard)
@@ -539,7 +536,7 @@ def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int
                 job.run.append_partial(shard, key, rows)
                 yield key, rows
         finally:
-            work.update(asdict(model.work))
+            work.update({name: value for name, value in asdict(model.work).items() if name != "checks"})
 
     return ask
 

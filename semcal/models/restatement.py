@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from semcal.models.dialects import TOP
-from semcal.models.stated_law import Check, Place, gap, places
+from semcal.models.stated_law import Place, gap, places
+from semcal.sampling.checks import FAILED, PASSED, Check
 
 LIMIT = 0.25  # nats; the same token in another batch, in bfloat16 or with a quantised cache, was stated up to 0.1 apart
 _PLACES = 3  # fresh requests an answer
@@ -48,10 +49,10 @@ class Comparison:
         """The figure is the second largest difference among answers, in nats."""
         if len(self.gaps) < 2:
             why = self.why if not self.gaps else "only one answer could be compared"
-            return Check(self.name, None, LIMIT, "not made", why)
+            return Check.not_made(self.name, why)
         figure = sorted(self.gaps)[-2]
         failed = figure > LIMIT
-        return Check(self.name, figure, LIMIT, "failed" if failed else "passed", self.means if failed else "")
+        return Check(self.name, FAILED if failed else PASSED, self.means if failed else "", figure, LIMIT)
 
 
 class Restatement:

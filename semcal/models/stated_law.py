@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from semcal.models.dialects import TOP
+from semcal.sampling.checks import FAILED, PASSED, Check
 
 FALSE_ALARM = 1e-4  # chance that a server which samples as it states is accused, over a whole run
 _ODDS = np.array([1 / 64, 1 / 8, 1 / 2, 2.0, 8.0])  # what the odds of an event may have been multiplied by
@@ -24,25 +25,6 @@ _MOST = 99.0  # nats; what is cut off differs by infinity, which JSON has no num
 _CUT = -1e3  # nats; no softmax states less, so the token was cut off
 _FEW = 5  # uncertain places at which so few tokens hold everything that it is no chance
 _LIKELY = 0.02  # probability from which on two statements about a token are compared
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was checked.
-
-    Attributes:
-        name: What should hold.
-        figure: What was measured; None if nothing was.
-        limit: What the figure may not reach.
-        outcome: "passed", "failed" or "not made".
-        why: What a failure means, or why the check was not made.
-    """
-
-    name: str
-    figure: float | None
-    limit: float
-    outcome: str
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,13 +169,13 @@ class DrawnTokens:
         """Whether the draws are those of the stated probabilities. The figure is the wealth of the bettor, as log10."""
         name, limit = "tokens are drawn as their stated probabilities say", -math.log10(FALSE_ALARM)
         if not self.draws:
-            return Check(name, None, limit, "not made", "the server gives no log-probabilities")
+            return Check.not_made(name, "the server gives no log-probabilities")
         if cut := self.cut or (self.whole if self.whole >= _FEW and not self.partial else 0):
             where = f"at {cut} of {self.draws} tokens the stated probabilities are cut off"
-            return Check(name, cut / self.draws, 0.0, "failed", f"{where}: probably top-k, top-p or min-p")
+            return Check(name, FAILED, f"{where}: probably top-k, top-p or min-p", cut / self.draws, 0.0)
         events = [e for e in self._number if e[0].endswith("known") == self.hides_ends]
         if not events:
-            return Check(name, None, limit, "not made", "no token that the server lists was drawn twice")
+            return Check.not_made(name, "no token that the server lists was drawn twice")
         rows = self._wealth[[self._number[e] for e in events]]
         # In the order of their first occurrence, events have a weight of 1/2, 1/6, 1/12, ..., which sum to 1.
         order = np.arange(1, len(events) + 1)
@@ -201,10 +183,10 @@ class DrawnTokens:
         figure = float(np.logaddexp.reduce(wealth)) / math.log(10)
         if figure < limit:
             unseen = "the server does not list what ends an answer, so a token that is never drawn goes unnoticed"
-            return Check(name, figure, limit, "passed", unseen if self.hides_ends else "")
+            return Check(name, PASSED, unseen if self.hides_ends else "", figure, limit)
         worst = int(wealth.argmax())
         fewer = bool(_ODDS[rows[worst].argmax()] < 1)
-        return Check(name, figure, limit, "failed", _probable(*events[worst], fewer=fewer))
+        return Check(name, FAILED, _probable(*events[worst], fewer=fewer), figure, limit)
 
 
 def _hides_its_end(choice: dict[str, Any], found: Sequence[Place]) -> bool:

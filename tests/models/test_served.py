@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -304,6 +305,10 @@ def test_a_study_of_a_served_model_from_questions_to_report(serve, tmp_path):
     page = (run.folder / "report.html").read_text()
     assert "served by vllm" in page
     assert "not checked: the server gives no log-probabilities" in page
+    checks = {check["name"]: check["outcome"] for check in run.manifest()["checks"]}
+    assert checks["samples per question"] == "passed"
+    assert checks["tokens are drawn as their stated probabilities say"] == "not made"
+    assert set(checks) < set(re.findall(r"<td[^>]*>(.*?)</td>", page)), "each is listed on the page"
     assert run.intermediate().empty
     asked = len(script.bodies)
     run_dict(tmp_path, study)
