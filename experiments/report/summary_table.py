@@ -10,6 +10,7 @@ from rich.table import Table
 
 from experiments.config.study import Cell
 from experiments.verdict.rules import MOST_UNPARSED
+from probes.evaluation.folds import too_few_groups
 from probes.evaluation.result import LINEAR
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.questions.question import CONTINUATION
@@ -153,6 +154,10 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         said.append(
             f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."
         )
+    if cell.probes.enabled and (reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)):
+        said.append(f"Probes not computed: {reason}.")
+    if c.get("auroc") is None:
+        said.append("AUROC not computed: the answers are all right, or all wrong.")
     if warning := (c.get("chains") or {}).get("warning"):
         said.append(warning)
     if run.manifest().get("cot_without_steps"):
