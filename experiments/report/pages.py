@@ -199,8 +199,13 @@ def _gap(calibration: dict[str, Any]) -> dict[str, float]:
     """Accuracy, and the signed gap by mass where it is known: by counts it is too large at finite M."""
     ends = ("", "_low", "_high")
     best = next((row for row in calibration.get("finite_m") or [] if row["estimator"] == "by mass"), calibration)
-    found = {f"accuracy{end}": calibration[f"accuracy{end}"] for end in ends}
-    return found | {f"signed_gap{end}": best[f"signed_gap{end}"] for end in ends}
+    found = {f"accuracy{end}": _known(calibration[f"accuracy{end}"]) for end in ends}
+    return found | {f"signed_gap{end}": _known(best[f"signed_gap{end}"]) for end in ends}
+
+
+def _known(value: float | None) -> float:
+    """A stored figure; NaN where it could not be computed, as intervals of a single group."""
+    return math.nan if value is None else value
 
 
 def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
@@ -221,7 +226,7 @@ def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
     of_ceiling = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
     shares = {to: last.get(of, float("nan")) for to, of in of_ceiling.items()}
     null = calibration["null_mean"]
-    ends = {f"excess_{end}": calibration[f"smece_{end}"] - null for end in ("low", "high")}
+    ends = {f"excess_{end}": _known(calibration[f"smece_{end}"]) - null for end in ("low", "high")}
     return {"label": name, "style": cell.style, "excess": calibration["excess"]} | shares | ends
 
 

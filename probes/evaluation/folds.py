@@ -35,7 +35,7 @@ def too_few_groups(groups: int, folds: int) -> str:
     """
     few = f"{groups} group{'s' if groups != 1 else ''} of questions cannot be split into {folds} folds"
     if groups < folds:
-        return f"{few}; ask about more groups, or lower probes.folds"
+        return f"{few}; ask about more groups" + (", or lower probes.folds" if groups > 2 else "")
     if groups - math.ceil(groups / folds) < 2:
         remedy = "; ask about more groups, or raise probes.folds" if groups > 2 else "; ask about more groups"
         return f"{few} that leave two to train on{remedy}"
