@@ -51,8 +51,6 @@ def prepare_study(study: Study) -> Prepared:
         UserError: the first thing that is wrong.
     """
     check_models(study)
-    for model in (m for m in study.models if not m.is_served):
-        check_reachable(model_path(model), model.revision)
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
     for name, dataset in datasets.items():
@@ -62,6 +60,8 @@ def prepare_study(study: Study) -> Prepared:
     cells = study.cells()
     check_all_semantics(cells, datasets)
     check_shots(cells, datasets)
+    for model in (m for m in study.models if not m.is_served):
+        check_reachable(model_path(model), model.revision)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
         refresh_gold(run, datasets[cell.dataset.name])

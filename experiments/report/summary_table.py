@@ -152,8 +152,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if c["n"] < 500 and c["null_mean"] >= 0.0005:
         said.append(
-            f"Only {c['n']} question{'s' if c['n'] > 1 else ''}: smECE has a floor of about {c['null_mean']:.3f} at this "
-            "size; read the excess."
+            f"Only {c['n']} question{'s' if c['n'] > 1 else ''}: smECE has a floor of about {c['null_mean']:.3f} at "
+            "this size; read the excess."
         )
     if cell.probes.enabled and (reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)):
         said.append(f"Probes not computed: {reason}.")
