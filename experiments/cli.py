@@ -453,8 +453,9 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
                 shown.append((own, found))
             screen.finished(cell)
     if all(one.folder == found.folder for (_, one), (_, found) in zip(shown, rows, strict=True)):
-        for target in (t for t in resolve(targets, overrides) if t.study is not None):
-            write_study(target.study.name, [row for row in shown if row[1] in target.runs], target.folder)
+        for target in resolve(targets, overrides):
+            if target.study is not None:
+                write_study(target.study.name, [row for row in shown if row[1] in target.runs], target.folder)
     _print_summary(shown)
     _print_written(one.folder for (_, one), (_, found) in zip(shown, rows, strict=True) if one.folder != found.folder)
     _print_left_out(left_out)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError, RevisionNotFoundError  # pyright: ignore[reportPrivateImportUsage]
 
 from semcal.errors import UserError
 
