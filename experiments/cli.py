@@ -454,8 +454,8 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
             screen.finished(cell)
     if all(one.folder == found.folder for (_, one), (_, found) in zip(shown, rows, strict=True)):
         for target in resolve(targets, overrides):
-            if target.study is not None:
-                write_study(target.study.name, [row for row in shown if row[1] in target.runs], target.folder)
+            if target.study is not None and (own := [row for row in shown if row[1] in target.runs]):
+                write_study(target.study.name, own, target.folder)
     _print_summary(shown)
     _print_written(one.folder for (_, one), (_, found) in zip(shown, rows, strict=True) if one.folder != found.folder)
     _print_left_out(left_out)

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError, RevisionNotFoundError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.errors import (
+    HTTPError,  # of the HTTP library that it uses  # pyright: ignore[reportPrivateImportUsage]
+    RevisionNotFoundError,
+)
 
 from semcal.errors import UserError
 
