@@ -13,7 +13,7 @@ from experiments.config.run_folder import LOOKS, STAGES, analysis_part, first_di
 from experiments.config.study import Cell, Study
 from experiments.pipeline.targets import Target, runs_below
 from semcal.errors import UserError
-from semcal.runs.files import content_key, link_or_copy, replacing
+from semcal.runs.files import content_key, finish, link_or_copy, replacing, write_atomically
 from semcal.runs.run import Run
 
 # Of the run as it was analysed, or not of the analysis.
@@ -35,13 +35,13 @@ def look_folder(cell: Cell, run: Run) -> Path:
 def look(cell: Cell, run: Run) -> Iterator[tuple[Cell, Run]]:
     """The run in a folder of its own, to be analysed with the settings of `cell`; it is there once the block ends."""
     folder = look_folder(cell, run)
+    finish(run.folder)  # else old files would be copied beside new ones
     with replacing(folder.parent) as staged:
         into = staged / folder.name
         for path in run.folder.rglob("*"):
             within = path.relative_to(run.folder)
             if path.is_file() and within.parts[0] not in _OWN and not within.parts[0].startswith("."):
-                (into / within).parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(path, into / within)
+                write_atomically(into / within, lambda p, path=path: link_or_copy(path, p))
         new = Run(into)
         own = cell.model_copy(update={"folder": str(into)})
         new.write_config(stored_cell(run).model_copy(update={"folder": str(into)}).model_dump(mode="json"))
@@ -75,6 +75,6 @@ def check_stored(targets: Sequence[Target]) -> None:
         for cell, run in zip(target.cells(), target.runs, strict=True):
             if run.calibration() and (difference := differs(cell, run)):
                 raise UserError(
-                    f"{run.folder} holds results made with other settings ({difference}); leave them out of --set, or "
-                    f"look at them with `semcal score` and the same --set"
+                    f"{run.folder} holds results made with other settings ({difference}); `semcal score` the same "
+                    "study, with the same --set if there is one, makes results with these"
                 )

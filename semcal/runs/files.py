@@ -71,21 +71,29 @@ def _publish(staged: Path, folder: Path) -> None:
             break
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
-                raise
+                raise _disk_error(folder, error) or error from error
     finish(folder)
 
 
 def finish(folder: Path) -> None:
-    """Move the files of a complete set to their places, as whoever published it did not live to do."""
+    """Move the files of a complete set to their places, as whoever published it did not live to do.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the rest is moved by the next call.
+    """
     complete = folder / COMPLETE
     if not complete.is_dir():
         return
-    with suppress(FileNotFoundError):  # another process moves the same files
+    try:
         for path in [p for p in complete.rglob("*") if p.is_file()]:
             target = folder / path.relative_to(complete)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
         shutil.rmtree(complete)
+    except FileNotFoundError:  # another process moves the same files
+        return
+    except OSError as error:
+        raise _disk_error(folder, error) or error from error
 
 
 def newest(folder: Path, *parts: str) -> Path:
