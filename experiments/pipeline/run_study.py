@@ -60,7 +60,8 @@ def prepare_study(study: Study) -> Prepared:
     cells = study.cells()
     check_all_semantics(cells, datasets)
     check_shots(cells, datasets)
-    for model in (m for m in study.models if not m.is_served):
+    needed = {c.model.name: c.model for c in cells if not c.model.is_served and not Run(Path(c.folder)).sampled}
+    for model in needed.values():
         check_reachable(model_path(model), model.revision)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
