@@ -160,33 +160,39 @@ def score(
         str | None,
         typer.Option(
             help="Compare collapsing functions on the same samples: exact,numeric,choice,wordK,entailment:PATH,"
-            "embedding:PATH,judge:MODEL@URL,custom:MODULE:NAME. The runs are not changed."
+            "embedding:PATH,judge:MODEL@URL,custom:MODULE:NAME. The results of the runs stay; a comparison goes beside "
+            "them, to looks/."
         ),
     ] = None,
 ) -> None:
-    """Collapse and calibrate again, without the model; or compare collapsing functions."""
+    """Collapse and calibrate again, without the model, and replace the old results once the new ones are complete; with
+    other settings by --set, beside them in looks/. Or compare collapsing functions."""
     if semantics is None:
         _again(targets, set or [], "score")
         return
     from experiments.config.study import named_semantics
     from experiments.pipeline.targets import sampled_rows
-    from experiments.score.compare_semantics import agreement_table, compare
+    from experiments.score.compare_semantics import agreement_table, compare, write_agreement
 
     chosen = named_semantics(semantics)
-    found = []
+    found, (rows, left_out) = [], sampled_rows(targets, set or [])
     with Screen() as screen:
-        for cell, run in sampled_rows(targets, set or []):
-            found.append((cell, compare(cell, run, chosen, lambda far, c=cell: screen.stage(c, f"reading, {far}"))))
+        for cell, run in rows:
+            agreement = compare(cell, run, chosen, lambda far, c=cell: screen.stage(c, f"reading, {far}"))
+            found.append((cell, run, agreement))
             screen.finished(cell)
-    for cell, agreement in found:
+    for cell, run, agreement in found:
         console.rule(cell.label)
         for table in agreement_table(agreement):
             console.print(table)
+        _print_written([write_agreement(agreement, run)])
+    _print_left_out(left_out)
 
 
 @app.command()
 def probe(targets: Targets, set: Sets = None) -> None:
-    """Fit probes again; the model is loaded only for rungs and baselines that read it."""
+    """Fit probes again and replace the old ones once the new ones are complete; with other settings by --set, beside
+    them in looks/. The model is loaded only for rungs and baselines that read it."""
     _again(targets, set or [], "probe")
 
 
@@ -195,9 +201,11 @@ def compare(targets: Targets, set: Sets = None) -> None:
     """Compare runs with paired tests: all with the first, or pairs in a study or folder that differ in one factor."""
     from experiments.compare.compare_runs import compare_all, equalised
     from experiments.compare.pairs import by_temperature
-    from experiments.pipeline.targets import scored_runs
+    from experiments.pipeline.looks import check_stored
+    from experiments.pipeline.targets import resolve, scored_runs
     from experiments.report.comparison_tables import comparison_tables, explanation, temperature_table
 
+    check_stored(resolve(targets, set or []))
     runs, named, left_out = scored_runs(targets, set or [])
     with Screen() as screen:
         families = [(family[0].cell, equalised(family)) for family in by_temperature(runs)]
@@ -212,7 +220,7 @@ def compare(targets: Targets, set: Sets = None) -> None:
         console.print(matched.note, highlight=False, soft_wrap=True)
         console.print(temperature_table(matched))
     console.print(explanation(comparisons), highlight=False, markup=False)
-    _print_left_out(left_out)
+    _print_left_out(_not_scored(left_out))
 
 
 @app.command()
@@ -271,15 +279,18 @@ def transfer(
     console.print(explanation(found), highlight=False, markup=False)
     write_transfer(found, out)
     _print_written(out / f"transfer.{suffix}" for suffix in ("csv", "png", "svg"))
-    _print_left_out(left_out)
+    _print_left_out(_not_scored(left_out))
 
 
 @app.command()
 def verdict(studies: Studies, set: Sets = None) -> None:
-    """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested."""
+    """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
+    other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
     from experiments.config.study import load_study
+    from experiments.pipeline.looks import study_folder
     from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
+    from semcal.runs.files import replacing
 
     for study in [load_study(path, set or []) for path in studies]:
         with complaints.status("reading runs") as status:
@@ -289,20 +300,27 @@ def verdict(studies: Studies, set: Sets = None) -> None:
             console.print(table)
         for missing in judgement.missing:
             console.print(f"[yellow]{escape(missing)}[/yellow]", soft_wrap=True, highlight=False)
-        _print_written([*write_verdict(judgement, as_markdown(judgement)), draw_verdict(judgement)])
+        folder = study_folder(study, set or [])
+        with replacing(folder) as staged:
+            names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
+        _print_written(folder / name for name in names)
 
 
 @app.command()
 def report(targets: Targets, set: Sets = None) -> None:
-    """Draw figures and pages again: of runs, and of a study or a folder of runs as one page."""
+    """Draw figures and pages again from stored results: of runs, and of a study or a folder of runs as one page. With
+    other runs by --set than those in the study's folder, that page goes to looks/ there."""
+    from experiments.pipeline.looks import check_stored
     from experiments.pipeline.run_study import report_on
     from experiments.pipeline.targets import resolve
 
+    found = resolve(targets, set or [])
+    check_stored(found)
     with Screen() as screen:
-        reported = [report_on(target, screen.stage) for target in resolve(targets, set or [])]
+        reported = [report_on(target, set or [], screen.stage) for target in found]
     for page, left_out in reported:
         _print_written([page])
-        _print_left_out(left_out)
+        _print_left_out(_not_scored(left_out))
 
 
 @app.command()
@@ -314,10 +332,16 @@ def ls(
     from experiments.report.summary_table import cells_of, text_table
 
     table = text_table(("run", "state", "n", "smECE", "excess", "KL explained"), [], left=2)
+    unreadable = []
     for found in (run for target in resolve(folders or ["runs"]) for run in target.runs):
-        text, n = cells_of(found), found.calibration().get("n", "—")
-        table.add_row(str(found.folder), _state(found), str(n), text["smece"], text["excess"], text["kl"])
+        try:
+            text, n = cells_of(found), found.calibration().get("n", "—")
+            table.add_row(str(found.folder), _state(found), str(n), text["smece"], text["excess"], text["kl"])
+        except UserError as error:
+            table.add_row(str(found.folder), "unreadable", *"————")
+            unreadable.append(str(error))
     console.print(table)
+    _print_left_out(unreadable)
 
 
 @app.command()
@@ -409,23 +433,37 @@ def _setting(override: str) -> tuple[str, Any]:
 
 
 def _again(targets: list[str], overrides: list[str], stage: str) -> None:
-    """Repeat an analysis of study files or run folders."""
+    """Repeat an analysis of study files or run folders; with other settings than theirs, beside their results."""
     from experiments.config.run_folder import stored_cell
-    from experiments.pipeline.run_study import analyse
+    from experiments.pipeline.looks import differs, look, look_folder
+    from experiments.pipeline.run_study import analyse, why_not_probed
     from experiments.pipeline.targets import resolve, sampled_rows
     from experiments.report.pages import write_study
     from experiments.sample.models import Models
+    from semcal.runs.run import Run
 
-    rows, models = sampled_rows(targets, overrides), Models()
-    if stage == "probe" and not any(cell.probes.enabled for cell, _ in rows):
-        raise UserError("probes.enabled is false in every run named; name the study with --set probes.enabled=true")
+    (rows, left_out), models = sampled_rows(targets, overrides), Models()
+    if stage == "probe" and all(why_not := [why_not_probed(cell, found) for cell, found in rows]):
+        raise UserError(why_not[0])
+    shown = []
     with Screen() as screen:
         for cell, found in rows:
-            analyse(cell, found, screen, models, again=[stage])
-    for target in resolve(targets, overrides):
-        if target.study is not None:
-            write_study(target.study.name, [(stored_cell(run), run) for run in target.runs], target.folder)
-    _print_summary(rows)
+            if overrides and differs(cell, found):
+                with look(cell, found) as (beside, copied):
+                    analyse(beside, copied, screen, models, again=[stage])
+                shown.append((cell, Run(look_folder(cell, found))))
+            else:
+                own = stored_cell(found) if overrides else cell
+                analyse(own, found, screen, models, again=[stage])
+                shown.append((own, found))
+            screen.finished(cell)
+    if all(one.folder == found.folder for (_, one), (_, found) in zip(shown, rows, strict=True)):
+        for target in resolve(targets, overrides):
+            if target.study is not None and (own := [row for row in shown if row[1] in target.runs]):
+                write_study(target.study.name, own, target.folder)
+    _print_summary(shown)
+    _print_written(one.folder for (_, one), (_, found) in zip(shown, rows, strict=True) if one.folder != found.folder)
+    _print_left_out(left_out)
 
 
 def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
@@ -446,9 +484,13 @@ def _print_written(paths: Iterable[Path]) -> None:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
 
-def _print_left_out(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        console.print(f"[yellow]{folder}:[/yellow] not scored, left out", soft_wrap=True, highlight=False)
+def _print_left_out(reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        console.print(f"[yellow]left out:[/yellow] {escape(reason)}", soft_wrap=True, highlight=False)
+
+
+def _not_scored(folders: Iterable[Path]) -> list[str]:
+    return [f"{folder}: not scored" for folder in folders]
 
 
 def _state(found: Run) -> str:

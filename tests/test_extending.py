@@ -59,7 +59,8 @@ def test_a_new_dataset_and_a_new_b(folder):
     assert Run(cell).questions()["text"].str.startswith("What does the river").all()
     assert Run(cell).calibration()["semantics"] == "exact/4"
     follow("A collapsing function B", folder)
-    assert "initial" in (cell / "agreement.json").read_text()
+    (agreement,) = (cell / "looks").glob("agreement-*.json")
+    assert "initial" in agreement.read_text()
 
 
 def test_a_new_rung(folder):

@@ -21,7 +21,7 @@ from probes.targets.closed import class_targets, share_target
 from probes.targets.scalars import b_confidence
 from semcal.errors import UserError, nearest
 from semcal.positions import LAST_PROMPT_TOKEN
-from semcal.runs.files import write_atomically
+from semcal.runs.files import replacing, write_atomically
 from semcal.runs.run import Run
 
 TARGETS = {"classes": "share of KL explained", "b_confidence": "share of KL of B-confidence explained"}
@@ -138,7 +138,8 @@ def explanation(found: Transferred) -> str:
 def write_transfer(found: Transferred, folder: Path) -> None:
     """Write transfer.csv, transfer.png and transfer.svg."""
     table = pd.DataFrame([asdict(cell) for cell in found.cells]).assign(layer=found.layer, target=found.target)
-    write_atomically(folder / "transfer.csv", lambda path: table.to_csv(path, index=False))
     title = f"Linear probes at {found.layer}, last prompt token"
     figure = transfer_matrix(found.cells, title=title, measure=TARGETS[found.target])
-    save_figures({"transfer": figure}, folder)
+    with replacing(folder) as staged:
+        write_atomically(staged / "transfer.csv", lambda path: table.to_csv(path, index=False))
+        save_figures({"transfer": figure}, staged)

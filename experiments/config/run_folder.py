@@ -8,6 +8,8 @@ from experiments.config.study import LABELS, Cell, parse
 from semcal.errors import UserError
 from semcal.runs.run import Run
 
+STAGES = ("score", "probe")
+LOOKS = "looks"  # folder of what was computed beside the results of a run or study
 FACTORS = ("model", "style", "B", "temperature")
 
 
@@ -41,14 +43,14 @@ def check_folder(cell: Cell) -> Cell | None:
 
 
 def open_cell(cell: Cell) -> Run:
-    """The run folder of a cell, new or existing. Analysis settings may have changed; config.yaml then follows, and
-    results stay until new ones replace them.
+    """The run folder of a cell, new or existing. The config.yaml of an existing one follows changed settings of the
+    analysis with the results that are made with them.
 
     Raises:
         UserError: the folder holds a run of another configuration.
     """
-    old, run = check_folder(cell), Run(Path(cell.folder))
-    if old != cell:
+    run = Run(Path(cell.folder))
+    if check_folder(cell) is None:
         run.write_config(cell.model_dump(mode="json"))
     return run
 

@@ -14,7 +14,13 @@ from statistics import fmean
 
 from experiments.config.run_folder import check_folder
 from experiments.config.study import Cell, DatasetConfig, NamedConfig, Study, load_dataset
-from experiments.pipeline.run_study import check_all_semantics, check_groups, check_models, check_untrained
+from experiments.pipeline.run_study import (
+    check_all_semantics,
+    check_models,
+    check_untrained,
+    warn_of_exemplars,
+    warn_of_groups,
+)
 from experiments.sample.models import model_to_look_at
 from experiments.sample.sample_cell import (
     Asked,
@@ -110,7 +116,8 @@ def dry_run(study: Study) -> list[Planned]:
     check_models(study)
     posed = {d.name: _pose(d, study.prompting.exemplars) for d in study.datasets}
     for name, p in posed.items():
-        check_groups(study, name, len({q.group for q in p.dataset.questions}) if p.real else p.n)
+        warn_of_groups(study, name, len({q.group for q in p.dataset.questions}) if p.real else p.n)
+    warn_of_exemplars(study, [p.dataset for p in posed.values()])
     cells = study.cells()
     real = {name: p.dataset for name, p in posed.items() if p.real}
     check_untrained(study, real)

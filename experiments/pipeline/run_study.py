@@ -1,14 +1,15 @@
 """Run a study: every cell of the grid that is not finished yet, in an order that loads each model once."""
 
+import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
+from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
@@ -19,13 +20,18 @@ from experiments.report.summary_table import headline
 from experiments.sample.models import Models, model_path
 from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
+from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
+from semcal.models.hub import check_reachable
 from semcal.models.weights import check_path, weights_fingerprint
 from semcal.questions.held_out import TRAINED, touched
 from semcal.questions.load_dataset import read_table
+from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.run import Run, content_key
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,15 @@ def prepare_study(study: Study) -> Prepared:
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
     datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
     for name, dataset in datasets.items():
-        check_groups(study, name, len({q.group for q in dataset.questions}))
+        warn_of_groups(study, name, len({q.group for q in dataset.questions}))
+    warn_of_exemplars(study, datasets.values())
     check_untrained(study, datasets)
     cells = study.cells()
     check_all_semantics(cells, datasets)
     check_shots(cells, datasets)
+    needed = {c.model.name: c.model for c in cells if not c.model.is_served and not Run(Path(c.folder)).sampled}
+    for model in needed.values():
+        check_reachable(model_path(model), model.revision)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
         refresh_gold(run, datasets[cell.dataset.name])
@@ -69,16 +79,22 @@ def check_models(study: Study) -> None:
         check_probes(study.probes, model)
 
 
-def check_groups(study: Study, dataset: str, groups: int) -> None:
-    """
-    Raises:
-        UserError: fewer groups of questions than folds.
-    """
-    if study.probes.enabled and groups < study.probes.folds:
-        raise UserError(
-            f"{dataset}: {groups} groups of questions cannot be split into {study.probes.folds} folds; ask more, "
-            "lower probes.folds or set probes.enabled to false"
-        )
+def warn_of_groups(study: Study, dataset: str, groups: int) -> None:
+    """Say before sampling that there are too few groups of questions to probe."""
+    if study.probes.enabled and (reason := too_few_groups(groups, study.probes.folds)):
+        log.warning("%s: probes will not be computed: %s", dataset, reason)
+
+
+def warn_of_exemplars(study: Study, datasets: Iterable[Dataset]) -> None:
+    """Say that a number of exemplars that the study sets has no effect where they are those of the pool."""
+    few_shot = any(model.prompt == "few-shot" for model in study.models) and study.prompting.shots > 0
+    for dataset in datasets if few_shot and "exemplars" in study.prompting.model_fields_set else ():
+        if dataset.exemplars and dataset.exemplars[0] in pool():
+            log.warning(
+                "%s: prompting.exemplars has no effect: its questions have no worked solutions, so prompts show "
+                "exemplars of the project's pool; leave it out, or give the questions `worked`",
+                dataset.name,
+            )
 
 
 def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
@@ -141,24 +157,40 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
 def analyse(
     cell: Cell, run: Run, reporter: Reporter | None = None, models: Models | None = None, *, again: Sequence[str] = ()
 ) -> None:
-    """Compute what is missing, was made with other settings, or is named in `again` ("score", "probe"); old results
-    stay until new ones replace them. `models` lends the run's model where a probe needs it.
+    """Compute what is missing, was made with other settings, or is named in `again` ("score", "probe").
+
+    The results of a stage replace the old ones together, once all are there. `models` lends the run's model where a
+    probe needs it.
     """
-    changed, reporter = False, reporter or Reporter()
+    reporter = reporter or Reporter()
     if "score" in again or not run.calibration() or not _is_current(cell, run, "score"):
         reporter.stage(cell, "scoring")
-        with _recorded(cell, run, "score"):
-            score(cell, run, lambda progress: reporter.stage(cell, f"scoring, {progress}"))
-        remeasure(cell, run)  # interventions, if there are any
-        changed = True
-    if cell.probes.enabled and ("probe" in again or run.probes().empty or not _is_current(cell, run, "probe")):
+        with run.replacing() as new:
+            score(cell, new, lambda progress: reporter.stage(cell, f"scoring, {progress}"))
+            remeasure(cell, new)  # interventions, if there are any
+            _record(cell, new, "score")
+    if not why_not_probed(cell, run) and (
+        "probe" in again or run.probes().empty or not _is_current(cell, run, "probe")
+    ):
         reporter.stage(cell, "probing")
-        with _recorded(cell, run, "probe"):
-            probe(cell, run, models)
-        changed = True
-    if changed or not (run.folder / "report.html").is_file():
+        with run.replacing() as new:
+            probe(cell, new, models)
+            _record(cell, new, "probe")
+    if stored_cell(run) != cell:  # labels
+        run.write_config(cell.model_dump(mode="json"))
+    if not run.manifest()["analysed"].get("drawn") or not (run.folder / "report.html").is_file():
         reporter.stage(cell, "drawing")
         write_report(cell, run)
+        manifest = run.manifest()
+        run.write_manifest(manifest | {"analysed": manifest["analysed"] | {"drawn": True}})
+
+
+def why_not_probed(cell: Cell, run: Run) -> str:
+    """Why a run has no probes, and what to do; "" where it is to have some."""
+    if not cell.probes.enabled:
+        return f"{run.folder}: probes.enabled is false; set it to true in the study and `semcal run` it"
+    reason = too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)
+    return reason and f"{run.folder}: {reason}"
 
 
 def _is_current(cell: Cell, run: Run, stage: str) -> bool:
@@ -166,21 +198,23 @@ def _is_current(cell: Cell, run: Run, stage: str) -> bool:
     return run.manifest().get("analysed", {}).get(stage) == content_key(analysis_part(cell, stage))
 
 
-@contextmanager
-def _recorded(cell: Cell, run: Run, stage: str) -> Iterator[None]:
-    """Remember which settings the results of a stage were made with; until it ends, they count as out of date."""
-    _record(run, stage, None)
-    yield
-    _record(run, stage, content_key(analysis_part(cell, stage)))
+def _record(cell: Cell, new: Run, stage: str) -> None:
+    """Write beside new results which settings they were made with."""
+    manifest, done = new.manifest(), {stage: content_key(analysis_part(cell, stage)), "drawn": False}
+    new.write_manifest(manifest | {"analysed": manifest.get("analysed", {}) | done})
+    settings = cell.model_dump(mode="json")
+    if stage == "score":  # those of the probes that are there stay until new probes are
+        settings = new.config() | {key: settings[key] for key in ("semantics", "calibration")}
+    new.write_config(settings)
 
 
-def _record(run: Run, stage: str, key: str | None) -> None:
-    manifest = run.manifest()
-    run.write_manifest(manifest | {"analysed": manifest.get("analysed", {}) | {stage: key}})
-
-
-def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: None) -> tuple[Path, list[Path]]:
+def report_on(
+    target: Target, overrides: Sequence[str] = (), tell: Callable[[Cell, str], None] = lambda *_: None
+) -> tuple[Path, list[Path]]:
     """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all.
+
+    Args:
+        overrides: what was set of the study; see `study_folder`.
 
     Returns:
         The page, and the run folders left out because they have not been scored.
@@ -189,14 +223,15 @@ def report_on(target: Target, tell: Callable[[Cell, str], None] = lambda *_: Non
         UserError: no run was scored.
     """
     rows = [(stored_cell(run), run) for run in target.runs if run.calibration()]
+    into = target.folder if target.study is None else study_folder(target.study, overrides)
     if not rows:
         raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
     for cell, run in rows:
         tell(cell, "drawing")
         write_report(cell, run)
     if not target.is_run:
-        write_study(target.folder.resolve().name, rows, target.folder)
-    return target.folder / "report.html", [run.folder for run in target.runs if not run.calibration()]
+        write_study(target.folder.resolve().name, rows, into)
+    return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.compare.pairs import Scored, scored
-from experiments.config.run_folder import open_cell, stored_cell
+from experiments.config.run_folder import LOOKS, check_folder, stored_cell
 from experiments.config.study import Cell, Study, is_study_file, load_study
 from semcal.errors import UserError
 from semcal.runs.run import Run
@@ -43,7 +43,7 @@ def resolve(named: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[
         if is_study_file(path):
             study = load_study(path, overrides)
             found.append(Target(study.folder, tuple(Run(Path(cell.folder)) for cell in study.cells()), study))
-        elif below := _runs_below(path):
+        elif below := runs_below(path):
             found.append(Target(path, tuple(below)))
         elif not path.exists() or len(paths) == 1:
             raise UserError(_no_run(path))
@@ -52,10 +52,17 @@ def resolve(named: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[
     return found
 
 
-def _runs_below(path: Path) -> list[Run]:
+def runs_below(path: Path) -> list[Run]:
+    """The runs in a folder, itself included; no looks of runs, unless the folder is one or holds nothing else."""
     if not path.is_dir():
         return []
-    return [Run(folder) for folder in sorted({f.parent for f in path.rglob("config.yaml") if "wandb" not in f.parts})]
+    found = {f.parent for f in path.rglob("config.yaml") if not _is_inside(f.relative_to(path))}
+    return [Run(folder) for folder in sorted(found)]
+
+
+def _is_inside(config: Path) -> bool:
+    """Whether it lies in a folder that belongs to a run: its looks, its tracking, or files on their way."""
+    return any(part in ("wandb", LOOKS) or part.startswith(".") for part in config.parts[:-1])
 
 
 def _no_run(*paths: Path) -> str:
@@ -63,22 +70,38 @@ def _no_run(*paths: Path) -> str:
     return f"no run at or below {where}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"
 
 
-def sampled_rows(named: Sequence[str], overrides: Sequence[str]) -> list[tuple[Cell, Run]]:
-    """Every cell with its run, ready to be analysed.
+def sampled_rows(named: Sequence[str], overrides: Sequence[str]) -> tuple[list[tuple[Cell, Run]], list[str]]:
+    """Every cell with its run, ready to be analysed; and why others of a study or a folder of runs are left out.
 
     Raises:
-        UserError: one that has not been sampled to the end; see `resolve`.
+        UserError: a run named on its own that is not sampled to the end or cannot be read, or none that is; see
+            `resolve`.
     """
-    rows = {}
-    for cell in (cell for target in resolve(named, overrides) for cell in target.cells()):
-        if not (Path(cell.folder) / "config.yaml").is_file():
-            raise UserError(f"{cell.folder} has not been run yet; `semcal run` its study first")
-        run = open_cell(cell)
-        if not run.sampled:
-            missing = len(run.missing_shards()) or "all"
-            raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); `semcal run` its study")
-        rows[run.folder.resolve()] = (cell, run)
-    return list(rows.values())
+    rows, left_out = {}, []
+    for target in resolve(named, overrides):
+        cells = [None] * len(target.runs) if target.study is None else target.study.cells()
+        for cell, run in zip(cells, target.runs, strict=True):
+            try:
+                rows[run.folder.resolve()] = (_sampled(cell, run), run)
+            except UserError as error:
+                if target.is_run:
+                    raise
+                left_out.append(str(error))
+    if not rows:
+        raise UserError(left_out[0])
+    return list(rows.values()), left_out
+
+
+def _sampled(cell: Cell | None, run: Run) -> Cell:
+    """The cell of a run, as its study describes it or as it was run."""
+    if not (run.folder / "config.yaml").is_file():
+        raise UserError(f"{run.folder} has not been run yet; `semcal run` its study first")
+    cell = cell or stored_cell(run)
+    check_folder(cell)
+    if not run.sampled:
+        missing = len(run.missing_shards()) or "all"
+        raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); `semcal run` its study")
+    return cell
 
 
 def scored_runs(named: Sequence[str], overrides: Sequence[str] = ()) -> tuple[list[Scored], bool, list[Path]]:

@@ -18,6 +18,7 @@ from experiments.config.study import Cell
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, Texts, marginal_row
+from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
 from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
@@ -50,11 +51,8 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
         UserError: fewer groups of questions than folds; a device that is not available; what `ModelProbes` or
             `fit_position` refuse.
     """
-    if (groups := len(set(run.questions()["group"]))) < cell.probes.folds:
-        raise UserError(
-            f"{run.folder}: {groups} groups of questions cannot be split into {cell.probes.folds} folds; lower "
-            "probes.folds, ask more questions, or set probes.enabled to false"
-        )
+    if reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds):
+        raise UserError(f"{run.folder}: {reason}")
     with_model = None
     if cell.probes.reads_model:
         from experiments.probe.with_model import ModelProbes  # it fits by the functions of this module
@@ -63,11 +61,9 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in cell.capture.positions:
         at = Probed.of(cell, run, position)
-        if (groups := len(set(at.group))) < cell.probes.folds:
-            log.warning(
-                "%s: questions of only %d groups have the position %s, too few for %d folds; not probed there (lower "
-                "probes.folds, or ask more questions)", cell.label, groups, position, cell.probes.folds,
-            )  # fmt: skip
+        if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
+            where = "%s: not probed at the position %s: of the questions that have it, %s"
+            log.warning(where, cell.label, position, reason)
             continue
         found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:

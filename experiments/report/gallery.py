@@ -68,6 +68,9 @@ def main() -> None:
     if not options.into.is_dir():
         parser.error(f"{options.into} is not a folder; name one with --into")
     copied, absent = collect(options.runs, options.into)
+    if not copied:
+        sys.stderr.write(f"no picture below {options.runs}; `semcal run` the studies first, or name their --runs\n")
+        raise SystemExit(2)
     sys.stdout.write(f"{len(copied)} pictures copied to {options.into}\n")
     if absent:
         sys.stdout.write(f"not drawn yet: {', '.join(absent)}\n")

@@ -27,6 +27,7 @@ from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import LEGEND, labels, last_layer, remarks, summary_rows
 from probes.plots.predictability import emergence_curve, predictability_scatter
 from semcal.calibration.plots.curves import by_model
+from semcal.runs.files import replacing
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
@@ -35,19 +36,24 @@ HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has
 def write_report(cell: Cell, run: Run) -> list[str]:
     """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
 
-    Figures that the run no longer has are removed.
+    They replace the old ones together. Figures that the run no longer has are removed.
     """
-    folder = run.folder / "figures"
-    pictures = save_figures(run_figures(cell, run), folder)
-    changed = save_figures(intervention_figures(cell, run), folder)
-    for path in folder.glob("*"):
+    with run.replacing() as new:
+        pictures = save_figures(run_figures(cell, new), new.place("figures"))
+        changed = save_figures(intervention_figures(cell, new), new.place("figures"))
+        _write_page(cell, new, pictures, changed)
+    for path in (run.folder / "figures").glob("*"):
         if path.stem not in pictures | changed:
             path.unlink()
+    return [*pictures, *changed]
+
+
+def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[str, bytes]) -> None:
     rest = {k: v for k, v in run.calibration().items() if not isinstance(v, str | list | dict)}
     values = _frame(rest).iloc[0]
     titles, (cells,) = summary_rows([(cell, run)])
     write_page(
-        run.folder / "report.html",
+        run.place("report.html"),
         "run.html",
         title=cell.label,
         facts=_facts(cell, run),
@@ -65,7 +71,6 @@ def write_report(cell: Cell, run: Run) -> list[str]:
         probes=html_table(run.probes()),
         checks=html_table(pd.DataFrame(check_rows(run.manifest().get("checks", [])), columns=list(TITLES))),
     )
-    return [*pictures, *changed]
 
 
 def _facts(cell: Cell, run: Run) -> str:
@@ -142,25 +147,26 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
         rows: The scored runs, in the order of the page.
     """
     figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
-    pictures = save_figures({name: f for name, f in figures.items() if f is not None}, folder / "figures")
     names = labels([cell for cell, _ in rows])
     # Relative, so that the folder may be moved or served.
     links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
     titles, cells = summary_rows(rows)
-    write_page(
-        folder / "report.html",
-        "study.html",
-        title=name,
-        facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
-        summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
-        legend=LEGEND,
-        figures=gallery(pictures, CAPTIONS),
-        runs=[
-            {"name": n, "link": link, "facts": _short_facts(cell, run, folder), "figures": _pictures(run)}
-            for n, link, (cell, run) in zip(names, links, rows, strict=True)
-        ],
-        remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
-    )
+    with replacing(folder) as staged:
+        pictures = save_figures({name: f for name, f in figures.items() if f is not None}, staged / "figures")
+        write_page(
+            staged / "report.html",
+            "study.html",
+            title=name,
+            facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
+            summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
+            legend=LEGEND,
+            figures=gallery(pictures, CAPTIONS),
+            runs=[
+                {"name": n, "link": link, "facts": _short_facts(cell, run, folder), "figures": _pictures(run)}
+                for n, link, (cell, run) in zip(names, links, rows, strict=True)
+            ],
+            remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
+        )
 
 
 def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
@@ -193,8 +199,13 @@ def _gap(calibration: dict[str, Any]) -> dict[str, float]:
     """Accuracy, and the signed gap by mass where it is known: by counts it is too large at finite M."""
     ends = ("", "_low", "_high")
     best = next((row for row in calibration.get("finite_m") or [] if row["estimator"] == "by mass"), calibration)
-    found = {f"accuracy{end}": calibration[f"accuracy{end}"] for end in ends}
-    return found | {f"signed_gap{end}": best[f"signed_gap{end}"] for end in ends}
+    found = {f"accuracy{end}": _known(calibration[f"accuracy{end}"]) for end in ends}
+    return found | {f"signed_gap{end}": _known(best[f"signed_gap{end}"]) for end in ends}
+
+
+def _known(value: float | None) -> float:
+    """A stored figure; NaN where it could not be computed, as intervals of a single group."""
+    return math.nan if value is None else value
 
 
 def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
@@ -215,7 +226,7 @@ def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
     of_ceiling = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
     shares = {to: last.get(of, float("nan")) for to, of in of_ceiling.items()}
     null = calibration["null_mean"]
-    ends = {f"excess_{end}": calibration[f"smece_{end}"] - null for end in ("low", "high")}
+    ends = {f"excess_{end}": _known(calibration[f"smece_{end}"]) - null for end in ("low", "high")}
     return {"label": name, "style": cell.style, "excess": calibration["excess"]} | shares | ends
 
 

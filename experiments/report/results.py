@@ -18,7 +18,8 @@ from experiments.report.intervention_table import EXPLANATION, HEADINGS, interve
 from experiments.report.summary_table import LEGEND, interval, linear, markdown_table, number, remarks, summary_rows
 from probes.evaluation.result import at_layer
 from semcal.positions import LAST_PROMPT_TOKEN
-from semcal.runs.run import Run, write_atomically
+from semcal.runs.files import newest, write_atomically
+from semcal.runs.run import Run
 
 Rows = Sequence[tuple[Cell, Run]]
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
@@ -163,7 +164,8 @@ def _interventions(name: str, run: Run) -> list[str]:
 
 def _verdicts(folders: Sequence[Path]) -> list[str]:
     """What was decided in each of several variants, side by side."""
-    found = {f.name: json.loads((f / "verdict.json").read_text()) for f in folders if (f / "verdict.json").is_file()}
+    files = {f.name: newest(f, "verdict.json") for f in folders}
+    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
     if len(found) < 2:
         return []
     decided = {name: {h["key"]: h for h in verdict["hypotheses"]} for name, verdict in found.items()}
@@ -181,9 +183,9 @@ def _decision(hypothesis: dict[str, Any] | None) -> str:
 
 def _verdict(folder: Path) -> list[str]:
     """verdict.md, two heading levels down."""
-    if not ((folder / "verdict.json").is_file() and (folder / "verdict.md").is_file()):
+    if not (newest(folder, "verdict.json").is_file() and (path := newest(folder, "verdict.md")).is_file()):
         return []
-    text = (folder / "verdict.md").read_text(encoding="utf-8").rstrip()
+    text = path.read_text(encoding="utf-8").rstrip()
     return ["", *(f"##{line}" if line.startswith("#") else line for line in text.split("\n"))]
 
 
@@ -193,11 +195,16 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--into", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    for name in options.names or COMMANDS:
-        text, path = results_page(name, options.runs, options.into), options.into / f"{name}.md"
+    pages = {n: results_page(n, options.runs, options.into) for n in options.names or COMMANDS}
+    absent = [name for name, text in pages.items() if text is None]
+    if absent and (options.names or len(absent) == len(pages)):
+        sys.stderr.write(f"no scored run of {', '.join(absent)} below {options.runs}; `semcal run` the study first\n")
+        raise SystemExit(2)
+    for name, text in pages.items():
         if text is None:
             sys.stdout.write(f"{name}: no scored run below {options.runs}, skipped\n")
             continue
+        path = options.into / f"{name}.md"
         write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
         sys.stdout.write(f"written: {path}\n")
 

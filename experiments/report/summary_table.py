@@ -10,6 +10,7 @@ from rich.table import Table
 
 from experiments.config.study import Cell
 from experiments.verdict.rules import MOST_UNPARSED
+from probes.evaluation.folds import too_few_groups
 from probes.evaluation.result import LINEAR
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.questions.question import CONTINUATION
@@ -151,8 +152,15 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if c["n"] < 500 and c["null_mean"] >= 0.0005:
         said.append(
-            f"Only {c['n']} questions: smECE has a floor of about {c['null_mean']:.3f} at this size; read the excess."
+            f"Only {c['n']} question{'s' if c['n'] > 1 else ''}: smECE has a floor of about {c['null_mean']:.3f} at "
+            "this size; read the excess."
         )
+    if cell.probes.enabled and (reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)):
+        said.append(f"Probes not computed: {reason}.")
+    if c.get("smece_low") is None:
+        said.append("Intervals not computed: all questions are of one group, so there is nothing to resample.")
+    if c.get("auroc") is None:
+        said.append("AUROC not computed: the answers are all right, or all wrong.")
     if warning := (c.get("chains") or {}).get("warning"):
         said.append(warning)
     if run.manifest().get("cot_without_steps"):

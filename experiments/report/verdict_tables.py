@@ -141,12 +141,11 @@ def _interval(part: Part) -> str:
 # ---- the figure ------------------------------------------------------------------------------------------------------
 
 
-def draw_verdict(judgement: Judgement) -> Path:
-    """figures/verdict.png and .svg in the study's folder; returns the first."""
+def draw_verdict(judgement: Judgement, folder: Path) -> str:
+    """figures/verdict.png and .svg in a folder; returns the name of the first."""
     figure = forest(judgement.verdicts, title=f"{judgement.study.name}: the evidence for each hypothesis")
-    folder = judgement.study.folder / "figures"
-    save_figures({"verdict": figure}, folder)
-    return folder / "verdict.png"
+    save_figures({"verdict": figure}, folder / "figures")
+    return "figures/verdict.png"
 
 
 def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:

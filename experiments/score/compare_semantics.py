@@ -1,19 +1,23 @@
 """The same samples under several collapsing functions: calibration under each, and how far they agree."""
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from experiments.config.collapsing_functions import SemanticsConfig, collapse_of
+from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
 from experiments.score.score import Read, class_table, measure, read_answers
 from semcal.calibration.summary import Calibration
 from semcal.errors import UserError
 from semcal.questions.named.named_datasets import why_not
+from semcal.runs.files import content_key, plain, write_atomically
 from semcal.runs.run import Run
 from semcal.semantics.agreement import adjusted_rand
 
@@ -43,7 +47,7 @@ class Agreement:
 def compare(
     cell: Cell, run: Run, chosen: Sequence[SemanticsConfig], tell: Callable[[str], None] = lambda _: None
 ) -> Agreement:
-    """Read a run's samples with each B and write agreement.json. The run's own results stay unchanged.
+    """Read a run's samples with each B; writes nothing.
 
     Raises:
         UserError: fewer than two Bs, one that the dataset refuses, or a run whose answers were enumerated.
@@ -62,9 +66,16 @@ def compare(
     calibration = {name: measure(tables[name], answers, resampling) for name, answers in read.items()}
     classes = {name: table.mean_classes for name, table in tables.items()}
     pairs = tuple(_pair(a, b, read, calibration) for a, b in itertools.combinations(read, 2))
-    found = Agreement(calibration, classes, pairs)
-    run.write_agreement(asdict(found))
-    return found
+    return Agreement(calibration, classes, pairs)
+
+
+def write_agreement(found: Agreement, run: Run) -> Path:
+    """Write looks/agreement-KEY.json into a run; other figures have another key."""
+    key = content_key(plain(asdict(found)))[:8]
+    path = run.folder / LOOKS / f"agreement-{key}.json"
+    text = json.dumps(plain(asdict(found)), indent=1) + "\n"
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+    return path
 
 
 def _pair(a: str, b: str, read: dict[str, list[Read]], calibration: dict[str, Calibration]) -> Pair:

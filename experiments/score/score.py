@@ -252,7 +252,7 @@ def _loss(table: ClassTable, read: Sequence[Read], detail: Resampling) -> dict[s
 
 def _closed(table: ClassTable, detail: Resampling) -> dict[str, Any] | None:
     """Beyond the top class, where all questions share a closed set of classes and each has one gold class."""
-    if table.single_gold is None:
+    if table.single_gold is None or len(table) < 2:  # pairs of questions are compared
         return None
     labels = sorted({label for own in table.classes for label in own} - {UNEXPLORED})
     column = {label: k for k, label in enumerate(labels)}

@@ -224,10 +224,10 @@ def measured(run: Scored, by_mass: bool) -> Measured:
     )
 
 
-def write_verdict(judgement: Judgement, text: str) -> list[Path]:
-    """Write verdict.json and verdict.md to the study's folder."""
-    folder = judgement.study.folder
+def write_verdict(judgement: Judgement, text: str, folder: Path) -> list[str]:
+    """Write verdict.json and verdict.md to a folder; returns their names."""
     whole = json.dumps(plain(judgement.to_dict()), indent=1, ensure_ascii=False) + "\n"
-    for name, body in (("verdict.json", whole), ("verdict.md", text)):
+    bodies = {"verdict.json": whole, "verdict.md": text}
+    for name, body in bodies.items():
         write_atomically(folder / name, lambda path, body=body: path.write_text(body, encoding="utf-8"))
-    return [folder / "verdict.json", folder / "verdict.md"]
+    return list(bodies)

@@ -3,6 +3,7 @@
 Knows labels of groups; nothing of activations, targets or probes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,20 @@ class Fold:
 
     validation: np.ndarray
     """The rest of `train`, other groups, which the choice is made on."""
+
+
+def too_few_groups(groups: int, folds: int) -> str:
+    """Why so many groups of questions are too few for this cross-validation, and what to do; "" where they are enough.
+
+    With a fold held out, two groups must be left: one to fit to, and one to choose the penalty on.
+    """
+    few = f"{groups} group{'s' if groups != 1 else ''} of questions cannot be split into {folds} folds"
+    if groups < folds:
+        return f"{few}; ask about more groups" + (", or lower probes.folds" if groups > 2 else "")
+    if groups - math.ceil(groups / folds) < 2:
+        remedy = "; ask about more groups, or raise probes.folds" if groups > 2 else "; ask about more groups"
+        return f"{few} that leave two to train on{remedy}"
+    return ""
 
 
 def group_folds(group: Sequence[str], folds: int, *, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -279,7 +279,9 @@ class ServedModel:
         """
         with self._lock:
             self.work.checks = (self._drawn.check(), self._restated.fresh.check(), self._restated.scored.check())
-        self.work.check = _in_words(self.work.checks, settings)
+        if not _own_distribution(settings):
+            self.work.checks = tuple(Check.not_made(check.name, _ONLY_PLAIN) for check in self.work.checks)
+        self.work.check = _in_words(self.work.checks)
         if failed := next((check for check in self.work.checks if check.outcome == "failed"), None):
             remedy = _REMEDIES.get(self.server, "switch it off in the settings of the server")
             raise NotFromModelError(
@@ -308,14 +310,17 @@ class ServedModel:
         return "transformers" if "Unexpected fields in the request" in reply else "openai"
 
 
+_ONLY_PLAIN = "the stated probabilities hold at temperature 1 without truncation"
+
+
 def _own_distribution(settings: Sampling) -> bool:
     return settings.temperature == 1 and settings.top_k is None and settings.top_p is None
 
 
-def _in_words(checks: Sequence[Check], settings: Sampling) -> str:
+def _in_words(checks: Sequence[Check]) -> str:
     drawn, *others = checks
-    if not _own_distribution(settings):
-        return "not checked: the stated probabilities hold at temperature 1 without truncation"
+    if drawn.why == _ONLY_PLAIN:
+        return f"not checked: {_ONLY_PLAIN}"
     if drawn.outcome == "not made":
         return f"not checked: {drawn.why}, so truncation, penalties and biases would go unnoticed"
     if failed := [check.why for check in checks if check.outcome == "failed"]:

@@ -209,7 +209,10 @@ def _unfloated(path: Path, rows: list[Row]) -> list[Row]:
     cells = [cell for row in rows if (cell := row.values.get("answers", "").strip())]
     if not any(cell.endswith(".0") for cell in cells) or not all(map(_is_float, cells)):
         return rows
-    logger.warning("%s: the answers are all written as floats and are read as numbers: %s is 1931", path, "1931.0")
+    logger.warning(
+        "%s: all answers are written as floats, as pandas does if some are missing, and are read as numbers (%s as %s)",
+        *(path, cells[0], as_text(float(cells[0]))),
+    )
     return [
         replace(row, values=row.values | {"answers": as_text(float(cell)) if cell.strip() else ""})
         for row in rows

@@ -1,18 +1,22 @@
-"""Files that are there whole or not at all: written under a temporary name and renamed. Knows nothing of runs."""
+"""Files that are there whole or not at all: written under a temporary name and renamed, one by one or as a set. Knows
+nothing of runs."""
 
 import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from semcal.errors import UserError
+
+STAGED, COMPLETE = ".new", ".complete"  # folders in which a set of files is written, and from which it is moved
 
 
 def content_key(*parts: Any) -> str:
@@ -41,8 +45,66 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write new files to, which replace those of the same names below `folder` at the end of the block.
+
+    All of them do or none, whenever the process is killed: one rename, to `folder/.complete`, is the moment. Such files
+    are to be read by `newest`, which finds them there as long as they have not been moved to their places. If the block
+    fails, the old ones stay.
+    """
+    staged = folder / f"{STAGED}.{os.getpid()}.tmp"
+    shutil.rmtree(staged, ignore_errors=True)  # of a killed process with the same number
+    try:
+        yield staged
+        if staged.is_dir():
+            _publish(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    while True:
+        finish(folder)
+        try:
+            os.rename(staged, folder / COMPLETE)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                raise _disk_error(folder, error) or error from error
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Move the files of a complete set to their places, as whoever published it did not live to do.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the rest is moved by the next call.
+    """
+    complete = folder / COMPLETE
+    if not complete.is_dir():
+        return
+    try:
+        for path in [p for p in complete.rglob("*") if p.is_file()]:
+            target = folder / path.relative_to(complete)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        shutil.rmtree(complete)
+    except FileNotFoundError:  # another process moves the same files
+        return
+    except OSError as error:
+        raise _disk_error(folder, error) or error from error
+
+
+def newest(folder: Path, *parts: str) -> Path:
+    """Where a file of a folder is to be read."""
+    complete = folder.joinpath(COMPLETE, *parts)
+    return complete if complete.exists() else folder.joinpath(*parts)
+
+
 def _disk_error(path: Path, error: BaseException) -> UserError | None:
     code = getattr(error, "errno", None)
+    path = Path(*(part for part in path.parts if not part.startswith(STAGED)))  # the name that it was to have
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return UserError(f"disk full while writing {path}; free some space and run the same command again")
     if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):

@@ -2,25 +2,27 @@
 
 A run survives `kill -9` at any time: every file is written under a temporary name and renamed, a shard of questions is
 there whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a
-question and never mixes with another configuration. No pickle is written or read.
+question and never mixes with another configuration. Results that belong together replace the old ones together
+(`Run.replacing`). No pickle is written or read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import yaml
 
 from semcal.errors import UserError
 from semcal.questions.question import Question
-from semcal.runs.files import content_key, link_or_copy, plain, write_atomically
+from semcal.runs.files import content_key, finish, link_or_copy, newest, plain, replacing, write_atomically
 from semcal.runs.stored_activations import Activations, StoredActivations, save
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
@@ -58,9 +60,11 @@ class Run:
     """
 
     folder: Path
+    _staged: Path | None = field(default=None, repr=False, compare=False)  # where results wait to replace old ones
 
     def __init__(self, folder: str | Path) -> None:
         object.__setattr__(self, "folder", Path(folder))
+        object.__setattr__(self, "_staged", None)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -80,17 +84,50 @@ class Run:
         return self.folder.name
 
     def _path(self, *parts: str) -> Path:
+        """Where a file is read."""
+        if self._staged is not None and (staged := self._staged.joinpath(*parts)).exists():
+            return staged
+        return newest(self.folder, *parts)
+
+    def place(self, *parts: str) -> Path:
+        """Where a file is to be written, so that it takes part in `replacing`."""
+        if self._staged is not None:
+            return self._staged.joinpath(*parts)
+        finish(self.folder)
         return self.folder.joinpath(*parts)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Run]:
+        """The same run, to write new results to: they replace the old ones together, at the end of the block.
+
+        Until then, and if the block fails or is killed, the old ones stay as they are. Within the block, the new ones
+        are read.
+        """
+        with replacing(self.folder) as staged:
+            new = Run(self.folder)
+            object.__setattr__(new, "_staged", staged)
+            yield new
 
     # ---- configuration ---------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, exactly as run."""
-        return yaml.safe_load(self._path("config.yaml").read_text())
+        """The resolved configuration, exactly as run.
+
+        Raises:
+            UserError: config.yaml is no mapping.
+        """
+        path = self._path("config.yaml")
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{path} holds no configuration; delete it, and `semcal run` its study writes it again")
+        return found
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        write_atomically(self._path("config.yaml"), lambda p: p.write_text(text))
+        write_atomically(self.place("config.yaml"), lambda p: p.write_text(text, encoding="utf-8"))
 
     def manifest(self) -> dict[str, Any]:
         """Versions, hashes, timings and the names of the shards; empty before sampling started."""
@@ -145,8 +182,8 @@ class Run:
         Raises:
             UserError: a run of an earlier version, whose B knew the aliases of each question's own gold answer.
         """
-        stored = json.loads(self._path("aliases.json").read_text())
-        if stored.keys() != {field.name for field in fields(Aliases)}:
+        stored = self._json_if_any("aliases.json")
+        if stored.keys() != {f.name for f in fields(Aliases)}:
             raise UserError(
                 f"{self.folder} was sampled by an earlier version of semcal, which kept no aliases of all questions; "
                 "`semcal run` its study again, which takes them over and keeps the samples"
@@ -169,7 +206,7 @@ class Run:
         """Rows with SAMPLE_COLUMNS. Halves of surrogate pairs in their texts become U+FFFD."""
         rows = [{**row, "text": well_formed(row["text"])} for row in rows]
         table = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
-        write_atomically(self._path("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
+        write_atomically(self.place("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
         self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
 
     def append_partial(self, key: str, question_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -204,7 +241,7 @@ class Run:
         """
         tokenizer = str(self.manifest().get("tokenizer_hash", ""))
         write_atomically(
-            self._path("activations", f"{key}.safetensors"),
+            self.place("activations", f"{key}.safetensors"),
             lambda p: save(p, found, dtype=dtype, answer_rows=answer_rows, tokenizer_hash=tokenizer, shard=key),
         )
 
@@ -215,7 +252,7 @@ class Run:
         parts = [("samples", f"{key}.parquet")] + ([("activations", f"{key}.safetensors")] if with_activations else [])
         for part in parts:
             source = other._path(*part)
-            write_atomically(self._path(*part), lambda p, source=source: link_or_copy(source, p))
+            write_atomically(self.place(*part), lambda p, source=source: link_or_copy(source, p))
         return True
 
     def shard_keys(self) -> list[str]:
@@ -324,10 +361,6 @@ class Run:
             }
         )
 
-    def write_agreement(self, agreement: Mapping[str, Any]) -> None:
-        """How the samples look under several collapsing functions."""
-        self._write_json("agreement.json", agreement)
-
     def write_intermediate(self, table: pd.DataFrame) -> None:
         """question_id, token, expected_confidence."""
         self._write_parquet("intermediate.parquet", table)
@@ -400,22 +433,34 @@ class Run:
         return self._parquet_if_any("probe_losses.parquet")
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
-        write_atomically(self._path(name), lambda p: table.to_parquet(p, index=False))
+        write_atomically(self.place(name), lambda p: table.to_parquet(p, index=False))
 
     def _parquet_if_any(self, name: str) -> pd.DataFrame:
-        path = self._path(name)
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+        return self._parquet(name) if self._path(name).is_file() else pd.DataFrame()
 
     def _parquet(self, name: str) -> pd.DataFrame:
         path = self._path(name)
         if not path.is_file():
             raise UserError(f"{self.folder} has no {name} yet; `semcal run` its study first")
-        return pd.read_parquet(path)
+        try:
+            return pd.read_parquet(path)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise _unreadable(path, error) from error
 
     def _json_if_any(self, name: str) -> dict[str, Any]:
         path = self._path(name)
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise _unreadable(path, error) from error
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
-        write_atomically(self._path(name), lambda p: p.write_text(text))
+        write_atomically(self.place(name), lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    # Written once, with the manifest; whole shards are found again by their names.
+    asked = path.name in ("questions.parquet", "prompts.parquet", "aliases.json")
+    what = f"it and {path.parent / 'manifest.json'}" if asked else "it"
+    return UserError(f"{path} cannot be read ({error}); delete {what}, and `semcal run` its study makes it again")

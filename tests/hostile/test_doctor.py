@@ -70,7 +70,7 @@ def no_weights(folder):
 @pytest.mark.parametrize(
     ("broken", "failed", "said"),
     [
-        (nan_weights, "sampling", "logits of new token 0"),
+        (nan_weights, "loading", "holds NaN or infinity"),
         (encoder_decoder, "loading", "encoder-decoder"),
         (looks_ahead, "sampling", "not a causal language model"),
         (short_context, "prompts", "context of 24"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,8 @@ def test_a_number_that_pandas_made_a_float_is_the_class_that_a_model_writes(tmp_
 )
 def test_a_question_made_of_a_frames_values_is_the_same(value, text):
     missing = (None, np.nan, np.float32("nan"), pd.NA, pd.NaT, decimal.Decimal("NaN"), "")
-    assert Question(id="q", text="Q", answers=(value, *missing)).answers == (text,)
+    answers: Any = (value, *missing)
+    assert Question(id="q", text="Q", answers=answers).answers == (text,)
 
 
 # ---- refused with the place ----------------------------------------------------------------------------------------

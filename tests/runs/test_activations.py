@@ -61,7 +61,8 @@ def written(tmp_path):
         }
         first = np.cumsum([0, *(len(ANSWERS[q]) for q in part.question_ids)])[:-1]
         run.write_activations(part.key, these, answer_rows=first)
-        rows = [{"question_id": q, "token_ids": list(ids), "count": 1} for q in part.question_ids for ids in ANSWERS[q]]
+        same = {"text": "x", "count": 1}
+        rows = [same | {"question_id": q, "token_ids": list(i)} for q in part.question_ids for i in ANSWERS[q]]
         run.write_samples(part.key, rows)
         wrote.append(these)
     return run, parts, wrote
@@ -159,7 +160,7 @@ def test_activations_of_other_tokens_are_refused(written):
 
 def test_activations_along_another_answer_are_refused(written):
     run, parts, _ = written
-    rows = [{"question_id": q, "token_ids": [1, 2, 3], "count": 1} for q in ("a", "a", "b")]
+    rows = [{"question_id": q, "text": "x", "token_ids": [1, 2, 3], "count": 1} for q in ("a", "a", "b")]
     run.write_samples(parts[0].key, rows)
     with pytest.raises(UserError, match=r"after_2_tokens of question 'a' was read at token id 21, but this run has 2"):
         run.activations("after_2_tokens")

@@ -84,7 +84,7 @@ def calibration_profile(rows: Sequence[ProfileRow], *, title: str) -> Figure:
 
 def _draw_errors(axes: Axes, rows: Sequence[ProfileRow], at: np.ndarray) -> None:
     error = np.array([r.smece for r in rows])
-    ends = np.array([(r.smece_low, r.smece_high) for r in rows])
+    ends = np.array([(r.smece_low, r.smece_high) for r in rows], dtype=float)  # None: no interval
     axes.barh(at, [r.null_q95 for r in rows], height=0.6, color=LIGHT_GREY, label="95 % of calibrated models")
     axes.vlines([r.null_mean for r in rows], at - 0.3, at + 0.3, color=GREY, lw=1.5, label="mean of calibrated models")
     known = np.isfinite(ends).all(axis=1)  # a single group of questions has no interval

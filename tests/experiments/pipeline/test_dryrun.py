@@ -181,7 +181,6 @@ def test_enumeration_is_bounded_by_its_budget(tmp_path, study_dict):
         {"models": [{"path": "/nowhere/at/all"}]},
         {"models": [{"path": "atlas:bse"}]},
         {"datasets": [{"kind": "jsonl", "path": "/nowhere.jsonl"}]},
-        {"probes": {"folds": 49}},
         {"semantics": [{"kind": "choice"}]},
         {"sampling": {"m": 1}},
     ],

@@ -347,9 +347,13 @@ def test_a_corrected_gold_answer_is_taken_over_without_the_model(tmp_path, study
         run_dict(tmp_path, study_dict)
 
 
-def test_more_folds_than_groups_is_said_before_sampling(tmp_path, study_dict):
-    with pytest.raises(UserError, match="2 groups of questions cannot be split into 3 folds"):
-        run_dict(tmp_path, study_dict | {"datasets": [study_dict["datasets"][0] | {"n": 2}]})
+def test_more_folds_than_groups_is_said_before_sampling_and_the_rest_is_measured(tmp_path, study_dict, caplog):
+    few = study_dict | {"datasets": [study_dict["datasets"][0] | {"n": 2}]}
+    prepare_study(load_study(write_study(tmp_path, few)))
+    assert "2 groups of questions cannot be split into 3 folds" in caplog.text
+    (run,) = run_dict(tmp_path, few)
+    assert run.calibration()["n"] == 2
+    assert run.probes().empty
 
 
 def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_path, study_dict):

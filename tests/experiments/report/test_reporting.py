@@ -126,7 +126,7 @@ def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path,
     (grid[1].folder / "calibration.json").unlink()
     code, out, err = semcal(monkeypatch, capsys, "report", study)
     assert code == 0, err
-    assert f"{grid[1].folder}: not scored, left out" in out
+    assert f"left out: {grid[1].folder}: not scored" in out
     assert "Fewer than two runs" in (folder / "report.html").read_text()
 
 

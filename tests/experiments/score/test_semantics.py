@@ -105,7 +105,9 @@ def test_bs_compared_on_the_same_samples_leave_the_run_as_it_is(monkeypatch, cap
     code, out, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "exact,word1,numeric")
     assert code == 0, err
     assert "adjusted Rand" in out
-    found = json.loads((run.folder / "agreement.json").read_text())
+    (written,) = (run.folder / "looks").iterdir()
+    assert f"written: {written}" in out
+    found = json.loads(written.read_text())
     assert set(found["calibration"]) == {"exact", "word1", "numeric"}
     assert found["calibration"]["exact"]["smece"] == pytest.approx(before["smece"])
     for pair in found["pairs"]:
