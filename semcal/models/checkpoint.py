@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from semcal.errors import UserError, above, nearest
-from semcal.models.adapters import check_hub_adapter
 from semcal.models.control_tokens import ControlTokens, Spans
-from semcal.models.gguf import parsed_once, source_of
+from semcal.models.formats.adapters import check_hub_adapter
+from semcal.models.formats.gguf import parsed_once, source_of
 from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
 from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
 from semcal.sampling.stopping import StopRule, cut, legible
@@ -402,7 +402,9 @@ class LanguageModel:
         """The model's end-of-sequence tokens and these stop strings, which may name special and other added tokens."""
         added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
         ends = {added[s] for s in stop if s in added}
-        return StopRule(self.decode, [s for s in stop if s not in added], self.eos_ids | ends, self.output_size)
+        # An added token that is not special is text, too: Gemma has one for a line break and one for two.
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return StopRule(self.decode, [s for s in stop if s not in special], self.eos_ids | ends, self.output_size)
 
     def in_words(self, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
         """The sampled or enumerated answers of one question as text."""
