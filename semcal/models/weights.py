@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.models.adapters import ADAPTER_FILES, check_adapter, merge_adapter, without_adapter
-from semcal.models.gguf import check_gguf, is_gguf, source_of, unmark
+from semcal.models.formats.adapters import ADAPTER_FILES, check_adapter, merge_adapter, without_adapter
+from semcal.models.formats.gguf import check_gguf, is_gguf, source_of, unmark
 
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 _NAMED = 3  # keys that a message shows
