@@ -395,7 +395,9 @@ class LanguageModel:
         """The model's end-of-sequence tokens and these stop strings, which may name special and other added tokens."""
         added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
         ends = {added[s] for s in stop if s in added}
-        return StopRule(self.decode, [s for s in stop if s not in added], self.eos_ids | ends, self.output_size)
+        # An added token that is not special is text, too: Gemma has one for a line break and one for two.
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return StopRule(self.decode, [s for s in stop if s not in special], self.eos_ids | ends, self.output_size)
 
     def in_words(self, found: Answered | Enumerated, stop: Sequence[str]) -> tuple[Answer, ...]:
         """The sampled or enumerated answers of one question as text."""
