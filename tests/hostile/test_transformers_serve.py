@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
-import httpx
 import pytest
 from scipy import stats
 
@@ -20,7 +15,7 @@ from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
-from tests.models.test_served import free_port
+from tests.servers import transformers_serve
 
 TEXT = "Question : red ?"
 M = 60
@@ -41,25 +36,8 @@ NEUTRALISED = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of one server for every checkpoint, which it loads when a request names it."""
-    folder, port = tmp_path_factory.mktemp("serve"), free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            for _ in range(600):
-                if process.poll() is not None:
-                    pytest.fail(f"transformers serve ended: {(folder / 'log').read_text()[-2000:]}")
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(20)
+    with transformers_serve(tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
 
 
 def checkpoint(folder: Path, **generation) -> Path:
