@@ -90,7 +90,7 @@ LOOKS = [
     (0, "score", "--semantics", "exact,numeric", "--set", "calibration.bootstrap=40"),
     (2, "score", "--semantics", "exact", "--set", "calibration.bootstrap=40"),
     (0, "score", "--set", "calibration.bootstrap=40"),
-    (2, "score", "--set", "semantics=[{kind: numeric}]"),
+    held((2, "score", "--set", "semantics=[{kind: numeric}]")),
     (0, "probe", "--set", "probes.permutations=3"),
     (2, "probe", "--set", "probes.enabled=false"),
     (2, "report", "--set", "calibration.level=0.8"),
@@ -227,7 +227,7 @@ def test_a_failure_at_any_write_leaves_one_whole_result(study, fail):
     assert not [p for p in run.folder.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("nth", range(6, 12))
+@pytest.mark.parametrize("nth", [held(6), held(7), 8, 9, 10, 11])
 def test_a_full_disk_while_results_move_into_place_is_one_line(monkeypatch, capsys, study, nth):
     with failing_at(nth, full) as asked:
         code, _, err = semcal(monkeypatch, capsys, "score", study)
