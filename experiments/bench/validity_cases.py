@@ -280,8 +280,8 @@ _GROWS, _NONE, _SMALL, _SOME = ((relation,) for relation in RELATIONS)
 
 
 def validity_cases(device: str = "auto", studies: int = 300, workers: int = 2) -> Iterator[Validity]:  # noqa: ARG001 - the signature of all benches
-    """Every case in turn, `studies` simulated studies each; half of them for equivalence and pairs, and a tenth or
-    three where the rules of a verdict are simulated."""
+    """Every case in turn, `studies` simulated studies each; half of them for equivalence and pairs, and a tenth
+    (three tenths of one size of H4) where the rules of a verdict are simulated."""
     cases = [(case, happens, SIZE_LIMIT, True, studies) for case, happens in sizes()]
     cases += [(case, happens, SIZE_LIMIT, True, studies // 2) for case, happens in slow_sizes()]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -47,7 +47,8 @@ def own_pairs(
     while len(tried) < len(order) and pairs < settings.pairs:
         asked = order[len(tried) : len(tried) + _AT_ONCE]
         prompts = [Prompt(turn.key, model.encode_rendered(model.render_chat(turn.prompt))) for turn in asked]
-        drawn = sample(model, prompts, m=settings.samples, max_new_tokens=settings.longest, seed=settings.seed)
+        how = {"m": settings.samples, "max_new_tokens": settings.longest, "seed": settings.seed}
+        drawn = sample(model, prompts, stop=model.turn_ends, **how)
         found = []
         for turn, answers in zip(asked, drawn, strict=True):
             ended = [a for a in answers if a.finish == "stop"]

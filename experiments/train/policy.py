@@ -95,7 +95,8 @@ def rollout(
     ]
     training = model.model.training
     model.model.eval()
-    drawn = sample(model, requests, m=settings.samples, max_new_tokens=longest, seed=settings.seed)
+    how = {"m": settings.samples, "max_new_tokens": longest, "seed": settings.seed}
+    drawn = sample(model, requests, stop=model.turn_ends, **how)
     model.model.train(training)
     each = [(p, a) for p, answers in zip(requests, drawn, strict=True) for a in answers for _ in range(a.count or 0)]
     return {

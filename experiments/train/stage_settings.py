@@ -140,8 +140,7 @@ _LEAST = {"steps": 1, "batch_size": 1, "samples": 2, "rank": 1, "longest": 1, "a
 def settings_for(stage: str, preset: str, /, **given: Any) -> AdapterSettings:
     """The settings of a stage: those of the preset, replaced by those given.
 
-    "cpu" takes at most 40 minutes a stage for a model of 270 million parameters on two cores (docs/training.md has the
-    measurements); "gpu" is for one GPU.
+    "cpu" is sized for a model of 270 million parameters on two cores, "gpu" for one GPU (docs/training.md).
 
     Raises:
         UserError: unknown stage, preset or setting; a value of the wrong type, or out of range.

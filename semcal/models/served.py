@@ -27,7 +27,7 @@ from semcal.models.checkpoint import Answer
 from semcal.models.connection import Connection, Refused
 from semcal.models.dialects import NOT_NEUTRAL, SERVERS, body, neutral
 from semcal.models.restatement import Reply, Restatement
-from semcal.models.stated_law import DrawnTokens, logprob, places
+from semcal.models.stated_law import HIDDEN_ENDS, DrawnTokens, logprob, places
 from semcal.sampling.checks import Check
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut
@@ -327,7 +327,7 @@ def _in_words(checks: Sequence[Check]) -> str:
         return f"DISAGREES with the stated probabilities: {failed[0]}"
     unseen = [check for check in others if check.outcome == "not made"]
     missing = "".join(f"; not checked that {check.name}: {check.why}" for check in unseen)
-    missing += f"; {drawn.why}" if drawn.why else ""
+    missing += f"; {drawn.why}" if drawn.why == HIDDEN_ENDS else ""
     measured = ", ".join(f"{check.figure:.2f} nats" for check in others if check.figure is not None)
     apart = f"; stated again, at most {measured} apart" if measured else ""
     evidence = f"evidence against them 10^{drawn.figure:+.1f}, limit 10^{drawn.limit:.0f}"

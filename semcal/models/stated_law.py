@@ -17,6 +17,7 @@ import numpy as np
 from semcal.models.dialects import TOP
 from semcal.sampling.checks import FAILED, PASSED, Check
 
+HIDDEN_ENDS = "the server does not list what ends an answer, so a token that is never drawn goes unnoticed"
 FALSE_ALARM = 1e-4  # chance that a server which samples as it states is accused, over a whole run
 _ODDS = np.array([1 / 64, 1 / 8, 1 / 2, 2.0, 8.0])  # what the odds of an event may have been multiplied by
 _SEQUENCES = (1, 2)  # tokens before one that completes a sequence which occurred before
@@ -182,8 +183,8 @@ class DrawnTokens:
         wealth = np.logaddexp.reduce(rows, axis=1) - math.log(len(_ODDS)) - np.log(order * (order + 1.0))
         figure = float(np.logaddexp.reduce(wealth)) / math.log(10)
         if figure < limit:
-            unseen = "the server does not list what ends an answer, so a token that is never drawn goes unnoticed"
-            return Check(name, PASSED, unseen if self.hides_ends else "", figure, limit)
+            seen = f"log10 of what betting against the probabilities stated of {self.draws} tokens would have won"
+            return Check(name, PASSED, HIDDEN_ENDS if self.hides_ends else seen, figure, limit)
         worst = int(wealth.argmax())
         fewer = bool(_ODDS[rows[worst].argmax()] < 1)
         return Check(name, FAILED, _probable(*events[worst], fewer=fewer), figure, limit)

@@ -84,25 +84,27 @@ def files(study: Path) -> Bytes:
     return {str(p.relative_to(top)): p.read_bytes() for p in found if p.name != "agreement.json"}
 
 
-# What replaces the results of a run: they must stay where the command says so.
+# What replaces the results of a run, and the exit code where only a look was asked for: the results must stay.
 LOOKS = [
-    held(("score", "--semantics", "exact,numeric")),
-    ("score", "--semantics", "exact,numeric", "--set", "calibration.bootstrap=40"),
-    ("score", "--semantics", "exact", "--set", "calibration.bootstrap=40"),
-    ("score", "--set", "calibration.bootstrap=40"),
-    held(("score", "--set", "semantics=[numeric]")),
-    ("probe", "--set", "probes.permutations=3"),
-    ("probe", "--set", "probes.enabled=false"),
-    ("report", "--set", "calibration.level=0.8"),
-    held(("compare", "--set", "calibration.level=0.8")),
+    held((0, "score", "--semantics", "exact,numeric")),
+    (0, "score", "--semantics", "exact,numeric", "--set", "calibration.bootstrap=40"),
+    (2, "score", "--semantics", "exact", "--set", "calibration.bootstrap=40"),
+    (0, "score", "--set", "calibration.bootstrap=40"),
+    held((2, "score", "--set", "semantics=[{kind: numeric}]")),
+    (0, "probe", "--set", "probes.permutations=3"),
+    (2, "probe", "--set", "probes.enabled=false"),
+    (2, "report", "--set", "calibration.level=0.8"),
+    held((2, "compare", "--set", "calibration.level=0.8")),
 ]
 
 
 @pytest.mark.parametrize("command", LOOKS, ids=str)
 def test_a_look_leaves_every_byte(monkeypatch, capsys, study, command):
     before = files(study)
-    name, *options = command
-    semcal(monkeypatch, capsys, name, study, *options)
+    expected, name, *options = command
+    code, _, err = semcal(monkeypatch, capsys, name, study, *options)
+    assert code == expected, err
+    assert "Traceback" not in err
     assert files(study) == before
 
 
@@ -223,6 +225,44 @@ def test_a_failure_at_any_write_leaves_one_whole_result(study, fail):
     assert seen == sorted(seen)
     assert set(seen) == {20, 30}
     assert not [p for p in run.folder.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("nth", [held(6), held(7), 8, 9, 10, 11])
+def test_a_full_disk_while_results_move_into_place_is_one_line(monkeypatch, capsys, study, nth):
+    with failing_at(nth, full) as asked:
+        code, _, err = semcal(monkeypatch, capsys, "score", study)
+    assert len(asked) >= nth, "nothing failed"
+    assert code == 2
+    assert "disk full" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_full_disk_while_a_look_copies_its_run_is_one_line(monkeypatch, capsys, study):
+    def no_link(*_, **__):
+        raise OSError(errno.EXDEV, "the file system has no hard links")
+
+    before = files(study)
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: full())
+    code, _, err = semcal(monkeypatch, capsys, "score", study, "--set", "calibration.bootstrap=40")
+    assert code == 2
+    assert "disk full" in err.strip().splitlines()[-1]
+    assert files(study) == before
+
+
+def test_a_look_of_a_run_that_was_killed_while_results_moved_holds_the_new_ones(monkeypatch, capsys, study):
+    run = run_of(study)
+    old = (run.folder / "calibration.json").read_bytes()
+    again(study, "calibration.bootstrap=30")
+    new = (run.folder / "calibration.json").read_bytes()
+    (run.folder / ".complete").mkdir()  # a complete set, of which one file is still to be moved
+    (run.folder / ".complete" / "calibration.json").write_bytes(new)
+    (run.folder / "calibration.json").write_bytes(old)
+    options = ("--set", "calibration.bootstrap=30", "--set", "probes.permutations=3")
+    code, _, err = semcal(monkeypatch, capsys, "probe", study, *options)
+    assert code == 0, err
+    (folder,) = (run.folder / "looks").iterdir()
+    assert (folder / "calibration.json").read_bytes() == new
 
 
 @pytest.mark.parametrize("nth", [4, held(8)])

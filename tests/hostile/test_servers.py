@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import math
 import random
-import threading
 from dataclasses import dataclass
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from openai import OpenAI
@@ -20,6 +19,7 @@ from openai import OpenAI
 from semcal import UserError
 from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling.records import Sampling
+from tests.servers import StandIns
 
 END = "</s>"
 VOCABULARY = (*(f" {w}" for w in "red blue green one two three four yes no".split()), END)
@@ -163,7 +163,7 @@ class Sampler:
 
 @pytest.fixture
 def serve():
-    servers = []
+    stand_ins = StandIns()
 
     def start(sampler) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -183,15 +183,10 @@ def serve():
             def do_POST(self):
                 self.reply(*sampler.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/v1"
+        return stand_ins.start(Handler)
 
     yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    stand_ins.stop()
 
 
 @pytest.fixture(autouse=True)

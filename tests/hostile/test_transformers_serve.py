@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
-import httpx
 import pytest
 from scipy import stats
 
@@ -20,11 +15,12 @@ from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
-from tests.models.test_served import free_port
+from tests.servers import transformers_serve
 
-TEXT = "Question : red ?"
+TEXT = "green answer two"  # continued by "green" in most samples
+ENDS = "two answer one"  # at which most answers end at once
 M = 60
-LIKELY = 5  # the likeliest token that does not end an answer
+LIKELY = 5  # "green"
 NEUTRALISED = {
     "repetition_penalty": 3.0,
     "no_repeat_ngram_size": 1,
@@ -34,46 +30,30 @@ NEUTRALISED = {
     "sequence_bias": [[[LIKELY], -9.0]],
     "min_new_tokens": 2,
     "min_p": 0.3,
-    "top_k": 2,
+    "top_k": 1,
 }
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of one server for every checkpoint, which it loads when a request names it."""
-    folder, port = tmp_path_factory.mktemp("serve"), free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        try:
-            for _ in range(600):
-                if process.poll() is not None:
-                    pytest.fail(f"transformers serve ended: {(folder / 'log').read_text()[-2000:]}")
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(20)
+    with transformers_serve(tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
 
 
 def checkpoint(folder: Path, **generation) -> Path:
     save_checkpoint(folder, scale=4.0)
-    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True} | generation))
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_sample": True} | generation))
     return folder
 
 
-def law_of(folder: Path) -> Counter:
+def law_of(folder: Path, text: str) -> Counter:
     """The exact probabilities of answers of at most two tokens."""
     local = LanguageModel.load(folder, device="cpu")
     (exact,) = enumerate_answers(
         local.model,
-        [Prompt("q", local.encode(TEXT))],
+        [Prompt("q", local.encode(text))],
         Sampling(max_new_tokens=2),
         local.stop_rule(()),
         limits=SearchLimits(1e-4, 10_000),
@@ -84,17 +64,31 @@ def law_of(folder: Path) -> Counter:
     return law
 
 
-@pytest.mark.parametrize("name", NEUTRALISED)
-def test_a_setting_of_the_checkpoint_is_switched_off(server, tmp_path, name):
-    folder = checkpoint(tmp_path / "model", **{name: NEUTRALISED[name]})
+def agrees(server: str, folder: Path, text: str) -> float:
+    """The p-value of a chi-square test of served answers against the exact law."""
     model = ServedModel.connect(Endpoint(server, str(folder), server="transformers", concurrency=2))
-    ((_, replies),) = model.answer([("q", TEXT)], Sampling(m=M, max_new_tokens=2))
-    law, drawn = law_of(folder), Counter()
+    ((_, replies),) = model.answer([("q", text)], Sampling(m=M, max_new_tokens=2))
+    law, drawn = law_of(folder, text), Counter()
     for r in replies:
         drawn[r.text] += r.count
-    likely = [text for text, p in law.items() if p * M >= 5]
+    likely = [found for found, p in law.items() if p * M >= 5]
     seen, awaited = [drawn[t] for t in likely], [law[t] * M for t in likely]
-    assert stats.chisquare([*seen, M - sum(seen)], [*awaited, M - sum(awaited)]).pvalue > 1e-4
+    return float(stats.chisquare([*seen, M - sum(seen)], [*awaited, M - sum(awaited)]).pvalue)
+
+
+RIGHT_BEFORE = {"repetition_penalty", "no_repeat_ngram_size", "min_p", "top_k"}  # the version before sent these
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.held_before) if name in RIGHT_BEFORE else name for name in NEUTRALISED],
+)
+def test_a_setting_of_the_checkpoint_is_switched_off(server, tmp_path, monkeypatch, name):
+    folder = checkpoint(tmp_path / "model", **{name: NEUTRALISED[name]})
+    text = ENDS if name == "min_new_tokens" else TEXT
+    assert agrees(server, folder, text) > 1e-4
+    monkeypatch.setattr("semcal.models.dialects.neutral", lambda *_: {})
+    assert agrees(server, folder, text) < 1e-4, "the server does not apply the setting, so the test shows nothing"
 
 
 @pytest.mark.parametrize(("name", "value"), [("forced_eos_token_id", 1), ("top_h", 0.3)])

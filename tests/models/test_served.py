@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
-import httpx
 import pytest
 from openai import OpenAI
 from scipy import stats
@@ -24,14 +18,9 @@ from semcal.models.served import Endpoint, ServedModel
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
+from tests.servers import StandIns, free_port, transformers_serve
 
 TEXT = "the answer is red"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 # ---- the real thing ------------------------------------------------------------------------------------------------
@@ -44,25 +33,8 @@ def transformers_server(tmp_path_factory):
     defaults = json.loads((folder / "generation_config.json").read_text())
     defaults |= {"do_sample": True, "top_k": 3, "repetition_penalty": 1.7, "temperature": 0.5}
     (folder / "generation_config.json").write_text(json.dumps(defaults))
-    port = free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                pytest.fail(f"transformers serve ended: {(folder / 'log').read_text()[-2000:]}")
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1", folder
-    finally:
-        process.terminate()
-        process.wait(20)
+    with transformers_serve(folder / "log", str(folder)) as url:
+        yield url, folder
 
 
 def test_transformers_serve_draws_from_the_model_itself(transformers_server):
@@ -122,7 +94,7 @@ def completion(n, text="yes", **extra):
 
 @pytest.fixture
 def serve():
-    servers = []
+    stand_ins = StandIns()
 
     def start(script: Script) -> str:
         class Handler(BaseHTTPRequestHandler):
@@ -159,15 +131,10 @@ def serve():
                 else:
                     self.reply(answer, b'{"error": {"message": "busy"}}', [("Retry-After", "0")])
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/v1"
+        return stand_ins.start(Handler)
 
     yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    stand_ins.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from semcal import LanguageModel, UserError
 from semcal.questions.prompts import INSTRUCTIONS
 from semcal.questions.question import STYLES
 from semcal.semantics.collapsing.exact_match import ExactMatch
+from tests.experiments.train.conftest import Halted, halt_at
 
 WORLD = World(0)
 TINY = TrainingSettings(
@@ -33,18 +34,6 @@ TINY = TrainingSettings(
 )
 pytestmark = pytest.mark.filterwarnings("ignore:.*rollout_func")
 FEW = {"steps": 4, "batch_size": 4, "warmup": 1, "checkpoints": 3}
-
-
-class Halted(Exception):
-    """As if the process had been killed."""
-
-
-def halt_at(step: int):
-    def watch(progress):
-        if progress.step == step:
-            raise Halted
-
-    return watch
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study
-from experiments.train import own_pairs, train_from
+from experiments.train import own_pairs, policy, train_from
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
 from experiments.train.stage_settings import PairSettings, settings_for
 from experiments.train.training_questions import TrainingQuestions, right, shuffled
@@ -105,6 +105,29 @@ def test_the_loss_covers_the_answer_and_its_end(base):
     model.tokenizer.chat_template = CHAT_TEMPLATE.replace("'Answer:' if", "' green' if")
     with pytest.raises(UserError, match="the answer to 'q' does not follow the prompt"):
         labelled(model, turn)
+
+
+def test_answers_end_where_the_chat_template_ends_them(base, questions, monkeypatch, tmp_path):
+    """As with Gemma's <end_of_turn>, which is not its end-of-sequence token."""
+    model = LanguageModel.load(base, device="cpu")
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    model.model.resize_token_embeddings(len(model.tokenizer))
+    model.tokenizer.chat_template = CHAT_TEMPLATE.replace("eos_token if", "'<turn>' if")
+    kept = TrainingQuestions.read(questions, 0.5)
+    turns = kept.turns(("concise",), need_answer=False)[:8]
+    asked = []
+
+    def never_right(_, prompts, **how):
+        asked.append(how["stop"])
+        return [()] * len(prompts)
+
+    monkeypatch.setattr(own_pairs, "sample", never_right)
+    monkeypatch.setattr(policy, "sample", never_right)
+    settings = PairSettings(pairs=2, samples=4, longest=4)
+    with pytest.raises(UserError, match="fewer than one batch"):
+        own_pairs.own_pairs(model, settings, turns, kept.collapse(("concise",)), tmp_path / "p.jsonl", lambda _: None)
+    policy.rollout(model, settings_for("grpo", "cpu", **FEW), ["the red ?"], 0, 4)  # pyright: ignore[reportArgumentType]
+    assert asked == [("<turn>",), ("<turn>",)]
 
 
 def test_the_reward_is_to_be_correct_in_any_form_that_b_knows():
