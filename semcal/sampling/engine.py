@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
 from semcal.sampling.checks import LawWatch
-from semcal.sampling.decoders import (
+from semcal.sampling.decoding.decoders import (
     PREFILL_TOKENS,
     ExpandedDecoder,
     Observer,
@@ -30,8 +30,8 @@ from semcal.sampling.decoders import (
     TreeDecoder,
     shared_prefix,
 )
+from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED, choose_path
 from semcal.sampling.drawing import draw
-from semcal.sampling.paths import EXPANDED, REREAD, SHARED, choose_path
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 

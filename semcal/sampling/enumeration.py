@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.sampling.decoders import Observer, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.decoders import Observer, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.output_layer import whole
+from semcal.sampling.decoding.paths import SHARED, choose_path
 from semcal.sampling.drawing import token_probabilities
 from semcal.sampling.engine import Budget, refuse
-from semcal.sampling.output_layer import whole
-from semcal.sampling.paths import SHARED, choose_path
 from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 

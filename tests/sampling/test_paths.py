@@ -11,11 +11,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from semcal import LanguageModel, UserError
 from semcal.sampling import engine as engine_module
-from semcal.sampling.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED
+from semcal.sampling.decoding.tree_attention import PrefixPass
 from semcal.sampling.engine import Sampler
-from semcal.sampling.paths import EXPANDED, REREAD, SHARED
 from semcal.sampling.records import Prompt, Sampling
-from semcal.sampling.tree_attention import PrefixPass
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
 SHOTS = (0, 5, 9, 14, 7, 8, 21, 3, 12)

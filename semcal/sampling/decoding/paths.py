@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.sampling.decoders import (
+from semcal.sampling.decoding.decoders import (
     ExpandedDecoder,
     Observer,
     RereadDecoder,
@@ -25,7 +25,7 @@ from semcal.sampling.decoders import (
     plain_pass,
     shared_prefix,
 )
-from semcal.sampling.output_layer import whole
+from semcal.sampling.decoding.output_layer import whole
 from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"

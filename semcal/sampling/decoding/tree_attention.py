@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-from semcal.sampling.softmax import Call, Part, as_bias, attend_part, dense, fuses, merge
+from semcal.sampling.decoding.softmax import Call, Part, as_bias, attend_part, dense, fuses, merge
 
 NAME = "semcal_tree"
 # Options that layers pass and that do not change the result.
@@ -294,10 +294,9 @@ class AnswerPass:
     ) -> Part:
         """Attention over the tails, with the rows of a question side by side."""
         _, kv, g, d = query.shape
-        chunks, width, place = len(self.chunk_slots), self.width, self._on(query.device).place
-        spread = query.new_zeros(chunks * width, kv, g, d)
-        spread[place] = query
-        spread = spread.view(chunks, width, kv, g, d).transpose(1, 2).reshape(chunks, kv, width * g, d)
+        chunks, width, index = len(self.chunk_slots), self.width, self._on(query.device)
+        place = index.place
+        spread = query[index.row_at].view(chunks, width, kv, g, d).transpose(1, 2).reshape(chunks, kv, width * g, d)
         out, lse = attend_part(call, spread, *tails, bias, fused=True)
         out = out.view(chunks, kv, width, g, d).transpose(1, 2).reshape(chunks * width, kv, g, d)
         lse = lse.view(chunks, kv, width, g).transpose(1, 2).reshape(chunks * width, kv, g)
@@ -335,6 +334,8 @@ class _Indices:
         self.row_numbers = torch.arange(len(of.slots), device=device) if self.rows is None else self.rows
         self.slots, self.lengths = of.slots.to(device), of.lengths.to(device)
         self.place, self.chunk_slots = of.place.to(device), of.chunk_slots.to(device)
+        self.row_at = torch.zeros(len(of.chunk_slots) * of.width, dtype=torch.long, device=device)  # any row in a gap
+        self.row_at[self.place] = torch.arange(len(of.place), device=device)
         self.tail_lengths = of.tail_lengths.to(device)[self.slots]
         self.first_slots = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())  # one chunk each
         self.ragged = of.ragged

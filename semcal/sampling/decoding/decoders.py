@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from semcal.sampling.output_layer import OutputLayer, Scores
+from semcal.sampling.decoding.output_layer import OutputLayer, Scores
+from semcal.sampling.decoding.products import fast_products
+from semcal.sampling.decoding.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
 from semcal.sampling.records import Prompt
-from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
 
 PREFILL_TOKENS = 8192  # in one pass, padding included
 
@@ -232,7 +233,7 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> Scores:
-        with tree_attention_in(self.model), self.output.left_out() as kept:
+        with tree_attention_in(self.model), fast_products(self.model), self.output.left_out() as kept:
             out = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, tree=tree)
         return self.output.scores(kept, out.logits)
 
