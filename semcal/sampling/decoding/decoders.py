@@ -223,9 +223,9 @@ class TreeDecoder:
         return self._forward(answers, tokens[:, None].to(self.device), positions.to(self.device))
 
     @torch.inference_mode()
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
+    def move(self, rows: int, target: torch.Tensor, source: torch.Tensor) -> None:
         """From now on there are `rows` rows, and row target[i] continues the former row source[i]."""
-        self.store.move_answers(rows, lengths, target, source)
+        self.store.answers.move(rows, target, source)
 
     @property
     def nbytes(self) -> int:
@@ -266,7 +266,7 @@ class ExpandedDecoder:
         ).logits[:, -1]
 
     @torch.inference_mode()
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ARG002
+    def move(self, rows: int, target: torch.Tensor, source: torch.Tensor) -> None:
         order = torch.arange(rows)
         order[target] = source
         if rows == len(self.mask) and bool((order == torch.arange(rows)).all()):
@@ -302,7 +302,7 @@ class RereadDecoder:
         self.rows = [(*row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
         return self._logits([""] * len(self.rows), None)
 
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ARG002
+    def move(self, rows: int, target: torch.Tensor, source: torch.Tensor) -> None:
         order = torch.arange(rows)
         order[target] = source
         self.rows = [self.rows[i] for i in order.tolist()]

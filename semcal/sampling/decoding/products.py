@@ -32,9 +32,8 @@ def fast_products(model: torch.nn.Module) -> Iterator[None]:
     """A context in which the linear layers of a model compute by `linear`, where their own forward pass is torch's."""
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _is_large(m.weight)] if _FASTER else []
     for layer in layers:
-        layer.forward = partial(
-            linear, weight=layer.weight.detach(), bias=None if layer.bias is None else layer.bias.detach()
-        )
+        bias = None if layer.bias is None else layer.bias.detach()
+        layer.forward = partial(linear, weight=layer.weight.detach(), bias=bias)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
