@@ -4,6 +4,7 @@ The time of a cell is taken to be proportional to the tokens that a dry run coun
 weights. What analysis takes afterwards is not foreseen.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from experiments.pipeline.dry_run import Planned, dry_run
 from experiments.pipeline.progress import Reporter
 from semcal.errors import UserError
 
-MEASURED_S = 60.0
+MEASURED_S, SETTLED_S = 60.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,23 @@ class Forecast(Reporter):
         self._seen: set[str] = set()  # models that were measured
         self._cell: Cell | None = None
         self._began = self._questions = self._answered = 0.0
+        self._best = (math.inf, 0.0)  # seconds and answered questions at the tick with the most questions a second
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None:
         self._inner.sampling(cell, questions, done)
         self._cell, self._began, self._questions, self._answered = cell, self._clock(), questions, 0.0
+        self._best = (math.inf, 0.0)
 
     def answered(self, questions: int) -> None:
         self._inner.answered(questions)
         self._answered += questions
         cell, seconds = self._cell, self._clock() - self._began
-        if cell is None or cell.model.name in self._seen or seconds < MEASURED_S or not self._answered:
+        if cell is None or cell.model.name in self._seen or not self._answered:
+            return
+        # Questions in flight count for nothing until they are answered, many at once: the best tick has the fewest.
+        if seconds >= SETTLED_S and self._answered / seconds > self._best[1] / self._best[0]:
+            self._best = (seconds, self._answered)
+        if seconds < MEASURED_S:
             return
         self._seen.add(cell.model.name)
         if self._planned is None:
@@ -81,7 +89,7 @@ class Forecast(Reporter):
             except UserError:  # a forecast is no reason to stop
                 self._planned = []
         if self._planned:
-            for line in lines(foresee(self._planned, cell, seconds, self._answered / self._questions)):
+            for line in lines(foresee(self._planned, cell, self._best[0], self._best[1] / self._questions)):
                 self._tell(line)
 
     def stage(self, cell: Cell, what: str) -> None:

@@ -76,6 +76,16 @@ def test_it_is_told_once_a_model_after_a_minute_and_everything_is_passed_on():
     assert heard == [2, 3, 1, 1]
 
 
+def test_questions_in_flight_do_not_make_the_forecast_longer():
+    now, told = [0.0], []
+    watched = Forecast(study(), Reporter(), told.append, clock=lambda: now[0])
+    watched.sampling(study().cells()[0], 20, 0)
+    for seconds, answered in ((25.0, 3), (30.0, 7), (61.0, 1)):  # ten together in 30 s, then ten more in flight
+        now[0] = seconds
+        watched.answered(answered)
+    assert told[1].strip().split(": ")[1] == duration(30.0 * 20 / 10)
+
+
 def test_a_forecast_that_fails_stops_nothing(monkeypatch):
     def fails(_):
         raise UserError("no")
