@@ -28,6 +28,7 @@ from semcal.models.control_tokens import ControlTokens, Spans
 from semcal.models.formats.adapters import CONFIG, Parts, check_hub_adapter, load_tokenizer, parts_of
 from semcal.models.formats.gguf import parsed_once, source_of
 from semcal.models.formats.merging import merge_adapter
+from semcal.models.formats.quantised import check_quantised, describe, settings_of
 from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
 from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
 from semcal.sampling.stopping import StopRule, cut, legible
@@ -66,7 +67,7 @@ class LanguageModel:
         revision: Requested branch, tag or commit; None for a local folder or the default branch.
         weights_hash: Fingerprint of the weights (see `weights_fingerprint` and `memory_fingerprint`).
         tokenizer_hash: SHA-256 of the serialised tokenizer and its chat template, 16 hexadecimal digits.
-        quantised: How the weights were stored before they were dequantised; "" if they were not quantised.
+        quantised: How the weights are stored, and whether they were dequantised or kept so; "" if not quantised.
         base: Of an adapter alone, the model that it was merged into and the fingerprint of its weights; else "".
     """
 
@@ -131,6 +132,8 @@ class LanguageModel:
             with parsed_once(parts.weights) as gguf:
                 config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
                 _check_decoder_only(config, str(path))
+                check_quantised(parts.weights, config)
+                quantised = describe(settings_of(config))
                 tokenizer = load_tokenizer(parts, config, **hub)
                 model = load_weights(
                     AutoModelForCausalLM,
@@ -138,7 +141,8 @@ class LanguageModel:
                     allow_pickle=allow_pickle,
                     config=config,
                     dtype=DTYPES[dtype],
-                    device_map="balanced" if target is None else None,
+                    # Quantised layers are made where they stay.
+                    device_map="balanced" if target is None else str(target) if settings_of(config) else None,
                     revision=parts.revision,
                     **hub,
                 )
@@ -149,7 +153,8 @@ class LanguageModel:
         for folder in parts.adapters:
             model = merge_adapter(model, folder)
             check_finite(str(path), model)
-        if target is not None:
+        still = bool(getattr(model, "is_quantized", False))
+        if target is not None and not still:
             torch.nn.Module.to(model, target)
         model.requires_grad_(False)
         commit = getattr(config, "_commit_hash", None)
@@ -160,7 +165,7 @@ class LanguageModel:
             revision=revision,
             weights_hash=weights_fingerprint(str(path), commit, adapter=adapter),
             tokenizer_hash=_tokenizer_hash(tokenizer),
-            quantised=gguf.quantised if gguf else "",
+            quantised=gguf.quantised if gguf else quantised and f"{quantised}, {'kept so' if still else 'dequantised'}",
             base=f"{parts.weights} ({weights_fingerprint(parts.weights, commit)})" if parts.named else "",
         )
 
@@ -210,6 +215,7 @@ class LanguageModel:
             with parsed_once(parts.weights):
                 config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
                 _check_decoder_only(config, str(path))
+                check_quantised(parts.weights, config)
                 tokenizer = load_tokenizer(parts, config, **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -227,7 +233,7 @@ class LanguageModel:
         """Number of token ids that the output layer scores (often a few more than the tokenizer has)."""
         head = self.model.get_output_embeddings()
         assert head is not None
-        return next(head.parameters()).shape[0]
+        return int(getattr(head, "out_features", None) or next(head.parameters()).shape[0])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -26,6 +26,14 @@ from semcal.models.formats.adapters import (
     without_adapter,
 )
 from semcal.models.formats.gguf import check_gguf, is_gguf, source_of, unmark
+from semcal.models.formats.quantised import (
+    check_finite_buffers,
+    check_scales,
+    forget_quantiser,
+    is_packed,
+    settings_of,
+    told_apart,
+)
 
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 _NAMED = 3  # keys that a message shows
@@ -102,7 +110,10 @@ def load_weights(kind: Any, path: str, *, allow_pickle: bool = False, **how: Any
         UserError: parameters that the files lack, have in another size, or have and the model does not; values that
             are not finite.
     """
-    with without_adapter(path) as source:
+    config = how.get("config")
+    if config is not None:
+        check_scales(path, config)
+    with without_adapter(path) as source, told_apart(path, config):
         model, report = kind.from_pretrained(
             **source_of(source),
             use_safetensors=None if allow_pickle else True,
@@ -115,6 +126,10 @@ def load_weights(kind: Any, path: str, *, allow_pickle: bool = False, **how: Any
         unmark(model)
     _check_read(path, model, report, how.get("config", model.config))
     check_finite(path, model)
+    if getattr(model, "is_quantized", False):
+        check_finite_buffers(path, model)
+    elif config is not None and settings_of(config):
+        forget_quantiser(model)
     return model.eval()
 
 
@@ -223,6 +238,8 @@ def _check_read(path: str, model: PreTrainedModel, report: dict[str, Any], confi
     unexpected = {
         key for key in report["unexpected_keys"] if not _UNUSED.search(key) and not _of_other_senses(key, model, config)
     }
+    if getattr(model, "is_quantized", False) and not missing:
+        unexpected = {key for key in unexpected if not is_packed(key, model)}
     sizes = {key: (tuple(found), tuple(wanted)) for key, found, wanted in report["mismatched_keys"]}
     if not (missing or unexpected or sizes):
         untied = model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys()
