@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from semcal.errors import UserError, nearest
 from semcal.models.checkpoint import Answer, LanguageModel
-from semcal.sampling.decoders import Observer
+from semcal.sampling.decoding.decoders import Observer
 from semcal.sampling.engine import Sampler
 from semcal.sampling.records import Prompt, Sampling
 

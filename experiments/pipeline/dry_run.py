@@ -41,7 +41,7 @@ from semcal.questions.pool import pool
 from semcal.questions.prompts import QUESTION, SEPARATOR, exemplars_for, question_span
 from semcal.questions.question import Dataset, Question
 from semcal.runs.run import Run
-from semcal.sampling.decoders import shared_prefix
+from semcal.sampling.decoding.decoders import shared_prefix
 from semcal.sampling.engine import kv_values
 from semcal.sampling.records import Prompt
 

@@ -23,7 +23,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.positions import in_answer
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED, NOT_MADE, Check, LawWatch, reference_check, stated_apart
-from semcal.sampling.decoders import RereadDecoder
+from semcal.sampling.decoding.decoders import RereadDecoder
 from semcal.sampling.records import Outcome
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def activations_check(model: LanguageModel, hooks: Sequence[str], few: Sequence[
     """Whether what was captured in a few prompts is what plain passes show, relative to the largest number of a layer.
 
     Each of the 2 L additions to the stream of L layers rounds once: their sum is off by about √(2 L) epsilon, and the
-    sums in single precision by the root of theirs (see `semcal.sampling.paths.tolerance`).
+    sums in single precision by the root of theirs (see `semcal.sampling.decoding.paths.tolerance`).
     """
     keys = [a.question.id for a in few]
     plain = ResidualCapture(hooks, {key: captured.where[key] for key in keys})

@@ -40,10 +40,10 @@ from semcal.runs.files import content_key
 from semcal.runs.run import Run, Shard, shards
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED
-from semcal.sampling.decoders import shared_prefix
+from semcal.sampling.decoding.decoders import shared_prefix
+from semcal.sampling.decoding.paths import choose_path
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
-from semcal.sampling.paths import choose_path
 from semcal.sampling.records import Prompt, Sampling
 
 if TYPE_CHECKING:  # it needs the extra `serve`

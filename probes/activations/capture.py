@@ -31,8 +31,8 @@ from semcal.positions import (
     of_question,
 )
 from semcal.runs.stored_activations import LARGEST, Activations, too_large
-from semcal.sampling.decoders import PromptBatch
-from semcal.sampling.paths import may_be_padded, observe_all
+from semcal.sampling.decoding.decoders import PromptBatch
+from semcal.sampling.decoding.paths import may_be_padded, observe_all
 from semcal.sampling.records import Prompt
 
 # position -> the places of the tokens to read there, from 0; none where a prompt has no such position.

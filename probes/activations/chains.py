@@ -15,7 +15,7 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import DEFAULT_HOOKS, of_answer
 from semcal.runs.stored_activations import Activations
-from semcal.sampling.paths import may_be_padded, observe_all
+from semcal.sampling.decoding.paths import may_be_padded, observe_all
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 from semcal.semantics.extract import locate_form

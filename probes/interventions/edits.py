@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from probes.activations.hooks import Hook, choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import Answer, LanguageModel
-from semcal.sampling.decoders import PromptBatch, shared_prefix
+from semcal.sampling.decoding.decoders import PromptBatch, shared_prefix
+from semcal.sampling.decoding.paths import REREAD, choose_path
 from semcal.sampling.engine import Sampler
-from semcal.sampling.paths import REREAD, choose_path
 from semcal.sampling.records import Prompt, Sampling
 
 # Where a change enters the residual stream. What is written at `hook_resid_mid` would reach the MLP alone.

@@ -20,7 +20,7 @@ from probes.targets.closed import smoothed
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.models.skeleton import second_skeleton
-from semcal.sampling.decoders import pad_left
+from semcal.sampling.decoding.decoders import pad_left
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
 

@@ -11,10 +11,10 @@ import torch
 from scipy import stats
 from transformers import PreTrainedModel
 
-from semcal.sampling.decoders import plain_pass
+from semcal.sampling.decoding.decoders import plain_pass
+from semcal.sampling.decoding.output_layer import Scores
+from semcal.sampling.decoding.paths import tolerance
 from semcal.sampling.drawing import token_probabilities
-from semcal.sampling.output_layer import Scores
-from semcal.sampling.paths import tolerance
 from semcal.sampling.records import Outcome, Prompt, Sampling
 from semcal.seeds import keyed_generator
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from semcal.sampling.output_layer import HiddenScores, Scores, whole
+from semcal.sampling.decoding.output_layer import HiddenScores, Scores, whole
 from semcal.sampling.records import Sampling
 
 _BLOCK = 64  # tokens
@@ -82,11 +82,11 @@ def _draw_by_blocks(
     scores: HiddenScores, temperature: float, rows: np.ndarray, uniform: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same, without ever having all logits: first the mass of every block, then those blocks that are drawn."""
-    blocks, into = scores.blocks(), scores.workspace()
+    blocks = scores.blocks()
     tops = torch.empty(len(scores), len(blocks))
     masses = torch.empty(len(scores), len(blocks), dtype=torch.float64)
     for at, tokens in enumerate(blocks):
-        scaled = scores.block(tokens, into=into).div_(temperature)
+        scaled = scores.block(tokens).div_(temperature)
         tops[:, at] = scaled.amax(-1)
         masses[:, at] = scaled.sub_(tops[:, at, None]).exp_().sum(-1)
     top = tops.amax(-1, keepdim=True)

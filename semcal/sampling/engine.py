@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
 from semcal.sampling.checks import LawWatch
-from semcal.sampling.decoders import (
+from semcal.sampling.decoding.decoders import (
     PREFILL_TOKENS,
     ExpandedDecoder,
     Observer,
@@ -30,8 +30,8 @@ from semcal.sampling.decoders import (
     TreeDecoder,
     shared_prefix,
 )
+from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED, choose_path
 from semcal.sampling.drawing import draw
-from semcal.sampling.paths import EXPANDED, REREAD, SHARED, choose_path
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
@@ -273,9 +273,12 @@ class _Flight:
         return max(n, 0 if flying else 1)
 
     def _held(self) -> int:
-        rows = len(self.branches)
-        longest = int(self.branches.lengths.max()) + 1 if rows else 0
-        return len(self.branches.questions) * self.tails + rows * (longest + self.carried)
+        lengths = self.branches.lengths + 1
+        if self.decoder.joins:  # short answers do not take the room of long ones, but up to twice their own
+            answers = 2 * int(lengths.sum())
+        else:
+            answers = len(lengths) * (int(lengths.max(initial=0)) + self.carried)
+        return len(self.branches.questions) * self.tails + answers
 
     def _too_much(self) -> bool:
         return self._held() > self.budget.positions and len(self.branches.questions) > 1 and self.decoder.joins
@@ -322,11 +325,10 @@ class _Flight:
             self.watch is not None and not self.work.restarts
         ):  # a question that is restarted draws the same tokens again
             self.watch.later(logits, rows, tokens)
-        self._move(branches.grow(tokens, logprobs), int(lengths.max()))
+        self._move(branches.grow(tokens, logprobs))
 
-    def _move(self, moves: Moves, length: int | None = None) -> None:
-        longest = int(self.branches.lengths.max()) if len(self.branches) else 0
-        self.decoder.move(moves.rows, length or longest, torch.from_numpy(moves.target), torch.from_numpy(moves.source))
+    def _move(self, moves: Moves) -> None:
+        self.decoder.move(moves.rows, torch.from_numpy(moves.target), torch.from_numpy(moves.source))
 
     def _closed(self) -> Iterator[Answered]:
         for question, answered in self.branches.close():

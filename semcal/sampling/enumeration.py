@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.sampling.decoders import Observer, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.decoders import Observer, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.output_layer import whole
+from semcal.sampling.decoding.paths import SHARED, choose_path
 from semcal.sampling.drawing import token_probabilities
 from semcal.sampling.engine import Budget, refuse
-from semcal.sampling.output_layer import whole
-from semcal.sampling.paths import SHARED, choose_path
 from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
@@ -156,7 +156,7 @@ def enumerate_answers(
         lengths = [len(node.ids) for _, node, _ in chosen]
         moved = [i for i, parent in enumerate(parents) if parent >= 0]
         targets, sources = (torch.tensor([a[i] for i in moved], dtype=torch.long) for a in (rows, parents))
-        decoder.move(top, max(lengths), targets, sources)
+        decoder.move(top, targets, sources)
         tokens = [int(node.tokens[child]) for _, node, child in chosen]
         slots = torch.tensor([search.slot for search, _, _ in chosen])
         logits = decoder.extend(torch.tensor(tokens), slots, torch.tensor(lengths), torch.tensor(rows))

@@ -181,7 +181,7 @@ def test_a_model_that_no_path_computes_twice_is_refused_with_the_figure(tiny, mo
 
 @pytest.mark.parametrize("wrong", cases(["read", "extend", "move"], {"read", "extend"}))
 def test_a_decoder_that_goes_wrong_at_any_step_is_not_chosen(tiny, monkeypatch, wrong):
-    from semcal.sampling import decoders
+    from semcal.sampling.decoding import decoders
 
     real = getattr(decoders.TreeDecoder, wrong)
 

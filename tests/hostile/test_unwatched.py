@@ -12,7 +12,8 @@ import torch
 from experiments.sample import sample_cell as sampling
 from probes.activations.capture import ResidualCapture
 from semcal import UserError
-from semcal.sampling import branches, decoders, engine
+from semcal.sampling import branches, engine
+from semcal.sampling.decoding import decoders
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import questions_file, run_dict, study_dict  # noqa: F401

@@ -11,7 +11,7 @@ from probes.activations.hooks import choose_hooks
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import bridge
 from semcal.positions import BLOCK_HOOKS, LAST_PROMPT_TOKEN
-from semcal.sampling.decoders import pad_left, prefill
+from semcal.sampling.decoding.decoders import pad_left, prefill
 from semcal.sampling.records import Prompt
 from tests.conftest import CONFIGS, MORE_CONFIGS, ROPE, save_checkpoint
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from semcal import LanguageModel, UserError, sample
 from semcal.errors import NonFiniteError
-from semcal.sampling.decoders import pad_left, prefill
+from semcal.sampling.decoding.decoders import pad_left, prefill
 from semcal.sampling.engine import Sampler
 from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint

@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from semcal.sampling.decoders import TreeDecoder
+from semcal.sampling.decoding.decoders import TreeDecoder
+from semcal.sampling.decoding.output_layer import LARGE, HiddenScores, whole
 from semcal.sampling.drawing import draw
-from semcal.sampling.output_layer import LARGE, HiddenScores, whole
 from semcal.sampling.records import Prompt, Sampling
 
 VOCABULARY = LARGE + 777  # no multiple of a block

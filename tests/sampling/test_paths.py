@@ -11,11 +11,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from semcal import LanguageModel, UserError
 from semcal.sampling import engine as engine_module
-from semcal.sampling.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.decoders import ExpandedDecoder, TreeDecoder, shared_prefix
+from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED
+from semcal.sampling.decoding.tree_attention import PrefixPass
 from semcal.sampling.engine import Sampler
-from semcal.sampling.paths import EXPANDED, REREAD, SHARED
 from semcal.sampling.records import Prompt, Sampling
-from semcal.sampling.tree_attention import PrefixPass
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
 SHOTS = (0, 5, 9, 14, 7, 8, 21, 3, 12)
@@ -198,7 +198,7 @@ def test_the_prefix_leaves_every_prompt_a_token_of_its_own():
 def test_expanded_rows_are_merged_too(tiny):
     decoder = ExpandedDecoder(tiny.model, tiny.device)
     decoder.read(PROMPTS, torch.arange(len(PROMPTS)), None)
-    decoder.move(6, 0, torch.arange(6), torch.tensor([0, 0, 1, 2, 3, 3]))
+    decoder.move(6, torch.arange(6), torch.tensor([0, 0, 1, 2, 3, 3]))
     assert len(decoder.mask) == 6
     assert math.isclose(decoder.nbytes, decoder.cache.layers[0].keys.nbytes * 2 * 3)
 

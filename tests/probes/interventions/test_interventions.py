@@ -14,9 +14,9 @@ from probes.interventions.subspaces import covariance, probe_subspace, random_su
 from probes.rungs.linear import LinearProbe
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import bridge
-from semcal.sampling.decoders import pad_left, prefill
+from semcal.sampling.decoding.decoders import pad_left, prefill
+from semcal.sampling.decoding.paths import EXPANDED, SHARED
 from semcal.sampling.engine import Sampler
-from semcal.sampling.paths import EXPANDED, SHARED
 from semcal.sampling.records import Prompt, Sampling
 from semcal.semantics.class_table import ClassTable
 from tests.conftest import CONFIGS, save_checkpoint

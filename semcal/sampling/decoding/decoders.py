@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from semcal.sampling.output_layer import OutputLayer, Scores
+from semcal.sampling.decoding.output_layer import OutputLayer, Scores
+from semcal.sampling.decoding.products import fast_products
+from semcal.sampling.decoding.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
 from semcal.sampling.records import Prompt
-from semcal.sampling.tree_attention import AnswerPass, PrefixPass, TailPass, TreeStore, tree_attention_in
 
 PREFILL_TOKENS = 8192  # in one pass, padding included
 
@@ -222,9 +223,9 @@ class TreeDecoder:
         return self._forward(answers, tokens[:, None].to(self.device), positions.to(self.device))
 
     @torch.inference_mode()
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:
+    def move(self, rows: int, target: torch.Tensor, source: torch.Tensor) -> None:
         """From now on there are `rows` rows, and row target[i] continues the former row source[i]."""
-        self.store.move_answers(rows, lengths, target, source)
+        self.store.answers.move(rows, target, source)
 
     @property
     def nbytes(self) -> int:
@@ -232,7 +233,7 @@ class TreeDecoder:
 
     @torch.inference_mode()
     def _forward(self, tree: object, ids: torch.Tensor, positions: torch.Tensor) -> Scores:
-        with tree_attention_in(self.model), self.output.left_out() as kept:
+        with tree_attention_in(self.model), fast_products(self.model), self.output.left_out() as kept:
             out = self.model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, tree=tree)
         return self.output.scores(kept, out.logits)
 
@@ -265,7 +266,7 @@ class ExpandedDecoder:
         ).logits[:, -1]
 
     @torch.inference_mode()
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ARG002
+    def move(self, rows: int, target: torch.Tensor, source: torch.Tensor) -> None:
         order = torch.arange(rows)
         order[target] = source
         if rows == len(self.mask) and bool((order == torch.arange(rows)).all()):
@@ -301,7 +302,7 @@ class RereadDecoder:
         self.rows = [(*row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)]
         return self._logits([""] * len(self.rows), None)
 
-    def move(self, rows: int, lengths: int, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ARG002
+    def move(self, rows: int, target: torch.Tensor, source: torch.Tensor) -> None:
         order = torch.arange(rows)
         order[target] = source
         self.rows = [self.rows[i] for i in order.tolist()]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from semcal.sampling.decoding.products import linear
+
 LARGE = 2**14  # tokens; a smaller vocabulary fits into the cache as it is
 _BLOCK = 2048  # tokens
 _SAME = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}  # logits by two products, relative to 1 + size
@@ -44,31 +46,18 @@ class HiddenScores:
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         """[row, vocab] logits of some rows."""
-        return torch.nn.functional.linear(self.hidden[rows], self.weight, self.bias)
+        return linear(self.hidden[rows], self.weight, self.bias)
 
     def blocks(self) -> list[slice]:
         """The parts of the vocabulary."""
         vocabulary = len(self.weight)
         return [slice(at, min(at + _BLOCK, vocabulary)) for at in range(0, vocabulary, _BLOCK)]
 
-    def block(self, tokens: slice, rows: torch.Tensor | None = None, into: torch.Tensor | None = None) -> torch.Tensor:
-        """[row, token of the block] logits in float32.
-
-        Args:
-            rows: Which rows; None for all.
-            into: Memory [number of rows x block size, or more] of the model's dtype to be reused.
-        """
-        hidden, weight = self.hidden if rows is None else self.hidden[rows], self.weight[tokens]
-        shape = (len(hidden), len(weight))
-        out = None if into is None else into[: shape[0] * shape[1]].view(shape)
-        logits = torch.mm(hidden, weight.T, out=out)
-        if self.bias is not None:
-            logits += self.bias[tokens]
-        return logits.float()
-
-    def workspace(self) -> torch.Tensor:
-        """Memory for `block`."""
-        return self.hidden.new_empty(len(self.hidden) * _BLOCK)
+    def block(self, tokens: slice, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """[row, token of the block] logits in float32, of all rows or of some."""
+        hidden = self.hidden if rows is None else self.hidden[rows]
+        bias = None if self.bias is None else self.bias[tokens]
+        return linear(hidden, self.weight[tokens], bias).float()
 
 
 Scores = torch.Tensor | HiddenScores

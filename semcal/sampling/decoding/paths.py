@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.sampling.decoders import (
+from semcal.sampling.decoding.decoders import (
     ExpandedDecoder,
     Observer,
     RereadDecoder,
@@ -25,7 +25,7 @@ from semcal.sampling.decoders import (
     plain_pass,
     shared_prefix,
 )
-from semcal.sampling.output_layer import whole
+from semcal.sampling.decoding.output_layer import whole
 from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
@@ -194,7 +194,7 @@ def _apart(reference: _Reference, path: str, model: PreTrainedModel, device: tor
     for at in range(_NEW_TOKENS):
         rows = n + (at > 0)
         if at == 1:
-            decoder.move(rows, 1, torch.tensor([n]), torch.tensor([0]))
+            decoder.move(rows, torch.tensor([n]), torch.tensor([0]))
         steps.append(whole(decoder.extend(new[:rows, at], slots[:rows], torch.full((rows,), at))))
     return max(_difference(reference.logits[: len(ours), at], ours) for at, ours in enumerate(steps))
 

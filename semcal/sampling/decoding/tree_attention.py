@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
-from semcal.sampling.softmax import Call, Part, as_bias, attend_part, dense, fuses, merge
+from semcal.sampling.decoding.answer_store import AnswerStore, InBin
+from semcal.sampling.decoding.softmax import Call, Part, as_bias, attend_part, dense, fuses, merge
 
 NAME = "semcal_tree"
 # Options that layers pass and that do not change the result.
@@ -82,29 +83,20 @@ def tree_attention_in(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass
 class TreeStore:
-    """(keys, values) of each layer for the shared prefix, the questions and the answers."""
+    """Keys and values of each layer for the shared prefix, the questions and the answers."""
 
     prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [kv head, position, d]
     tails: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [slot, kv head, position, d]
-    answers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # [row, kv head, token, d]
+    answers: AnswerStore = field(default_factory=AnswerStore)
 
     @property
     def nbytes(self) -> int:
-        places = (self.prefix, self.tails, self.answers)
-        return sum(part.nbytes for place in places for pair in place.values() for part in pair)
+        places = (self.prefix, self.tails)
+        return self.answers.nbytes + sum(part.nbytes for place in places for pair in place.values() for part in pair)
 
     @property
     def prefix_length(self) -> int:
         return self.prefix[0][0].shape[-2] if self.prefix else 0
-
-    def move_answers(self, rows: int, length: int, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Make room for `rows` answers of `length` tokens, then copy row source[i] to row target[i]."""
-        for layer, pair in self.answers.items():
-            pair = tuple(roomy(part, rows, length) for part in pair)
-            for part in pair:
-                to, of = target.to(part.device), source.to(part.device)
-                part[to, :, :length] = part[of, :, :length]
-            self.answers[layer] = pair  # pyright: ignore[reportArgumentType]
 
     def put_tails(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store [question, kv head, position, d] in these slots, aligned to the right."""
@@ -122,18 +114,6 @@ class TreeStore:
             buffer[slots, :, buffer.shape[-2] - length :] = new
             pair.append(buffer)
         self.tails[layer] = (pair[0], pair[1])
-
-
-def roomy(part: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-    """[row, kv head, token, d] with room for at least `rows` rows and `length` tokens."""
-    old_rows, heads, old_length, d = part.shape
-    if rows <= old_rows and length <= old_length:
-        return part
-    new_rows = old_rows if rows <= old_rows else max(rows, old_rows + old_rows // 4)
-    new_length = old_length if length <= old_length else max(length, 8, old_length * 2)
-    grown = part.new_zeros(new_rows, heads, new_length, d)
-    grown[:old_rows, :, :old_length] = part
-    return grown
 
 
 class PrefixPass:
@@ -237,9 +217,9 @@ class AnswerPass:
         lengths: torch.Tensor,
         tail_lengths: torch.Tensor,
     ) -> None:
-        self.store, self.rows, self.slots, self.lengths = store, rows, slots, lengths
+        self.store, self.slots, self.lengths = store, slots, lengths
         self.tail_lengths = tail_lengths
-        self.longest, self.ragged = int(lengths.max()) + 1, bool((lengths != lengths[0]).any())
+        self.in_bins = store.answers.make_room(torch.arange(len(slots)) if rows is None else rows, lengths)
         self._chunks()
         self.longest_tail = int(tail_lengths[self.chunk_slots].max())
         self._index: dict[torch.device, _Indices] = {}
@@ -264,22 +244,33 @@ class AnswerPass:
         kv = call.key.shape[1]
         index = self._on(call.query.device)
         query = call.query.view(rows, kv, heads // kv, d)
-        answers = self._stored(call, index)
         key, value = (part[:, :, -self.longest_tail :] for part in self.store.tails[call.layer])
         if index.first_slots:
             key, value = key[: len(self.chunk_slots)], value[: len(self.chunk_slots)]
         else:
             key, value = key[index.chunk_slots], value[index.chunk_slots]
-        in_prefix, in_tail, in_answer = index.bias(
-            call.window, heads // kv, self.store.prefix_length, key.shape[-2], answers[0].shape[-2]
-        )
-        parts = [
-            attend_part(call, query, *answers, in_answer, fused=False),
-            self._over_tails(call, query, (key, value), in_tail),
-        ]
+        in_prefix, in_tail = index.bias(call.window, heads // kv, self.store.prefix_length, key.shape[-2])
+        parts = [self._over_answers(call, query, index), self._over_tails(call, query, (key, value), in_tail)]
         if self.store.prefix:
             parts.append(self._over_prefix(call, query, in_prefix))
         return merge(parts).reshape(rows, heads, 1, d)
+
+    def _over_answers(self, call: Call, query: torch.Tensor, index: _Indices) -> Part:
+        """Attention of each row over the tokens of its own answer, the new one included."""
+        outs, denominators = [], []
+        for at, own in enumerate(index.bins):
+            members = slice(None) if own.all_members else own.members
+            new = (call.key[members, :, 0], call.value[members, :, 0])
+            key, value = self.store.answers.put(call.layer, self.in_bins[at], *new)
+            if own.slots is not None:
+                key, value = key[own.slots], value[own.slots]
+            asking = query if own.in_order else query[own.asking]
+            out, lse = attend_part(call, asking, key, value, index.answer_bias(at, call.window), fused=False)
+            outs.append(out)
+            denominators.append(lse)
+        if len(outs) == 1 and index.bins[0].in_order:
+            return outs[0], denominators[0]
+        return torch.cat(outs)[index.answer_place], torch.cat(denominators)[index.answer_place]
 
     def _over_prefix(self, call: Call, query: torch.Tensor, bias: torch.Tensor | None) -> Part:
         """Attention over the prefix, with all rows as queries of one row, so that its keys are read once."""
@@ -294,32 +285,13 @@ class AnswerPass:
     ) -> Part:
         """Attention over the tails, with the rows of a question side by side."""
         _, kv, g, d = query.shape
-        chunks, width, place = len(self.chunk_slots), self.width, self._on(query.device).place
-        spread = query.new_zeros(chunks * width, kv, g, d)
-        spread[place] = query
-        spread = spread.view(chunks, width, kv, g, d).transpose(1, 2).reshape(chunks, kv, width * g, d)
+        chunks, width, index = len(self.chunk_slots), self.width, self._on(query.device)
+        place = index.place
+        spread = query[index.row_at].view(chunks, width, kv, g, d).transpose(1, 2).reshape(chunks, kv, width * g, d)
         out, lse = attend_part(call, spread, *tails, bias, fused=True)
         out = out.view(chunks, kv, width, g, d).transpose(1, 2).reshape(chunks * width, kv, g, d)
         lse = lse.view(chunks, kv, width, g).transpose(1, 2).reshape(chunks * width, kv, g)
         return out[place], lse[place]
-
-    def _stored(self, call: Call, index: _Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new token of each answer; keys and values [row, kv head, token, d] of all its tokens."""
-        if call.layer not in self.store.answers:
-            empty = [new.new_zeros(0, new.shape[1], 0, new.shape[-1]) for new in (call.key, call.value)]
-            self.store.answers[call.layer] = (empty[0], empty[1])
-        needed = len(self.slots) if self.rows is None else int(self.rows.max()) + 1
-        shown, pair = [], []
-        for part, new in zip(self.store.answers[call.layer], (call.key, call.value), strict=True):
-            part = roomy(part, needed, self.longest)
-            if self.ragged or index.rows is not None:
-                part[index.row_numbers, :, index.lengths] = new[:, :, 0]
-            else:
-                part[:needed, :, self.longest - 1] = new[:, :, 0]
-            pair.append(part)
-            shown.append((part[:needed] if index.rows is None else part[index.rows])[:, :, : self.longest])
-        self.store.answers[call.layer] = (pair[0], pair[1])
-        return shown[0], shown[1]
 
     def _on(self, device: torch.device) -> _Indices:
         if device not in self._index:
@@ -327,42 +299,87 @@ class AnswerPass:
         return self._index[device]
 
 
+class _InBin:
+    """The indices of the answers of an `AnswerPass` that lie in one bin.
+
+    Attributes:
+        members: [answer] their rows.
+        asking: [key row] the row whose query meets each row of keys; any row where a slot is not asked for.
+        lengths: [key row] tokens before the new one.
+        slots: [key row] slots to take the keys from; None for all that are filled.
+        place: [answer] the key row of each.
+        in_order: Whether the key rows are the rows of the pass.
+        all_members: Whether `members` are the rows of the pass.
+    """
+
+    def __init__(self, place: InBin, rows: int, device: torch.device) -> None:
+        n = len(place.members)
+        few = 2 * n < place.filled
+        self.slots = place.slots.to(device) if few else None
+        self.place = torch.arange(n) if few else place.slots
+        asking = place.members[:1].repeat(n if few else place.filled)
+        asking[self.place] = place.members
+        lengths = torch.zeros_like(asking)
+        lengths[self.place] = place.lengths
+        self.all_members = bool(n == rows and (place.members == torch.arange(n)).all())
+        self.in_order = bool(len(asking) == rows and (asking == torch.arange(rows)).all())
+        self.ragged = bool((lengths != place.longest - 1).any())
+        self.members, self.asking, self.lengths = (part.to(device) for part in (place.members, asking, lengths))
+        self.token = torch.arange(place.longest, device=device)
+
+
 class _Indices:
     """The row indices of an `AnswerPass` on one device (layers may be on several)."""
 
     def __init__(self, of: AnswerPass, device: torch.device) -> None:
-        self.rows = None if of.rows is None else of.rows.to(device)
-        self.row_numbers = torch.arange(len(of.slots), device=device) if self.rows is None else self.rows
         self.slots, self.lengths = of.slots.to(device), of.lengths.to(device)
         self.place, self.chunk_slots = of.place.to(device), of.chunk_slots.to(device)
+        self.row_at = torch.zeros(len(of.chunk_slots) * of.width, dtype=torch.long, device=device)  # any row in a gap
+        self.row_at[self.place] = torch.arange(len(of.place), device=device)
         self.tail_lengths = of.tail_lengths.to(device)[self.slots]
         self.first_slots = bool((of.chunk_slots == torch.arange(len(of.chunk_slots))).all())  # one chunk each
-        self.ragged = of.ragged
         self.width = of.width
+        self.bins = [_InBin(place, len(of.slots), device) for place in of.in_bins]
+        self.answer_place = torch.empty_like(self.slots)  # [row] its place in the bins, one after the other
+        first = 0
+        for own in self.bins:
+            self.answer_place[own.members] = first + own.place.to(device)
+            first += len(own.asking)
+        self.now = of.store.prefix_length + self.tail_lengths + self.lengths  # [row] position of the new token
+        own_tails = of.tail_lengths[of.slots]  # not on the device, which need not be waited for
+        self.shortest_tail = int(own_tails.min())
+        self.furthest = of.store.prefix_length + int((own_tails + of.lengths).max())
         self._biases: dict[int | None, tuple[torch.Tensor | None, ...]] = {}
+        self._answer_biases: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
-    def bias(self, window: int | None, g: int, prefix: int, tail: int, answer: int) -> tuple[torch.Tensor | None, ...]:
-        """What to add to the scores over prefix, tail and answer, given their lengths; None if all is seen."""
+    def bias(self, window: int | None, g: int, prefix: int, tail: int) -> tuple[torch.Tensor | None, ...]:
+        """What to add to the scores over prefix and tail, given their lengths; None if all is seen."""
         if window not in self._biases:
-            self._biases[window] = self._compute(window, g, prefix, tail, answer)
+            self._biases[window] = self._compute(window, g, prefix, tail)
         return self._biases[window]
 
-    def _compute(
-        self, window: int | None, g: int, prefix: int, tail: int, answer: int
-    ) -> tuple[torch.Tensor | None, ...]:
+    def answer_bias(self, at: int, window: int | None) -> torch.Tensor | None:
+        """What to add to the scores over the answers of a bin; None if all is seen."""
+        if (at, window) not in self._answer_biases:
+            own = self.bins[at]
+            seen = own.token <= own.lengths[:, None] if own.ragged else None
+            if window is not None and self.furthest >= window:
+                near = own.lengths[:, None] - own.token < window
+                seen = near if seen is None else seen & near
+            self._answer_biases[at, window] = None if seen is None else as_bias(seen[:, None, None])
+        return self._answer_biases[at, window]
+
+    def _compute(self, window: int | None, g: int, prefix: int, tail: int) -> tuple[torch.Tensor | None, ...]:
         device = self.lengths.device
-        early, padding, token = (torch.arange(n, device=device) for n in (prefix, tail, answer))
+        early, padding = (torch.arange(n, device=device) for n in (prefix, tail))
         blank = (tail - self.tail_lengths)[:, None]  # tails are aligned to the right
         in_prefix = None
-        in_tail = padding >= blank if bool((blank > 0).any()) else None
-        in_answer = token <= self.lengths[:, None] if self.ragged else None
-        now = (prefix + self.tail_lengths + self.lengths)[:, None]  # position of the new token
-        if window is not None and int(now.max()) >= window:
+        in_tail = padding >= blank if self.shortest_tail < tail else None
+        now = self.now[:, None]
+        if window is not None and self.furthest >= window:
             in_prefix = now - early < window
             near = now - (prefix + padding - blank) < window
             in_tail = near if in_tail is None else in_tail & near
-            near = now - (prefix + self.tail_lengths[:, None] + token) < window
-            in_answer = near if in_answer is None else in_answer & near
         if in_tail is not None:  # [row, tail] -> [chunk, 1, width g, tail]
             spread = in_tail.new_ones(len(self.chunk_slots) * self.width, tail)
             spread[self.place] = in_tail
@@ -370,5 +387,4 @@ class _Indices:
         return (
             None if in_prefix is None else as_bias(in_prefix.repeat_interleave(g, 0)[None, None]),
             None if in_tail is None else as_bias(in_tail),
-            None if in_answer is None else as_bias(in_answer[:, None, None]),
         )

@@ -1,0 +1,41 @@
+"""Matrix products in float32 on a CPU, by the faster of the two libraries that torch carries.
+
+torch multiplies float32 matrices by MKL, which on processors with AVX-512 that are not Intel's runs at less than half
+of what oneDNN reaches (`python -m experiments.bench sampler` shows both). oneDNN prepares a kernel for each shape it
+meets, so small products stay as they are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch.nn.functional import linear as plain_linear
+
+_SMALL = 2**17  # weights of a layer
+_FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., in] by weight [out, in], plus bias [out]: [..., out]. Without gradients."""
+    if _FASTER and _is_large(weight) and x.dtype == torch.float32 and x.numel():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return plain_linear(x, weight, bias)
+
+
+def _is_large(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= _SMALL
+
+
+@contextmanager
+def fast_products(model: torch.nn.Module) -> Iterator[None]:
+    """A context in which the linear layers of a model compute by `linear`, where their own forward pass is torch's."""
+    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _is_large(m.weight)] if _FASTER else []
+    for layer in layers:
+        bias = None if layer.bias is None else layer.bias.detach()
+        layer.forward = partial(linear, weight=layer.weight.detach(), bias=bias)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
