@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from semcal.errors import UserError
 from semcal.models.formats.adapters import CONFIG
-from semcal.sampling.paths import tolerance
+from semcal.sampling.decoding.paths import tolerance
 
 _NAMED = 3  # keys that a message shows
 _COMPARED = 8  # tokens of the sequence on which merged and unmerged adapter are compared
