@@ -12,6 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
+import psutil
+import torch
+
 from experiments.config.run_folder import check_folder
 from experiments.config.study import Cell, DatasetConfig, NamedConfig, Study, load_dataset
 from experiments.pipeline.run_study import (
@@ -33,7 +36,7 @@ from experiments.sample.sample_cell import (
 )
 from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
-from semcal.models.checkpoint import LanguageModel
+from semcal.models.checkpoint import LanguageModel, pick_device
 from semcal.positions import ALL_QUESTION_TOKENS, QUESTION_POSITIONS
 from semcal.questions.load_dataset import build, read_table
 from semcal.questions.named.named_datasets import read_named
@@ -42,7 +45,7 @@ from semcal.questions.prompts import QUESTION, SEPARATOR, exemplars_for, questio
 from semcal.questions.question import Dataset, Question
 from semcal.runs.run import Run
 from semcal.sampling.decoding.decoders import shared_prefix
-from semcal.sampling.engine import kv_values
+from semcal.sampling.memory import Footprint, sorts
 from semcal.sampling.records import Prompt
 
 OWN, STAND_IN = "own", "stand-in"
@@ -82,8 +85,9 @@ class Read:
 class Planned:
     """Cells that share their samples (they differ in B alone).
 
-    `memory`, without a local model None, is in bytes: weights; kv, the keys and values of one question with all its
-    answers at their longest; activations, on disk.
+    `memory`, without a local model None, is in bytes, and at most: process, what this one holds already (libraries,
+    tokenizers, questions; on a CPU); weights; kv, the keys and values of all that is in flight, answers at their
+    longest; temporaries, logits among them; activations, on disk.
     """
 
     cells: tuple[Cell, ...]
@@ -150,14 +154,33 @@ def _hooks(name: str, model: LanguageModel, study: Study) -> int:
 
 def _memory(cell: Cell, read: Read, model: LanguageModel, hooks: int) -> dict[str, int]:
     """Activations of heads are taken to be as wide as the residual stream."""
-    config, size = model.model.config.get_text_config(), _ITEMSIZE[cell.model.dtype]
+    config, size, sampling = model.model.config.get_text_config(), _ITEMSIZE[cell.model.dtype], cell.sampling
     places = sum(read.question_tokens if p == ALL_QUESTION_TOKENS else 1 for p in cell.capture.positions)
-    longest = read.prompt_tokens_longest + cell.sampling.m * cell.sampling.length(cell.style)
+    needed = Footprint(config, size, _device(cell.model.device), sorts(sampling.top_k, sampling.top_p))
+    weights, process = model.model.num_parameters() * size, psutil.Process().memory_info().rss
+    rows = min(sampling.max_rows or needed.rows, read.n * sampling.m)
+    tail, most = read.prompt_tokens_longest - read.prefix_tokens, sampling.length(cell.style)
+    questions = min(read.n, max(1, 3 * rows // sampling.m))  # a third of the answers differ at first
+    held = max(needed.positions(_free(needed.device) - weights, rows, weights), tail + sampling.m * most)
+    held = read.prefix_tokens + min(held, questions * tail + 2 * rows * most)  # room is kept for twice the length
     return {
-        "weights": model.model.num_parameters() * size,
-        "kv": kv_values(config) * size * longest,
+        "process": process if needed.device == "cpu" else 0,
+        "weights": weights,
+        "kv": held * needed.position,
+        "temporaries": needed.a_pass(rows, questions * tail),
         "activations": round(read.n * hooks * places * config.hidden_size) * _ITEMSIZE[cell.capture.dtype],
     }
+
+
+def _device(name: str) -> str:
+    return pick_device("auto").type if name == "auto" else "cuda" if name == "balanced" else name.partition(":")[0]
+
+
+def _free(device: str) -> int:
+    """Memory of a device, which may be one of another machine: then without a bound."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 2**50
+    return psutil.virtual_memory().available
 
 
 def _pose(config: DatasetConfig, exemplars: int) -> Posed:

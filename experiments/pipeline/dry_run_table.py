@@ -39,7 +39,7 @@ def show_plan(planned: Sequence[Planned], console: Console, *, as_json: bool) ->
 def _texts(rows: Sequence[Planned]) -> tuple[str, ...]:
     most = [p.cell.sampling.length(p.cell.style) for p in rows]
     total, mark = _totals(rows), "" if all(p.real and p.read.tokenizer == OWN for p in rows) else "~"
-    memory = [p.memory["weights"] + p.memory["kv"] for p in rows if p.memory]
+    memory = [sum(size for what, size in p.memory.items() if what != "activations") for p in rows if p.memory]
     return (
         str(total["cells"]),
         f"{total['questions']:,}",
@@ -59,7 +59,8 @@ def plan_notes(planned: Sequence[Planned]) -> list[str]:
         "estimated, as if nothing had been sampled yet",
         "generated: answers as long as the gold answers (a chat's chain of thought and a continuation: "
         "max_new_tokens), in brackets all at max_new_tokens; the sampler decodes equal beginnings only once",
-        "memory: weights, and keys and values of one question with all its answers at their longest; disk: activations",
+        "memory: at most, of this process, weights, keys and values of all that is in flight with answers at their "
+        "longest, logits and temporaries; disk: activations",
     ]
     if names := dict.fromkeys(p.cell.model.name for p in planned if p.read.tokenizer == STAND_IN):
         notes.append(f"no tokenizer on this machine for {_some(list(names))}: tokens are those of a stand-in")

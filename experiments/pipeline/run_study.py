@@ -4,6 +4,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from experiments.config.collapsing_functions import check_semantics
@@ -17,12 +18,12 @@ from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
 from experiments.report.summary_table import headline
-from experiments.sample.models import Models, model_path
+from experiments.sample.models import Models, check_weights_reachable, model_path
 from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
 from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
-from semcal.models.hub import check_reachable
+from semcal.models.formats.adapters import parts_of
 from semcal.models.weights import check_path, weights_fingerprint
 from semcal.questions.held_out import TRAINED, touched
 from semcal.questions.load_dataset import read_table
@@ -62,7 +63,7 @@ def prepare_study(study: Study) -> Prepared:
     check_shots(cells, datasets)
     needed = {c.model.name: c.model for c in cells if not c.model.is_served and not Run(Path(c.folder)).sampled}
     for model in needed.values():
-        check_reachable(model_path(model), model.revision)
+        check_weights_reachable(model)
     runs = [open_cell(c) for c in cells]
     for cell, run in zip(cells, runs, strict=True):
         refresh_gold(run, datasets[cell.dataset.name])
@@ -103,14 +104,23 @@ def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
         UserError: a model of `semcal train --from` would be asked what it was trained on.
     """
     for model in (m for m in study.models if not m.is_served):
-        file = Path(model_path(model)) / TRAINED
-        trained = read_table(file) if file.is_file() else []
-        for name, dataset in datasets.items():
-            if known := sum(touched(dataset.questions, trained)):
+        for file, (name, dataset) in product(_trained_files(model), datasets.items()):
+            if known := sum(touched(dataset.questions, read_table(file))):
                 raise UserError(
                     f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; add "
                     f"exclude: {file} to the dataset, which leaves these and their groups out"
                 )
+
+
+def _trained_files(model: ModelConfig) -> list[Path]:
+    """What `semcal train --from` wrote of a model and of what it is an adapter to; a checkpoint along the way, step-N,
+    has it in the folder above."""
+    parts = parts_of(model_path(model), model.revision, model.adapter)
+    folders = [Path(model_path(model)), *parts.adapters, Path(parts.weights)]
+    files = [
+        f / TRAINED for folder in folders for f in (folder, folder.parent) if f is folder or "step-" in folder.name
+    ]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def check_shots(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:

@@ -11,6 +11,8 @@ from experiments.config.study import Cell, ModelConfig
 from experiments.sample.real_models import PREFIX, real_model
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
+from semcal.models.formats.adapters import parts_of
+from semcal.models.hub import check_reachable
 from semcal.models.weights import check_path
 from semcal.runs.run import Run
 
@@ -76,16 +78,31 @@ def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageMo
         return None
     path = model_path(config)
     check_path(path, config.revision, allow_pickle=config.allow_pickle, adapter=config.adapter)
+    weights = parts_of(path, config.revision, config.adapter).weights
     try:
         model = LanguageModel.without_weights(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code, cached=cached
         )
     except UserError:
-        if cached and not Path(path).exists():
+        if cached and not Path(weights).exists():
             return None
         raise
     _check_chat(config, model)
     return model
+
+
+def check_weights_reachable(config: ModelConfig) -> None:
+    """Check that the weights of a model, or of the base of an adapter, are here or on the Hub.
+
+    Raises:
+        UserError: as `check_reachable`.
+    """
+    path = model_path(config)
+    parts = parts_of(path, config.revision, config.adapter)
+    try:
+        check_reachable(parts.weights, parts.revision)
+    except UserError as error:
+        raise UserError(f"the base model of {path}: {error}" if parts.named else str(error)) from error
 
 
 def _check_chat(config: ModelConfig, model: LanguageModel) -> None:

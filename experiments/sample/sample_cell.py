@@ -374,6 +374,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "revision": model.revision,
         "weights_hash": model.weights_hash,
         "adapter": cell.model.adapter,
+        "base": model.base if isinstance(model, LanguageModel) else "",
         "tokenizer_hash": model.tokenizer_hash,
         "quantised": model.quantised if isinstance(model, LanguageModel) else "",
         "dtype": str(model.dtype).removeprefix("torch."),

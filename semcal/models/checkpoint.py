@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,8 +25,10 @@ from transformers import (
 
 from semcal.errors import UserError, above, nearest
 from semcal.models.control_tokens import ControlTokens, Spans
-from semcal.models.formats.adapters import check_hub_adapter
+from semcal.models.formats.adapters import CONFIG, Parts, check_hub_adapter, load_tokenizer, parts_of
 from semcal.models.formats.gguf import parsed_once, source_of
+from semcal.models.formats.merging import merge_adapter
+from semcal.models.formats.quantised import check_quantised, describe, settings_of
 from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
 from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
 from semcal.sampling.stopping import StopRule, cut, legible
@@ -66,7 +67,8 @@ class LanguageModel:
         revision: Requested branch, tag or commit; None for a local folder or the default branch.
         weights_hash: Fingerprint of the weights (see `weights_fingerprint` and `memory_fingerprint`).
         tokenizer_hash: SHA-256 of the serialised tokenizer and its chat template, 16 hexadecimal digits.
-        quantised: How the weights were stored before they were dequantised; "" if they were not quantised.
+        quantised: How the weights are stored, and whether they were dequantised or kept so; "" if not quantised.
+        base: Of an adapter alone, the model that it was merged into and the fingerprint of its weights; else "".
     """
 
     model: PreTrainedModel
@@ -76,6 +78,7 @@ class LanguageModel:
     weights_hash: str
     tokenizer_hash: str
     quantised: str = ""
+    base: str = ""
 
     @classmethod
     def load(
@@ -96,8 +99,8 @@ class LanguageModel:
         1024
 
         Args:
-            path: Local folder, GGUF file, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo,
-                atlas:grpo).
+            path: Local folder (of a model, or of an adapter alone, which is merged into the base model that it names),
+                GGUF file, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo).
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16" or "float16".
             device: "cpu", "cuda", "cuda:1", "mps", "auto" (the best single device), or "balanced" (spread over all
@@ -121,39 +124,49 @@ class LanguageModel:
             raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; expected one of {', '.join(DTYPES)}")
         check_path(str(path), revision, allow_pickle=allow_pickle, adapter=adapter)
         target = None if device == "balanced" else pick_device(device)
-        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        parts = parts_of(str(path), revision, adapter)
+        hub: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         try:
-            with parsed_once(str(path)) as gguf:
-                config = AutoConfig.from_pretrained(**source_of(str(path)), **hub)
+            if not Path(parts.weights).exists():
+                check_hub_adapter(parts.weights, parts.revision, adapter)
+            with parsed_once(parts.weights) as gguf:
+                config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
                 _check_decoder_only(config, str(path))
-                tokenizer = AutoTokenizer.from_pretrained(**source_of(str(path)), **hub)
-                if not Path(path).exists():
-                    check_hub_adapter(str(path), revision, adapter)
+                check_quantised(parts.weights, config)
+                quantised = describe(settings_of(config))
+                tokenizer = load_tokenizer(parts, config, **hub)
                 model = load_weights(
                     AutoModelForCausalLM,
-                    str(path),
+                    parts.weights,
                     allow_pickle=allow_pickle,
-                    adapter=adapter,
                     config=config,
                     dtype=DTYPES[dtype],
-                    device_map="balanced" if target is None else None,
+                    # Quantised layers are made where they stay.
+                    device_map="balanced" if target is None else str(target) if settings_of(config) else None,
+                    revision=parts.revision,
                     **hub,
                 )
         except UserError:
             raise
         except Exception as error:  # whatever a loader makes of a file that it cannot read
-            raise UserError(_why_not(str(path), revision, error)) from error
-        if target is not None:
+            raise UserError(_why_not(str(path), parts, error)) from error
+        for folder in parts.adapters:
+            model = merge_adapter(model, folder)
+            check_finite(str(path), model)
+        still = bool(getattr(model, "is_quantized", False))
+        if target is not None and not still:
             torch.nn.Module.to(model, target)
         model.requires_grad_(False)
+        commit = getattr(config, "_commit_hash", None)
         return cls(
             model=model,
             tokenizer=tokenizer,
             path=str(path),
             revision=revision,
-            weights_hash=weights_fingerprint(str(path), getattr(config, "_commit_hash", None), adapter=adapter),
+            weights_hash=weights_fingerprint(str(path), commit, adapter=adapter),
             tokenizer_hash=_tokenizer_hash(tokenizer),
-            quantised=gguf.quantised if gguf else "",
+            quantised=gguf.quantised if gguf else quantised and f"{quantised}, {'kept so' if still else 'dequantised'}",
+            base=f"{parts.weights} ({weights_fingerprint(parts.weights, commit)})" if parts.named else "",
         )
 
     @classmethod
@@ -196,16 +209,18 @@ class LanguageModel:
         Raises:
             UserError: as `load`.
         """
-        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": cached}
+        parts = parts_of(str(path), revision)
+        hub: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
-            with parsed_once(str(path)):
-                config = AutoConfig.from_pretrained(**source_of(str(path)), **hub)
+            with parsed_once(parts.weights):
+                config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
                 _check_decoder_only(config, str(path))
-                tokenizer = AutoTokenizer.from_pretrained(**source_of(str(path)), **hub)
+                check_quantised(parts.weights, config)
+                tokenizer = load_tokenizer(parts, config, **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(_why_not(str(path), revision, error)) from error
+            raise UserError(_why_not(str(path), parts, error)) from error
         return cls(model, tokenizer, str(path), revision, "", _tokenizer_hash(tokenizer))
 
     @property
@@ -218,7 +233,7 @@ class LanguageModel:
         """Number of token ids that the output layer scores (often a few more than the tokenizer has)."""
         head = self.model.get_output_embeddings()
         assert head is not None
-        return next(head.parameters()).shape[0]
+        return int(getattr(head, "out_features", None) or next(head.parameters()).shape[0])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -460,8 +475,12 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256((body + str(tokenizer.chat_template)).encode()).hexdigest()[:16]
 
 
-def _why_not(path: str, revision: str | None, error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _why_not(path: str, parts: Parts, error: Exception) -> str:
+    """What kept a checkpoint from being loaded, in one line; of an adapter alone, its base model."""
+    if parts.named and not isinstance(error, UserError):
+        own = Parts(parts.weights, parts.revision, (), named=False)
+        return f"{path}: {_why_not(parts.weights, own, error)}; {CONFIG} names this base model"
+    revision, text = parts.revision, " ".join(str(error).split())
     if "is not a valid git identifier" in text or "Revision Not Found" in text or "RevisionNotFound" in text:
         return f"{path} has no revision {revision!r} on the Hub; leave revision out or name a branch, tag or commit"
     if "safetensors" in text and not Path(path).exists():

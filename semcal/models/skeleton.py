@@ -27,8 +27,14 @@ def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
         attention: The implementation of attention by its Hugging Face name, e.g. "eager" or "sdpa".
 
     Raises:
-        UserError: a model in memory whose parameters are not those of its configuration, such as one with an adapter.
+        UserError: a model in memory whose parameters are not those of its configuration, such as one with an adapter;
+            a model that stays quantised in memory.
     """
+    if getattr(model.model, "is_quantized", False):
+        raise UserError(
+            f"{model.path} stays quantised in memory ({model.quantised}), and LoRA probes, components and "
+            "interventions need plain weights; use the model before quantisation for them"
+        )
     config = copy.deepcopy(model.model.config)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=attention)

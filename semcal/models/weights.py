@@ -13,11 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from semcal.errors import UserError
-from semcal.models.formats.adapters import ADAPTER_FILES, check_adapter, merge_adapter, without_adapter
+from semcal.models.formats.adapters import (
+    ADAPTER_FILES,
+    Parts,
+    adapter_bytes,
+    check_adapter,
+    parts_of,
+    without_adapter,
+)
 from semcal.models.formats.gguf import check_gguf, is_gguf, source_of, unmark
+from semcal.models.formats.quantised import (
+    check_finite_buffers,
+    check_scales,
+    forget_quantiser,
+    is_packed,
+    settings_of,
+    told_apart,
+)
 
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 _NAMED = 3  # keys that a message shows
@@ -37,7 +53,7 @@ def check_path(
 
     Raises:
         UserError: not a folder, no config.json, weights only as pickles, a revision of a local folder, two sets of
-            weights, an adapter beside full weights without a word on what to do with it; as `check_gguf`.
+            weights; as `check_gguf`, `check_adapter` and `parts_of`; all of these for the base model of an adapter.
     """
     if is_gguf(path):
         check_gguf(path, revision, adapter)
@@ -47,10 +63,16 @@ def check_path(
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise UserError(f"no folder {path}; expected a local folder or a Hub id such as EleutherAI/pythia-70m")
         return
-    if not folder.is_dir() or not (folder / "config.json").is_file():
-        raise UserError(f"{path} is not a model folder: it has no config.json")
+    if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.json", ADAPTER_FILES[0])):
+        raise UserError(f"{path} is not a model folder: it has no config.json, nor an {ADAPTER_FILES[0]}")
     if revision is not None:
         raise UserError(f"{path} is a local folder, which has no revision {revision!r}; leave revision out")
+    parts = parts_of(path, revision, adapter)
+    if parts.named:
+        for alone in parts.adapters:
+            check_adapter(alone, adapter, allow_pickle=allow_pickle)
+        _check_base(parts, allow_pickle=allow_pickle)
+        return
     if not any(folder.glob("*.safetensors")) and not allow_pickle:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:
@@ -64,25 +86,34 @@ def check_path(
             f"{path} holds two sets of weights, model.safetensors and the shards of model.safetensors.index.json; "
             "remove one of them"
         )
-    check_adapter(folder, adapter)
+    check_adapter(folder, adapter, allow_pickle=allow_pickle)
 
 
-def load_weights(
-    kind: Any, path: str, *, allow_pickle: bool = False, adapter: str | None = None, **how: Any
-) -> PreTrainedModel:
-    """A model every parameter of which was read from its files and is finite, in eval mode.
+def _check_base(parts: Parts, *, allow_pickle: bool) -> None:
+    try:
+        check_path(parts.weights, parts.revision, allow_pickle=allow_pickle)
+    except UserError as error:
+        both = (Path(parts.weights) / ADAPTER_FILES[0]).is_file()
+        why = f"{parts.weights} holds full weights and an adapter; move its {ADAPTER_FILES[0]} away" if both else error
+        raise UserError(f"the base model of {parts.adapters[0]}: {why}") from None
+
+
+def load_weights(kind: Any, path: str, *, allow_pickle: bool = False, **how: Any) -> PreTrainedModel:
+    """A model every parameter of which was read from its files and is finite, in eval mode, without any adapter.
 
     Args:
         kind: One of transformers' auto classes.
         path: Local folder, GGUF file or Hub id.
-        adapter: "apply" merges the folder's adapter into the weights, "ignore" leaves it out.
         how: Further arguments of its `from_pretrained`.
 
     Raises:
         UserError: parameters that the files lack, have in another size, or have and the model does not; values that
-            are not finite; an adapter that cannot be merged.
+            are not finite.
     """
-    with without_adapter(path) as source:
+    config = how.get("config")
+    if config is not None:
+        check_scales(path, config)
+    with without_adapter(path) as source, told_apart(path, config):
         model, report = kind.from_pretrained(
             **source_of(source),
             use_safetensors=None if allow_pickle else True,
@@ -94,9 +125,11 @@ def load_weights(
     if is_gguf(path):
         unmark(model)
     _check_read(path, model, report, how.get("config", model.config))
-    if adapter == "apply":
-        model = merge_adapter(model, path)
     check_finite(path, model)
+    if getattr(model, "is_quantized", False):
+        check_finite_buffers(path, model)
+    elif config is not None and settings_of(config):
+        forget_quantiser(model)
     return model.eval()
 
 
@@ -118,9 +151,19 @@ def weights_fingerprint(path: str, commit: str | None, *, adapter: str | None = 
     """The commit of a Hub model, else a SHA-256 of the files of weights: two sets of weights differ in it.
 
     Files of up to 1 GiB are read whole; of larger ones, the length and 1 MiB in every 64 MiB, which any training step
-    changes. An adapter that is ignored does not count.
+    changes. An adapter that is ignored does not count; of an adapter alone, base model and adapter do.
+
+    Args:
+        commit: Of the weights on the Hub; None looks in the cache.
     """
     folder = Path(path)
+    parts = parts_of(path, None, adapter)
+    if parts.named:
+        digest = hashlib.sha256(weights_fingerprint(parts.weights, commit or _cached_commit(parts)).encode())
+        for alone in parts.adapters:
+            for part in adapter_bytes(alone):
+                digest.update(part)
+        return f"sha256:{digest.hexdigest()[:16]}"
     if not folder.exists():
         return f"commit:{commit}"
     digest = hashlib.sha256()
@@ -141,6 +184,13 @@ def weights_fingerprint(path: str, commit: str | None, *, adapter: str | None = 
     if adapter == "apply":  # its rank and scale
         digest.update((folder / "adapter_config.json").read_bytes())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _cached_commit(parts: Parts) -> str | None:
+    if Path(parts.weights).exists():
+        return None
+    found = try_to_load_from_cache(parts.weights, "config.json", revision=parts.revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def memory_fingerprint(model: torch.nn.Module) -> str:
@@ -188,6 +238,8 @@ def _check_read(path: str, model: PreTrainedModel, report: dict[str, Any], confi
     unexpected = {
         key for key in report["unexpected_keys"] if not _UNUSED.search(key) and not _of_other_senses(key, model, config)
     }
+    if getattr(model, "is_quantized", False) and not missing:
+        unexpected = {key for key in unexpected if not is_packed(key, model)}
     sizes = {key: (tuple(found), tuple(wanted)) for key, found, wanted in report["mismatched_keys"]}
     if not (missing or unexpected or sizes):
         untied = model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys()

@@ -7,7 +7,7 @@ from semcal.sampling.decoding.output_layer import HiddenScores, Scores, whole
 from semcal.sampling.records import Sampling
 
 _BLOCK = 64  # tokens
-_NUMBERS_AT_ONCE = 2**25  # of [row, vocab], so that a large vocabulary does not need gigabytes
+NUMBERS_AT_ONCE = 2**25  # of [row, vocab], so that a large vocabulary does not need gigabytes
 
 
 def token_probabilities(logits: torch.Tensor, settings: Sampling) -> torch.Tensor:
@@ -49,7 +49,7 @@ def draw(
         logits = whole(logits)
     tokens, logprobs = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
     bad: list[np.ndarray] = []
-    step = max(1, _NUMBERS_AT_ONCE // logits.shape[-1])
+    step = max(1, NUMBERS_AT_ONCE // logits.shape[-1])
     for start in range(0, len(logits), step):
         part = logits[start : start + step]
         these = slice(*np.searchsorted(rows, [start, start + len(part)]))

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import psutil
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from semcal.errors import NonFiniteError, UserError
 from semcal.sampling.branches import Branches, Moves
@@ -32,14 +32,11 @@ from semcal.sampling.decoding.decoders import (
 )
 from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED, choose_path
 from semcal.sampling.drawing import draw
+from semcal.sampling.memory import Footprint, sorts
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 
 log = logging.getLogger(__name__)
-
-MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of free memory, for keys and values
-_ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
-_LOGITS_AT_ONCE = 2**28  # of [row, vocab] in one pass
 
 
 @dataclass
@@ -86,23 +83,14 @@ class Budget:
     positions: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, device: torch.device, rows: int | None = None) -> Budget:
+    def of(
+        cls, model: PreTrainedModel, device: torch.device, rows: int | None = None, *, sorted_draws: bool = False
+    ) -> Budget:
         """The budget that suits a device and its free memory."""
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        config = model.config.get_text_config()
-        a_position = kv_values(config) * model.dtype.itemsize
-        return cls(
-            rows or min(_ROWS.get(device.type, 768), max(16, _LOGITS_AT_ONCE // config.vocab_size)),
-            int(free * MEMORY_SHARE.get(device.type, 0.25)) // a_position,
-        )
-
-
-def kv_values(config: PretrainedConfig) -> int:
-    """Number of values that one token position stores in the keys and values of all layers."""
-    queries = getattr(config, "num_attention_heads", 1)  # a model without attention has a state instead
-    heads = getattr(config, "num_key_value_heads", None) or queries
-    width = getattr(config, "head_dim", None) or config.hidden_size // queries
-    return 2 * config.num_hidden_layers * heads * width
+        needed = Footprint(model.config.get_text_config(), model.dtype.itemsize, device.type, sorted_draws)
+        rows = rows or needed.rows
+        return cls(rows, needed.positions(free, rows, model.get_memory_footprint()))
 
 
 class Sampler:
@@ -195,7 +183,10 @@ class Sampler:
                 torch.cuda.empty_cache()
 
     def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
-        budget = self._budget = self._budget or Budget.of(self.model, self.device, self.max_rows)
+        if self._budget is None:
+            sorted_draws = sorts(self.settings.top_k, self.settings.top_p)
+            self._budget = Budget.of(self.model, self.device, self.max_rows, sorted_draws=sorted_draws)
+        budget = self._budget
         prefix = prompts[0].ids[: shared_prefix(prompts)] if self.prefix is None else self.prefix
         if self.path is None:
             chosen = choose_path(self.model, self.device, prompts)

@@ -77,3 +77,25 @@ def test_answers_without_stored_tokens_need_nothing_copied() -> None:
     (place,) = store.make_room(torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert place.slots.tolist() == [0, 1]
     assert store.nbytes == 0
+
+
+def test_answers_that_grow_leave_no_room_behind() -> None:
+    store = AnswerStore()
+    rows, new, nothing = torch.arange(100), torch.zeros(100, HEADS, D), torch.tensor([], dtype=torch.long)
+    for length in range(40):
+        for place in store.make_room(rows, torch.full((100,), length)):
+            store.put(0, place, new, new)
+        store.move(100, nothing, nothing)
+    assert store.nbytes / (2 * HEADS * D * 4) <= 2 * 100 * 40  # not also the bins of 8 and of 32 tokens
+
+
+def test_few_that_are_left_of_many_keep_their_tokens_in_little_room() -> None:
+    mirror = Mirror(0)
+    mirror.move(60, [], [])
+    for _ in range(5):
+        mirror.extend(list(range(60)))
+    mirror.move(3, [0, 1], [50, 7])
+    assert mirror.store.nbytes <= LAYERS * 2 * HEADS * D * 4 * 8 * 6
+    for _ in range(5):
+        mirror.extend([0, 1, 2])
+        mirror.move(len(mirror.rows) + 9, [len(mirror.rows) + 2], [1])

@@ -12,6 +12,7 @@ import torch
 
 ROOM = (8, 32, 128, 512, 2048, 8192, 2**62)  # tokens that fit into a bin
 _NOWHERE = -1
+_SPARE, _FEW = 4, 16  # a bin with more slots than four times those in use, and a few, is made smaller
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values [slot, kv head, token, d]
 
@@ -67,6 +68,7 @@ class AnswerStore:
         slots, n = self._slot[members], len(members)
         self._filled[at] = n
         if not n:
+            self._release(at, 0)
             return
         first = torch.full((max(n, int(slots.max()) + 1),), n)
         first.scatter_reduce_(0, slots, torch.arange(n), "amin")  # the first member in each slot
@@ -77,6 +79,15 @@ class AnswerStore:
         self._slot[members[~stays]] = to
         if len(to):
             self._copy((at, of), (at, to), ROOM[at])
+        self._release(at, n)
+
+    def _release(self, at: int, n: int) -> None:
+        """Give back a bin of which little is used: answers grow through the bins, and each would keep its peak."""
+        for bins in self.layers.values():
+            pair = bins[at]
+            if pair is None or len(pair[0]) <= _SPARE * n + _FEW:
+                continue
+            bins[at] = (pair[0][: 2 * n].clone(), pair[1][: 2 * n].clone()) if n else None
 
     def make_room(self, rows: torch.Tensor, lengths: torch.Tensor) -> list[InBin]:
         """Put rows into the bins that have room for one more token each, and say where they are.

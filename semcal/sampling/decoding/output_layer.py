@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from semcal.sampling.decoding.products import linear
 
 LARGE = 2**14  # tokens; a smaller vocabulary fits into the cache as it is
-_BLOCK = 2048  # tokens
+BLOCK = 2048  # tokens
 _SAME = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}  # logits by two products, relative to 1 + size
 # What configurations call a transformation of the logits after the output layer.
 _AFTERWARDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -51,7 +51,7 @@ class HiddenScores:
     def blocks(self) -> list[slice]:
         """The parts of the vocabulary."""
         vocabulary = len(self.weight)
-        return [slice(at, min(at + _BLOCK, vocabulary)) for at in range(0, vocabulary, _BLOCK)]
+        return [slice(at, min(at + BLOCK, vocabulary)) for at in range(0, vocabulary, BLOCK)]
 
     def block(self, tokens: slice, rows: torch.Tensor | None = None) -> torch.Tensor:
         """[row, token of the block] logits in float32, of all rows or of some."""
