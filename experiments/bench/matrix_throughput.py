@@ -63,8 +63,8 @@ def _shapes(model: PreTrainedModel) -> Counter[tuple[int, int]]:
 
 
 def _products(model: PreTrainedModel) -> list[Product]:
-    """The ways to compute x wᵀ. On AMD processors with AVX-512, MKL runs in single precision at less than half the speed
-    of oneDNN, which torch calls only by this name."""
+    """The ways to compute x wᵀ. On AMD processors with AVX-512, MKL runs in single precision at less than half the
+    speed of oneDNN, which torch calls only by this name."""
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return [linear]
     return [linear, lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")]

@@ -1,8 +1,8 @@
 """The sampler on two real language models against `model.generate(num_return_sequences=50)` and against vLLM.
 
-TriviaQA, five exemplars that vary by question, M = 50, temperature 1. All three read the same token ids, stop at the same
-tokens and have every core; vLLM runs in an environment of its own, with n = 50 and prefix caching, on the same weights in
-the same dtype. Their answers are compared before a figure is given.
+TriviaQA, five exemplars that vary by question, M = 50, temperature 1. All three read the same token ids, stop at the
+same tokens and have every core; vLLM runs in an environment of its own, with n = 50 and prefix caching, on the same
+weights in the same dtype. Their answers are compared before a figure is given.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Side:
         return statistics.median(s.cpu_s for s in self.spent)
 
     def against(self, ours: Side) -> dict[str, float]:
-        """How many times as long as ours this took, the medians over repeats and the range; and whether answers agree."""
+        """How many times as long as ours this took (medians over repeats, and the range), and whether answers agree."""
         pairs = list(zip(self.spent, ours.spent, strict=True))
         ratios = sorted(theirs.wall_s / mine.wall_s for theirs, mine in pairs)
         return {

@@ -1,9 +1,9 @@
 """Answers of vLLM over standard input and output; run by the interpreter of vLLM's own environment.
 
 The first argument is the folder of a model, the second a dtype. Each line of standard input is one request in JSON:
-`prompts` (token ids), `n`, `max_tokens` and `ends` (the token ids that end an answer). Each is answered by one line with
-`answers` [prompt][sample][token], the last token of an answer being the one that ended it. The very first line says
-that vLLM is ready. Whatever vLLM prints goes to standard error.
+`prompts` (token ids), `n`, `max_tokens` and `ends` (the token ids that end an answer). Each is answered by one line
+with `answers` [prompt][sample][token], the last token of an answer being the one that ended it. The very first line
+says that vLLM is ready. Whatever vLLM prints goes to standard error.
 """
 
 import json
