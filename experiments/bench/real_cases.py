@@ -36,10 +36,13 @@ CASES = (
     ("real/gemma-sentence", "gemma-3-270m", "sentence"),
     ("real/smollm2-concise", "smollm2-135m-instruct", "concise"),
 )
-SHOTS, QUESTIONS, REPEATS = 5, 24, 3
+SHOTS, REPEATS = 5, 3
 NEW_TOKENS = {"concise": 32, "sentence": 64}
-# `generate` takes one question at a time. The samples of five are the 250 rows that vLLM decodes at once by default.
-GENERATE_QUESTIONS, VLLM_QUESTIONS = 1, 5
+# Questions in one repeat. On a CPU, the samples of five are the 250 rows that vLLM decodes at once by default.
+QUESTIONS = {
+    "cpu": {"ours": 24, "generate": 1, "vllm": 5},
+    "cuda": {"ours": 512, "generate": 8, "vllm": 512},
+}
 ROWS = 768  # tokens in one pass when the throughput is measured, as many as the sampler decodes on a CPU
 LEAST_P = 1e-4
 
@@ -144,7 +147,7 @@ def real_subject(case: str, model: LanguageModel, style: str) -> Subject:
     Raises:
         UserError: TriviaQA is not to be had.
     """
-    dataset = load_dataset(NamedConfig(kind="triviaqa", n=QUESTIONS), 32)
+    dataset = load_dataset(NamedConfig(kind="triviaqa", n=_questions(model)["ours"]), 32)
     texts = {q.id: few_shot(q, dataset.exemplars, style, SHOTS, 0) for q in dataset.questions}
     prompts = tuple(Prompt(key, model.encode(text)) for key, text in texts.items())
     return Subject(case, model, prompts, NEW_TOKENS[style], STOPS[style])
@@ -159,6 +162,10 @@ def _start_vllm(python: Path, model: LanguageModel) -> Vllm:
         return Vllm(python, Path(folder), dtype, device=model.device.type, threads=_cores())
 
 
+def _questions(model: LanguageModel) -> dict[str, int]:
+    return QUESTIONS["cuda" if model.device.type == "cuda" else "cpu"]
+
+
 def _cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -170,11 +177,11 @@ def compare(subject: Subject, vllm: Vllm | None) -> RealCase:
     Raises:
         AssertionError: their answers come from different distributions.
     """
-    sampler = ours(subject)
+    sampler, at_once = ours(subject), _questions(subject.model)
     mine = Side(lambda prompts: _drawn_by(sampler, prompts), len(subject.prompts))
-    theirs = {"generate": Side(lambda prompts: _generated(subject, prompts), GENERATE_QUESTIONS)}
+    theirs = {"generate": Side(lambda prompts: _generated(subject, prompts), at_once["generate"])}
     if vllm:
-        theirs["vllm"] = Side(lambda prompts: _asked(vllm, subject, prompts), VLLM_QUESTIONS, vllm.cpu_seconds)
+        theirs["vllm"] = Side(lambda prompts: _asked(vllm, subject, prompts), at_once["vllm"], vllm.cpu_seconds)
     for side in (mine, *theirs.values()):
         side.answers(subject.prompts[-2:])  # warm up
     work = sampler.work

@@ -29,7 +29,7 @@ def vllm_python() -> Path:
         raise UserError(f"{PYTHON} is not set; set it to the python of an environment that has vLLM")
     if not os.access(named, os.X_OK) or not Path(named).is_file():
         raise UserError(f"{PYTHON} is {named}, which is no program; set it to the python of an environment with vLLM")
-    return Path(named)
+    return Path(named).absolute()  # not resolved: the link lies in the environment, and its target does not
 
 
 class Vllm:

@@ -89,7 +89,7 @@ def vllm(tiny, tmp_path_factory):
 def subject(tiny, monkeypatch):
     monkeypatch.setattr(bench, "REPEATS", 1)
     monkeypatch.setattr(bench, "ROWS", 16)
-    monkeypatch.setattr(bench, "GENERATE_QUESTIONS", 4)
+    monkeypatch.setitem(bench.QUESTIONS, "cpu", {"generate": 4, "vllm": 4})
     prompts = tuple(Prompt(f"k{i}", (0, 3 + i)) for i in range(6))
     return Subject("tiny", tiny, prompts, 3, ("red",))
 
