@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -25,14 +26,16 @@ def bench(
 
     from experiments.bench.calibration_cases import calibration_cases
     from experiments.bench.probe_cases import probes_cases
+    from experiments.bench.real_cases import real_cases
     from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
     from experiments.bench.semantics_cases import semantics_cases
+    from experiments.bench.timing import Skipped
     from experiments.bench.validity_cases import Validity, validity_cases
     from experiments.report.summary_table import text_table
 
     disable_progress_bar()
     benches = {
-        "sampler": sampler_cases,
+        "sampler": lambda device: chain(sampler_cases(device), real_cases(device)),
         "capture": capture_cases,
         "growth": growth_cases,
         "semantics": semantics_cases,
@@ -46,7 +49,8 @@ def bench(
     progress = Console(stderr=True)
     for case in benches[name](device):
         progress.print(case.line, highlight=False)
-        cases.append(case)
+        if not isinstance(case, Skipped):
+            cases.append(case)
     if figure is not None:
         figure.parent.mkdir(parents=True, exist_ok=True)
         draw(cases).savefig(figure, dpi=150)
@@ -54,8 +58,10 @@ def bench(
     if as_json:
         typer.echo(json.dumps({"name": name, "cases": rows}))
     else:
-        cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-        Console(width=None if sys.stdout.isatty() else 200).print(text_table(list(rows[0]), cells))
+        console = Console(width=None if sys.stdout.isatty() else 240)
+        for columns, alike in groupby(rows, key=list):  # one table for all cases with the same figures
+            cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in alike]
+            console.print(text_table(columns, cells))
     if not all(case.holds for case in cases if isinstance(case, Validity)):
         raise typer.Exit(1)
 

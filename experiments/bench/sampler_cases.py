@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,12 +186,18 @@ def check(subject: Subject, sampler: Sampler) -> None:
     torch.manual_seed(0)
     for prompt in prompts:
         theirs.update(t % 64 for t in generate(subject, prompt, M)[:, 0].tolist())
-    frequent = [t for t in sorted({*drawn, *theirs}) if drawn[t] + theirs[t] >= 20]
-    table = [[found[t] for t in frequent] for found in (drawn, theirs)]
-    rest = [max(1, found.total() - sum(row)) for found, row in zip((drawn, theirs), table, strict=True)]
-    table = [[*row, r] for row, r in zip(table, rest, strict=True)]
-    p = float(stats.chi2_contingency(table)[1])  # pyright: ignore[reportArgumentType]
+    p = homogeneity(drawn, theirs)
     assert p > 1e-4, f"{subject.name}: the two samplers draw from different distributions (p = {p:.1e})"
+
+
+def homogeneity(one: Counter[Any], other: Counter[Any]) -> float:
+    """p-value of the chi-square test that two samples of anything come from one distribution. What was seen fewer than
+    20 times in both together is pooled."""
+    frequent = [k for k in sorted({*one, *other}) if one[k] + other[k] >= 20]
+    table = [[found[k] for k in frequent] for found in (one, other)]
+    rest = [max(1, found.total() - sum(row)) for found, row in zip((one, other), table, strict=True)]
+    table = [[*row, r] for row, r in zip(table, rest, strict=True)]
+    return float(stats.chi2_contingency(table)[1])  # pyright: ignore[reportArgumentType]
 
 
 def growth_cases(device: str = "auto") -> Iterator[Case]:

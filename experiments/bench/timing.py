@@ -32,6 +32,18 @@ class Case:
         return plain | plain.pop("facts")
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A comparison that was not made, and why."""
+
+    case: str
+    why: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.case}: skipped; {self.why}"
+
+
 def side_by_side(
     case: str,
     ours: Callable[[], object],
@@ -53,13 +65,26 @@ def side_by_side(
     )
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock time of one run, including the work of the device."""
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of wall clock, and of all threads together on the processor."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def spent(run: Callable[[], object], cpu_seconds: Callable[[], float] = time.process_time) -> Spent:
+    """What one run takes, including the work of the device. `cpu_seconds`: read before and after; this process's."""
     _settle()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     run()
     _settle()
-    return time.perf_counter() - began
+    return Spent(time.perf_counter() - began, cpu_seconds() - cpu)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall-clock time of one run, including the work of the device."""
+    return spent(run).wall_s
 
 
 def _settle() -> None:
