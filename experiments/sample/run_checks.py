@@ -1,9 +1,9 @@
 """The checks that every run makes while it is sampled, whatever the model: each with its figure, or why it could not be
 made. They are kept in the manifest as `checks`, and the run's page shows them.
 
-Numbers that must not be wrong stop the run before they are written: the number of samples, the token at the captured
-position, equality with plain forward passes. The law of the sampler is a test with a false-alarm rate, over the whole
-run; where it fails, the run is finished and says so loudly.
+Numbers that must not be wrong stop the run before they are written: the number of samples, where answers end, the token
+at the captured position, equality with plain forward passes. The law of the sampler is a test with a false-alarm rate,
+over the whole run; where it fails, the run is finished and says so loudly.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from experiments.sample.answer_ends import AnswerEnds
 from experiments.sample.models import Answerer
 from probes.activations.capture import ResidualCapture
 from semcal.errors import UserError
@@ -29,7 +30,8 @@ from semcal.sampling.records import Outcome
 if TYPE_CHECKING:
     from experiments.sample.sample_cell import Asked, Captured, Rows, SamplingJob
 
-SAMPLES, TOKENS, ACTIVATIONS = "samples per question", "token at the captured position", "captured activations"
+SAMPLES, ENDS = "samples per question", "where answers end"
+TOKENS, ACTIVATIONS = "token at the captured position", "captured activations"
 REFERENCE, LAW = "equality with plain passes", "law of the sampler"
 ENUMERATED = "answers were enumerated, not drawn"
 SERVED = "a served model shows neither its activations nor passes over whole sequences"
@@ -46,7 +48,8 @@ class RunChecks:
         self.job, self.model = job, model
         drawn_here = isinstance(model, LanguageModel) and not job.cell.enumerated
         self.watch = LawWatch(job.settings) if drawn_here else None
-        self._questions, self._tokens = 0, 0
+        self.ends = AnswerEnds(model, job.settings) if isinstance(model, LanguageModel) else None
+        self._questions, self._answers, self._tokens = 0, 0, 0
         self._compared: list[Check] = []
         self._failed: dict[str, Check] = {}
 
@@ -64,6 +67,11 @@ class RunChecks:
             missing = {a.question.id: sum(r["count"] for r in rows[a.question.id]) - m for a in asked}
             key, off = max(missing.items(), key=lambda item: abs(item[1]))
             self._must_pass(Check.of(SAMPLES, abs(off), 0, f"question {key!r} has {m + off} samples, M is {m}"))
+        if self.ends is not None:
+            answers = [row for a in asked for row in rows[a.question.id]]
+            self._answers += len(answers)
+            wrong = self.ends.wrong(answers)
+            self._must_pass(Check.of(ENDS, len(wrong), 0, f"of {', '.join(map(repr, wrong[:3]))}"))
         if captured is not None:
             self._tokens += sum(len(at.token_ids) for at in captured.found.values())
             for position, at in captured.found.items():
@@ -102,6 +110,7 @@ class RunChecks:
             return []
         found = [
             self._samples(),
+            self._ends(),
             *(served or (self._law(), *(self._compared[:1] or [Check.not_made(REFERENCE, SERVED)]))),
             self._read_at(),
             *(self._compared[1:] or [Check.not_made(ACTIVATIONS, self._unread("nothing is captured in prompts"))]),
@@ -113,6 +122,12 @@ class RunChecks:
             return Check.not_made(SAMPLES, ENUMERATED)
         m = self.job.settings.m
         return Check.of(SAMPLES, 0, 0, f"missing or surplus samples in any of {self._questions} questions; M is {m}")
+
+    def _ends(self) -> Check:
+        if self.ends is None:
+            return Check.not_made(ENDS, "a served model shows no token ids")
+        why = f"questions with an answer that stops elsewhere than its token ids say, of {self._questions}"
+        return Check.of(ENDS, 0, 0, f"{why}; {self._answers} distinct answers")
 
     def _law(self) -> Check:
         if self.watch is not None:
