@@ -12,7 +12,7 @@ from typing import Any
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.records import STOP, Sampling
 
-Key = tuple[Any, ...]  # finish, text, and the token ids one by one
+Row = Mapping[str, Any]  # of a table of samples
 
 
 class AnswerEnds:
@@ -30,21 +30,19 @@ class AnswerEnds:
         named |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special and str(token) in self.stop}
         self.ends = model.eos_ids | named
 
-    def wrong(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The questions of these answers that have one which does not end where it should, each once."""
-        keys = [(row["finish"], row["text"], *row["token_ids"]) for row in rows]
-        distinct = list(set(keys))  # short answers are common to many questions
-        before = self._texts([ids[:-1] for _, _, *ids in distinct])
-        whole = self._texts([ids for _, _, *ids in distinct])
-        wrong = {key for key, a, b in zip(distinct, before, whole, strict=True) if not self._ends_well(key, a, b)}
-        return list(dict.fromkeys(row["question_id"] for row, key in zip(rows, keys, strict=True) if key in wrong))
+    def wrong(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of these answers that do not end where they should; of equal ones, the first."""
+        distinct = _distinct(rows)
+        texts = self._texts([ids for row in distinct for ids in (row["token_ids"][:-1], row["token_ids"])])
+        found = zip(distinct, texts[::2], texts[1::2], strict=True)
+        return [row for row, before, whole in found if not self._ends_well(row, before, whole)]
 
-    def _ends_well(self, answer: Key, before: str, whole: str) -> bool:
-        finish, shown, *ids = answer
+    def _ends_well(self, row: Row, before: str, whole: str) -> bool:
+        ids = row["token_ids"]
         over = self._holds_a_stop(before) or not self.ends.isdisjoint(ids[:-1])
         ended = ids[-1] in self.ends or self._holds_a_stop(whole)
-        rightly = ended if finish == STOP else not ended and len(ids) == self.length
-        return rightly and not over and not self._holds_a_stop(shown)
+        rightly = ended if row["finish"] == STOP else not ended and len(ids) == self.length
+        return rightly and not over and not self._holds_a_stop(row["text"])
 
     def _holds_a_stop(self, text: str) -> bool:
         return any(s in text for s in self.stop)
@@ -54,3 +52,15 @@ class AnswerEnds:
         texts: list[str] = self.model.tokenizer.batch_decode([list(ids) for ids in answers], **how)
         # A decoder with byte fallback gives up complete characters beside one that was cut.
         return [self.model.decode(ids) if "\ufffd" in text else text for ids, text in zip(answers, texts, strict=True)]
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """Short answers are common to many questions, and few are in two forms that read alike."""
+    by_text: dict[str, list[Row]] = {}
+    for row in rows:
+        alike = by_text.get(row["text"])
+        if alike is None:
+            by_text[row["text"]] = [row]
+        elif (row["finish"], row["token_ids"]) not in [(other["finish"], other["token_ids"]) for other in alike]:
+            alike.append(row)
+    return [row for alike in by_text.values() for row in alike]

@@ -24,8 +24,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.positions import in_answer
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED, NOT_MADE, Check, LawWatch, reference_check, stated_apart
-from semcal.sampling.decoders import RereadDecoder
-from semcal.sampling.records import Outcome
+from semcal.sampling.records import LENGTH, Outcome
 
 if TYPE_CHECKING:
     from experiments.sample.sample_cell import Asked, Captured, Rows, SamplingJob
@@ -71,7 +70,8 @@ class RunChecks:
             answers = [row for a in asked for row in rows[a.question.id]]
             self._answers += len(answers)
             wrong = self.ends.wrong(answers)
-            self._must_pass(Check.of(ENDS, len(wrong), 0, f"of {', '.join(map(repr, wrong[:3]))}"))
+            where = ", ".join(repr(row["question_id"]) for row in wrong[:3])
+            self._must_pass(Check.of(ENDS, len(wrong), 0, f"of {where}"))
         if captured is not None:
             self._tokens += sum(len(at.token_ids) for at in captured.found.values())
             for position, at in captured.found.items():
@@ -79,9 +79,7 @@ class RunChecks:
                 self._must_pass(Check.of(TOKENS, len(wrong), 0, f"{position} of {', '.join(map(repr, wrong[:3]))}"))
         if isinstance(self.model, LanguageModel) and not self._compared:  # a few prompts of the run
             few = [asked[0], asked[-1]] if len(asked) > 1 else [asked[0]]
-            self._compared = [self._reference(few, rows, work)]
-            if captured is not None and captured.where:
-                self._compared.append(activations_check(self.model, self.job.cell.capture.hooks, few, captured))
+            self._compared = self._with_plain_passes(few, rows, captured, work)
             for check in self._compared:
                 self._must_pass(check)
 
@@ -94,14 +92,27 @@ class RunChecks:
             "is stopped before a wrong number is written; try dtype float32, and report the model"
         )
 
-    def _reference(self, few: Sequence[Asked], rows: Mapping[str, Rows], work: Mapping[str, Any]) -> Check:
+    def _with_plain_passes(
+        self, few: Sequence[Asked], rows: Mapping[str, Rows], captured: Captured | None, work: Mapping[str, Any]
+    ) -> list[Check]:
+        """Answers and activations of a few prompts against one plain pass over each prompt with an answer."""
         model, settings = self.model, self.job.settings
         assert isinstance(model, LanguageModel)
+        observer = None
+        if captured is not None and captured.where:
+            places = {a.question.id: captured.where[a.question.id] for a in few}
+            observer = ResidualCapture(self.job.cell.capture.hooks, places)
+        exact = settings.top_k is None and settings.top_p is None
         stated = None
-        if settings.top_k is None and settings.top_p is None:
-            drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few if rows[a.question.id]]
-            stated = stated_apart(model.model, model.device, settings, drawn)
-        return reference_check(work["path"], work["apart"], stated, model.dtype, len(few))
+        if exact or observer:
+            drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few]
+            stated = stated_apart(model.model, model.device, settings, drawn, observer)
+        compared = [
+            reference_check(work["path"], work["apart"], stated if exact else None, model.dtype, len(few)),
+        ]
+        if observer is not None and captured is not None:
+            compared.append(activations_check(model, [a.question.id for a in few], captured, observer))
+        return compared
 
     def made(self) -> list[Check]:
         """All checks, in the order of the page."""
@@ -126,8 +137,7 @@ class RunChecks:
     def _ends(self) -> Check:
         if self.ends is None:
             return Check.not_made(ENDS, "a served model shows no token ids")
-        why = f"questions with an answer that stops elsewhere than its token ids say, of {self._questions}"
-        return Check.of(ENDS, 0, 0, f"{why}; {self._answers} distinct answers")
+        return Check.of(ENDS, 0, 0, f"answers that end elsewhere than their token ids say, of {self._answers}")
 
     def _law(self) -> Check:
         if self.watch is not None:
@@ -143,16 +153,12 @@ class RunChecks:
         return why if isinstance(self.model, LanguageModel) else SERVED
 
 
-def activations_check(model: LanguageModel, hooks: Sequence[str], few: Sequence[Asked], captured: Captured) -> Check:
-    """Whether what was captured in a few prompts is what plain passes show, relative to the largest number of a layer.
+def activations_check(model: LanguageModel, keys: Sequence[str], captured: Captured, plain: ResidualCapture) -> Check:
+    """Whether what was captured in prompts is what plain passes showed, relative to the largest number of a layer.
 
     Each of the 2 L additions to the stream of L layers rounds once: their sum is off by about √(2 L) epsilon, and the
     sums in single precision by the root of theirs (see `semcal.sampling.paths.tolerance`).
     """
-    keys = [a.question.id for a in few]
-    plain = ResidualCapture(hooks, {key: captured.where[key] for key in keys})
-    for asked in few:
-        RereadDecoder(model.model, model.device).read([asked.prompt], torch.zeros(1, dtype=torch.long), plain)
     apart = 0.0
     for position in {position for key in keys for position in captured.where[key]}:
         expected, at = plain.take(keys, position), captured.found[position]
@@ -166,7 +172,7 @@ def activations_check(model: LanguageModel, hooks: Sequence[str], few: Sequence[
                 apart = max(apart, float((np.abs(ours - theirs).max(across) / scale).max()))
     depth = model.model.config.get_text_config().num_hidden_layers
     single, own = (torch.finfo(dtype).eps for dtype in (torch.float32, model.dtype))
-    why = f"{len(few)} prompts against passes without cache and padding, relative to the largest number of a layer"
+    why = f"{len(keys)} prompts against passes without cache and padding, relative to the largest number of a layer"
     return Check.of(ACTIVATIONS, apart, math.sqrt(single) + math.sqrt(2 * depth) * own, why)
 
 
@@ -198,6 +204,6 @@ def _wrong_tokens(position: str, at: Activations, captured: Captured) -> list[st
 
 
 def _likeliest(rows: Rows) -> Outcome:
-    """The answer drawn most often, or the likeliest one enumerated."""
-    row = rows[0]
+    """The answer drawn most often, or the likeliest one enumerated; an empty one if none was."""
+    row = rows[0] if rows else {"token_ids": (), "logprob": 0.0, "finish": LENGTH}
     return Outcome(tuple(row["token_ids"]), row["logprob"], row["finish"])
