@@ -493,6 +493,7 @@ def _asker(
                 settings,
                 rule,
                 limits=SearchLimits(exact.epsilon, exact.row_budget),
+                path=chosen,
                 prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
                 observer=observer,
                 on_answered=on_answered,

@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from experiments.sample import sample_cell as sampling
 from probes.activations.capture import ResidualCapture
 from semcal import LanguageModel, UserError
-from semcal.sampling import branches, decoders, engine
+from semcal.sampling import branches, decoders, engine, enumeration
 from semcal.sampling.records import Prompt, Sampling
 from semcal.sampling.stopping import StopRule
 from tests.conftest import save_checkpoint, word_tokenizer
@@ -72,6 +72,21 @@ def test_what_could_not_be_checked_is_said_with_its_reason(tmp_path, study, monk
     assert "enumerated" in checks["law of the sampler"]["why"]
     assert "nothing is captured" in checks["token at the captured position"]["why"]
     assert "drawn answers" not in checks["equality with plain passes"]["why"]  # top-k is cut at an edge
+
+
+def test_the_way_of_decoding_is_chosen_once_per_run(tmp_path, study, monkeypatch):
+    not_analysed(monkeypatch)
+    chosen, real = [], sampling.choose_path
+
+    def choose_path(*args):
+        chosen.append(real(*args))
+        return chosen[-1]
+
+    for module in (sampling, engine, enumeration):
+        monkeypatch.setattr(module, "choose_path", choose_path)
+    (run,) = run_dict(tmp_path, study, "datasets.0.n=24", "sampling.exact.epsilon=0.5")
+    assert len(run.manifest()["shards"]) == 3
+    assert len(chosen) == 1
 
 
 def test_a_run_that_takes_over_samples_takes_over_their_checks(tmp_path, study, monkeypatch):
