@@ -92,7 +92,7 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
     Two of the prompts, of different length, are continued in one batch by three tokens, with rows that part.
 
     Raises:
-        UserError: the model is not causal, or no path agrees, with the difference in nats.
+        UserError: the model is not causal, takes a token for padding, or no path agrees, with the difference in nats.
     """
     limit, name = tolerance(model.dtype), type(model).__name__
     some = _two_lengths(prompts)
@@ -122,6 +122,8 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
             why.append(f"{path}: {_in_short(error)}")
             continue
         if apart <= limit:
+            if path == REREAD:
+                _check_padding(model, device, some[-1].ids, limit)
             return ChosenPath(path, "; ".join(why), apart, limit)
         why.append(f"{path}: log-probabilities differ by {apart:.2g} nats from plain forward passes")
     raise UserError(
@@ -188,6 +190,42 @@ def _moved_by_later_tokens(reference: _Reference) -> float:
     The first row and the last one have the prompt and one more token in common.
     """
     return _difference(reference.logits[0, :2], reference.logits[-1, :2])
+
+
+@torch.inference_mode()
+def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[int], limit: float) -> None:
+    """Whether the padding token is a token like any other where a model sees nothing but token ids.
+
+    Any other token that is given its embedding must have the same effect. XLM leaves out as many tokens at the end as
+    there are padding tokens, RoBERTa does not count them as positions: after one is drawn, both compute something else.
+
+    Raises:
+        UserError: it is not.
+    """
+    config = model.config.get_text_config()
+    pads = {getattr(config, name, None) for name in ("pad_token_id", "pad_index")} - {None}
+    embedding = model.get_input_embeddings()
+    for pad in sorted(pads):
+        other = next(i for i in (*ids, 0, 1) if i not in pads)
+        start, end = ((*(i if i not in pads else other for i in some),) for some in (ids[:2], ids[2:_FEW_TOKENS]))
+        as_it_is = plain_pass(model, [(*start, pad, *end)], device)
+        written = embedding(torch.tensor([pad], device=device))
+
+        def embed(*called: torch.Tensor, place: int = len(start), row: torch.Tensor = written) -> torch.Tensor:
+            found = called[-1].clone()
+            found[:, place] = row
+            return found
+
+        hook = embedding.register_forward_hook(embed)
+        try:
+            by_embedding = plain_pass(model, [(*start, other, *end)], device)
+        finally:
+            hook.remove()
+        if (apart := _difference(by_embedding, as_it_is)) > limit:
+            raise UserError(
+                f"{type(model).__name__} takes token {pad} for padding wherever it stands, which moves the "
+                f"log-probabilities after it by {apart:.2g} nats (at most {limit:.2g} is rounding); choose another one"
+            )
 
 
 def _apart(reference: _Reference, path: str, model: PreTrainedModel, device: torch.device) -> float:
