@@ -11,7 +11,7 @@ from experiments.config.study import Cell, ModelConfig
 from experiments.sample.real_models import PREFIX, real_model
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
-from semcal.models.weights import check_path
+from semcal.models.weights import changed, check_path
 from semcal.runs.run import Run
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -38,7 +38,7 @@ class Models:
         """The model that a run was made with.
 
         Raises:
-            UserError: it is served, or its weights or tokenizer differ from those in the run's manifest.
+            UserError: it is served, or its weights, tokenizer or settings differ from those in the run's manifest.
         """
         model, manifest = self.of(cell.model), run.manifest()
         if not isinstance(model, LanguageModel):
@@ -47,6 +47,11 @@ class Models:
             raise UserError(
                 f"{model.path} has different weights or a different tokenizer than {run.folder} was made with; restore "
                 "the old ones, or run the study again under another name"
+            )
+        if other := changed(manifest.get("computation", {}), model.computation):
+            raise UserError(
+                f"{run.folder} was made with {other} in the configuration of {model.path}; restore it, or run the "
+                "study again under another name"
             )
         return model
 
