@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
@@ -24,7 +26,7 @@ from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
 from semcal.models.formats.adapters import parts_of
-from semcal.models.weights import check_path, weights_fingerprint
+from semcal.models.weights import changed, check_path, computation, weights_fingerprint
 from semcal.questions.held_out import TRAINED, touched
 from semcal.questions.load_dataset import read_table
 from semcal.questions.pool import pool
@@ -245,11 +247,18 @@ def report_on(
 
 
 def _other_weights(config: ModelConfig, run: Run) -> bool:
-    """Whether a local folder or file holds weights that the run was not made with; a Hub commit cannot change."""
-    path = model_path(config)
+    """Whether a local folder or file holds weights, or settings of the model, that the run was not made with; a Hub
+    commit cannot change."""
+    path, manifest = model_path(config), run.manifest()
     if not Path(path).exists():
         return False
-    return run.manifest().get("weights_hash") != weights_fingerprint(path, None, adapter=config.adapter)
+    if manifest.get("weights_hash") != weights_fingerprint(path, None, adapter=config.adapter):
+        return True
+    weights = parts_of(path, None, config.adapter).weights
+    if not Path(weights).is_dir() or not manifest.get("computation"):
+        return False
+    now = AutoConfig.from_pretrained(weights, trust_remote_code=config.trust_remote_code)
+    return bool(changed(manifest["computation"], computation(now)))
 
 
 def track(cell: Cell, run: Run) -> None:

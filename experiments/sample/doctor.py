@@ -16,7 +16,7 @@ from typing import Any
 from experiments.config.run_folder import open_cell
 from experiments.config.study import AtlasConfig, Cell, ModelConfig, Study, parse
 from experiments.sample.models import load_model
-from experiments.sample.run_checks import ACTIVATIONS, LAW, REFERENCE, SAMPLES, TOKENS
+from experiments.sample.run_checks import ACTIVATIONS, ENDS, LAW, REFERENCE, SAMPLES, TOKENS
 from experiments.sample.sample_cell import ask_all, prepare, sample_cell
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
@@ -27,7 +27,7 @@ from semcal.sampling.checks import FAILED, NOT_MADE, PASSED, Check
 
 QUESTIONS, NEW_TOKENS, EXEMPLARS = 16, 16, 8
 LOADING, PROMPTS, SAMPLING = "loading", "prompts", "sampling"
-_OF_A_RUN = (SAMPLES, LAW, REFERENCE, TOKENS, ACTIVATIONS)
+_OF_A_RUN = (SAMPLES, ENDS, LAW, REFERENCE, TOKENS, ACTIVATIONS)
 
 
 @dataclass(frozen=True)

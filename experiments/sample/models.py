@@ -13,7 +13,7 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.models.formats.adapters import parts_of
 from semcal.models.hub import check_reachable
-from semcal.models.weights import check_path
+from semcal.models.weights import changed, check_path
 from semcal.runs.run import Run
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -40,7 +40,7 @@ class Models:
         """The model that a run was made with.
 
         Raises:
-            UserError: it is served, or its weights or tokenizer differ from those in the run's manifest.
+            UserError: it is served, or its weights, tokenizer or settings differ from those in the run's manifest.
         """
         model, manifest = self.of(cell.model), run.manifest()
         if not isinstance(model, LanguageModel):
@@ -49,6 +49,11 @@ class Models:
             raise UserError(
                 f"{model.path} has different weights or a different tokenizer than {run.folder} was made with; restore "
                 "the old ones, or run the study again under another name"
+            )
+        if other := changed(manifest.get("computation", {}), model.computation):
+            raise UserError(
+                f"{run.folder} was made with {other} in the configuration of {model.path}; restore it, or run the "
+                "study again under another name"
             )
         return model
 

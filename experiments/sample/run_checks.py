@@ -1,9 +1,9 @@
 """The checks that every run makes while it is sampled, whatever the model: each with its figure, or why it could not be
 made. They are kept in the manifest as `checks`, and the run's page shows them.
 
-Numbers that must not be wrong stop the run before they are written: the number of samples, the token at the captured
-position, equality with plain forward passes. The law of the sampler is a test with a false-alarm rate, over the whole
-run; where it fails, the run is finished and says so loudly.
+Numbers that must not be wrong stop the run before they are written: the number of samples, where answers end, the token
+at the captured position, equality with plain forward passes. The law of the sampler is a test with a false-alarm rate,
+over the whole run; where it fails, the run is finished and says so loudly.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from experiments.sample.answer_ends import AnswerEnds
 from experiments.sample.models import Answerer
 from probes.activations.capture import ResidualCapture
 from semcal.errors import UserError
@@ -23,13 +24,13 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.positions import in_answer
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED, NOT_MADE, Check, LawWatch, reference_check, stated_apart
-from semcal.sampling.decoding.decoders import RereadDecoder
-from semcal.sampling.records import Outcome
+from semcal.sampling.records import LENGTH, Outcome
 
 if TYPE_CHECKING:
     from experiments.sample.sample_cell import Asked, Captured, Rows, SamplingJob
 
-SAMPLES, TOKENS, ACTIVATIONS = "samples per question", "token at the captured position", "captured activations"
+SAMPLES, ENDS = "samples per question", "where answers end"
+TOKENS, ACTIVATIONS = "token at the captured position", "captured activations"
 REFERENCE, LAW = "equality with plain passes", "law of the sampler"
 ENUMERATED = "answers were enumerated, not drawn"
 SERVED = "a served model shows neither its activations nor passes over whole sequences"
@@ -46,7 +47,8 @@ class RunChecks:
         self.job, self.model = job, model
         drawn_here = isinstance(model, LanguageModel) and not job.cell.enumerated
         self.watch = LawWatch(job.settings) if drawn_here else None
-        self._questions, self._tokens = 0, 0
+        self.ends = AnswerEnds(model, job.settings) if isinstance(model, LanguageModel) else None
+        self._questions, self._answers, self._tokens = 0, 0, 0
         self._compared: list[Check] = []
         self._failed: dict[str, Check] = {}
 
@@ -64,6 +66,12 @@ class RunChecks:
             missing = {a.question.id: sum(r["count"] for r in rows[a.question.id]) - m for a in asked}
             key, off = max(missing.items(), key=lambda item: abs(item[1]))
             self._must_pass(Check.of(SAMPLES, abs(off), 0, f"question {key!r} has {m + off} samples, M is {m}"))
+        if self.ends is not None:
+            answers = [row for a in asked for row in rows[a.question.id]]
+            self._answers += len(answers)
+            wrong = self.ends.wrong(answers)
+            where = ", ".join(repr(row["question_id"]) for row in wrong[:3])
+            self._must_pass(Check.of(ENDS, len(wrong), 0, f"of {where}"))
         if captured is not None:
             self._tokens += sum(len(at.token_ids) for at in captured.found.values())
             for position, at in captured.found.items():
@@ -71,9 +79,7 @@ class RunChecks:
                 self._must_pass(Check.of(TOKENS, len(wrong), 0, f"{position} of {', '.join(map(repr, wrong[:3]))}"))
         if isinstance(self.model, LanguageModel) and not self._compared:  # a few prompts of the run
             few = [asked[0], asked[-1]] if len(asked) > 1 else [asked[0]]
-            self._compared = [self._reference(few, rows, work)]
-            if captured is not None and captured.where:
-                self._compared.append(activations_check(self.model, self.job.cell.capture.hooks, few, captured))
+            self._compared = self._with_plain_passes(few, rows, captured, work)
             for check in self._compared:
                 self._must_pass(check)
 
@@ -86,14 +92,27 @@ class RunChecks:
             "is stopped before a wrong number is written; try dtype float32, and report the model"
         )
 
-    def _reference(self, few: Sequence[Asked], rows: Mapping[str, Rows], work: Mapping[str, Any]) -> Check:
+    def _with_plain_passes(
+        self, few: Sequence[Asked], rows: Mapping[str, Rows], captured: Captured | None, work: Mapping[str, Any]
+    ) -> list[Check]:
+        """Answers and activations of a few prompts against one plain pass over each prompt with an answer."""
         model, settings = self.model, self.job.settings
         assert isinstance(model, LanguageModel)
+        observer = None
+        if captured is not None and captured.where:
+            places = {a.question.id: captured.where[a.question.id] for a in few}
+            observer = ResidualCapture(self.job.cell.capture.hooks, places)
+        exact = settings.top_k is None and settings.top_p is None
         stated = None
-        if settings.top_k is None and settings.top_p is None:
-            drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few if rows[a.question.id]]
-            stated = stated_apart(model.model, model.device, settings, drawn)
-        return reference_check(work["path"], work["apart"], stated, model.dtype, len(few))
+        if exact or observer:
+            drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few]
+            stated = stated_apart(model.model, model.device, settings, drawn, observer)
+        compared = [
+            reference_check(work["path"], work["apart"], stated if exact else None, model.dtype, len(few)),
+        ]
+        if observer is not None and captured is not None:
+            compared.append(activations_check(model, [a.question.id for a in few], captured, observer))
+        return compared
 
     def made(self) -> list[Check]:
         """All checks, in the order of the page."""
@@ -102,6 +121,7 @@ class RunChecks:
             return []
         found = [
             self._samples(),
+            self._ends(),
             *(served or (self._law(), *(self._compared[:1] or [Check.not_made(REFERENCE, SERVED)]))),
             self._read_at(),
             *(self._compared[1:] or [Check.not_made(ACTIVATIONS, self._unread("nothing is captured in prompts"))]),
@@ -113,6 +133,11 @@ class RunChecks:
             return Check.not_made(SAMPLES, ENUMERATED)
         m = self.job.settings.m
         return Check.of(SAMPLES, 0, 0, f"missing or surplus samples in any of {self._questions} questions; M is {m}")
+
+    def _ends(self) -> Check:
+        if self.ends is None:
+            return Check.not_made(ENDS, "a served model shows no token ids")
+        return Check.of(ENDS, 0, 0, f"answers that end elsewhere than their token ids say, of {self._answers}")
 
     def _law(self) -> Check:
         if self.watch is not None:
@@ -128,16 +153,12 @@ class RunChecks:
         return why if isinstance(self.model, LanguageModel) else SERVED
 
 
-def activations_check(model: LanguageModel, hooks: Sequence[str], few: Sequence[Asked], captured: Captured) -> Check:
-    """Whether what was captured in a few prompts is what plain passes show, relative to the largest number of a layer.
+def activations_check(model: LanguageModel, keys: Sequence[str], captured: Captured, plain: ResidualCapture) -> Check:
+    """Whether what was captured in prompts is what plain passes showed, relative to the largest number of a layer.
 
     Each of the 2 L additions to the stream of L layers rounds once: their sum is off by about √(2 L) epsilon, and the
     sums in single precision by the root of theirs (see `semcal.sampling.decoding.paths.tolerance`).
     """
-    keys = [a.question.id for a in few]
-    plain = ResidualCapture(hooks, {key: captured.where[key] for key in keys})
-    for asked in few:
-        RereadDecoder(model.model, model.device).read([asked.prompt], torch.zeros(1, dtype=torch.long), plain)
     apart = 0.0
     for position in {position for key in keys for position in captured.where[key]}:
         expected, at = plain.take(keys, position), captured.found[position]
@@ -151,7 +172,7 @@ def activations_check(model: LanguageModel, hooks: Sequence[str], few: Sequence[
                 apart = max(apart, float((np.abs(ours - theirs).max(across) / scale).max()))
     depth = model.model.config.get_text_config().num_hidden_layers
     single, own = (torch.finfo(dtype).eps for dtype in (torch.float32, model.dtype))
-    why = f"{len(few)} prompts against passes without cache and padding, relative to the largest number of a layer"
+    why = f"{len(keys)} prompts against passes without cache and padding, relative to the largest number of a layer"
     return Check.of(ACTIVATIONS, apart, math.sqrt(single) + math.sqrt(2 * depth) * own, why)
 
 
@@ -183,6 +204,6 @@ def _wrong_tokens(position: str, at: Activations, captured: Captured) -> list[st
 
 
 def _likeliest(rows: Rows) -> Outcome:
-    """The answer drawn most often, or the likeliest one enumerated."""
-    row = rows[0]
+    """The answer drawn most often, or the likeliest one enumerated; an empty one if none was."""
+    row = rows[0] if rows else {"token_ids": (), "logprob": 0.0, "finish": LENGTH}
     return Outcome(tuple(row["token_ids"]), row["logprob"], row["finish"])

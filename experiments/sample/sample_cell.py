@@ -31,6 +31,7 @@ from probes.activations.chains import Chain, choose, read_chains
 from probes.activations.hooks import choose_hooks
 from semcal.errors import NonFiniteError, NotFromModelError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
+from semcal.models.weights import changed
 from semcal.positions import LAST_PROMPT_TOKEN, QUESTION_POSITIONS, in_answer, of_question
 from semcal.questions.pool import pool
 from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages, exemplars_for, question_span
@@ -307,11 +308,9 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         cell.capture.identity(),
     )
     manifest = run.manifest()
-    if manifest and manifest["samples_key"] != key:
-        changed = "weights" if manifest["weights_hash"] != model.weights_hash else "questions or prompts"
+    if manifest and (other := _other_than(manifest, model, key)):
         raise UserError(
-            f"{run.folder} was started with different {changed}; delete the folder, or give this study another name "
-            "or output"
+            f"{run.folder} was started with {other}; delete the folder, or give this study another name or output"
         )
     if not manifest:
         run.write_questions(_question_table(cell, model, asked), known_aliases(dataset))
@@ -328,6 +327,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
                 "cot_without_steps": cell.style == "cot" and any("cot" not in e.worked for e in shown),
             }
         )
+    siblings = [other for other in siblings if not _computes_otherwise(other.manifest(), model)]
     if siblings and not run.manifest().get("checks"):
         same = (other.manifest() for other in siblings if other.folder != run.folder)
         if taken := next((m["checks"] for m in same if m.get("samples_key") == key and m.get("checks")), None):
@@ -335,6 +335,22 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
+
+
+def _other_than(manifest: Mapping[str, Any], model: Answerer, key: str) -> str:
+    """What has changed since a run was started, in words; "" if nothing has."""
+    if manifest["weights_hash"] != model.weights_hash:
+        return "different weights"
+    if manifest["tokenizer_hash"] != model.tokenizer_hash:
+        return "a different tokenizer or chat template"
+    if settings := _computes_otherwise(manifest, model):
+        return settings
+    return "different questions or prompts" if manifest["samples_key"] != key else ""
+
+
+def _computes_otherwise(manifest: Mapping[str, Any], model: Answerer) -> str:
+    """Which setting the model of a run had otherwise, with the same weights; "" if none, or if it was not recorded."""
+    return changed(manifest.get("computation", {}), model.computation) if isinstance(model, LanguageModel) else ""
 
 
 def _question_table(cell: Cell, model: Answerer, asked: Sequence[Asked]) -> pd.DataFrame:
@@ -375,6 +391,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "weights_hash": model.weights_hash,
         "adapter": cell.model.adapter,
         "base": model.base if isinstance(model, LanguageModel) else "",
+        "computation": model.computation if isinstance(model, LanguageModel) else {},
         "tokenizer_hash": model.tokenizer_hash,
         "quantised": model.quantised if isinstance(model, LanguageModel) else "",
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -494,6 +511,7 @@ def _asker(
                 settings,
                 rule,
                 limits=SearchLimits(exact.epsilon, exact.row_budget),
+                path=chosen,
                 prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
                 observer=observer,
                 on_answered=on_answered,

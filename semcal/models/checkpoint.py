@@ -29,7 +29,14 @@ from semcal.models.formats.adapters import CONFIG, Parts, check_hub_adapter, loa
 from semcal.models.formats.gguf import parsed_once, source_of
 from semcal.models.formats.merging import merge_adapter
 from semcal.models.formats.quantised import check_quantised, describe, settings_of
-from semcal.models.weights import check_finite, check_path, load_weights, memory_fingerprint, weights_fingerprint
+from semcal.models.weights import (
+    check_finite,
+    check_path,
+    computation,
+    load_weights,
+    memory_fingerprint,
+    weights_fingerprint,
+)
 from semcal.sampling.records import LENGTH, Answered, Enumerated, Outcome, Prompt
 from semcal.sampling.stopping import StopRule, cut, legible
 
@@ -251,6 +258,12 @@ class LanguageModel:
         sources: list[Any] = [self.tokenizer, self.model.config, generation]
         found = [getattr(source, "eos_token_id", None) for source in sources]
         return frozenset(i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int) else ids))
+
+    @property
+    def computation(self) -> dict[str, Any]:
+        """What beside weights and tokenizer decides which answers are drawn: settings of the configuration, and the
+        tokens that end an answer."""
+        return computation(self.model.config) | {"end-of-sequence tokens": sorted(self.eos_ids)}
 
     @property
     def has_chat_template(self) -> bool:

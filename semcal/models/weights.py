@@ -1,4 +1,4 @@
-"""Weights: where they can be, whether every parameter was read from them, and their fingerprints.
+"""Weights: where they can be, whether every parameter was read from them, and what tells two models apart.
 
 A loader fills what a file lacks with random numbers and drops what it cannot place. Both are refused here, so that a
 fingerprint of the files is one of what is in memory.
@@ -7,8 +7,9 @@ fingerprint of the files is one of what is in memory.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ from semcal.models.formats.quantised import (
 
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 _NAMED = 3  # keys that a message shows
+# What a configuration says of itself, of training and of outputs that are not asked for; where answers end is known
+# from the tokenizer, too.
+_BOOKKEEPING = frozenset(
+    "transformers_version architectures dtype torch_dtype use_cache return_dict output_hidden_states output_attentions "
+    "id2label label2id problem_type chunk_size_feed_forward initializer_range bos_token_id eos_token_id pad_token_id "
+    "quantization_config".split()
+)
 # Buffers that earlier versions of transformers saved and the present one computes (causal masks, the value they fill
 # with, rotary frequencies, position ids), and poolers, which neither language models nor classifiers read.
 _UNUSED = re.compile(
@@ -210,6 +218,34 @@ def memory_fingerprint(model: torch.nn.Module) -> str:
             some = values[start : start + window].contiguous().cpu().view(torch.uint8)
             digest.update(some.numpy().tobytes())
     return f"memory:{digest.hexdigest()[:16]}"
+
+
+def computation(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration says that changes what a model computes from its weights, such as `rms_norm_eps` or
+    `rope_parameters.rope_theta`: a fingerprint of the weights does not tell."""
+    found = {}
+    for name, value in _flat(json.loads(json.dumps(config.get_text_config().to_dict(), default=str))):
+        parts = name.split(".")
+        if not any(part.startswith("_") or part in _BOOKKEEPING for part in parts):
+            found[name] = value
+    return found
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first entry that both have and that differs, in words; "" if there is none. An entry that only one has may
+    come from another version of transformers."""
+    for name in sorted(then.keys() & now.keys()):
+        if then[name] != now[name]:
+            return f"{name} {then[name]} (now {now[name]})"
+    return ""
+
+
+def _flat(nested: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 @torch.no_grad()

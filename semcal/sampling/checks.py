@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from scipy import stats
 from transformers import PreTrainedModel
 
-from semcal.sampling.decoding.decoders import plain_pass
+from semcal.sampling.decoding.decoders import Observer, pad_left, plain_pass
 from semcal.sampling.decoding.output_layer import Scores
 from semcal.sampling.decoding.paths import tolerance
 from semcal.sampling.drawing import token_probabilities
@@ -23,6 +24,7 @@ FALSE_ALARM = 1e-6  # of the test of the sampler's law
 _FEWEST_DRAWS = 20
 _WATCHED_ROWS = 16  # of one pass
 _FIRST_DRAWS = 4  # of each watched question
+_COMPARED_AT_ONCE = 2**20  # probabilities, compared with those of drawn tokens
 _EVERY = 4  # of so many passes after the first token, one is watched
 
 
@@ -93,11 +95,13 @@ class LawWatch:
         if not len(some):
             return
         law = token_probabilities(logits[torch.from_numpy(some).to(logits.device)], self.settings)
-        first = np.searchsorted(rows, some)
-        for draw in range(draws):
-            own = law.gather(-1, torch.from_numpy(tokens[first + draw]).to(law.device)[:, None])
-            likelier, alike = ((law * chosen).sum(-1).double().cpu().numpy() for chosen in (law > own, law == own))
-            self._places.append(likelier + self._random.random(len(some)) * alike)
+        which = np.searchsorted(rows, some)[:, None] + np.arange(draws)
+        own = law.gather(-1, torch.from_numpy(tokens[which]).to(law.device))  # [row, draw]
+        for at in range(0, len(some), step := max(1, _COMPARED_AT_ONCE // (draws * law.shape[-1]))):
+            every, drawn = law[at : at + step, None], own[at : at + step, :, None]
+            likelier, alike = ((every * chosen).sum(-1) for chosen in (every > drawn, every == drawn))
+            likelier, alike = likelier.double().cpu().numpy(), alike.double().cpu().numpy()
+            self._places.append((likelier + self._random.random(alike.shape) * alike).ravel())
 
     def check(self) -> Check:
         """The Kolmogorov-Smirnov distance of the draws seen from the uniform law."""
@@ -116,17 +120,29 @@ class LawWatch:
 
 @torch.inference_mode()
 def stated_apart(
-    model: PreTrainedModel, device: torch.device, settings: Sampling, drawn: Sequence[tuple[Prompt, Outcome]]
+    model: PreTrainedModel,
+    device: torch.device,
+    settings: Sampling,
+    drawn: Sequence[tuple[Prompt, Outcome]],
+    observer: Observer | None = None,
 ) -> float:
     """How far stated log-probabilities are from those of plain forward passes: the largest difference per token, in
-    nats. Top-k and top-p must be off: at their edge, rounding decides what is kept."""
+    nats. Top-k and top-p must be off: at their edge, rounding decides what is kept.
+
+    The observer sees each prompt, read together with its answer.
+    """
     apart = 0.0
     for prompt, outcome in drawn:
-        ids, n = torch.tensor(outcome.ids, device=device), len(outcome.ids)
-        logits = plain_pass(model, [(*prompt.ids, *outcome.ids)], device, keep=n + 1)[0, :-1]
+        ids, n = torch.tensor(outcome.ids, dtype=torch.long, device=device), len(outcome.ids)
+        read = Prompt(prompt.key, (*prompt.ids, *outcome.ids))
+        batch = pad_left([read], 0, device)
+        with observer.watching(model, batch) if observer else nullcontext():
+            logits = plain_pass(model, [read.ids], device, keep=n + 1)[0, :-1]
+        if observer:
+            observer.prefilled(batch)
         law = (logits.double() if logits.device.type != "mps" else logits.float()) / settings.temperature
         plain = float(law.log_softmax(-1).gather(-1, ids.to(law.device)[:, None]).sum())
-        difference = abs(plain - outcome.logprob) / n
+        difference = abs(plain - outcome.logprob) / max(n, 1)
         apart = max(apart, difference if math.isfinite(difference) else math.inf)
     return apart
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from semcal.errors import UserError
 from semcal.sampling.decoding.decoders import Observer, TreeDecoder, shared_prefix
 from semcal.sampling.decoding.output_layer import whole
-from semcal.sampling.decoding.paths import SHARED, choose_path
+from semcal.sampling.decoding.paths import SHARED, ChosenPath, choose_path
 from semcal.sampling.drawing import token_probabilities
 from semcal.sampling.engine import Budget, refuse
 from semcal.sampling.records import LENGTH, STOP, Enumerated, Outcome, Prompt, Sampling
@@ -94,6 +94,7 @@ def enumerate_answers(
     stop_rule: StopRule,
     *,
     limits: SearchLimits = SearchLimits(),
+    path: ChosenPath | None = None,
     prefix: Sequence[int] | None = None,
     observer: Observer | None = None,
     on_answered: Callable[[int], None] = lambda _: None,
@@ -104,6 +105,7 @@ def enumerate_answers(
         model: On one device; token ids are sent to the device of its embedding.
         settings: Temperature, top-k, top-p, length and stop strings; m and the seed are not used.
         limits: When the search ends.
+        path: As `choose_path` found it for this model; None finds it on these prompts.
         prefix: Tokens that all prompts begin with, read once and not observed; None takes all that they share.
         observer: Watches every prefill.
         on_answered: Called with the number of questions just finished.
@@ -115,10 +117,10 @@ def enumerate_answers(
     if not prompts:
         return
     device = next(model.get_input_embeddings().parameters()).device
-    served = choose_path(model, device, prompts)
-    if served.path != SHARED:
+    path = path or choose_path(model, device, prompts)
+    if path.path != SHARED:
         raise UserError(
-            f"exact enumeration needs the shared-prefix path, which does not support this model: {served.why}; leave "
+            f"exact enumeration needs the shared-prefix path, which does not support this model: {path.why}; leave "
             "sampling.exact out"
         )
     prefix = prompts[0].ids[: shared_prefix(prompts)] if prefix is None else prefix

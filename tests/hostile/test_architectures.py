@@ -87,6 +87,13 @@ NOT_CAUSAL = {
     "xlnet": lambda: hf.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48),
     "xlm": lambda: hf.XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=4),
 }
+ONE_LANGUAGE = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": True, "asm": False, "n_langs": 1}
+TAKES_A_TOKEN_FOR_PADDING = {
+    "xlm": lambda: hf.XLMConfig(vocab_size=64, **ONE_LANGUAGE, max_position_embeddings=256),
+    "xlm-roberta": lambda: hf.XLMRobertaConfig(**SMALL, is_decoder=True),
+    "roberta": lambda: hf.RobertaConfig(**SMALL, is_decoder=True),
+    "camembert": lambda: hf.CamembertConfig(**SMALL, is_decoder=True),
+}
 FEW = {"vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
 FEW |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 256}
 TWO_STACKS = {
@@ -131,6 +138,15 @@ def test_a_model_that_looks_ahead_is_refused_with_the_figure(name):
     with pytest.raises(
         UserError, match=r"is not a causal language model: .* by [\d.e-]+ nats .*choose a decoder-only"
     ) as e:
+        sample(model, PROMPTS, m=4, max_new_tokens=3)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", TAKES_A_TOKEN_FOR_PADDING)
+def test_a_model_that_takes_a_drawn_token_for_padding_is_refused_with_the_figure(name):
+    """XLM then leaves out the end of the sequence, RoBERTa counts positions otherwise: 0.5 to 8 nats."""
+    model = LanguageModel.of(random_model(TAKES_A_TOKEN_FOR_PADDING[name]()), word_tokenizer())
+    with pytest.raises(UserError, match=r"takes token \d for padding wherever it stands, .* by [\d.]+ nats .*$") as e:
         sample(model, PROMPTS, m=4, max_new_tokens=3)
     assert "\n" not in str(e.value)
 

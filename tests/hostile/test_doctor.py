@@ -119,7 +119,7 @@ def test_a_sound_model_is_ready(tmp_path, architecture):
         save_checkpoint(tmp_path, architecture)
     found = examine(tmp_path)
     assert set(outcomes(found).values()) == {"passed"}
-    assert found.verdict == "ready: 7 checks passed, 0 could not be made"
+    assert found.verdict == "ready: 8 checks passed, 0 could not be made"
     (path,) = [check.why for check in found.checks if check.name == "equality with plain passes"]
     assert ("path expanded" if architecture == "mamba" else "path shared-prefix") in path
 
@@ -158,4 +158,4 @@ def test_the_command_ends_with_its_verdict(tmp_path, capsys, monkeypatch, sound)
     assert ended.value.code == (0 if sound else 2)
     said = json.loads(capsys.readouterr().out)
     assert said["passed"] is sound
-    assert len(said["checks"]) == (7 if sound else 6)
+    assert len(said["checks"]) == (8 if sound else 7)

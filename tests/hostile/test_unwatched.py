@@ -8,18 +8,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from experiments.sample import sample_cell as sampling
 from probes.activations.capture import ResidualCapture
-from semcal import UserError
-from semcal.sampling import branches, engine
+from semcal import LanguageModel, UserError
+from semcal.sampling import branches, engine, enumeration
 from semcal.sampling.decoding import decoders
 from semcal.sampling.records import Prompt, Sampling
-from tests.conftest import save_checkpoint
+from semcal.sampling.stopping import StopRule
+from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import questions_file, run_dict, study_dict  # noqa: F401
 
-FIVE = [
+SIX = [
     "samples per question",
+    "where answers end",
     "law of the sampler",
     "equality with plain passes",
     "token at the captured position",
@@ -45,17 +48,17 @@ def not_analysed(monkeypatch):
 # ---- what is recorded and shown ------------------------------------------------------------------------------------
 
 
-def test_every_run_records_five_checks_with_their_figures_and_shows_them(tmp_path, study):
+def test_every_run_records_six_checks_with_their_figures_and_shows_them(tmp_path, study):
     (run,) = run_dict(tmp_path, study, drawn=True)
     checks = made(run)
-    assert list(checks) == FIVE
+    assert list(checks) == SIX
     assert {c["outcome"] for c in checks.values()} == {"passed"}
     assert checks["samples per question"]["figure"] == checks["token at the captured position"]["figure"] == 0
     assert 0 < checks["equality with plain passes"]["figure"] < 1e-4 < checks["equality with plain passes"]["limit"]
     assert 0 < checks["captured activations"]["figure"] < 1e-4
     page = (run.folder / "report.html").read_text()
     assert "Checks made" in page
-    assert all(name in page for name in FIVE)
+    assert all(name in page for name in SIX)
 
 
 def test_what_could_not_be_checked_is_said_with_its_reason(tmp_path, study, monkeypatch):
@@ -65,17 +68,33 @@ def test_what_could_not_be_checked_is_said_with_its_reason(tmp_path, study, monk
     )
     checks = made(run)
     outcomes = {name: check["outcome"] for name, check in checks.items()}
-    assert outcomes == dict.fromkeys(FIVE, "not made") | {"equality with plain passes": "passed"}
+    passed = {"equality with plain passes": "passed", "where answers end": "passed"}
+    assert outcomes == dict.fromkeys(SIX, "not made") | passed
     assert "enumerated" in checks["law of the sampler"]["why"]
     assert "nothing is captured" in checks["token at the captured position"]["why"]
     assert "drawn answers" not in checks["equality with plain passes"]["why"]  # top-k is cut at an edge
+
+
+def test_the_way_of_decoding_is_chosen_once_per_run(tmp_path, study, monkeypatch):
+    not_analysed(monkeypatch)
+    chosen, real = [], sampling.choose_path
+
+    def choose_path(*args):
+        chosen.append(real(*args))
+        return chosen[-1]
+
+    for module in (sampling, engine, enumeration):
+        monkeypatch.setattr(module, "choose_path", choose_path)
+    (run,) = run_dict(tmp_path, study, "datasets.0.n=24", "sampling.exact.epsilon=0.5")
+    assert len(run.manifest()["shards"]) == 3
+    assert len(chosen) == 1
 
 
 def test_a_run_that_takes_over_samples_takes_over_their_checks(tmp_path, study, monkeypatch):
     not_analysed(monkeypatch)
     both = study | {"semantics": [{"kind": "exact"}, {"kind": "kth-word", "k": 1}]}
     one, other = run_dict(tmp_path, both)
-    assert list(made(one)) == FIVE
+    assert list(made(one)) == SIX
     assert made(other) == made(one)
 
 
@@ -153,6 +172,47 @@ def wrong_logprobs(monkeypatch):
     monkeypatch.setattr(engine, "draw", draw)
 
 
+def rule_that(changed):
+    """A stop rule that gives another verdict: `changed(rule, verdict, tokens, rows)`."""
+
+    def wrong(monkeypatch):
+        real = StopRule.finished
+
+        def finished(self, drawn, rows):
+            return changed(self, real(self, drawn, rows), drawn, rows)
+
+        monkeypatch.setattr(StopRule, "finished", finished)
+
+    return wrong
+
+
+runs_past_stops = rule_that(lambda rule, _, drawn, __: rule.eos[drawn])
+runs_past_the_end_of_sequence = rule_that(lambda rule, done, drawn, _: done & ~rule.eos[drawn])
+ends_early = rule_that(lambda _, done, __, rows: done | torch.tensor([len(row) > 2 for row in rows]))
+ends_a_token_late = rule_that(
+    lambda rule, done, _, rows: (
+        done | torch.tensor([any(s in rule.decode(row[:-1]) for s in rule.stop) for row in rows])
+        if not done.any()
+        else torch.zeros_like(done)
+    )
+)
+
+
+def stops_at_the_added_token_alone(monkeypatch):
+    """A stop string that is an added token is looked for as this token, not in the text."""
+
+    def stop_rule(self, stop):
+        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
+        ends = {added[s] for s in stop if s in added}
+        return StopRule(self.decode, [s for s in stop if s not in added], self.eos_ids | ends, self.output_size)
+
+    monkeypatch.setattr(LanguageModel, "stop_rule", stop_rule)
+
+
+def shows_what_ended_it(monkeypatch):
+    monkeypatch.setattr("semcal.models.checkpoint.cut", lambda text, _: text)
+
+
 def forgotten_temperature(monkeypatch):
     real = engine.draw
 
@@ -185,6 +245,42 @@ def test_a_wrong_number_stops_the_run_before_it_is_written(tmp_path, study, monk
     assert "\n" not in str(e.value)
     (manifest,) = [sampling.Run(p.parent).manifest() for p in (tmp_path / "runs").rglob("manifest.json")]
     assert "failed" in {check["outcome"] for check in manifest["checks"]}
+    assert not list((tmp_path / "runs").rglob("samples/*.parquet"))
+
+
+@pytest.fixture(scope="module")
+def gemma_like(tmp_path_factory):
+    """Line breaks are added tokens that are not special, one for a single and one for a double break."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("ends") / "m")
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([AddedToken("\n", normalized=False), AddedToken("\n\n", normalized=False)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+ELSEWHERE = {
+    "past-stops": runs_past_stops,
+    "past-eos": runs_past_the_end_of_sequence,
+    "early": ends_early,
+    "late": ends_a_token_late,
+    "added-token-alone": stops_at_the_added_token_alone,
+    "shown": shows_what_ended_it,
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "settings"),
+    [pytest.param(wrong, [], id=name) for name, wrong in ELSEWHERE.items()]
+    + [pytest.param(runs_past_stops, ["sampling.exact.epsilon=0.5"], id="past-stops-enumerated")],
+)
+def test_an_answer_that_ends_elsewhere_stops_the_run(tmp_path, study, gemma_like, monkeypatch, wrong, settings):
+    not_analysed(monkeypatch)
+    wrong(monkeypatch)
+    models = [{"path": str(gemma_like), "name": "m", "device": "cpu"}]
+    settings = [*settings, "sampling.max_new_tokens=8", "sampling.shard_size=24", "sampling.max_rows=64"]
+    with pytest.raises(UserError, match=r"check failed: where answers end, of 'q\d+'.*no question is saved yet") as e:
+        run_dict(tmp_path, study | {"models": models}, *settings)
+    assert "\n" not in str(e.value)
     assert not list((tmp_path / "runs").rglob("samples/*.parquet"))
 
 

@@ -30,7 +30,7 @@ from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
 _NEW_TOKENS = 3
-_FEW_TOKENS = 16  # of a prompt, in the checks of causality and padding
+_FEW_TOKENS = 16  # of a prompt, in the check of padding
 _LIKELY = -10.0  # nats; rarer tokens are not compared
 
 
@@ -67,10 +67,13 @@ class _Reference:
     def of(cls, model: PreTrainedModel, device: torch.device, prompts: tuple[Prompt, ...]) -> _Reference:
         ends = [_cycled(p.ids) for p in prompts]
         straight = ends[::-1]  # each continues with the tokens at the end of the other
-        new = (*straight, (straight[0][0], *ends[0][:0:-1]))
+        new = (*straight, _parted(straight[0], ends[0]))
         read = [p.ids + more for p, more in zip((*prompts, prompts[0]), new, strict=True)]
-        rows = [plain_pass(model, [ids], device, keep=_NEW_TOKENS + 1)[0] for ids in read]
-        return cls(prompts, new, torch.stack(rows))
+        first, *others = (
+            plain_pass(model, rows, device, keep=_NEW_TOKENS + 1)
+            for rows in ([read[0], read[-1]], *([r] for r in read[1:-1]))
+        )
+        return cls(prompts, new, torch.cat([first[:1], *others, first[1:]]))
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -89,20 +92,19 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
     Two of the prompts, of different length, are continued in one batch by three tokens, with rows that part.
 
     Raises:
-        UserError: the model is not causal, or no path agrees, with the difference in nats.
+        UserError: the model is not causal, takes a token for padding, or no path agrees, with the difference in nats.
     """
     limit, name = tolerance(model.dtype), type(model).__name__
     some = _two_lengths(prompts)
     try:
         reference = _Reference.of(model, device, some)
-        moved = _moved_by_the_last_token(model, device, some[-1].ids + reference.new[-2])
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise UserError(
             f"{name} cannot be read as a causal language model: {_in_short(error)}; choose a decoder-only model"
         ) from error
-    if moved > limit:
+    if (moved := _moved_by_later_tokens(reference)) > limit:
         raise UserError(
             f"{name} is not a causal language model: another last token moves the log-probabilities at earlier "
             f"positions by {moved:.2g} nats (at most {limit:.2g} is rounding); choose a decoder-only model"
@@ -120,6 +122,8 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
             why.append(f"{path}: {_in_short(error)}")
             continue
         if apart <= limit:
+            if path == REREAD:
+                _check_padding(model, device, some[-1].ids, limit)
             return ChosenPath(path, "; ".join(why), apart, limit)
         why.append(f"{path}: log-probabilities differ by {apart:.2g} nats from plain forward passes")
     raise UserError(
@@ -172,12 +176,56 @@ def _cycled(ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(ids[i % len(ids)] for i in range(len(ids) - _NEW_TOKENS, len(ids)))
 
 
-def _moved_by_the_last_token(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> float:
-    """How far another last token moves the log-probabilities at earlier positions, in nats."""
-    ids = tuple(ids[:_FEW_TOKENS])
-    other = next(i for i in (*ids, 0, 1) if i != ids[-1])
-    one, two = plain_pass(model, [ids, (*ids[:-1], other)], device, keep=0)[:, :-1]
-    return _difference(one, two)
+def _parted(straight: Sequence[int], end: Sequence[int]) -> tuple[int, ...]:
+    """Other tokens than these after the first of them: those at the end of a prompt, backwards."""
+    parted = (straight[0], *end[:0:-1])
+    if parted != tuple(straight):
+        return parted
+    return (*parted[:-1], next(i for i in (*end, 0, 1) if i != parted[-1]))
+
+
+def _moved_by_later_tokens(reference: _Reference) -> float:
+    """How far other tokens move the log-probabilities at the positions before them, in nats.
+
+    The first row and the last one have the prompt and one more token in common.
+    """
+    return _difference(reference.logits[0, :2], reference.logits[-1, :2])
+
+
+@torch.inference_mode()
+def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[int], limit: float) -> None:
+    """Whether the padding token is a token like any other where a model sees nothing but token ids.
+
+    Any other token that is given its embedding must have the same effect. XLM leaves out as many tokens at the end as
+    there are padding tokens, RoBERTa does not count them as positions: after one is drawn, both compute something else.
+
+    Raises:
+        UserError: it is not.
+    """
+    config = model.config.get_text_config()
+    pads = {getattr(config, name, None) for name in ("pad_token_id", "pad_index")} - {None}
+    embedding = model.get_input_embeddings()
+    for pad in sorted(pads):
+        other = next(i for i in (*ids, 0, 1) if i not in pads)
+        start, end = ((*(i if i not in pads else other for i in some),) for some in (ids[:2], ids[2:_FEW_TOKENS]))
+        as_it_is = plain_pass(model, [(*start, pad, *end)], device)
+        written = embedding(torch.tensor([pad], device=device))
+
+        def embed(*called: torch.Tensor, place: int = len(start), row: torch.Tensor = written) -> torch.Tensor:
+            found = called[-1].clone()
+            found[:, place] = row
+            return found
+
+        hook = embedding.register_forward_hook(embed)
+        try:
+            by_embedding = plain_pass(model, [(*start, other, *end)], device)
+        finally:
+            hook.remove()
+        if (apart := _difference(by_embedding, as_it_is)) > limit:
+            raise UserError(
+                f"{type(model).__name__} takes token {pad} for padding wherever it stands, which moves the "
+                f"log-probabilities after it by {apart:.2g} nats (at most {limit:.2g} is rounding); choose another one"
+            )
 
 
 def _apart(reference: _Reference, path: str, model: PreTrainedModel, device: torch.device) -> float:
