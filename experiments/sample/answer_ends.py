@@ -24,11 +24,9 @@ class AnswerEnds:
 
     def __init__(self, model: LanguageModel, settings: Sampling) -> None:
         self.model, self.stop, self.length = model, settings.stop, settings.max_new_tokens
-        tokenizer = model.tokenizer
-        named = {tokenizer.convert_tokens_to_ids(s) for s in self.stop if s in tokenizer.all_special_tokens}
-        # An added token may be special without a name among `all_special_tokens`.
-        named |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special and str(token) in self.stop}
-        self.ends = model.eos_ids | named
+        # Special tokens are left out of the text, so stop strings that name one are looked for by id.
+        added = model.tokenizer.added_tokens_decoder
+        self.ends = model.eos_ids | {i for i, token in added.items() if token.special and token.content in self.stop}
 
     def wrong(self, rows: Sequence[Row]) -> list[Row]:
         """Those of these answers that do not end where they should; of equal ones, the first."""

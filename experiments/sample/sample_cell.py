@@ -514,8 +514,8 @@ def _asker(
                 path=chosen,
                 prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
                 observer=observer,
-                on_answered=on_answered,
             ):
+                on_answered(1)
                 work["rows_decoded"] += found.rows
                 yield found.key, _rows(found.key, model.in_words(found, settings.stop))
 

@@ -7,7 +7,7 @@ least that of its answers, and at most that plus the unexplored mass.
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,7 +97,6 @@ def enumerate_answers(
     path: ChosenPath | None = None,
     prefix: Sequence[int] | None = None,
     observer: Observer | None = None,
-    on_answered: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Enumerated]:
     """Answers of every prompt with their probabilities, question by question.
 
@@ -108,7 +107,6 @@ def enumerate_answers(
         path: As `choose_path` found it for this model; None finds it on these prompts.
         prefix: Tokens that all prompts begin with, read once and not observed; None takes all that they share.
         observer: Watches every prefill.
-        on_answered: Called with the number of questions just finished.
 
     Raises:
         UserError: a model that the shared-prefix path does not serve.
@@ -149,7 +147,6 @@ def enumerate_answers(
                 continue
             free += search.rows
             del open_[search.slot]
-            on_answered(1)
             yield search.result()
         if not chosen:
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -203,15 +204,17 @@ def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[i
         UserError: it is not.
     """
     config = model.config.get_text_config()
-    pads = {getattr(config, name, None) for name in ("pad_token_id", "pad_index")} - {None}
     embedding = model.get_input_embeddings()
+    named = [getattr(config, name, None) for name in ("pad_token_id", "pad_index")]
+    size = next(embedding.parameters()).shape[0]
+    pads = {pad for pad in named if isinstance(pad, int) and 0 <= pad < size}  # some configurations say -1
     for pad in sorted(pads):
         other = next(i for i in (*ids, 0, 1) if i not in pads)
         start, end = ((*(i if i not in pads else other for i in some),) for some in (ids[:2], ids[2:_FEW_TOKENS]))
         as_it_is = plain_pass(model, [(*start, pad, *end)], device)
         written = embedding(torch.tensor([pad], device=device))
 
-        def embed(*called: torch.Tensor, place: int = len(start), row: torch.Tensor = written) -> torch.Tensor:
+        def embed(*called: Any, place: int = len(start), row: torch.Tensor = written) -> torch.Tensor:
             found = called[-1].clone()
             found[:, place] = row
             return found
