@@ -203,7 +203,7 @@ def test_a_decoder_that_goes_wrong_at_any_step_is_not_chosen(tiny, monkeypatch, 
 
     def broken(self, *args, **kwargs):
         if wrong == "move":  # rows that part keep the past of another
-            return real(self, *args[:3], (args[3] + 1) % 2)
+            return real(self, *args[:2], (args[2] + 1) % 2)
         return real(self, *args, **kwargs).roll(1, -1)
 
     monkeypatch.setattr(decoders.TreeDecoder, wrong, broken)
