@@ -410,7 +410,8 @@ def _train_from(
 
     settings = settings_for(stage, preset, **given)
     dataset_config(dataset)
-    from experiments.train.train_from import RECORD, train_from
+    from experiments.train.checkpoints import RECORD
+    from experiments.train.train_from import train_from
 
     made_here = (Path(start) / RECORD).is_file()
     lineage = Path(start).resolve().parent if made_here else Path("runs") / slug(Path(start).name)

@@ -60,8 +60,8 @@ class ServedConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """A checkpoint. `path` is a local folder, a Hub id, `atlas:base` for the bundled organism, or the address of an
-    OpenAI-compatible server such as http://localhost:8000/v1.
+    """A checkpoint. `path` is a local folder (of a model, or of an adapter alone), a Hub id, `atlas:base` for the
+    bundled organism, or the address of an OpenAI-compatible server such as http://localhost:8000/v1.
 
     `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict`
     which models to compare; no sample depends on them. `adapter` says whether an adapter that lies beside full weights

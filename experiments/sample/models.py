@@ -3,17 +3,19 @@
 Knows configurations and run folders; knows no question.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.atlas.weights import bundled
 from experiments.config.study import Cell, ModelConfig
 from experiments.sample.real_models import PREFIX, real_model
+from experiments.train.checkpoints import RECORD
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.models.formats.adapters import parts_of
 from semcal.models.hub import check_reachable
-from semcal.models.weights import changed, check_path
+from semcal.models.weights import changed, check_path, weights_fingerprint
 from semcal.runs.run import Run
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -69,6 +71,7 @@ def load_model(config: ModelConfig) -> Answerer:
             ) from error
         return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
     how = config.model_dump(include={"revision", "dtype", "device", "allow_pickle", "trust_remote_code", "adapter"})
+    _check_trained_on(config)
     model = LanguageModel.load(model_path(config), **how)
     _check_chat(config, model)
     return model
@@ -94,6 +97,24 @@ def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageMo
         raise
     _check_chat(config, model)
     return model
+
+
+def _check_trained_on(config: ModelConfig) -> None:
+    """Refuse a checkpoint of `semcal train --from` whose base model has been replaced since.
+
+    Raises:
+        UserError: the base model has other weights than the adapter was trained on.
+    """
+    parts = parts_of(model_path(config), config.revision, config.adapter)
+    for folder, base in zip(parts.adapters, (parts.weights, *map(str, parts.adapters)), strict=False):
+        if not (folder / RECORD).is_file() or not Path(base).exists():
+            continue
+        trained_on = json.loads((folder / RECORD).read_text()).get("from_weights")
+        if trained_on and trained_on != (found := weights_fingerprint(base, None)):
+            raise UserError(
+                f"{folder} is an adapter to weights {trained_on}, and {base} now has {found}; restore these, or train "
+                "again"
+            )
 
 
 def check_weights_reachable(config: ModelConfig) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from semcal.errors import UserError
 
+RECORD = "training.json"  # what made a checkpoint of `semcal train --from`, next to its weights
 LOST_AT_MOST = 60.0  # seconds of training between two saved states
 
 

@@ -13,7 +13,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from experiments.train.adapter import Adapted
-from experiments.train.checkpoints import Format, Progress, Training
+from experiments.train.checkpoints import RECORD, Format, Progress, Training
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
 from experiments.train.own_pairs import Tell, own_pairs
 from experiments.train.policy import policy_stage
@@ -27,7 +27,6 @@ from semcal.questions.held_out import TRAINED, write_trained
 from semcal.questions.load_dataset import read_table
 from semcal.semantics.collapsing.collapse import Collapse
 
-RECORD = "training.json"  # what made a checkpoint, next to its weights
 _TOKENIZER = 40e6  # bytes, of the largest
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,14 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from experiments.config.study import ModelConfig, load_study
+from experiments.pipeline.dry_run import dry_run
+from experiments.sample.models import load_model
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import second_skeleton
+from semcal.questions.held_out import TRAINED
 from tests.conftest import CONFIGS, ROPE, save_checkpoint, word_tokenizer
+from tests.experiments.conftest import run_dict, write_study
 from tests.models.tiny_gguf import write_gguf
 
 IDS = torch.tensor([[0, 4, 9, 5], [0, 7, 7, 3]])
@@ -432,3 +437,77 @@ def test_without_peft(base, tmp_path, monkeypatch):
     monkeypatch.setattr("semcal.models.formats.adapters.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"merging its adapter needs peft; pip install 'semcal\[organisms\]'"):
         load(tmp_path / "adapter")
+
+
+# ---- in a study ------------------------------------------------------------------------------------------------------
+
+
+def study(adapter: Path, **dataset: str) -> dict[str, Any]:
+    root = adapter.parent
+    lines = [{"id": f"q{i}", "question": f"red {'one' if i % 2 else 'two'}", "answers": ["blue"]} for i in range(6)]
+    (root / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {
+        "name": "s",
+        "output": str(root / "runs"),
+        "models": [{"path": str(adapter), "device": "cpu", "name": "m"}],
+        "datasets": [{"kind": "jsonl", "path": str(root / "questions.jsonl")} | dataset],
+        "styles": ["concise"],
+        "sampling": {"m": 4, "max_new_tokens": 2},
+        "prompting": {"shots": 0, "exemplars": 0},
+        "capture": {"positions": []},
+        "calibration": {"bootstrap": 10, "null_draws": 10, "detail_draws": 10},
+        "probes": {"enabled": False},
+    }
+
+
+def test_a_manifest_records_base_and_adapter_and_another_base_is_other_weights(base, tmp_path):
+    write(tmp_path / "adapter", base)
+    (run,) = run_dict(tmp_path, study(tmp_path / "adapter"))
+    model, plain = load(tmp_path / "adapter"), LanguageModel.load(base, device="cpu")
+    manifest = run.manifest()
+    assert (manifest["weights_hash"], manifest["base"]) == (model.weights_hash, f"{base} ({plain.weights_hash})")
+    run_dict(tmp_path, study(tmp_path / "adapter"))  # finished
+    rescale(base / "model.safetensors", "layers.0.mlp.up_proj")
+    shutil.rmtree(run.folder / "samples")
+    with pytest.raises(UserError, match="weights"):
+        run_dict(tmp_path, study(tmp_path / "adapter"))
+
+
+def test_a_dry_run_reads_it_and_knows_what_it_would_not_find(base, tmp_path):
+    write(tmp_path / "adapter", base)
+    (planned,) = dry_run(load_study(write_study(tmp_path, study(tmp_path / "adapter"))))
+    assert planned.memory is not None
+    assert planned.memory["weights"] == 4 * LanguageModel.load(base, device="cpu").model.num_parameters()
+    configure(tmp_path / "adapter", base_model_name_or_path="/nowhere/llama")
+    with pytest.raises(UserError, match="its base model /nowhere/llama is not here"):
+        dry_run(load_study(write_study(tmp_path, study(tmp_path / "adapter"))))
+
+
+def test_a_base_on_the_hub_that_is_not_there_is_said_before_anything_is_made(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write(tmp_path / "adapter", base)
+    configure(tmp_path / "adapter", base_model_name_or_path="someone/llama")
+    with pytest.raises(UserError, match=r"the base model of .*adapter: cannot load someone/llama"):
+        run_dict(tmp_path, study(tmp_path / "adapter"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("place", ["adapter", "step-9", "base"])
+def test_it_is_not_asked_what_it_was_trained_on(base, tmp_path, place):
+    folder = tmp_path / "trained" / "step-9" if place == "step-9" else tmp_path / "adapter"
+    write(folder, base)
+    where = {"adapter": folder, "step-9": folder.parent, "base": base}[place]
+    (where / TRAINED).write_text(json.dumps({"id": "q1", "question": "red one", "answers": ["blue"]}))
+    with pytest.raises(UserError, match=rf"m was trained on 3 of the 6 questions .* exclude: {where}"):
+        run_dict(tmp_path, study(folder))
+
+
+def test_a_base_that_was_trained_again_is_not_the_one_of_the_adapter(base, tmp_path):
+    write(tmp_path / "adapter", base)
+    made = {"stage": "sft", "from_weights": LanguageModel.load(base, device="cpu").weights_hash}
+    (tmp_path / "adapter" / "training.json").write_text(json.dumps(made))
+    model = {"path": str(tmp_path / "adapter"), "device": "cpu"}
+    load_model(ModelConfig(**model))
+    rescale(base / "model.safetensors", "layers.0.mlp.up_proj")
+    with pytest.raises(UserError, match=r"is an adapter to weights sha256:\w+, and .*base now has sha256:\w+; restore"):
+        load_model(ModelConfig(**model))

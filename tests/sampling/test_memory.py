@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from semcal.sampling.decoding.output_layer import LARGE
 from semcal.sampling.engine import Budget
 from semcal.sampling.memory import Footprint, kv_values
 
-SIZES = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-ROPE = {"max_position_embeddings": 256, "head_dim": 64}
+SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+ROPE: dict[str, Any] = {"max_position_embeddings": 256, "head_dim": 64}
 SCRIPT = """
 import json, sys
 from pathlib import Path

@@ -101,7 +101,8 @@ def _check_values(folder: Path, found: dict[str, torch.Tensor]) -> None:
 
 def _fit_embeddings(folder: Path, model: PreTrainedModel, found: dict[str, torch.Tensor]) -> None:
     """Give the model the vocabulary of an adapter that brings embeddings of more tokens."""
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    inputs: Any = model.get_input_embeddings()
+    outputs: Any = model.get_output_embeddings()
     if outputs is None:
         return
     names = {module: name for name, module in model.named_modules()}
@@ -125,10 +126,10 @@ def _untie(wrapped: Any) -> None:
     """Give the output layer a weight of its own where an adapter of it, or of the embedding, would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    ends = wrapped.get_input_embeddings(), wrapped.get_output_embeddings()
+    ends: tuple[Any, Any] = wrapped.get_input_embeddings(), wrapped.get_output_embeddings()
     if not any(isinstance(end, BaseTunerLayer) for end in ends):
         return
-    inputs, outputs = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+    inputs, outputs = (end.get_base_layer() if hasattr(end, "get_base_layer") else end for end in ends)
     if outputs is not None and outputs.weight.data_ptr() == inputs.weight.data_ptr():
         outputs.weight = torch.nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
 

@@ -44,6 +44,10 @@ def test_sft_learns_gold_answers_and_writes_a_plain_model(base, questions, tmp_p
         assert {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"} <= {
             p.name for p in (folder / step).iterdir()
         }
+    again = LanguageModel.load(folder / "step-25", device="cpu")  # the adapter alone
+    for name, weight in model.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], weight)
+    assert again.tokenizer.chat_template == CHAT_TEMPLATE
     made = json.loads((folder / "training.json").read_text())
     assert (made["stage"], made["step"], made["chat_template"]) == ("sft", 25, "question-answer")
     assert made["from_weights"] == LanguageModel.load(base, device="cpu").weights_hash
