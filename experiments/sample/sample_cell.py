@@ -37,6 +37,7 @@ from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages
 from semcal.questions.prompts import asked as written_out
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
+from semcal.runs.partial_shard import Rows
 from semcal.runs.run import Run, Shard, shards
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED
@@ -274,7 +275,8 @@ class SamplingJob:
 
     @property
     def questions_left(self) -> int:
-        return sum(len(s.question_ids) for s in self.shards if s.key in self.todo)
+        """Number of questions whose samples are not on disk."""
+        return len(self.asked) - self.run.questions_saved()
 
     @property
     def shards(self) -> list[Shard]:
@@ -284,6 +286,8 @@ class SamplingJob:
 
 def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: Sequence[Run]) -> SamplingJob:
     """Write questions and manifest, take over shards that a sibling run has sampled already, and say what is left.
+
+    Files of shards that are cut short are removed, with a warning: what they held is among what is left.
 
     Raises:
         UserError: weights or prompts differ from those the run was started with; the model lacks a hook.
@@ -332,6 +336,9 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         same = (other.manifest() for other in siblings if other.folder != run.folder)
         if taken := next((m["checks"] for m in same if m.get("samples_key") == key and m.get("checks")), None):
             run.write_manifest(run.manifest() | {"checks": taken})
+    for path in run.damaged():
+        log.warning("%s: %s was cut short, so what it held is made again", cell.label, path)
+        path.unlink()
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
@@ -388,20 +395,23 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
-Rows = list[dict[str, Any]]
-# Answers questions of a shard; yields (question id, rows of its distinct answers) as they are finished.
-Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
+# Answers questions of a shard, given those that it is to answer and those whose answers are there but whose prompts are
+# still to be observed; yields (question id, rows of its distinct answers) as they are finished.
+Ask = Callable[[Sequence[Asked], Sequence[Asked]], Iterator[tuple[str, Rows]]]
 
 
 def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
-    """Sample and capture every missing shard; each is written to disk as soon as it is finished.
+    """Sample and capture every missing shard.
 
-    Shards are sampled one at a time, so that the batches do not depend on where a run was interrupted, and a resumed
-    run ends with exactly the same tables.
+    Every question is on disk as soon as it is finished, every shard as soon as it is complete. A run that was stopped,
+    however, goes on with the questions it has not finished; of those it has finished, only activations are read again
+    (one pass over each prompt). It ends with the tables of a run that was never stopped, beyond rounding: the draws of
+    a question depend on its seed and id alone, but which questions are in one batch moves log-probabilities and
+    activations in the last digits, and so a draw that lies that close to the border of two tokens, one in about 10⁶.
 
     Raises:
         NonFiniteError: NaN or infinity, naming model, question and layer.
-        UserError: out of memory, a server fails, or a check does (see `run_checks`).
+        UserError: out of memory, a full disk, a server fails, or a check does (see `run_checks`).
 
     Both say how many questions are saved.
     """
@@ -416,7 +426,7 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         for shard in (s for s in job.shards if s.key in set(job.todo)):
             # Sorting by length saves padding and does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
-            rows = dict(ask(shard.key, asked))
+            rows = _answers(job, shard, asked, ask)
             captured = None if capturing is None else capturing.take(shard, by_id, rows)
             checks.shard(asked, rows, captured, work)
             if captured is not None:
@@ -427,14 +437,14 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         dtype = job.cell.model.dtype
         wider = "bfloat16 or float32" if dtype == "float16" else "float32"
         raise NonFiniteError(
-            f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {_saved(job)}"
+            f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {saved(job.run)}"
         ) from error
     except NotFromModelError as error:
         raise NotFromModelError(
             f"{job.cell.label}: {error}; then delete {job.run.folder}, whose answers are not used"
         ) from error
     except UserError as error:
-        raise UserError(f"{job.cell.label}: {error}; {_saved(job)}") from error
+        raise UserError(f"{job.cell.label}: {error}; {saved(job.run)}") from error
     finally:
         manifest, made = job.run.manifest(), checks.made()
         manifest["checks"] = merged(manifest.get("checks", []), made)
@@ -447,14 +457,29 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
             log.warning("%s: CHECK FAILED: %s is %.3g, at most %.3g is right (%s)", *shown)
 
 
-def _saved(job: SamplingJob) -> str:
-    """How much of a run is on disk, in words."""
-    missing = set(job.run.missing_shards())
-    done = sum(len(s.question_ids) for s in job.shards if s.key not in missing)
-    done += sum(len(job.run.partial(s.key)) for s in job.shards if s.key in missing)
-    if done == 0:
+def _answers(job: SamplingJob, shard: Shard, asked: Sequence[Asked], ask: Ask) -> dict[str, Rows]:
+    """The answers to all questions of a shard: those on disk, and the others, which are put there one by one."""
+
+    def is_right(question_id: str, rows: Rows) -> bool:
+        counts = [row["count"] for row in rows]
+        if job.cell.enumerated:
+            return question_id in shard.question_ids and not any(counts)
+        return question_id in shard.question_ids and None not in counts and sum(counts) == job.settings.m
+
+    with job.run.open_partial(shard.key, is_right) as partial:
+        rows = job.run.sampled_rows(shard.key) or dict(partial.kept)  # whole samples may lack their activations
+        left = [a for a in asked if a.question.id not in rows]
+        for question_id, found in ask(left, [a for a in asked if a.question.id in rows]):
+            partial.append(question_id, found)
+            rows[question_id] = found
+    return rows
+
+
+def saved(run: Run) -> str:
+    """How many questions of a run are on disk, in words."""
+    if (done := run.questions_saved()) == 0:
         return "no question is saved yet"
-    return f"{done} of {len(job.asked)} questions are saved, and the same command continues"
+    return f"{done} of {run.manifest()['questions']} questions are saved, and the same command continues"
 
 
 def _peak_memory(model: Answerer) -> dict[str, int]:
@@ -481,19 +506,35 @@ def _asker(
     settings, exact = job.settings, job.cell.sampling.exact
     rule = model.stop_rule(settings.stop)
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
+    prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
+    prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
+    sampler = Sampler(
+        model.model,
+        settings,
+        rule,
+        device=model.device,
+        max_rows=job.cell.sampling.max_rows,
+        prefix=prefix,
+        watch=checks.watch,
+    )
+
+    def observe(finished: Sequence[Asked]) -> None:
+        if observer is not None:
+            sampler.observe([a.prompt for a in finished], observer)
+
     if exact:
-        chosen = choose_path(model.model, model.device, [a.prompt for a in job.asked])
+        chosen = choose_path(model.model, model.device, prompts)
         work.update(path=chosen.path, apart=chosen.apart, rows_decoded=0)
 
-        def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-            prompts = [a.prompt for a in asked]
+        def enumerate_all(left: Sequence[Asked], finished: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+            observe(finished)
             for found in enumerate_answers(
                 model.model,
-                prompts,
+                [a.prompt for a in left],
                 settings,
                 rule,
                 limits=SearchLimits(exact.epsilon, exact.row_budget),
-                prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
+                prefix=prefix,
                 observer=observer,
                 on_answered=on_answered,
             ):
@@ -501,19 +542,12 @@ def _asker(
                 yield found.key, _rows(found.key, model.in_words(found, settings.stop))
 
         return enumerate_all
-    prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
-    sampler = Sampler(
-        model.model,
-        settings,
-        rule,
-        device=model.device,
-        max_rows=job.cell.sampling.max_rows,
-        prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
-        watch=checks.watch,
-    )
 
-    def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-        for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):
+    def sample_all(left: Sequence[Asked], finished: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        sampler.choose_path([a.prompt for a in (*left, *finished)])
+        work.update(asdict(sampler.work))
+        observe(finished)
+        for answered in sampler.sample([a.prompt for a in left], observer, on_answered):
             work.update(asdict(sampler.work))
             yield answered.key, _rows(answered.key, model.in_words(answered, settings.stop))
 
@@ -521,21 +555,13 @@ def _asker(
 
 
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
-    """Each question is written to disk as soon as it is answered: asking again costs time and perhaps money."""
-
     if any(check["outcome"] == FAILED for check in job.run.manifest().get("checks", ())):
         raise NotFromModelError(f"{job.run.folder} holds answers that its server did not draw from the model itself")
 
-    def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-        kept = job.run.partial(shard)
-        yield from kept.items()
-        on_answered(len(kept))
-        left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
+    def ask(left: Sequence[Asked], _: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         try:
-            for key, answers in model.answer(left, job.settings, on_answered):
-                rows = _rows(key, answers)
-                job.run.append_partial(shard, key, rows)
-                yield key, rows
+            for key, answers in model.answer([(a.question.id, a.text) for a in left], job.settings, on_answered):
+                yield key, _rows(key, answers)
         finally:
             work.update({name: value for name, value in asdict(model.work).items() if name != "checks"})
 
