@@ -40,7 +40,7 @@ class Stopped(BaseException):
 def stopping() -> Iterator[threading.Event]:
     """Within the block, the first signal raises `Stopped`, and further ones are ignored.
 
-    If the process is still there after `PATIENCE_S` seconds, as in one long matrix product or in a thread that waits for
+    If the process is still there after `PATIENCE_S` seconds, as in one long matrix product or while a thread waits for
     a server, it ends itself, and says so unless the event that is yielded tells that someone has. A signal that the
     process was started to ignore (`nohup`) stays ignored.
     """
@@ -79,6 +79,7 @@ def _end_in_time(reading: int, told: threading.Event) -> None:
     time.sleep(PATIENCE_S)
     try:
         if not told.is_set():
-            print(f"semcal: {CONTINUE}", file=sys.stderr, flush=True)  # noqa: T201
+            sys.stderr.write(f"semcal: {CONTINUE}\n")
+            sys.stderr.flush()
     finally:  # the terminal may be gone
         os._exit(128 + number[0])

@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -25,6 +26,7 @@ from experiments.config.collapsing_functions import known_aliases
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.sample.models import Answerer
+from experiments.sample.portions import Portions
 from experiments.sample.run_checks import RunChecks, merged
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
@@ -39,12 +41,12 @@ from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
 from semcal.runs.partial_shard import Rows
 from semcal.runs.run import Run, Shard, shards
-from semcal.runs.stored_activations import Activations
+from semcal.runs.stored_activations import Activations, joined
 from semcal.sampling.checks import FAILED
 from semcal.sampling.decoders import shared_prefix
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
-from semcal.sampling.paths import choose_path
+from semcal.sampling.paths import SHARED, choose_path
 from semcal.sampling.records import Prompt, Sampling
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -395,19 +397,26 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
-# Answers questions of a shard, given those that it is to answer and those whose answers are there but whose prompts are
-# still to be observed; yields (question id, rows of its distinct answers) as they are finished.
-Ask = Callable[[Sequence[Asked], Sequence[Asked]], Iterator[tuple[str, Rows]]]
+# Answers questions; yields (question id, rows of its distinct answers) as they are finished.
+Ask = Callable[[Sequence[Asked]], Iterator[tuple[str, Rows]]]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a cell gets its answers: from the model here, in portions, or from a server (`portions` is None), which
+    answers each question by itself."""
+
+    ask: Ask
+    portions: Portions | None
 
 
 def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
     """Sample and capture every missing shard.
 
-    Every question is on disk as soon as it is finished, every shard as soon as it is complete. A run that was stopped,
-    however, goes on with the questions it has not finished; of those it has finished, only activations are read again
-    (one pass over each prompt). It ends with the tables of a run that was never stopped, beyond rounding: the draws of
-    a question depend on its seed and id alone, but which questions are in one batch moves log-probabilities and
-    activations in the last digits, and so a draw that lies that close to the border of two tokens, one in about 10⁶.
+    A portion of questions (`portions.py`; of a served model, each question) is on disk with its activations as soon as
+    it is finished, a shard as soon as it is complete. No batch reaches beyond a portion, and its size does not depend
+    on where a run was stopped, so that a run that goes on ends with exactly the same tables, on the same machine with
+    the same number of threads.
 
     Raises:
         NonFiniteError: NaN or infinity, naming model, question and layer.
@@ -422,13 +431,20 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     checks = RunChecks(job, model)
     began = time.monotonic()
     try:
-        ask = _asker(job, model, capturing, checks, on_answered, work)
+        asking = _asking(job, model, capturing, checks, on_answered, work)
         for shard in (s for s in job.shards if s.key in set(job.todo)):
             # Sorting by length saves padding and does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
-            rows = _answers(job, shard, asked, ask)
+            if asking.portions is None:
+                rows = _answered(job, shard, asked, asking.ask)
+            else:
+                rows = _sampled(job, shard, asked, asking, capturing)
             captured = None if capturing is None else capturing.take(shard, by_id, rows)
-            checks.shard(asked, rows, captured, work)
+            try:
+                checks.shard(asked, rows, captured, work)
+            except UserError:
+                job.run.discard_partial(shard.key)  # wrong numbers are not kept
+                raise
             if captured is not None:
                 how: dict[str, Any] = {"dtype": job.cell.capture.dtype, "answer_rows": captured.answer_rows}
                 job.run.write_activations(shard.key, captured.found, **how)
@@ -457,22 +473,66 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
             log.warning("%s: CHECK FAILED: %s is %.3g, at most %.3g is right (%s)", *shown)
 
 
-def _answers(job: SamplingJob, shard: Shard, asked: Sequence[Asked], ask: Ask) -> dict[str, Rows]:
-    """The answers to all questions of a shard: those on disk, and the others, which are put there one by one."""
-
-    def is_right(question_id: str, rows: Rows) -> bool:
-        counts = [row["count"] for row in rows]
-        if job.cell.enumerated:
-            return question_id in shard.question_ids and not any(counts)
-        return question_id in shard.question_ids and None not in counts and sum(counts) == job.settings.m
-
-    with job.run.open_partial(shard.key, is_right) as partial:
-        rows = job.run.sampled_rows(shard.key) or dict(partial.kept)  # whole samples may lack their activations
-        left = [a for a in asked if a.question.id not in rows]
-        for question_id, found in ask(left, [a for a in asked if a.question.id in rows]):
-            partial.append(question_id, found)
-            rows[question_id] = found
+def _sampled(
+    job: SamplingJob, shard: Shard, asked: Sequence[Asked], asking: Asking, capturing: Capturing | None
+) -> dict[str, Rows]:
+    """The answers to all questions of a shard: those of the portions that are kept, and the others, which are kept
+    portion by portion unless the shard is a single one."""
+    assert asking.portions
+    kept, at = [], 0
+    for portion in job.run.partial(shard.key):
+        some = asked[at : at + len(portion)]
+        if [a.question.id for a in some] != list(portion) or not all(_is_right(job, r) for r in portion.values()):
+            break
+        if capturing is not None and not capturing.restore(shard, len(kept), some):
+            break
+        kept.append(portion)
+        at += len(portion)
+    rows = {question_id: found for portion in kept for question_id, found in portion.items()}
+    costs = [asking.portions.cost(len(a.prompt.ids), _lengths(rows[a.question.id])) for a in asked[:at]]
+    with job.run.open_partial(shard.key, kept) as partial:
+        number = len(kept)
+        while left := asked[at:]:
+            n = asking.portions.next(costs, [len(a.prompt.ids) for a in left])
+            found = dict(asking.ask(left[:n]))
+            portion = {a.question.id: found[a.question.id] for a in left[:n]}
+            costs += [asking.portions.cost(len(a.prompt.ids), _lengths(portion[a.question.id])) for a in left[:n]]
+            alone = n == len(asked)
+            if capturing is not None:
+                capturing.collect(shard, number, left[:n], keep=not alone)
+            if not alone:
+                partial.append(portion)
+            rows |= portion
+            at, number = at + n, number + 1
     return rows
+
+
+def _answered(job: SamplingJob, shard: Shard, asked: Sequence[Asked], ask: Ask) -> dict[str, Rows]:
+    """The answers to all questions of a shard: those that are kept, and the others, which are kept one by one."""
+    wanted, found = set(shard.question_ids), Counter(q for portion in job.run.partial(shard.key) for q in portion)
+    kept = [
+        portion
+        for portion in job.run.partial(shard.key)
+        if all(q in wanted and found[q] == 1 and _is_right(job, rows) for q, rows in portion.items())
+    ]
+    rows = {question_id: rows for portion in kept for question_id, rows in portion.items()}
+    with job.run.open_partial(shard.key, kept) as partial:
+        for question_id, answers in ask([a for a in asked if a.question.id not in rows]):
+            partial.append({question_id: answers})
+            rows[question_id] = answers
+    return rows
+
+
+def _is_right(job: SamplingJob, rows: Rows) -> bool:
+    """Whether these answers are all that was asked for."""
+    counts = [row["count"] for row in rows]
+    if job.cell.enumerated:
+        return not any(counts)
+    return None not in counts and sum(counts) == job.settings.m
+
+
+def _lengths(rows: Rows) -> list[int]:
+    return [len(row["token_ids"]) for row in rows]
 
 
 def saved(run: Run) -> str:
@@ -492,45 +552,30 @@ def _peak_memory(model: Answerer) -> dict[str, int]:
     return peak
 
 
-def _asker(
+def _asking(
     job: SamplingJob,
     model: Answerer,
     capturing: Capturing | None,
     checks: RunChecks,
     on_answered: Callable[[int], None],
     work: dict[str, Any],
-) -> Ask:
+) -> Asking:
     """How this cell gets answers: a server, exact enumeration or the sampler. `work` is updated with what was done."""
     if not isinstance(model, LanguageModel):
-        return _ask_server(job, model, on_answered, work)
+        return Asking(_ask_server(job, model, on_answered, work), None)
     settings, exact = job.settings, job.cell.sampling.exact
     rule = model.stop_rule(settings.stop)
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
     prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
     prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
-    sampler = Sampler(
-        model.model,
-        settings,
-        rule,
-        device=model.device,
-        max_rows=job.cell.sampling.max_rows,
-        prefix=prefix,
-        watch=checks.watch,
-    )
-
-    def observe(finished: Sequence[Asked]) -> None:
-        if observer is not None:
-            sampler.observe([a.prompt for a in finished], observer)
-
     if exact:
         chosen = choose_path(model.model, model.device, prompts)
         work.update(path=chosen.path, apart=chosen.apart, rows_decoded=0)
 
-        def enumerate_all(left: Sequence[Asked], finished: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-            observe(finished)
+        def enumerate_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
             for found in enumerate_answers(
                 model.model,
-                [a.prompt for a in left],
+                [a.prompt for a in asked],
                 settings,
                 rule,
                 limits=SearchLimits(exact.epsilon, exact.row_budget),
@@ -541,26 +586,37 @@ def _asker(
                 work["rows_decoded"] += found.rows
                 yield found.key, _rows(found.key, model.in_words(found, settings.stop))
 
-        return enumerate_all
+        portions = Portions.of(model, worst=exact.row_budget, prefix=len(prefix), path=chosen.path)
+        return Asking(enumerate_all, portions)
+    sampler = Sampler(
+        model.model,
+        settings,
+        rule,
+        device=model.device,
+        max_rows=job.cell.sampling.max_rows,
+        prefix=prefix,
+        watch=checks.watch,
+    )
+    path = sampler.choose_path(prompts)
+    work.update(asdict(sampler.work))
 
-    def sample_all(left: Sequence[Asked], finished: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-        sampler.choose_path([a.prompt for a in (*left, *finished)])
-        work.update(asdict(sampler.work))
-        observe(finished)
-        for answered in sampler.sample([a.prompt for a in left], observer, on_answered):
+    def sample_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):
             work.update(asdict(sampler.work))
             yield answered.key, _rows(answered.key, model.in_words(answered, settings.stop))
 
-    return sample_all
+    worst = settings.m * settings.max_new_tokens
+    shared = len(prefix) if path == SHARED else 0
+    return Asking(sample_all, Portions.of(model, worst=worst, prefix=shared, path=path))
 
 
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
     if any(check["outcome"] == FAILED for check in job.run.manifest().get("checks", ())):
         raise NotFromModelError(f"{job.run.folder} holds answers that its server did not draw from the model itself")
 
-    def ask(left: Sequence[Asked], _: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+    def ask(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         try:
-            for key, answers in model.answer([(a.question.id, a.text) for a in left], job.settings, on_answered):
+            for key, answers in model.answer([(a.question.id, a.text) for a in asked], job.settings, on_answered):
                 yield key, _rows(key, answers)
         finally:
             work.update({name: value for name, value in asdict(model.work).items() if name != "checks"})
@@ -603,6 +659,30 @@ class Capturing:
         self.where = {a.question.id: _places(a, self.watched) for a in job.asked}
         self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype) if self.watched else None
         self.first_token = first_watched(job.asked, captured.positions)
+        self._portions: list[Mapping[str, Activations]] = []  # of the shard that is being sampled
+
+    def collect(self, shard: Shard, number: int, asked: Sequence[Asked], *, keep: bool) -> None:
+        """Take what was observed of a portion; write it down if it is to be kept."""
+        if self.observer is None:
+            return
+        keys = [a.question.id for a in asked]
+        watched = {p: self.observer.take(keys, p) for p in self.watched}
+        found = {p: at for p, at in watched.items() if p in self.in_prompt}
+        if keep and found:
+            self.job.run.write_partial_activations(shard.key, number, found)
+        self._portions.append(found)
+
+    def restore(self, shard: Shard, number: int, asked: Sequence[Asked]) -> bool:
+        """Take what was written of a portion; whether it is there, for these questions."""
+        if not self.in_prompt:
+            return True
+        keys = [a.question.id for a in asked]
+        if (found := self.job.run.partial_activations(shard.key, number, keys)) is None:
+            return False
+        if found.keys() != set(self.in_prompt) or any(len(at.rows) != len(keys) for at in found.values()):
+            return False
+        self._portions.append(found)
+        return True
 
     def take(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> Captured:
         """The activations of a shard, given the samples of its questions.
@@ -610,8 +690,8 @@ class Capturing:
         Raises:
             NonFiniteError: NaN or infinity, naming question and layer.
         """
-        watched = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.watched}
-        found = {p: at for p, at in watched.items() if p in self.in_prompt}
+        portions, self._portions = self._portions, []
+        found = {p: joined([portion[p] for portion in portions], shard.question_ids) for p in self.in_prompt}
         answer_rows, sequences = None, {q: asked[q].prompt.ids for q in shard.question_ids}
         if self.in_answer:
             chosen = [choose(_weights(rows[q]), self.job.cell.seed, q) for q in shard.question_ids]

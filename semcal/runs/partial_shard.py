@@ -1,11 +1,10 @@
-"""The answers of a shard that is not finished yet, kept question by question as they come: one line of JSON each."""
+"""The answers of an unfinished shard, kept as they come: a line of JSON for each portion of its questions."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,46 +15,41 @@ from semcal.runs.files import disk_error, write_atomically
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
 FINISHES = ("stop", "length")
 Rows = list[dict[str, Any]]
-_SYNCED_EVERY = 5.0  # seconds; what is written survives the death of the process at once, and a power cut after these
+Portion = Mapping[str, Rows]  # question -> the rows of its distinct answers
 
 
 class PartialShard:
-    """The file of an unfinished shard, open for more questions.
+    """The file of an unfinished shard, open for more portions.
 
     Args:
-        path: The file. Lines that `read_partial` does not take are removed from it.
-        is_right: Tells of a question and its rows whether they are what was asked for.
+        path: The file.
+        kept: The portions to keep of what it holds; everything else is removed from it.
 
-    Attributes:
-        kept: question -> rows, as the file holds them.
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, path: Path, is_right: Callable[[str, Rows], bool] = lambda *_: True) -> None:
+    def __init__(self, path: Path, kept: Sequence[Portion]) -> None:
         self.path = path
-        lines = {question: line for question, line in _lines(path).items() if is_right(question, line[1])}
-        self.kept = {question: rows for question, (_, rows) in lines.items()}
-        whole = b"".join(line for line, _ in lines.values())
+        whole = b"".join(map(_line, kept))
         if path.is_file() and path.read_bytes() != whole:
             write_atomically(path, lambda p: p.write_bytes(whole))
-        self._length, self._synced, self._file = len(whole), time.monotonic(), -1
+        self._length, self._file = len(whole), -1
 
-    def append(self, question_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the rows of one more question.
+    def append(self, portion: Portion) -> None:
+        """Keep one more portion; it is on the disk when this returns.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written; the file holds the questions before this one.
+            UserError: the disk is full or the folder cannot be written; the file holds the portions before this one.
         """
-        line = json.dumps([question_id, *rows], separators=(",", ":")).encode() + b"\n"
+        line, written = _line(portion), 0
         try:
             if self._file < 0:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            written = 0
             while written < len(line):
                 written += os.write(self._file, line[written:])
-            if time.monotonic() - self._synced >= _SYNCED_EVERY:
-                os.fsync(self._file)
-                self._synced = time.monotonic()
+            os.fsync(self._file)
         except BaseException as error:
             if self._file >= 0:
                 with suppress(OSError):
@@ -74,30 +68,29 @@ class PartialShard:
             self._file = -1
 
 
-def read_partial(path: Path) -> dict[str, Rows]:
-    """question -> rows of the lines that are whole.
+def read_partial(path: Path) -> list[Portion]:
+    """The portions that a file holds whole.
 
-    Left out, so that the question is asked again, are lines that were cut short or are no JSON, rows that lack a field
-    or hold another kind of value, and questions that occur twice.
+    Left out are lines that were cut short or are no JSON, and those with rows that lack a field or hold another kind of
+    value.
     """
-    return {question: rows for question, (_, rows) in _lines(path).items()}
-
-
-def _lines(path: Path) -> dict[str, tuple[bytes, Rows]]:
-    if not path.is_file():
-        return {}
-    found: dict[str, list[tuple[bytes, Rows]]] = {}
-    for line in path.read_bytes().splitlines(keepends=True):
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
         try:
-            written = json.loads(line)
+            portion = json.loads(line)
         except (ValueError, RecursionError):  # no JSON, or no UTF-8
             continue
-        if not isinstance(written, list) or not written or not line.endswith(b"\n"):
-            continue
-        question_id, *rows = written
-        if isinstance(question_id, str) and all(_is_row(row, question_id) for row in rows):
-            found.setdefault(question_id, []).append((line, rows))
-    return {question: lines[0] for question, lines in found.items() if len(lines) == 1}
+        if line.endswith(b"\n") and isinstance(portion, dict) and all(map(_is_answer, portion, portion.values())):
+            found.append(portion)
+    return found
+
+
+def _line(portion: Portion) -> bytes:
+    return json.dumps(portion, separators=(",", ":")).encode() + b"\n"
+
+
+def _is_answer(question_id: str, rows: Any) -> bool:
+    return isinstance(rows, list) and all(_is_row(row, question_id) for row in rows)
 
 
 def _is_row(row: Any, question_id: str) -> bool:

@@ -2,15 +2,15 @@
 
 A run survives `kill -9` at any time: every file is written under a temporary name and renamed, a shard of questions is
 there whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a
-question and never mixes with another configuration. Until a shard is complete, each finished question is a line of a
-file beside it (`partial_shard.py`). Results that belong together replace the old ones together (`Run.replacing`). No
+question and never mixes with another configuration. Until a shard is complete, each finished portion of it is a line of
+a file beside it (`partial_shard.py`). Results that belong together replace the old ones together (`Run.replacing`). No
 pickle is written or read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow
-import pyarrow.parquet as pq
 import yaml
 
 from semcal.errors import UserError
 from semcal.questions.question import Question
 from semcal.runs.files import content_key, finish, is_whole, link_or_copy, newest, plain, replacing, write_atomically
-from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Rows, read_partial
-from semcal.runs.stored_activations import Activations, StoredActivations, save
+from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Portion, read_partial
+from semcal.runs.stored_activations import Activations, StoredActivations, load, save
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
 from semcal.well_formed import well_formed
@@ -215,34 +214,42 @@ class Run:
         rows = [{**row, "text": well_formed(row["text"])} for row in rows]
         table = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
         write_atomically(self.place("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
-        self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
+        self.discard_partial(key)
 
-    def partial(self, key: str) -> dict[str, Rows]:
-        """The finished questions of an unfinished shard: question -> rows."""
+    def partial(self, key: str) -> list[Portion]:
+        """The finished portions of an unfinished shard."""
         return read_partial(self._path("samples", f"{key}.partial.jsonl"))
 
-    def open_partial(self, key: str, is_right: Callable[[str, Rows], bool] = lambda *_: True) -> PartialShard:
-        """The same, to add further questions as they are finished; `write_samples` removes it."""
-        return PartialShard(self.place("samples", f"{key}.partial.jsonl"), is_right)
+    def open_partial(self, key: str, kept: Sequence[Portion] = ()) -> PartialShard:
+        """To keep further portions of a shard after these, until `write_samples` writes all of it."""
+        return PartialShard(self.place("samples", f"{key}.partial.jsonl"), kept)
 
-    def sampled_rows(self, key: str) -> dict[str, Rows]:
-        """The samples of a finished shard: question -> rows; empty where it is not finished."""
-        if not self.has_shard(key, with_activations=False):
-            return {}
-        found: dict[str, Rows] = {}
-        for row in pq.read_table(self._path("samples", f"{key}.parquet")).to_pylist():
-            found.setdefault(row["question_id"], []).append(row)
-        return found
+    def discard_partial(self, key: str) -> None:
+        """Forget the finished portions of a shard."""
+        self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
+        for path in self._path("activations").glob(f"{key}.partial-*.safetensors"):
+            path.unlink()
+
+    def write_partial_activations(self, key: str, number: int, found: Mapping[str, Activations]) -> None:
+        """What was captured in a portion, to be written before its samples are kept."""
+        path = self.place("activations", f"{key}.partial-{number:04d}.safetensors")
+        write_atomically(path, lambda p: save(p, found))
+
+    def partial_activations(self, key: str, number: int, questions: Sequence[str]) -> dict[str, Activations] | None:
+        """What `write_partial_activations` wrote for these questions; None where it is gone or damaged."""
+        path = self._path("activations", f"{key}.partial-{number:04d}.safetensors")
+        return load(path, questions) if is_whole(path) else None
 
     def questions_saved(self) -> int:
         """Number of questions whose samples are on disk, in finished shards or on the way to one."""
         keys, manifest = self.shard_keys(), self.manifest()
         if not keys:
             return 0
+        captured = bool(manifest.get("positions"))
         last, size = len(keys) - 1, manifest.get("shard_size", 0)
         sizes = [size] * last + [manifest.get("questions", 0) - last * size]
         return sum(
-            n if self.has_shard(key, with_activations=False) else len(self.partial(key))
+            n if self.has_shard(key, with_activations=captured) else sum(map(len, self.partial(key)))
             for key, n in zip(keys, sizes, strict=True)
         )
 

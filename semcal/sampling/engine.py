@@ -1,19 +1,18 @@
 """The sampler: token ids in, distinct token sequences with counts out.
 
 Each question gets one prefill, which an observer may watch. Its samples branch where they disagree; finished answers
-leave at once and new questions take their place. A budget of rows, of keys and values and, on a CPU, of work limits the
-questions in flight. If the device still runs out of memory, the budget is halved and the questions in flight are
-restarted, which does not change their samples.
+leave at once and new questions take their place. A budget of rows and of keys and values limits the questions in
+flight. If the device still runs out of memory, the budget is halved and the questions in flight are restarted, which
+does not change their samples.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 import psutil
@@ -41,10 +40,6 @@ log = logging.getLogger(__name__)
 MEMORY_SHARE = {"cpu": 0.25, "mps": 0.25, "cuda": 0.6}  # of free memory, for keys and values
 _ROWS = {"cpu": 768, "mps": 768, "cuda": 2048}
 _LOGITS_AT_ONCE = 2**28  # of [row, vocab] in one pass
-# What is in flight is lost when the process is killed: on a CPU at most a minute's work of slow cores. Their speed is
-# assumed, not measured, so that the batches of a run do not depend on how busy the machine is.
-_IN_FLIGHT_S = 60.0
-_FLOPS_PER_THREAD = 2e10
 
 
 @dataclass
@@ -85,13 +80,10 @@ class Budget:
     Attributes:
         rows: Answers decoded in one pass; a target, not a limit.
         positions: Keys and values held for questions and answers, in token positions; a limit.
-        tokens: Tokens to be read and decoded for the questions in flight, from their first to their last; a limit,
-            except that one question may need more.
     """
 
     rows: int
     positions: int
-    tokens: float = math.inf
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, rows: int | None = None) -> Budget:
@@ -102,13 +94,7 @@ class Budget:
         return cls(
             rows or min(_ROWS.get(device.type, 768), max(16, _LOGITS_AT_ONCE // config.vocab_size)),
             int(free * MEMORY_SHARE.get(device.type, 0.25)) // a_position,
-            tokens_in_flight(model.num_parameters(), torch.get_num_threads()) if device.type == "cpu" else math.inf,
         )
-
-
-def tokens_in_flight(parameters: int, threads: int) -> float:
-    """Number of tokens that slow cores read or decode in a minute, at two operations per parameter and token."""
-    return _IN_FLIGHT_S * _FLOPS_PER_THREAD * threads / (2 * parameters)
 
 
 def kv_values(config: PretrainedConfig) -> int:
@@ -201,8 +187,7 @@ class Sampler:
                 waiting.extendleft(reversed(again))
                 self.work.restarts += len(again)
                 rows, positions = flight.budget.rows // 2, flight.budget.positions // 2
-                half = replace(flight.budget, rows=max(1, rows), positions=max(1, positions))
-                self._budget = half  # for the rest of this sampler
+                self._budget = Budget(max(1, rows), max(1, positions))  # for the rest of this sampler
                 self._decoder = None
                 log.warning("out of GPU memory: restarting %d questions with half the budget", len(again))
             del flight
@@ -210,7 +195,7 @@ class Sampler:
                 torch.cuda.empty_cache()
 
     def choose_path(self, prompts: Sequence[Prompt]) -> str:
-        """The path, chosen by two of these prompts if there was none yet.
+        """The path, found on two of these prompts if it is not known yet.
 
         Raises:
             UserError: a model that is not causal or that no path computes rightly.
@@ -224,48 +209,26 @@ class Sampler:
         self.work.path = self.path
         return self.path
 
-    def observe(self, prompts: Sequence[Prompt], observer: Observer) -> None:
-        """Let an observer see the prefills of some prompts, without sampling them.
-
-        Raises:
-            UserError: as `sample`.
-        """
-        if not prompts:
-            return
-        decoder, offset = self._decoder_for(prompts)
-        self._budget = self._budget or Budget.of(self.model, self.device, self.max_rows)
-        limit, waiting = min(PREFILL_TOKENS, self._budget.positions), deque(prompts)
-        while waiting:
-            n = _first_that_fit(waiting, offset, limit) or 1
-            some = [waiting[i] for i in range(n)]
-            try:
-                decoder.read(some, torch.arange(n), observer)
-            except torch.OutOfMemoryError as error:
-                if n == 1:
-                    raise UserError("out of GPU memory with a single prompt; use a smaller model or dtype") from error
-                limit //= 2
-                continue
-            self.work.prompt_tokens += sum(len(p.ids) - offset for p in some)
-            for _ in some:
-                waiting.popleft()
-
     def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
         budget = self._budget = self._budget or Budget.of(self.model, self.device, self.max_rows)
-        decoder, offset = self._decoder_for(prompts)
-        widest = 0 if self.path == SHARED else max(len(p.ids) for p in prompts)
-        branches = Branches(self.settings, self.stop_rule)
-        return _Flight(decoder, branches, budget, self.work, offset, widest, self.watch)
-
-    def _decoder_for(self, prompts: Sequence[Prompt]) -> tuple[TreeDecoder | ExpandedDecoder | RereadDecoder, int]:
-        """The decoder of the path, and the length of the prefix that these prompts share."""
         prefix = prompts[0].ids[: shared_prefix(prompts)] if self.prefix is None else self.prefix
-        if self.choose_path(prompts) == SHARED:
-            decoder = self._decoder = self._decoder or TreeDecoder(self.model, self.device)
+        path = self.choose_path(prompts)
+        if path == SHARED:
+            decoder = self._decoder = self._decoder or self._new_decoder(prompts[0])
             decoder.share(prefix)
+            widest = 0
             self.work.prefix_tokens = len(prefix)
         else:
-            decoder = (ExpandedDecoder if self.path == EXPANDED else RereadDecoder)(self.model, self.device)
-        return decoder, len(prefix)
+            decoder = (ExpandedDecoder if path == EXPANDED else RereadDecoder)(self.model, self.device)
+            widest = max(len(p.ids) for p in prompts)
+        branches = Branches(self.settings, self.stop_rule)
+        return _Flight(decoder, branches, budget, self.work, len(prefix), widest, self.watch)
+
+    def _new_decoder(self, prompt: Prompt) -> TreeDecoder:
+        """A decoder after its first pass, of which it returns all logits: no draw may depend on being the first."""
+        decoder = TreeDecoder(self.model, self.device)
+        decoder.read([Prompt(prompt.key, prompt.ids[:1])], torch.zeros(1, dtype=torch.long), None)
+        return decoder
 
 
 class _Flight:
@@ -293,8 +256,6 @@ class _Flight:
         # abandoned one by one, the worst case of rows.
         m = branches.settings.m
         self.spread, self.length = (max(1.0, m / 3), 8.0) if decoder.joins else (float(m), 32.0)
-        # Tokens decoded per question: the most there can be, then the mean of recent ones.
-        self.decoded, self.closed = float(m * branches.settings.max_new_tokens), 0
 
     def run(self, waiting: deque[Prompt], observer: Observer | None) -> Iterator[Answered]:
         while waiting or self.branches.questions:
@@ -318,14 +279,13 @@ class _Flight:
         tail = max(self.tails, len(waiting[0].ids) - self.offset)
         each = tail + self.spread * (self.length + self.carried)
         n = min(n, int((self.budget.positions - self._held()) / each), len(waiting))
-        n = min(n, int(self.budget.tokens / self._work_each(tail)) - flying)
-        return max(_first_that_fit(waiting, self.offset, PREFILL_TOKENS, n), 0 if flying else 1)
-
-    def _work_each(self, tail: int) -> float:
-        """Tokens read and decoded for a question whose prompt has this length without the shared prefix."""
-        if isinstance(self.decoder, RereadDecoder):
-            return (1 + self.decoded) * (self.carried + self.length / 2)
-        return max(tail, self.carried) + self.decoded
+        widest = 0
+        for i in range(n):
+            widest = max(widest, len(waiting[i].ids) - self.offset)
+            if (i + 1) * widest > PREFILL_TOKENS:
+                n = i
+                break
+        return max(n, 0 if flying else 1)
 
     def _held(self) -> int:
         rows = len(self.branches)
@@ -388,19 +348,7 @@ class _Flight:
             self.spread += (question.widest - self.spread) / 16
             longest = max(len(s.ids) for s in answered.samples)
             self.length += (longest - self.length) / 16
-            self.closed += 1
-            self.decoded += (sum(len(s.ids) for s in answered.samples) - self.decoded) / min(self.closed, 16)
             yield answered
-
-
-def _first_that_fit(waiting: deque[Prompt], offset: int, tokens: int, most: int | None = None) -> int:
-    """How many of the first prompts, padded to one length, hold at most so many tokens without the shared prefix."""
-    widest, n = 0, len(waiting) if most is None else most
-    for i in range(n):
-        widest = max(widest, len(waiting[i].ids) - offset)
-        if (i + 1) * widest > tokens:
-            return i
-    return n
 
 
 def refuse(key: str, token: int) -> NoReturn:

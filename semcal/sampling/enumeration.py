@@ -127,8 +127,7 @@ def enumerate_answers(
     budget = Budget.of(model, device)
     longest = max(len(p.ids) for p in prompts) - len(prefix)
     worst = longest + limits.row_budget * settings.max_new_tokens
-    at_once = (budget.rows // _AT_ONCE, budget.positions // worst, budget.tokens // (longest + limits.row_budget))
-    in_flight = max(1, int(min(at_once)))
+    in_flight = max(1, min(budget.rows // _AT_ONCE, budget.positions // worst))
     floor = np.log(limits.epsilon / limits.row_budget)
     waiting, open_, free, top = deque(prompts), dict[int, _Search](), list[int](), 0
 
