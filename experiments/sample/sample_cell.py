@@ -669,17 +669,15 @@ class Capturing:
         watched = {p: self.observer.take(keys, p) for p in self.watched}
         found = {p: at for p, at in watched.items() if p in self.in_prompt}
         if keep and found:
-            self.job.run.write_partial_activations(shard.key, number, found)
+            self.job.run.write_partial_activations(shard.key, number, keys, found)
         self._portions.append(found)
 
     def restore(self, shard: Shard, number: int, asked: Sequence[Asked]) -> bool:
         """Take what was written of a portion; whether it is there, for these questions."""
         if not self.in_prompt:
             return True
-        keys = [a.question.id for a in asked]
-        if (found := self.job.run.partial_activations(shard.key, number, keys)) is None:
-            return False
-        if found.keys() != set(self.in_prompt) or any(len(at.rows) != len(keys) for at in found.values()):
+        found = self.job.run.partial_activations(shard.key, number, [a.question.id for a in asked])
+        if found.keys() != set(self.in_prompt):
             return False
         self._portions.append(found)
         return True

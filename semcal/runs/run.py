@@ -230,15 +230,17 @@ class Run:
         for path in self._path("activations").glob(f"{key}.partial-*.safetensors"):
             path.unlink()
 
-    def write_partial_activations(self, key: str, number: int, found: Mapping[str, Activations]) -> None:
+    def write_partial_activations(
+        self, key: str, number: int, questions: Sequence[str], found: Mapping[str, Activations]
+    ) -> None:
         """What was captured in a portion, to be written before its samples are kept."""
         path = self.place("activations", f"{key}.partial-{number:04d}.safetensors")
-        write_atomically(path, lambda p: save(p, found))
+        write_atomically(path, lambda p: save(p, found, shard=content_key(key, questions)))
 
-    def partial_activations(self, key: str, number: int, questions: Sequence[str]) -> dict[str, Activations] | None:
-        """What `write_partial_activations` wrote for these questions; None where it is gone or damaged."""
+    def partial_activations(self, key: str, number: int, questions: Sequence[str]) -> dict[str, Activations]:
+        """What `write_partial_activations` wrote for these questions, by position; empty if it is gone or damaged."""
         path = self._path("activations", f"{key}.partial-{number:04d}.safetensors")
-        return load(path, questions) if is_whole(path) else None
+        return load(path, questions, content_key(key, questions)) if is_whole(path) else {}
 
     def questions_saved(self) -> int:
         """Number of questions whose samples are on disk, in finished shards or on the way to one."""

@@ -134,10 +134,12 @@ def save(
     path.chmod(mode)
 
 
-def load(path: Path, keys: Sequence[str]) -> dict[str, Activations]:
-    """What `save` wrote of these questions, in float32, by position."""
+def load(path: Path, keys: Sequence[str], shard: str = "") -> dict[str, Activations]:
+    """What `save` wrote of these questions, in float32, by position; nothing if it was another shard."""
     with safe_open(path, framework="np") as stored:
         facts, names = stored.metadata() or {}, set(stored.keys())
+        if facts.get("shard") != shard:
+            return {}
         layers, head_layers = (tuple(json.loads(facts.get(n, "[]"))) for n in ("layers", "head_layers"))
 
         def values(name: str, absent: np.ndarray) -> np.ndarray:
