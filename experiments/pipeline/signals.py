@@ -71,10 +71,10 @@ def stopping() -> Iterator[threading.Event]:
 
 def _end_in_time(reading: int, told: threading.Event) -> None:
     """Wait for a signal, which Python writes here even while the main thread is busy; then for the process to end."""
-    with os.fdopen(reading, "rb", buffering=0) as numbers:
-        while (number := numbers.read(1)) and number[0] not in SIGNALS:
-            pass
+    while (number := os.read(reading, 1)) and number[0] not in SIGNALS:
+        pass
     if not number:
+        os.close(reading)
         return
     time.sleep(PATIENCE_S)
     try:
