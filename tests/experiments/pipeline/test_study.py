@@ -156,6 +156,26 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, stud
     assert 0 <= repeated <= 10 * portion
 
 
+def test_every_cell_is_sampled_with_all_threads(tmp_path, study_dict):
+    class Watching(Reporter):
+        def answered(self, questions):  # noqa: ARG002
+            seen[self.cell].add(torch.get_num_threads())
+
+        def sampling(self, cell, questions, done):  # noqa: ARG002
+            self.cell = cell.style
+            seen[cell.style] = set()
+
+    seen: dict[str, set[int]] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        two = study_dict | {"styles": ["concise", "sentence"]}
+        run_study(prepare_study(load_study(write_study(tmp_path, two))), Watching())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"concise": {before + 1}, "sentence": {before + 1}}
+
+
 def test_interrupted_it_keeps_what_was_finished(tmp_path, study_dict):
     class Impatient(Reporter):
         seen = 0
