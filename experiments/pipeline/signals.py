@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE_S = 8.0
+PATIENCE_S = 6.0
 CONTINUE = "stopped; what was finished is saved, and the same command continues"
 
 

@@ -16,7 +16,7 @@ import torch
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.paths import REREAD
 
-TARGET_S = 90.0  # of a machine as slow as assumed here; one question may take longer
+TARGET_S = 60.0  # of a machine as slow as assumed here; one question may take longer
 OPERATIONS_PER_S = {"cpu": 2e10, "mps": 2e12, "cuda": 2e13}  # on a CPU, of each thread
 GROWTH = 3  # a portion has at most so many times the questions before it
 

@@ -33,7 +33,7 @@ from experiments import cli
 from experiments.pipeline import progress
 from experiments.pipeline.signals import CONTINUE
 from experiments.sample import portions
-portions.OPERATIONS_PER_S = {"cpu": 4e5}
+portions.OPERATIONS_PER_S = {"cpu": 6e5}
 where, answered = sys.argv.pop(1), []
 
 def wait():
@@ -151,7 +151,7 @@ def test_a_second_run_is_told_of_the_first_and_goes_on_when_that_was_stopped(stu
     assert process.poll() is None
     found = re.fullmatch(SAVED, stopped(process, signal.SIGTERM))
     assert found
-    monkeypatch.setattr(portions, "OPERATIONS_PER_S", {"cpu": 4e5})
+    monkeypatch.setattr(portions, "OPERATIONS_PER_S", {"cpu": 6e5})
     broken, whole = (prepare_study(load_study(study, overrides)) for overrides in ([], ["name=whole"]))
     assert 0 < broken.runs[0].questions_saved() == int(found[1]) < 48
     for prepared in (broken, whole):

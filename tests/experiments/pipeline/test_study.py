@@ -131,7 +131,7 @@ assert os.waitpid(attempt("broken"), 0)[1] == 0
 
 
 def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, study_dict):
-    rate, portion = 1e6, 6  # three shards, each in portions of at most six questions
+    rate, portion = 1.5e6, 6  # three shards, each in portions of at most six questions
     slower = {"m": 40, "max_new_tokens": 12, "shard_size": 20, "max_rows": 20}
     study = write_study(tmp_path, study_dict | {"sampling": slower})
     root = Path(__file__).parents[3]

@@ -50,7 +50,7 @@ def test_a_portion_has_at_least_one_question_and_at_most_what_fits(tokens, worst
         assert not before or n <= GROWTH * len(before)
 
 
-def test_the_work_of_a_portion_is_a_minute_and_a_half_of_slow_cores(tiny):
+def test_the_work_of_a_portion_is_a_minute_of_slow_cores(tiny):
     threads, parameters = torch.get_num_threads(), sum(p.numel() for p in tiny.model.parameters())
     rule = Portions.of(tiny, worst=400, prefix=3, path="shared-prefix")
     assert rule.tokens == pytest.approx(TARGET_S * 2e10 * threads / (2 * parameters))
@@ -61,11 +61,11 @@ def test_the_work_of_a_portion_is_a_minute_and_a_half_of_slow_cores(tiny):
     while len(before) < 256:
         sizes.append(gemma.next(before, [150] * (256 - len(before))))
         before += [gemma.cost(150, [3, 4] * 25)] * sizes[-1]
-    assert sizes[:4] == [1, 3, 12, 20]
-    assert set(sizes[3:-1]) == {20}
+    assert sizes[:4] == [1, 3, 12, 13]
+    assert set(sizes[3:-1]) == {13}
 
 
-@pytest.mark.parametrize(("prompt", "new_tokens", "m"), [(800, 12, 50), (100, 60, 50), (100, 32, 50)])
+@pytest.mark.parametrize(("prompt", "new_tokens", "m"), [(800, 12, 50), (100, 48, 50), (100, 32, 50)])
 def test_a_small_model_has_one_portion_a_shard(prompt, new_tokens, m):
     parameters = sum(p.numel() for p in LanguageModel.load(bundled("base"), device="cpu").model.parameters())
     rule = Portions(TARGET_S * 2e10 / (2 * parameters), worst=m * new_tokens, prefix=0)
@@ -83,7 +83,7 @@ def test_a_sequence_that_is_read_again_for_each_token_costs_more():
 
 def slow_machine(patch: pytest.MonkeyPatch) -> None:
     """A shard has several portions, and nothing is analysed."""
-    patch.setattr(portions_module, "OPERATIONS_PER_S", {"cpu": 4e5})
+    patch.setattr(portions_module, "OPERATIONS_PER_S", {"cpu": 6e5})
     patch.setattr("experiments.pipeline.run_study.analyse", lambda *_, **__: None)
     patch.setattr("experiments.pipeline.run_study.write_study", lambda *_: None)
 
