@@ -150,6 +150,7 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
     sweep(prepared.study.folder)
     for cell, run in rows:
         with locked(run.folder), _saying_what_is_saved(cell, run):
+            run.tidy()
             if not run.sampled or _other_weights(cell.model, run):
                 model = models.of(cell.model)
                 job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)

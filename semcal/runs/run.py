@@ -230,6 +230,14 @@ class Run:
         for path in self._path("activations").glob(f"{key}.partial-*.safetensors"):
             path.unlink()
 
+    def tidy(self) -> None:
+        """Remove the portions of finished shards, which a process that was killed just then did not live to remove."""
+        left = [*self._path("samples").glob("*.partial.jsonl"), *self._path("activations").glob("*.partial-*")]
+        missing = set(self.missing_shards()) if left else set()
+        for path in left:
+            if path.name.partition(".")[0] not in missing:
+                path.unlink()
+
     def write_partial_activations(
         self, key: str, number: int, questions: Sequence[str], found: Mapping[str, Activations]
     ) -> None:
