@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from experiments.pipeline.progress import Screen, Steps, complaints
+from experiments.pipeline.signals import Stopped, stopping
 from semcal.errors import UserError, check_packages, nearest
 
 if TYPE_CHECKING:  # each command imports these when it needs them: torch takes seconds
@@ -496,15 +498,16 @@ def _not_scored(folders: Iterable[Path]) -> list[str]:
 
 def _state(found: Run) -> str:
     if not found.sampled:
-        keys, missing = found.shard_keys(), found.missing_shards()
-        return f"sampling {1 - len(missing) / len(keys):.0%}" if keys else "started"
+        questions = found.manifest().get("questions", 0)
+        return f"sampling {found.questions_saved() / questions:.0%}" if questions else "started"
     if not found.calibration():
         return "sampled"
     return "scored" if found.probes().empty else "finished"
 
 
 def main() -> None:
-    """Entry point: an error that the user can fix is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Entry point: an error that the user can fix is one line on stderr and exit code 2; Ctrl-C and signals that end a
+    process are one line and 128 plus the number of the signal (130 for Ctrl-C, 143 for SIGTERM)."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(
@@ -512,16 +515,18 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=complaints, show_time=False, show_path=False)],
     )
-    try:
-        check_packages()
-        app(standalone_mode=True)
-    except UserError as error:
-        complaints.print(f"[bold red]semcal:[/bold red] {escape(' '.join(str(error).split()))}")
-        raise SystemExit(2) from None
-    except SystemExit as ended:
-        if ended.code == 130:  # typer's answer to Ctrl-C
-            complaints.print("semcal: stopped; completed shards are saved, run the same command again to continue")
-        raise
+    with stopping() as told:
+        try:
+            check_packages()
+            app(standalone_mode=True)
+        except UserError as error:
+            complaints.print(f"[bold red]semcal:[/bold red] {escape(' '.join(str(error).split()))}")
+            raise SystemExit(2) from None
+        except Stopped as stopped:
+            with suppress(OSError):  # the terminal may be gone
+                complaints.print(f"semcal: {stopped.line}", markup=False)
+            told.set()
+            raise SystemExit(stopped.code) from None
 
 
 if __name__ == "__main__":

@@ -15,20 +15,24 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="sampler, capture, growth, semantics, calibration, probes or validity")],
+    name: Annotated[
+        str, typer.Argument(help="sampler, capture, growth, semantics, calibration, probes, validity or stops")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     figure: Annotated[Path | None, typer.Option(help="File for the figure of growth.")] = None,
 ) -> None:
-    """Time one comparison against what a user would otherwise run; or, for validity, count how often the tests of this
-    project err on models with a planted truth, and exit with 1 if one errs too often."""
+    """Time one comparison against what a user would otherwise run. Or, for validity, count how often the tests of this
+    project err on models with a planted truth, and exit with 1 if one errs too often; or, for stops, stop a run of a
+    real model at random moments, and exit with 1 if too much is lost."""
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
     from experiments.bench.probe_cases import probes_cases
-    from experiments.bench.real_cases import real_cases
+    from experiments.bench.real.real_cases import real_cases
     from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
     from experiments.bench.semantics_cases import semantics_cases
+    from experiments.bench.stop_cases import Stop, stop_cases
     from experiments.bench.timing import Skipped
     from experiments.bench.validity_cases import Validity, validity_cases
     from experiments.report.summary_table import text_table
@@ -42,6 +46,7 @@ def bench(
         "calibration": calibration_cases,
         "probes": probes_cases,
         "validity": validity_cases,
+        "stops": stop_cases,
     }
     if name not in benches:
         raise typer.BadParameter(f"unknown bench {name!r}; expected one of {', '.join(benches)}")
@@ -62,7 +67,7 @@ def bench(
         for columns, alike in groupby(rows, key=list):  # one table for all cases with the same figures
             cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in alike]
             console.print(text_table(columns, cells))
-    if not all(case.holds for case in cases if isinstance(case, Validity)):
+    if not all(case.holds for case in cases if isinstance(case, Validity | Stop)):
         raise typer.Exit(1)
 
 

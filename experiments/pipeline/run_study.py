@@ -2,7 +2,8 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
 from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
+from experiments.pipeline.signals import Stopped
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
@@ -21,7 +23,7 @@ from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
-from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell
+from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell, saved
 from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
@@ -32,6 +34,8 @@ from semcal.questions.load_dataset import read_table
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
+from semcal.runs.files import sweep
+from semcal.runs.folder_lock import locked
 from semcal.runs.run import Run, content_key
 
 log = logging.getLogger(__name__)
@@ -149,21 +153,37 @@ def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) 
 
 
 def run_study(prepared: Prepared, reporter: Reporter) -> None:
-    """Sample, capture, score, probe, report and track every cell that is not finished."""
+    """Sample, capture, score, probe, report and track every cell that is not finished.
+
+    Raises:
+        UserError: whatever a stage cannot go on with; another process is at work on a cell.
+    """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
+    sweep(prepared.study.folder)
     for cell, run in rows:
-        if not run.sampled or _other_weights(cell.model, run):
-            model = models.of(cell.model)
-            job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
-            reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
-            if job.todo:
-                sample_cell(job, model, reporter.answered)
-        analyse(cell, run, reporter, models)
-        if cell.tracking.wandb != "disabled":
-            reporter.stage(cell, "tracking")
-            track(cell, run)
-        reporter.finished(cell)
+        with locked(run.folder), _saying_what_is_saved(cell, run):
+            run.tidy()
+            if not run.sampled or _other_weights(cell.model, run):
+                model = models.of(cell.model)
+                job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+                reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
+                if job.todo:
+                    sample_cell(job, model, reporter.answered)
+            analyse(cell, run, reporter, models)
+            if cell.tracking.wandb != "disabled":
+                reporter.stage(cell, "tracking")
+                track(cell, run)
+            reporter.finished(cell)
     write_study(prepared.study.name, rows, prepared.study.folder)
+
+
+@contextmanager
+def _saying_what_is_saved(cell: Cell, run: Run) -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.saved = f"{cell.label}: {saved(run)}"
+        raise
 
 
 def analyse(

@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -25,6 +26,7 @@ from experiments.config.collapsing_functions import known_aliases
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.sample.models import Answerer
+from experiments.sample.portions import Portions
 from experiments.sample.run_checks import RunChecks, merged
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
@@ -38,11 +40,12 @@ from semcal.questions.prompts import Chat, Continuation, FewShot, Form, Messages
 from semcal.questions.prompts import asked as written_out
 from semcal.questions.question import CONTINUATION, Dataset, Question
 from semcal.runs.files import content_key
+from semcal.runs.partial_shard import Rows
 from semcal.runs.run import Run, Shard, shards
-from semcal.runs.stored_activations import Activations
+from semcal.runs.stored_activations import Activations, joined
 from semcal.sampling.checks import FAILED
 from semcal.sampling.decoding.decoders import shared_prefix
-from semcal.sampling.decoding.paths import choose_path
+from semcal.sampling.decoding.paths import SHARED, choose_path
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
@@ -275,7 +278,8 @@ class SamplingJob:
 
     @property
     def questions_left(self) -> int:
-        return sum(len(s.question_ids) for s in self.shards if s.key in self.todo)
+        """Number of questions whose samples are not on disk."""
+        return len(self.asked) - self.run.questions_saved()
 
     @property
     def shards(self) -> list[Shard]:
@@ -285,6 +289,8 @@ class SamplingJob:
 
 def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: Sequence[Run]) -> SamplingJob:
     """Write questions and manifest, take over shards that a sibling run has sampled already, and say what is left.
+
+    Files of shards that are cut short are removed, with a warning: what they held is among what is left.
 
     Raises:
         UserError: weights or prompts differ from those the run was started with; the model lacks a hook.
@@ -332,6 +338,9 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         same = (other.manifest() for other in siblings if other.folder != run.folder)
         if taken := next((m["checks"] for m in same if m.get("samples_key") == key and m.get("checks")), None):
             run.write_manifest(run.manifest() | {"checks": taken})
+    for path in run.damaged():
+        log.warning("%s: %s was cut short, so what it held is made again", cell.label, path)
+        path.unlink()
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
@@ -406,20 +415,30 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
-Rows = list[dict[str, Any]]
-# Answers questions of a shard; yields (question id, rows of its distinct answers) as they are finished.
-Ask = Callable[[str, Sequence[Asked]], Iterator[tuple[str, Rows]]]
+# Answers questions; yields (question id, rows of its distinct answers) as they are finished.
+Ask = Callable[[Sequence[Asked]], Iterator[tuple[str, Rows]]]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a cell gets its answers: from the model here, in portions, or from a server (`portions` is None), which
+    answers each question by itself."""
+
+    ask: Ask
+    portions: Portions | None
 
 
 def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
-    """Sample and capture every missing shard; each is written to disk as soon as it is finished.
+    """Sample and capture every missing shard.
 
-    Shards are sampled one at a time, so that the batches do not depend on where a run was interrupted, and a resumed
-    run ends with exactly the same tables.
+    A portion of questions (`portions.py`; of a served model, each question) is on disk with its activations as soon as
+    it is finished, a shard as soon as it is complete. No batch reaches beyond a portion, and its size does not depend
+    on where a run was stopped, so that a run that goes on ends with exactly the same tables, on the same machine with
+    the same number of threads.
 
     Raises:
         NonFiniteError: NaN or infinity, naming model, question and layer.
-        UserError: out of memory, a server fails, or a check does (see `run_checks`).
+        UserError: out of memory, a full disk, a server fails, or a check does (see `run_checks`).
 
     Both say how many questions are saved.
     """
@@ -430,13 +449,20 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     checks = RunChecks(job, model)
     began = time.monotonic()
     try:
-        ask = _asker(job, model, capturing, checks, on_answered, work)
+        asking = _asking(job, model, capturing, checks, on_answered, work)
         for shard in (s for s in job.shards if s.key in set(job.todo)):
             # Sorting by length saves padding and does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
-            rows = dict(ask(shard.key, asked))
+            if asking.portions is None:
+                rows = _answered(job, shard, asked, asking.ask)
+            else:
+                rows = _sampled(job, shard, asked, asking, capturing)
             captured = None if capturing is None else capturing.take(shard, by_id, rows)
-            checks.shard(asked, rows, captured, work)
+            try:
+                checks.shard(asked, rows, captured, work)
+            except UserError:
+                job.run.discard_partial(shard.key)  # wrong numbers are not kept
+                raise
             if captured is not None:
                 how: dict[str, Any] = {"dtype": job.cell.capture.dtype, "answer_rows": captured.answer_rows}
                 job.run.write_activations(shard.key, captured.found, **how)
@@ -445,14 +471,14 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         dtype = job.cell.model.dtype
         wider = "bfloat16 or float32" if dtype == "float16" else "float32"
         raise NonFiniteError(
-            f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {_saved(job)}"
+            f"model {job.cell.model.name}: {error}; try dtype {wider} (now {dtype}); {saved(job.run)}"
         ) from error
     except NotFromModelError as error:
         raise NotFromModelError(
             f"{job.cell.label}: {error}; then delete {job.run.folder}, whose answers are not used"
         ) from error
     except UserError as error:
-        raise UserError(f"{job.cell.label}: {error}; {_saved(job)}") from error
+        raise UserError(f"{job.cell.label}: {error}; {saved(job.run)}") from error
     finally:
         manifest, made = job.run.manifest(), checks.made()
         manifest["checks"] = merged(manifest.get("checks", []), made)
@@ -465,14 +491,73 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
             log.warning("%s: CHECK FAILED: %s is %.3g, at most %.3g is right (%s)", *shown)
 
 
-def _saved(job: SamplingJob) -> str:
-    """How much of a run is on disk, in words."""
-    missing = set(job.run.missing_shards())
-    done = sum(len(s.question_ids) for s in job.shards if s.key not in missing)
-    done += sum(len(job.run.partial(s.key)) for s in job.shards if s.key in missing)
-    if done == 0:
+def _sampled(
+    job: SamplingJob, shard: Shard, asked: Sequence[Asked], asking: Asking, capturing: Capturing | None
+) -> dict[str, Rows]:
+    """The answers to all questions of a shard: those of the portions that are kept, and the others, which are kept
+    portion by portion unless the shard is a single one."""
+    assert asking.portions
+    kept, at = [], 0
+    for portion in job.run.partial(shard.key):
+        some = asked[at : at + len(portion)]
+        if [a.question.id for a in some] != list(portion) or not all(_is_right(job, r) for r in portion.values()):
+            break
+        if capturing is not None and not capturing.restore(shard, len(kept), some):
+            break
+        kept.append(portion)
+        at += len(portion)
+    rows = {question_id: found for portion in kept for question_id, found in portion.items()}
+    costs = [asking.portions.cost(len(a.prompt.ids), _lengths(rows[a.question.id])) for a in asked[:at]]
+    with job.run.open_partial(shard.key, kept) as partial:
+        number = len(kept)
+        while left := asked[at:]:
+            n = asking.portions.next(costs, [len(a.prompt.ids) for a in left])
+            found = dict(asking.ask(left[:n]))
+            portion = {a.question.id: found[a.question.id] for a in left[:n]}
+            costs += [asking.portions.cost(len(a.prompt.ids), _lengths(portion[a.question.id])) for a in left[:n]]
+            alone = n == len(asked)
+            if capturing is not None:
+                capturing.collect(shard, number, left[:n], keep=not alone)
+            if not alone:
+                partial.append(portion)
+            rows |= portion
+            at, number = at + n, number + 1
+    return rows
+
+
+def _answered(job: SamplingJob, shard: Shard, asked: Sequence[Asked], ask: Ask) -> dict[str, Rows]:
+    """The answers to all questions of a shard: those that are kept, and the others, which are kept one by one."""
+    wanted, found = set(shard.question_ids), Counter(q for portion in job.run.partial(shard.key) for q in portion)
+    kept = [
+        portion
+        for portion in job.run.partial(shard.key)
+        if all(q in wanted and found[q] == 1 and _is_right(job, rows) for q, rows in portion.items())
+    ]
+    rows = {question_id: rows for portion in kept for question_id, rows in portion.items()}
+    with job.run.open_partial(shard.key, kept) as partial:
+        for question_id, answers in ask([a for a in asked if a.question.id not in rows]):
+            partial.append({question_id: answers})
+            rows[question_id] = answers
+    return rows
+
+
+def _is_right(job: SamplingJob, rows: Rows) -> bool:
+    """Whether these answers are all that was asked for."""
+    counts = [row["count"] for row in rows]
+    if job.cell.enumerated:
+        return not any(counts)
+    return None not in counts and sum(counts) == job.settings.m
+
+
+def _lengths(rows: Rows) -> list[int]:
+    return [len(row["token_ids"]) for row in rows]
+
+
+def saved(run: Run) -> str:
+    """How many questions of a run are on disk, in words."""
+    if (done := run.questions_saved()) == 0:
         return "no question is saved yet"
-    return f"{done} of {len(job.asked)} questions are saved, and the same command continues"
+    return f"{done} of {run.manifest()['questions']} questions are saved, and the same command continues"
 
 
 def _peak_memory(model: Answerer) -> dict[str, int]:
@@ -485,76 +570,73 @@ def _peak_memory(model: Answerer) -> dict[str, int]:
     return peak
 
 
-def _asker(
+def _asking(
     job: SamplingJob,
     model: Answerer,
     capturing: Capturing | None,
     checks: RunChecks,
     on_answered: Callable[[int], None],
     work: dict[str, Any],
-) -> Ask:
+) -> Asking:
     """How this cell gets answers: a server, exact enumeration or the sampler. `work` is updated with what was done."""
     if not isinstance(model, LanguageModel):
-        return _ask_server(job, model, on_answered, work)
+        return Asking(_ask_server(job, model, on_answered, work), None)
     settings, exact = job.settings, job.cell.sampling.exact
     rule = model.stop_rule(settings.stop)
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
+    prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
+    prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
     if exact:
-        chosen = choose_path(model.model, model.device, [a.prompt for a in job.asked])
+        chosen = choose_path(model.model, model.device, prompts)
         work.update(path=chosen.path, apart=chosen.apart, rows_decoded=0)
 
-        def enumerate_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-            prompts = [a.prompt for a in asked]
+        def enumerate_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
             for found in enumerate_answers(
                 model.model,
-                prompts,
+                [a.prompt for a in asked],
                 settings,
                 rule,
                 limits=SearchLimits(exact.epsilon, exact.row_budget),
                 path=chosen,
-                prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
+                prefix=prefix,
                 observer=observer,
             ):
                 on_answered(1)
                 work["rows_decoded"] += found.rows
                 yield found.key, _rows(found.key, model.in_words(found, settings.stop))
 
-        return enumerate_all
-    prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
+        portions = Portions.of(model, worst=exact.row_budget, prefix=len(prefix), path=chosen.path)
+        return Asking(enumerate_all, portions)
     sampler = Sampler(
         model.model,
         settings,
         rule,
         device=model.device,
         max_rows=job.cell.sampling.max_rows,
-        prefix=prompts[0].ids[: shared_prefix(prompts)][:first_token],
+        prefix=prefix,
         watch=checks.watch,
     )
+    path = sampler.choose_path(prompts)
+    work.update(asdict(sampler.work))
 
-    def sample_all(_: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+    def sample_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         for answered in sampler.sample([a.prompt for a in asked], observer, on_answered):
             work.update(asdict(sampler.work))
             yield answered.key, _rows(answered.key, model.in_words(answered, settings.stop))
 
-    return sample_all
+    worst = settings.m * settings.max_new_tokens
+    shared = len(prefix) if path == SHARED else 0
+    return Asking(sample_all, Portions.of(model, worst=worst, prefix=shared, path=path))
 
 
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:
-    """Each question is written to disk as soon as it is answered: asking again costs time and perhaps money."""
-
     if any(check["outcome"] == FAILED for check in job.run.manifest().get("checks", ())):
         raise NotFromModelError(f"{job.run.folder} holds answers that its server did not draw from the model itself")
 
-    def ask(shard: str, asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-        kept = job.run.partial(shard)
-        yield from kept.items()
-        on_answered(len(kept))
-        left = [(a.question.id, a.text) for a in asked if a.question.id not in kept]
+    def ask(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
         try:
-            for key, answers in model.answer(left, job.settings, on_answered):
-                rows = _rows(key, answers)
-                job.run.append_partial(shard, key, rows)
-                yield key, rows
+            for key, answers in model.answer([(a.question.id, a.text) for a in asked], job.settings, on_answered):
+                yield key, _rows(key, answers)
         finally:
             work.update({name: value for name, value in asdict(model.work).items() if name != "checks"})
 
@@ -596,6 +678,28 @@ class Capturing:
         self.where = {a.question.id: _places(a, self.watched) for a in job.asked}
         self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype) if self.watched else None
         self.first_token = first_watched(job.asked, captured.positions)
+        self._portions: list[Mapping[str, Activations]] = []  # of the shard that is being sampled
+
+    def collect(self, shard: Shard, number: int, asked: Sequence[Asked], *, keep: bool) -> None:
+        """Take what was observed of a portion; write it down if it is to be kept."""
+        if self.observer is None:
+            return
+        keys = [a.question.id for a in asked]
+        watched = {p: self.observer.take(keys, p) for p in self.watched}
+        found = {p: at for p, at in watched.items() if p in self.in_prompt}
+        if keep and found:
+            self.job.run.write_partial_activations(shard.key, number, keys, found)
+        self._portions.append(found)
+
+    def restore(self, shard: Shard, number: int, asked: Sequence[Asked]) -> bool:
+        """Take what was written of a portion; whether it is there, for these questions."""
+        if not self.in_prompt:
+            return True
+        found = self.job.run.partial_activations(shard.key, number, [a.question.id for a in asked])
+        if found.keys() != set(self.in_prompt):
+            return False
+        self._portions.append(found)
+        return True
 
     def take(self, shard: Shard, asked: Mapping[str, Asked], rows: Mapping[str, Rows]) -> Captured:
         """The activations of a shard, given the samples of its questions.
@@ -603,8 +707,8 @@ class Capturing:
         Raises:
             NonFiniteError: NaN or infinity, naming question and layer.
         """
-        watched = {} if self.observer is None else {p: self.observer.take(shard.question_ids, p) for p in self.watched}
-        found = {p: at for p, at in watched.items() if p in self.in_prompt}
+        portions, self._portions = self._portions, []
+        found = {p: joined([portion[p] for portion in portions], shard.question_ids) for p in self.in_prompt}
         answer_rows, sequences = None, {q: asked[q].prompt.ids for q in shard.question_ids}
         if self.in_answer:
             chosen = [choose(_weights(rows[q]), self.job.cell.seed, q) for q in shard.question_ids]

@@ -6,17 +6,26 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from semcal.errors import UserError
 
 STAGED, COMPLETE = ".new", ".complete"  # folders in which a set of files is written, and from which it is moved
+_TEMPORARY = re.compile(r"\.(\d+)@(.+)\.tmp$")
+_ABANDONED_S = 86_400.0
 
 
 def content_key(*parts: Any) -> str:
@@ -30,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; no half-written file is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary(f".{path.name}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -40,9 +49,45 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if complaint := _disk_error(path, error):
+        if complaint := disk_error(path, error):
             raise complaint from error
         raise
+
+
+def _temporary(name: str) -> str:
+    """A name by which `sweep` knows whose file this is."""
+    return f"{name}.{os.getpid()}@{socket.gethostname()}.tmp"
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files and folders, also below this folder, whose process is gone: what `kill -9` leaves.
+
+    Whether a process of another machine is gone is not known; its files are removed a day after their last change.
+    """
+    for path in list(folder.rglob(".*.tmp")):
+        if (found := _TEMPORARY.search(path.name)) is None:
+            continue
+        with suppress(OSError):  # another process sweeps, too
+            here = found[2] == socket.gethostname()
+            gone = not psutil.pid_exists(int(found[1])) if here else time.time() - path.stat().st_mtime > _ABANDONED_S
+            if gone and path.is_dir():
+                shutil.rmtree(path)
+            elif gone:
+                path.unlink()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a parquet or safetensors file is there and ends where its own account of itself says; the rest of it is
+    not read."""
+    try:
+        if path.suffix == ".parquet":
+            pq.read_metadata(path)
+        else:
+            with safe_open(path, framework="np"):
+                pass
+    except (pyarrow.ArrowException, SafetensorError, OSError):
+        return False
+    return True
 
 
 @contextmanager
@@ -53,7 +98,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     are to be read by `newest`, which finds them there as long as they have not been moved to their places. If the block
     fails, the old ones stay.
     """
-    staged = folder / f"{STAGED}.{os.getpid()}.tmp"
+    staged = folder / _temporary(STAGED)
     shutil.rmtree(staged, ignore_errors=True)  # of a killed process with the same number
     try:
         yield staged
@@ -71,7 +116,7 @@ def _publish(staged: Path, folder: Path) -> None:
             break
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
-                raise _disk_error(folder, error) or error from error
+                raise disk_error(folder, error) or error from error
     finish(folder)
 
 
@@ -93,7 +138,7 @@ def finish(folder: Path) -> None:
     except FileNotFoundError:  # another process moves the same files
         return
     except OSError as error:
-        raise _disk_error(folder, error) or error from error
+        raise disk_error(folder, error) or error from error
 
 
 def newest(folder: Path, *parts: str) -> Path:
@@ -102,7 +147,8 @@ def newest(folder: Path, *parts: str) -> Path:
     return complete if complete.exists() else folder.joinpath(*parts)
 
 
-def _disk_error(path: Path, error: BaseException) -> UserError | None:
+def disk_error(path: Path, error: BaseException) -> UserError | None:
+    """One line for a disk that is full or cannot be written; None for any other error."""
     code = getattr(error, "errno", None)
     path = Path(*(part for part in path.parts if not part.startswith(STAGED)))  # the name that it was to have
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):

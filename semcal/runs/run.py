@@ -2,15 +2,16 @@
 
 A run survives `kill -9` at any time: every file is written under a temporary name and renamed, a shard of questions is
 there whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a
-question and never mixes with another configuration. Results that belong together replace the old ones together
-(`Run.replacing`). No pickle is written or read.
+question and never mixes with another configuration. Until a shard is complete, each finished portion of it is a line of
+a file beside it (`partial_shard.py`). Results that belong together replace the old ones together (`Run.replacing`). No
+pickle is written or read.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,12 @@ import yaml
 
 from semcal.errors import UserError
 from semcal.questions.question import Question
-from semcal.runs.files import content_key, finish, link_or_copy, newest, plain, replacing, write_atomically
-from semcal.runs.stored_activations import Activations, StoredActivations, save
+from semcal.runs.files import content_key, finish, is_whole, link_or_copy, newest, plain, replacing, write_atomically
+from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Portion, read_partial
+from semcal.runs.stored_activations import Activations, StoredActivations, load, save
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
 from semcal.well_formed import well_formed
-
-SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
 
 
 @dataclass(frozen=True)
@@ -197,34 +197,71 @@ class Run:
     # ---- shards ---------------------------------------------------------------------------------------------
 
     def has_shard(self, key: str, *, with_activations: bool) -> bool:
-        wanted = [self._path("samples", f"{key}.parquet")]
-        if with_activations:
-            wanted.append(self._path("activations", f"{key}.safetensors"))
-        return all(path.is_file() for path in wanted)
+        """Whether a shard is finished: its files are there, and none is cut short."""
+        return all(is_whole(path) for path in self._shard_files(key, with_activations=with_activations))
+
+    def _shard_files(self, key: str, *, with_activations: bool) -> list[Path]:
+        activations = [self._path("activations", f"{key}.safetensors")] if with_activations else []
+        return [self._path("samples", f"{key}.parquet"), *activations]
+
+    def damaged(self) -> list[Path]:
+        """Files of finished shards that are cut short, as a power cut or a full disk may leave them."""
+        files = (f for key in self.shard_keys() for f in self._shard_files(key, with_activations=True))
+        return [path for path in files if path.is_file() and not is_whole(path)]
 
     def write_samples(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows with SAMPLE_COLUMNS. Halves of surrogate pairs in their texts become U+FFFD."""
         rows = [{**row, "text": well_formed(row["text"])} for row in rows]
         table = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
         write_atomically(self.place("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
+        self.discard_partial(key)
+
+    def partial(self, key: str) -> list[Portion]:
+        """The finished portions of an unfinished shard."""
+        return read_partial(self._path("samples", f"{key}.partial.jsonl"))
+
+    def open_partial(self, key: str, kept: Sequence[Portion] = ()) -> PartialShard:
+        """To keep further portions of a shard after these, until `write_samples` writes all of it."""
+        return PartialShard(self.place("samples", f"{key}.partial.jsonl"), kept)
+
+    def discard_partial(self, key: str) -> None:
+        """Forget the finished portions of a shard."""
         self._path("samples", f"{key}.partial.jsonl").unlink(missing_ok=True)
+        for path in self._path("activations").glob(f"{key}.partial-*.safetensors"):
+            path.unlink()
 
-    def append_partial(self, key: str, question_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the samples of one question of an unfinished shard, where sampling again would be expensive."""
-        path = self._path("samples", f"{key}.partial.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([question_id, *rows]) + "\n")
+    def tidy(self) -> None:
+        """Remove the portions of finished shards, which a process that was killed just then did not live to remove."""
+        left = [*self._path("samples").glob("*.partial.jsonl"), *self._path("activations").glob("*.partial-*")]
+        missing = set(self.missing_shards()) if left else set()
+        for path in left:
+            if path.name.partition(".")[0] not in missing:
+                path.unlink()
 
-    def partial(self, key: str) -> dict[str, list[dict[str, Any]]]:
-        """What `append_partial` kept: question -> rows. A last line cut short by a kill is left out."""
-        path = self._path("samples", f"{key}.partial.jsonl")
-        kept: dict[str, list[dict[str, Any]]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(json.JSONDecodeError):
-                question_id, *rows = json.loads(line)
-                kept[question_id] = rows
-        return kept
+    def write_partial_activations(
+        self, key: str, number: int, questions: Sequence[str], found: Mapping[str, Activations]
+    ) -> None:
+        """What was captured in a portion, to be written before its samples are kept."""
+        path = self.place("activations", f"{key}.partial-{number:04d}.safetensors")
+        write_atomically(path, lambda p: save(p, found, shard=content_key(key, questions)))
+
+    def partial_activations(self, key: str, number: int, questions: Sequence[str]) -> dict[str, Activations]:
+        """What `write_partial_activations` wrote for these questions, by position; empty if it is gone or damaged."""
+        path = self._path("activations", f"{key}.partial-{number:04d}.safetensors")
+        return load(path, questions, content_key(key, questions)) if is_whole(path) else {}
+
+    def questions_saved(self) -> int:
+        """Number of questions whose samples are on disk, in finished shards or on the way to one."""
+        keys, manifest = self.shard_keys(), self.manifest()
+        if not keys:
+            return 0
+        captured = bool(manifest.get("positions"))
+        last, size = len(keys) - 1, manifest.get("shard_size", 0)
+        sizes = [size] * last + [manifest.get("questions", 0) - last * size]
+        return sum(
+            n if self.has_shard(key, with_activations=captured) else sum(map(len, self.partial(key)))
+            for key, n in zip(keys, sizes, strict=True)
+        )
 
     def write_activations(
         self,

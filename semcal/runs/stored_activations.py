@@ -69,6 +69,29 @@ class Activations:
             )
 
 
+def joined(parts: Sequence[Activations], keys: Sequence[str]) -> Activations:
+    """What was read at one position of some prompts in several parts, with the questions in the order of `keys`."""
+    first = parts[0]
+    where = {key: (part, i) for part in parts for i, key in enumerate(part.keys)}
+    chosen = [where[key] for key in keys]
+    starts = {id(part): part.rows.cumsum() - part.rows for part in parts}
+    slices = [(part, slice(starts[id(part)][i], starts[id(part)][i] + part.rows[i])) for part, i in chosen]
+    slices = [(part, these) for part, these in slices if these.stop > these.start]  # without rows, no width is known
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name)[these] for part, these in slices] or [getattr(first, name)[:0]])
+
+    return replace(
+        first,
+        keys=tuple(keys),
+        values=column("values"),
+        token_ids=column("token_ids"),
+        token_index=column("token_index"),
+        rows=np.array([part.rows[i] for part, i in chosen], dtype=np.int64),
+        heads=column("heads"),
+    )
+
+
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +132,34 @@ def save(
     mode = path.stat().st_mode  # as the umask has it; safetensors would leave 0600
     save_file(tensors, path, metadata=facts)
     path.chmod(mode)
+
+
+def load(path: Path, keys: Sequence[str], shard: str = "") -> dict[str, Activations]:
+    """What `save` wrote of these questions, in float32, by position; nothing if it was another shard."""
+    with safe_open(path, framework="np") as stored:
+        facts, names = stored.metadata() or {}, set(stored.keys())
+        if facts.get("shard") != shard:
+            return {}
+        layers, head_layers = (tuple(json.loads(facts.get(n, "[]"))) for n in ("layers", "head_layers"))
+
+        def values(name: str, absent: np.ndarray) -> np.ndarray:
+            return stored.get_tensor(name).astype(np.float32) if name in names else absent
+
+        found = {}
+        for position in sorted(n.removesuffix(".rows") for n in names if n.endswith(".rows")):
+            rows = stored.get_tensor(f"{position}.rows")
+            n = int(rows.sum())
+            found[position] = Activations(
+                keys=tuple(keys),
+                layers=layers,
+                values=values(position, np.zeros((n, 0, 0), dtype=np.float32)),
+                token_ids=stored.get_tensor(f"{position}.token_id"),
+                token_index=stored.get_tensor(f"{position}.token_index"),
+                rows=rows,
+                head_layers=head_layers,
+                heads=values(position + HEADS, np.zeros((n, 0, 0, 0), dtype=np.float32)),
+            )
+        return found
 
 
 def _narrowed(values: np.ndarray, dtype: str, layers: Sequence[str], at: Activations) -> np.ndarray:

@@ -182,12 +182,12 @@ class Sampler:
             if self.device.type == "cuda" and waiting:
                 torch.cuda.empty_cache()
 
-    def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
-        if self._budget is None:
-            sorted_draws = sorts(self.settings.top_k, self.settings.top_p)
-            self._budget = Budget.of(self.model, self.device, self.max_rows, sorted_draws=sorted_draws)
-        budget = self._budget
-        prefix = prompts[0].ids[: shared_prefix(prompts)] if self.prefix is None else self.prefix
+    def choose_path(self, prompts: Sequence[Prompt]) -> str:
+        """The path, found on two of these prompts if it is not known yet.
+
+        Raises:
+            UserError: a model that is not causal or that no path computes rightly.
+        """
         if self.path is None:
             chosen = choose_path(self.model, self.device, prompts)
             self.path, self.work.why = chosen.path, chosen.why
@@ -195,16 +195,31 @@ class Sampler:
             if chosen.path == REREAD:
                 log.warning("every sequence is read again for each token, which is slow: %s", chosen.why)
         self.work.path = self.path
-        if self.path == SHARED:
-            decoder = self._decoder = self._decoder or TreeDecoder(self.model, self.device)
+        return self.path
+
+    def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
+        if self._budget is None:
+            sorted_draws = sorts(self.settings.top_k, self.settings.top_p)
+            self._budget = Budget.of(self.model, self.device, self.max_rows, sorted_draws=sorted_draws)
+        budget = self._budget
+        prefix = prompts[0].ids[: shared_prefix(prompts)] if self.prefix is None else self.prefix
+        path = self.choose_path(prompts)
+        if path == SHARED:
+            decoder = self._decoder = self._decoder or self._new_decoder(prompts[0])
             decoder.share(prefix)
             widest = 0
             self.work.prefix_tokens = len(prefix)
         else:
-            decoder = (ExpandedDecoder if self.path == EXPANDED else RereadDecoder)(self.model, self.device)
+            decoder = (ExpandedDecoder if path == EXPANDED else RereadDecoder)(self.model, self.device)
             widest = max(len(p.ids) for p in prompts)
         branches = Branches(self.settings, self.stop_rule)
         return _Flight(decoder, branches, budget, self.work, len(prefix), widest, self.watch)
+
+    def _new_decoder(self, prompt: Prompt) -> TreeDecoder:
+        """A decoder after its first pass, of which it returns all logits: no draw may depend on being the first."""
+        decoder = TreeDecoder(self.model, self.device)
+        decoder.read([Prompt(prompt.key, prompt.ids[:1])], torch.zeros(1, dtype=torch.long), None)
+        return decoder
 
 
 class _Flight:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 from experiments.bench import calibration_cases as calibration_bench
 from experiments.bench import probe_cases as probes_bench
 from experiments.bench import sampler_cases as sampler_bench
+from experiments.bench import stop_cases as stop_bench
 from experiments.bench.timing import Case, side_by_side
 from semcal.sampling.records import Prompt
 
@@ -86,6 +90,36 @@ def test_the_grid_of_probes_is_timed_only_if_both_reach_the_same_objectives(monk
 
 
 def test_the_peak_counts_what_was_given_back():
-    kept = []
-    grown = probes_bench.peak_growth(lambda: kept.append(np.ones(5_000_000).sum()))
+    def hold() -> None:
+        held = np.ones(5_000_000)
+        time.sleep(0.1)  # the watcher waits while numpy fills it
+        del held
+
+    grown = probes_bench.peak_growth(hold)
     assert grown > 30_000_000
+
+
+def test_a_stop_of_a_real_run_is_measured_and_held_to_its_limits(checkpoint, tmp_path, monkeypatch):
+    """On a model small enough for a test, which is stopped while it samples thousands of questions."""
+    study = stop_bench._study(str(tmp_path), "cpu")
+    study["models"] = [{"path": str(checkpoint), "name": "tiny", "device": "cpu"}]
+    rows = [{"id": f"q{i}", "question": f"red {i} ?", "answers": ["red"]} for i in range(5000)]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    study["datasets"] = [{"kind": "jsonl", "path": str(tmp_path / "many.jsonl")}]
+    study["prompting"] = {"shots": 0, "exemplars": 0}
+    (tmp_path / "stops.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = stop_bench.stop(tmp_path / "stops.yaml", 0, signal.SIGTERM, 0.5)
+    assert found.saved < 5000
+    assert found.lost_s <= found.by_shards_s
+    within = replace(found, lost_s=119.0, exit_s=9.0)
+    assert within.holds
+    assert not replace(within, lost_s=121.0).holds
+    assert not replace(within, exit_s=11.0).holds
+    assert {"case", "ours_s", "theirs_s", "ratio"} < set(json.loads(json.dumps(found.to_dict())))
+
+
+def test_without_the_real_model_no_stop_is_measured_and_a_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SEMCAL_MODELS", str(tmp_path))
+    assert list(stop_bench.stop_cases()) == []
+    assert "left out: real:gemma-3-270m is not here" in capsys.readouterr().err

@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from experiments.bench import __main__ as command
-from experiments.bench import real_cases as bench
 from experiments.bench import sampler_cases as sampler_bench
-from experiments.bench.matrix_throughput import matrix_throughput, token_flops
+from experiments.bench.real import real_cases as bench
+from experiments.bench.real.matrix_throughput import matrix_throughput, token_flops
+from experiments.bench.real.vllm_process import Vllm, vllm_python
 from experiments.bench.sampler_cases import Subject
 from experiments.bench.timing import Case, Skipped, spent
-from experiments.bench.vllm_process import Vllm, vllm_python
 from semcal import UserError
 from semcal.sampling.records import Prompt
 

@@ -24,6 +24,7 @@ def row(text):
 def test_text_that_no_file_can_hold_is_written_after_a_detour_through_the_partial_file(tmp_path, text, kept):
     run = Run(tmp_path)
     run.write_manifest({"shards": ["0"]})
-    run.append_partial("0", "q", [row(text)])
-    run.write_samples("0", run.partial("0")["q"])
+    with run.open_partial("0") as partial:
+        partial.append({"q": [row(text)]})
+    run.write_samples("0", run.partial("0")[0]["q"])
     assert run.samples()["text"].tolist() == [kept]

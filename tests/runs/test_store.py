@@ -184,3 +184,13 @@ def test_the_table_has_a_row_per_question_with_confidence_correctness_and_probe(
     )
     assert run.table()["probe_class"].tolist() == ["x", "y", "w"]
     assert run.table()["probe_confidence"].tolist() == [0.6, 0.4, 0.9]
+
+
+def test_portions_are_removed_once_their_shard_is_finished_and_not_before(tmp_path):
+    run, parts = make_run(tmp_path / "run")
+    fill(run, parts[0])
+    for part in parts:  # the first, as if the process had been killed just before it removed them
+        (run.folder / "samples" / f"{part.key}.partial.jsonl").write_text("")
+        (run.folder / "activations" / f"{part.key}.partial-0000.safetensors").write_text("")
+    run.tidy()
+    assert {p.name.partition(".")[0] for p in run.folder.rglob("*.partial*")} == {parts[1].key}

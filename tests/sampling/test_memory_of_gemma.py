@@ -13,7 +13,7 @@ from semcal import UserError
 LIMIT = 5e9  # bytes
 SAMPLE = """
 import resource
-from experiments.bench.real_cases import real_subject
+from experiments.bench.real.real_cases import real_subject
 from experiments.bench.sampler_cases import ours
 from experiments.sample.real_models import real_model
 from semcal import LanguageModel

@@ -86,22 +86,31 @@ def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
 
 
 # A process that has everything imported forks a child for each attempt: first one that is left alone, then one in
-# another folder that is killed at ten random moments and run to its end.
+# another folder that is killed at ten random moments and run to its end. Every answered question is written down.
 ZYGOTE = """
 import os, random, signal, sys, time
 import torch
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
+from experiments.sample import portions
 from tests.experiments.conftest import Reporter
 
 torch.set_num_threads(1)
+portions.OPERATIONS_PER_S = {"cpu": float(sys.argv[2])}
+answered = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+class Counting(Reporter):
+    def answered(self, questions):
+        os.write(answered, b"." * questions)
 
 
 def attempt(name):
     child = os.fork()
     if child == 0:
         try:
-            run_study(prepare_study(load_study(sys.argv[1], ["name=" + name])), Reporter())
+            reporter = Counting() if name == "broken" else Reporter()
+            run_study(prepare_study(load_study(sys.argv[1], ["name=" + name])), reporter)
         except BaseException as error:
             print("failed:", repr(error), flush=True)
             os._exit(1)
@@ -122,11 +131,12 @@ assert os.waitpid(attempt("broken"), 0)[1] == 0
 
 
 def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, study_dict):
-    slower = {"m": 40, "max_new_tokens": 12, "shard_size": 2, "max_rows": 2}
+    rate, portion = 1.5e6, 6  # three shards, each in portions of at most six questions
+    slower = {"m": 40, "max_new_tokens": 12, "shard_size": 20, "max_rows": 20}
     study = write_study(tmp_path, study_dict | {"sampling": slower})
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", ZYGOTE, str(study)],
+        [sys.executable, "-c", ZYGOTE, str(study), str(rate), str(tmp_path / "answered")],
         cwd=root,
         capture_output=True,
         text=True,
@@ -138,9 +148,32 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, stud
     (name,) = (p.name for p in (tmp_path / "runs" / "whole").glob("*__*"))
     whole, broken = (Run.open(tmp_path / "runs" / which / name) for which in ("whole", "broken"))
     assert_same(whole, broken)
-    assert sorted(p.name for p in (broken.folder / "samples").glob("*.parquet")) == [
-        f"{key}.parquet" for key in broken.shard_keys()
-    ]
+    assert sorted(p.name for p in broken.folder.rglob("*.*") if p.parent.name in ("samples", "activations")) == sorted(
+        f"{key}.{kind}" for key in broken.shard_keys() for kind in ("parquet", "safetensors")
+    )
+    assert not list(broken.folder.parent.rglob(".*")), "locks and temporary files are gone"
+    repeated = (tmp_path / "answered").stat().st_size - 48
+    assert 0 <= repeated <= 10 * portion
+
+
+def test_every_cell_is_sampled_with_all_threads(tmp_path, study_dict):
+    class Watching(Reporter):
+        def answered(self, questions):  # noqa: ARG002
+            seen[self.cell].add(torch.get_num_threads())
+
+        def sampling(self, cell, questions, done):  # noqa: ARG002
+            self.cell = cell.style
+            seen[cell.style] = set()
+
+    seen: dict[str, set[int]] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        two = study_dict | {"styles": ["concise", "sentence"]}
+        run_study(prepare_study(load_study(write_study(tmp_path, two))), Watching())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"concise": {before + 1}, "sentence": {before + 1}}
 
 
 def test_interrupted_it_keeps_what_was_finished(tmp_path, study_dict):

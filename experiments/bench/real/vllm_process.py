@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from experiments.bench import vllm_answers
+from experiments.bench.real import vllm_answers
 from semcal.errors import UserError
 
 PYTHON = "SEMCAL_VLLM"  # names the interpreter of an environment that has vLLM

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.bench.matrix_throughput import matrix_throughput, token_flops
+from experiments.bench.real.matrix_throughput import matrix_throughput, token_flops
+from experiments.bench.real.vllm_process import Vllm, vllm_python
 from experiments.bench.sampler_cases import M, Subject, generate, homogeneity, ours
 from experiments.bench.timing import Case, Skipped, Spent, spent
-from experiments.bench.vllm_process import Vllm, vllm_python
 from experiments.config.study import NamedConfig, load_dataset
 from experiments.sample.real_models import real_model
 from semcal.errors import UserError

@@ -1,0 +1,1 @@
+"""The sampler on real models, against `generate` and vLLM."""
