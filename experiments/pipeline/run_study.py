@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -110,12 +109,14 @@ def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
         UserError: a model of `semcal train --from` would be asked what it was trained on.
     """
     for model in (m for m in study.models if not m.is_served):
-        for file, (name, dataset) in product(_trained_files(model), datasets.items()):
-            if known := sum(touched(dataset.questions, read_table(file))):
-                raise UserError(
-                    f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; add "
-                    f"exclude: {file} to the dataset, which leaves these and their groups out"
-                )
+        for file in _trained_files(model):
+            trained = read_table(file)
+            for name, dataset in datasets.items():
+                if known := sum(touched(dataset.questions, trained)):
+                    raise UserError(
+                        f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; add "
+                        f"exclude: {file} to the dataset, which leaves these and their groups out"
+                    )
 
 
 def _trained_files(model: ModelConfig) -> list[Path]:

@@ -70,10 +70,10 @@ def scan(study: Study, *, n: int, m: int) -> Iterator[Scanned]:
         model, dataset = models.of(cell.model), datasets[cell.dataset.name]
         if not isinstance(model, LanguageModel):
             raise UserError(f"{cell.model.name} is served; a scan needs a local model")
-        settings = {"m": m, "temperature": cell.sampling.temperature, "stop": stop_strings(cell), "seed": cell.seed}
+        settings = {"m": m, "temperature": cell.sampling.temperature, "stop": stop_strings(cell, model)}
         asked = ask_all(cell, dataset, model)
         prompts = [a.prompt for a in asked]
-        answers = sample(model, prompts, max_new_tokens=cell.sampling.length(cell.style), **settings)
+        answers = sample(model, prompts, max_new_tokens=cell.sampling.length(cell.style), seed=cell.seed, **settings)
         b = collapse_of(cell.semantics, known_aliases(dataset))
         table = collapse(replace(dataset, questions=tuple(a.question for a in asked)), answers, b, style=cell.style)
         assert table.counts is not None

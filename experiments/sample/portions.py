@@ -1,9 +1,9 @@
 """How many questions of a shard are sampled together before they are kept.
 
 A stop loses the portion that is being sampled, and a run that goes on repeats it. Its samples are then exactly those of
-a run that was never stopped, for each portion is sampled on its own: the batch decides how sums are rounded, and on a
-vocabulary of 262,144 tokens other batches alone changed 2 of 300 samples. So the size of a portion follows from the
-questions before it, and from no clock.
+a run that was never stopped, for each portion is sampled on its own: the batch decides how sums are rounded, which on
+a large vocabulary, whose tail is full of tokens that are hardly ever drawn, moves some draws to another token. So the
+size of a portion follows from the questions before it, and from no clock.
 """
 
 from __future__ import annotations

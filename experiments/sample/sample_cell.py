@@ -434,7 +434,7 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     A portion of questions (`portions.py`; of a served model, each question) is on disk with its activations as soon as
     it is finished, a shard as soon as it is complete. No batch reaches beyond a portion, and its size does not depend
     on where a run was stopped, so that a run that goes on ends with exactly the same tables, on the same machine with
-    the same number of threads.
+    the same number of threads, unless free memory limits its batches.
 
     Raises:
         NonFiniteError: NaN or infinity, naming model, question and layer.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from scipy import stats
 from transformers import PreTrainedModel
 
-from semcal.sampling.decoding.decoders import Observer, pad_left, plain_pass
+from semcal.sampling.decoding.decoders import Observer, pad_left, unpadded_pass
 from semcal.sampling.decoding.output_layer import Scores
 from semcal.sampling.decoding.paths import tolerance
 from semcal.sampling.drawing import token_probabilities
@@ -134,12 +133,8 @@ def stated_apart(
     apart = 0.0
     for prompt, outcome in drawn:
         ids, n = torch.tensor(outcome.ids, dtype=torch.long, device=device), len(outcome.ids)
-        read = Prompt(prompt.key, (*prompt.ids, *outcome.ids))
-        batch = pad_left([read], 0, device)
-        with observer.watching(model, batch) if observer else nullcontext():
-            logits = plain_pass(model, [read.ids], device, keep=n + 1)[0, :-1]
-        if observer:
-            observer.prefilled(batch)
+        read = pad_left([Prompt(prompt.key, (*prompt.ids, *outcome.ids))], 0, device)
+        logits = unpadded_pass(model, read, n + 1, observer)[0, :-1]
         law = (logits.double() if logits.device.type != "mps" else logits.float()) / settings.temperature
         plain = float(law.log_softmax(-1).gather(-1, ids.to(law.device)[:, None]).sum())
         difference = abs(plain - outcome.logprob) / max(n, 1)

@@ -38,8 +38,16 @@ def rewrite(folder: Path, change: Callable[[Weights], Weights]) -> None:
     save_file(change(load_file(file)), file, {"format": "pt"})
 
 
-def is_linear(key: str) -> bool:
-    return "_proj.weight" in key
+def each_linear(pack: Callable[[str, torch.Tensor], Weights]) -> Callable[[Weights], Weights]:
+    """Every weight of a linear layer in other parameters, and all else as it is."""
+
+    def change(weights: Weights) -> Weights:
+        changed: Weights = {}
+        for key, value in weights.items():
+            changed |= pack(key, value) if "_proj.weight" in key else {key: value}
+        return changed
+
+    return change
 
 
 # ---- the library is not installed ------------------------------------------------------------------------------------
@@ -88,20 +96,14 @@ BLOCK = 16
 def fp8(folder: Path) -> Path:
     """The checkpoint with its linear layers in 8-bit floats, one scale for a block."""
 
-    def change(weights: Weights) -> Weights:
-        changed = {}
-        for key, value in weights.items():
-            if not is_linear(key):
-                changed[key] = value
-                continue
-            rows, columns = value.shape
-            blocks = value.view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
-            scale = blocks.abs().amax((1, 3)) / 448
-            changed[key] = (blocks / scale[:, None, :, None]).view(rows, columns).to(torch.float8_e4m3fn)
-            changed[f"{key}_scale_inv"] = scale
-        return changed
+    def in_blocks(key: str, value: torch.Tensor) -> Weights:
+        rows, columns = value.shape
+        blocks = value.view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+        scale = blocks.abs().amax((1, 3)) / 448
+        packed = (blocks / scale[:, None, :, None]).view(rows, columns).to(torch.float8_e4m3fn)
+        return {key: packed, f"{key}_scale_inv": scale}
 
-    rewrite(folder, change)
+    rewrite(folder, each_linear(in_blocks))
     return configure(folder, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "fmt": "e4m3"})
 
 
@@ -223,19 +225,15 @@ class RowsQuantizer(HfQuantizer):
 
 
 def rows_int8(folder: Path) -> Path:
-    def change(weights: Weights) -> Weights:
-        changed = {}
-        for key, value in weights.items():
-            if not is_linear(key):
-                changed[key] = value
-                continue
-            scale, owner = value.abs().amax(1, keepdim=True) / 127, key.removesuffix(".weight")
-            changed[f"{owner}.qweight"] = (value / scale).round().to(torch.int8)
-            changed[f"{owner}.scales"] = scale
-            changed[f"{owner}.qzeros"] = torch.zeros(4, dtype=torch.int32)  # packed, and read by another kernel
-        return changed
+    def in_rows(key: str, value: torch.Tensor) -> Weights:
+        scale, owner = value.abs().amax(1, keepdim=True) / 127, key.removesuffix(".weight")
+        return {
+            f"{owner}.qweight": (value / scale).round().to(torch.int8),
+            f"{owner}.scales": scale,
+            f"{owner}.qzeros": torch.zeros(4, dtype=torch.int32),  # packed, and read by another kernel
+        }
 
-    rewrite(folder, change)
+    rewrite(folder, each_linear(in_rows))
     return configure(folder, {"quant_method": "rows-int8", "bits": 8})
 
 

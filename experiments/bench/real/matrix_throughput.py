@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from experiments.bench.timing import spent
+from semcal.sampling.decoding.products import linear_by_onednn
 
 _CALLS, _TRIES = 4, 5
 _MOST_OUTPUTS = 2**14  # of a vocabulary; more need much memory and are no faster
@@ -63,11 +64,10 @@ def _shapes(model: PreTrainedModel) -> Counter[tuple[int, int]]:
 
 
 def _products(model: PreTrainedModel) -> list[Product]:
-    """The ways to compute x wᵀ. On AMD processors with AVX-512, MKL runs in single precision at less than half the
-    speed of oneDNN, which torch calls only by this name."""
+    """The ways to compute x wᵀ."""
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return [linear]
-    return [linear, lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")]
+    return [linear, linear_by_onednn]
 
 
 def _one(product: Product, x: torch.Tensor, weight: torch.Tensor) -> tuple[float, float]:

@@ -127,7 +127,7 @@ def plain_pass(
     Returns:
         [row, position, vocab] logits.
     """
-    return _plain(model, pad_left([Prompt("", tuple(row)) for row in rows], 0, device), keep, None)
+    return unpadded_pass(model, pad_left([Prompt("", tuple(row)) for row in rows], 0, device), keep)
 
 
 @torch.inference_mode()
@@ -147,7 +147,11 @@ def padded_pass(model: PreTrainedModel, batch: PromptBatch, observer: Observer |
     return out.logits[:, -1]
 
 
-def _plain(model: PreTrainedModel, batch: PromptBatch, keep: int, observer: Observer | None) -> torch.Tensor:
+@torch.inference_mode()
+def unpadded_pass(
+    model: PreTrainedModel, batch: PromptBatch, keep: int, observer: Observer | None = None
+) -> torch.Tensor:
+    """`plain_pass` over a batch that needs no padding, watched by an observer."""
     options = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
     with observer.watching(model, batch) if observer else nullcontext():
         logits = model(input_ids=batch.ids, use_cache=False, **options).logits
@@ -313,7 +317,7 @@ class RereadDecoder:
         found: dict[int, torch.Tensor] = {}
         for some in _of_one_length(self.rows):
             batch = pad_left([Prompt(keys[i], self.rows[i]) for i in some], 0, self.device)
-            found |= zip(some, _plain(self.model, batch, 1, observer)[:, -1], strict=True)
+            found |= zip(some, unpadded_pass(self.model, batch, 1, observer)[:, -1], strict=True)
         return torch.stack([found[i] for i in range(len(self.rows))])
 
 

@@ -1,8 +1,7 @@
 """Matrix products in float32 on a CPU, by the faster of the two libraries that torch carries.
 
-torch multiplies float32 matrices by MKL, which on processors with AVX-512 that are not Intel's runs at less than half
-of what oneDNN reaches (`python -m experiments.bench sampler` shows both). oneDNN prepares a kernel for each shape it
-meets, so small products stay as they are.
+torch multiplies float32 matrices by MKL, which does not use AVX-512 on AMD's processors; oneDNN does. It prepares a
+kernel for each shape that it meets, so small products stay as they are.
 """
 
 from collections.abc import Iterator
@@ -19,8 +18,13 @@ _FASTER = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_ca
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., in] by weight [out, in], plus bias [out]: [..., out]. Without gradients."""
     if _FASTER and _is_large(weight) and x.dtype == torch.float32 and x.numel():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return linear_by_onednn(x, weight, bias)
     return plain_linear(x, weight, bias)
+
+
+def linear_by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The same by oneDNN, which torch calls in float32 only by this name."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _is_large(weight: torch.Tensor) -> bool:
