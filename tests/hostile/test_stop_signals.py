@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ import pytest
 from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
-from experiments.pipeline.signals import CONTINUE
+from experiments.pipeline.signals import CONTINUE, SIGNALS
 from experiments.sample import portions
 from semcal import UserError
 from tests.experiments.conftest import write_study
@@ -31,7 +32,7 @@ SLOWED = """
 import sys, time
 from experiments import cli
 from experiments.pipeline import progress
-from experiments.pipeline.signals import CONTINUE
+from experiments.pipeline.signals import CONTINUE, SIGNALS
 from experiments.sample import portions
 portions.OPERATIONS_PER_S = {"cpu": 6e5}
 where, answered = sys.argv.pop(1), []
@@ -75,12 +76,18 @@ with signals.stopping():
 """
 
 
-def started(code: str, *arguments: str, **how) -> subprocess.Popen[str]:
+def heard() -> None:
+    """However the tests were started: `nohup` and a shell's background jobs ignore some of the signals."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def started(code: str, *arguments: str, before: Callable[[], None] = heard) -> subprocess.Popen[str]:
     """A process, once it waits to be stopped."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, **how,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, preexec_fn=before,
     )  # fmt: skip
     assert process.stderr
     said = ""
@@ -141,9 +148,10 @@ def test_an_analysis_that_is_stopped_says_that_the_samples_are_saved(study):
 
 def test_a_second_run_is_told_of_the_first_and_goes_on_when_that_was_stopped(study, monkeypatch):
     def ignoring() -> None:
+        heard()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    process = started(SLOWED, "sampling", "run", str(study), preexec_fn=ignoring)
+    process = started(SLOWED, "sampling", "run", str(study), before=ignoring)
     with pytest.raises(UserError, match=f"is in use by process {process.pid} on"):
         run_study(prepare_study(load_study(study)), Reporter())
     process.send_signal(signal.SIGHUP)  # as it was started with `nohup`, this stays ignored
