@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 
 from probes.evaluation.result import LINEAR
-from probes.targets.closed import OTHER, class_target
 from semcal.calibration.inference.paired import Leaves, leaves, plain_mean
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.seeds import keyed_generator
-from semcal.semantics.class_table import ClassTable
 
 LORA = "lora"
 RUNGS = (LORA, LINEAR)  # the one to take first
@@ -70,9 +68,3 @@ def _noise(probes: pd.DataFrame, rung: str) -> float:
     ]
     noise = (1 - rows["ceiling"].clip(upper=1.0)) * rows["baseline_nats"]
     return 0.0 if noise.isna().all() else float(noise.max())
-
-
-def pooled_mass(table: ClassTable, max_classes: int) -> float:
-    """Share of the mass in the pooled class of the probes' target; 0 where nothing is pooled."""
-    target = class_target(table, max_classes=max_classes)
-    return float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0

@@ -14,10 +14,11 @@ from typing import Any
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.study import Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
-from experiments.verdict.kl_gap import kl_gaps, pooled_mass
+from experiments.verdict.kl_gap import kl_gaps
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import H5, predictability_helps
 from experiments.verdict.rules import CLAIMS, MOST_UNPARSED, Finding, Verdict, decide
+from probes.targets.open import pooled_share
 from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.nulls.null import null_of
 from semcal.calibration.nulls.twins import chances_of
@@ -219,7 +220,7 @@ def measured(run: Scored, by_mass: bool) -> Measured:
         truncated=float("nan") if truncated is None else float(truncated),
         alike=(run.calibration.get("chains") or {}).get("warning") or "",
         kl_gaps=kl_gaps(probes, folder.probe_losses(), group, stratum=cell.dataset.name, seed=cell.seed),
-        pooled=0.0 if probes.empty else pooled_mass(table, cell.probes.max_classes),
+        pooled=0.0 if probes.empty else pooled_share(table, cell.probes.max_classes),
         seed=cell.seed,
     )
 

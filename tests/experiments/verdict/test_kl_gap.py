@@ -10,10 +10,9 @@ import pytest
 
 from experiments.bench.planted_runs import mechanism, with_gap
 from experiments.verdict.calibration_claims import Law
-from experiments.verdict.kl_gap import kl_gaps, pooled_mass
+from experiments.verdict.kl_gap import kl_gaps
 from experiments.verdict.mechanism_claims import predictability_helps
 from semcal.positions import LAST_PROMPT_TOKEN
-from semcal.semantics.class_table import ClassTable
 
 GROUPS = {f"q{i}": f"g{i // 2}" for i in range(40)}
 
@@ -87,9 +86,3 @@ def test_lora_is_taken_where_every_cell_has_it():
     assert "(lora)" in predictability_helps(both, law).parts[1].what
     one_without = [with_gap(both[0], 0.3, "linear"), *both[1:]]
     assert "(linear)" in predictability_helps(one_without, law).parts[1].what
-
-
-def test_the_pooled_mass_is_what_lies_beyond_the_classes_kept():
-    table = ClassTable.of_arrays(np.array([[5, 3, 2], [3, 5, 2]]), np.eye(3, dtype=bool)[:2])
-    assert pooled_mass(table, 2) == pytest.approx(0.6)  # one class, and the rest
-    assert pooled_mass(table, 3) == 0.0
