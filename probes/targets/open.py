@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from probes.targets.closed import OTHER, ClassTarget, class_target, distributions_of
+from probes.targets.closed import ClassTarget, class_target, distributions_of
 from semcal.arrays import FloatArray, IntArray
 from semcal.semantics.class_table import ClassTable
 
@@ -114,8 +114,7 @@ def sparse(target: ClassTarget) -> OpenTarget:
 
 def pooled_share(table: ClassTable, max_classes: int) -> float:
     """Share of the mass that a closed target of `max_classes` classes pools in "(other)"; 0 where it pools nothing."""
-    target = class_target(table, max_classes=max_classes)
-    return float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0
+    return class_target(table, max_classes=max_classes).pooled
 
 
 def _of_rows(
