@@ -4,16 +4,18 @@ Knows the class table, and how a predicted distribution is scored; knows nothing
 Arrays are `[question, class]`, questions in the order of the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from probes.targets.entropy import Entropies, entropies
 from semcal.semantics.class_table import UNEXPLORED, ClassTable
 
 OTHER = "(other)"
+MOST_POOLED = 0.2  # share of the mass in OTHER above which a share explained says how much is pooled, not what is said
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ClassTarget:
         m: samples behind each row; None if the rows are exact (no sampling noise, and the ceiling is 1).
         name: of the target, for the column `target`.
         fixed_classes: whether classes were fixed before sampling, so that M alone tells the sampling noise. Sorting
-            classes or choosing the mode adds noise that M does not tell: then no ceiling is known.
+            classes or choosing the mode adds noise that M does not tell: then no ceiling is known, and no entropy.
+        entropies: of `π_x`, where more is known of them than the masses tell; None: as the masses tell.
 
     Raises:
         ValueError: the shapes disagree, a mass is negative or not finite, or a row does not sum to 1.
@@ -37,6 +40,7 @@ class ClassTarget:
     m: int | None
     name: str = "classes"
     fixed_classes: bool = True
+    entropies: Entropies | None = None
 
     def __post_init__(self) -> None:
         shape = self.distribution.shape
@@ -54,6 +58,18 @@ class ClassTarget:
 
     def __len__(self) -> int:
         return len(self.distribution)
+
+    @property
+    def pooled(self) -> float:
+        """Share of the mass in the pooled class; 0 where nothing is pooled."""
+        return float(self.distribution[:, -1].mean()) if self.classes[-1] == OTHER else 0.0
+
+    @property
+    def known_entropies(self) -> Entropies | None:
+        """`entropies`, or what the masses tell of them; None where M does not tell the noise (`fixed_classes`)."""
+        if not self.fixed_classes:
+            return None
+        return self.entropies or entropies(self.distribution, self.m)
 
 
 def class_target(table: ClassTable, *, max_classes: int = 100) -> ClassTarget:
@@ -94,7 +110,23 @@ def class_targets(tables: Sequence[ClassTable], *, max_classes: int = 100) -> li
         for label, mass in row.items():
             distribution[index, column.get(label, len(order) - 1)] += mass
     parts = np.split(distribution, np.cumsum([len(table) for table in tables])[:-1])
-    return [ClassTarget(tuple(order), part, table.m) for part, table in zip(parts, tables, strict=True)]
+    return [
+        ClassTarget(tuple(order), part, table.m, entropies=_pooled_entropies(table, part, column))
+        for part, table in zip(parts, tables, strict=True)
+    ]
+
+
+def _pooled_entropies(table: ClassTable, distribution: np.ndarray, column: Mapping[str, int]) -> Entropies | None:
+    """Entropies of a table's distributions over a vocabulary (label -> column, what is in none in the last), where the
+    log-probabilities of its answers are known."""
+    if table.log_seen is None:
+        return None
+    log_seen = np.full(distribution.shape, -np.inf)
+    places = [column.get(label, distribution.shape[1] - 1) for labels in table.classes for label in labels]
+    row = np.repeat(np.arange(len(table)), [len(labels) for labels in table.classes])
+    own = np.concatenate([table.log_seen[at, : len(labels)] for at, labels in enumerate(table.classes)])
+    np.logaddexp.at(log_seen, (row, places), own)
+    return entropies(distribution, table.m, log_seen=log_seen)
 
 
 def distributions_of(table: ClassTable) -> list[dict[str, float]]:

@@ -35,6 +35,7 @@ UNPARSED = "(unparsed)"
 UNEXPLORED = "(unexplored)"
 LEFT_OUT = ("left_out_confidence", "left_out_agreement", "left_out_correct", "left_out_part")
 COLUMNS = ("question_id", "group", "class", "count", "mass", "seen_mass", "gold", "unparsed", *LEFT_OUT)
+LOG_SEEN = "log_seen"  # a column that tables of earlier versions lack; then it is unknown
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class ClassTable:
         left_out: [question, K, 4] confidence by mass, agreement, correctness, and the part that one of several tied
             classes counts for, when one sample of a class is left out (`left_out_by_mass`); NaN where a class was not
             sampled, None where masses are unknown, enumerated, or M is below 2.
+        log_seen: [question, K] log-probability, in nats, of the distinct answers of a class that were seen, together:
+            at most that of the class. −inf where none was; None where log-probabilities are unknown or answers were
+            enumerated (then `masses` are it).
 
     Raises:
         ValueError: the shapes disagree, or neither counts nor masses are given.
@@ -71,6 +75,7 @@ class ClassTable:
     gold: NDArray[np.bool_]
     unparsed: IntArray
     left_out: FloatArray | None = None
+    log_seen: FloatArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.questions)
@@ -190,8 +195,11 @@ class ClassTable:
         count = np.concatenate([np.asarray(some, dtype=int) for some in counts])
         masses = class_masses(row, of_class, count, logprob, shape=self.gold.shape)
         seen_mass = np.minimum(1.0, np.bincount(row, np.exp(logprob), len(self)))
+        log_seen = np.full(self.gold.shape, -np.inf)
+        np.logaddexp.at(log_seen, (row, of_class), logprob)  # of a long chain, exp(logprob) may be 0
         left_out = left_out_by_mass(row, of_class, count, logprob, self.gold) if (self.m or 0) > 1 else None
-        return replace(self, masses=masses, seen_mass=seen_mass, left_out=left_out)
+        known = {"masses": masses, "seen_mass": seen_mass, "log_seen": np.minimum(log_seen, 0.0)}
+        return replace(self, left_out=left_out, **known)
 
     # ---- size and order ------------------------------------------------------------------------------------------
 
@@ -320,7 +328,8 @@ class ClassTable:
     # ---- as a table on disk --------------------------------------------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per question and class, columns COLUMNS; `count` is absent where answers were enumerated."""
+        """One row per question and class, columns COLUMNS and LOG_SEEN; `count` is absent where answers were
+        enumerated."""
         rows = [(q, k) for q, labels in enumerate(self.classes) for k in range(len(labels))]
         row, column = (np.array(part, dtype=np.int64) for part in zip(*rows, strict=True)) if rows else ([], [])
         frame = pd.DataFrame(
@@ -338,6 +347,7 @@ class ClassTable:
                 name: np.nan if self.left_out is None else self.left_out[row, column, i]
                 for i, name in enumerate(LEFT_OUT)
             }
+            | {LOG_SEEN: np.nan if self.log_seen is None else self.log_seen[row, column]}
         )
         return frame.astype({"count": "Int64"})
 
@@ -357,11 +367,12 @@ class ClassTable:
         first = frame.drop_duplicates("question_id")
         shape = (len(questions), int(column.max()) + 1)
 
-        def laid_out(name: str, dtype: Any) -> np.ndarray:
-            array = np.zeros(shape, dtype=dtype)
+        def laid_out(name: str, dtype: Any, padding: float = 0) -> np.ndarray:
+            array = np.full(shape, padding, dtype=dtype)
             array[row, column] = frame[name].to_numpy(dtype=dtype)
             return array
 
+        seen = LOG_SEEN in frame and not bool(frame[LOG_SEEN].isna().any())
         left_out = np.stack([laid_out(name, np.float64) for name in LEFT_OUT], axis=-1)
         read = frame["unparsed"].to_numpy(dtype=bool)
         unparsed = np.full(len(questions), -1)
@@ -376,6 +387,7 @@ class ClassTable:
             gold=laid_out("gold", bool),
             unparsed=unparsed,
             left_out=None if bool(frame[LEFT_OUT[0]].isna().all()) else left_out,
+            log_seen=laid_out(LOG_SEEN, np.float64, -np.inf) if seen else None,
         )
 
 
