@@ -7,6 +7,7 @@ kernel for each shape that it meets, so small products stay as they are.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import linear as plain_linear
@@ -27,19 +28,40 @@ def linear_by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+class FrozenLinear(torch.autograd.Function):
+    """`linear` by a weight that is not learnt: gradients reach x alone. Use `FrozenLinear.apply(x, weight, bias)`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.weight = weight  # frozen, so it need not be watched for changes
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return linear(upstream[0].contiguous(), ctx.weight.T), None, None
+
+
 def _is_large(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= _SMALL
 
 
 @contextmanager
-def fast_products(model: torch.nn.Module) -> Iterator[None]:
-    """A context in which the linear layers of a model compute by `linear`, where their own forward pass is torch's."""
+def fast_products(model: torch.nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """A context in which the linear layers of a model compute by `linear`, where their own forward pass is torch's.
+
+    With `gradients`, these reach what the layers read, and layers that are learnt compute as they are.
+    """
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and _is_large(m.weight)] if _FASTER else []
     for layer in layers:
-        bias = None if layer.bias is None else layer.bias.detach()
-        layer.forward = partial(linear, weight=layer.weight.detach(), bias=bias)  # pyright: ignore[reportAttributeAccessIssue]
+        if gradients and layer.weight.requires_grad:
+            continue
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        if gradients:
+            layer.forward = lambda x, weight=weight, bias=bias: FrozenLinear.apply(x, weight, bias)  # pyright: ignore
+        else:
+            layer.forward = partial(linear, weight=weight, bias=bias)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)

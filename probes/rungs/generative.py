@@ -1,0 +1,292 @@
+"""The probe of the paper: LoRA adapters on the model itself, which reads a prompt and emits the class of its answer at
+once, as text and an end mark.
+
+q(c | x) is the probability of that text: a proper distribution over strings, so any class can be predicted, whether a
+training question had it or not. Knows prompts and classes as token ids (`probes.rungs.generated_text` makes them), and
+class distributions; nothing of runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from probes.evaluation.folds import Fold, nested_folds, too_few_groups
+from probes.evaluation.learning import shuffled_groups
+from probes.evaluation.result import Seeds
+from probes.rungs.adapter_training import AdapterTraining, Asked, Schedule
+from probes.rungs.emitter import Emitter
+from probes.targets.open import OpenTarget
+from semcal.arrays import FloatArray, IntArray
+from semcal.errors import NonFiniteError, UserError
+from semcal.models.checkpoint import LanguageModel
+from semcal.runs.files import content_key, write_atomically
+from semcal.seeds import keyed_generator
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How adapters are trained.
+
+    Attributes:
+        rank: of the adapters.
+        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: one that falls as
+            1/width (Yang et al. 2022, arXiv 2203.03466).
+        epochs: at most; the one with the lowest validation loss is kept, which may be epoch 0, the model as it is.
+        draws: classes of a question in one pass, drawn from its distribution without regard to chance as far as
+            possible (systematic sampling), so that the expected loss is CE(π_x, q); a question with no more classes
+            shows them all, weighted.
+        batch: questions in a step.
+        folds, seed: of the cross-validation, the same as for every other rung; the seed also decides what is drawn.
+        curve: shares of the first fold's training groups that the learning curve has, beside 1.
+    """
+
+    rank: int = 8
+    rates: tuple[float, ...] | None = None
+    epochs: int = 3
+    draws: int = 8
+    batch: int = 8
+    folds: int = 5
+    seed: int = 0
+    curve: tuple[float, ...] = (0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """One training.
+
+    Attributes:
+        questions: that were learnt from, validation not included.
+        rate: learning rate that was best on the validation questions.
+        epoch: whose adapters were kept; 0: the model as it is.
+        training, validation: [epoch] nats per question; training begins with the first epoch, validation with epoch 0.
+    """
+
+    questions: int
+    rate: float
+    epoch: int
+    training: tuple[float, ...]
+    validation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What is learnt from a part of the first fold's training questions.
+
+    Attributes:
+        learnt: by how many questions, and how.
+        rows: [question] held-out questions of the first fold.
+        cross_entropy: [question] of these, in nats.
+    """
+
+    learnt: Learnt
+    rows: IntArray
+    cross_entropy: FloatArray
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Held-out log-probabilities of the generative rung.
+
+    Attributes:
+        log_q: [entry] of the target, in nats, by adapters that saw no question of that group.
+        learnt: [fold].
+        curve: the learning curve, ending with the first fold itself.
+    """
+
+    log_q: FloatArray
+    learnt: tuple[Learnt, ...]
+    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after every step: what is being done, in words; the loss of the step in nats per question, None while
+    scoring; the fraction of all work done; and the seconds left, None before anything is known."""
+
+    what: str
+    loss: float | None
+    fraction: float
+    seconds_left: float | None
+
+
+def generate_classes(
+    model: LanguageModel,
+    prompts: Sequence[Ids],
+    class_ids: Sequence[Ids],
+    target: OpenTarget,
+    group: Sequence[str],
+    how: Training = Training(),
+    *,
+    scratch: Path,
+    told: Callable[[Progress], None] = lambda _: None,
+) -> Generated:
+    """Cross-fit the generative rung.
+
+    >>> ids = class_ids(model, target.classes)
+    >>> generate_classes(model, prompts, ids, target, group, scratch=folder).log_q
+
+    Args:
+        model: whose answers are predicted; it is left as it is.
+        prompts: [question] token ids.
+        class_ids: [class of the target] token ids of its text.
+        group: [question].
+        scratch: a folder for what a stopped call leaves: the same call goes on from there, with the same result. It is
+            removed in the end.
+        told: hears of progress.
+
+    Raises:
+        UserError: fewer groups than folds, one class in all, or as `adapted`.
+        NonFiniteError: a loss that is not finite; fold, step and learning rate are named.
+    """
+    if reason := too_few_groups(len(set(group)), how.folds):
+        raise UserError(f"LoRA: {reason}")
+    if len(np.unique(target.column)) < 2:
+        raise UserError(
+            f"all answers are of one class, {target.classes[target.column[0]]!r}, so there is nothing to predict; "
+            "choose another B or other questions"
+        )
+    if not len(prompts) == len(target) == len(group) or len(class_ids) != len(target.classes):
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(group)} groups and {len(class_ids)} texts for {len(target)} questions and "
+            f"{len(target.classes)} classes; expected one of each"
+        )
+    if how.rates is None:
+        rate = min(3e-3, 1.2 / model.model.config.get_text_config().hidden_size)
+        how = Training(**asdict(how) | {"rates": (rate,)})
+    settings = [asdict(how), model.weights_hash, str(model.dtype)]
+    given = [[*map(list, prompts)], [*map(list, class_ids)], list(group)]
+    key = content_key(settings, given, target.starts.tolist(), target.column.tolist(), target.mass.tolist())
+    folder = scratch / key
+    found = _CrossFit(model, _asked(prompts, class_ids, target), target, how, folder, told).run(group)
+    shutil.rmtree(folder, ignore_errors=True)
+    if scratch.exists() and not any(scratch.iterdir()):
+        scratch.rmdir()
+    return found
+
+
+def _asked(prompts: Sequence[Ids], class_ids: Sequence[Ids], target: OpenTarget) -> list[Asked]:
+    asked = []
+    for row, prompt in enumerate(prompts):
+        entries = slice(target.starts[row], target.starts[row + 1])
+        sequences = [tuple(class_ids[column]) for column in target.column[entries]]
+        asked.append(Asked(tuple(prompt), sequences, target.mass[entries]))
+    return asked
+
+
+class _CrossFit:
+    """The folds and the learning curve, one training after the other, and how much of the work is done."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        asked: Sequence[Asked],
+        target: OpenTarget,
+        how: Training,
+        folder: Path,
+        told: Callable[[Progress], None],
+    ) -> None:
+        self.asked, self.target, self.how, self.folder, self.told = asked, target, how, folder, told
+        self.emitter = Emitter(model, how.rank, seed=int(keyed_generator(how.seed, "adapters").integers(2**62)))
+        longest = max(asked, key=lambda question: len(question.prompt) + max(map(len, question.sequences)))
+        self.emitter.check(longest.prompt, sorted(longest.sequences, key=len)[-4:])
+        self.done = self.planned = self.worked = 0.0
+        self.began = time.monotonic()
+
+    def run(self, group: Sequence[str]) -> Generated:
+        how, target = self.how, self.target
+        folds = nested_folds(group, how.folds, Seeds.of(how.seed).folds)
+        shares = [share for share in sorted(how.curve) if share < 1]
+        rounds = [len(how.rates or ()) + how.epochs - 1] * len(folds) + [how.epochs] * len(shares)
+        self.planned = sum(self._cost(fold, n) for fold, n in zip([*folds, *folds[:1] * len(shares)], rounds))
+        log_q, learnt, curve = np.empty(len(target.mass)), [], []
+        end = 0.0
+        for number, fold in enumerate(folds):
+            end += self._cost(fold, rounds[0])
+            own, scored = self._one(f"fold {number + 1} of {len(folds)}", fold, fold.fit, how.rates or ())
+            self.done = end
+            log_q[target.entries(fold.test)] = scored
+            learnt.append(own)
+        first = folds[0]
+        for share in shares:
+            end += self._cost(first, how.epochs)
+            part = _part(first.fit, group, share, how.seed)
+            name = f"fold 1 of {len(folds)} from {len(part)} questions"
+            own, scored = self._one(name, first, part, (learnt[0].rate,))
+            self.done = end
+            curve.append(self._point(own, first.test, scored))
+        curve.append(self._point(learnt[0], first.test, log_q[target.entries(first.test)]))
+        return Generated(log_q, tuple(learnt), tuple(curve))
+
+    def _one(self, name: str, fold: Fold, fit: IntArray, rates: Sequence[float]) -> tuple[Learnt, FloatArray]:
+        """One training, and log-probabilities of the entries of the fold's held-out questions."""
+        file = self.folder / f"{name}.json"
+        if file.exists():
+            kept = json.loads(file.read_text())
+            return Learnt(**kept["learnt"]), np.array(kept["log_q"])
+        trainings = [self._training(name, fold, fit, rate) for rate in rates]
+        for training in trainings:
+            training.until(1)
+        best = min(trainings, key=lambda training: training.validation[1])
+        best.until(self.how.epochs)
+        self.emitter.set(best.best_adapters)
+        self._tell(f"{name}: scoring", None, 0.0)
+        log_q = np.concatenate(
+            self.emitter.score_all([(self.asked[i].prompt, self.asked[i].sequences) for i in fold.test])
+        )
+        self.worked += self._scoring(fold)
+        own = Learnt(len(fit), best.schedule.rate, best.best, tuple(best.training), tuple(best.validation))
+        text = json.dumps({"learnt": asdict(own), "log_q": log_q.tolist()})
+        write_atomically(file, lambda path: path.write_text(text))
+        for training in trainings:
+            training.file.unlink(missing_ok=True)
+        return own, log_q
+
+    def _training(self, name: str, fold: Fold, fit: IntArray, rate: float) -> AdapterTraining:
+        how = self.how
+        schedule = Schedule(rate, how.epochs, self._steps(fold), how.draws, how.batch, how.seed)
+        learnt, validated = ([self.asked[i] for i in rows] for rows in (fit, fold.validation))
+        file = self.folder / f"{name}, rate {rate:g}.safetensors"
+
+        def told(loss: float) -> None:
+            self._tell(name, loss, 1.0)
+
+        return AdapterTraining(self.emitter, name, learnt, validated, schedule, file, told)
+
+    def _steps(self, fold: Fold) -> int:
+        return -(-len(fold.fit) // self.how.batch)
+
+    def _cost(self, fold: Fold, rounds: int) -> float:
+        """Of a training and its scoring, in steps."""
+        return rounds * self._steps(fold) + self._scoring(fold)
+
+    def _scoring(self, fold: Fold) -> float:
+        """Cost of scoring, in steps: a pass without gradients takes about 0.4 of one with them."""
+        classes = np.diff(self.target.starts)[fold.test].sum()
+        return 0.4 * max(len(fold.test), classes / self.how.draws) / self.how.batch
+
+    def _tell(self, what: str, loss: float | None, steps: float) -> None:
+        self.done += steps
+        self.worked += steps
+        per_step = (time.monotonic() - self.began) / self.worked if self.worked else None
+        left = None if per_step is None else max(0.0, self.planned - self.done) * per_step
+        self.told(Progress(what, loss, min(1.0, self.done / self.planned), left))
+
+    def _point(self, learnt: Learnt, rows: IntArray, log_q: FloatArray) -> CurvePoint:
+        held = self.target.select(rows)
+        return CurvePoint(learnt, rows, np.bincount(held.question, -held.mass * log_q, len(held)))
+
+
+def _part(rows: IntArray, group: Sequence[str], share: float, seed: int) -> IntArray:
+    """About a share of the rows, in whole groups; smaller parts are contained in larger ones."""
+    ordered = [rows[own] for own in shuffled_groups(np.asarray(group)[rows].tolist(), seed=seed)]
+    enough = int(np.searchsorted(np.cumsum([len(own) for own in ordered]), share * len(rows))) + 1
+    return np.sort(np.concatenate(ordered[:enough]))
