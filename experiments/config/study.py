@@ -363,10 +363,12 @@ class ProbesConfig(Settings):
     """`rungs` other than linear are fitted to targets that are distributions (classes, ranked, mode_correct) at
     `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens.
 
-    The rungs lora and lens and the baselines first-token, random-init and step-0 need the model, and read the last
-    prompt token: LoRA is fitted once, to the whole model and without a control task; the lens to classes at every
-    residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on the Hub, or @REVISION
-    of the model's own id. `device` is where probes are fitted: auto is CUDA where it is available, else the CPU.
+    The rungs generative, lora and lens and the baselines first-token, random-init and step-0 need the model, and read
+    the last prompt token. Adapters are fitted once, to the whole model and without a control task: those of the
+    generative rung to all classes, however many, on prompts whose `exemplars` are dropped or kept. The lens is fitted
+    to classes at every residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on
+    the Hub, or @REVISION of the model's own id. `device` is where probes are fitted: auto is CUDA where it is
+    available, else the CPU.
     `activations` is a file of another tool's captures, read in place of the run's own (`probes.activations.foreign`).
     """
 
@@ -377,6 +379,7 @@ class ProbesConfig(Settings):
     rung_layers: list[str] = Field(default=[])
     baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0"]] = Field(default=["tfidf"])
     step0: str = ""
+    exemplars: Literal["drop", "keep"] = "drop"
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100
     permutations: Annotated[int, Field(ge=0)] = 50

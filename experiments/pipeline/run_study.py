@@ -207,7 +207,7 @@ def analyse(
     ):
         reporter.stage(cell, "probing")
         with run.replacing() as new:
-            probe(cell, new, models)
+            probe(cell, new, models, lambda words: reporter.stage(cell, words))
             _record(cell, new, "probe")
     if stored_cell(run) != cell:  # labels
         run.write_config(cell.model_dump(mode="json"))

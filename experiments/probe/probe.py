@@ -6,7 +6,7 @@ Rungs and baselines that read the model itself are in `experiments.probe.with_mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ CLASSES = "classes"
 log = logging.getLogger(__name__)
 
 
-def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
+def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[str], None] = lambda _: None) -> None:
     """Fit probes on the captured activations to the classes that `score` found; writes probes.parquet and, per
     question, probe_losses.parquet.
 
     A position is probed on the questions that have it, if they make enough groups. At the last prompt token the probe's
     confidence is measured, too (`probe_confidence`), and rungs and baselines that read the run's model are fitted:
-    `models` are asked for it, if there is one of them.
+    `models` are asked for it, if there is one of them. `tell` hears of progress, in words.
 
     Raises:
         UserError: fewer groups of questions than folds; a device that is not available; what `ModelProbes` or
@@ -59,7 +59,7 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
     if cell.probes.reads_model:
         from experiments.probe.with_model import ModelProbes  # it fits by the functions of this module
 
-        with_model = ModelProbes.of(cell, run, models or Models())
+        with_model = ModelProbes.of(cell, run, models or Models(), tell)
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in probed_positions(cell):
         at = Probed.of(cell, run, position)

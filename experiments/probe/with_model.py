@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.config.study import Cell, ModelConfig, ProbesConfig
+from experiments.probe.generative_rung import Tell, fit_generative
 from experiments.probe.probe import CLASSES, Probed, probe_device
 from experiments.sample.models import Models, load_model, model_path
 from experiments.sample.sample_cell import form_of
@@ -20,7 +21,7 @@ from probes.activations.capture import capture
 from probes.activations.hooks import decoder_layers
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import first_token_features, random_init_like
-from probes.evaluation.result import Evaluation
+from probes.evaluation.result import GENERATIVE, Evaluation
 from probes.evaluation.rungwise import Candidates
 from probes.rungs.lens import LensProbe, final_norm, first_tokens
 from probes.rungs.lora import LoRAProbe, projections
@@ -35,6 +36,7 @@ from semcal.sampling.records import Prompt
 from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 
 WHOLE_MODEL = "whole model"  # where other rows name the layer they read
+ADAPTERS = (GENERATIVE, "lora")
 RANDOM, BEFORE = "random-init", "step-0"
 _OF_THE_FIRST_TOKEN = ("classes", "b_confidence", "entropy")
 
@@ -51,8 +53,8 @@ def check_probes(probes: ProbesConfig, model: ModelConfig) -> None:
         probe_device(probes.device)
     except UserError as error:
         raise UserError(f"probes.device: {error}") from None
-    if "lora" in probes.rungs and find_spec("peft") is None:
-        raise UserError("probes.rungs: lora needs peft; pip install 'semcal[organisms]'")
+    if (adapters := [name for name in ADAPTERS if name in probes.rungs]) and find_spec("peft") is None:
+        raise UserError(f"probes.rungs: {adapters[0]} needs peft; pip install 'semcal[organisms]'")
     if BEFORE in probes.baselines:
         before = before_training(model, probes.step0)
         try:
@@ -75,9 +77,10 @@ class ModelProbes:
     cell: Cell
     run: Run
     model: LanguageModel
+    tell: Tell
 
     @classmethod
-    def of(cls, cell: Cell, run: Run, models: Models) -> ModelProbes | None:
+    def of(cls, cell: Cell, run: Run, models: Models, tell: Tell) -> ModelProbes | None:
         """None, and no model is loaded, where nothing asks for it.
 
         Raises:
@@ -87,14 +90,16 @@ class ModelProbes:
         if not cell.probes.reads_model:
             return None
         check_probes(cell.probes, cell.model)
-        found = cls(cell, run, models.of_run(cell, run))
+        found = cls(cell, run, models.of_run(cell, run), tell)
         try:
-            if "lora" in cell.probes.rungs:
+            if set(ADAPTERS) & set(cell.probes.rungs):
                 projections(found.model.model)
             if "lens" in cell.probes.rungs or "first-token" in cell.probes.baselines:
                 final_norm(found.model.model)
         except TypeError as error:
-            raise UserError(f"{cell.model.name}: {error}; leave lora, lens and first-token out of probes") from None
+            raise UserError(
+                f"{cell.model.name}: {error}; leave generative, lora, lens and first-token out of probes"
+            ) from None
         if "first-token" in cell.probes.baselines and found.last_block not in (there := found.captured):
             raise UserError(
                 f"{run.folder}: probes.baselines: first-token reads {found.last_block}, which was not captured"
@@ -119,6 +124,8 @@ class ModelProbes:
         """
         probes = self.cell.probes
         for name in probes.targets:
+            if GENERATIVE in probes.rungs and name == CLASSES:
+                yield self._generative(at)
             if "lora" in probes.rungs and name not in SCALARS:
                 yield self._lora(name, at)
             if "lens" in probes.rungs and name == CLASSES:
@@ -131,6 +138,12 @@ class ModelProbes:
             yield from self._linear(probes.targets, RANDOM, layers, at)
         if BEFORE in probes.baselines:
             yield from self._linear(probes.targets, BEFORE, self._before(at), at)
+
+    def _generative(self, at: Probed) -> Evaluation:
+        ids = [prompt.ids for prompt in self._prompts(at)]
+        found, curve = fit_generative(self.cell, self.run, self.model, at.table, ids, self.tell)
+        self.run.write_learning_curve(curve)
+        return found
 
     def _lora(self, name: str, at: Probed) -> Evaluation:
         # The best rate of Adam falls as 1/width (Yang et al. 2022, arXiv 2203.03466): 2e-4 for 2,048 dimensions.

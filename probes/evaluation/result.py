@@ -16,7 +16,8 @@ from probes.evaluation.ceiling import Ceiling
 from probes.evaluation.controls import share_interval
 from probes.evaluation.kl_gap import KLGap, kl_gaps
 from probes.targets.closed import MOST_POOLED, ClassTarget
-from probes.targets.open import sparse
+from probes.targets.entropy import Entropies
+from probes.targets.open import OpenTarget, sparse
 from probes.targets.scalars import ScalarTarget
 from semcal.calibration.resampling import Resampling
 
@@ -25,6 +26,7 @@ COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "c
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
 COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_rest", "gap_floor", "pooled"]
 
+GENERATIVE = "generative"
 LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
 KL_EXPLAINED, R2 = "kl_explained", "r2"
 SHARES = ("explained", "low", "high", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity")
@@ -179,3 +181,40 @@ def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:
     layers = frame.loc[frame["rung"] == LINEAR, "layer"].tolist()
     rows = frame.loc[(frame["layer"] == layer) | ~frame["layer"].isin(layers), :]
     return rows.drop_duplicates([key for key in ("position", "rung") if key in frame], keep="last")
+
+
+def open_evaluation(
+    log_q: np.ndarray,
+    log_baseline: np.ndarray,
+    labels: Mapping[str, Any],
+    *,
+    target: OpenTarget,
+    found: Entropies,
+    group: Sequence[str],
+    resampling: Resampling,
+    columns: Mapping[str, Any],
+) -> Evaluation:
+    """The same columns for classes that questions do not share, none of them pooled: no ceiling and no control task.
+
+    Args:
+        log_q: [row, entry] held-out log-probabilities.
+        log_baseline: [entry] those of the candidate-only model, or of the marginal.
+        labels: the columns rung, layer (one per row) and measure.
+        found: [question] entropies of the target.
+        group, resampling, columns: as in `evaluation`.
+    """
+    gaps = tuple(kl_gaps(target, np.concatenate([log_q, log_baseline[None]]), found, group, resampling))
+    nats = np.stack([gap.per_question + (found.point - found.plug_in) for gap in gaps])  # KL of the shares
+    losses, baseline = nats[:-1], nats[-1]
+    total = baseline.sum()
+    low, high = share_interval(losses, baseline, group, resampling)
+    frame = pd.DataFrame(
+        dict(labels)
+        | {"target": target.name, "explained": 1 - losses.sum(1) / (total if total > 0 else np.nan)}
+        | {"low": low, "high": high, "n": len(group), "n_classes": len(target.classes)}
+        | {"baseline_nats": float(baseline.mean()), "probe_nats": losses.mean(1), "pooled": 0.0}
+        | gap_columns(gaps[:-1])
+    ).assign(**columns)
+    frame = frame.reindex(columns=COLUMNS)
+    frame["choice"] = frame["choice"].fillna("").astype(str)
+    return Evaluation(frame, losses, baseline, log_q, gaps)

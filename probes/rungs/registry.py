@@ -41,7 +41,7 @@ class Entry:
     """One rung.
 
     Attributes:
-        home: "module:class" of the `Rung`, imported when first used.
+        home: "module:class" of the `Rung`, imported when first used; a function where a rung is no `Rung`.
         reads: one layer at one token ("layer", activations [question, d]), all tokens of the question at one layer
             ("question tokens", `Segments`), or the model itself ("model").
         candidates: (class, given) -> what is chosen from in each fold, the most constrained first; None for rungs that
@@ -79,6 +79,7 @@ RUNGS = {
         "question tokens",
         lambda probe, given: [probe(seed=given.seed, device=given.device)],
     ),
+    "generative": Entry("probes.rungs.generative:generate_classes", "model"),
     "lora": Entry("probes.rungs.lora:LoRAProbe", "model"),
     "lens": Entry("probes.rungs.lens:LensProbe", "model"),
 }

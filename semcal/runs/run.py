@@ -469,6 +469,14 @@ class Run:
         "classes"; empty before `semcal probe`."""
         return self._parquet_if_any("probe_losses.parquet")
 
+    def write_learning_curve(self, table: pd.DataFrame) -> None:
+        self._write_parquet("learning_curve.parquet", table)
+
+    def learning_curve(self) -> pd.DataFrame:
+        """KL gap of the generative rung by the number of questions it learnt from, on the held-out questions of one
+        fold; empty where it was not fitted."""
+        return self._parquet_if_any("learning_curve.parquet")
+
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         write_atomically(self.place(name), lambda p: table.to_parquet(p, index=False))
 

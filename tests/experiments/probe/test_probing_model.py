@@ -268,3 +268,20 @@ def test_lora_without_peft_is_refused_before_sampling(tmp_path, study_dict, monk
     monkeypatch.setattr("experiments.probe.with_model.find_spec", lambda _: None)
     study = write_study(tmp_path, study_dict | {"probes": {"rungs": ["lora"]}})
     assert "lora needs peft; pip install" in refused(monkeypatch, capsys, "run", study)
+
+
+def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
+    cell, said = stored_cell(run), []
+    probes = ProbesConfig(folds=3, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
+    probe(cell.model_copy(update={"probes": probes}), run, tell=said.append)
+    row = run.probes().iloc[0]
+    assert (row["rung"], row["layer"], row["target"], row["n"]) == ("generative", "whole model", "classes", 48)
+    assert row["gap_low"] <= row["gap"] <= row["gap_high"]
+    assert row["gap_top"] + row["gap_rest"] == pytest.approx(row["gap"])
+    assert row["choice"].startswith("rate=")
+    losses = run.probe_losses()
+    assert losses["gap_nats"].mean() == pytest.approx(row["gap"], abs=1e-5)
+    curve = run.learning_curve()
+    assert list(curve["questions"]) == sorted(set(curve["questions"]))
+    assert "probing, LoRA fold 3 of 3" in said[-1]
+    assert not (run.folder / ".probing").exists()

@@ -1,0 +1,104 @@
+"""The generative rung of a run: its prompts and classes as token ids, its row in the tables, and its learning curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from experiments.config.study import Cell
+from experiments.sample.sample_cell import form_of
+from probes.evaluation.folds import nested_folds
+from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
+from probes.rungs.generated_text import answer_lead, class_ids, prompts_without_exemplars
+from probes.rungs.generative import Generated, Learnt, Progress, Training, generate_classes
+from probes.targets.entropy import Entropies
+from probes.targets.open import OpenTarget, open_entropies, open_target
+from semcal.calibration.inference.bootstrap import bootstrap_interval
+from semcal.calibration.inference.paired import plain_mean
+from semcal.calibration.resampling import Resampling
+from semcal.models.checkpoint import LanguageModel
+from semcal.questions.question import Question
+from semcal.runs.run import Run
+from semcal.semantics.class_table import ClassTable
+
+SCRATCH = ".probing"  # in a run's folder: what a stopped training left
+Tell = Callable[[str], None]
+
+
+def fit_generative(
+    cell: Cell, run: Run, model: LanguageModel, table: ClassTable, prompts: Sequence[Sequence[int]], tell: Tell
+) -> tuple[Evaluation, pd.DataFrame]:
+    """The rung's evaluation over all classes of the run, and its learning curve.
+
+    Args:
+        table, prompts: the questions to probe, and the token ids that the model read for each.
+        tell: hears of progress, in words.
+
+    Raises:
+        UserError: as `generate_classes` and `class_ids`.
+    """
+    target, group, form = open_target(table), table.groups.tolist(), form_of(cell)
+    if cell.probes.exemplars == "drop":
+        by_id = {question.id: question for question in run.question_records()}
+        asked: list[Question] = [by_id[key] for key in table.questions]
+        prompts = prompts_without_exemplars(model, form, asked, prompts)
+    texts = class_ids(model, target.classes, lead=answer_lead(model, form))
+    how = Training(folds=cell.probes.folds, seed=cell.seed)
+    found = generate_classes(
+        model, prompts, texts, target, group, how, scratch=run.folder / SCRATCH, told=lambda p: tell(_words(p))
+    )
+    seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
+    of_run = open_evaluation(
+        found.log_q[None],
+        held_out_marginal(target, group, cell.probes.folds, seeds.folds),
+        {"rung": GENERATIVE, "layer": ["whole model"], "measure": KL_EXPLAINED},
+        target=target,
+        found=open_entropies(table),
+        group=group,
+        resampling=Resampling(seed=seeds.bootstrap),
+        columns={"choice": _chosen(found.learnt)},
+    )
+    return of_run, learning_curve(found, open_entropies(table), group, resampling)
+
+
+def held_out_marginal(target: OpenTarget, group: Sequence[str], folds: int, seed: int) -> np.ndarray:
+    """[entry] log-probabilities by the mean distribution of the other folds' questions, smoothed by one question that
+    is uniform over the run's classes, as closed marginals are."""
+    found, size = np.empty(len(target.mass)), len(target.classes)
+    for fold in nested_folds(group, folds, seed):
+        seen = target.entries(fold.train)
+        total = np.bincount(target.column[seen], target.mass[seen], size)
+        own = target.entries(fold.test)
+        found[own] = np.log((total + 1 / size) / (len(fold.train) + 1))[target.column[own]]
+    return found
+
+
+def learning_curve(found: Generated, known: Entropies, group: Sequence[str], resampling: Resampling) -> pd.DataFrame:
+    """One row per number of questions learnt from: the KL gap on the first fold's held-out questions, with its interval
+    over groups, and how training went."""
+    rows = []
+    for point in found.curve:
+        gaps = point.cross_entropy - known.point[point.rows]
+        labels = np.asarray(group)[point.rows]
+        mean = bootstrap_interval(plain_mean, (gaps, gaps), group=labels, resampling=resampling)
+        rows.append(
+            {"rung": GENERATIVE, "questions": point.learnt.questions, "held_out": len(gaps), "gap": mean.estimate}
+            | {"gap_low": mean.low, "gap_high": mean.high, "rate": point.learnt.rate, "epoch": point.learnt.epoch}
+        )
+    return pd.DataFrame(rows)
+
+
+def _chosen(learnt: Sequence[Learnt]) -> str:
+    """The learning rates and epochs that were kept, over folds."""
+    rates = ", ".join(f"{rate:g}" for rate in sorted({one.rate for one in learnt}))
+    epochs = sorted(one.epoch for one in learnt)
+    kept = str(epochs[0]) if epochs[0] == epochs[-1] else f"{epochs[0]} to {epochs[-1]}"
+    return f"rate={rates}, epoch={kept}"
+
+
+def _words(progress: Progress) -> str:
+    left = "" if progress.seconds_left is None else f", {max(1, round(progress.seconds_left / 60))} min left"
+    loss = "" if progress.loss is None else f", loss {progress.loss:.2f}"
+    return f"probing, LoRA {progress.what}{loss}, {progress.fraction:.0%}{left}"
