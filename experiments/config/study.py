@@ -360,8 +360,12 @@ Rung = Annotated[str, AfterValidator(_rung)]
 
 
 class ProbesConfig(Settings):
-    """`rungs` other than linear are fitted to targets that are distributions (classes, ranked, mode_correct) at
-    `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens.
+    """`target` says what the target classes is: closed, one vocabulary of `max_classes` in which the lightest are
+    pooled; or open, all classes of the run, for which the bilinear rung takes the place of the linear one, and other
+    rungs that need a vocabulary are not fitted; auto is open where more than 5 % of the mass would be pooled.
+
+    `rungs` other than linear and bilinear are fitted to targets that are distributions (classes, ranked, mode_correct)
+    at `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens.
 
     The rungs generative, lora and lens and the baselines first-token, random-init and step-0 need the model, and read
     the last prompt token. Adapters are fitted once, to the whole model and without a control task: those of the
@@ -375,6 +379,7 @@ class ProbesConfig(Settings):
     enabled: bool = True
     activations: str = ""
     targets: list[Target] = Field(default=["classes", "b_confidence", "entropy"])
+    target: Literal["auto", "closed", "open"] = "auto"
     rungs: list[Rung] = Field(default=["linear"])
     rung_layers: list[str] = Field(default=[])
     baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0"]] = Field(default=["tfidf"])

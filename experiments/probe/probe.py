@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,22 @@ import pandas as pd
 import torch
 
 from experiments.config.study import Cell
+from experiments.probe.open_classes import OpenClasses, features_of, is_open
 from experiments.sample.models import Models
 from probes.activations.foreign import ForeignActivations
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import TEXT_PENALTIES, Texts, marginal_row
+from probes.evaluation.baselines import TEXT_PENALTIES, Texts, baseline_row
 from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
-from probes.evaluation.result import COLUMNS, LINEAR, Evaluation
+from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
 from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
+from probes.targets.open import open_target
 from probes.targets.scalars import SCALARS, b_confidence, mode_correctness, mode_share, scalar_target
+from semcal.arrays import FloatArray
 from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
 from semcal.models.checkpoint import pick_device
@@ -55,14 +59,18 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
     """
     if reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds):
         raise UserError(f"{run.folder}: {reason}")
+    models, table = models or Models(), run.class_table()
+    opened, features = CLASSES in cell.probes.targets and is_open(cell, table), None
+    if opened or BILINEAR in cell.probes.rungs:
+        features = features_of(cell, run, open_target(table).classes, models)
     with_model = None
     if cell.probes.reads_model:
         from experiments.probe.with_model import ModelProbes  # it fits by the functions of this module
 
-        with_model = ModelProbes.of(cell, run, models or Models(), tell)
+        with_model = ModelProbes.of(cell, run, models, tell)
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in probed_positions(cell):
-        at = Probed.of(cell, run, position)
+        at = Probed.of(cell, run, position, features, opened=opened)
         if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
             where = "%s: not probed at the position %s: of the questions that have it, %s"
             log.warning(where, cell.label, position, reason)
@@ -90,18 +98,30 @@ class Probed:
     Attributes:
         table, questions: their classes, and their rows of `Run.questions`.
         activations: of all questions of the run that have the position, read from disk layer by layer.
+        features: class -> what the bilinear probe knows of it; None where it is not asked for.
+        opened: whether the target classes is open, so that only rungs which know classes by their texts predict it.
     """
 
     cell: Cell
     table: ClassTable
     questions: pd.DataFrame
     activations: StoredActivations | ForeignActivations
+    features: dict[str, FloatArray] | None = None
+    opened: bool = False
 
     @classmethod
-    def of(cls, cell: Cell, run: Run, position: str) -> Probed:
+    def of(
+        cls,
+        cell: Cell,
+        run: Run,
+        position: str,
+        features: dict[str, FloatArray] | None = None,
+        *,
+        opened: bool = False,
+    ) -> Probed:
         activations = activations_of(cell, run, position)
         rows = np.flatnonzero(activations.present)
-        return cls(cell, run.class_table().select(rows), run.questions().iloc[rows], activations)
+        return cls(cell, run.class_table().select(rows), run.questions().iloc[rows], activations, features, opened)
 
     @property
     def group(self) -> list[str]:
@@ -116,6 +136,17 @@ class Probed:
         """How linear probes are cross-validated."""
         probes = self.cell.probes
         return CrossValidation(folds=probes.folds, permutations=probes.permutations, device=probe_device(probes.device))
+
+    @property
+    def closed(self) -> list[str]:
+        """The targets that rungs predict which know classes by their numbers alone."""
+        return [name for name in self.cell.probes.targets if not (self.opened and name == CLASSES)]
+
+    @cached_property
+    def classes(self) -> OpenClasses:
+        """All classes of the questions, for rungs that know them by their texts."""
+        assert self.features is not None
+        return OpenClasses.of(self.table, self.features, self.how, self.cell.seed)
 
     def target(self, name: str) -> Target:
         if name in SCALARS:
@@ -180,7 +211,7 @@ def fit_position(at: Probed) -> list[Evaluation]:
         UserError: a layer in `probes.rung_layers` that was not captured, naming the nearest.
     """
     probes, position = at.cell.probes, at.activations.position
-    targets = [at.target(name) for name in probes.targets]
+    targets = [at.target(name) for name in at.closed]
     for target in targets:
         if _constant(target):
             log.warning(
@@ -191,11 +222,16 @@ def fit_position(at: Probed) -> list[Evaluation]:
     if position == ALL_QUESTION_TOKENS:
         return list(_above(at, "question tokens"))
     layers, rows = Layers.stored(at.activations), list(_above(at, "layer"))
-    if LINEAR in probes.rungs:
+    if LINEAR in probes.rungs and targets:
         rows = [*at.fit_linear(targets, layers), *rows]
+    if CLASSES in probes.targets and (BILINEAR in probes.rungs or (at.opened and LINEAR in probes.rungs)):
+        rows.append(at.classes.evaluate(layers))
     if "tfidf" in probes.baselines:
         how = replace(at.how, penalties=TEXT_PENALTIES, permutations=0)
-        rows += at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
+        if targets:
+            rows += at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
+        if at.opened:
+            rows.append(at.classes.evaluate(at.texts, rung="baseline:tfidf"))
     # Target by target, as tables show them.
     return [e for name in probes.targets for e in rows if e.frame["target"].iloc[0] == name]
 
@@ -216,7 +252,7 @@ def _above(at: Probed, reads: str) -> Iterator[Evaluation]:
         if reads == "question tokens":
             X = Segments.of(X, at.activations.rows[at.activations.present])
         for rung in rungs:
-            for name in (t for t in cell.probes.targets if t not in SCALARS):
+            for name in (t for t in at.closed if t not in SCALARS):
                 yield at.fit_rung(name, Candidates(rung, candidates(rung, given)), X, layer=layer)
 
 
@@ -232,13 +268,12 @@ def _chosen(at: Probed) -> tuple[str, ...]:
 
 
 def table_of(evaluations: Sequence[Evaluation], position: str, *, with_marginal: bool) -> pd.DataFrame:
-    """The rows of all evaluations at a position; for each target also the marginal's, which explains nothing."""
-    frames = [e.frame for e in evaluations]
-    if with_marginal:
-        first: dict[str, Evaluation] = {}
-        for e in evaluations:
-            first.setdefault(str(e.frame["target"].iloc[0]), e)
-        frames += [marginal_row(e) for e in first.values()]
+    """The rows of all evaluations at a position; for each target also that of the candidate-only model, where there is
+    one, and if asked for that of the marginal, which explain nothing."""
+    frames, first = [e.frame for e in evaluations], {}
+    for e in evaluations:
+        first.setdefault((str(e.frame["target"].iloc[0]), e.against), e)
+    frames += [baseline_row(e) for (_, against), e in first.items() if with_marginal or against == CANDIDATES]
     return pd.concat(frames, ignore_index=True).assign(position=position)
 
 

@@ -126,9 +126,9 @@ class ModelProbes:
         for name in probes.targets:
             if GENERATIVE in probes.rungs and name == CLASSES:
                 yield self._generative(at)
-            if "lora" in probes.rungs and name not in SCALARS:
+            if "lora" in probes.rungs and name in at.closed and name not in SCALARS:
                 yield self._lora(name, at)
-            if "lens" in probes.rungs and name == CLASSES:
+            if "lens" in probes.rungs and name == CLASSES and name in at.closed:
                 yield from self._lens(at)
             if "first-token" in probes.baselines and name in _OF_THE_FIRST_TOKEN:
                 features = first_token_features(self.model, at.activations.layer(self.last_block))
@@ -161,8 +161,10 @@ class ModelProbes:
             )
 
     def _linear(self, names: Sequence[str], baseline: str, source: Layers, at: Probed) -> list[Evaluation]:
-        how = replace(at.how, permutations=0)
-        return at.fit_linear([at.target(name) for name in names], source, rung=f"baseline:{baseline}", how=how)
+        how, rung = replace(at.how, permutations=0), f"baseline:{baseline}"
+        closed = [at.target(name) for name in names if name in at.closed]
+        found = at.fit_linear(closed, source, rung=rung, how=how) if closed else []
+        return [*found, *([at.classes.evaluate(source, rung=rung)] if at.opened and CLASSES in names else [])]
 
     def _before(self, at: Probed) -> Layers:
         before = load_model(before_training(self.cell.model, self.cell.probes.step0))

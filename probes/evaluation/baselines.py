@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from probes.activations.layers import Layers
-from probes.evaluation.result import Evaluation, gap_columns
+from probes.evaluation.result import BASELINE, Evaluation, gap_columns
 from probes.rungs.lens import first_token_facts
 from probes.targets.closed import MOST_POOLED
 from semcal.models.checkpoint import LanguageModel
@@ -97,9 +97,10 @@ class Texts:
         return fitted, held_out
 
 
-def marginal_row(of: Evaluation) -> pd.DataFrame:
-    """The row "baseline:marginal" of an evaluation: it explains 0 by definition, and leaves all of its nats."""
-    row = of.frame.iloc[:1].assign(rung="baseline:marginal", layer="", choice="")
+def baseline_row(of: Evaluation) -> pd.DataFrame:
+    """The row of what an evaluation is read against, "baseline:marginal" or "baseline:candidate-only": it explains 0 by
+    definition, and leaves all of its nats."""
+    row = of.frame.iloc[:1].assign(rung=f"{BASELINE}{of.against}", layer="", choice="")
     shown = not row["pooled"].item() > MOST_POOLED
     row[["explained", "low", "high"]] = 0.0 if shown else np.nan
     row[["of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0 if shown and row["ceiling"].item() > 0 else np.nan

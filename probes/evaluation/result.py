@@ -26,7 +26,8 @@ COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "c
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
 COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_rest", "gap_floor", "pooled"]
 
-GENERATIVE = "generative"
+BILINEAR, GENERATIVE = "bilinear", "generative"
+MARGINAL, CANDIDATES = "marginal", "candidate-only"  # what a share explained is of
 LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
 KL_EXPLAINED, R2 = "kl_explained", "r2"
 SHARES = ("explained", "low", "high", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity")
@@ -57,7 +58,8 @@ class Evaluation:
     Attributes:
         frame: one row per layer, columns `COLUMNS`; see `probes.evaluation.layerwise.evaluate_all`.
         losses, baseline, log_q: see `HeldOut`.
-        gaps: [row] KL gaps, that of the marginal last; empty where the entropy of the target is not known.
+        gaps: [row] KL gaps, that of the baseline last; empty where the entropy of the target is not known.
+        against: what the baseline is: the marginal, or the candidate-only model of open classes.
     """
 
     frame: pd.DataFrame
@@ -65,6 +67,7 @@ class Evaluation:
     baseline: np.ndarray
     log_q: np.ndarray | None = None
     gaps: tuple[KLGap, ...] = ()
+    against: str = MARGINAL
 
 
 @dataclass(frozen=True)
@@ -193,12 +196,13 @@ def open_evaluation(
     group: Sequence[str],
     resampling: Resampling,
     columns: Mapping[str, Any],
+    against: str = MARGINAL,
 ) -> Evaluation:
     """The same columns for classes that questions do not share, none of them pooled: no ceiling and no control task.
 
     Args:
         log_q: [row, entry] held-out log-probabilities.
-        log_baseline: [entry] those of the candidate-only model, or of the marginal.
+        log_baseline: [entry] those of the candidate-only model, or of the marginal, as `against` says.
         labels: the columns rung, layer (one per row) and measure.
         found: [question] entropies of the target.
         group, resampling, columns: as in `evaluation`.
@@ -217,4 +221,4 @@ def open_evaluation(
     ).assign(**columns)
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)
-    return Evaluation(frame, losses, baseline, log_q, gaps)
+    return Evaluation(frame, losses, baseline, log_q, gaps, against)

@@ -42,14 +42,15 @@ class Entry:
 
     Attributes:
         home: "module:class" of the `Rung`, imported when first used; a function where a rung is no `Rung`.
-        reads: one layer at one token ("layer", activations [question, d]), all tokens of the question at one layer
+        reads: one layer at one token ("layer", activations [question, d]; or beside it embeddings of the classes'
+            texts, "layer and class texts", which `probes.evaluation.open_layers` fits at every layer), all tokens of the question at one layer
             ("question tokens", `Segments`), or the model itself ("model").
         candidates: (class, given) -> what is chosen from in each fold, the most constrained first; None for rungs that
             need the model, which `experiments.probe.with_model` makes.
     """
 
     home: str
-    reads: Literal["layer", "question tokens", "model"]
+    reads: Literal["layer", "layer and class texts", "question tokens", "model"]
     candidates: Callable[[Any, Given], list[Rung]] | None = None
 
 
@@ -79,6 +80,7 @@ RUNGS = {
         "question tokens",
         lambda probe, given: [probe(seed=given.seed, device=given.device)],
     ),
+    "bilinear": Entry("probes.rungs.bilinear:Bilinear", "layer and class texts"),
     "generative": Entry("probes.rungs.generative:generate_classes", "model"),
     "lora": Entry("probes.rungs.lora:LoRAProbe", "model"),
     "lens": Entry("probes.rungs.lens:LensProbe", "model"),

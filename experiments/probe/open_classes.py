@@ -1,0 +1,100 @@
+"""Class distributions of questions that share no vocabulary: when a run's are taken so, what a probe knows of its
+classes, and the rows of the bilinear probe and of baselines in the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from probes.evaluation.open_layers import evaluate_open
+from probes.rungs.class_texts import class_features
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from experiments.config.study import Cell
+from experiments.sample.models import Models
+from probes.evaluation.layerwise import CrossValidation, Source
+from probes.evaluation.result import BILINEAR, CANDIDATES, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
+from probes.targets.entropy import Entropies
+from probes.targets.open import OpenTarget, open_entropies, open_target, pooled_share
+from semcal.arrays import FloatArray
+from semcal.calibration.resampling import Resampling
+from semcal.runs.run import Run
+from semcal.semantics.class_table import ClassTable
+
+MOST_POOLED = 0.05  # of the mass, where `probes.target` is auto and classes are still taken as closed
+_SPELLED = 128  # axes of spellings
+
+
+def is_open(cell: Cell, table: ClassTable) -> bool:
+    """Whether the probes of a run predict all of its classes, and not one vocabulary with the light ones pooled."""
+    if cell.probes.target == "auto":
+        return pooled_share(table, cell.probes.max_classes) > MOST_POOLED
+    return cell.probes.target == "open"
+
+
+def features_of(cell: Cell, run: Run, labels: Sequence[str], models: Models) -> dict[str, FloatArray]:
+    """Label -> [feature], by which a probe knows a class: embeddings of its text by the run's own model, or, where a
+    server holds that model, the spelling (letters in twos to fours, on their leading axes)."""
+    if cell.model.is_served:
+        values = spellings(labels, seed=cell.seed)
+    else:
+        values = class_features(models.of_run(cell, run), labels)
+    return dict(zip(labels, values, strict=True))
+
+
+def spellings(labels: Sequence[str], *, seed: int) -> FloatArray:
+    """TF-IDF of two to four letters in a row, within words, on at most 128 axes: [label, axis]."""
+    counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(labels)
+    axes = min(_SPELLED, *(size - 1 for size in counts.shape))
+    return TruncatedSVD(max(1, axes), random_state=seed).fit_transform(counts)
+
+
+@dataclass(frozen=True)
+class OpenClasses:
+    """What is to be predicted of some questions, and how it is measured.
+
+    Attributes:
+        features: [class, feature] of `target.classes`.
+        found: entropies of the target.
+        group: [question].
+        how: folds, penalties and device of the cross-validation.
+        seed: of everything that is drawn, as in other rungs.
+    """
+
+    target: OpenTarget
+    features: FloatArray
+    found: Entropies
+    group: Sequence[str]
+    how: CrossValidation
+    seed: int
+
+    @classmethod
+    def of(cls, table: ClassTable, features: dict[str, FloatArray], how: CrossValidation, seed: int) -> OpenClasses:
+        target = open_target(table)
+        known = np.stack([features[label] for label in target.classes])
+        return cls(target, known, open_entropies(table), table.groups.tolist(), how, seed)
+
+    def evaluate(self, source: Source, *, rung: str = BILINEAR) -> Evaluation:
+        """The bilinear probe on every layer of a source; see `evaluate_open`. Only the run's own layers get a p-value.
+
+        Its share explained is of the KL that the candidate-only model leaves.
+        """
+        how = self.how if rung == BILINEAR else replace(self.how, exchanges=0)
+        seeds = Seeds.of(self.seed)
+        found = evaluate_open(source, self.target, self.features, group=self.group, how=how, seed=self.seed)
+        finite = np.where(np.isfinite(found.penalty), found.penalty, np.nan)
+        chosen = [f"penalty={np.nanmedian(row):g}" if np.isfinite(row).any() else "candidate-only" for row in finite]
+        return open_evaluation(
+            found.log_q,
+            found.candidate_log_q,
+            {"rung": rung, "layer": list(found.layers), "measure": KL_EXPLAINED},
+            target=self.target,
+            found=self.found,
+            group=self.group,
+            resampling=Resampling(seed=seeds.bootstrap),
+            columns={"p_value": found.p_value, "choice": chosen},
+            against=CANDIDATES,
+        )
