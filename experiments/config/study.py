@@ -372,7 +372,8 @@ class ProbesConfig(Settings):
     generative rung to all classes, however many, on prompts whose `exemplars` are dropped or kept. The lens is fitted
     to classes at every residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on
     the Hub, or @REVISION of the model's own id. `device` is where probes are fitted: auto is CUDA where it is
-    available, else the CPU.
+    available, else the CPU. `other` is the folder of another model's run on the same questions, whose activations the
+    baseline other-model reads: what they predict of this model's classes is not its knowledge of itself alone.
     `activations` is a file of another tool's captures, read in place of the run's own (`probes.activations.foreign`).
     """
 
@@ -382,8 +383,11 @@ class ProbesConfig(Settings):
     target: Literal["auto", "closed", "open"] = "auto"
     rungs: list[Rung] = Field(default=["linear"])
     rung_layers: list[str] = Field(default=[])
-    baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0"]] = Field(default=["tfidf"])
+    baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0", "other-model"]] = Field(
+        default=["tfidf"]
+    )
     step0: str = ""
+    other: str = ""
     exemplars: Literal["drop", "keep"] = "drop"
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100
@@ -398,8 +402,13 @@ class ProbesConfig(Settings):
             )
         if "step-0" in self.baselines and not self.step0:
             raise ValueError("probes.baselines: step-0 is a checkpoint before training; say which in probes.step0")
-        if self.step0 and "step-0" not in self.baselines:
-            raise ValueError(f"probes.step0 is {self.step0!r}, which no baseline reads; add step-0 to probes.baselines")
+        if "other-model" in self.baselines and not self.other:
+            raise ValueError("probes.baselines: other-model reads another model's run; say which in probes.other")
+        for key, baseline in (("step0", "step-0"), ("other", "other-model")):
+            if (value := getattr(self, key)) and baseline not in self.baselines:
+                raise ValueError(
+                    f"probes.{key} is {value!r}, which no baseline reads; add {baseline} to probes.baselines"
+                )
         return self
 
     @property

@@ -7,41 +7,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from experiments.config.study import Cell
-from experiments.probe.open_classes import OpenClasses, features_of, is_open
+from experiments.probe.confidence import probe_confidence
+from experiments.probe.open_classes import features_of, is_open
+from experiments.probe.probed import CLASSES, Probed, layers_of_other, probed_positions
+from experiments.probe.with_model import ModelProbes
 from experiments.sample.models import Models
-from probes.activations.foreign import ForeignActivations
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import TEXT_PENALTIES, Texts, baseline_row
+from probes.evaluation.baselines import TEXT_PENALTIES, baseline_row
 from probes.evaluation.folds import too_few_groups
-from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
+from probes.evaluation.layerwise import Target
 from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, LINEAR, Evaluation
-from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
-from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
+from probes.evaluation.rungwise import Candidates
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
-from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
+from probes.targets.closed import ClassTarget
 from probes.targets.open import open_target
-from probes.targets.scalars import SCALARS, b_confidence, mode_correctness, mode_share, scalar_target
-from semcal.arrays import FloatArray
-from semcal.calibration.resampling import Resampling
+from probes.targets.scalars import SCALARS
 from semcal.errors import UserError
-from semcal.models.checkpoint import pick_device
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
-from semcal.runs.stored_activations import StoredActivations
-from semcal.semantics.class_table import ClassTable
 
-CLASSES = "classes"
 log = logging.getLogger(__name__)
 
 
@@ -65,8 +57,6 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
         features = features_of(cell, run, open_target(table).classes, models)
     with_model = None
     if cell.probes.reads_model:
-        from experiments.probe.with_model import ModelProbes  # it fits by the functions of this module
-
         with_model = ModelProbes.of(cell, run, models, tell)
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
     for position in probed_positions(cell):
@@ -89,117 +79,6 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
         probe_confidence(cell, run)
     # Last, because a run counts as probed once this file is there.
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
-
-
-@dataclass(frozen=True)
-class Probed:
-    """The questions of a run that have a position, and what is read there.
-
-    Attributes:
-        table, questions: their classes, and their rows of `Run.questions`.
-        activations: of all questions of the run that have the position, read from disk layer by layer.
-        features: class -> what the bilinear probe knows of it; None where it is not asked for.
-        opened: whether the target classes is open, so that only rungs which know classes by their texts predict it.
-    """
-
-    cell: Cell
-    table: ClassTable
-    questions: pd.DataFrame
-    activations: StoredActivations | ForeignActivations
-    features: dict[str, FloatArray] | None = None
-    opened: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        cell: Cell,
-        run: Run,
-        position: str,
-        features: dict[str, FloatArray] | None = None,
-        *,
-        opened: bool = False,
-    ) -> Probed:
-        activations = activations_of(cell, run, position)
-        rows = np.flatnonzero(activations.present)
-        return cls(cell, run.class_table().select(rows), run.questions().iloc[rows], activations, features, opened)
-
-    @property
-    def group(self) -> list[str]:
-        return self.table.groups.tolist()
-
-    @property
-    def texts(self) -> Texts:
-        return Texts.of(list(self.questions["text"]), list(self.questions["prompt_tokens"]))
-
-    @property
-    def how(self) -> CrossValidation:
-        """How linear probes are cross-validated."""
-        probes = self.cell.probes
-        return CrossValidation(folds=probes.folds, permutations=probes.permutations, device=probe_device(probes.device))
-
-    @property
-    def closed(self) -> list[str]:
-        """The targets that rungs predict which know classes by their numbers alone."""
-        return [name for name in self.cell.probes.targets if not (self.opened and name == CLASSES)]
-
-    @cached_property
-    def classes(self) -> OpenClasses:
-        """All classes of the questions, for rungs that know them by their texts."""
-        assert self.features is not None
-        return OpenClasses.of(self.table, self.features, self.how, self.cell.seed)
-
-    def target(self, name: str) -> Target:
-        if name in SCALARS:
-            return scalar_target(self.table, name, seed=self.cell.seed)
-        return self.distribution(name)
-
-    def distribution(self, name: str) -> ClassTarget:
-        """A target that is a distribution."""
-        if name == CLASSES:
-            return class_target(self.table, max_classes=self.cell.probes.max_classes)
-        if name == "ranked":
-            return ranked_target(self.table)
-        return share_target(mode_correctness(self.table), name=name, m=self.table.m)
-
-    def fit_linear(
-        self, targets: Sequence[Target], source: Source, *, rung: str = LINEAR, how: CrossValidation | None = None
-    ) -> list[Evaluation]:
-        """Linear probes of whatever can be read like layers; each layer is read once for all targets."""
-        resampling = Resampling(seed=self.cell.seed)
-        return evaluate_all(source, targets, group=self.group, how=how or self.how, resampling=resampling, rung=rung)
-
-    def fit_rung(self, name: str, chosen_from: Candidates, X: Any, *, layer: str) -> Evaluation:
-        """One target that is a distribution by one rung at one layer; see `evaluate_rung`."""
-        resampling, target = Resampling(seed=self.cell.seed), self.distribution(name)
-        return evaluate_rung(chosen_from, X, target, layer=layer, group=self.group, how=self.how, resampling=resampling)
-
-
-def probed_positions(cell: Cell) -> list[str]:
-    """Where a run is probed. Another tool's activations count as those at the last prompt token."""
-    return [LAST_PROMPT_TOKEN] if cell.probes.activations else cell.capture.positions
-
-
-def activations_of(cell: Cell, run: Run, position: str) -> StoredActivations | ForeignActivations:
-    """What probes of a run read at a position: its own activations, or the file of another tool.
-
-    Raises:
-        UserError: as `Run.activations` and `ForeignActivations.open`.
-    """
-    if not cell.probes.activations:
-        return run.activations(position)
-    ids = run.questions()["id"].tolist()
-    return ForeignActivations.open(Path(cell.probes.activations), ids, position=position)
-
-
-def probe_device(name: str) -> str:
-    """The device that probes are fitted on: "auto" is CUDA where it is available, else the CPU (they need float64).
-
-    Raises:
-        UserError: a device that is not available on this machine.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return str(pick_device(name))
 
 
 def fit_position(at: Probed) -> list[Evaluation]:
@@ -232,6 +111,8 @@ def fit_position(at: Probed) -> list[Evaluation]:
             rows += at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
         if at.opened:
             rows.append(at.classes.evaluate(at.texts, rung="baseline:tfidf"))
+    if "other-model" in probes.baselines and position == LAST_PROMPT_TOKEN:
+        rows += at.fit_baseline(probes.targets, "other-model", layers_of_other(at))
     # Target by target, as tables show them.
     return [e for name in probes.targets for e in rows if e.frame["target"].iloc[0] == name]
 
@@ -287,60 +168,3 @@ def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[st
             nats |= {"gap_nats": gap.per_question, "gap_top_nats": gap.top_per_question}
             frames.append(pd.DataFrame(own | {name: values.astype(np.float32) for name, values in nats.items()}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def probe_confidence(cell: Cell, run: Run) -> None:
-    """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
-    probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
-
-    Both are linear, on the last layer at the last prompt token, fixed before looking; every question is predicted by
-    probes that saw none of its group. Where classes are open (names, numbers), the class probe can answer only with
-    those that many questions share (see `pooled`); then read the probe of B-confidence.
-
-    Raises:
-        UserError: nothing was captured at the last prompt token.
-    """
-    at = Probed.of(cell, run, LAST_PROMPT_TOKEN)
-    table, X, group = at.table, at.activations.layer(at.activations.layers[-1]), at.group
-    settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
-    target = class_target(table, max_classes=cell.probes.max_classes)
-    answer = probe_answer(out_of_fold(X, target.distribution, group, **settings), target.classes, table.gold_classes)
-    scalar = share_target(b_confidence(table), name="b_confidence", m=table.m)
-    sure = out_of_fold(X, scalar.distribution, group, **settings)[:, 0]
-    sampling, probing = costs(run)
-    measured: dict[str, Any] = {"table": table, "cost": probing, "resampling": cell.calibration.detail(cell.seed)}
-    named = np.zeros(table.gold.shape, dtype=bool)
-    for row, (labels, own) in enumerate(zip(table.classes, answer.labels, strict=True)):
-        named[row, : len(labels)] = np.array(labels) == own
-    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": target.pooled} | measured
-    rows = [
-        sampled_row(run.calibration(), sampling),
-        confidence_row("class probe", answer.confidence, answer.correct, **of_classes),
-        confidence_row("confidence probe", sure, table.by_count.correct, **measured),
-    ]
-    predicted = {"question_id": table.questions, "class": answer.labels}
-    predicted |= {"confidence": answer.confidence, "correct": answer.correct}
-    run.write_probe_predictions(pd.DataFrame(predicted))
-    run.write_probe_confidence(pd.DataFrame(rows))
-
-
-def costs(run: Run) -> tuple[Cost, Cost]:
-    """What one question costs to sample, and to probe; see `Cost`.
-
-    Records of work are used where they cover all questions: a run that took over samples from another has none.
-    """
-    samples, manifest, nan = run.samples(), run.manifest(), float("nan")
-    prompts, work = run.questions()["prompt_tokens"].to_numpy(), manifest["sampling_work"]
-    n = len(prompts)
-    prefix = max((w.get("prefix_tokens", 0) for w in work), default=0)
-    whole = sum(w.get("prompt_tokens", 0) for w in work) + n * prefix >= prompts.sum()
-
-    def each(name: str) -> float:
-        return sum(w.get(name, nan) for w in work) / n if whole else nan
-
-    counts = samples["count"].to_numpy(dtype=float, na_value=nan)
-    lengths = np.array([len(ids) for ids in samples["token_ids"]])
-    generated = float(counts @ lengths) / n if lengths.any() else nan
-    seconds = manifest.get("sampling_seconds", nan) / n if whole else nan
-    prompt = float(prompts.mean())
-    return Cost(prompt, generated, each("rows_decoded"), seconds), Cost(prompt, 0.0, 0.0, each("prefill_seconds"))

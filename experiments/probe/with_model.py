@@ -7,14 +7,14 @@ What needs only stored activations is in `experiments.probe.probe`, and its rows
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.config.study import Cell, ModelConfig, ProbesConfig
 from experiments.probe.generative_rung import Tell, fit_generative
-from experiments.probe.probe import CLASSES, Probed, probe_device
+from experiments.probe.probed import CLASSES, Probed, probe_device
 from experiments.sample.models import Models, load_model, model_path
 from experiments.sample.sample_cell import form_of
 from probes.activations.capture import capture
@@ -132,12 +132,12 @@ class ModelProbes:
                 yield from self._lens(at)
             if "first-token" in probes.baselines and name in _OF_THE_FIRST_TOKEN:
                 features = first_token_features(self.model, at.activations.layer(self.last_block))
-                yield from self._linear([name], "first-token", features, at)
+                yield from at.fit_baseline([name], "first-token", features)
         if RANDOM in probes.baselines:
             layers = self._shown_by(random_init_like(self.model, self.cell.seed), at)
-            yield from self._linear(probes.targets, RANDOM, layers, at)
+            yield from at.fit_baseline(probes.targets, RANDOM, layers)
         if BEFORE in probes.baselines:
-            yield from self._linear(probes.targets, BEFORE, self._before(at), at)
+            yield from at.fit_baseline(probes.targets, BEFORE, self._before(at))
 
     def _generative(self, at: Probed) -> Evaluation:
         ids = [prompt.ids for prompt in self._prompts(at)]
@@ -159,12 +159,6 @@ class ModelProbes:
             yield at.fit_rung(
                 CLASSES, Candidates("lens", path, control=False), at.activations.layer(layer), layer=layer
             )
-
-    def _linear(self, names: Sequence[str], baseline: str, source: Layers, at: Probed) -> list[Evaluation]:
-        how, rung = replace(at.how, permutations=0), f"baseline:{baseline}"
-        closed = [at.target(name) for name in names if name in at.closed]
-        found = at.fit_linear(closed, source, rung=rung, how=how) if closed else []
-        return [*found, *([at.classes.evaluate(source, rung=rung)] if at.opened and CLASSES in names else [])]
 
     def _before(self, at: Probed) -> Layers:
         before = load_model(before_training(self.cell.model, self.cell.probes.step0))

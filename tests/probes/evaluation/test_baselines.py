@@ -6,7 +6,7 @@ import torch
 
 from probes.activations.capture import capture
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import first_token_features, marginal_row, random_init_like
+from probes.evaluation.baselines import first_token_features, baseline_row, random_init_like
 from probes.rungs.lens import first_token_facts
 from probes.targets.closed import ClassTarget
 from probes.targets.scalars import ScalarTarget
@@ -63,9 +63,9 @@ def test_the_marginal_explains_nothing_and_leaves_all_of_its_nats() -> None:
     rng = np.random.default_rng(0)
     target = ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), None)
     score = partial(evaluated, rng.normal(size=(60, 2, 4)), layers=["a", "b"], group=[str(i) for i in range(60)])
-    row = marginal_row(score(target, permutations=0, seed=0)).iloc[0]
+    row = baseline_row(score(target, permutations=0, seed=0)).iloc[0]
     assert (row["rung"], row["layer"]) == ("baseline:marginal", "")
     assert row["explained"] == row["of_ceiling"] == 0
     assert row["probe_nats"] == pytest.approx(row["baseline_nats"])
     unknown = score(ClassTarget(tuple("abc"), np.eye(3)[rng.integers(0, 3, 60)], 1), permutations=0, seed=0)
-    assert np.isnan(marginal_row(unknown)["of_ceiling"].item())
+    assert np.isnan(baseline_row(unknown)["of_ceiling"].item())

@@ -1,0 +1,74 @@
+"""The confidence of a run's probes as a product: what they answer, and what a question costs to sample and to probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.config.study import Cell
+from experiments.probe.probed import Probed
+from probes.evaluation.rungwise import out_of_fold
+from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
+from probes.targets.closed import class_target, share_target
+from probes.targets.scalars import b_confidence, mode_share
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.runs.run import Run
+
+
+def probe_confidence(cell: Cell, run: Run) -> None:
+    """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
+    probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
+
+    Both are linear, on the last layer at the last prompt token, fixed before looking; every question is predicted by
+    probes that saw none of its group. Where classes are open (names, numbers), the class probe can answer only with
+    those that many questions share (see `pooled`); then read the probe of B-confidence.
+
+    Raises:
+        UserError: nothing was captured at the last prompt token.
+    """
+    at = Probed.of(cell, run, LAST_PROMPT_TOKEN)
+    table, X, group = at.table, at.activations.layer(at.activations.layers[-1]), at.group
+    settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
+    target = class_target(table, max_classes=cell.probes.max_classes)
+    answer = probe_answer(out_of_fold(X, target.distribution, group, **settings), target.classes, table.gold_classes)
+    scalar = share_target(b_confidence(table), name="b_confidence", m=table.m)
+    sure = out_of_fold(X, scalar.distribution, group, **settings)[:, 0]
+    sampling, probing = costs(run)
+    measured: dict[str, Any] = {"table": table, "cost": probing, "resampling": cell.calibration.detail(cell.seed)}
+    named = np.zeros(table.gold.shape, dtype=bool)
+    for row, (labels, own) in enumerate(zip(table.classes, answer.labels, strict=True)):
+        named[row, : len(labels)] = np.array(labels) == own
+    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": target.pooled} | measured
+    rows = [
+        sampled_row(run.calibration(), sampling),
+        confidence_row("class probe", answer.confidence, answer.correct, **of_classes),
+        confidence_row("confidence probe", sure, table.by_count.correct, **measured),
+    ]
+    predicted = {"question_id": table.questions, "class": answer.labels}
+    predicted |= {"confidence": answer.confidence, "correct": answer.correct}
+    run.write_probe_predictions(pd.DataFrame(predicted))
+    run.write_probe_confidence(pd.DataFrame(rows))
+
+
+def costs(run: Run) -> tuple[Cost, Cost]:
+    """What one question costs to sample, and to probe; see `Cost`.
+
+    Records of work are used where they cover all questions: a run that took over samples from another has none.
+    """
+    samples, manifest, nan = run.samples(), run.manifest(), float("nan")
+    prompts, work = run.questions()["prompt_tokens"].to_numpy(), manifest["sampling_work"]
+    n = len(prompts)
+    prefix = max((w.get("prefix_tokens", 0) for w in work), default=0)
+    whole = sum(w.get("prompt_tokens", 0) for w in work) + n * prefix >= prompts.sum()
+
+    def each(name: str) -> float:
+        return sum(w.get(name, nan) for w in work) / n if whole else nan
+
+    counts = samples["count"].to_numpy(dtype=float, na_value=nan)
+    lengths = np.array([len(ids) for ids in samples["token_ids"]])
+    generated = float(counts @ lengths) / n if lengths.any() else nan
+    seconds = manifest.get("sampling_seconds", nan) / n if whole else nan
+    prompt = float(prompts.mean())
+    return Cost(prompt, generated, each("rows_decoded"), seconds), Cost(prompt, 0.0, 0.0, each("prefill_seconds"))
