@@ -58,7 +58,7 @@ class Rung(BaseEstimator):
         if group is not None and len(group) != len(Y):
             raise ValueError(f"{len(group)} groups for {len(Y)} questions; expected one per question")
         check_targets(Y)
-        self._check_spread(inputs, Y)
+        _check_spread(Y)
         rows = self._row_bytes(inputs)
         names = [str(name) for name in group] if group is not None else [_digest(row) for row in rows]
         marks = [
@@ -67,7 +67,7 @@ class Rung(BaseEstimator):
         order = np.argsort(marks, kind="stable")
         inputs, targets = inputs[order], torch.as_tensor(Y[order])
         self.n_features_in_ = self._width(inputs)
-        self._learn_baseline(inputs, targets)
+        self.marginal_ = smoothed(targets).mean(0).numpy()
         self._learn(inputs, targets, [names[i] for i in order])
         return self
 
@@ -89,7 +89,7 @@ class Rung(BaseEstimator):
                 f"Y is {np.shape(Y)} and the predictions {found.shape}; expected the same questions and classes"
             )
         targets = torch.as_tensor(np.asarray(Y), dtype=torch.float64)
-        logs = (torch.as_tensor(log_q) for log_q in (found, self._log_baseline(inputs)))
+        logs = (torch.as_tensor(log_q) for log_q in (found, np.log(self.marginal_)))
         probe, baseline = (kl_divergence(targets, log_q).sum() for log_q in logs)
         return float(1 - probe / baseline) if baseline > 0 else float("nan")
 
@@ -101,19 +101,6 @@ class Rung(BaseEstimator):
                 f"X has {width} features, the probe was fitted to {self.n_features_in_}; give the same layer's"
             )
         return inputs
-
-    def _learn_baseline(self, inputs: Any, Y: Tensor) -> None:  # noqa: ARG002 - a baseline may look at the inputs
-        self.marginal_ = smoothed(Y).mean(0).numpy()
-
-    def _log_baseline(self, inputs: Any) -> np.ndarray:  # noqa: ARG002 - likewise
-        return np.log(self.marginal_)
-
-    def _check_spread(self, inputs: Any, Y: np.ndarray) -> None:  # noqa: ARG002 - likewise
-        if len(Y) < 2 or (Y[0] == Y).all():
-            raise ValueError(
-                f"{len(Y)} question(s) with one and the same class distribution teach a probe nothing; give at least 2 "
-                "that differ, or choose another B"
-            )
 
     def _warn_unless(self, converged: bool) -> None:
         if not converged:
@@ -183,6 +170,14 @@ def validation_split(group: Sequence[str], share: float, *, seed: int) -> tuple[
             break
     kept = sorted(set(range(len(group))) - set(held))
     return torch.tensor(kept), torch.tensor(sorted(held))
+
+
+def _check_spread(Y: np.ndarray) -> None:
+    if len(Y) < 2 or (Y[0] == Y).all():
+        raise ValueError(
+            f"{len(Y)} question(s) with one and the same class distribution teach a probe nothing; give at least 2 "
+            "that differ, or choose another B"
+        )
 
 
 class Padded:

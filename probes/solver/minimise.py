@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from einops import rearrange
@@ -79,13 +80,48 @@ def minimise(
     inverse = 1 / (curvature * share * (1 - share).clamp(min=0.1 / n) + ridge + torch.finfo(scores.dtype).tiny ** 0.5)
     inverse[:, :-1].masked_fill_((spectrum <= 0)[:, :, None], 0.0)
     theta = torch.cat([torch.zeros_like(moment[:, :-1]), share.log()], 1) if start is None else start
+    found = lbfgs(_Problem(scores, layer, moment, ridge), theta, inverse, max_iter=max_iter, tol=tol)
+    weight, bias = found.theta[:, :-1], found.theta[:, -1]
+    return SoftmaxFit(weight, bias, found.objective, found.iterations, found.converged)
 
+
+class Problems(Protocol):
+    """B smooth convex problems, each in a matrix of its own."""
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectives [B] and gradients [B, r, K] at theta [B, r, K]."""
+        ...
+
+    def take(self, index: Tensor) -> Self:
+        """Some of the problems, by indices or a mask."""
+        ...
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where L-BFGS ended: theta [B, r, K], objective [B], accepted steps [B], and whether they sufficed [B]."""
+
+    theta: Tensor
+    objective: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+def lbfgs(problem: Problems, theta: Tensor, inverse: Tensor, *, max_iter: int, tol: float) -> Descent:
+    """Solve B convex problems together; see `minimise`.
+
+    Args:
+        theta: [B, r, K], where they start.
+        inverse: [B, r, K], diagonal of the inverse Hessian, roughly; 0 where a coefficient stays as it is.
+        max_iter: steps at most.
+        tol: stop where a step promises to lower the objective by less.
+    """
+    batch = len(theta)
     theta_out, objective_out = theta.clone(), theta.new_empty(batch)
-    iterations_out = torch.full((batch,), max_iter, device=scores.device)
-    converged_out = torch.zeros(batch, dtype=torch.bool, device=scores.device)
+    iterations_out = torch.full((batch,), max_iter, device=theta.device)
+    converged_out = torch.zeros(batch, dtype=torch.bool, device=theta.device)
 
-    index = torch.arange(batch, device=scores.device)
-    problem = _Problem(scores, layer, moment, ridge)
+    index = torch.arange(batch, device=theta.device)
     value, gradient = problem.evaluate(theta)
     gamma = value.new_ones(batch)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change of gradient, 1 / their product (0: no such pair)
@@ -115,7 +151,7 @@ def minimise(
                 pairs[age] = (pair[0][keep], pair[1][keep], pair[2][keep])
     else:
         theta_out[index], objective_out[index] = theta, value
-    return SoftmaxFit(theta_out[:, :-1], theta_out[:, -1], objective_out, iterations_out, converged_out)
+    return Descent(theta_out, objective_out, iterations_out, converged_out)
 
 
 def _moments(scores: Tensor, Y: Tensor, layer: Tensor) -> Tensor:
@@ -185,7 +221,7 @@ def _two_loop(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor]], 
 
 
 def _line_search(
-    problem: _Problem, theta: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, slope: Tensor
+    problem: Problems, theta: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Backtrack, each problem on its own, until the decrease suffices: (stepped [b], theta, value, gradient)."""
     noise = 8 * torch.finfo(value.dtype).eps * value.abs()

@@ -11,7 +11,6 @@ from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from probes.rungs.bilinear import BilinearProbe, OpenQuestions
 from probes.rungs.lens import LensProbe, lens_log_probabilities
 from probes.rungs.linear import LinearProbe, LowRankProbe, RidgeLogitProbe
 from probes.rungs.lora import LoRAProbe
@@ -80,17 +79,6 @@ def marked_token(_tiny: LanguageModel, seed: int) -> World:
     return World(Segments(states, mask), drawn(pi, rng), rows_of, lambda X: replace(X, states=with_nan(X.states)))
 
 
-def named_candidates(_tiny: LanguageModel, seed: int) -> World:
-    """Two to six candidates a question, fresh embeddings for each: only an interaction can tell them apart."""
-    rng = np.random.default_rng(seed)
-    n, d, e = TRAIN + TEST, 5, 4
-    states, W = rng.normal(size=(n, d)), rng.normal(size=(d, e))
-    candidates = [rng.normal(size=(count, e)) for count in rng.integers(2, 7, n)]
-    X = OpenQuestions.of(states, candidates)
-    pi = softmax(np.where(X.mask, np.einsum("nd,de,nce->nc", states, W, X.candidates), -1e4), axis=1)
-    return World(X, drawn(pi, rng), rows_of, lambda X: replace(X, states=with_nan(X.states)))
-
-
 def last_token(_tiny: LanguageModel, seed: int) -> World:
     """Prompts of several lengths whose last but one token decides the distribution."""
     rng = np.random.default_rng(seed)
@@ -122,7 +110,6 @@ CASES = {
     "low-rank": Case(lambda _: LowRankProbe(rank=2), log_linear),
     "mlp": Case(lambda _: MLPProbe(hidden=32, lr=1e-2), folded),
     "attention": Case(lambda _: AttentionProbe(lr=3e-2), marked_token),
-    "bilinear": Case(lambda _: BilinearProbe(), named_candidates),
     "lora": Case(lambda tiny: LoRAProbe(tiny, rank=4, epochs=6, lr=2e-2), last_token),
     "lens": Case(lambda tiny: LensProbe(tiny, FIRST), next_token),
 }
@@ -149,8 +136,6 @@ def test_a_planted_read_out_is_found_on_unseen_questions(case: Case, world: Worl
     held_out = world.take(world.X, HELD_OUT)
     assert 0.5 < probe.score(held_out, world.Y[HELD_OUT]) <= 1
     shuffled = world.Y[np.random.default_rng(1).permutation(HELD_OUT)]
-    if isinstance(probe, BilinearProbe):  # another question's masses do not fit these candidates
-        return
     assert probe.score(held_out, shuffled) < 0
     with pytest.raises(ValueError, match="expected the same questions and classes"):
         probe.score(held_out, shuffled[:, 1:])
@@ -208,8 +193,6 @@ def one_line(error: pytest.ExceptionInfo[ValueError]) -> bool:
 def test_what_cannot_be_learnt_from_is_refused_in_one_line(case: Case, world: World, tiny: LanguageModel) -> None:
     X, Y = world.take(world.X, ROWS), world.Y[ROWS]
     uniform = (Y[:1] > -1) / Y.shape[1]
-    if isinstance(X, OpenQuestions):
-        uniform = X.mask / X.mask.sum(1, keepdims=True)
     with pytest.raises(ValueError, match="teach a probe nothing; give at least 2") as error:
         case.make(tiny).fit(X, np.broadcast_to(uniform, Y.shape))
     assert one_line(error)
@@ -230,7 +213,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_one_line(case: Case, world: Wo
     assert one_line(error)
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNING if name != "bilinear"])
+@pytest.mark.parametrize("name", LEARNING)
 def test_one_class_leaves_nothing_to_learn(name: str, tiny: LanguageModel) -> None:
     case = CASES[name]
     world = case.world(tiny, 0)

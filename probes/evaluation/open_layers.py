@@ -1,0 +1,211 @@
+"""Cross-validated predictability of open class distributions from each layer, by the bilinear probe.
+
+Knows activations, class distributions, embeddings of class texts and groups of questions; nothing of models. Layers are
+read a part at a time; every choice is made on training groups only; no layer is chosen, all are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probes.evaluation.controls import maximum_null, permuted_rows
+from probes.evaluation.folds import Fold, nested_folds, too_few_groups
+from probes.evaluation.layerwise import CrossValidation, Source
+from probes.evaluation.result import Seeds
+from probes.rungs.bilinear import (
+    Bilinear,
+    Observed,
+    Shares,
+    choose_bilinear,
+    class_axes,
+    fit_candidates,
+    refit,
+)
+from probes.solver.rotation import rotate
+from probes.targets.open import OpenTarget
+from semcal.arrays import FloatArray, IntArray
+from semcal.errors import UserError
+
+_WIDER = 2**0.5  # see `evaluate_open`
+
+
+@dataclass(frozen=True)
+class OpenEvaluation:
+    """How well open class distributions are predicted from each layer.
+
+    Attributes:
+        layers: [layer] names.
+        log_q: [layer, entry] log-probability of each of a question's own classes, aligned with the entries of the
+            target, by the probe that had the question's group held out. Over all classes of the run q sums to 1.
+        candidate_log_q: [entry] the same by the candidate-only model, which knows the classes and not the question.
+        gain: [layer] mean over questions of the cross-entropy of the candidate-only model minus that of the probe,
+            nats; below 0 the probe is worse than knowing nothing of the question.
+        null_q95: 95 % quantile of the largest gain over layers where questions are exchanged.
+        p_value: [layer], adjusted for looking at all layers; NaN without permutations.
+        penalty: [layer, fold], infinite where the candidate-only model did best on the validation groups.
+    """
+
+    layers: tuple[str, ...]
+    log_q: FloatArray
+    candidate_log_q: FloatArray
+    gain: FloatArray
+    null_q95: float
+    p_value: FloatArray
+    penalty: FloatArray
+
+
+def evaluate_open(
+    source: Source,
+    target: OpenTarget,
+    features: FloatArray,
+    *,
+    group: Sequence[str],
+    how: CrossValidation | None = None,
+    seed: int = 0,
+) -> OpenEvaluation:
+    """Predict open class distributions from every layer of a source, with the folds that every other rung has.
+
+    A baseline is the same call with another source: `Texts` (TF-IDF and lengths), the embedding layer, the layers of an
+    untrained model, or of another model on the same questions.
+
+    `p_value` is of "this layer says nothing of which question it is". In each held-out fold every question's classes
+    are scored under the directions of other held-out questions, permuted by whole groups, and the gains are summed over
+    folds; the null is the largest gain over layers under one and the same permutation. Nothing is fitted again. But the
+    probe of one fold learnt from the classes of the others: what questions i and j of two folds have in common by
+    chance counts twice, once when i is held out and once when j is. Such a sum has twice the variance that independent
+    permutations of the folds show (exactly so for predictions that are linear in the training targets), so the null is
+    widened about its mean by √2.
+
+    Args:
+        source: layers of finite activations, or texts.
+        features: [class, feature], embeddings of `target.classes` (`probes.rungs.class_texts.class_features`).
+        group: [question], questions that must not straddle a split.
+        how: folds, penalties, exchanges (permutations) and device; None: the defaults.
+        seed: of folds, class shares and permutations.
+
+    Raises:
+        UserError: one class overall, too few groups, or predictions that are not finite, with layer and fold.
+        ValueError: lengths disagree, or an activation is not finite, with layer and question.
+    """
+    how, seeds = how or CrossValidation(), Seeds.of(seed)
+    _check(target, features, group, how.folds)
+    splits = [_Split.of(target, features, group, fold, how) for fold in nested_folds(group, how.folds, seeds.folds)]
+    permutations = [permuted_rows([group[i] for i in s.fold.test], how.exchanges, seed=seeds.null) for s in splits]
+    depth, n = len(source.names), len(target)
+    log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
+    penalty, gains = np.empty((depth, len(splits))), np.zeros((depth, 1 + how.exchanges))
+    for split in splits:
+        none = torch.zeros(len(split.fold.test), 0, device=how.device)
+        candidate[target.entries(split.fold.test)] = split.predict(target, split.candidates[1], none).log_q
+    for part in source.parts(n):
+        block = source.block(part, n, how.device)
+        for at, split in enumerate(splits):
+            for layer, model, held_out in split.fitted(block, how.penalties):
+                index = part.start + layer
+                entries = target.entries(split.fold.test)
+                found = split.predict(target, model, held_out)
+                if not np.isfinite(found.log_q).all():
+                    raise UserError(
+                        f"the bilinear probe of layer {source.names[index]} in fold {at + 1} of {len(splits)} is not "
+                        "finite; check this layer's activations for extreme values, or leave the layer out"
+                    )
+                log_q[index, entries], penalty[index, at] = found.log_q, model.penalty
+                baseline = float((target.mass[entries] * candidate[entries]).sum())
+                gains[index] += (found.exchanged(permutations[at]) - baseline) / n
+        del block  # or it would stay while the next one is read
+    null = gains[:, 1:].mean(1, keepdims=True) + _WIDER * (gains[:, 1:] - gains[:, 1:].mean(1, keepdims=True))
+    null_q95, p_value = maximum_null(null, gains[:, 0])
+    return OpenEvaluation(source.names, log_q, candidate, gains[:, 0], null_q95, p_value, penalty)
+
+
+def _check(target: OpenTarget, features: FloatArray, group: Sequence[str], folds: int) -> None:
+    if not len(target) == len(group):
+        raise ValueError(f"{len(target)} targets and {len(group)} group labels; expected one of each per question")
+    if len(features) != len(target.classes):
+        raise ValueError(f"{len(features)} embeddings of {len(target.classes)} classes; expected one each, in order")
+    if len(np.unique(target.column)) < 2:
+        raise UserError(
+            f"every answer is in the one class {target.classes[target.column[0]]!r}, so that there is nothing to "
+            "predict; ask other questions or choose a finer B"
+        )
+    if refusal := too_few_groups(len(set(group)), folds):
+        raise UserError(refusal)
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """Of held-out questions.
+
+    Attributes:
+        log_q: [entry].
+        fit: [question, question], how well the classes of the first fit the direction of the second; mean logit.
+        log_total: [question].
+    """
+
+    log_q: FloatArray
+    fit: FloatArray
+    log_total: FloatArray
+
+    def exchanged(self, permutations: IntArray) -> FloatArray:
+        """[1 + permutation], summed mean log-probability of every question's classes under the predictions for
+        others, their own first."""
+        own = np.arange(len(self.fit))
+        rows = np.concatenate([own[None], permutations])
+        return self.fit[own, rows].sum(1) - self.log_total.sum()
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A fold with all that does not depend on the layer; `fit` and `validation` are places within `fold.train`."""
+
+    fold: Fold
+    fit: Tensor
+    validation: Tensor
+    observed: tuple[Observed, Observed, Observed, Observed]  # of fit, validation, train, test
+    candidates: tuple[Bilinear, Bilinear]  # fitted to fit, to train
+
+    @classmethod
+    def of(
+        cls, target: OpenTarget, features: FloatArray, group: Sequence[str], fold: Fold, how: CrossValidation
+    ) -> _Split:
+        embedding = class_axes(features).to(how.device)
+        observed = []
+        for learnt, scored in ((fold.fit, fold.validation), (fold.train, fold.test)):
+            shares = Shares.left_out(target, learnt, group, seed=0)
+            observed.append(Observed.of(target, learnt, embedding, shares))
+            observed.append(Observed.of(target, scored, embedding, shares.of_all(target, learnt, len(scored))))
+        fit, validation, train, test = observed
+        place = {row: at for at, row in enumerate(fold.train.tolist())}
+        inner = [torch.tensor([place[row] for row in rows.tolist()]) for rows in (fold.fit, fold.validation)]
+        candidates = fit_candidates(fit, validation, train, how.penalties)
+        return cls(fold, *inner, (fit, validation, train, test), candidates)
+
+    def fitted(self, block, penalties):
+        """(layer, model, activations of held-out questions on the axes of the training rows) of each layer."""
+        fit, validation, train, _ = self.observed
+        learnt, held_out = block.split(self.fold.train, self.fold.test)
+        for layer in range(len(block)):
+            rotation = rotate(learnt[layer : layer + 1], standardise=block.standardise, dtype=torch.float32)
+            scores = rotation.scores[0]
+            chosen = choose_bilinear(
+                (scores[self.fit], fit), (scores[self.validation], validation), self.candidates[0], penalties
+            )
+            model = refit(chosen, self.candidates[1], scores, train)
+            yield layer, model, rotation.transform(held_out[layer : layer + 1])[0]
+
+    def predict(self, target: OpenTarget, model: Bilinear, scores: Tensor) -> _Predicted:
+        test = self.observed[3]
+        log_total = model.log_total(scores, test).numpy()
+        directions = model.directions(scores).double().cpu()
+        entries = target.entries(self.fold.test)
+        row = np.repeat(np.arange(len(test)), np.diff(target.starts)[self.fold.test])
+        column = torch.as_tensor(target.column[entries])
+        own = (directions[torch.as_tensor(row)] * test.embedding.cpu()[column].double()).sum(1)
+        log_q = (own + model.trust * test.shares.log_share[0].double()[column]).numpy() - log_total[row]
+        fit = test.mean.double().cpu() @ directions.mT + model.trust * test.mean_log_share.double().cpu()[:, None]
+        return _Predicted(log_q, fit.numpy(), log_total)
