@@ -94,7 +94,8 @@ def evaluate_open(
     """
     how, seeds = how or CrossValidation(), Seeds.of(seed)
     _check(target, features, group, how.folds)
-    splits = [_Split.of(target, features, group, fold, how) for fold in nested_folds(group, how.folds, seeds.folds)]
+    embedding = class_axes(features).to(how.device)
+    splits = [Split.of(target, features, group, fold, how) for fold in nested_folds(group, how.folds, seeds.folds)]
     permutations = [permuted_rows([group[i] for i in s.fold.test], how.exchanges, seed=seeds.null) for s in splits]
     depth, n = len(source.names), len(target)
     log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
@@ -138,8 +139,8 @@ def _check(target: OpenTarget, features: FloatArray, group: Sequence[str], folds
 
 
 @dataclass(frozen=True)
-class _Predicted:
-    """Of held-out questions.
+class Predicted:
+    """What a model says of held-out questions.
 
     Attributes:
         log_q: [entry].
@@ -160,20 +161,27 @@ class _Predicted:
 
 
 @dataclass(frozen=True)
-class _Split:
-    """A fold with all that does not depend on the layer; `fit` and `validation` are places within `fold.train`."""
+class Split:
+    """A fold with all that does not depend on the layer.
+
+    Attributes:
+        fold: its questions.
+        fit, validation: their places within `fold.train`.
+        observed: what the questions of fit, validation, train and test answered.
+        candidates: the candidate-only models of fit and of train.
+    """
 
     fold: Fold
     fit: Tensor
     validation: Tensor
-    observed: tuple[Observed, Observed, Observed, Observed]  # of fit, validation, train, test
-    candidates: tuple[Bilinear, Bilinear]  # fitted to fit, to train
+    observed: tuple[Observed, Observed, Observed, Observed]
+    candidates: tuple[Bilinear, Bilinear]
 
     @classmethod
     def of(
-        cls, target: OpenTarget, features: FloatArray, group: Sequence[str], fold: Fold, how: CrossValidation
-    ) -> _Split:
-        embedding = class_axes(features).to(how.device)
+        cls, target: OpenTarget, embedding: Tensor, group: Sequence[str], fold: Fold, penalties: Sequence[float]
+    ) -> Split:
+        """`embedding`: [class, axis], on the device where all is computed."""
         observed = []
         for learnt, scored in ((fold.fit, fold.validation), (fold.train, fold.test)):
             shares = Shares.left_out(target, learnt, group, seed=0)
@@ -182,8 +190,8 @@ class _Split:
         fit, validation, train, test = observed
         place = {row: at for at, row in enumerate(fold.train.tolist())}
         inner = [torch.tensor([place[row] for row in rows.tolist()]) for rows in (fold.fit, fold.validation)]
-        candidates = fit_candidates(fit, validation, train, how.penalties)
-        return cls(fold, *inner, (fit, validation, train, test), candidates)
+        candidates = fit_candidates(fit, validation, train, penalties)
+        return cls(fold, inner[0], inner[1], (fit, validation, train, test), candidates)
 
     def fitted(self, block, penalties):
         """(layer, model, activations of held-out questions on the axes of the training rows) of each layer."""
@@ -198,7 +206,8 @@ class _Split:
             model = refit(chosen, self.candidates[1], scores, train)
             yield layer, model, rotation.transform(held_out[layer : layer + 1])[0]
 
-    def predict(self, target: OpenTarget, model: Bilinear, scores: Tensor) -> _Predicted:
+    def predict(self, target: OpenTarget, model: Bilinear, scores: Tensor) -> Predicted:
+        """Of the held-out questions, from their activations [question, r] on the axes of the training rows."""
         test = self.observed[3]
         log_total = model.log_total(scores, test).numpy()
         directions = model.directions(scores).double().cpu()
@@ -208,4 +217,4 @@ class _Split:
         own = (directions[torch.as_tensor(row)] * test.embedding.cpu()[column].double()).sum(1)
         log_q = (own + model.trust * test.shares.log_share[0].double()[column]).numpy() - log_total[row]
         fit = test.mean.double().cpu() @ directions.mT + model.trust * test.mean_log_share.double().cpu()[:, None]
-        return _Predicted(log_q, fit.numpy(), log_total)
+        return Predicted(log_q, fit.numpy(), log_total)

@@ -185,13 +185,15 @@ class Observed:
         """With embeddings multiplied by [axis, axis]."""
         return replace(self, embedding=self.embedding @ axes, mean=self.mean @ axes)
 
-    def blocks(self, most: int = _LOGITS) -> list[tuple[Tensor, Tensor]]:
-        """(questions, their log shares [class]), of one part each."""
-        step, found = max(1, most // len(self.embedding)), []
-        for one in np.unique(self.shares.part):
-            rows = np.flatnonzero(self.shares.part == one)
-            log_share = self.shares.log_share[one].to(self.embedding.device)
-            found += [(torch.as_tensor(rows[at : at + step]), log_share) for at in range(0, len(rows), step)]
+    def blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """(questions, their log shares [question, class], or [1, class] where all have the same)."""
+        part, shares = torch.as_tensor(self.shares.part), self.shares.log_share.to(self.embedding)
+        if len(part) * len(self.embedding) <= _LOGITS:
+            return [(torch.arange(len(part)), shares[part] if len(shares) > 1 else shares)]
+        step, found = max(1, _LOGITS // len(self.embedding)), []
+        for one in range(len(shares)):
+            rows = (part == one).nonzero()[:, 0]
+            found += [(some, shares[one : one + 1]) for some in rows.split(step)]
         return found
 
 
@@ -277,8 +279,8 @@ def choose_bilinear(
     width = scores.shape[1]
     start = replace(candidates, interaction=scores.new_zeros(width, len(candidates.preference)))
     best, chosen = candidates.cross_entropy(*validation), replace(start, penalty=np.inf)
-    for _ in range(1 + _ROUNDS):
-        found, loss = _path(scores, observed, validation, start, sorted(penalties, reverse=True))
+    for patience in (2, *[1] * _ROUNDS):
+        found, loss = _path(scores, observed, validation, start, sorted(penalties, reverse=True), patience)
         if not loss < best:
             break
         best, chosen = loss, found
@@ -300,15 +302,16 @@ def _path(
     validation: tuple[Tensor, Observed],
     start: Bilinear,
     penalties: Sequence[float],
+    patience: int,
 ) -> tuple[Bilinear, float]:
-    """The best model of a path of penalties, and its loss."""
+    """The best model of a path of penalties, which ends after `patience` in a row that do worse, and its loss."""
     best, chosen, misses = np.inf, start, 0
     for penalty in penalties:
         start = _solve(scores, observed, replace(start, penalty=penalty), len(observed), _ROUGH)
         loss = start.cross_entropy(*validation)
         if loss < best:
             best, chosen, misses = loss, start, 0
-        elif (misses := misses + 1) == 2:
+        elif (misses := misses + 1) == patience:
             break
     return chosen, best
 
@@ -391,7 +394,8 @@ class _Objective:
             weight = seen.weight[rows]
             value = value + weight.double() @ (total.log() + top)[:, 0].double()
             pull[rows] += q @ seen.embedding / total
-            trust_pull = trust_pull + (weight / total[:, 0]) @ (q @ log_share)
+            of_share = q @ log_share[0] if len(log_share) == 1 else (q * log_share).sum(1)
+            trust_pull = trust_pull + (weight / total[:, 0]) @ of_share
         pull = pull * seen.weight[:, None]
         gradient = torch.empty_like(theta)
         gradient[0, :-2] = self.scores.mT @ pull + self.ridge * W
