@@ -92,8 +92,8 @@ def density_predictions(
     states, embeddings = check_activations(states), check_activations(embeddings)
     if not len(states) == len(target) == len(group) or len(embeddings) != len(target.classes):
         raise ValueError(
-            f"{len(states)} states and {len(group)} groups for {len(target)} questions, {len(embeddings)} embeddings for "
-            f"{len(target.classes)} classes; expected one of each"
+            f"{len(states)} states and {len(group)} groups for {len(target)} questions, {len(embeddings)} embeddings "
+            f"for {len(target.classes)} classes; expected one of each"
         )
     if len(target.classes) < 2:
         raise ValueError("all answers are in one class, so there is nothing to predict; choose another B")
@@ -104,12 +104,13 @@ def density_predictions(
         task = _Task.of(target, fold, group, inputs, places)
         alone = _Prior(task)
         _train(alone, task, fold, head, lr=0.05, seed=seed)
-        network = _Mixture(task, alone, head.components, keyed_generator(seed, "density", index))
-        best = _train(network, task, fold, head, lr=head.lr, seed=seed)
+        network = _Mixture(task, alone, head.components, keyed_generator(seed, "density", str(index)))
+        epoch = _train(network, task, fold, head, lr=head.lr, seed=seed)
+        better = task.mean_loss(network, fold.validation) < task.mean_loss(alone, fold.validation)
         entries = target.entries(fold.test)
         log_prior[entries] = task.log_q(alone, fold.test)
-        log_q[entries] = task.log_q(network, fold.test) if best else log_prior[entries]
-        epochs.append(best)
+        log_q[entries] = task.log_q(network, fold.test) if better else log_prior[entries]
+        epochs.append(epoch if better else 0)
     return DensityPrediction(log_q, log_prior, tuple(epochs))
 
 
@@ -160,6 +161,9 @@ class _Task:
         _, place, _ = self.entries(rows)
         mass = torch.as_tensor(self.target.mass[at.numpy()], dtype=torch.float32)
         return torch.zeros(len(rows)).index_add(0, place, -mass * logs)
+
+    def mean_loss(self, network: nn.Module, rows: np.ndarray) -> float:
+        return -float((self.target.mass[self.target.entries(rows)] * self.log_q(network, rows)).sum()) / len(rows)
 
     @torch.inference_mode()
     def log_q(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:
