@@ -5,7 +5,8 @@ import pytest
 
 from probes.evaluation.ceiling import Ceiling
 from probes.evaluation.contrast import compare_explained
-from probes.evaluation.result import Evaluation, evaluation
+from probes.evaluation.result import Evaluation, HeldOut, evaluation
+from probes.targets.closed import ClassTarget
 from semcal.calibration.resampling import Resampling
 
 N = 120
@@ -20,9 +21,14 @@ def run(
     baseline = scale * rng.uniform(0.5, 1.5, size=N)
     losses = baseline * (1 - share) * rng.uniform(0.9, 1.1, size=(len(layers), N))
     return evaluation(
-        losses, baseline, {"rung": "linear", "target": "classes", "layer": layers, "measure": "kl_explained"},
-        ceiling=Ceiling(ceiling), group=GROUPS, resampling=Resampling(10), columns={},
-    )  # fmt: skip
+        HeldOut(losses, baseline),
+        {"rung": "linear", "layer": layers, "measure": "kl_explained"},
+        target=ClassTarget(("a", "b"), np.full((N, 2), 0.5), None),
+        ceiling=Ceiling(ceiling),
+        group=GROUPS,
+        resampling=Resampling(10),
+        columns={},
+    )
 
 
 compare = partial(compare_explained, group=GROUPS, resampling=Resampling(bootstrap=300))
