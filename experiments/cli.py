@@ -192,10 +192,20 @@ def score(
 
 
 @app.command()
-def probe(targets: Targets, set: Sets = None) -> None:
-    """Fit probes again and replace the old ones once the new ones are complete; with other settings by --set, beside
-    them in looks/. The model is loaded only for rungs and baselines that read it."""
-    _again(targets, set or [], "probe")
+def probe(
+    targets: Targets,
+    set: Sets = None,
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another tool's captures instead of the run's own: .safetensors with a tensor [question, d] per layer "
+            "and question_ids in its metadata, or .parquet with question_id and a column of lists per layer."
+        ),
+    ] = None,
+) -> None:
+    """Fit probes again and replace the old ones once the new ones are complete; with other settings by --set, or
+    another tool's activations, beside them in looks/. The model is loaded only for rungs and baselines that read it."""
+    _again(targets, set or [], "probe", activations)
 
 
 @app.command()
@@ -435,10 +445,11 @@ def _setting(override: str) -> tuple[str, Any]:
         return key, value
 
 
-def _again(targets: list[str], overrides: list[str], stage: str) -> None:
-    """Repeat an analysis of study files or run folders; with other settings than theirs, beside their results."""
+def _again(targets: list[str], overrides: list[str], stage: str, activations: Path | None = None) -> None:
+    """Repeat an analysis of study files or run folders; with other settings than theirs, or a file of activations,
+    beside their results."""
     from experiments.config.run_folder import stored_cell
-    from experiments.pipeline.looks import differs, look, look_folder
+    from experiments.pipeline.looks import differs, look, look_folder, reading
     from experiments.pipeline.run_study import analyse, why_not_probed
     from experiments.pipeline.targets import resolve, sampled_rows
     from experiments.report.pages import write_study
@@ -446,12 +457,14 @@ def _again(targets: list[str], overrides: list[str], stage: str) -> None:
     from semcal.runs.run import Run
 
     (rows, left_out), models = sampled_rows(targets, overrides), Models()
+    if activations is not None:
+        rows = [(reading(cell, activations), found) for cell, found in rows]
     if stage == "probe" and all(why_not := [why_not_probed(cell, found) for cell, found in rows]):
         raise UserError(why_not[0])
     shown = []
     with Screen() as screen:
         for cell, found in rows:
-            if overrides and differs(cell, found):
+            if (overrides or activations) and differs(cell, found):
                 with look(cell, found) as (beside, copied):
                     analyse(beside, copied, screen, models, again=[stage])
                 shown.append((cell, Run(look_folder(cell, found))))

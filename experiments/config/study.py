@@ -367,9 +367,11 @@ class ProbesConfig(Settings):
     prompt token: LoRA is fitted once, to the whole model and without a control task; the lens to classes at every
     residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on the Hub, or @REVISION
     of the model's own id. `device` is where probes are fitted: auto is CUDA where it is available, else the CPU.
+    `activations` is a file of another tool's captures, read in place of the run's own (`probes.activations.foreign`).
     """
 
     enabled: bool = True
+    activations: str = ""
     targets: list[Target] = Field(default=["classes", "b_confidence", "entropy"])
     rungs: list[Rung] = Field(default=["linear"])
     rung_layers: list[str] = Field(default=[])
@@ -381,7 +383,11 @@ class ProbesConfig(Settings):
     device: str = "auto"
 
     @model_validator(mode="after")
-    def _before_training(self) -> ProbesConfig:
+    def _possible(self) -> ProbesConfig:
+        if self.activations and self.reads_model:
+            raise ValueError(
+                f"probes.activations: {self.reads_model[0]} reads the model itself, not a file; leave one of them out"
+            )
         if "step-0" in self.baselines and not self.step0:
             raise ValueError("probes.baselines: step-0 is a checkpoint before training; say which in probes.step0")
         if self.step0 and "step-0" not in self.baselines:
@@ -467,7 +473,7 @@ class Study(Settings):
                 )
             if self.sampling.exact:
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
-        if not self.capture.positions and self.probes.enabled:
+        if not self.capture.positions and self.probes.enabled and not self.probes.activations:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         if self.probes.enabled and reads_heads_only(self.capture.hooks):
             raise ValueError("capture.hooks captures only heads, which probes do not read; set probes.enabled to false")

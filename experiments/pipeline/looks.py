@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.run_folder import LOOKS, STAGES, analysis_part, first_difference, stored_cell
-from experiments.config.study import Cell, Study
+from experiments.config.study import Cell, ProbesConfig, Study, parse
 from experiments.pipeline.targets import Target, runs_below
 from semcal.errors import UserError
 from semcal.runs.files import content_key, finish, link_or_copy, replacing, write_atomically
@@ -24,6 +24,16 @@ def differs(cell: Cell, run: Run) -> str | None:
     """In which setting of the analysis a cell differs from how its run was analysed; None where in none."""
     old = stored_cell(run)
     return next((d for s in STAGES if (d := first_difference(analysis_part(old, s), analysis_part(cell, s)))), None)
+
+
+def reading(cell: Cell, activations: Path) -> Cell:
+    """The cell with probes that read a file of another tool's activations instead of the run's own.
+
+    Raises:
+        UserError: its probes also read the model.
+    """
+    probes = cell.probes.model_dump() | {"enabled": True, "activations": str(activations.resolve())}
+    return cell.model_copy(update={"probes": parse(ProbesConfig, probes, "--activations")})
 
 
 def look_folder(cell: Cell, run: Run) -> Path:

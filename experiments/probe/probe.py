@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from experiments.config.study import Cell
 from experiments.sample.models import Models
+from probes.activations.foreign import ForeignActivations
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, Texts, marginal_row
 from probes.evaluation.folds import too_few_groups
@@ -59,12 +61,15 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
 
         with_model = ModelProbes.of(cell, run, models or Models())
     tables, losses = [pd.DataFrame(columns=[*COLUMNS, "position"])], [pd.DataFrame()]
-    for position in cell.capture.positions:
+    for position in probed_positions(cell):
         at = Probed.of(cell, run, position)
         if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
             where = "%s: not probed at the position %s: of the questions that have it, %s"
             log.warning(where, cell.label, position, reason)
             continue
+        if cell.probes.activations and (absent := int((~at.activations.present).sum())) > 0:
+            where = "%s: %s has no activations of %d of the %d questions, which are left out"
+            log.warning(where, cell.label, cell.probes.activations, absent, len(at.activations.present))
         found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:
             found += with_model.fit(at)
@@ -72,7 +77,7 @@ def probe(cell: Cell, run: Run, models: Models | None = None) -> None:
             tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
             losses.append(losses_of(found, position, at.table.questions))
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
-    if LAST_PROMPT_TOKEN in cell.capture.positions:
+    if LAST_PROMPT_TOKEN in probed_positions(cell):
         probe_confidence(cell, run)
     # Last, because a run counts as probed once this file is there.
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
@@ -84,17 +89,17 @@ class Probed:
 
     Attributes:
         table, questions: their classes, and their rows of `Run.questions`.
-        activations: of all questions of the run, read from disk layer by layer.
+        activations: of all questions of the run that have the position, read from disk layer by layer.
     """
 
     cell: Cell
     table: ClassTable
     questions: pd.DataFrame
-    activations: StoredActivations
+    activations: StoredActivations | ForeignActivations
 
     @classmethod
     def of(cls, cell: Cell, run: Run, position: str) -> Probed:
-        activations = run.activations(position)
+        activations = activations_of(cell, run, position)
         rows = np.flatnonzero(activations.present)
         return cls(cell, run.class_table().select(rows), run.questions().iloc[rows], activations)
 
@@ -136,6 +141,23 @@ class Probed:
         """One target that is a distribution by one rung at one layer; see `evaluate_rung`."""
         resampling, target = Resampling(seed=self.cell.seed), self.distribution(name)
         return evaluate_rung(chosen_from, X, target, layer=layer, group=self.group, how=self.how, resampling=resampling)
+
+
+def probed_positions(cell: Cell) -> list[str]:
+    """Where a run is probed. Another tool's activations count as those at the last prompt token."""
+    return [LAST_PROMPT_TOKEN] if cell.probes.activations else cell.capture.positions
+
+
+def activations_of(cell: Cell, run: Run, position: str) -> StoredActivations | ForeignActivations:
+    """What probes of a run read at a position: its own activations, or the file of another tool.
+
+    Raises:
+        UserError: as `Run.activations` and `ForeignActivations.open`.
+    """
+    if not cell.probes.activations:
+        return run.activations(position)
+    ids = run.questions()["id"].tolist()
+    return ForeignActivations.open(Path(cell.probes.activations), ids, position=position)
 
 
 def probe_device(name: str) -> str:
@@ -242,8 +264,8 @@ def probe_confidence(cell: Cell, run: Run) -> None:
     Raises:
         UserError: nothing was captured at the last prompt token.
     """
-    stored, table = run.activations(LAST_PROMPT_TOKEN), run.class_table()
-    X, group = stored.layer(stored.layers[-1]), table.groups.tolist()
+    at = Probed.of(cell, run, LAST_PROMPT_TOKEN)
+    table, X, group = at.table, at.activations.layer(at.activations.layers[-1]), at.group
     settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
     target = class_target(table, max_classes=cell.probes.max_classes)
     answer = probe_answer(out_of_fold(X, target.distribution, group, **settings), target.classes, table.gold_classes)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes.activations.foreign import ForeignActivations
 from semcal.errors import nearest
 from semcal.runs.stored_activations import StoredActivations
 
@@ -68,8 +69,9 @@ class Layers:
         return cls(tuple(names), lambda index: activations[:, index], row_bytes)
 
     @classmethod
-    def stored(cls, activations: StoredActivations) -> Layers:
-        """From those of a run at a position with at most one row per question, read from disk layer by layer."""
+    def stored(cls, activations: StoredActivations | ForeignActivations) -> Layers:
+        """From those of a run, or of a file, at a position with at most one row per question, read from disk layer by
+        layer."""
         names = activations.layers
         return cls(names, lambda index: activations.layer(names[index]), 4 * activations.width[0])
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from safetensors import safe_open
@@ -15,6 +17,7 @@ from safetensors.numpy import save_file
 from experiments.compare.compare_runs import compare_last_layers
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import ProbesConfig, load_study
+from experiments.pipeline.looks import reading
 from experiments.probe.probe import probe
 from experiments.report.summary_table import last_layer
 from semcal import Run, UserError
@@ -246,3 +249,37 @@ def test_held_out_predictions_are_kept_by_question_and_enter_the_table_of_the_ru
     calibration = run.calibration()
     assert table["confidence"].mean() == pytest.approx(calibration["confidence"])
     assert table["correct"].mean() == pytest.approx(calibration["accuracy"])
+
+
+def test_activations_of_another_tool_are_probed_beside_the_runs_own(run, tmp_path, monkeypatch, capsys):
+    own, before = run.activations("last_prompt_token"), run.probes()
+    ids = run.questions()["id"].tolist()
+    file, order = tmp_path / "theirs.safetensors", np.arange(len(ids))[::-1]
+    layers = {name: np.ascontiguousarray(own.layer(name)[order]) for name in own.layers}
+    save_file(layers, file, metadata={"question_ids": json.dumps([ids[i] for i in order])})
+    code, out, err = semcal(monkeypatch, capsys, "probe", run.folder, "--activations", file)
+    assert code == 0, err
+    beside = Run(next((run.folder / "looks").iterdir()))
+    assert str(beside.folder) in out
+    pd.testing.assert_frame_equal(beside.probes(), before)  # the same activations give the same figures
+    pd.testing.assert_frame_equal(run.probes(), before)
+
+    file.unlink()
+    save_file({n: v[:40] for n, v in layers.items()}, file, metadata={"question_ids": json.dumps(ids[::-1][:40])})
+    assert semcal(monkeypatch, capsys, "probe", run.folder, "--activations", file)[0] == 0
+    assert set(beside.probes()["n"]) == {40}
+    with_lora = stored_cell(run).model_copy(update={"probes": ProbesConfig(rungs=["linear", "lora"])})
+    with pytest.raises(UserError, match=r"--activations: .*lora reads the model itself, not a file"):
+        reading(with_lora, file)
+
+
+def test_a_run_without_activations_is_probed_on_a_file(tmp_path, study_dict, monkeypatch, capsys):
+    bare = run_dict(tmp_path, study_dict, "capture.positions=[]", "probes.enabled=false")[0]
+    ids = bare.questions()["id"].tolist()
+    noise = np.random.default_rng(0).normal(size=(len(ids), 5)).astype(np.float32)
+    pd.DataFrame({"question_id": ids, "their layer": list(noise)}).to_parquet(tmp_path / "a.parquet")
+    code, _, err = semcal(monkeypatch, capsys, "probe", bare.folder, "--activations", tmp_path / "a.parquet")
+    assert code == 0, err
+    found = Run(next((bare.folder / "looks").iterdir())).probes()
+    assert set(found.loc[found["rung"] == "linear", "layer"]) == {"their layer"}
+    assert not (bare.folder / "probes.parquet").exists()
