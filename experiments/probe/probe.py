@@ -27,7 +27,7 @@ from probes.evaluation.rungwise import Candidates, evaluate_rung, out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
-from probes.targets.closed import OTHER, ClassTarget, class_target, ranked_target, share_target
+from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
 from probes.targets.scalars import SCALARS, b_confidence, mode_correctness, mode_share, scalar_target
 from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
@@ -243,13 +243,14 @@ def table_of(evaluations: Sequence[Evaluation], position: str, *, with_marginal:
 
 
 def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[str]) -> pd.DataFrame:
-    """Held-out nats for the target "classes": one row per question, rung and layer."""
+    """Held-out nats for the target "classes": one row per question, rung and layer. Gaps as in `KLGap`."""
     frames = []
     for e in (e for e in evaluations if e.frame["target"].iloc[0] == CLASSES):
-        for (_, row), losses in zip(e.frame.iterrows(), e.losses, strict=True):
+        for (_, row), losses, gap in zip(e.frame.iterrows(), e.losses, e.gaps[:-1], strict=True):
             own = {"position": position, "rung": row["rung"], "layer": row["layer"], "question_id": list(ids)}
-            nats = {"baseline_nats": e.baseline.astype(np.float32), "probe_nats": losses.astype(np.float32)}
-            frames.append(pd.DataFrame(own | nats))
+            nats = {"baseline_nats": e.baseline, "probe_nats": losses}
+            nats |= {"gap_nats": gap.per_question, "gap_top_nats": gap.top_per_question}
+            frames.append(pd.DataFrame(own | {name: values.astype(np.float32) for name, values in nats.items()}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -276,8 +277,7 @@ def probe_confidence(cell: Cell, run: Run) -> None:
     named = np.zeros(table.gold.shape, dtype=bool)
     for row, (labels, own) in enumerate(zip(table.classes, answer.labels, strict=True)):
         named[row, : len(labels)] = np.array(labels) == own
-    pooled = float(target.distribution[:, -1].mean()) if target.classes[-1] == OTHER else 0.0
-    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": pooled} | measured
+    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": target.pooled} | measured
     rows = [
         sampled_row(run.calibration(), sampling),
         confidence_row("class probe", answer.confidence, answer.correct, **of_classes),

@@ -23,9 +23,10 @@ from experiments.verdict.calibration_claims import (
     row,
     undecidable,
 )
-from experiments.verdict.kl_gap import RUNGS
+from experiments.verdict.kl_gap import OPEN_RUNGS, RUNGS
 from experiments.verdict.measured_run import Measured
-from experiments.verdict.rules import MOST_POOLED, SMALL_GAP, Finding, Part
+from experiments.verdict.rules import SMALL_GAP, Finding, Part
+from probes.targets.closed import MOST_POOLED
 from semcal.calibration.inference.errors_in_variables import slope
 from semcal.calibration.inference.paired import Contrast, contrast, holm
 
@@ -35,20 +36,20 @@ H5 = "reserved for an intervention on training"
 
 
 def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
-    """H4, on the LoRA rung if every cell has it, else on the linear probe."""
+    """H4, on the first of RUNGS that every cell has."""
     able, others = in_and_out(_one_prompt(of_stage(runs, ["base", "sft"], STYLES)))
     probed, context = [r for r in able if r.kl_gaps], outside(others, law)
-    cells = [r for r in probed if r.pooled <= MOST_POOLED]
+    cells = [r for r in probed if _rungs(r)]
     if len(cells) < FEWEST:
         return Finding("H4", context=tuple(context), reason=_too_few(probed, cells), runs=labels(cells))
-    rung = next((rung for rung in RUNGS if all(rung in r.kl_gaps for r in cells)), None)
+    rung = next((rung for rung in RUNGS if all(rung in _rungs(r) for r in cells)), None)
     if rung is None:
-        reason = "its cells share no rung; fit linear, or lora, in every cell"
+        reason = f"its cells share no rung; fit one of {', '.join(RUNGS)} in every cell"
         return Finding("H4", context=tuple(context), reason=reason, runs=labels(cells))
     gaps = [_gap(r, rung) for r in cells]
     context += [_gap_row(r, gap, law, rung) for r, gap in zip(cells, gaps, strict=True)]
     context += [row(r.label, "excess smECE", [(1.0, r.excess)], law) for r in cells]
-    pooled = [r for r in probed if r.pooled > MOST_POOLED]
+    pooled = [r for r in probed if not _rungs(r)]
     context += [Part(f"left out, {r.pooled:.0%} pooled: {r.label}", "excess smECE", nan, nan, nan) for r in pooled]
     return Finding(
         "H4",
@@ -58,6 +59,11 @@ def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
         runs=labels(cells),
         cells=tuple(cell_row(r, law) for r in cells),
     )
+
+
+def _rungs(run: Measured) -> list[str]:
+    """The rungs whose KL gap says what is answered: those of closed classes do not where many classes are pooled."""
+    return [rung for rung in run.kl_gaps if rung in OPEN_RUNGS or run.pooled <= MOST_POOLED]
 
 
 def mechanism_parts(cells: Sequence[Measured], rung: str, law: Law) -> tuple[Part, Part]:

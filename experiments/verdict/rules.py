@@ -29,16 +29,17 @@ H2  in short styles, each tuned run under chat paired with its base model's few-
 H2 same prompt  the same with the tuned models under the base's few-shot prompt: the effect of the weights alone.
 H3  for base models on datasets in distribution, paired, mean over models and datasets: excess in cot > mean excess in
     short styles, and the same of smECE; contradicted by a raise < delta.
-H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean held-out
-    KL, in nats, of the model's class distribution from what a probe predicts, minus the noise of finite M where its
-    ceiling is stored, and at least 0. The probe is the rank-8 LoRA where every cell has it; otherwise the linear probe
-    at the layer that does best on one half of the groups, measured on the other half, and the reverse. A gap is small
+H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean, in
+    nats, of the held-out cross-entropy of the model's class distribution and what a probe predicts, minus the entropy
+    of that distribution, with the bias of finite M taken off, and at least 0. The probe is the first of generative
+    LoRA, LoRA on closed classes, bilinear and linear that every cell has; one fitted at several layers is read at the
+    layer that does best on one half of the groups, measured on the other half, and the reverse. A gap is small
     if its one-sided upper bound is below SMALL_GAP. Shown if the mean error of cells with a small gap is < delta as in
     H1 (a) and none of them has an excess certainly above delta (Holm), and the slope of excess on gap, with errors in
     both, is > 0 (jackknife over lineages, or over cells where there are fewer than three; checkpoints of fewer than
-    three lineages drift together and show no slope). Contradicted by a cell with a small gap and an
-    excess certainly above delta. Cells in which more than MOST_POOLED of the mass lies in the pooled class have no KL
-    gap yet: what is predicted there is how much is pooled.
+    three lineages drift together and show no slope). Contradicted by a cell with a small gap and an excess certainly
+    above delta. Where more than MOST_POOLED of the mass lies in the pooled class of a closed target, the gap of its
+    probes says how much is pooled; such a cell needs a rung over open classes, or is left out.
 H5  not tested: reserved for an intervention on training, which changes what can be predicted. Ablating activations
     (`semcal intervene`) describes a model and says nothing of the mechanism: a log-linear model that is calibrated by
     construction "holds" or "fails" by the rank of the ablation alone.
@@ -78,7 +79,6 @@ from semcal.calibration.inference.paired import holm
 
 MOST_UNPARSED = 0.05  # share of a cell's samples that may be unparsed, or truncated
 SMALL_GAP = 0.1  # nats: a class distribution with a KL gap below it is easily predictable
-MOST_POOLED = 0.2  # share of the mass in the pooled class from which a KL gap says nothing of the answers
 
 Decision = Literal["holds", "fails", "undecided", "cannot be decided", "not tested"]
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.study import Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
@@ -219,10 +221,20 @@ def measured(run: Scored, by_mass: bool) -> Measured:
         seen_mass=float(table.seen_mass.mean()),
         truncated=float("nan") if truncated is None else float(truncated),
         alike=(run.calibration.get("chains") or {}).get("warning") or "",
-        kl_gaps=kl_gaps(probes, folder.probe_losses(), group, stratum=cell.dataset.name, seed=cell.seed),
+        kl_gaps=kl_gaps(_probe_losses(folder), group, stratum=cell.dataset.name, seed=cell.seed),
         pooled=0.0 if probes.empty else pooled_share(table, cell.probes.max_classes),
         seed=cell.seed,
     )
+
+
+def _probe_losses(run: Run) -> pd.DataFrame:
+    losses = run.probe_losses()
+    if not losses.empty and "gap_nats" not in losses:
+        raise UserError(
+            f"{run.folder}: probe_losses.parquet has no column 'gap_nats': it was written by an earlier version of "
+            f"semcal; `semcal probe {run.folder}` again"
+        )
+    return losses
 
 
 def write_verdict(judgement: Judgement, text: str, folder: Path) -> list[str]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from probes.activations.layers import Layers
-from probes.evaluation.result import Evaluation
+from probes.evaluation.result import Evaluation, gap_columns
 from probes.rungs.lens import first_token_facts
+from probes.targets.closed import MOST_POOLED
 from semcal.models.checkpoint import LanguageModel
 from semcal.seeds import keyed_generator
 
@@ -99,10 +100,11 @@ class Texts:
 def marginal_row(of: Evaluation) -> pd.DataFrame:
     """The row "baseline:marginal" of an evaluation: it explains 0 by definition, and leaves all of its nats."""
     row = of.frame.iloc[:1].assign(rung="baseline:marginal", layer="", choice="")
-    row[["explained", "low", "high"]] = 0.0
-    row[["of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0 if row["ceiling"].item() > 0 else np.nan
+    shown = not row["pooled"].item() > MOST_POOLED
+    row[["explained", "low", "high"]] = 0.0 if shown else np.nan
+    row[["of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0 if shown and row["ceiling"].item() > 0 else np.nan
     row[["control", "selectivity", "null_q95", "p_value", "penalty"]] = np.nan
-    return row.assign(probe_nats=row["baseline_nats"])
+    return row.assign(probe_nats=row["baseline_nats"], **gap_columns(of.gaps[-1:]))
 
 
 def first_token_features(model: LanguageModel, residual: np.ndarray) -> Layers:

@@ -27,11 +27,12 @@ from probes.evaluation.controls import (
     permuted_rows,
 )
 from probes.evaluation.folds import Fold, nested_folds
-from probes.evaluation.result import KL_EXPLAINED, LINEAR, R2, Evaluation, Seeds, evaluation
+from probes.evaluation.result import KL_EXPLAINED, LINEAR, R2, Evaluation, HeldOut, Seeds, evaluation
 from probes.rungs.registry import PENALTIES, TOLERANCE
 from probes.solver.minimise import minimise
 from probes.solver.rotation import Rotation, rotate
 from probes.targets.closed import ClassTarget, kl_divergence, smoothed
+from probes.targets.open import OpenTarget, sparse
 from probes.targets.scalars import ScalarTarget
 from semcal.calibration.resampling import Resampling
 
@@ -103,9 +104,15 @@ def evaluate_all(
     - `penalty`: chosen per layer and fold on one inner split by group within the training part, from the heaviest down
       until two in a row do worse; then the probe is refitted to the whole training part. Median over folds.
     - `baseline_nats`, `probe_nats`: mean KL before and after.
+    - `gap`, `gap_low`, `gap_high`: the KL gap in nats, finite M taken off, comparable across runs, with its interval;
+      `gap_at_least`, `gap_at_most`: what the entropy's bounds leave open; `gap_top`, `gap_rest`: its part on the top
+      class, and the rest; `gap_floor`: the 95 % quantile of what a perfect predictor would be measured to have. See
+      `probes.evaluation.kl_gap`. NaN where classes are not fixed beforehand (`ClassTarget.fixed_classes`).
+    - `pooled`: share of the target's mass in "(other)". The gap is then one over the classes kept.
 
-    `explained` is NaN where the baseline is 0 (a single class). A share near 0 says "not linearly readable here", not
-    "not known": see the rungs above linear probes (`probes.rungs`).
+    `explained`, what derives from it, and `control` are NaN where more than `MOST_POOLED` is pooled: they would say how
+    much is pooled. `explained` is NaN where the baseline is 0 (a single class), too. A share near 0 says "not linearly
+    readable here", not "not known": see the rungs above linear probes (`probes.rungs`).
 
     For a scalar, probes are ridge regressions, and `explained` is r²: 1 − Σ (y − probe)² / Σ (y − mean of the training
     fold)². The control task gives every question the value of another group's; the null is over all folds, ridge being
@@ -139,9 +146,9 @@ def evaluate_all(
             measure, classes, ceiling = R2, 0, _scalar_ceiling(target, baseline)
         found.append(
             evaluation(
-                own.probe[:, 0],
-                own.baseline[0],
-                {"rung": rung, "target": target.name, "layer": source.names, "measure": measure},
+                HeldOut(own.probe[:, 0], own.baseline[0], own.log_q, own.log_marginal),
+                {"rung": rung, "layer": source.names, "measure": measure},
+                target=target,
                 ceiling=ceiling,
                 group=group,
                 resampling=replace(resampling, seed=seeds.bootstrap),
@@ -180,12 +187,23 @@ class _Scores:
         probe: [layer, target or control, question].
         penalty: [layer, fold], for the target.
         statistic: [layer, 1 + permutation], share explained on the folds of the null, the true targets first.
+        log_q, log_marginal: [layer, entry] and [entry], log-probabilities of the true target's classes; None for a
+            scalar.
     """
 
     baseline: np.ndarray
     probe: np.ndarray
     penalty: np.ndarray
     statistic: np.ndarray
+    log_q: np.ndarray | None
+    log_marginal: np.ndarray | None
+
+    @classmethod
+    def empty(cls, task: _Task, depth: int, folds: int) -> _Scores:
+        shape, entries = tuple(task.Y.shape[:2]), 0 if task.entries is None else len(task.entries.mass)
+        sizes = shape, (depth, *shape), (depth, folds), (depth, len(task.rows))
+        logs = (None, None) if task.entries is None else (np.empty((depth, entries)), np.empty(entries))
+        return cls(*(np.empty(size) for size in sizes), *logs)
 
 
 @dataclass(frozen=True)
@@ -196,26 +214,28 @@ class _Task:
         Y: [target or control, question, K].
         rows: [1 + permutation, question], row indices of permuted targets, the identity first.
         null_folds: folds that the null is computed on.
+        entries: the true target, question by question; None for a scalar.
     """
 
     head: Head
     Y: Tensor
     rows: np.ndarray
     null_folds: int
+    entries: OpenTarget | None
 
     @classmethod
     def of(cls, target: Target, group: Sequence[str], seed: int, rows: np.ndarray, how: CrossValidation) -> _Task:
         """`seed`: of the control task."""
         if isinstance(target, ClassTarget):
-            head, null_folds = SoftmaxHead(), how.null_folds
+            head, null_folds, entries = SoftmaxHead(), how.null_folds, sparse(target)
             control = control_target(target, group, confidence_strata(target), seed)
             Y = np.stack([target.distribution, control.distribution])
         else:
-            head, null_folds = RidgeHead(), how.folds
+            head, null_folds, entries = RidgeHead(), how.folds, None
             donor = exchange_between_groups(group, np.zeros(len(target), dtype=int), seed=seed)
             Y = np.stack([target.values, target.values[donor]])[:, :, None]
         rows = np.concatenate([np.arange(len(target))[None], rows])
-        return cls(head, torch.as_tensor(Y, dtype=torch.float32, device=how.device), rows, null_folds)
+        return cls(head, torch.as_tensor(Y, dtype=torch.float32, device=how.device), rows, null_folds, entries)
 
     def pairs(self, layers: int) -> tuple[Tensor, Tensor]:
         """(layer [B], target [B]) of all problems on some layers."""
@@ -227,11 +247,8 @@ def _cross_validate(
     source: Source, tasks: Sequence[_Task], folds: Sequence[Fold], how: CrossValidation
 ) -> list[_Scores]:
     """All folds and layers of some targets; one part of the layers is held at a time."""
-    n, depth, found = tasks[0].Y.shape[1], len(source.names), []
-    for task in tasks:
-        shape = tuple(task.Y.shape[:2])
-        sizes = shape, (depth, *shape), (depth, len(folds)), (depth, len(task.rows))
-        found.append(_Scores(*(np.empty(size) for size in sizes)))
+    n, depth = tasks[0].Y.shape[1], len(source.names)
+    found = [_Scores.empty(task, depth, len(folds)) for task in tasks]
     for part in source.parts(n):  # a block is named nowhere here, so that it is gone before the next is read
         _explain(source.block(part, n, how.device), part, tasks, folds, how, found)
     return found
@@ -256,10 +273,17 @@ def _explain(
             layer, target = task.pairs(len(block))
             train, test = task.Y[:, fold.train], task.Y[:, fold.test]
             theta = task.head.fit(split.rotation, layer, train[target], penalty, None, TOLERANCE)
-            losses = split.losses(task.head, layer, theta, test[target])
+            output = split.outputs(layer, theta)
+            losses = task.head.loss(output, test[target].double())
             scores.probe[part, :, fold.test] = rearrange(losses.cpu().numpy(), "(l t) q -> l t q", t=len(task.Y))
             constant = task.head.constant(train).double()
             scores.baseline[:, fold.test] = task.head.loss(constant, test.double()).cpu().numpy()
+            if task.entries is not None and scores.log_q is not None and scores.log_marginal is not None:
+                at = task.entries.entries(fold.test)
+                row = np.repeat(np.arange(len(fold.test)), np.diff(task.entries.starts)[fold.test])
+                column = task.entries.column[at]
+                scores.log_q[part, at] = torch.log_softmax(output[target == 0], -1)[:, row, column].cpu().numpy()
+                scores.log_marginal[at] = torch.log_softmax(constant[0, 0], -1)[column].cpu().numpy()
             own = penalty[target == 0]
             scores.penalty[part, index] = own.cpu().numpy()
             if index < task.null_folds and len(task.rows) > 1:
@@ -287,12 +311,16 @@ class _Split:
 
     def losses(self, head: Head, layer: Tensor, theta: Tensor, scored: Tensor) -> Tensor:
         """Losses [B, n_test] of such probes on the held-out targets [B, n_test, K]."""
+        return head.loss(self.outputs(layer, theta), scored.double())
+
+    def outputs(self, layer: Tensor, theta: Tensor) -> Tensor:
+        """Linear outputs [B, n_test, K] of such probes, float64."""
         output = theta.new_empty(len(theta), self.held_out.shape[1], theta.shape[2])
         for own in range(len(self.held_out)):  # all problems of a layer in one product
             mine = layer == own
             product = torch.einsum("nr,brk->bnk", self.held_out[own], theta[mine, :-1])
             output[mine] = product + theta[mine, -1:]
-        return head.loss(output.double(), scored.double())
+        return output.double()
 
 
 def _choose(task: _Task, split: _Split, fold: Fold, penalties: Sequence[float]) -> Tensor:

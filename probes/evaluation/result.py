@@ -1,6 +1,6 @@
 """The result of an evaluation: its table, and the losses of every question behind it.
 
-Knows losses on held-out questions; not which probe made them.
+Knows losses on held-out questions and predicted log-probabilities; not which probe made them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,38 @@ import pandas as pd
 
 from probes.evaluation.ceiling import Ceiling
 from probes.evaluation.controls import share_interval
+from probes.evaluation.kl_gap import KLGap, kl_gaps
+from probes.targets.closed import MOST_POOLED, ClassTarget
+from probes.targets.open import sparse
+from probes.targets.scalars import ScalarTarget
 from semcal.calibration.resampling import Resampling
 
 COLUMNS = ["rung", "target", "layer", "measure", "explained", "low", "high", "ceiling", "ceiling_low"]
 COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95"]
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
+COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_rest", "gap_floor", "pooled"]
 
 LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
 KL_EXPLAINED, R2 = "kl_explained", "r2"
+SHARES = ("explained", "low", "high", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What was predicted of questions whose group the probes have not seen.
+
+    Attributes:
+        losses: [row, question], nats (KL of the shares) or squared errors.
+        baseline: [question], likewise, of the constant that the same training questions give.
+        log_q: [row, entry], log-probabilities of the classes of each question, entries as in `sparse(target)`; None for
+            a scalar.
+        log_marginal: [entry], those of the constant.
+    """
+
+    losses: np.ndarray
+    baseline: np.ndarray
+    log_q: np.ndarray | None = None
+    log_marginal: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -30,16 +54,15 @@ class Evaluation:
 
     Attributes:
         frame: one row per layer, columns `COLUMNS`; see `probes.evaluation.layerwise.evaluate_all`.
-        losses: [row, question], of probes that have not seen the question's group; nats, or squared errors.
-        baseline: [question], likewise, of the constant that the same training questions give.
-        log_q: [question, class], held-out log-probabilities of the one row, where a rung was evaluated by itself;
-            None for batches of layers.
+        losses, baseline, log_q: see `HeldOut`.
+        gaps: [row] KL gaps, that of the marginal last; empty where the entropy of the target is not known.
     """
 
     frame: pd.DataFrame
     losses: np.ndarray
     baseline: np.ndarray
     log_q: np.ndarray | None = None
+    gaps: tuple[KLGap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,27 +80,28 @@ class Seeds:
 
 
 def evaluation(
-    losses: np.ndarray,
-    baseline: np.ndarray,
+    held_out: HeldOut,
     labels: Mapping[str, Any],
     *,
+    target: ClassTarget | ScalarTarget,
     ceiling: Ceiling,
     group: Sequence[str],
     resampling: Resampling,
     columns: Mapping[str, Any],
-    log_q: np.ndarray | None = None,
 ) -> Evaluation:
     """The columns that are made alike for every rung, measure and baseline.
 
+    Where more than MOST_POOLED of the target's mass is pooled, shares explained are NaN: they would say how much is
+    pooled, not what is answered.
+
     Args:
-        losses: [layer, question].
-        baseline: [question].
-        labels: the columns rung, target, layer (one per row) and measure.
+        labels: the columns rung, layer (one per row) and measure.
         ceiling: counts as known: the interval of the share of it is that of the share explained, divided by it.
         group: [question].
-        resampling: of the interval; whole groups are drawn.
+        resampling: of the intervals; whole groups are drawn.
         columns: more columns; `control` among them, if there is a control task.
     """
+    losses, baseline = held_out.losses, held_out.baseline
     total = baseline.sum()
     explained = 1 - losses.sum(1) / (total if total > 0 else np.nan)
     low, high = share_interval(losses, baseline, group, resampling)
@@ -85,6 +109,7 @@ def evaluation(
     frame = pd.DataFrame(
         dict(labels)
         | {
+            "target": target.name,
             "explained": explained,
             "low": low,
             "high": high,
@@ -99,11 +124,48 @@ def evaluation(
     ).assign(**columns)
     if "control" in frame:
         frame["selectivity"] = frame["explained"] - frame["control"]
-    if labels["measure"] == KL_EXPLAINED:
-        frame["baseline_nats"], frame["probe_nats"] = float(baseline.mean()), losses.mean(1)
+    gaps = gaps_of(held_out, target, group, resampling)
+    if isinstance(target, ClassTarget):
+        frame["baseline_nats"], frame["probe_nats"], frame["pooled"] = (
+            float(baseline.mean()),
+            losses.mean(1),
+            target.pooled,
+        )
+        if target.pooled > MOST_POOLED:
+            frame = frame.assign(**dict.fromkeys(SHARES, np.nan))
+    frame = frame.assign(**gap_columns(gaps[:-1]))
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)
-    return Evaluation(frame, losses, baseline, log_q)
+    return Evaluation(frame, losses, baseline, held_out.log_q, gaps)
+
+
+def gaps_of(
+    held_out: HeldOut, target: ClassTarget | ScalarTarget, group: Sequence[str], resampling: Resampling
+) -> tuple[KLGap, ...]:
+    """[row] KL gaps, that of the marginal last; empty for a scalar, and where the entropy is not known."""
+    if not isinstance(target, ClassTarget) or held_out.log_q is None or held_out.log_marginal is None:
+        return ()
+    found = target.known_entropies
+    if found is None:
+        return ()
+    log_q = np.concatenate([held_out.log_q, held_out.log_marginal[None]])
+    return tuple(kl_gaps(sparse(target), log_q, found, group, resampling))
+
+
+def gap_columns(gaps: Sequence[KLGap]) -> dict[str, list[float]]:
+    """The columns of a table that tell KL gaps, a row each; nats. None where there are none."""
+    if not gaps:
+        return {}
+    return {
+        "gap": [one.gap for one in gaps],
+        "gap_low": [one.low for one in gaps],
+        "gap_high": [one.high for one in gaps],
+        "gap_at_least": [one.at_least for one in gaps],
+        "gap_at_most": [one.at_most for one in gaps],
+        "gap_top": [one.top for one in gaps],
+        "gap_rest": [one.rest for one in gaps],
+        "gap_floor": [one.floor_q95 for one in gaps],
+    }
 
 
 def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:

@@ -18,10 +18,11 @@ from probes.evaluation.ceiling import ceiling_of
 from probes.evaluation.controls import confidence_strata, control_target, exchange_p_value
 from probes.evaluation.folds import Fold, group_folds, inner_split, nested_folds
 from probes.evaluation.layerwise import CrossValidation
-from probes.evaluation.result import KL_EXPLAINED, Evaluation, Seeds, evaluation
+from probes.evaluation.result import KL_EXPLAINED, Evaluation, HeldOut, Seeds, evaluation
 from probes.rungs.registry import Given, candidates
 from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget, kl_divergence, smoothed
+from probes.targets.open import sparse
 from semcal.calibration.resampling import Resampling
 
 
@@ -71,7 +72,7 @@ def evaluate_rung(
         group, how, resampling: as in `evaluate_all`; `how.exchanges` are behind `p_value`, 0 leaves it NaN.
 
     Returns:
-        `.log_q` are the held-out log-probabilities. The column `choice` says what was chosen in most folds, `penalty`
+        One row. The column `choice` says what was chosen in most folds, `penalty`
         the lower median of the chosen penalties, if there are any.
 
     Raises:
@@ -105,15 +106,16 @@ def evaluate_rung(
         logs, marginal, _ = _held_out(path, X, other, splits, group)
         whole = kl(other, marginal).sum()
         columns["control"] = 1 - kl(other, logs).sum() / (whole if whole > 0 else np.nan)
+    entries = sparse(target)
+    at = entries.question, entries.column
     return evaluation(
-        losses[None],
-        baseline,
-        {"rung": chosen_from.rung, "target": target.name, "layer": [layer], "measure": KL_EXPLAINED},
+        HeldOut(losses[None], baseline, log_q[at][None], log_marginal[at]),
+        {"rung": chosen_from.rung, "layer": [layer], "measure": KL_EXPLAINED},
+        target=target,
         ceiling=ceiling_of(target, float(baseline.mean()), seed=resampling.seed),
         group=group,
         resampling=replace(resampling, seed=seeds.bootstrap),
         columns=columns,
-        log_q=log_q,
     )
 
 

@@ -119,15 +119,14 @@ def class_targets(tables: Sequence[ClassTable], *, max_classes: int = 100) -> li
 def _pooled_entropies(table: ClassTable, distribution: np.ndarray, column: Mapping[str, int]) -> Entropies | None:
     """Entropies of a table's distributions over a vocabulary (label -> column, what is in none in the last), where the
     log-probabilities of its answers are known."""
-    if table.log_seen is None or table.masses is None:
+    if table.log_seen is None:
         return None
-    log_seen, mass = np.full(distribution.shape, -np.inf), np.zeros(distribution.shape)
-    own = [(row, k, column.get(label, distribution.shape[1] - 1))
-           for row, labels in enumerate(table.classes) for k, label in enumerate(labels)]  # fmt: skip
-    row, k, place = np.array(own).T
-    np.logaddexp.at(log_seen, (row, place), table.log_seen[row, k])
-    np.add.at(mass, (row, place), table.masses[row, k])
-    return entropies(distribution, table.m, log_seen=log_seen, mass=mass)
+    log_seen = np.full(distribution.shape, -np.inf)
+    places = [column.get(label, distribution.shape[1] - 1) for labels in table.classes for label in labels]
+    row = np.repeat(np.arange(len(table)), [len(labels) for labels in table.classes])
+    own = np.concatenate([table.log_seen[at, : len(labels)] for at, labels in enumerate(table.classes)])
+    np.logaddexp.at(log_seen, (row, places), own)
+    return entropies(distribution, table.m, log_seen=log_seen)
 
 
 def distributions_of(table: ClassTable) -> list[dict[str, float]]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.targets.closed import ClassTarget, class_target, distributions_of
+from probes.targets.closed import ClassTarget, class_target, distributions_of, normalised_shares
+from probes.targets.entropy import Entropies, entropies
 from semcal.arrays import FloatArray, IntArray
 from semcal.semantics.class_table import ClassTable
 
@@ -101,6 +102,11 @@ def open_target(table: ClassTable) -> OpenTarget:
     if not len(table):
         raise ValueError("no class distributions were given; expected at least one question")
     return _of_rows(distributions_of(table), table.m, "classes")
+
+
+def open_entropies(table: ClassTable) -> Entropies:
+    """Entropies of the distributions of `open_target`, from counts and, where known, log-probabilities."""
+    return entropies(normalised_shares(table), table.m, log_seen=table.log_seen)
 
 
 def sparse(target: ClassTarget) -> OpenTarget:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import xlogy
 
-from probes.evaluation.ceiling import _log_series_tail, noise_ceiling, sampling_noise
+from probes.evaluation.ceiling import noise_ceiling, sampling_noise
 from probes.evaluation.controls import (
     confidence_strata,
     control_target,
@@ -14,6 +14,7 @@ from probes.evaluation.controls import (
     share_interval,
 )
 from probes.targets.closed import ClassTarget
+from probes.targets.entropy import _log_series_tail
 from semcal.calibration.resampling import Resampling
 
 

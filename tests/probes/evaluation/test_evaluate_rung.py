@@ -17,6 +17,7 @@ from probes.rungs.networks import AttentionProbe, MLPProbe, Segments
 from probes.rungs.registry import PENALTIES, Given, candidates, rungs_reading
 from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget
+from probes.targets.open import sparse
 from semcal.calibration.resampling import Resampling
 from tests.probes.tables import evaluated
 
@@ -45,7 +46,19 @@ def test_a_linear_probe_by_itself_has_the_row_that_it_has_among_all_layers() -> 
     one = measure(path, X, target, rung="linear")
     many = evaluated(X[:, None], target, layers=["last"], group=GROUPS, folds=3, permutations=0, bootstrap=50, seed=0)
     assert list(one.frame.columns) == COLUMNS == list(many.frame.columns)
-    for column in ("explained", "low", "high", "ceiling", "of_ceiling", "control", "penalty", "baseline_nats"):
+    for column in (
+        "explained",
+        "low",
+        "high",
+        "ceiling",
+        "of_ceiling",
+        "control",
+        "penalty",
+        "baseline_nats",
+        "gap",
+        "gap_top",
+        "gap_floor",
+    ):
         assert one.frame[column].item() == pytest.approx(many.frame[column].item(), abs=2e-3), column
     np.testing.assert_allclose(one.baseline, many.baseline, atol=1e-6)
     assert one.frame["choice"].item() == many.frame["choice"].item()
@@ -54,10 +67,11 @@ def test_a_linear_probe_by_itself_has_the_row_that_it_has_among_all_layers() -> 
 def test_held_out_predictions_are_kept_and_give_the_score() -> None:
     X, target = planted()
     found = measure([LinearProbe(1.0)], X, target, rung="linear", control=False)
-    Y = target.distribution
+    Y, entries = target.distribution, sparse(target)
     assert found.log_q is not None
-    np.testing.assert_allclose(np.exp(found.log_q).sum(1), 1)
-    losses = (xlogy(Y, Y) - Y * found.log_q).sum(1)
+    log_q = np.zeros(Y.shape)
+    log_q[entries.question, entries.column] = found.log_q[0]
+    losses = (xlogy(Y, Y) - Y * log_q).sum(1)
     np.testing.assert_allclose(found.losses[0], losses, atol=1e-9)
     assert found.frame["explained"].item() == pytest.approx(1 - losses.sum() / found.baseline.sum())
     assert np.isnan(found.frame["control"].item())
