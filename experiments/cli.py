@@ -343,7 +343,7 @@ def ls(
     from experiments.pipeline.targets import resolve
     from experiments.report.summary_table import cells_of, text_table
 
-    table = text_table(("run", "state", "n", "smECE", "excess", "KL explained"), [], left=2)
+    table = text_table(("run", "state", "n", "smECE", "excess", "KL gap"), [], left=2)
     unreadable = []
     for found in (run for target in resolve(folders or ["runs"]) for run in target.runs):
         try:
@@ -483,10 +483,10 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
 
 
 def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
-    from experiments.report.summary_table import remarks, summary_rows, text_table
+    from experiments.report.summary_table import legend, remarks, summary_rows, text_table
 
     titles, cells = summary_rows(rows)
-    caption = "[…] bootstrap intervals by group · KL explained: linear probe on the last layer, last prompt token"
+    caption = legend(titles, short=True)
     figures = sum(max(map(len, column)) + 2 for column in list(zip(titles, *cells, strict=True))[1:])
     fits = figures + 16 <= console.width  # then names wrap rather than figures
     console.print(text_table(titles, cells, no_wrap=fits, caption=caption))

@@ -4,6 +4,8 @@
 `report/comparison_tables.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
+from experiments.compare.probe_rows import MUCH_POOLED, layer_rows, probe_table
 from experiments.config.study import Cell
-from probes.evaluation.contrast import explained_differences
-from probes.evaluation.result import BASELINE, LINEAR, Evaluation, at_layer
+from probes.evaluation.contrast import gap_difference
+from probes.evaluation.result import BASELINE, at_layer
 from semcal.calibration.estimators.finite_m import thin
 from semcal.calibration.inference.paired import STATISTICS, Difference, holm, paired_difference
 from semcal.calibration.nulls.null import null_of
@@ -23,6 +26,8 @@ from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 from semcal.seeds import keyed_generator
 from semcal.semantics.confidence import Confidences
+
+_KINDS = {"linear": "closed", "bilinear": "open"}  # by the rung that reads every layer
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Comparison:
 
     Attributes:
         differences: statistic -> their difference b - a; "excess" is smECE minus the mean of its null.
-        predictability: rung -> the difference b - a of the share of its ceiling that a probe explains of the class
-            distribution, at the last prompt token and last layer; empty where that cannot be compared.
+        predictability: rung -> the difference b - a of its KL gap, nats, at the last prompt token and last layer; empty
+            where that cannot be compared.
         note: remarks on predictability, or why it is not compared.
     """
 
@@ -181,63 +186,76 @@ def compare_all(
 # ---- predictability --------------------------------------------------------------------------------------------------
 
 
-def stored_evaluation(run: Run, position: str, ids: Sequence[str]) -> Evaluation:
-    """What `semcal probe` found of the class distribution at a position, on some of the questions probed there."""
-    losses, table = run.probe_losses(), run.probes()
-    losses = losses.loc[losses["position"] == position, :]
-    frame = table.loc[(table["target"] == "classes") & (table["position"] == position) & (table["layer"] != ""), :]
-    wide = losses.pivot(index=["rung", "layer"], columns="question_id", values="probe_nats")
-    baseline = losses.drop_duplicates("question_id").set_index("question_id")["baseline_nats"]
-    rows = wide.loc[list(zip(frame["rung"], frame["layer"], strict=True)), list(ids)]
-    return Evaluation(frame.reset_index(drop=True), rows.to_numpy(float), baseline.loc[list(ids)].to_numpy(float))
-
-
 def compare_last_layers(a: Run, b: Run, position: str, *, resampling: Resampling) -> tuple[dict[str, Difference], str]:
-    """Rung -> how much better the class distribution can be predicted in the second of two runs, as shares of their
-    ceilings, each run at its own last layer, without baselines; and remarks on it.
+    """Rung -> the difference b − a of the KL gap of the class distribution, nats, paired by question, each run at its
+    own last layer, without baselines; and remarks on it.
 
     On the questions that both were probed on; give runs of equal M.
 
     Raises:
-        UserError: a run that was not probed at the position, no common question, or no rung in common.
+        UserError: a run without KL gaps at the position, targets of different kind, no common question, or no rung in
+            common.
     """
-    one, two, group = _paired(a, b, position)
-    layers, sizes = [_last_layer(e) for e in (one, two)], [int(e.frame["n"].iloc[0]) for e in (one, two)]
-    remarks = [] if layers[0] == layers[1] else [f"at the last layers {' and '.join(layers)}"]
-    if sizes[0] != sizes[1]:
-        remarks.append(f"probes learnt from {sizes[0]} and {sizes[1]} questions")
-    last = [_only(e, layer) for e, layer in zip((one, two), layers, strict=True)]
-    try:
-        found = explained_differences(*last, group=group, resampling=resampling)
-    except ValueError:
-        raise UserError(f"{a.folder} and {b.folder} share no rung at their last layers; `semcal probe` both") from None
-    return {rung: d for (rung, *_), d in found.items()}, "; ".join(remarks)
-
-
-def _last_layer(e: Evaluation) -> str:
-    """The last layer that linear probes read; none without them."""
-    lines = e.frame.loc[e.frame["rung"] == LINEAR, "layer"].tolist()
-    return lines[-1] if lines else "none"
-
-
-def _only(e: Evaluation, layer: str) -> Evaluation:
-    """Rungs at one layer, whatever its name; no baselines."""
-    probes = e.frame.loc[~e.frame["rung"].str.startswith(BASELINE), :]
-    rows = at_layer(probes, layer).index.to_numpy()
-    return Evaluation(e.frame.loc[rows, :].assign(layer="last"), e.losses[rows], e.baseline)
-
-
-def _paired(a: Run, b: Run, position: str) -> tuple[Evaluation, Evaluation, list[str]]:
-    """What was found of two runs on the questions that both were probed on, and their groups."""
-    probed = []
-    for run in (a, b):
-        losses = run.probe_losses()
-        if losses.empty or position not in set(losses["position"]):
-            raise UserError(f"{run.folder} holds no probes of the class distribution at {position}; `semcal probe` it")
-        probed.append(set(losses.loc[losses["position"] == position, "question_id"]))
-    table = a.questions()
-    common = table.loc[table["id"].isin(probed[0] & probed[1]), :]
+    one, two = (_Gaps.of(run, position) for run in (a, b))
+    if one.kind and two.kind and one.kind != two.kind:
+        raise UserError(
+            f"the targets are of different kind: {a.folder} has {_KINDS[one.kind]} classes and {b.folder} "
+            f"{_KINDS[two.kind]} ones; `semcal probe` both alike"
+        )
+    questions = a.questions().set_index("id")
+    common = questions.index[questions.index.isin(one.nats.columns.intersection(two.nats.columns))]
     if common.empty:
         raise UserError(f"{a.folder} and {b.folder} were not probed on a common question; give them the same dataset")
-    one, two = (stored_evaluation(run, position, list(common["id"])) for run in (a, b))
-    return one, two, list(common["group"])
+    rungs = [rung for rung in one.nats.index if rung in two.nats.index]
+    if not rungs:
+        raise UserError(f"{a.folder} and {b.folder} share no rung at their last layers; `semcal probe` both")
+    group = questions.loc[common, "group"].tolist()
+    found = {
+        rung: gap_difference(
+            *(e.nats.loc[rung, common].to_numpy(float) for e in (one, two)), group=group, resampling=resampling
+        )
+        for rung in rungs
+    }
+    remarks = [] if one.layer == two.layer else [f"at the last layers {one.layer} and {two.layer}"]
+    sizes = [e.nats.shape[1] for e in (one, two)]
+    if sizes[0] != sizes[1]:
+        remarks.append(f"probes learnt from {sizes[0]} and {sizes[1]} questions")
+    pooled = [e.pooled for e in (one, two)]
+    if max(pooled) > MUCH_POOLED:
+        remarks.append(f"{pooled[0]:.0%} and {pooled[1]:.0%} of the mass are pooled, so the gaps concern the rest")
+    return found, "; ".join(remarks)
+
+
+@dataclass(frozen=True)
+class _Gaps:
+    """What `semcal probe` found of the class distribution of a run at a position and the last layer.
+
+    Attributes:
+        layer: the last that the rung of every layer reads; "none" without one.
+        kind: that rung, which says whether classes are closed ("linear") or open ("bilinear"); "" without one.
+        pooled: share of the mass in the pooled class.
+        nats: [rung, question] KL gaps, without baselines.
+    """
+
+    layer: str
+    kind: str
+    pooled: float
+    nats: pd.DataFrame
+
+    @classmethod
+    def of(cls, run: Run, position: str) -> _Gaps:
+        losses, table = run.probe_losses(), probe_table(run)
+        if losses.empty or position not in set(losses["position"]):
+            raise UserError(f"{run.folder} holds no probes of the class distribution at {position}; `semcal probe` it")
+        if "gap_nats" not in losses:
+            raise UserError(f"the probes of {run.folder} are of an earlier version of semcal; `semcal probe` it")
+        fitted = ~table["rung"].str.startswith(BASELINE) & (table["target"] == "classes")
+        rows = table.loc[fitted & (table["position"] == position), :]
+        lines = layer_rows(rows)
+        layer = str(lines["layer"].iloc[-1]) if len(lines) else "none"
+        last = at_layer(rows, layer)
+        losses = losses.loc[losses["position"] == position, :]
+        wide = losses.pivot(index=["rung", "layer"], columns="question_id", values="gap_nats")
+        wide = wide.loc[list(zip(last["rung"], last["layer"], strict=True)), :].droplevel("layer")
+        kind = str(lines["rung"].iloc[-1]) if len(lines) else ""
+        return cls(layer, kind, float(np.nanmax([0.0, *last["pooled"]])), wide.dropna(how="all"))

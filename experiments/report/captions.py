@@ -7,20 +7,24 @@ CAPTIONS = {
     "m-curve": "Estimates from random subsets of the samples, extrapolated to infinite M.",
     "profile": "Calibration of the same samples under other collapsing functions.",
     "knowing": "How decided the answer is after i tokens: the expected largest class probability.",
-    "layers": "How much of the class distribution linear probes explain, layer by layer, on held-out questions.",
+    "layers": "The KL gap by layer: nats that a probe of this layer misses of the class distribution on held-out "
+    "questions, the noise of finite M taken off. Lower is better; the grey band is what a perfect predictor would be "
+    "measured to have. Below, where little is pooled, the share explained of the KL to the marginal.",
     "layers-positions": "The same at every position. The target is always the class distribution of all samples, even "
     "where an answer is already being written.",
-    "rungs": "Rungs of the ladder and baselines at one layer. A rung that explains little cannot read the distribution "
-    "there; this does not show that the model does not know it.",
-    "commitment": "Above, how decided the answer is along the way; below, how much of the class distribution of all "
-    "samples linear probes explain by then. Once an answer is being written, activations hold that answer rather than "
+    "rungs": "KL gap of the rungs of the ladder and of baselines at one layer. A rung with a large gap cannot read the "
+    "distribution there; this does not show that the model does not know it.",
+    "commitment": "Above, how decided the answer is along the way; below, what probes miss by then of the class "
+    "distribution of all samples (KL gap). Once an answer is being written, activations hold that answer rather than "
     "the distribution. The open mark is the mean place before the answering phrase.",
     "models": "For each model: accuracy, the signed gap, and the excess calibration error over calibrated models. "
     "The gap is by mass where log-probabilities are known. Bars are bootstrap intervals by group.",
-    "predictability": "Is a model calibrated where it can predict its own class distribution? One mark per run: "
-    "horizontally, what a linear probe explains at the last prompt token, last layer, as a share of what M samples "
-    "allow; vertically, the calibration error in excess of calibrated models. Bars are bootstrap intervals by group.",
-    "emergence": "The same two figures along training: does predictability come before calibration?",
+    "predictability": "Is a model calibrated where its own class distribution is easy to predict? One mark per run: "
+    "horizontally, the KL gap of the probe that the axis names, at the last prompt token; vertically, the calibration "
+    "error in excess of calibrated models. The claim is about models trained by a proper loss (base, SFT): others are "
+    "hollow and do not enter the rank correlation. Runs that pool over 20 % of the mass are left out. Bars are "
+    "bootstrap intervals by group.",
+    "emergence": "The same two figures along training: does a small KL gap come before calibration?",
 }
 CAPTIONS["commitment-tokens"] = CAPTIONS["commitment"]
 INTERVENTION = (

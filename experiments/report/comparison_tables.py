@@ -29,7 +29,7 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
     level = comparisons[0].a.calibration.level
     family = f"all {tests} tests shown"
     if probed:
-        family = f"all {tests} tests of calibration shown, and separately for the {probed} tests of predictability"
+        family = f"all {tests} tests of calibration shown, and separately for the {probed} of the KL gap"
     said = (
         f"difference: second − first, with the {level:.0%} interval of resampling groups of questions jointly for both "
         f"runs · p: is this figure the same in both? · Holm: p adjusted for {family} · swap: are the runs "
@@ -38,8 +38,8 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
     )
     if probed:
         said += (
-            " · predictability: what a probe at the last prompt token and last layer explains of the class "
-            "distribution, as a share of the run's own noise ceiling (taken as known); probes are not fitted again"
+            " · KL gap: nats that a probe at the last prompt token and last layer misses of the class distribution, "
+            "finite M taken off, paired by question; probes are not fitted again"
         )
     return said
 
@@ -68,7 +68,7 @@ def temperature_table(matched: Matched) -> Table:
 
 def _heading(c: Comparison) -> str:
     factors = ", ".join(differing(c.a, c.b)) or "no setting of the study"
-    probes = f"\npredictability: {c.note}" if c.note else ""
+    probes = f"\nKL gap: {c.note}" if c.note else ""
     return f"first: {_name(c.a)}\nsecond: {_name(c.b)}\nthey differ in {factors} · {c.matched.note}{probes}"
 
 
@@ -83,7 +83,7 @@ def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
         table.add_row(title(name), *_cells(d, holm[name], c, "+" if name in SIGNED else ""))
     table.add_section()
     for rung, d in c.predictability.items():
-        table.add_row(f"predictability, {rung}", *_cells(d, holm[rung], c, ""))
+        table.add_row(f"KL gap, {rung}", *_cells(d, holm[rung], c, ""))
     return table
 
 

@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, probe_table
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.checks_table import TITLES, check_rows
@@ -24,13 +26,17 @@ from experiments.report.html_page import (
 )
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
 from experiments.report.run_figures import run_figures
-from experiments.report.summary_table import LEGEND, labels, last_layer, remarks, summary_rows
+from experiments.report.summary_table import labels, legend, remarks, summary_rows
+from probes.plots.measures import GAP
 from probes.plots.predictability import emergence_curve, predictability_scatter
+from probes.targets.closed import MOST_POOLED
 from semcal.calibration.plots.curves import by_model
 from semcal.runs.files import replacing
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
+_LORA = {"generative": "generative LoRA", "lora": "LoRA with a head"}
+PROPER = ("base", "sft")  # stages trained by a proper loss
 
 
 def write_report(cell: Cell, run: Run) -> list[str]:
@@ -159,7 +165,7 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
             title=name,
             facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
             summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
-            legend=LEGEND,
+            legend=legend(titles),
             figures=gallery(pictures, CAPTIONS),
             runs=[
                 {"name": n, "link": link, "facts": _short_facts(cell, run, folder), "figures": _pictures(run)}
@@ -170,15 +176,12 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
 
 
 def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
-    """Excess calibration error against what probes explain, over runs; None unless two runs have both."""
-    names = labels([cell for cell, _ in rows])
-    frame = pd.DataFrame([_place(name, *row) for name, row in zip(names, rows, strict=True)])
-    frame = frame.dropna(subset=["explained", "excess"])
-    if len(frame) < 2:
+    """Excess calibration error against the KL gap, over runs; None unless two runs have both."""
+    found = _places(rows)
+    if found.frame[["gap", "excess"]].notna().all(axis=1).sum() < 2:
         return None
-    measure = "share of the noise ceiling that a linear probe explains"
     return predictability_scatter(
-        frame, title="Predictability and calibration error, by run", measure=measure, seed=rows[0][0].seed
+        found.frame, title="KL gap and calibration error, by run", probe=found.probe, seed=rows[0][0].seed
     )
 
 
@@ -190,12 +193,12 @@ def models(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     marks = []
     for cell, run in rows:
         line = (cell.dataset.name, cell.style, *([cell.semantics.label] if several_b else []))
-        place = _place("", cell, run) | _gap(run.calibration())
+        place = _excess(run) | _signed_gap(run.calibration())
         marks.append(place | {"model": cell.model.name, "line": " · ".join(line)})
     return by_model(pd.DataFrame(marks), title="Accuracy and calibration, by model")
 
 
-def _gap(calibration: dict[str, Any]) -> dict[str, float]:
+def _signed_gap(calibration: dict[str, Any]) -> dict[str, float]:
     """Accuracy, and the signed gap by mass where it is known: by counts it is too large at finite M."""
     ends = ("", "_low", "_high")
     best = next((row for row in calibration.get("finite_m") or [] if row["estimator"] == "by mass"), calibration)
@@ -213,21 +216,51 @@ def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     stepped = [(cell, run) for cell, run in rows if cell.model.step is not None]
     if len({cell.model.step for cell, _ in stepped}) < 2:
         return None
+    found = _places(stepped)
+    lines = [f"{cell.dataset.name} · {cell.style}" for cell, _ in stepped]
+    frame = found.frame.assign(step=[cell.model.step for cell, _ in stepped], line=lines)
+    return emergence_curve(frame, title="KL gap and calibration error along training", probe=found.probe)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Marks of runs: KL gap of one probe, named in words, and excess with the interval of smECE."""
+
+    probe: str
+    frame: pd.DataFrame
+
+
+def _places(rows: Sequence[tuple[Cell, Run]]) -> _Places:
+    """By LoRA on the whole model where all runs with a gap have it, else by the probe of the last layer. A gap with
+    more than MOST_POOLED of the mass pooled says how much is pooled, and is left out, as in the verdict."""
+    tables = [probe_table(run) for _, run in rows]
+    layers = [_legible(last_layer(table, "classes")) for table in tables]
+    probe = f"{' or '.join(sorted({row['rung'] for row in layers if row})) or 'linear'} probe, last layer"
+    found = layers
+    for rung in WHOLE_MODEL:
+        whole = [_legible(last_row(table, "classes", rung)) for table in tables]
+        if any(whole) and all(row for row, layer in zip(whole, layers, strict=True) if layer):
+            probe, found = _LORA[rung], whole
+            break
     places = [
-        _place("", cell, run) | {"step": cell.model.step, "line": f"{cell.dataset.name} · {cell.style}"}
-        for cell, run in stepped
+        {"label": name, "style": cell.style, "proper": cell.model.stage in PROPER}
+        | {column: row.get(column, math.nan) for column in GAP.columns}
+        | _excess(run)
+        for name, (cell, run), row in zip(labels([cell for cell, _ in rows]), rows, found, strict=True)
     ]
-    return emergence_curve(pd.DataFrame(places), title="Predictability and calibration error along training")
+    return _Places(probe, pd.DataFrame(places))
 
 
-def _place(name: str, cell: Cell, run: Run) -> dict[str, Any]:
-    """The mark of one run: its share of the noise ceiling, and its excess with the interval of smECE."""
-    calibration, last = run.calibration(), last_layer(run.probes(), "classes") or {}
-    of_ceiling = {"explained": "of_ceiling", "low": "of_ceiling_low", "high": "of_ceiling_high"}
-    shares = {to: last.get(of, float("nan")) for to, of in of_ceiling.items()}
+def _legible(row: dict[str, Any] | None) -> dict[str, Any]:
+    """A row of probes whose KL gap says what is answered; empty for others."""
+    return {} if row is None or math.isnan(row["gap"]) or row["pooled"] > MOST_POOLED else row
+
+
+def _excess(run: Run) -> dict[str, float]:
+    calibration = run.calibration()
     null = calibration["null_mean"]
     ends = {f"excess_{end}": _known(calibration[f"smece_{end}"]) - null for end in ("low", "high")}
-    return {"label": name, "style": cell.style, "excess": calibration["excess"]} | shares | ends
+    return {"excess": calibration["excess"]} | ends
 
 
 def _short_facts(cell: Cell, run: Run, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,18 +11,25 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.compare.probe_rows import bounds, layer_rows, probe_table
 from experiments.compare.side_by_side import side_by_side
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
-from experiments.report.summary_table import LEGEND, interval, linear, markdown_table, number, remarks, summary_rows
+from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
 from probes.evaluation.result import at_layer
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.files import newest, write_atomically
 from semcal.runs.run import Run
 
 Rows = Sequence[tuple[Cell, Run]]
+_PROBES = (
+    "KL gap: what a probe of one layer at the last prompt token misses of the class distribution of held-out "
+    "questions, the noise of finite M taken off; between: as far as the entropy is known from M samples; top class and "
+    "rest add up to the gap (chain rule); perfect: 95 % quantile of what a perfect predictor would be measured to "
+    "have. The best layer is picked on the questions it is scored on, so its gap is too small; quote the last."
+)
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
 COMMANDS = {
     "demo": ["make demo", "semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200"],
@@ -84,7 +92,7 @@ def _made(rows: Rows) -> str:
 def _sections(rows: Rows) -> list[str]:
     titles, cells = summary_rows(rows)
     names = [row[0] for row in cells]
-    lines = ["", "### Summary", "", *markdown_table(titles, cells), "", f"{LEGEND}."]
+    lines = ["", "### Summary", "", *markdown_table(titles, cells), "", f"{legend(titles)}."]
     finite = [[n, *_finite_m(run.calibration())] for n, (_, run) in zip(names, rows, strict=True)]
     titles = (
         "gap, plug-in",
@@ -102,7 +110,7 @@ def _sections(rows: Rows) -> list[str]:
         "seen mass: mean probability of the distinct answers seen; within: the smallest error that the equivalence "
         "test rules out; loss gap: nats per question that the best tilt of the top class would recover.",
     ]
-    probed = [(n, run.probes()) for n, (_, run) in zip(names, rows, strict=True)]
+    probed = [(n, probe_table(run)) for n, (_, run) in zip(names, rows, strict=True)]
     lines += _probes([(n, table) for n, table in probed if not table.empty])
     for n, (_, run) in zip(names, rows, strict=True):
         lines += _interventions(n, run)
@@ -124,35 +132,51 @@ def _finite_m(c: dict[str, Any]) -> list[str]:
 
 
 def _probes(tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
-    """Linear probes at the last and at the best layer; then rungs and baselines at the last layer."""
-    last, ladders = [], []
+    """Probes of single layers at the last and at the best layer; then rungs and baselines at the last layer."""
+    last, ladders, shares = [], [], []
     for name, table in tables:
         rows = table.loc[(table["target"] == "classes") & (table["position"] == LAST_PROMPT_TOKEN), :]
-        lines = linear(rows).dropna(subset=["explained"])
+        lines = layer_rows(rows)
         if lines.empty:
             continue
         end = lines.iloc[-1].to_dict()
-        best = lines.loc[lines["explained"].idxmax(), :].to_dict()
-        last.append([name, _explained(end), _explained(best), str(best["layer"])])
-        ladder = at_layer(rows, str(end["layer"])).to_dict("records")
-        ladders.append((name, {str(row["rung"]): _explained(row) for row in ladder}))
+        last.append([name, str(end["rung"]), _gap(end), *_behind(end), *_best(lines)])
+        ladder = at_layer(rows, str(end["layer"])).dropna(subset=["gap"]).to_dict("records")
+        ladders.append((name, {str(row["rung"]): _gap(row) for row in ladder}))
+        if not math.isnan(end["explained"]):
+            shares.append([name, interval(end["explained"], end["low"], end["high"]), f"{end['pooled']:.0%}"])
     if not last:
         return []
-    titles = ("run", "last layer", "best layer", "which")
-    said = ["", "### Probes", "", *markdown_table(titles, last), ""]
-    said.append(
-        "Share of the KL to the marginal that linear probes explain on held-out questions, last prompt token. The best "
-        "layer is picked on the questions it is scored on, so its share is too large; quote the last."
-    )
+    titles = ("run", "probe", "last layer", "between", "top class", "rest", "perfect, 95 %", "best layer", "which")
+    said = ["", "### Probes", "", "KL gap in nats:", "", *markdown_table(titles, last), "", _PROBES]
     rungs = list(dict.fromkeys(rung for _, ladder in ladders for rung in ladder))
     if len(rungs) > 1:
         table = markdown_table(["run", *rungs], [[n, *(ladder.get(r, "—") for r in rungs)] for n, ladder in ladders])
-        said += ["", "Rungs and baselines at the last layer:", "", *table]
+        said += ["", "KL gap of rungs and baselines at the last layer, nats:", "", *table]
+    if shares:
+        table = markdown_table(("run", "last layer", "mass pooled"), shares)
+        said += ["", "Share explained of the KL to the run's own marginal, not to be compared between runs:"]
+        said += ["", *table]
     return said
 
 
-def _explained(row: dict[Any, Any]) -> str:
-    return interval(row["explained"], row["low"], row["high"])
+def _gap(row: dict[Any, Any]) -> str:
+    return interval(row["gap"], row["gap_low"], row["gap_high"])
+
+
+def _behind(row: dict[Any, Any]) -> list[str]:
+    """The bounds of a gap, its parts, and its floor."""
+    between = "—" if math.isnan(row["gap"]) else " to ".join(number(end) for end in bounds(row))
+    return [between, *(number(row[name]) for name in ("gap_top", "gap_rest", "gap_floor"))]
+
+
+def _best(lines: pd.DataFrame) -> list[str]:
+    """The smallest gap of all layers, and which layer has it."""
+    known = lines.dropna(subset=["gap"])
+    if known.empty:
+        return ["—", "—"]
+    best = known.loc[known["gap"].idxmin(), :].to_dict()
+    return [_gap(best), str(best["layer"])]
 
 
 def _interventions(name: str, run: Run) -> list[str]:

@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.compare.probe_rows import layer_rows, probe_table
 from experiments.config.study import Cell
-from experiments.report.summary_table import linear
-from probes.evaluation.result import BASELINE, LINEAR, at_layer
+from probes.evaluation.result import BASELINE, LAYER_RUNGS, at_layer
 from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map
-from probes.plots.shares import layer_curve, rungs_figure
+from probes.plots.layer_curve import layer_curve
+from probes.plots.measures import measure_of
+from probes.plots.rungs_figure import MARGINAL, rungs_figure
 from semcal.calibration.estimators.finite_m import curve_of_rows
 from semcal.calibration.nulls.null import null_band
 from semcal.calibration.plots.curves import knowing_curve, m_curve_figure, risk_coverage_curve
@@ -59,41 +61,44 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
 def probe_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     """Figures of the probes by name (layers, layers-positions, rungs, commitment), for the class distribution, or for
     the first target if that was not probed."""
-    probes = run.probes()
+    probes = probe_table(run)
     if probes.empty:
         return {}
     targets = list(dict.fromkeys(probes["target"]))
     target = "classes" if "classes" in targets else targets[0]
     probes = probes.loc[probes["target"] == target, :]
-    lines = linear(probes)
-    figures = {} if lines.empty else _by_layer(cell, lines)
+    lines = layer_rows(probes)
+    known = not lines.empty and measure_of(lines).known(lines)
+    figures = _by_layer(cell, lines, probes.loc[probes["rung"].str.startswith(BASELINE), :]) if known else {}
     figures |= _by_rung(cell, probes, list(dict.fromkeys(lines["layer"])))
-    if target == "classes" and not lines.empty:
+    if target == "classes" and known:
         figures |= _commitment(cell, run, lines.loc[lines["layer"] == lines["layer"].iloc[-1], :])
     return figures
 
 
-def _by_layer(cell: Cell, lines: pd.DataFrame) -> dict[str, Figure]:
-    """Linear probes of one target over layers: at the last prompt token if captured, and at all positions."""
+def _by_layer(cell: Cell, lines: pd.DataFrame, baselines: pd.DataFrame) -> dict[str, Figure]:
+    """Probes of one target over layers: at the last prompt token if captured, and at all positions."""
     positions = list(dict.fromkeys(lines["position"]))
     shown = LAST_PROMPT_TOKEN if LAST_PROMPT_TOKEN in positions else positions[0]
     title = cell.label if shown == LAST_PROMPT_TOKEN else f"{cell.label} · {shown}"
-    figures = {"layers": layer_curve(lines.loc[lines["position"] == shown, :], title=title)}
+    here, beside = (frame.loc[frame["position"] == shown, :] for frame in (lines, baselines))
+    figures = {"layers": layer_curve(here, beside, title=title)} if measure_of(here).known(here) else {}
     if len(positions) > 1:
-        title = f"{cell.label} · linear probes"
-        figures["layers-positions"] = layer_position_map(lines, title=title, measure=_measure(lines))
+        title = f"{cell.label} · {lines['rung'].iloc[0]} probes"
+        marginal = baselines.loc[baselines["rung"] == MARGINAL, "gap"].max()
+        figures["layers-positions"] = layer_position_map(lines, title=title, marginal=marginal)
     return figures
 
 
 def _by_rung(cell: Cell, probes: pd.DataFrame, layers: list[str]) -> dict[str, Figure]:
-    """All rungs at the last layer that has both linear probes and a rung above them."""
-    fitted = probes.loc[~probes["rung"].str.startswith(BASELINE), :]
+    """All rungs at the last layer that has both probes of every layer and a rung above them."""
+    fitted = probes.loc[~probes["rung"].str.startswith(BASELINE), :].dropna(subset=[measure_of(probes).value])
     if fitted["rung"].nunique() < 2:
         return {}
-    above = set(fitted.loc[fitted["rung"] != LINEAR, "layer"])
+    above = set(fitted.loc[~fitted["rung"].isin(LAYER_RUNGS), "layer"])
     layer = next((name for name in reversed(layers) if name in above), layers[-1] if layers else "")
     where = "last layer" if not layers or layer == layers[-1] else layer
-    return {"rungs": rungs_figure(at_layer(probes, layer), title=f"{cell.label} · {where}", measure=_measure(probes))}
+    return {"rungs": rungs_figure(at_layer(probes, layer), title=f"{cell.label} · {where}")}
 
 
 def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
@@ -111,7 +116,8 @@ def _commitment(cell: Cell, run: Run, lines: pd.DataFrame) -> dict[str, Figure]:
         at = [(measured if p == BEFORE_ANSWER else place).get(unit) for p, place in zip(positions, places, strict=True)]
         probed = lines.assign(**{unit: at}).dropna(subset=[unit]).drop_duplicates(unit)  # chain_0 ends the prompt, too
         named = probed.assign(name=np.where(probed["position"] == BEFORE_ANSWER, "before the answer", ""))
-        found.append(commitment_curve(intermediate, named, title=f"{cell.label}\nlinear probes, last layer"))
+        title = f"{cell.label}\n{lines['rung'].iloc[0]} probes, last layer"
+        found.append(commitment_curve(intermediate, named, title=title))
     return dict(zip(("commitment", "commitment-tokens"), found, strict=False))
 
 
@@ -123,7 +129,3 @@ def _before_answer(run: Run) -> dict[str, float]:
     read = stored.token_index - (run.questions()["prompt_tokens"].to_numpy()[stored.present] - 1)
     length = run.samples()["token_ids"].iloc[stored.samples].map(len).to_numpy()
     return {"share": float(np.mean(read / length)), "token": float(read.mean())}
-
-
-def _measure(probes: pd.DataFrame) -> str:
-    return "r²" if probes["measure"].iloc[0] == "r2" else "share of KL explained"

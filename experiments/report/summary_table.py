@@ -4,18 +4,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 from rich import box
 from rich.table import Table
 
+from experiments.compare.probe_rows import last_layer, probe_remarks, probe_table, whole_model
 from experiments.config.study import Cell
 from experiments.verdict.rules import MOST_UNPARSED
 from probes.evaluation.folds import too_few_groups
-from probes.evaluation.result import LINEAR
-from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 
+LORA = "KL gap, LoRA"
 COLUMNS = {
     "smece": "smECE",
     "published": "published",
@@ -25,15 +24,21 @@ COLUMNS = {
     "gap": "signed gap",
     "confidence": "confidence",
     "accuracy": "accuracy",
-    "kl": "KL explained",
+    "kl": "KL gap",
+    "kl_lora": LORA,
 }
 
-
-LEGEND = (
-    "[…] bootstrap intervals by group · null: mean and 95 % quantile of smECE of calibrated models at this number of "
-    "questions and samples · excess: smECE minus that mean · signed gap: confidence minus accuracy · KL explained: "
-    "linear probe on the last layer, last prompt token"
+_NATS = ("gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "pooled")
+_MARGINS = "[…] bootstrap intervals by group"
+_CALIBRATION = (
+    "null: mean and 95 % quantile of smECE of calibrated models at this number of questions and samples · excess: "
+    "smECE minus that mean · signed gap: confidence minus accuracy"
 )
+_KL = (
+    "KL gap: nats that a probe of the last layer at the last prompt token, linear or for open classes bilinear, misses "
+    "of the class distribution, the noise of finite M taken off"
+)
+_KL_LORA = "LoRA: the same of a rank-8 adapter of the whole model"
 _FIGURES = (
     *("n", "m", "smece", "smece_low", "smece_high", "null_mean", "null_q95", "excess", "p_value"),
     *("signed_gap", "signed_gap_low", "signed_gap_high", "confidence", "accuracy", "auroc"),
@@ -45,39 +50,28 @@ WORTH_A_REMARK = 0.01  # share of unparsed samples; the page of a run shows what
 
 
 def headline(run: Run) -> dict[str, Any]:
-    """Figures of one run by name; None where a stage has not run yet."""
-    c, last = run.calibration(), last_layer(run.probes(), "classes")
-    if last is None or math.isnan(last["explained"]):  # one class for every question: nothing to explain
-        last = {}
+    """Figures of one run by name; None where a stage has not run yet, or knows none."""
+    c, probes = run.calibration(), probe_table(run)
     return {
         **{name: c.get(name) for name in _FIGURES},
         "published": (run.config().get("published") or {}).get("smece"),
-        **{f"kl_{name}": last.get(name) for name in ("explained", "low", "high", "layer")},
+        **_gap_figures("kl", last_layer(probes, "classes") or {}),
+        **_gap_figures("kl_lora", whole_model(probes, "classes") or {}),
     }
 
 
-def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
-    """The row of a target for the linear probe on the last layer at the last prompt token.
-
-    The layer is fixed in advance: the best one would be picked on the very questions it is scored on.
-    """
-    if probes.empty:
-        return None
-    rows = linear(probes)
-    rows = rows.loc[(rows["target"] == target) & (rows["position"] == LAST_PROMPT_TOKEN), :]
-    return rows.iloc[-1].to_dict() if len(rows) else None
-
-
-def linear(probes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of linear probes on the model's own activations."""
-    return probes.loc[probes["rung"] == LINEAR, :]
+def _gap_figures(prefix: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The KL gap of a row of probes: names and layer of the probe, and its figures in nats."""
+    named = {f"{prefix}_{name}": row.get(name) for name in ("rung", "layer")}
+    found = {f"{prefix}_{name}": row.get(name) for name in _NATS}
+    return named | {key: None if value is None or math.isnan(value) else value for key, value in found.items()}
 
 
 def cells_of(run: Run) -> dict[str, str]:
     """The headline figures as text, by column of the table; `published` only where there is such a figure."""
     f = headline(run)
     published = {} if f["published"] is None else {"published": number(f["published"])}
-    kl = [f"{100 * f[name]:.0f}" for name in ("kl_explained", "kl_low", "kl_high") if f[name] is not None]
+    lora = {} if f["kl_lora_gap"] is None else {"kl_lora": interval(*_kl(f, "kl_lora"))}
     return {
         "smece": interval(f["smece"], f["smece_low"], f["smece_high"]),
         **published,
@@ -87,8 +81,19 @@ def cells_of(run: Run) -> dict[str, str]:
         "gap": interval(f["signed_gap"], f["signed_gap_low"], f["signed_gap_high"], "+"),
         "confidence": number(f["confidence"]),
         "accuracy": number(f["accuracy"]),
-        "kl": f"{kl[0]} % [{kl[1]}, {kl[2]}]" if kl else "—",
+        "kl": interval(*_kl(f, "kl")),
+        **lora,
     }
+
+
+def _kl(figures: dict[str, Any], prefix: str) -> tuple[float | None, float | None, float | None]:
+    return figures[f"{prefix}_gap"], figures[f"{prefix}_gap_low"], figures[f"{prefix}_gap_high"]
+
+
+def legend(titles: Sequence[str], *, short: bool = False) -> str:
+    """What the columns of a summary with these titles are; `short` leaves out those of calibration."""
+    parts = [_MARGINS, *([] if short else [_CALIBRATION]), _KL, *([_KL_LORA] if LORA in titles else [])]
+    return " · ".join(parts)
 
 
 def labels(cells: Sequence[Cell]) -> list[str]:
@@ -157,6 +162,7 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if cell.probes.enabled and (reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)):
         said.append(f"Probes not computed: {reason}.")
+    said += probe_remarks(run)
     if c.get("smece_low") is None:
         said.append("Intervals not computed: all questions are of one group, so there is nothing to resample.")
     if c.get("auroc") is None:

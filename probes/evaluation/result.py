@@ -29,6 +29,7 @@ COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_to
 BILINEAR, GENERATIVE = "bilinear", "generative"
 MARGINAL, CANDIDATES = "marginal", "candidate-only"  # what a share explained is of
 LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
+LAYER_RUNGS = (LINEAR, "bilinear")  # fitted at every layer; a target has the one or the other, closed or open
 KL_EXPLAINED, R2 = "kl_explained", "r2"
 SHARES = ("explained", "low", "high", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity")
 
@@ -174,14 +175,14 @@ def gap_columns(gaps: Sequence[KLGap]) -> dict[str, list[float]]:
 
 
 def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:
-    """Of the rows of one target, those fitted at one layer, and those that read none of the linear probes' layers (a
+    """Of the rows of one target, those fitted at one layer, and those that read none of the layers of LAYER_RUNGS (a
     text, the whole model): one per rung, and per position if there are several. Rungs fitted only at other layers are
     left out.
 
     Args:
         frame: columns rung, layer, and position if there are several.
     """
-    layers = frame.loc[frame["rung"] == LINEAR, "layer"].tolist()
+    layers = frame.loc[frame["rung"].isin(LAYER_RUNGS), "layer"].tolist()
     rows = frame.loc[(frame["layer"] == layer) | ~frame["layer"].isin(layers), :]
     return rows.drop_duplicates([key for key in ("position", "rung") if key in frame], keep="last")
 

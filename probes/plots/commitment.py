@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from probes.plots.measures import GAP, measure_of
 from probes.plots.style import CONTROL, INK, PROBE, entitle, in_percent, tidy
 
 _AXES = {"token": "tokens generated", "share": "share of the answer generated"}
@@ -14,17 +15,18 @@ _GRID = np.linspace(0, 1, 51)
 
 
 def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title: str) -> Figure:
-    """Above, how decided the semantic answer is; below, how much of its class distribution a probe explains by then.
+    """Above, how decided the semantic answer is; below, what a probe still misses of its class distribution by then:
+    the KL gap, or where none is known the share explained.
 
     The upper line is the mean over questions of the expected largest class probability after i tokens, a question that
-    has ended staying at 1; the band holds the middle half of the questions. Where the lower line is high while the
-    upper is low, the activations hold what the text has not said yet.
+    has ended staying at 1; the band holds the middle half of the questions. Where the gap is small while the upper line
+    is low, the activations hold what the text has not said yet.
 
     Args:
         intermediate: question_id, token, expected_confidence, as `Run.intermediate` has it.
-        probed: explained, low, high at each position, and where it lies: column "token", tokens generated before it, or
-            column "share", the share of the answer. The latter brings every question to its own length (of its longest
-            answer). In any order.
+        probed: gap, gap_low, gap_high, or explained, low, high at each position, and where it lies: column "token",
+            tokens generated before it, or column "share", the share of the answer. The latter brings every question to
+            its own length (of its longest answer). In any order.
         title: above the figure.
 
     Raises:
@@ -38,9 +40,9 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
         )
     (place,) = places
     at, curves = _by_token(intermediate) if place == "token" else _by_share(intermediate)
-    rows = probed.sort_values(place)
+    rows, measure = probed.sort_values(place), measure_of(probed)
     named = rows["name"].ne("").to_numpy() if "name" in rows else np.zeros(len(rows), dtype=bool)
-    x, y = rows[place].to_numpy(float), rows["explained"].to_numpy(float)
+    x, y = rows[place].to_numpy(float), rows[measure.value].to_numpy(float)
 
     figure = Figure(figsize=(5.4, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -49,7 +51,7 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     upper.plot(at, curves.mean(0), color=PROBE, lw=2.2, label="mean over questions")
     upper.set(ylim=(0, 1.03), ylabel="expected largest\nclass probability")
     upper.legend(loc="lower right", frameon=False, fontsize=8.5)
-    spread = np.abs(rows[["low", "high"]].to_numpy(float).T - y)
+    spread = np.abs(rows[[measure.low, measure.high]].to_numpy(float).T - y)
     lower.axhline(0, color=INK, lw=0.8)
     joined = {"lw": 1.6, "ls": "--", "marker": "s", "ms": 5}
     apart = {"ls": "none", "marker": "D", "ms": 6, "mfc": "white"}
@@ -60,9 +62,16 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     for at in np.flatnonzero(named):
         name = str(rows["name"].iloc[at])
         lower.annotate(name, (x[at], y[at]), (-7, 5), textcoords="offset points", ha="right", fontsize=8.5, color=INK)
-    lower.set(ylim=(min(-0.04, float(np.nanmin([*y, *rows["low"]])) - 0.04), 1.03))
-    lower.set(xlabel=_AXES[place], ylabel="share of KL that\nthe probe explains")
-    in_percent(lower.yaxis, *([lower.xaxis] if place == "share" else []))
+    lowest = float(np.nanmin([0.0, *y, *rows[measure.low]]))
+    if measure == GAP:
+        highest = max(float(np.nanmax([*y, *rows[measure.high]])), 0.02)
+        lower.set(ylim=(lowest - 0.04 * highest, 1.06 * highest), ylabel="KL gap of\nthe probe, nats")
+    else:
+        lower.set(ylim=(lowest - 0.04, 1.03), ylabel="share of KL that\nthe probe explains")
+        in_percent(lower.yaxis)
+    lower.set_xlabel(_AXES[place])
+    if place == "share":
+        in_percent(lower.xaxis)
     tidy(upper)
     tidy(lower)
     entitle(upper, title)

@@ -1,26 +1,40 @@
-"""Shares explained as heat maps: layer × position of one run, and runs × runs.
+"""Heat maps: the KL gap by layer × position of one run, and shares explained by runs × runs.
 
-Draws on a bare Figure, without pyplot's state. Lightness alone carries the value, so that it reads in grey; cells below
-0, worse than the marginal, are hatched, and every cell holds its number.
+Draws on a bare Figure, without pyplot's state. Lightness alone carries the value, so that it reads in grey; shares
+below 0, worse than the marginal, are hatched, and every cell holds its number.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from probes.evaluation.transfer import TransferCell
+from probes.plots.measures import GAP, measure_of
 from probes.plots.style import INK, MUTED, PROBE, entitle, in_percent, position_name, short_names
 
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", PROBE, "#00304F"])
 _SHADES = _SHADES.with_extremes(bad="#F2F2F2")
-_NORM = Normalize(0, 1, clip=True)
+_DARK = 0.35  # luminance below which text is white
 _MOST_NUMBERS = 240  # cells; more would not be read
+
+
+@dataclass(frozen=True)
+class _Shades:
+    """How a value becomes a colour, and whether cells below 0 are hatched."""
+
+    colours: Colormap
+    scale: Normalize
+    hatched: bool
+
+
+_SHARES = _Shades(_SHADES, Normalize(0, 1, clip=True), True)
 
 
 def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str = "share of KL explained") -> Figure:
@@ -45,7 +59,7 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str =
     longest = max(map(len, names))
     figure = Figure(figsize=(2.4 + 1.15 * size + 0.05 * longest, 1.9 + 0.85 * size), layout="constrained")
     axes = figure.add_subplot()
-    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)))
+    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)), _SHARES)
     for at in range(size):
         axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=INK, lw=1.8, zorder=4))
     ceilings = [cell.ceiling for cell in cells[:size]]
@@ -54,17 +68,18 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str =
     axes.set_yticks(range(size), [_broken(name) for name in names], fontsize=8)
     axes.set(xlabel="tested on", ylabel="trained on")
     entitle(axes, title)
-    _colour_bar(figure, axes, measure)
+    _colour_bar(figure, axes, measure, _SHARES)
     return figure
 
 
-def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share of KL explained") -> Figure:
-    """Share explained by layer (upwards, as the network goes) and position (in the order given); missing ones empty.
+def layer_position_map(frame: pd.DataFrame, *, title: str, marginal: float | None = None) -> Figure:
+    """The KL gap by layer (upwards, as the network goes) and position (in the order given), dark where it is small;
+    missing ones empty. Where no gap is known, the share explained, dark where it is large.
 
     Args:
-        frame: columns layer, position, explained; one row per pair.
+        frame: columns layer, position; gap, or explained and measure; one row per pair.
         title: above the figure.
-        measure: what is explained, in words, for the colour bar.
+        marginal: the gap of the marginal, which is white; None: the largest gap is.
 
     Raises:
         ValueError: no rows, or a duplicated pair, as in a frame of several targets.
@@ -72,12 +87,19 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
     layers, positions = (list(dict.fromkeys(frame[column])) for column in ("layer", "position"))
     if frame.empty or frame.duplicated(["layer", "position"]).any():
         raise ValueError(f"the frame has {len(frame)} rows; expected one per layer and position, of a single target")
-    grid = frame.pivot(index="layer", columns="position", values="explained").loc[layers, positions].to_numpy(float)
+    measure = measure_of(frame)
+    grid = frame.pivot(index="layer", columns="position", values=measure.value).loc[layers, positions].to_numpy(float)
+    shades = _SHARES
+    if measure == GAP:
+        most = float(np.nanmax(grid)) if marginal is None or np.isnan(marginal) else marginal
+        shades = _Shades(_SHADES.reversed(), Normalize(0, max(most, 0.02), clip=True), False)
     height, width = 1.6 + 0.3 * min(len(layers), 40), 2.6 + 0.72 * len(positions)
     figure = Figure(figsize=(max(4.2, width), max(3.4, height)), layout="constrained")
     axes = figure.add_subplot()
-    numbers = [[_number(value) for value in row] for row in grid]
-    _draw(axes, grid, np.array(numbers, dtype=object) if grid.size <= _MOST_NUMBERS else None)
+    write = _nats if measure == GAP else _number
+    numbers = [[write(value) for value in row] for row in grid]
+    numbered = grid.size <= _MOST_NUMBERS
+    _draw(axes, grid, np.array(numbers, dtype=object) if numbered else None, shades)
     axes.invert_yaxis()
     every = -(-len(layers) // 40)
     axes.set_yticks(range(0, len(layers), every), short_names(layers)[::every], fontsize=8)
@@ -87,23 +109,24 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, measure: str = "share
         label.set(ha="right", rotation_mode="anchor")
     axes.set(xlabel="position", ylabel="layer")
     entitle(axes, title)
-    _colour_bar(figure, axes, f"{measure}, %" if grid.size <= _MOST_NUMBERS else measure)
+    label = f"{measure.label}, %" if numbered and measure != GAP else measure.label
+    _colour_bar(figure, axes, label, shades)
     return figure
 
 
-def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
-    """Cells [row, column] in shades, hatched below 0, with their text."""
-    axes.imshow(values, cmap=_SHADES, norm=_NORM, aspect="auto")
+def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shades) -> None:
+    """Cells [row, column] in shades, shares hatched below 0, with their text."""
+    axes.imshow(values, cmap=shades.colours, norm=shades.scale, aspect="auto")
     rows, columns = values.shape
     for row, column in np.ndindex(rows, columns):
         value = values[row, column]
-        below = bool(value < -0.005)  # below 0 as it is written
+        below = shades.hatched and bool(value < -0.005)  # below 0 as it is written
         if below:
             style = {"fill": False, "ec": "#BDBDBD", "lw": 0, "hatch": "////"}
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
         if text is None:
             continue
-        dark = bool(value > 0.58)
+        dark = bool(np.isfinite(value) and _luminance(shades.colours(shades.scale(value))) < _DARK)
         said = axes.text(
             column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else INK
         )
@@ -116,10 +139,15 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None) -> None:
     axes.spines[:].set_color("#BDBDBD")
 
 
-def _colour_bar(figure: Figure, axes: Axes, label: str) -> None:
+def _luminance(colour: tuple[float, float, float, float]) -> float:
+    return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
+
+
+def _colour_bar(figure: Figure, axes: Axes, label: str, shades: _Shades) -> None:
     bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
-    in_percent(bar.ax.yaxis)
-    bar.set_label(f"{label}\n(hatched: below 0)", fontsize=8, color=MUTED)
+    if shades.hatched:
+        in_percent(bar.ax.yaxis)
+    bar.set_label(f"{label}\n(hatched: below 0)" if shades.hatched else label, fontsize=8, color=MUTED)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
@@ -137,6 +165,13 @@ def _number(value: float) -> str:
     if not np.isfinite(value):
         return "—"
     return "< −999" if value < -9.99 else f"{round(100 * value)}".replace("-", "−")
+
+
+def _nats(value: float) -> str:
+    """Nats with two digits, without a sign where it is 0."""
+    if not np.isfinite(value):
+        return "—"
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _broken(name: str) -> str:

@@ -12,60 +12,65 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from scipy.stats import permutation_test, rankdata
 
-from probes.plots.style import INK, MUTED, entitle, in_percent, legend_below, tidy
+from probes.plots.measures import GAP
+from probes.plots.style import INK, MUTED, entitle, legend_below, tidy
 from semcal.calibration.plots.curves import LINES
 from semcal.seeds import keyed_generator
 
 _FEWEST = 4  # runs; of three, even a perfect order happens by chance once in three
 _PERMUTATIONS = 9999
-_FIGURES = ("explained", "low", "high", "excess", "excess_low", "excess_high")
-_PANELS = (
-    ("explained", "low", "high", "share of the noise ceiling\nthat a linear probe explains"),
-    ("excess", "excess_low", "excess_high", "smECE minus the\nmean of its null"),
-)
+_EXCESS = ("excess", "excess_low", "excess_high")
+_FIGURES = (*GAP.columns, *_EXCESS)
 
 
-def predictability_scatter(
-    frame: pd.DataFrame, *, title: str, measure: str = "share of KL explained", seed: int
-) -> Figure:
-    """Excess calibration error against predictability, one numbered marker per run; marker and colour show the style.
+def predictability_scatter(frame: pd.DataFrame, *, title: str, probe: str, seed: int) -> Figure:
+    """Excess calibration error against the KL gap, one numbered marker per run; marker and colour show the style, and
+    hollow markers are models that were not trained by a proper loss to the end.
 
     In the corner is Spearman's rho with its two-sided permutation p-value, exact for few runs, where there are at
-    least 4. It takes runs as exchangeable, which runs of one model or one dataset are not quite: read p as a guide.
+    least 4 runs of models trained by a proper loss: the mechanism is a claim about these, and pooling others with them
+    reverses signs. It takes runs as exchangeable, which runs of one model or one dataset are not quite: read p as a
+    guide.
 
     Args:
-        frame: columns label, style; explained, low, high; excess, excess_low, excess_high (smECE minus the mean of its
-            null). Rows without predictability or error are left out.
+        frame: columns label, style; proper (a bool: base or SFT model); gap, gap_low, gap_high, in nats; excess,
+            excess_low, excess_high (smECE minus the mean of its null). Rows without gap or error are left out.
         title: above the figure.
-        measure: of the horizontal axis, in words, e.g. a share of the noise ceiling.
+        probe: whose gap it is, in words.
         seed: of the permutations.
 
     Raises:
         ValueError: no run has both.
     """
-    there = np.isfinite(frame[["explained", "excess"]].to_numpy(float)).all(1)
+    there = np.isfinite(frame[[GAP.value, "excess"]].to_numpy(float)).all(1)
     shown = frame.loc[there, :]
     if shown.empty:
-        raise ValueError("no run has both a predictability and a calibration error; run probes and score first")
-    figures = shown[[*_FIGURES]].to_numpy(float).T  # [figure, run]
+        raise ValueError("no run has both a KL gap and a calibration error; run probes and score first")
+    figures, proper = shown[[*_FIGURES]].to_numpy(float).T, shown["proper"].to_numpy(bool)  # [figure, run], [run]
     rows = -(-len(shown) // 2)
     figure = Figure(figsize=(6.4, 4.3 + 0.17 * rows), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
+    axes.axvline(0, color=INK, lw=0.8)
     styles = list(dict.fromkeys(shown["style"]))
     for style, (colour, _, marker) in zip(styles, LINES * len(styles), strict=False):
-        x, low, high, y, bottom, top = figures[:, (shown["style"] == style).to_numpy()]
-        across, up = np.abs([low - x, high - x]), np.abs([bottom - y, top - y])
-        axes.errorbar(x, y, yerr=up, xerr=across, fmt="none", ecolor=colour, elinewidth=1.0, alpha=0.6, zorder=2)
-        axes.plot(x, y, marker, color=colour, ms=8, mec="white", mew=0.6, label=style, zorder=3)
+        for of_proper in (True, False):
+            own = (shown["style"] == style).to_numpy() & (proper == of_proper)
+            x, low, high, y, bottom, top = figures[:, own]
+            across, up = np.abs([low - x, high - x]), np.abs([bottom - y, top - y])
+            axes.errorbar(x, y, yerr=up, xerr=across, fmt="none", ecolor=colour, elinewidth=1.0, alpha=0.6, zorder=2)
+            edge = {"mec": "white", "mew": 0.6} if of_proper else {"mec": colour, "mew": 1.4, "mfc": "white"}
+            axes.plot(x, y, marker, ls="none", color=colour, ms=8, **edge, zorder=3)
+        axes.plot([], [], marker, ls="none", color=colour, ms=8, mec="white", mew=0.6, label=style)
+    if not proper.all():
+        axes.plot([], [], "o", ls="none", ms=8, mfc="white", mec=MUTED, mew=1.4, label="hollow: not base or SFT")
     for index, place in enumerate(figures[[0, 3]].T, start=1):
         axes.annotate(str(index), place, (5, 4), textcoords="offset points", fontsize=8.5, color=INK)
-    if len(shown) >= _FEWEST:
-        corner = _rank_correlation(figures[0], figures[3], seed)
-        axes.set_title(corner, loc="right", fontsize=9, color=MUTED)
+    if proper.sum() >= _FEWEST:
+        corner = _rank_correlation(figures[0, proper], figures[3, proper], seed)
+        axes.set_title(corner if proper.all() else f"base and SFT: {corner}", loc="right", fontsize=9, color=MUTED)
     entitle(figure, title)
-    in_percent(axes.xaxis)
-    axes.set(xlabel=measure, ylabel="smECE minus the mean of its null")
+    axes.set(xlabel=f"KL gap of the {probe}, nats", ylabel="smECE minus the mean of its null")
     tidy(axes)
     axes.legend(loc="best", frameon=False, fontsize=8.5)
     key = [f"{i}  {label}" for i, label in enumerate(shown["label"], start=1)]
@@ -89,14 +94,15 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray, seed: int) -> str:
     return f"Spearman ρ = {test.statistic:.2f}, p = {test.pvalue:.2g}, n = {len(x)}".replace("-", "−", 1)
 
 
-def emergence_curve(frame: pd.DataFrame, *, title: str) -> Figure:
-    """Above, how predictable a model's class distribution is after so many training steps; below, how far it is from
-    calibrated. One line per dataset and style; step 0 is left of a logarithmic axis.
+def emergence_curve(frame: pd.DataFrame, *, title: str, probe: str) -> Figure:
+    """Above, what a probe misses of a model's class distribution after so many training steps; below, how far the model
+    is from calibrated. One line per dataset and style; step 0 is left of a logarithmic axis.
 
     Args:
-        frame: columns line (its name), step; explained, low, high; excess, excess_low, excess_high, as
-            `probes.plots.predictability` has them. NaN leaves a gap.
+        frame: columns line (its name), step; gap, gap_low, gap_high; excess, excess_low, excess_high, as
+            `predictability_scatter` has them. NaN leaves a gap.
         title: above the figure.
+        probe: whose KL gap it is, in words.
 
     Raises:
         ValueError: fewer than two steps.
@@ -106,7 +112,8 @@ def emergence_curve(frame: pd.DataFrame, *, title: str) -> Figure:
         raise ValueError(f"{len(steps)} training step; a curve needs at least two")
     figure = Figure(figsize=(6.4, 6.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    for axes, (value, low, high, label) in zip(panels, _PANELS, strict=True):
+    shown = ((*GAP.columns, f"KL gap of the\n{probe}, nats"), (*_EXCESS, "smECE minus the\nmean of its null"))
+    for axes, (value, low, high, label) in zip(panels, shown, strict=True):
         axes.axhline(0, color=INK, lw=0.8)
         for (name, rows), (colour, dash, marker) in zip(frame.groupby("line", sort=False), cycle(LINES), strict=False):
             own = rows.sort_values("step")
@@ -116,7 +123,6 @@ def emergence_curve(frame: pd.DataFrame, *, title: str) -> Figure:
                           label=str(name))  # fmt: skip
         axes.set_ylabel(label)
         tidy(axes)
-    in_percent(panels[0].yaxis)
     positive = steps[steps > 0]
     panels[1].set_xscale("symlog", linthresh=float(positive[0]) if len(positive) else 1.0)
     panels[1].set_xticks(steps)

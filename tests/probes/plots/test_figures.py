@@ -3,9 +3,9 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
+from probes.plots.shares import layer_curve
 
 from probes.evaluation.result import COLUMNS
-from probes.plots.shares import layer_curve
 
 
 def frame_of(layers: list[str], **columns: object) -> pd.DataFrame:

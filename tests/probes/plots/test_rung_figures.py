@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from probes.plots.shares import rungs_figure
 
 from probes.evaluation.result import at_layer
-from probes.plots.shares import rungs_figure
 
 LAST = "blocks.1.hook_resid_post"
 

@@ -1,0 +1,102 @@
+"""How predictable a target is from each layer: the KL gap in nats, and the share explained.
+
+Draws on bare Figures, without pyplot's state.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from probes.evaluation.result import BASELINE
+from probes.plots.measures import GAP, SHARE, share_of
+from probes.plots.style import CEILING, CONTROL, INK, MUTED, PROBE, entitle, in_percent, legend_below, short_names, tidy
+
+_PROBE = "probe, with its interval"
+_TEXT = {"color": CONTROL, "lw": 1.2, "ls": "-.", "label": "TF-IDF and length"}
+_REFERENCES = {  # the first that is there stands for "the same for all questions"
+    "candidate-only": "candidates alone, no activations",
+    "marginal": "marginal, the same for all questions",
+}
+
+
+def layer_curve(frame: pd.DataFrame, baselines: pd.DataFrame | None = None, *, title: str) -> Figure:
+    """Above, the KL gap by layer, with its interval, between two baselines and what a perfect predictor would be
+    measured to have; below, the share explained, with the null, the control task and the noise ceiling. A panel for
+    which the frame has no figure is left out.
+
+    Args:
+        frame: rows of `evaluate_all` for one target, in the order of the layers.
+        baselines: rows of the same target and position that read no layer; those of the candidate-only model (or the
+            marginal) and of TF-IDF are shown.
+        title: of the figure.
+
+    Raises:
+        ValueError: the frame is empty, has more than one target, or no figure.
+    """
+    kinds = sorted(set(zip(frame["target"], frame["measure"], strict=True)))
+    if len(kinds) != 1:
+        raise ValueError(f"the frame has {len(kinds)} targets; expected the rows of exactly one")
+    panels = [draw for measure, draw in ((GAP, _gap), (SHARE, _share)) if measure.known(frame)]
+    if not panels:
+        raise ValueError("the frame has neither a KL gap nor a share explained")
+    figure = Figure(figsize=(6.4, 4.0 if len(panels) == 1 else 6.4))
+    figure.set_layout_engine("constrained", w_pad=0.15)
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, draw in zip(grid, panels, strict=True):
+        draw(axes, frame, frame.iloc[:0] if baselines is None else baselines)
+        tidy(axes, "y")
+    _name_layers(grid[-1], frame["layer"].tolist())
+    entitle(grid[0], title)
+    legend_below(figure, grid, 2)
+    return figure
+
+
+def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame) -> None:
+    x, gap = np.arange(len(frame)), frame[GAP.columns].to_numpy(float)
+    axes.plot(x, gap[:, 0], color=PROBE, lw=2.2, marker="o", ms=5, zorder=2.1, label=_PROBE)
+    axes.fill_between(x, gap[:, 1], gap[:, 2], color=PROBE, alpha=0.22, lw=0)
+    known = {name: float(value) for name, value in zip(baselines["rung"], baselines.get(GAP.value, ()), strict=False)}
+    here = {name: value for name, value in known.items() if np.isfinite(value)}
+    name = next((name for name in _REFERENCES if BASELINE + name in here), None)
+    if name is not None:
+        axes.axhline(here[BASELINE + name], color=MUTED, lw=1.4, ls=(0, (5, 3)), label=_REFERENCES[name])
+    if (value := here.get(f"{BASELINE}tfidf")) is not None:
+        axes.axhline(value, **_TEXT)
+    floor = float(frame["gap_floor"].max())
+    if np.isfinite(floor) and floor > 0:
+        label = "95 % of what a perfect predictor would show"
+        axes.axhspan(0, floor, facecolor="#DEDEDE", edgecolor="#9A9A9A", lw=0.8, label=label)
+    axes.axhline(0, color=INK, lw=0.8)
+    top = max(float(np.nanmax(gap)), *here.values(), 0.02) if here else max(float(np.nanmax(gap)), 0.02)
+    axes.set_ylim(min(0.0, float(np.nanmin(gap))) - 0.03 * top, 1.06 * top)
+    axes.set_ylabel(GAP.label)
+
+
+def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame) -> None:
+    x = np.arange(len(frame))
+    axes.plot(x, frame["explained"], color=PROBE, lw=2.2, marker="o", ms=5, zorder=2.1, label=_PROBE)
+    null = float(frame["null_q95"].iloc[0])
+    if np.isfinite(null):
+        band = {"facecolor": "#EFE3D2", "edgecolor": "#9A9A9A", "lw": 0.8}
+        axes.axhspan(min(0.0, null), max(0.0, null), **band, label="95 % of the null's maximum over layers")
+    axes.axhline(0, color=INK, lw=0.8)
+    ceiling = float(frame["ceiling"].iloc[0])
+    if np.isfinite(ceiling):
+        axes.axhline(ceiling, **CEILING)
+    axes.fill_between(x, frame["low"], frame["high"], color=PROBE, alpha=0.22, lw=0)
+    axes.plot(x, frame["control"], color=CONTROL, lw=1.0, ls=":", marker="s", ms=3, zorder=2.2, label="control task")
+    lowest = float(np.nanmin([0.0, *frame["low"], *frame["control"]]))
+    axes.set_ylim(lowest - 0.04, max(1.02, float(np.nanmax([0.0, *frame["high"]])) + 0.02))
+    in_percent(axes.yaxis)
+    axes.set_ylabel(share_of(frame).label)
+
+
+def _name_layers(axes: Axes, layers: list[str]) -> None:
+    names = short_names(layers)
+    every = -(-len(names) // 16)  # at most 16 labels
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_xticks(range(0, len(names), every), names[::every])
+    if max(map(len, names)) > 8:
+        axes.tick_params(axis="x", rotation=30)
+    axes.set_xlabel("layer")
