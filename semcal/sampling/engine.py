@@ -30,7 +30,7 @@ from semcal.sampling.decoding.decoders import (
     TreeDecoder,
     shared_prefix,
 )
-from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED, choose_path
+from semcal.sampling.decoding.paths import EXPANDED, SHARED, choose_path
 from semcal.sampling.drawing import draw
 from semcal.sampling.memory import Footprint, sorts
 from semcal.sampling.records import Answered, Prompt, Sampling
@@ -194,8 +194,8 @@ class Sampler:
             chosen = choose_path(self.model, self.device, prompts)
             self.path, self.work.why = chosen.path, chosen.why
             self.work.apart, self.work.apart_limit, self.work.apart_single = chosen.apart, chosen.limit, chosen.single
-            if chosen.path == REREAD:
-                log.warning("every sequence is read again for each token, which is slow: %s", chosen.why)
+            if chosen.path != SHARED:
+                log.warning("sampling by path %s, which is slower than %s: %s", chosen.path, SHARED, chosen.why)
         self.work.path = self.path
         return self.path
 
