@@ -35,6 +35,13 @@ def nearest(name: str, known: Iterable[object]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def in_short(error: Exception) -> str:
+    """The kind of an error and its first sentence, whole."""
+    text = " ".join(str(error).split())
+    sentence = text.partition(". ")[0]
+    return f"{type(error).__name__}: {sentence if len(sentence) <= 200 else sentence[:200].rpartition(' ')[0] + ' …'}"
+
+
 def check_packages() -> None:
     """Check that `probes` and `experiments` are the packages that came with this one.
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import beta
 
 from experiments.bench.planted_runs import made, mechanism, unparsed_in_cot
+from experiments.bench.restatement_cases import restatement_cases
 from experiments.verdict.calibration_claims import Law, mean_error, p_of_mean_error, thinking_harms
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import mechanism_parts
@@ -31,6 +32,7 @@ from semcal.semantics.confidence import class_masses, left_out_by_mass
 
 QUESTIONS, CLASSES, DRAWS = 400, 20, 99
 LEVEL, SIZE_LIMIT, POWER_LIMIT = 0.05, 0.07, 0.8
+ACCUSED_LIMIT = 0.01  # of faithful servers
 WORDINGS = (1, 3, 10, 0)  # per class; 0: no two answers are alike
 
 
@@ -284,6 +286,8 @@ def validity_cases(device: str = "auto", studies: int = 300, workers: int = 2) -
     (three tenths of one size of H4) where the rules of a verdict are simulated."""
     cases = [(case, happens, SIZE_LIMIT, True, studies) for case, happens in sizes()]
     cases += [(case, happens, SIZE_LIMIT, True, studies // 2) for case, happens in slow_sizes()]
+    for case, refused, wrongly in restatement_cases():
+        cases.append((case, refused, ACCUSED_LIMIT if wrongly else POWER_LIMIT, wrongly, studies))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for case, happens, limit, at_most, trials in (*cases, *rules(studies)):
             hits = sum(pool.map(happens, range(trials), chunksize=max(1, trials // (4 * workers))))

@@ -203,14 +203,16 @@ def analyse(
             remeasure(cell, new)  # interventions, if there are any
             _record(cell, new, "score")
     if not why_not_probed(cell, run) and (
-        "probe" in again or run.probes().empty or not _is_current(cell, run, "probe")
+        "probe" in again or not run.holds_probes or not _is_current(cell, run, "probe")
     ):
         reporter.stage(cell, "probing")
         with run.replacing() as new:
             probe(cell, new, models, lambda words: reporter.stage(cell, words))
             _record(cell, new, "probe")
-    if stored_cell(run) != cell:  # labels
+    if stored_cell(run) != cell:  # labels, or that no probes are shown
         run.write_config(cell.model_dump(mode="json"))
+        manifest = run.manifest()
+        run.write_manifest(manifest | {"analysed": manifest["analysed"] | {"drawn": False}})
     if not run.manifest()["analysed"].get("drawn") or not (run.folder / "report.html").is_file():
         reporter.stage(cell, "drawing")
         write_report(cell, run)

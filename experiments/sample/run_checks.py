@@ -107,9 +107,7 @@ class RunChecks:
         if exact or observer:
             drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few]
             stated = stated_apart(model.model, model.device, settings, drawn, observer)
-        compared = [
-            reference_check(work["path"], work["apart"], stated if exact else None, model.dtype, len(few)),
-        ]
+        compared = [reference_check(work, stated if exact else None, len(few))]
         if observer is not None and captured is not None:
             compared.append(activations_check(model, [a.question.id for a in few], captured, observer))
         return compared

@@ -588,10 +588,11 @@ def _asking(
     prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
     if exact:
         chosen = choose_path(model.model, model.device, prompts)
-        work.update(path=chosen.path, apart=chosen.apart, rows_decoded=0)
+        found = {"apart": chosen.apart, "apart_limit": chosen.limit, "apart_single": chosen.single}
+        work.update(found, path=chosen.path, why=chosen.why, rows_decoded=0)
 
         def enumerate_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
-            for found in enumerate_answers(
+            for enumerated in enumerate_answers(
                 model.model,
                 [a.prompt for a in asked],
                 settings,
@@ -602,8 +603,8 @@ def _asking(
                 observer=observer,
             ):
                 on_answered(1)
-                work["rows_decoded"] += found.rows
-                yield found.key, _rows(found.key, model.in_words(found, settings.stop))
+                work["rows_decoded"] += enumerated.rows
+                yield enumerated.key, _rows(enumerated.key, model.in_words(enumerated, settings.stop))
 
         portions = Portions.of(model, worst=exact.row_budget, prefix=len(prefix), path=chosen.path)
         return Asking(enumerate_all, portions)

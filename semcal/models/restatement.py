@@ -7,15 +7,23 @@ it shows where the server scores an answer as given text (`echo`), which no sett
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from semcal.models.dialects import TOP
-from semcal.models.stated_law import Place, gap, places
+from semcal.models.stated_law import LIKELY, Place, gap, places
 from semcal.sampling.checks import FAILED, PASSED, Check
 
-LIMIT = 0.25  # nats; chosen, not measured: what another batch, bfloat16 or a quantised cache may change
+LEAST, MOST = 0.5, 1.25  # nats; a gap above MOST is no rounding, one up to LEAST is none of the server's settings
+_TIMES = 8.0  # the upper quartile of differences of tokens: a larger gap is no rounding
+FALSE_ALARM = 1e-4  # chance that rounding alone moves tokens that occurred before, or likely ones, so consistently
+_ALLOWED = 0.1  # nats of a shift, and share of a slope, that selection on rounded figures may make
+_FEWEST = 4  # answers, in the test for such moves
 _PLACES = 3  # fresh requests per answer
 # Sends a prompt for one token with some more fields; the choices and the prompt's tokens, None where it is refused.
 Ask = Callable[..., "Reply | None"]
@@ -31,30 +39,104 @@ class Reply:
 
 @dataclass
 class Comparison:
-    """What was stated in two ways. Two answers must differ by more than LIMIT, as one may be read as other tokens.
+    """What was stated in two ways, and whether rounding explains how it differs.
+
+    How much a server rounds is not known: in fp8 as much as some penalties move. So the largest difference is held
+    against the upper quartile; two answers must show it, as one may be read as other tokens. And settings move the same
+    tokens the same way in every answer, which rounding does not: a penalty those that occurred before, a temperature
+    those that are likely. Their means over answers are held against their standard errors.
 
     Attributes:
         name: What should hold.
         means: What a difference means.
-        gaps: The largest difference in nats of each answer that was compared.
+        answers: The differences of each answer that was compared, place by place.
         why: Why nothing was compared.
     """
 
     name: str
     means: str
-    gaps: list[float] = field(default_factory=list)
+    answers: list[list[Difference]] = field(default_factory=list)
     why: str = "no answer with log-probabilities has two tokens"
 
+    def add(self, places: list[Difference]) -> None:
+        """Take in one answer, if anything of it could be compared."""
+        if places:
+            self.answers.append(places)
+
     def check(self) -> Check:
-        """The figure is the second largest difference among answers, in nats."""
-        if len(self.gaps) < 2:
-            why = self.why if not self.gaps else "only one answer could be compared"
+        """The figure is the second largest difference among answers, in nats; or what all answers show, where it is
+        this that rounding does not explain."""
+        if len(self.answers) < 2:
+            why = self.why if not self.answers else "only one answer could be compared"
             return Check.not_made(self.name, why)
-        figure = sorted(self.gaps)[-2]
-        if figure > LIMIT:
-            return Check(self.name, FAILED, self.means, figure, LIMIT)
-        why = f"the second largest difference among {len(self.gaps)} answers, in nats"
-        return Check(self.name, PASSED, why, figure, LIMIT)
+        figure = sorted(max(place.gap for place in answer) for answer in self.answers)[-2]
+        limit = self._limit()
+        if figure > limit:
+            return Check(self.name, FAILED, self.means, figure, limit)
+        for measure in (shift, slope):
+            found, most = _consistent([measure(answer) for answer in self.answers])
+            if found > most:
+                return Check(self.name, FAILED, self.means, found, most)
+        why = f"the second largest difference among {len(self.answers)} answers, in nats"
+        return Check(self.name, PASSED, why, figure, limit)
+
+    def _limit(self) -> float:
+        moved = [abs(move.by) for answer in self.answers for place in answer for move in place.moves]
+        return min(max(LEAST, _TIMES * float(np.quantile(moved, 0.75))), MOST) if moved else LEAST
+
+
+@dataclass(frozen=True)
+class Move:
+    """A likely token whose statement was compared: its log-probability in nats, how much likelier it is when stated
+    again, and whether it occurred before in the answer."""
+
+    logprob: float
+    by: float
+    occurred: bool
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two statements about one place differ: the largest gap in nats, and the moves of tokens that both list."""
+
+    gap: float
+    moves: tuple[Move, ...]
+
+    @classmethod
+    def of(cls, one: dict[str, float], other: dict[str, float], before: Collection[str]) -> Difference:
+        both = [t for t in one if t in other and math.isfinite(one[t] + other[t]) and math.exp(one[t]) >= LIKELY]
+        return cls(gap(one, other), tuple(Move(one[t], other[t] - one[t], t in before) for t in both))
+
+
+def shift(answer: Sequence[Difference]) -> float | None:
+    """How much more tokens that occurred before move than others, in nats; None if no place has both."""
+    found = []
+    for place in answer:
+        by = {seen: [m.by for m in place.moves if m.occurred is seen] for seen in (True, False)}
+        if by[True] and by[False]:
+            found.append(np.mean(by[True]) - np.mean(by[False]))
+    return float(np.mean(found)) if found else None
+
+
+def slope(answer: Sequence[Difference]) -> float | None:
+    """How much more likely tokens move than unlikely ones, per nat, within places: T − 1 where they were stated at a
+    temperature of T; None if no place has two tokens."""
+    above, square = 0.0, 0.0
+    for place in answer:
+        if len(place.moves) > 1:
+            x = np.array([m.logprob for m in place.moves])
+            x = x - x.mean()
+            above, square = above + float(x @ [m.by for m in place.moves]), square + float(x @ x)
+    return above / square if square > 0 else None
+
+
+def _consistent(measured: Sequence[float | None]) -> tuple[float, float]:
+    """The mean over answers, whatever its sign, and the largest that rounding explains (Student's t)."""
+    known = [value for value in measured if value is not None]
+    if len(known) < _FEWEST:
+        return 0.0, math.inf
+    error = float(np.std(known, ddof=1)) / math.sqrt(len(known))
+    return abs(float(np.mean(known))), _ALLOWED + error * float(stats.t.isf(FALSE_ALARM / 4, len(known) - 1))
 
 
 class Restatement:
@@ -85,17 +167,13 @@ class Restatement:
         if prompt_tokens is None:
             self.fresh.why = self.scored.why = "the server does not count the tokens of a prompt"
             return
-        for comparison, gaps in (
-            (self.fresh, self._afresh(ask, prompt, choice, found, prompt_tokens)),
-            (self.scored, self._as_given(ask, prompt, choice, found, prompt_tokens)),
-        ):
-            if gaps:
-                comparison.gaps.append(max(gaps))
+        self.fresh.add(self._afresh(ask, prompt, choice, found, prompt_tokens))
+        self.scored.add(self._as_given(ask, prompt, choice, found, prompt_tokens))
 
     def _afresh(
         self, ask: Ask, prompt: str, choice: dict[str, Any], found: Sequence[Place], prompt_tokens: int
-    ) -> list[float]:
-        gaps = []
+    ) -> list[Difference]:
+        differences = []
         for index in _telling(found):
             prefix = "".join(place.token for place in found[:index])
             if "\ufffd" in prefix or not str(choice["text"]).startswith(prefix):
@@ -104,25 +182,27 @@ class Restatement:
             again = places(reply.choices[0]) if reply else []
             # A prefix that is read as another number of tokens is another prompt.
             if reply and again and again[0].stated and reply.prompt_tokens == prompt_tokens + index:
-                gaps.append(gap(found[index].stated, again[0].stated))
+                differences.append(
+                    Difference.of(found[index].stated, again[0].stated, {p.token for p in found[:index]})
+                )
             else:
                 self.fresh.why = "no prefix of an answer is read as the same tokens"
-        return gaps
+        return differences
 
     def _as_given(
         self, ask: Ask, prompt: str, choice: dict[str, Any], found: Sequence[Place], prompt_tokens: int
-    ) -> list[float]:
+    ) -> list[Difference]:
         text = str(choice["text"])
         reply = ask(prompt + text, echo=True, logprobs=TOP)
         scored = places(reply.choices[0])[prompt_tokens:] if reply else []
-        gaps = []
-        for place, again in zip(found, scored, strict=False):
+        differences = []
+        for index, (place, again) in enumerate(zip(found, scored, strict=False)):
             if place.token != again.token or not again.stated:
                 break
-            gaps.append(gap(place.stated, again.stated))
-        if not gaps:
+            differences.append(Difference.of(place.stated, again.stated, {p.token for p in found[:index]}))
+        if not differences:
             self.scored.why = "the server does not score given text"
-        return gaps
+        return differences
 
 
 def _telling(found: Sequence[Place]) -> list[int]:

@@ -25,7 +25,7 @@ _EARLY = 3  # tokens of an answer that count as its beginning
 _MOST = 99.0  # nats; what is cut off differs by infinity, which JSON has no number for
 _CUT = -1e3  # nats; no softmax states less, so the token was cut off
 _FEW = 5  # uncertain places at which so few tokens hold everything that it is no chance
-_LIKELY = 0.02  # probability from which on two statements about a token are compared
+LIKELY = 0.02  # probability from which on two statements about a token are compared
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def gap(one: dict[str, float], other: dict[str, float]) -> float:
     differences = [0.0]
     for a, b in ((one, other), (other, one)):
         for token, p in a.items():
-            if math.exp(p) >= _LIKELY and b:
+            if math.exp(p) >= LIKELY and b:
                 differences.append(abs(p - b[token]) if token in b else p - min(b.values()))
     return min(max(differences), _MOST)
 

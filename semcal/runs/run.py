@@ -416,9 +416,20 @@ class Run:
     def write_probes(self, table: pd.DataFrame) -> None:
         self._write_parquet("probes.parquet", table)
 
+    @property
+    def holds_probes(self) -> bool:
+        """Whether results of probes are kept here, shown or not."""
+        return self._path("probes.parquet").is_file()
+
     def probes(self) -> pd.DataFrame:
-        """One row per target and layer (see `probes.evaluation.layerwise`); empty before `semcal probe`."""
-        return self._parquet_if_any("probes.parquet")
+        """One row per target and layer (see `probes.evaluation.layerwise`); empty before `semcal probe`, and where the
+        run's configuration asks for no probes: what an earlier one asked for is kept, and not shown."""
+        return self._of_probes("probes.parquet")
+
+    def _of_probes(self, name: str) -> pd.DataFrame:
+        found = self._parquet_if_any(name)
+        asked_for = found.empty or self.config().get("probes", {}).get("enabled", True)
+        return found if asked_for else pd.DataFrame()
 
     def write_interventions(self, table: pd.DataFrame) -> None:
         self._write_parquet("interventions/rows.parquet", table)
@@ -451,7 +462,7 @@ class Run:
     def probe_confidence(self) -> pd.DataFrame:
         """One row per source of confidence (see `probes.probe_confidence.confidence_row`); empty before it was
         measured."""
-        return self._parquet_if_any("probe_confidence.parquet")
+        return self._of_probes("probe_confidence.parquet")
 
     def write_probe_predictions(self, table: pd.DataFrame) -> None:
         self._write_parquet("probe_predictions.parquet", table)
@@ -459,7 +470,7 @@ class Run:
     def probe_predictions(self) -> pd.DataFrame:
         """What the class probe answers, one row per question: question_id, class, confidence, correct. Every question
         is predicted by a probe that saw none of its group; empty before `semcal probe`."""
-        return self._parquet_if_any("probe_predictions.parquet")
+        return self._of_probes("probe_predictions.parquet")
 
     def write_probe_losses(self, table: pd.DataFrame) -> None:
         self._write_parquet("probe_losses.parquet", table)
@@ -467,7 +478,7 @@ class Run:
     def probe_losses(self) -> pd.DataFrame:
         """Held-out KL of probe and marginal in nats, one row per question, position, rung and layer, for the target
         "classes"; empty before `semcal probe`."""
-        return self._parquet_if_any("probe_losses.parquet")
+        return self._of_probes("probe_losses.parquet")
 
     def write_learning_curve(self, table: pd.DataFrame) -> None:
         self._write_parquet("learning_curve.parquet", table)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from semcal.sampling.decoding.decoders import Observer, pad_left, unpadded_pass
 from semcal.sampling.decoding.output_layer import Scores
-from semcal.sampling.decoding.paths import tolerance
+from semcal.sampling.decoding.rounding import SINGLE
 from semcal.sampling.drawing import token_probabilities
 from semcal.sampling.records import Outcome, Prompt, Sampling
 from semcal.seeds import keyed_generator
@@ -142,15 +143,18 @@ def stated_apart(
     return apart
 
 
-def reference_check(path: str, apart: float, stated: float | None, dtype: torch.dtype, prompts: int) -> Check:
+def reference_check(work: Mapping[str, Any], stated: float | None, prompts: int) -> Check:
     """Whether sampling agrees with plain forward passes.
 
     Args:
-        apart: Of the path, on two prompts of the run, in nats (see `paths.choose_path`).
-        stated: Of the log-probabilities of drawn answers, per token; None if they were not compared.
-        dtype: Of the model; it sets the limit (see `paths.tolerance`).
+        work: What was found of the path, as `engine.Work` names it.
+        stated: Of the log-probabilities of drawn answers, per token, in nats; None if they were not compared.
         prompts: Number of drawn answers compared.
     """
+    path, single = work["path"], work["apart_single"]
+    slow = f" (slower than shared-prefix: {work['why']})" if work["why"] else ""
     answers = "" if stated is None else f", and {prompts} drawn answers"
-    why = f"path {path}: 2 prompts continued by 3 tokens{answers}, against passes without cache and padding, in nats"
-    return Check.of("equality with plain passes", max(apart, stated or 0.0), tolerance(dtype), why)
+    against = "against passes without cache and padding, in nats"
+    why = f"path {path}{slow}: 2 prompts continued by 3 tokens{answers}, {against}"
+    why += "" if single is None else f"; {single:.2g} of at most {SINGLE:.2g} in single precision"
+    return Check.of("equality with plain passes", max(work["apart"], stated or 0.0), work["apart_limit"], why)

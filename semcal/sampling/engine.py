@@ -30,7 +30,7 @@ from semcal.sampling.decoding.decoders import (
     TreeDecoder,
     shared_prefix,
 )
-from semcal.sampling.decoding.paths import EXPANDED, REREAD, SHARED, choose_path
+from semcal.sampling.decoding.paths import EXPANDED, SHARED, choose_path
 from semcal.sampling.drawing import draw
 from semcal.sampling.memory import Footprint, sorts
 from semcal.sampling.records import Answered, Prompt, Sampling
@@ -48,6 +48,7 @@ class Work:
         why: Why the path is not "shared-prefix"; empty if it is.
         apart: Largest difference of the path from plain forward passes on two prompts, in nats; None if not compared.
         apart_limit: What rounding explains of it, in nats; None if not compared.
+        apart_single: The same where the model computes in single precision; None if not compared so.
         prefix_tokens: Length of the shared prefix, read once.
         prompt_tokens: Number of other prompt tokens read.
         rows_decoded: Rows times steps that were decoded.
@@ -61,6 +62,7 @@ class Work:
     why: str = ""
     apart: float | None = None
     apart_limit: float | None = None
+    apart_single: float | None = None
     prefix_tokens: int = 0
     prompt_tokens: int = 0
     rows_decoded: int = 0
@@ -191,9 +193,9 @@ class Sampler:
         if self.path is None:
             chosen = choose_path(self.model, self.device, prompts)
             self.path, self.work.why = chosen.path, chosen.why
-            self.work.apart, self.work.apart_limit = chosen.apart, chosen.limit
-            if chosen.path == REREAD:
-                log.warning("every sequence is read again for each token, which is slow: %s", chosen.why)
+            self.work.apart, self.work.apart_limit, self.work.apart_single = chosen.apart, chosen.limit, chosen.single
+            if chosen.path != SHARED:
+                log.warning("sampling by path %s, which is slower than %s: %s", chosen.path, SHARED, chosen.why)
         self.work.path = self.path
         return self.path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from experiments.bench.restatement_cases import ROUNDING, accused, presence, repetition, restatement_cases, temperature
 from experiments.bench.validity_cases import (
     SIZE_LIMIT,
     Planted,
@@ -47,5 +48,24 @@ def test_a_pair_that_differs_in_wordings_alone_is_not_told_apart():
 
 
 def test_every_case_has_a_name_of_its_own():
-    names = [case[0] for case in (*sizes(), *slow_sizes(), *rules(100))]
+    names = [case[0] for case in (*sizes(), *slow_sizes(), *rules(100), *restatement_cases())]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("rounding", ROUNDING.values(), ids=list(ROUNDING))
+def test_a_faithful_server_is_not_accused_however_it_rounds(rounding):
+    """A fixed limit of 0.25 nats accused most of those that compute in bfloat16."""
+    assert not any(accused(rounding, lambda logits, _: logits, study) for study in range(20))
+
+
+@pytest.mark.parametrize("rounding", ROUNDING.values(), ids=list(ROUNDING))
+@pytest.mark.parametrize("settings", [presence, repetition, temperature])
+def test_settings_are_found_however_a_server_rounds(settings, rounding):
+    assert sum(accused(rounding, settings, study) for study in range(10)) >= 8
+
+
+def test_what_is_forbidden_is_found_where_two_answers_show_it():
+    def without_the_likeliest(logits, _):
+        return logits - 30.0 * (logits == logits.max())
+
+    assert accused(ROUNDING["fp8"], without_the_likeliest, 0)

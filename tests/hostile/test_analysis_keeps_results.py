@@ -20,6 +20,7 @@ import yaml
 from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import analyse, prepare_study, run_study
+from experiments.report.summary_table import headline
 from semcal import Run, UserError
 from tests.experiments.conftest import write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -302,3 +303,27 @@ def test_the_configuration_is_that_of_the_results(study):
         with pytest.raises(UserError, match="judge is down"):
             again(study, "calibration.bootstrap=30")
     assert yaml.safe_load((run_of(study).folder / "config.yaml").read_text())["calibration"]["bootstrap"] == 20
+
+
+# ---- what is not asked for is not shown ------------------------------------------------------------------------------
+
+
+def test_probes_that_are_no_longer_asked_for_are_kept_and_not_shown(study, monkeypatch):
+    """They stayed in tables, pages and comparisons, also where classes were by then those of another B."""
+    run = run_of(study)
+    kept = {p.name: p.read_bytes() for p in run.folder.glob("probe*.parquet")}
+    layer = run.probes()["layer"].iloc[-1]
+    assert len(kept) >= 3
+
+    run_study(prepare_study(load_study(study, ["probes.enabled=false"])), Reporter())
+    assert {p.name: p.read_bytes() for p in run.folder.glob("probe*.parquet")} == kept
+    shown = (run.probes(), run.probe_losses(), run.probe_confidence(), run.probe_predictions())
+    assert all(table.empty for table in shown)
+    assert run.table()["probe_class"].isna().all()
+    assert layer not in (run.folder / "report.html").read_text()
+    assert headline(run)["kl_explained"] is None
+
+    monkeypatch.setattr("experiments.pipeline.run_study.probe", None)  # it need not be done again
+    run_study(prepare_study(load_study(study)), Reporter())
+    assert headline(run)["kl_explained"] is not None
+    assert layer in (run.folder / "report.html").read_text()

@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 
 from semcal.errors import UserError
 from semcal.models.formats.adapters import CONFIG
-from semcal.sampling.decoding.paths import tolerance
+from semcal.sampling.decoding.rounding import difference, rounding
 
 _NAMED = 3  # keys that a message shows
 _COMPARED = 8  # tokens of the sequence on which merged and unmerged adapter are compared
-_LIKELY = -10.0  # nats; rarer tokens are not compared
 _PREFIX = "base_model.model."  # of every name in an adapter's file
 # Ways to initialise LoRA that change the base at random or by data, so that peft cannot repeat it.
 _UNREPEATABLE = ("pissa_niter", "loftq", "corda", "eva", "lora_ga")
@@ -57,7 +56,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         copies = (".modules_to_save.", ".original_module.")
         _check_keys(folder, surplus={k for k in read.unexpected_keys if not any(c in k for c in copies)})
         _untie(wrapped)
-        before = _logprobs(wrapped)
+        before = _logits(wrapped)
         merged: Any = wrapped.merge_and_unload(safe_merge=True)
     except UserError:
         raise
@@ -66,7 +65,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"{folder}: its adapter cannot be merged into its base model ({_in_short(error)}); merge it where it was "
             "trained, and save the merged model"
         ) from error
-    _check_merged(folder, before, _logprobs(merged), merged.dtype)
+    _check_merged(folder, before, merged)
     return merged.eval()
 
 
@@ -144,21 +143,22 @@ def _check_keys(folder: Path, lacking: Collection[str] = (), surplus: Collection
 
 
 @torch.inference_mode()
-def _logprobs(model: Any) -> torch.Tensor:
+@torch.inference_mode()
+def _logits(model: Any) -> torch.Tensor:
     """[position, vocab] on a sequence of tokens from all over the vocabulary."""
     embedding = model.get_input_embeddings().weight
     ids = torch.linspace(0, len(embedding) - 1, _COMPARED, device=embedding.device).long()[None]
-    return model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    return model(input_ids=ids, use_cache=False).logits[0]
 
 
-def _check_merged(folder: Path, before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> None:
-    likely = before > min(_LIKELY, float(before.max()) - 1)
-    apart = float((before - after)[likely].abs().max())
-    if math.isnan(apart) or apart > tolerance(dtype):
+def _check_merged(folder: Path, before: torch.Tensor, merged: PreTrainedModel) -> None:
+    after = _logits(merged)
+    apart = difference(before, after) if bool(before.isfinite().all()) else math.inf
+    limit = rounding(merged, after, lambda: _logits(merged))
+    if not apart <= limit:
         raise UserError(
             f"{folder}: merged, its adapter computes something else than unmerged (log-probabilities differ by "
-            f"{apart:.2g} nats, {tolerance(dtype):.2g} is rounding); merge it where it was trained, or set dtype: "
-            "float32"
+            f"{apart:.2g} nats, {limit:.2g} is rounding); merge it where it was trained, or set dtype: float32"
         )
 
 

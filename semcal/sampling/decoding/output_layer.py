@@ -46,7 +46,7 @@ class HiddenScores:
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
         """[row, vocab] logits of some rows."""
-        return linear(self.hidden[rows], self.weight, self.bias)
+        return _linear(self.hidden[rows], self.weight, self.bias)
 
     def blocks(self) -> list[slice]:
         """The parts of the vocabulary."""
@@ -57,7 +57,12 @@ class HiddenScores:
         """[row, token of the block] logits in float32, of all rows or of some."""
         hidden = self.hidden if rows is None else self.hidden[rows]
         bias = None if self.bias is None else self.bias[tokens]
-        return linear(hidden, self.weight[tokens], bias).float()
+        return _linear(hidden, self.weight[tokens], bias).float()
+
+
+def _linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """In the dtype of the hidden states, which is not that of the weights in a pass `in_single_precision`."""
+    return linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
 
 
 Scores = torch.Tensor | HiddenScores

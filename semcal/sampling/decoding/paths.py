@@ -2,7 +2,8 @@
 
 The reference is the plain forward pass over one whole sequence: no cache, no padding, no other row. The ways are tried
 from fast to slow, and the first that agrees with the reference is taken. Nothing is concluded from the name of an
-architecture.
+architecture. In bfloat16 and float16 a way must agree twice: in single precision, and in the model's own dtype within
+what rounding explains (`rounding.py`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from semcal.errors import UserError
+from semcal.errors import UserError, in_short
 from semcal.sampling.decoding.decoders import (
     ExpandedDecoder,
     Observer,
@@ -27,12 +29,12 @@ from semcal.sampling.decoding.decoders import (
     shared_prefix,
 )
 from semcal.sampling.decoding.output_layer import whole
+from semcal.sampling.decoding.rounding import SINGLE, difference, in_single, rounding
 from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
 _NEW_TOKENS = 3
 _FEW_TOKENS = 16  # of a prompt, in the check of padding
-_LIKELY = -10.0  # nats; rarer tokens are not compared
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,16 @@ class ChosenPath:
         path: "shared-prefix", "expanded" or "reread".
         why: Why no faster path was chosen; empty if there is none.
         apart: Largest difference from plain forward passes, in nats.
-        limit: The largest difference that rounding explains (`tolerance`), in nats.
+        limit: The largest difference that rounding explains in the model's dtype, in nats.
+        single: Largest difference where the model computes in single precision, at most `rounding.SINGLE`; None if the
+            model is in float32 itself, or cannot be compared so.
     """
 
     path: str
     why: str
     apart: float
     limit: float
+    single: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,6 @@ class _Reference:
         return cls(prompts, new, torch.cat([first[:1], *others, first[1:]]))
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """The largest difference of log-probabilities, in nats, that rounding explains between two exact computations.
-
-    Two terms: sums over positions and features are accumulated in single precision, in an order that depends on the
-    kernel, which may cost half of its digits (the root of its epsilon, 0.00035); and the two computations round logits
-    of up to 32 to the dtype of the model, one spacing each (64 epsilon: 0.06 for float16, 0.5 for bfloat16).
-    """
-    return math.sqrt(torch.finfo(torch.float32).eps) + 64 * torch.finfo(dtype).eps
-
-
 def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt]) -> ChosenPath:
     """The fastest path that agrees with plain forward passes.
 
@@ -95,20 +90,21 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
     Raises:
         UserError: the model is not causal, takes a token for padding, or no path agrees, with the difference in nats.
     """
-    limit, name = tolerance(model.dtype), type(model).__name__
-    some = _two_lengths(prompts)
+    name, some = type(model).__name__, _two_lengths(prompts)
     try:
         reference = _Reference.of(model, device, some)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise UserError(
-            f"{name} cannot be read as a causal language model: {_in_short(error)}; choose a decoder-only model"
+            f"{name} cannot be read as a causal language model: {in_short(error)}; choose a decoder-only model"
         ) from error
-    if (moved := _moved_by_later_tokens(reference)) > limit:
+    limit = rounding(model, reference.logits, lambda: _Reference.of(model, device, some).logits)
+    exact = in_single(model, lambda: _Reference.of(model, device, some))
+    if too_far := _too_far(_moved_by_later_tokens(reference), limit, exact and _moved_by_later_tokens(exact)):
         raise UserError(
             f"{name} is not a causal language model: another last token moves the log-probabilities at earlier "
-            f"positions by {moved:.2g} nats (at most {limit:.2g} is rounding); choose a decoder-only model"
+            f"positions by {too_far}; choose a decoder-only model"
         )
     why = []
     for path in (SHARED, EXPANDED, REREAD):
@@ -120,17 +116,25 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever goes wrong in this trial, a slower path may be right
-            why.append(f"{path}: {_in_short(error)}")
+            why.append(f"{path}: {in_short(error)}")
             continue
-        if apart <= limit:
+        single = in_single(model, partial(_apart, exact, path, model, device)) if exact else None
+        if not (too_far := _too_far(apart, limit, single)):
             if path == REREAD:
-                _check_padding(model, device, some[-1].ids, limit)
-            return ChosenPath(path, "; ".join(why), apart, limit)
-        why.append(f"{path}: log-probabilities differ by {apart:.2g} nats from plain forward passes")
+                _check_padding(model, device, some[-1].ids)
+            return ChosenPath(path, "; ".join(why), apart, limit, single)
+        why.append(f"{path}: log-probabilities differ by {too_far} from those of plain forward passes")
     raise UserError(
         f"{name} cannot be sampled: no way of decoding agrees with plain forward passes within {limit:.2g} nats "
         f"({'; '.join(why)}); choose another model, or dtype float32"
     )
+
+
+def _too_far(apart: float, limit: float, single: float | None) -> str:
+    """A difference that rounding does not explain, in words; empty if it explains both, in nats."""
+    if single is not None and single > SINGLE:
+        return f"{single:.2g} nats in single precision (at most {SINGLE:.2g} is rounding)"
+    return f"{apart:.2g} nats (at most {limit:.2g} is rounding)" if apart > limit else ""
 
 
 def observe_all(
@@ -145,16 +149,23 @@ def observe_all(
 
 def may_be_padded(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> bool:
     """Whether padding on the left changes nothing that a model computes, tried on two beginnings of a prompt."""
-    whole = Prompt("", tuple(ids[:_FEW_TOKENS]))
-    two = (Prompt("", whole.ids[: -(-len(whole.ids) // 2)]), whole)
-    plain = torch.cat([plain_pass(model, [p.ids], device)[:, -1] for p in two])
-    try:
-        padded = padded_pass(model, pad_left(two, 0, device))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever goes wrong, passes without padding are right
-        return False
-    return _difference(plain, padded) <= tolerance(model.dtype)
+    long = Prompt("", tuple(ids[:_FEW_TOKENS]))
+    two = (Prompt("", long.ids[: -(-len(long.ids) // 2)]), long)
+
+    def plain() -> torch.Tensor:
+        return torch.cat([plain_pass(model, [p.ids], device)[:, -1] for p in two])
+
+    def apart(unpadded: torch.Tensor) -> float:
+        try:
+            return difference(unpadded, padded_pass(model, pad_left(two, 0, device)))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever goes wrong, passes without padding are right
+            return math.inf
+
+    single = in_single(model, lambda: apart(plain()))
+    unpadded = plain()
+    return not _too_far(apart(unpadded), rounding(model, unpadded, plain), single)
 
 
 def _untried(model: PreTrainedModel) -> str:
@@ -190,11 +201,11 @@ def _moved_by_later_tokens(reference: _Reference) -> float:
 
     The first row and the last one have the prompt and one more token in common.
     """
-    return _difference(reference.logits[0, :2], reference.logits[-1, :2])
+    return difference(reference.logits[0, :2], reference.logits[-1, :2])
 
 
 @torch.inference_mode()
-def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[int], limit: float) -> None:
+def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[int]) -> None:
     """Whether the padding token is a token like any other where a model sees nothing but token ids.
 
     Any other token that is given its embedding must have the same effect. XLM leaves out as many tokens at the end as
@@ -211,7 +222,7 @@ def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[i
     for pad in sorted(pads):
         other = next(i for i in (*ids, 0, 1) if i not in pads)
         start, end = ((*(i if i not in pads else other for i in some),) for some in (ids[:2], ids[2:_FEW_TOKENS]))
-        as_it_is = plain_pass(model, [(*start, pad, *end)], device)
+        as_it_is = partial(plain_pass, model, [(*start, pad, *end)], device)
         written = embedding(torch.tensor([pad], device=device))
 
         def embed(*called: Any, place: int = len(start), row: torch.Tensor = written) -> torch.Tensor:
@@ -224,10 +235,11 @@ def _check_padding(model: PreTrainedModel, device: torch.device, ids: Sequence[i
             by_embedding = plain_pass(model, [(*start, other, *end)], device)
         finally:
             hook.remove()
-        if (apart := _difference(by_embedding, as_it_is)) > limit:
+        plain = as_it_is()
+        if too_far := _too_far(difference(by_embedding, plain), rounding(model, plain, as_it_is), None):
             raise UserError(
                 f"{type(model).__name__} takes token {pad} for padding wherever it stands, which moves the "
-                f"log-probabilities after it by {apart:.2g} nats (at most {limit:.2g} is rounding); choose another one"
+                f"log-probabilities after it by {too_far}; choose another one"
             )
 
 
@@ -247,18 +259,4 @@ def _apart(reference: _Reference, path: str, model: PreTrainedModel, device: tor
         if at == 1:
             decoder.move(rows, torch.tensor([n]), torch.tensor([0]))
         steps.append(whole(decoder.extend(new[:rows, at], slots[:rows], torch.full((rows,), at))))
-    return max(_difference(reference.logits[: len(ours), at], ours) for at, ours in enumerate(steps))
-
-
-def _difference(plain: torch.Tensor, ours: torch.Tensor) -> float:
-    """Largest difference of log-probabilities of likely tokens; 0 if `plain` is NaN, which is reported later."""
-    a, b = plain.float().log_softmax(-1), ours.float().log_softmax(-1).to(plain.device)
-    matter = a > _LIKELY
-    return float((a - b)[matter].abs().max().nan_to_num(math.inf)) if matter.any() else 0.0
-
-
-def _in_short(error: Exception) -> str:
-    """The first sentence of an error, whole."""
-    text = " ".join(str(error).split())
-    sentence = text.partition(". ")[0]
-    return f"{type(error).__name__}: {sentence if len(sentence) <= 200 else sentence[:200].rpartition(' ')[0] + ' …'}"
+    return max(difference(reference.logits[: len(ours), at], ours) for at, ours in enumerate(steps))

@@ -45,9 +45,11 @@ def attend_part(
 ) -> Part:
     """Softmax attention of [a, b, query, d] over [a, b, position, d]; `fused` is faster for many queries."""
     if fused and fuses(call):
-        mask = None if bias is None else bias.to(query.dtype).expand(len(query), -1, query.shape[2], -1)
+        if bias is not None:  # finite in float16 too
+            least = torch.finfo(query.dtype).min
+            bias = bias.clamp(min=least).to(query.dtype).expand(len(query), -1, query.shape[2], -1)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=mask, scale=call.scaling
+            query, key, value, 0.0, False, attn_mask=bias, scale=call.scaling
         )
     scores = (query * call.scaling) @ key.mT
     if call.softcap is not None:
