@@ -95,7 +95,9 @@ def evaluate_open(
     how, seeds = how or CrossValidation(), Seeds.of(seed)
     _check(target, features, group, how.folds)
     embedding = class_axes(features).to(how.device)
-    splits = [Split.of(target, features, group, fold, how) for fold in nested_folds(group, how.folds, seeds.folds)]
+    splits = [
+        Split.of(target, embedding, group, fold, how.penalties) for fold in nested_folds(group, how.folds, seeds.folds)
+    ]
     permutations = [permuted_rows([group[i] for i in s.fold.test], how.exchanges, seed=seeds.null) for s in splits]
     depth, n = len(source.names), len(target)
     log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
