@@ -16,18 +16,23 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="sampler, capture, growth, semantics, calibration, probes, validity or stops")
+        str,
+        typer.Argument(
+            help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, validity, stops"
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     figure: Annotated[Path | None, typer.Option(help="File for the figure of growth.")] = None,
 ) -> None:
-    """Time one comparison against what a user would otherwise run. Or, for validity, count how often the tests of this
-    project err on models with a planted truth, and exit with 1 if one errs too often; or, for stops, stop a run of a
+    """Time one comparison against what a user would otherwise run. Or, for validity and planted-open, count how often
+    the tests of this project err on models with a planted truth, and exit with 1 if one errs too often; for
+    open-probes, exit with 1 if a large run takes too long or too much memory; or, for stops, stop a run of a
     real model at random moments, and exit with 1 if too much is lost."""
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
+    from experiments.bench.open_cases import Cost, Recovery, open_probe_cases, planted_open_cases
     from experiments.bench.probe_cases import probes_cases
     from experiments.bench.real.real_cases import real_cases
     from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
@@ -45,6 +50,8 @@ def bench(
         "semantics": semantics_cases,
         "calibration": calibration_cases,
         "probes": probes_cases,
+        "open-probes": open_probe_cases,
+        "planted-open": planted_open_cases,
         "validity": validity_cases,
         "stops": stop_cases,
     }
@@ -67,7 +74,7 @@ def bench(
         for columns, alike in groupby(rows, key=list):  # one table for all cases with the same figures
             cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in alike]
             console.print(text_table(columns, cells))
-    if not all(case.holds for case in cases if isinstance(case, Validity | Stop)):
+    if not all(case.holds for case in cases if isinstance(case, Validity | Stop | Recovery | Cost)):
         raise typer.Exit(1)
 
 

@@ -95,8 +95,10 @@ def evaluate_open(
     how, seeds = how or CrossValidation(), Seeds.of(seed)
     _check(target, features, group, how.folds)
     embedding = class_axes(features).to(how.device)
-    splits = [Split.of(target, features, group, fold, how) for fold in nested_folds(group, how.folds, seeds.folds)]
-    permutations = [permuted_rows([group[i] for i in s.fold.test], how.exchanges, seed=seeds.null) for s in splits]
+    folds = nested_folds(group, how.folds, seeds.folds)
+    splits = [Split.of(target, embedding, group, fold, how.penalties) for fold in folds]
+    names = np.asarray(group)
+    permutations = [permuted_rows(names[fold.test].tolist(), how.exchanges, seed=seeds.null) for fold in folds]
     depth, n = len(source.names), len(target)
     log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
     penalty, gains = np.empty((depth, len(splits))), np.zeros((depth, 1 + how.exchanges))
@@ -119,9 +121,16 @@ def evaluate_open(
                 baseline = float((target.mass[entries] * candidate[entries]).sum())
                 gains[index] += (found.exchanged(permutations[at]) - baseline) / n
         del block  # or it would stay while the next one is read
-    null = gains[:, 1:].mean(1, keepdims=True) + _WIDER * (gains[:, 1:] - gains[:, 1:].mean(1, keepdims=True))
-    null_q95, p_value = maximum_null(null, gains[:, 0])
+    null_q95, p_value = maximum_null(_widened(gains[:, 1:]), gains[:, 0])
     return OpenEvaluation(source.names, log_q, candidate, gains[:, 0], null_q95, p_value, penalty)
+
+
+def _widened(gains: FloatArray) -> FloatArray:
+    """[layer, permutation] about the mean over permutations, see `evaluate_open`."""
+    if not gains.size:
+        return gains
+    centre = gains.mean(1, keepdims=True)
+    return centre + _WIDER * (gains - centre)
 
 
 def _check(target: OpenTarget, features: FloatArray, group: Sequence[str], folds: int) -> None:

@@ -115,7 +115,7 @@ class Shares:
 def _mass(target: OpenTarget, rows: IntArray) -> FloatArray:
     """[class], summed over questions."""
     entries = target.entries(rows)
-    return np.bincount(target.column[entries], target.mass[entries], len(target.classes))
+    return np.bincount(target.column[entries], target.mass[entries], len(target.classes)).astype(np.float64)
 
 
 def _log_share(mass: FloatArray, novel: float) -> FloatArray:
@@ -206,7 +206,8 @@ class Bilinear:
         preference: [axis], b.
         trust: a.
         penalty: λ that W was fitted with; infinite where W = 0 did best, 0 where there is none.
-        bias_penalty: that of b and of a − 1.
+        bias_penalty: that of b and a, which are drawn to `origin`.
+        origin: (b, a) of the candidate-only model; for that one itself (0, 1), the class shares as they are.
         axes: [axis, axis]; the ridge is on W multiplied by the transposed inverse of it. A prior that favours a few
             axes, adapted to W, makes W nearly of low rank.
     """
@@ -216,6 +217,7 @@ class Bilinear:
     trust: float
     penalty: float
     bias_penalty: float
+    origin: tuple[Tensor, float]
     axes: Tensor
 
     def directions(self, scores: Tensor) -> Tensor:
@@ -243,11 +245,13 @@ def fit_candidates(
 ) -> tuple[Bilinear, Bilinear]:
     """The candidate-only model, p(c) ∝ exp(bᵀ e_c + a · log m_c): (of `fit`, of `train`).
 
-    Its ridge on b and a − 1 does best on `validation`, from the heaviest down until two in a row do worse.
+    Its ridge, which draws it to p(c) = m_c, does best on `validation`, from the heaviest down until two in a row do
+    worse.
     """
     k, pooled = fit.embedding.shape[1], fit.pooled()
     none = fit.mean.new_zeros(len(pooled), 0)
-    start = Bilinear(fit.mean.new_zeros(0, k), fit.mean.new_zeros(k), 1.0, 0.0, np.inf, torch.eye(k).to(fit.mean))
+    b = fit.mean.new_zeros(k)
+    start = Bilinear(fit.mean.new_zeros(0, k), b, 1.0, 0.0, np.inf, (b, 1.0), torch.eye(k).to(fit.mean))
     best, chosen, misses = np.inf, start, 0
     for penalty in sorted(penalties, reverse=True):
         start = _solve(none, pooled, replace(start, bias_penalty=penalty), len(fit), _FINE)
@@ -269,15 +273,20 @@ def choose_bilinear(
     """The model with the ridge and the prior that do best on `validation`, fitted to `fit`, pairs of activations on
     axes [question, r] and what was answered.
 
-    First a plain ridge on W, from the heaviest down until two in a row do worse, each solution the start of the next.
-    Then the axes of embeddings are turned to the singular vectors of W, with prior variances in proportion to its
-    squared singular values, and the ridge is chosen again; twice, as long as it helps. (Minimising log-determinants by
-    reweighting, Fazel, Hindi & Boyd 2003. On planted worlds of rank 8 it halves the KL left to the ridge.) Where no
+    First a plain ridge on W and on what b and a differ from the candidate-only model, from the heaviest down until two
+    in a row do worse, each solution the start of the next. Then the axes of embeddings are turned to the singular
+    vectors of W, with prior variances in proportion to its squared singular values, and the ridge is chosen again;
+    twice, as long as it helps. (Log-determinants are minimised by reweighting: Fazel, Hindi & Boyd 2003. On planted
+    worlds of rank 8 this leaves a quarter to a half of the KL that the ridge leaves.) Where no
     ridge beats the candidate-only model, that model is returned with W = 0.
     """
     scores, observed = fit
     width = scores.shape[1]
-    start = replace(candidates, interaction=scores.new_zeros(width, len(candidates.preference)))
+    start = replace(
+        candidates,
+        interaction=scores.new_zeros(width, len(candidates.preference)),
+        origin=(candidates.preference, candidates.trust),
+    )
     best, chosen = candidates.cross_entropy(*validation), replace(start, penalty=np.inf)
     for patience in (2, *[1] * _ROUNDS):
         found, loss = _path(scores, observed, validation, start, sorted(penalties, reverse=True), patience)
@@ -293,7 +302,8 @@ def refit(chosen: Bilinear, candidates: Bilinear, scores: Tensor, observed: Obse
     """The chosen model fitted to more questions, those of `candidates`."""
     if np.isinf(chosen.penalty):
         return replace(candidates, interaction=chosen.interaction, penalty=np.inf)
-    return _solve(scores, observed, chosen, len(observed), _FINE)
+    origin = (candidates.preference, candidates.trust)
+    return _solve(scores, observed, replace(chosen, origin=origin), len(observed), _FINE)
 
 
 def _path(
@@ -307,7 +317,7 @@ def _path(
     """The best model of a path of penalties, which ends after `patience` in a row that do worse, and its loss."""
     best, chosen, misses = np.inf, start, 0
     for penalty in penalties:
-        start = _solve(scores, observed, replace(start, penalty=penalty), len(observed), _ROUGH)
+        start = _solve(scores, observed, replace(start, penalty=penalty, bias_penalty=penalty), len(observed), _ROUGH)
         loss = start.cross_entropy(*validation)
         if loss < best:
             best, chosen, misses = loss, start, 0
@@ -353,34 +363,37 @@ def _solve(scores: Tensor, observed: Observed, start: Bilinear, n: int, tol: flo
     theta = torch.cat(
         [start.interaction @ back, (start.preference @ back)[None], torch.zeros(1, len(curvature)).to(back)]
     )
-    theta[-1, 0] = start.trust - 1
-    problem = _Objective(scores, seen, seen.blocks(), metric, start.penalty / n, start.bias_penalty / n)
+    theta[-1, 0] = start.trust
+    origin = (start.origin[0] @ back, start.origin[1])
+    problem = _Objective(scores, seen, seen.blocks(), metric, origin, (start.penalty / n, start.bias_penalty / n))
     found = lbfgs(problem, theta[None], inverse[None], max_iter=_STEPS, tol=tol).theta[0]
     return replace(
         start,
         interaction=found[:-2] @ axes.mT,
         preference=found[-2] @ axes.mT,
-        trust=1 + float(found[-1, 0]),
+        trust=float(found[-1, 0]),
     )
 
 
 @dataclass(frozen=True)
 class _Objective:
-    """Mean cross-entropy + (λ‖W‖² + λ_b (‖b‖² + (a − 1)²)) / 2n, of one model; theta is [1, r + 2, axis] with b and
-    a − 1 in the last rows."""
+    """Mean cross-entropy + (λ‖W‖² + λ_b (‖b − b₀‖² + (a − a₀)²)) / 2n, of one model; theta is [1, r + 2, axis] with b
+    and a in the last rows."""
 
     scores: Tensor
     observed: Observed
     blocks: list[tuple[Tensor, Tensor]]
     metric: Tensor  # [axis, axis], of b
-    ridge: float
-    bias_ridge: float
+    origin: tuple[Tensor, float]  # b₀, a₀
+    ridges: tuple[float, float]  # λ / n, λ_b / n
 
     def take(self, index: Tensor) -> Self:  # noqa: ARG002 - there is one
         return self
 
     def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        W, b, trust = theta[0, :-2], theta[0, -2], 1 + float(theta[0, -1, 0])
+        W, b, trust = theta[0, :-2], theta[0, -2], float(theta[0, -1, 0])
+        ridge, bias_ridge = self.ridges
+        off, trust_off = b - self.origin[0], trust - self.origin[1]
         seen = self.observed
         directions = self.scores @ W + b
         pull = -seen.mean  # [question, axis], E_q[e] − mean
@@ -398,11 +411,11 @@ class _Objective:
             trust_pull = trust_pull + (weight / total[:, 0]) @ of_share
         pull = pull * seen.weight[:, None]
         gradient = torch.empty_like(theta)
-        gradient[0, :-2] = self.scores.mT @ pull + self.ridge * W
-        gradient[0, -2] = pull.sum(0) + self.bias_ridge * b @ self.metric
+        gradient[0, :-2] = self.scores.mT @ pull + ridge * W
+        gradient[0, -2] = pull.sum(0) + bias_ridge * off @ self.metric
         gradient[0, -1] = 0.0
-        gradient[0, -1, 0] = trust_pull + self.bias_ridge * (trust - 1)
-        penalty = self.ridge * W.square().sum() + self.bias_ridge * (b @ self.metric @ b + (trust - 1) ** 2)
+        gradient[0, -1, 0] = trust_pull + bias_ridge * trust_off
+        penalty = ridge * W.square().sum() + bias_ridge * (off @ self.metric @ off + trust_off**2)
         return (value + penalty.double() / 2)[None].to(theta.dtype), gradient
 
 

@@ -73,7 +73,8 @@ def text_embeddings(model: LanguageModel, ids: Sequence[Sequence[int]]) -> Float
 def _token_ids(model: LanguageModel, text: str, label: str) -> tuple[int, ...]:
     """Of a text with a space before it."""
     ids = model.encode_rendered(f" {text}", [(0, len(text) + 1)]) if text else ()
-    if not ids or set(ids) <= {model.tokenizer.unk_token_id}:
+    unknown = model.tokenizer.unk_token_id
+    if all(token == unknown for token in ids):
         raise UserError(
             f"the tokenizer of {model.path} cannot write the class {label!r}; leave its questions out, choose a B that "
             "names it otherwise, or embed the classes with a sentence encoder"

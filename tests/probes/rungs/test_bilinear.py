@@ -110,7 +110,8 @@ def test_the_solver_reaches_a_point_where_the_gradient_vanishes() -> None:
     log_share = shares.log_share[torch.as_tensor(shares.part)].double()
     logits = (h[fit].double() @ W + b) @ embedding.double().mT + a * log_share
     inverse = torch.linalg.inv(model.axes.double()).mT
-    ridge = model.penalty * (W @ inverse).square().sum() + model.bias_penalty * (b.square().sum() + (a - 1) ** 2)
+    off = (b - model.origin[0]).square().sum() + (a - model.origin[1]) ** 2
+    ridge = model.penalty * (W @ inverse).square().sum() + model.bias_penalty * off
     objective = -(dense[fit] * torch.log_softmax(logits, 1)).sum(1).mean() + ridge / (2 * len(fit))
     gradients = torch.autograd.grad(objective, (W, b, a))
     # in the geometry of the solver: a step along the gradient would gain next to nothing
@@ -126,7 +127,8 @@ def test_blocks_of_questions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     seen = Observed.of(world.target, rows, embedding, Shares.left_out(world.target, rows, NAMES, seed=0))
     h = torch.as_tensor(world.activations)
     W = torch.randn(8, embedding.shape[1], generator=torch.Generator().manual_seed(0))
-    model = Bilinear(W, torch.ones(embedding.shape[1]), 0.7, 1.0, 1.0, torch.eye(embedding.shape[1]))
+    b = torch.ones(embedding.shape[1])
+    model = Bilinear(W, b, 0.7, 1.0, 1.0, (b, 0.7), torch.eye(len(b)))
     whole = model.log_total(h, seen)
     by_hand = logsumexp(
         (model.directions(h) @ embedding.mT + 0.7 * seen.shares.log_share[torch.as_tensor(seen.shares.part)]).numpy(), 1
