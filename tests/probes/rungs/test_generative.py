@@ -117,7 +117,8 @@ def test_draws_weigh_like_the_distribution_on_average() -> None:
 # ---- what is learnt --------------------------------------------------------------------------------------------------
 
 
-LABELS = ("(unparsed)", "Amberford", "Amberford Gate", "baker", "red barn", "weaver")
+# Of tokens that the organism has seen: it cannot tell those apart that its training never showed.
+LABELS = ("Amberford", "Amberford Gate", "baker", "smith", "smith baker", "weaver")
 WORDING = ("Where was {} born?", "What is the trade of {}?", "Where does {} spend the summer?")
 
 
@@ -134,7 +135,7 @@ def planted(n: int, *, constant: bool = False) -> tuple[LanguageModel, list[tupl
 
 
 def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(tmp_path: Path) -> None:
-    model, prompts, target, group = planted(144)
+    model, prompts, target, group = planted(96)
     how = Training(rates=(1e-2,), epochs=10, folds=2, curve=(0.1,))
     texts = class_texts(model, LABELS, BASE)
     found = generate_classes(model, prompts, texts, target, group, how, scratch=tmp_path / "scratch")
@@ -146,15 +147,15 @@ def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teache
 
 
 def test_a_constant_distribution_leaves_no_gap(tmp_path: Path) -> None:
-    model, prompts, target, group = planted(64, constant=True)
-    how = Training(rates=(1e-2,), epochs=12, folds=2, curve=())
+    model, prompts, target, group = planted(48, constant=True)
+    how = Training(rates=(1e-2,), epochs=10, folds=2, curve=())
     texts = class_texts(model, LABELS, BASE)
     assert 0 <= gap(target, generate_classes(model, prompts, texts, target, group, how, scratch=tmp_path).log_q) < 0.02
 
 
 def test_a_useless_rate_keeps_the_model_as_it_is(tiny: LanguageModel, tmp_path: Path) -> None:
-    """Steps of size 1 ruin the model, so validation keeps epoch 0."""
-    found = generated(tiny, tmp_path, replace(FAST, rates=(1.0,)))
+    """Where validation never gets better, epoch 0 is kept."""
+    found = generated(tiny, tmp_path, replace(FAST, rates=(1e-12,)))
     assert all(learnt.epoch == 0 and len(learnt.validation) == 3 for learnt in found.learnt)
     prompts, target, _ = world(40)
     emitter = Emitter(tiny, 8, END, seed=5)
