@@ -26,6 +26,7 @@ from semcal.seeds import keyed_generator
 
 _SAVED_EVERY = 60.0  # seconds
 _WARM_UP = 10  # steps at most
+_PATIENCE = 2  # rounds
 _DECAY = 0.01
 
 
@@ -126,8 +127,8 @@ class AdapterTraining:
 
     @property
     def worsened(self) -> bool:
-        """Whether the last round did not improve on the best one before it."""
-        return len(self.validation) > 1 and self.best < len(self.validation) - 1
+        """Whether the last rounds did not improve on one before them."""
+        return len(self.validation) - 1 - self.best >= _PATIENCE
 
     @property
     def best_adapters(self) -> dict[str, Tensor]:
@@ -135,7 +136,7 @@ class AdapterTraining:
         return self._best
 
     def until(self, rounds: int) -> None:
-        """Train until so many rounds are done, or validation has got worse.
+        """Train until so many rounds are done, or validation has stopped improving.
 
         Raises:
             NonFiniteError: a loss that is not finite.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from probes.rungs.lora import adapted
 from probes.solver.token_trees import TokenTree, TreeBatch
-from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.decoding.output_layer import LARGE, HiddenScores, OutputLayer
 from semcal.sampling.decoding.products import fast_products, linear
@@ -30,29 +29,22 @@ _TREES = ("sdpa", "eager")  # attention that follows any mask
 class Emitter:
     """A model with LoRA adapters that emits a sequence of tokens and an end mark after a prompt.
 
-    The end mark is the tokenizer's end-of-sequence token: no text holds it, so no sequence with its mark begins
-    another, and the probabilities of all sequences sum to at most 1.
-
     Args:
         model: it is left as it is.
         rank: of the adapters, which at first do nothing.
+        end: token id that ends a sequence and is in none.
         seed: of their initial values.
 
     Attributes:
         adapters: name -> parameter, in float32 whatever the dtype of the model.
-        end: id of the end mark.
         trees: whether what sequences share is read once; else each sequence is read by itself (`check`).
 
     Raises:
-        UserError: as `adapted`; a tokenizer without an end-of-sequence token.
+        UserError: as `adapted`.
     """
 
-    def __init__(self, model: LanguageModel, rank: int, *, seed: int) -> None:
-        if not model.eos_ids:
-            raise UserError(f"{model.path} has no end-of-sequence token to end a class with; set tokenizer.eos_token")
-        own = model.tokenizer.eos_token_id
-        self.end = own if isinstance(own, int) else min(model.eos_ids)
-        self.name, self.device, self.dtype = model.path, model.device, model.dtype
+    def __init__(self, model: LanguageModel, rank: int, end: int, *, seed: int) -> None:
+        self.end, self.device, self.dtype = end, model.device, model.dtype
         self.skeleton = adapted(model, rank, seed=seed)
         self.adapters = {name: p for name, p in self.skeleton.named_parameters() if p.requires_grad}
         for parameter in self.adapters.values():
@@ -94,9 +86,7 @@ class Emitter:
         return self.score_all([(prompt, sequences)])[0]
 
     @torch.no_grad()
-    def score_all(
-        self, asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
-    ) -> list[np.ndarray]:
+    def score_all(self, asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> list[np.ndarray]:
         """The same for several prompts, each with sequences of its own."""
         grown = [self.grown(prompt, sequences) for prompt, sequences in asked]
         trees = [tree for some in grown for tree in some]

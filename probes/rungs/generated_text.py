@@ -2,49 +2,91 @@
 
 A class is written as its label, "(unparsed)", "(unexplored)" and "(other)" included, after what stands between a prompt
 and an answer (`lead`). It is encoded by itself, control tokens in it as text, so that its token ids are the same after
-every prompt.
+every prompt. The end mark is what ends an answer in such a prompt: a model can hardly learn to write a token that its
+training never showed, as the end-of-sequence token of a base model may be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
-from semcal.questions.prompts import Form, few_shot
+from semcal.questions.prompts import SEPARATOR, Form, few_shot
 from semcal.questions.question import Dataset, Question
+from semcal.sampling.decoding.decoders import plain_pass
 
 _ASKED, _ANSWERED = "Qwxq", "Vzxv"  # words that no chat template writes
+_LOOKED_AT = 8  # classes
 
 
-def class_ids(model: LanguageModel, labels: Sequence[str], *, lead: str = " ") -> list[tuple[int, ...]]:
-    """[class] the token ids that a class is emitted as, without the end mark.
+@dataclass(frozen=True)
+class ClassTexts:
+    """What is emitted for each class. No class holds the end mark, so none with its mark begins another, and the
+    probabilities of all strings sum to at most 1.
 
-    Args:
-        labels: [class], which differ.
-        lead: what stands between a prompt and an answer (`answer_lead`).
+    Attributes:
+        ids: [class] token ids, without the end mark.
+        end: token id of the end mark.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    end: int
+
+
+def class_texts(model: LanguageModel, labels: Sequence[str], form: Form) -> ClassTexts:
+    """The texts of some classes after prompts of a form.
 
     Raises:
-        UserError: a label that the tokenizer cannot encode, or two with the same token ids.
+        UserError: a label that the tokenizer cannot encode, or two with the same token ids; a tokenizer without an
+            end-of-sequence token.
     """
-    unknown = model.tokenizer.unk_token_id
+    lead, last = answer_lead(model, form), _last(model)
     found: dict[tuple[int, ...], str] = {}
     for label in labels:
         text = lead + label
         ids = model.encode_rendered(text, [(0, len(text))])
-        if not label.strip() or not ids or unknown in ids or model.eos_ids.intersection(ids):
+        if not label.strip() or not ids or model.tokenizer.unk_token_id in ids or last in ids:
             raise UserError(
-                f"{model.path}: its tokenizer cannot encode the class {label!r}; rename the class (semantics.aliases, "
-                "or a B of your own), or leave the generative probe out"
+                f"{model.path}: its tokenizer cannot encode the class {label!r}; rename the class by a B of your own, "
+                "or leave the generative probe out"
             )
         if ids in found:
             raise UserError(
                 f"{model.path}: its tokenizer encodes the classes {found[ids]!r} and {label!r} alike; make them one "
-                "class, or rename one (semantics.aliases, or a B of your own)"
+                "class by a B of your own, or leave the generative probe out"
             )
         found[ids] = label
-    return list(found)
+    return ClassTexts(tuple(found), _likeliest_end(model, found, form))
+
+
+def _last(model: LanguageModel) -> int:
+    """The end-of-sequence token, which is in no text."""
+    if not model.eos_ids:
+        raise UserError(f"{model.path} has no end-of-sequence token to end a class with; set tokenizer.eos_token")
+    own = model.tokenizer.eos_token_id
+    return own if isinstance(own, int) else min(model.eos_ids)
+
+
+def _likeliest_end(model: LanguageModel, found: Mapping[tuple[int, ...], str], form: Form) -> int:
+    """What the model itself likeliest writes after an answer, of what may end one and is in no class."""
+    last = _last(model)
+    if form.rendered:
+        return last
+    word, ends = model.encode_rendered(_ANSWERED), {last}
+    for text in (SEPARATOR, SEPARATOR[:1]):
+        ended = model.encode_rendered(_ANSWERED + text)
+        if ended[: len(word)] == word and ended[len(word)] != model.tokenizer.unk_token_id:
+            ends.add(ended[len(word)])
+    open_ends = sorted(ends - {token for ids in found for token in ids})
+    prompt = model.encode(few_shot(Question("end", _ASKED, (_ANSWERED,)), (), form.style, 0, 0))
+    some = list(found)[:: max(1, len(found) // _LOOKED_AT)]
+    logits = torch.stack([plain_pass(model.model, [(*prompt, *ids)], model.device)[0, -1] for ids in some])
+    return open_ends[int(logits.float().log_softmax(1).mean(0)[open_ends].argmax())]
 
 
 def answer_lead(model: LanguageModel, form: Form) -> str:

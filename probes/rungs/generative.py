@@ -2,7 +2,7 @@
 once, as text and an end mark.
 
 q(c | x) is the probability of that text: a proper distribution over strings, so any class can be predicted, whether a
-training question had it or not. Knows prompts and classes as token ids (`probes.rungs.generated_text` makes them), and
+training question had it or not. Knows prompts and classes as token ids (see `probes.rungs.generated_text`), and
 class distributions; nothing of runs.
 """
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,10 @@ from probes.evaluation.learning import shuffled_groups
 from probes.evaluation.result import Seeds
 from probes.rungs.adapter_training import AdapterTraining, Asked, Schedule
 from probes.rungs.emitter import Emitter
+from probes.rungs.generated_text import ClassTexts
 from probes.targets.open import OpenTarget
 from semcal.arrays import FloatArray, IntArray
-from semcal.errors import NonFiniteError, UserError
+from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.runs.files import content_key, write_atomically
 from semcal.seeds import keyed_generator
@@ -51,9 +52,9 @@ class Training:
 
     rank: int = 8
     rates: tuple[float, ...] | None = None
-    epochs: int = 3
-    draws: int = 8
-    batch: int = 8
+    epochs: int = 2
+    draws: int = 4
+    batch: int = 4
     folds: int = 5
     seed: int = 0
     curve: tuple[float, ...] = (0.25, 0.5)
@@ -121,7 +122,7 @@ class Progress:
 def generate_classes(
     model: LanguageModel,
     prompts: Sequence[Ids],
-    class_ids: Sequence[Ids],
+    texts: ClassTexts,
     target: OpenTarget,
     group: Sequence[str],
     how: Training = Training(),
@@ -131,13 +132,13 @@ def generate_classes(
 ) -> Generated:
     """Cross-fit the generative rung.
 
-    >>> ids = class_ids(model, target.classes)
-    >>> generate_classes(model, prompts, ids, target, group, scratch=folder).log_q
+    >>> texts = class_texts(model, target.classes, form)
+    >>> generate_classes(model, prompts, texts, target, group, scratch=folder).log_q
 
     Args:
         model: whose answers are predicted; it is left as it is.
         prompts: [question] token ids.
-        class_ids: [class of the target] token ids of its text.
+        texts: of the classes of the target.
         group: [question].
         scratch: a folder for what a stopped call leaves: the same call goes on from there, with the same result. It is
             removed in the end.
@@ -154,30 +155,30 @@ def generate_classes(
             f"all answers are of one class, {target.classes[target.column[0]]!r}, so there is nothing to predict; "
             "choose another B or other questions"
         )
-    if not len(prompts) == len(target) == len(group) or len(class_ids) != len(target.classes):
+    if not len(prompts) == len(target) == len(group) or len(texts.ids) != len(target.classes):
         raise ValueError(
-            f"{len(prompts)} prompts, {len(group)} groups and {len(class_ids)} texts for {len(target)} questions and "
+            f"{len(prompts)} prompts, {len(group)} groups and {len(texts.ids)} texts for {len(target)} questions and "
             f"{len(target.classes)} classes; expected one of each"
         )
     if how.rates is None:
         rate = min(3e-3, 1.2 / model.model.config.get_text_config().hidden_size)
         how = Training(**asdict(how) | {"rates": (rate,)})
     settings = [asdict(how), model.weights_hash, str(model.dtype)]
-    given = [[*map(list, prompts)], [*map(list, class_ids)], list(group)]
+    given = [[*map(list, prompts)], asdict(texts), list(group)]
     key = content_key(settings, given, target.starts.tolist(), target.column.tolist(), target.mass.tolist())
     folder = scratch / key
-    found = _CrossFit(model, _asked(prompts, class_ids, target), target, how, folder, told).run(group)
+    found = _CrossFit(model, prompts, texts, target, how, folder, told).run(group)
     shutil.rmtree(folder, ignore_errors=True)
     if scratch.exists() and not any(scratch.iterdir()):
         scratch.rmdir()
     return found
 
 
-def _asked(prompts: Sequence[Ids], class_ids: Sequence[Ids], target: OpenTarget) -> list[Asked]:
+def _asked(prompts: Sequence[Ids], texts: ClassTexts, target: OpenTarget) -> list[Asked]:
     asked = []
     for row, prompt in enumerate(prompts):
         entries = slice(target.starts[row], target.starts[row + 1])
-        sequences = [tuple(class_ids[column]) for column in target.column[entries]]
+        sequences = [texts.ids[column] for column in target.column[entries]]
         asked.append(Asked(tuple(prompt), sequences, target.mass[entries]))
     return asked
 
@@ -188,15 +189,18 @@ class _CrossFit:
     def __init__(
         self,
         model: LanguageModel,
-        asked: Sequence[Asked],
+        prompts: Sequence[Ids],
+        texts: ClassTexts,
         target: OpenTarget,
         how: Training,
         folder: Path,
         told: Callable[[Progress], None],
     ) -> None:
-        self.asked, self.target, self.how, self.folder, self.told = asked, target, how, folder, told
-        self.emitter = Emitter(model, how.rank, seed=int(keyed_generator(how.seed, "adapters").integers(2**62)))
-        longest = max(asked, key=lambda question: len(question.prompt) + max(map(len, question.sequences)))
+        self.asked, self.target = _asked(prompts, texts, target), target
+        self.how, self.folder, self.told = how, folder, told
+        seed = int(keyed_generator(how.seed, "adapters").integers(2**62))
+        self.emitter = Emitter(model, how.rank, texts.end, seed=seed)
+        longest = max(self.asked, key=lambda question: len(question.prompt) + max(map(len, question.sequences)))
         self.emitter.check(longest.prompt, sorted(longest.sequences, key=len)[-4:])
         self.done = self.planned = self.worked = 0.0
         self.began = time.monotonic()
@@ -206,7 +210,9 @@ class _CrossFit:
         folds = nested_folds(group, how.folds, Seeds.of(how.seed).folds)
         shares = [share for share in sorted(how.curve) if share < 1]
         rounds = [len(how.rates or ()) + how.epochs - 1] * len(folds) + [how.epochs] * len(shares)
-        self.planned = sum(self._cost(fold, n) for fold, n in zip([*folds, *folds[:1] * len(shares)], rounds))
+        self.planned = sum(
+            self._cost(fold, n) for fold, n in zip([*folds, *folds[:1] * len(shares)], rounds, strict=True)
+        )
         log_q, learnt, curve = np.empty(len(target.mass)), [], []
         end = 0.0
         for number, fold in enumerate(folds):
@@ -231,7 +237,8 @@ class _CrossFit:
         file = self.folder / f"{name}.json"
         if file.exists():
             kept = json.loads(file.read_text())
-            return Learnt(**kept["learnt"]), np.array(kept["log_q"])
+            losses = {name: tuple(kept["learnt"][name]) for name in ("training", "validation")}
+            return Learnt(**kept["learnt"] | losses), np.array(kept["log_q"])
         trainings = [self._training(name, fold, fit, rate) for rate in rates]
         for training in trainings:
             training.until(1)
