@@ -17,8 +17,8 @@ from probes.targets.entropy import entropies
 from probes.targets.open import OpenTarget, sparse
 from semcal.calibration.resampling import Resampling
 
-N, C, M = 300, 250, 50
-HEAD = DensityHead(axes=4, features=12, training=Training(batch_size=32, epochs=40, patience=5), lr=1e-2)
+N, C, M, AXES, D = 180, 100, 50, 3, 6
+HEAD = DensityHead(axes=AXES, features=D, training=Training(batch_size=8, epochs=40, patience=20))
 
 
 class World:
@@ -26,12 +26,12 @@ class World:
 
     def __init__(self, modes: int = 1, signal: bool = True, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.embeddings = rng.normal(size=(C, 4))
-        states = rng.normal(size=(N, 12))
-        means = np.stack([states @ rng.normal(size=(12, 4)) * 0.35 for _ in range(modes)], 1)
+        self.embeddings = rng.normal(size=(C, AXES))
+        states = rng.normal(size=(N, D))
+        means = np.stack([states @ rng.normal(size=(D, AXES)) * 0.5 for _ in range(modes)], 1)
         squares = ((means[:, :, None] - self.embeddings) ** 2).sum(-1)
-        self.pi = np.exp(log_softmax(logsumexp(-squares / (2 * 0.35**2), axis=1), axis=1))
-        self.states = states if signal else rng.normal(size=(N, 12))
+        self.pi = np.exp(log_softmax(logsumexp(-squares / (2 * 0.4**2), axis=1), axis=1))
+        self.states = states if signal else rng.normal(size=(N, D))
         self.group = [f"g{i // 2}" for i in range(N)]
         self.share = rng.multinomial(M, self.pi) / M
         self.target = sparse(ClassTarget(tuple(f"{c:03d}" for c in range(C)), self.share, M))
@@ -55,9 +55,9 @@ def predicted(world: World) -> DensityPrediction:
 
 def test_a_planted_mixture_is_found(world: World, predicted: DensityPrediction) -> None:
     prior, gap = world.gap(predicted.log_prior).gap, world.gap(predicted.log_q).gap
-    assert prior > 2
-    assert gap < prior / 5
-    assert min(predicted.epochs) > 0
+    assert prior > 1.5
+    assert gap < 0.15
+    assert predicted.components == (1, 1, 1)
 
 
 def test_predictions_are_probabilities_over_the_classes_of_the_run(predicted: DensityPrediction, world: World) -> None:
@@ -74,7 +74,7 @@ def test_without_a_signal_it_is_the_candidate_only_model_or_as_good() -> None:
 
 def test_two_modes_need_more_than_one_gaussian() -> None:
     world = World(modes=2)
-    one, four = (world.gap(world.predicted(replace(HEAD, components=j)).log_q).gap for j in (1, 4))
+    one, four = (world.gap(world.predicted(replace(HEAD, components=(j,))).log_q).gap for j in (1, 4))
     assert four < one - 0.1
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(world: World) -> None:
     for call, words in (
         (lambda: fit(bad), "not finite at question 7"),
         (lambda: fit(world.states[:-1]), "expected one of each"),
-        (lambda: fit(e=world.embeddings[:-1]), "249 embeddings for 250 classes"),
+        (lambda: fit(e=world.embeddings[:-1]), "99 embeddings for 100 classes"),
         (lambda: fit(target=one, e=world.embeddings[:1]), "choose another B"),
         (lambda: fit(group=["g"] * N), "1 group"),
     ):
