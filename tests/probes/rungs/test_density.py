@@ -18,7 +18,8 @@ from probes.targets.open import OpenTarget, sparse
 from semcal.calibration.resampling import Resampling
 
 N, C, M, AXES, D = 180, 100, 50, 3, 6
-HEAD = DensityHead(axes=AXES, features=D, training=Training(batch_size=8, epochs=40, patience=20))
+HEAD = DensityHead(axes=AXES, features=D, training=Training(batch_size=8, epochs=30, patience=15))
+BRIEF = replace(HEAD, components=(1,), training=Training(batch_size=16, epochs=3))
 
 
 class World:
@@ -68,8 +69,8 @@ def test_predictions_are_probabilities_over_the_classes_of_the_run(predicted: De
 
 def test_without_a_signal_it_is_the_candidate_only_model_or_as_good() -> None:
     world = World(signal=False)
-    found = world.predicted()
-    assert world.gap(found.log_q).gap == pytest.approx(world.gap(found.log_prior).gap, abs=0.05)
+    found = world.predicted(replace(HEAD, components=(1,)))
+    assert world.gap(found.log_q).gap == pytest.approx(world.gap(found.log_prior).gap, abs=0.1)
 
 
 def test_two_modes_need_more_than_one_gaussian() -> None:
@@ -94,16 +95,16 @@ def test_the_candidate_only_model_expects_classes_that_no_other_question_had() -
     assert np.exp(found.log_prior[own]).mean() > 0.5 / (n + 1) / 3
 
 
-def test_a_held_out_group_has_no_say_in_its_own_prediction(world: World, predicted: DensityPrediction) -> None:
+def test_a_held_out_group_has_no_say_in_its_own_prediction(world: World) -> None:
     """Its samples may change; what is predicted of its classes does not, in its own fold."""
-    rows = [0, 1]  # a group
+    predicted, rows = world.predicted(BRIEF), [0, 1]  # a group
     share = world.share.copy()
     entries = world.target.entries(rows)
     for row in rows:  # the same classes, other masses
         own = np.flatnonzero(share[row])
         share[row, own] = np.roll(share[row, own], 1)
     other = sparse(ClassTarget(world.target.classes, share, M))
-    again = density_predictions(world.states, other, world.embeddings, world.group, head=HEAD, folds=3)
+    again = density_predictions(world.states, other, world.embeddings, world.group, head=BRIEF, folds=3)
     before = dict(zip(zip(world.target.question[entries], world.target.column[entries], strict=True),
                       predicted.log_q[entries], strict=True))  # fmt: skip
     at = other.entries(rows)
@@ -112,10 +113,12 @@ def test_a_held_out_group_has_no_say_in_its_own_prediction(world: World, predict
     assert [after[key] for key in before] == pytest.approx(list(before.values()), abs=1e-5)
 
 
-def test_the_seed_decides_and_the_global_state_is_left_alone(world: World, predicted: DensityPrediction) -> None:
+def test_the_seed_decides_and_the_global_state_is_left_alone(world: World) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    np.testing.assert_array_equal(world.predicted().log_q, predicted.log_q)
+    first, again, other = (world.predicted(BRIEF, seed).log_q for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
     assert torch.equal(torch.get_rng_state(), before)
 
 
