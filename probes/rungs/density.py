@@ -22,6 +22,10 @@ from probes.solver.training import Training, train_until_worse
 from probes.targets.open import OpenTarget
 from semcal.seeds import keyed_generator
 
+_PRIOR_LR = 0.05  # of two numbers
+_BROAD = float(np.log(3.0))  # log σ at first, where the classes have mean square 1
+_SLOPE = 0.1  # of the means at first
+
 
 @dataclass(frozen=True)
 class DensityHead:
@@ -34,18 +38,18 @@ class DensityHead:
     held-out question; else a and τ would trust every class to have been seen.
 
     Attributes:
-        components: Gaussians of the mixture.
+        components: numbers of Gaussians to choose from on the validation groups of each fold.
         axes: principal axes of the embeddings, at most.
         features: principal axes of the standardised activations, at most.
         lr: of AdamW.
         training: weight decay, minibatches and early stopping.
     """
 
-    components: int = 4
+    components: Sequence[int] = (1, 4)
     axes: int = 32
     features: int = 64
-    lr: float = 5e-3
-    training: Training = Training(batch_size=32)  # noqa: RUF009 - it is frozen
+    lr: float = 2e-2
+    training: Training = Training(batch_size=8, patience=20)  # noqa: RUF009 - it is frozen
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,12 @@ class DensityPrediction:
     Attributes:
         log_q: [entry] log-probabilities of each question's own classes, normalised over the classes of the run.
         log_prior: [entry] likewise by the candidate-only model.
-        epochs: [fold] the best epoch; 0: the candidate-only model was never beaten, and is what is predicted.
+        components: [fold] Gaussians chosen; 0: none did better than the candidate-only model, which is predicted.
     """
 
     log_q: np.ndarray
     log_prior: np.ndarray
-    epochs: tuple[int, ...]
+    components: tuple[int, ...]
 
 
 def density_predictions(
@@ -98,20 +102,21 @@ def density_predictions(
     if len(target.classes) < 2:
         raise ValueError("all answers are in one class, so there is nothing to predict; choose another B")
     places = _on_principal_axes(torch.as_tensor(embeddings), head.axes)
-    log_q, log_prior, epochs = np.empty(len(target.mass)), np.empty(len(target.mass)), []
-    for index, fold in enumerate(nested_folds(group, folds, Seeds.of(seed).folds)):
+    log_q, log_prior, chosen = np.empty(len(target.mass)), np.empty(len(target.mass)), []
+    for fold in nested_folds(group, folds, Seeds.of(seed).folds):
         inputs = _inputs(torch.as_tensor(states), fold.fit, head.features)
         task = _Task.of(target, fold, group, inputs, places)
         alone = _Prior(task)
-        _train(alone, task, fold, head, lr=0.05, seed=seed)
-        network = _Mixture(task, alone, head.components, keyed_generator(seed, "density", str(index)))
-        epoch = _train(network, task, fold, head, lr=head.lr, seed=seed)
-        better = task.mean_loss(network, fold.validation) < task.mean_loss(alone, fold.validation)
+        _train(alone, task, fold, head.training, lr=_PRIOR_LR, seed=seed)
+        tried: dict[int, nn.Module] = {0: alone}
+        for components in head.components:
+            tried[components] = _Mixture(task, alone, components, keyed_generator(seed, "density", str(components)))
+            _train(tried[components], task, fold, head.training, lr=head.lr, seed=seed)
+        best = min(tried, key=lambda components: task.mean_loss(tried[components], fold.validation))
         entries = target.entries(fold.test)
-        log_prior[entries] = task.log_q(alone, fold.test)
-        log_q[entries] = task.log_q(network, fold.test) if better else log_prior[entries]
-        epochs.append(epoch if better else 0)
-    return DensityPrediction(log_q, log_prior, tuple(epochs))
+        log_q[entries], log_prior[entries] = (task.log_q(network, fold.test) for network in (tried[best], alone))
+        chosen.append(best)
+    return DensityPrediction(log_q, log_prior, tuple(chosen))
 
 
 @dataclass(frozen=True)
@@ -149,16 +154,10 @@ class _Task:
         place = np.repeat(np.arange(len(picked)), np.diff(self.target.starts)[picked])
         return torch.as_tensor(at), torch.as_tensor(place), torch.as_tensor(self.target.column[at])
 
-    def own_logs(self, network: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the classes of some questions, entry after entry, and which entries they are."""
-        at, place, column = self.entries(rows)
-        logits = network(rows, at, place, column)  # [row, class]
-        return torch.log_softmax(logits, 1)[place, column], at
-
     def loss(self, network: nn.Module, rows: Tensor) -> Tensor:
         """Cross-entropy [row], nats."""
-        logs, at = self.own_logs(network, rows)
-        _, place, _ = self.entries(rows)
+        at, place, column = self.entries(rows)
+        logs = torch.log_softmax(network(rows, at, place, column), 1)[place, column]
         mass = torch.as_tensor(self.target.mass[at.numpy()], dtype=torch.float32)
         return torch.zeros(len(rows)).index_add(0, place, -mass * logs)
 
@@ -167,9 +166,12 @@ class _Task:
 
     @torch.inference_mode()
     def log_q(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:
-        """[entries of the rows]."""
-        parts = torch.as_tensor(rows).split(64)
-        return torch.cat([self.own_logs(network, part)[0] for part in parts]).double().numpy()
+        """Log-probabilities of the classes of some questions, entry after entry."""
+        found = []
+        for part in torch.as_tensor(rows).split(64):
+            at, place, column = self.entries(part)
+            found.append(torch.log_softmax(network(part, at, place, column), 1)[place, column])
+        return torch.cat(found).double().numpy()
 
 
 class _Prior(nn.Module):
@@ -202,8 +204,8 @@ class _Mixture(nn.Module):
         d, axes = task.inputs.shape[1], task.places.shape[1]
         chosen = rng.choice(len(task.places), size=components, p=_shares(task.seen))
         self.mean = nn.Parameter(task.places[chosen].flatten())
-        self.mean_weight = nn.Parameter(_normal(rng, d, components * axes) * 0.1 / d**0.5)
-        self.shape = nn.Parameter(torch.tensor([0.0, np.log(3.0)]).repeat_interleave(components).float())
+        self.mean_weight = nn.Parameter(_normal(rng, d, components * axes) * _SLOPE / d**0.5)
+        self.shape = nn.Parameter(torch.tensor([0.0, _BROAD]).repeat_interleave(components).float())
         self.shape_weight = nn.Parameter(torch.zeros(d, 2 * components))
 
     def forward(self, rows: Tensor, at: Tensor, place: Tensor, column: Tensor) -> Tensor:
@@ -218,9 +220,9 @@ class _Mixture(nn.Module):
         return torch.logsumexp(log_density, 1) + self.prior(rows, at, place, column)
 
 
-def _train(network: nn.Module, task: _Task, fold: Fold, head: DensityHead, *, lr: float, seed: int) -> int:
+def _train(network: nn.Module, task: _Task, fold: Fold, training: Training, *, lr: float, seed: int) -> None:
     parts = torch.as_tensor(fold.fit), torch.as_tensor(fold.validation)
-    return train_until_worse(network, lambda rows: task.loss(network, rows), *parts, head.training, lr=lr, seed=seed)
+    train_until_worse(network, lambda rows: task.loss(network, rows), *parts, training, lr=lr, seed=seed)
 
 
 def _inputs(states: Tensor, fitted: np.ndarray, features: int) -> Tensor:

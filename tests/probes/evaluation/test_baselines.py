@@ -6,7 +6,7 @@ import torch
 
 from probes.activations.capture import capture
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import first_token_features, baseline_row, random_init_like
+from probes.evaluation.baselines import baseline_row, first_token_features, random_init_like
 from probes.rungs.lens import first_token_facts
 from probes.targets.closed import ClassTarget
 from probes.targets.scalars import ScalarTarget
