@@ -42,9 +42,9 @@ class Entry:
 
     Attributes:
         home: "module:class" of the `Rung`, imported when first used; a function where a rung is no `Rung`.
-        reads: one layer at one token ("layer", activations [question, d]; or beside it embeddings of the classes'
-            texts, "layer and class texts", which `probes.evaluation.open_layers` fits at every layer), all tokens of the question at one layer
-            ("question tokens", `Segments`), or the model itself ("model").
+        reads: one layer at one token ("layer", activations [question, d]), the same beside embeddings of the classes'
+            texts ("layer and class texts", see `probes.evaluation.open_layers`), all tokens of the question at one
+            layer ("question tokens", `Segments`), or the model itself ("model").
         candidates: (class, given) -> what is chosen from in each fold, the most constrained first; None for rungs that
             need the model, which `experiments.probe.with_model` makes.
     """

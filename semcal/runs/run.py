@@ -476,9 +476,9 @@ class Run:
         self._write_parquet("probe_losses.parquet", table)
 
     def probe_losses(self) -> pd.DataFrame:
-<<<<<<< HEAD
-        """Held-out KL of probe and marginal in nats, one row per question, position, rung and layer, for the target
-        "classes"; empty before `semcal probe`."""
+        """Held-out nats of every question, one row per question, position, rung and layer, for the target "classes": KL
+        of the shares from marginal and probe (baseline_nats, probe_nats), the probe's KL gap and its part on the top
+        class (gap_nats, gap_top_nats). Empty before `semcal probe`."""
         return self._of_probes("probe_losses.parquet")
 
     def write_learning_curve(self, table: pd.DataFrame) -> None:
@@ -487,13 +487,7 @@ class Run:
     def learning_curve(self) -> pd.DataFrame:
         """KL gap of the generative rung by the number of questions it learnt from, on the held-out questions of one
         fold; empty where it was not fitted."""
-        return self._parquet_if_any("learning_curve.parquet")
-=======
-        """Held-out nats of every question, one row per question, position, rung and layer, for the target "classes": KL
-        of the shares from marginal and probe (baseline_nats, probe_nats), the probe's KL gap and its part on the top
-        class (gap_nats, gap_top_nats). Empty before `semcal probe`."""
-        return self._parquet_if_any("probe_losses.parquet")
->>>>>>> m21
+        return self._of_probes("learning_curve.parquet")
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         write_atomically(self.place(name), lambda p: table.to_parquet(p, index=False))
