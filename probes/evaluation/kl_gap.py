@@ -91,8 +91,8 @@ def kl_gaps(
         resampling: of the intervals, at its level; its seed is also that of halvings and of the floor.
 
     Raises:
-        ValueError: shapes that disagree, fewer than two groups, or log-probabilities that are not finite or sum to more
-            than 1, naming row and question.
+        ValueError: shapes that disagree, fewer than two groups, masses that are no shares of M samples, or
+            log-probabilities that are not finite or sum to more than 1, naming row and question.
     """
     log_q = np.asarray(log_q, dtype=np.float64)
     _check(target, log_q, found, group)
@@ -155,6 +155,13 @@ def _check(target: OpenTarget, log_q: FloatArray, found: Entropies, group: Seque
             f"log_q is {log_q.shape}, with {len(found.point)} entropies and {len(group)} group labels, for "
             f"{len(target.mass)} entries of {len(target)} questions; expected [row, entry] and one of each per question"
         )
+    if target.m is not None:
+        whole = _sums(target, _counts(target)) == target.m
+        if not whole.all():
+            raise ValueError(
+                f"the masses of question {int(np.argmin(whole))} are no shares of M = {target.m} samples; expected "
+                "counts / M, or m=None for exact masses"
+            )
     finite = np.isfinite(log_q)
     if not finite.all():
         row, entry = np.argwhere(~finite)[0]

@@ -215,6 +215,7 @@ class _Task:
         rows: [1 + permutation, question], row indices of permuted targets, the identity first.
         null_folds: folds that the null is computed on.
         entries: the true target, question by question; None for a scalar.
+        columns: [entry], the column of Y of each entry; empty for a scalar.
     """
 
     head: Head
@@ -222,20 +223,22 @@ class _Task:
     rows: np.ndarray
     null_folds: int
     entries: OpenTarget | None
+    columns: np.ndarray
 
     @classmethod
     def of(cls, target: Target, group: Sequence[str], seed: int, rows: np.ndarray, how: CrossValidation) -> _Task:
         """`seed`: of the control task."""
         if isinstance(target, ClassTarget):
             head, null_folds, entries = SoftmaxHead(), how.null_folds, sparse(target)
+            columns = entries.columns(target.classes)
             control = control_target(target, group, confidence_strata(target), seed)
             Y = np.stack([target.distribution, control.distribution])
         else:
-            head, null_folds, entries = RidgeHead(), how.folds, None
+            head, null_folds, entries, columns = RidgeHead(), how.folds, None, np.empty(0, dtype=int)
             donor = exchange_between_groups(group, np.zeros(len(target), dtype=int), seed=seed)
             Y = np.stack([target.values, target.values[donor]])[:, :, None]
         rows = np.concatenate([np.arange(len(target))[None], rows])
-        return cls(head, torch.as_tensor(Y, dtype=torch.float32, device=how.device), rows, null_folds, entries)
+        return cls(head, torch.as_tensor(Y, dtype=torch.float32, device=how.device), rows, null_folds, entries, columns)
 
     def pairs(self, layers: int) -> tuple[Tensor, Tensor]:
         """(layer [B], target [B]) of all problems on some layers."""
@@ -281,7 +284,7 @@ def _explain(
             if task.entries is not None and scores.log_q is not None and scores.log_marginal is not None:
                 at = task.entries.entries(fold.test)
                 row = np.repeat(np.arange(len(fold.test)), np.diff(task.entries.starts)[fold.test])
-                column = task.entries.column[at]
+                column = task.columns[at]
                 scores.log_q[part, at] = torch.log_softmax(output[target == 0], -1)[:, row, column].cpu().numpy()
                 scores.log_marginal[at] = torch.log_softmax(constant[0, 0], -1)[column].cpu().numpy()
             own = penalty[target == 0]

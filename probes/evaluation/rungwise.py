@@ -107,7 +107,7 @@ def evaluate_rung(
         whole = kl(other, marginal).sum()
         columns["control"] = 1 - kl(other, logs).sum() / (whole if whole > 0 else np.nan)
     entries = sparse(target)
-    at = entries.question, entries.column
+    at = entries.question, entries.columns(target.classes)
     return evaluation(
         HeldOut(losses[None], baseline, log_q[at][None], log_marginal[at]),
         {"rung": chosen_from.rung, "layer": [layer], "measure": KL_EXPLAINED},

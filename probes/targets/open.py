@@ -85,6 +85,11 @@ class OpenTarget:
         starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[picked])])
         return OpenTarget(self.classes, starts, self.column[entries], self.mass[entries], self.m, self.name)
 
+    def columns(self, classes: Sequence[str]) -> IntArray:
+        """[entry], the index of each entry's class in another order of the classes."""
+        place = {label: column for column, label in enumerate(classes)}
+        return np.array([place[label] for label in self.classes])[self.column]
+
     def entries(self, rows: Any) -> IntArray:
         """Indices of the entries of some questions, question by question in the order given."""
         picked = np.arange(len(self))[rows]

@@ -465,8 +465,9 @@ class Run:
         self._write_parquet("probe_losses.parquet", table)
 
     def probe_losses(self) -> pd.DataFrame:
-        """Held-out KL of probe and marginal in nats, one row per question, position, rung and layer, for the target
-        "classes"; empty before `semcal probe`."""
+        """Held-out nats of every question, one row per question, position, rung and layer, for the target "classes": KL
+        of the shares from marginal and probe (baseline_nats, probe_nats), the probe's KL gap and its part on the top
+        class (gap_nats, gap_top_nats). Empty before `semcal probe`."""
         return self._parquet_if_any("probe_losses.parquet")
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:

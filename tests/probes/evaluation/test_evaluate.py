@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -6,10 +7,12 @@ import pytest
 from scipy.special import softmax
 
 from probes.activations.layers import Layers
+from probes.evaluation.baselines import marginal_row
 from probes.evaluation.folds import group_folds
 from probes.evaluation.layerwise import evaluate_all
-from probes.evaluation.result import COLUMNS
-from probes.targets.closed import ClassTarget
+from probes.evaluation.result import COLUMNS, SHARES
+from probes.targets.closed import MOST_POOLED, OTHER, ClassTarget
+from probes.targets.entropy import entropies
 from probes.targets.scalars import ScalarTarget
 from tests.probes.tables import evaluated
 
@@ -156,12 +159,47 @@ def test_the_null_is_not_beaten_by_chance() -> None:
     smallest = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        target = ClassTarget(tuple("abc"), rng.dirichlet(np.ones(3), size=60), 50)
+        target = ClassTarget(tuple("abc"), rng.multinomial(50, rng.dirichlet(np.ones(3), size=60)) / 50, 50)
         X = rng.normal(size=(60, 3, 8))
         score = partial(evaluated, X, target, layers=list("xyz"), group=[str(i) for i in range(60)], folds=3)
         smallest.append(score(penalties=(10.0, 1e3), permutations=19, bootstrap=5, seed=seed).frame["p_value"].min())
     assert np.mean(np.array(smallest) <= 0.1) < 0.35  # 2 of 20 expected; binomial(20, 0.1) exceeds 6 in 2 of 1,000
     assert np.mean(smallest) > 0.3
+
+
+def test_the_kl_gap_of_a_question_is_its_loss_with_the_noise_of_its_samples_taken_off() -> None:
+    """Of every layer and of the marginal, in whatever order the classes are, and NaN for a scalar."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 3, 4))
+    logits = np.stack([X[:, 1, 0], -X[:, 1, 0], np.zeros(80)], 1)
+    share = rng.multinomial(50, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)) / 50
+    target = ClassTarget(("zebra", "ant", "mule"), share, 50)
+    group = [str(i) for i in range(80)]
+    found = evaluated(X, target, layers=list("xyz"), group=group, folds=3, permutations=0, bootstrap=20)
+    known = entropies(share, 50)
+    for losses, gap in zip([*found.losses, found.baseline], found.gaps, strict=True):
+        np.testing.assert_allclose(gap.per_question, losses + known.plug_in - known.point, atol=1e-5)
+    np.testing.assert_allclose(found.frame["gap"], [gap.gap for gap in found.gaps[:-1]])
+    assert found.frame["gap"].idxmin() == 1
+    assert (found.frame["gap_top"] + found.frame["gap_rest"]).to_numpy() == pytest.approx(found.frame["gap"].to_numpy())
+    assert marginal_row(found)["gap"].item() == pytest.approx(found.gaps[-1].gap)
+    ranked = replace(target, fixed_classes=False)
+    unknown = evaluated(X, ranked, layers=list("xyz"), group=group, folds=3, permutations=0, bootstrap=20)
+    assert unknown.frame["gap"].isna().all()
+    assert marginal_row(unknown)["gap"].isna().all()
+
+
+def test_shares_explained_are_not_shown_where_much_is_pooled() -> None:
+    X, target = planted()
+    share = target.distribution
+    much = ClassTarget((*target.classes[:3], OTHER), np.c_[share[:, :3], share[:, 3:].sum(1)], target.m)
+    assert much.pooled > MOST_POOLED
+    settings = {"layers": LAYERS, "group": GROUPS, "permutations": 0, "bootstrap": 5}
+    found = evaluated(X, much, **settings)
+    assert found.frame[list(SHARES)].isna().to_numpy().all()
+    assert found.frame[["gap", "probe_nats", "pooled"]].notna().to_numpy().all()
+    assert marginal_row(found)[["explained", "of_ceiling"]].isna().to_numpy().all()
+    assert evaluated(X, target, **settings).frame["explained"].notna().all()
 
 
 def test_a_single_class_leaves_nothing_to_explain() -> None:

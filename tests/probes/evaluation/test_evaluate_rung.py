@@ -70,7 +70,7 @@ def test_held_out_predictions_are_kept_and_give_the_score() -> None:
     Y, entries = target.distribution, sparse(target)
     assert found.log_q is not None
     log_q = np.zeros(Y.shape)
-    log_q[entries.question, entries.column] = found.log_q[0]
+    log_q[entries.question, entries.columns(target.classes)] = found.log_q[0]
     losses = (xlogy(Y, Y) - Y * log_q).sum(1)
     np.testing.assert_allclose(found.losses[0], losses, atol=1e-9)
     assert found.frame["explained"].item() == pytest.approx(1 - losses.sum() / found.baseline.sum())

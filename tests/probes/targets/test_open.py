@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.targets.closed import OTHER, class_target
+from probes.targets.closed import OTHER, ClassTarget, class_target
 from probes.targets.open import OpenTarget, open_target, pooled_share, sparse
 from semcal.semantics.class_table import UNEXPLORED
 from tests.probes.tables import table_of
@@ -89,3 +89,10 @@ def test_what_is_no_distribution_is_refused(starts: list, column: list, mass: li
 def test_no_question_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least one question"):
         open_target(table_of([{"a": 1}]).select([]))
+
+
+def test_columns_follow_another_order_of_the_classes() -> None:
+    target = ClassTarget(("b", "c", "a"), np.array([[0.5, 0.2, 0.3], [0.0, 1.0, 0.0]]), None)
+    found = sparse(target)
+    at = found.question, found.columns(target.classes)
+    np.testing.assert_allclose(target.distribution[at], found.mass)

@@ -1,0 +1,251 @@
+"""The density head: a small mixture of Gaussians over the meanings of answers, read off the hidden state before the
+first token, for classes without a common vocabulary.
+
+After "semantic self-distillation" (arXiv 2602.04577). Knows activations, sparse class distributions and embeddings of
+the classes' texts; nothing of layers, models or how texts are embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from probes.evaluation.folds import Fold, nested_folds
+from probes.evaluation.result import Seeds
+from probes.rungs.rung import check_activations
+from probes.solver.rotation import rotate
+from probes.solver.training import Training, train_until_worse
+from probes.targets.open import OpenTarget
+from semcal.seeds import keyed_generator
+
+_PRIOR_LR = 0.05  # of two numbers
+_BROAD = float(np.log(3.0))  # log σ at first, where the classes have mean square 1
+_SLOPE = 0.1  # of the means at first
+
+
+@dataclass(frozen=True)
+class DensityHead:
+    """q(c | x) ∝ m_c^a · Σ_j w_j(x) N(e_c; μ_j(x), σ_j(x)² I) over the classes c of a run, μ, log σ and log w linear in
+    the activation x.
+
+    e_c is the embedding of the text of c on the leading principal axes of all classes; m_c is the mass of c in the
+    questions learnt from, plus τ / C for every one of the C classes. The candidate-only model is m_c^a alone; a and τ
+    are learnt. A question is fitted as if its group were not among those that m was counted on, as it is not for a
+    held-out question; else a and τ would trust every class to have been seen.
+
+    Attributes:
+        components: numbers of Gaussians to choose from on the validation groups of each fold.
+        axes: principal axes of the embeddings, at most.
+        features: principal axes of the standardised activations, at most.
+        lr: of AdamW.
+        training: weight decay, minibatches and early stopping.
+    """
+
+    components: Sequence[int] = (1, 4)
+    axes: int = 32
+    features: int = 64
+    lr: float = 2e-2
+    training: Training = Training(batch_size=8, patience=20)  # noqa: RUF009 - it is frozen
+
+
+@dataclass(frozen=True)
+class DensityPrediction:
+    """Held-out predictions of the density head.
+
+    Attributes:
+        log_q: [entry] log-probabilities of each question's own classes, normalised over the classes of the run.
+        log_prior: [entry] likewise by the candidate-only model.
+        components: [fold] Gaussians chosen; 0: none did better than the candidate-only model, which is predicted.
+    """
+
+    log_q: np.ndarray
+    log_prior: np.ndarray
+    components: tuple[int, ...]
+
+
+def density_predictions(
+    states: np.ndarray,
+    target: OpenTarget,
+    embeddings: np.ndarray,
+    group: Sequence[str],
+    *,
+    head: DensityHead | None = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> DensityPrediction:
+    """Cross-fitted predictions; folds are those of every other rung with the same seed.
+
+    In each fold the head is fitted to one part of the training groups and stopped by the other. The classes of the run
+    are known beforehand, those of held-out questions too, as they are to the candidate-only model.
+
+    Args:
+        states: [question, d], finite.
+        target: of the same questions.
+        embeddings: [class, e], finite, in the order of `target.classes`.
+        group: [question] questions that must not straddle a split.
+        seed: of folds, initial weights and minibatches.
+
+    Raises:
+        ValueError: lengths disagree, a number that is not finite, a single class, or too few groups.
+    """
+    head = head or DensityHead()
+    states, embeddings = check_activations(states), check_activations(embeddings)
+    if not len(states) == len(target) == len(group) or len(embeddings) != len(target.classes):
+        raise ValueError(
+            f"{len(states)} states and {len(group)} groups for {len(target)} questions, {len(embeddings)} embeddings "
+            f"for {len(target.classes)} classes; expected one of each"
+        )
+    if len(target.classes) < 2:
+        raise ValueError("all answers are in one class, so there is nothing to predict; choose another B")
+    places = _on_principal_axes(torch.as_tensor(embeddings), head.axes)
+    log_q, log_prior, chosen = np.empty(len(target.mass)), np.empty(len(target.mass)), []
+    for fold in nested_folds(group, folds, Seeds.of(seed).folds):
+        inputs = _inputs(torch.as_tensor(states), fold.fit, head.features)
+        task = _Task.of(target, fold, group, inputs, places)
+        alone = _Prior(task)
+        _train(alone, task, fold, head.training, lr=_PRIOR_LR, seed=seed)
+        tried: dict[int, nn.Module] = {0: alone}
+        for components in head.components:
+            tried[components] = _Mixture(task, alone, components, keyed_generator(seed, "density", str(components)))
+            _train(tried[components], task, fold, head.training, lr=head.lr, seed=seed)
+        best = min(tried, key=lambda components: task.mean_loss(tried[components], fold.validation))
+        entries = target.entries(fold.test)
+        log_q[entries], log_prior[entries] = (task.log_q(network, fold.test) for network in (tried[best], alone))
+        chosen.append(best)
+    return DensityPrediction(log_q, log_prior, tuple(chosen))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the head learns from in one fold; float32.
+
+    Attributes:
+        inputs: [question, feature].
+        places: [class, axis] of the embeddings.
+        seen: [class] mass in the questions learnt from.
+        own: [entry] what the question's own group has in `seen`; 0 for questions not learnt from.
+    """
+
+    target: OpenTarget
+    inputs: Tensor
+    places: Tensor
+    seen: Tensor
+    own: Tensor
+
+    @classmethod
+    def of(cls, target: OpenTarget, fold: Fold, group: Sequence[str], inputs: Tensor, places: Tensor) -> _Task:
+        C, learnt = len(target.classes), np.zeros(len(target), dtype=bool)
+        learnt[fold.fit] = True
+        mass = np.where(learnt[target.question], target.mass, 0.0)
+        _, code = np.unique(np.asarray(group), return_inverse=True)
+        _, pair = np.unique(code[target.question] * C + target.column, return_inverse=True)
+        seen = np.bincount(target.column, mass, C)
+        tensors = (torch.as_tensor(values, dtype=torch.float32) for values in (seen, np.bincount(pair, mass)[pair]))
+        return cls(target, inputs, places, *tensors)
+
+    def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(entry, its place among the rows, its class) of some questions."""
+        picked = rows.numpy()
+        at = self.target.entries(picked)
+        place = np.repeat(np.arange(len(picked)), np.diff(self.target.starts)[picked])
+        return torch.as_tensor(at), torch.as_tensor(place), torch.as_tensor(self.target.column[at])
+
+    def loss(self, network: nn.Module, rows: Tensor) -> Tensor:
+        """Cross-entropy [row], nats."""
+        at, place, column = self.entries(rows)
+        logs = torch.log_softmax(network(rows, at, place, column), 1)[place, column]
+        mass = torch.as_tensor(self.target.mass[at.numpy()], dtype=torch.float32)
+        return torch.zeros(len(rows)).index_add(0, place, -mass * logs)
+
+    def mean_loss(self, network: nn.Module, rows: np.ndarray) -> float:
+        return -float((self.target.mass[self.target.entries(rows)] * self.log_q(network, rows)).sum()) / len(rows)
+
+    @torch.inference_mode()
+    def log_q(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:
+        """Log-probabilities of the classes of some questions, entry after entry."""
+        found = []
+        for part in torch.as_tensor(rows).split(64):
+            at, place, column = self.entries(part)
+            found.append(torch.log_softmax(network(part, at, place, column), 1)[place, column])
+        return torch.cat(found).double().numpy()
+
+
+class _Prior(nn.Module):
+    """The candidate-only model: a·log(m_c + τ / C)."""
+
+    def __init__(self, task: _Task) -> None:
+        super().__init__()
+        self.task = task
+        self.exponent = nn.Parameter(torch.ones(1))
+        self.log_pseudo = nn.Parameter(torch.zeros(1))
+
+    def forward(self, rows: Tensor, at: Tensor, place: Tensor, column: Tensor) -> Tensor:
+        """Logits [row, class]."""
+        everywhere = self._logs(self.task.seen)
+        without = self._logs((self.task.seen[column] - self.task.own[at]).clamp(min=0))
+        logits = everywhere.expand(len(rows), -1)
+        return logits.index_put((place, column), without - everywhere[column], accumulate=True)
+
+    def _logs(self, mass: Tensor) -> Tensor:
+        return self.exponent * (mass + self.log_pseudo.exp() / len(self.task.seen)).log()
+
+
+class _Mixture(nn.Module):
+    """The prior times a mixture of Gaussians, which is at first broad and nearly the same for all questions."""
+
+    def __init__(self, task: _Task, prior: _Prior, components: int, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.task, self.prior, self.components = task, _Prior(task), components
+        self.prior.load_state_dict(prior.state_dict())
+        d, axes = task.inputs.shape[1], task.places.shape[1]
+        chosen = rng.choice(len(task.places), size=components, p=_shares(task.seen))
+        self.mean = nn.Parameter(task.places[chosen].flatten())
+        self.mean_weight = nn.Parameter(_normal(rng, d, components * axes) * _SLOPE / d**0.5)
+        self.shape = nn.Parameter(torch.tensor([0.0, _BROAD]).repeat_interleave(components).float())
+        self.shape_weight = nn.Parameter(torch.zeros(d, 2 * components))
+
+    def forward(self, rows: Tensor, at: Tensor, place: Tensor, column: Tensor) -> Tensor:
+        inputs, places = self.task.inputs[rows], self.task.places  # [row, feature], [class, axis]
+        mean = (inputs @ self.mean_weight + self.mean).view(-1, places.shape[1])  # [row · component, axis]
+        log_weight, log_scale = (inputs @ self.shape_weight + self.shape).split(self.components, dim=1)
+        log_scale = log_scale.clamp(-3, 3)
+        squares = mean.square().sum(1, keepdim=True) - 2 * mean @ places.T + places.square().sum(1)
+        squares = squares.view(len(rows), self.components, -1)  # [row, component, class]
+        heights = torch.log_softmax(log_weight, 1) - places.shape[1] * log_scale
+        log_density = heights[..., None] - squares / (2 * (2 * log_scale).exp()[..., None])
+        return torch.logsumexp(log_density, 1) + self.prior(rows, at, place, column)
+
+
+def _train(network: nn.Module, task: _Task, fold: Fold, training: Training, *, lr: float, seed: int) -> None:
+    parts = torch.as_tensor(fold.fit), torch.as_tensor(fold.validation)
+    train_until_worse(network, lambda rows: task.loss(network, rows), *parts, training, lr=lr, seed=seed)
+
+
+def _inputs(states: Tensor, fitted: np.ndarray, features: int) -> Tensor:
+    """[question, feature] float32: activations standardised and rotated on the rows fitted, the longest axes, of mean
+    square 1 together."""
+    rotation = rotate(states[fitted][None].double(), standardise=True)
+    order = torch.argsort(rotation.spectrum[0], descending=True)[:features]
+    scale = (rotation.spectrum[0, order].mean() / len(fitted)).sqrt().clamp(min=1e-12)
+    return (rotation.transform(states[None].double())[0][:, order] / scale).float()
+
+
+def _on_principal_axes(embeddings: Tensor, axes: int) -> Tensor:
+    """[class, axis] float32, of mean square 1 together."""
+    centred = embeddings.double() - embeddings.double().mean(0)
+    left, lengths, _ = torch.linalg.svd(centred, full_matrices=False)
+    places = (left * lengths)[:, :axes]
+    return (places / places.square().mean().sqrt().clamp(min=1e-12)).float()
+
+
+def _shares(mass: Tensor) -> np.ndarray:
+    shares = mass.double().numpy() + 1e-9
+    return shares / shares.sum()
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.as_tensor(rng.normal(size=shape), dtype=torch.float32)
