@@ -72,12 +72,10 @@ def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
     rows = [(stored_cell(run), run) for run in runs]
     figure = predictability(rows)
     assert figure is not None
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    for style, run in zip(("concise", "sentence"), runs, strict=True):
+    for mark, run in zip(figure.axes[0].texts, runs, strict=True):
         last = last_layer(run.probes(), "classes")
         assert last is not None
-        ((x,), (y,)) = lines[style].get_data()
-        assert (x, y) == pytest.approx((last["gap"], run.calibration()["excess"]))
+        assert mark.xy == pytest.approx((last["gap"], run.calibration()["excess"]))
     assert predictability(rows[:1]) is None
 
     assert models(rows) is None  # of one model
