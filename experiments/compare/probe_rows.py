@@ -61,7 +61,7 @@ def probe_remarks(run: Run) -> list[str]:
     if run.probes().empty:
         return []
     if "gap" not in run.probes():
-        return [f"No KL gap: the probes are of an earlier version of semcal; `semcal probe {run.folder}` computes it."]
+        return ["No KL gap: the probes are of an earlier version of semcal; `semcal probe RUN` computes it."]
     probes, said = probe_table(run), []
     shown = [row for row in (last_layer(probes, "classes"), whole_model(probes, "classes")) if row is not None]
     pooled = max((row["pooled"] for row in shown if not math.isnan(row["pooled"])), default=0.0)

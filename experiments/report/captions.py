@@ -12,7 +12,7 @@ CAPTIONS = {
     "measured to have. Below, where little is pooled, the share explained of the KL to the marginal.",
     "layers-positions": "The same at every position. The target is always the class distribution of all samples, even "
     "where an answer is already being written.",
-    "rungs": "KL gap of the rungs of the ladder and of baselines at one layer. A rung with a large gap cannot read the "
+    "rungs": "Rungs of the ladder and baselines at one layer, by KL gap. A rung with a large gap cannot read the "
     "distribution there; this does not show that the model does not know it.",
     "commitment": "Above, how decided the answer is along the way; below, what probes miss by then of the class "
     "distribution of all samples (KL gap). Once an answer is being written, activations hold that answer rather than "

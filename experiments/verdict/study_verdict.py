@@ -109,6 +109,8 @@ def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
             continue
         if cell.probes.enabled and run.probes().empty:
             missing.append(f"{cell.label}: not probed, so left out of H4")
+        elif cell.probes.enabled and _probe_losses(run).empty:
+            missing.append(f"{cell.label}: probed without a KL gap, so left out of H4; `semcal probe RUN` computes it")
         read = scored(run)
         found.append(replace(read, cell=_named_now(read.cell, cell)))
     if not found:
@@ -228,13 +230,9 @@ def measured(run: Scored, by_mass: bool) -> Measured:
 
 
 def _probe_losses(run: Run) -> pd.DataFrame:
+    """`Run.probe_losses`; empty where an earlier version of semcal wrote them without KL gaps."""
     losses = run.probe_losses()
-    if not losses.empty and "gap_nats" not in losses:
-        raise UserError(
-            f"{run.folder}: probe_losses.parquet has no column 'gap_nats': it was written by an earlier version of "
-            f"semcal; `semcal probe {run.folder}` again"
-        )
-    return losses
+    return losses if "gap_nats" in losses else losses.iloc[:0]
 
 
 def write_verdict(judgement: Judgement, text: str, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from probes.plots.style import INK, MUTED, PROBE, entitle, in_percent, position_
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", PROBE, "#00304F"])
 _SHADES = _SHADES.with_extremes(bad="#F2F2F2")
-_DARK = 0.35  # luminance below which text is white
+_DARK = 0.47  # luminance below which text is white
 _MOST_NUMBERS = 240  # cells; more would not be read
 
 

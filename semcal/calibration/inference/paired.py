@@ -313,9 +313,9 @@ def leaves(
     return Leaves(stratum, float(whole[0]), statistic(a, b, weight=kept) if len(kept) > 1 else np.full(1, np.nan))
 
 
-def plain_mean(values: FloatArray, _: FloatArray, *, weight: FloatArray) -> FloatArray:
+def plain_mean(values: FloatArray, _: FloatArray, *, weight: FloatArray | None = None) -> FloatArray:
     """The statistic for figures that are means over questions, such as losses; the second number is ignored."""
-    return (values * weight).sum(axis=-1) / weight.sum(axis=-1)
+    return values.mean(axis=-1) if weight is None else (values * weight).sum(axis=-1) / weight.sum(axis=-1)
 
 
 def contrast(terms: Sequence[tuple[float, Leaves]]) -> Contrast:

@@ -14,9 +14,9 @@ import yaml
 
 from experiments.compare.compare_runs import adjusted, compare, compare_all, equalised
 from experiments.compare.pairs import by_temperature, check_comparable, sensible_pairs
+from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import differing
 from experiments.pipeline.targets import scored_runs
-from experiments.report.summary_table import last_layer
 from semcal import UserError
 from semcal.calibration.estimators.finite_m import thin
 from semcal.calibration.inference.paired import holm as holm_of
@@ -102,9 +102,9 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     code, out, err = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
     assert code == 0, err
     for said in (
-        "predictability, linear",
-        "predictability, ridge-logit",
-        "separately for the 2 tests of predictability",
+        "KL gap, linear",
+        "KL gap, ridge-logit",
+        "separately for the 2 of the KL gap",
     ):
         assert said in " ".join(out.split()), said
     (found,) = compare_all(scored(first.folder, second.folder), named=True)
@@ -113,7 +113,7 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     for run, side in ((first, "a"), (second, "b")):
         last = last_layer(run.probes(), "classes")
         assert last is not None
-        assert getattr(found.predictability["linear"], side) == pytest.approx(last["of_ceiling"], abs=1e-5)
+        assert getattr(found.predictability["linear"], side) == pytest.approx(last["gap"], abs=1e-5)
     (holm,) = adjusted([found])
     p = [d.p_value for d in found.predictability.values()]
     assert [holm[rung] for rung in found.predictability] == pytest.approx(holm_of(p))  # a family of their own
@@ -125,6 +125,14 @@ def thinned(frame: pd.DataFrame) -> pd.DataFrame:
     return replace(table, counts=counts).to_frame()
 
 
+def without_gaps(losses: pd.DataFrame) -> pd.DataFrame:
+    return losses.drop(columns=["gap_nats", "gap_top_nats"])
+
+
+def open_classes(probes: pd.DataFrame) -> pd.DataFrame:
+    return probes.assign(rung=probes["rung"].replace("linear", "bilinear"))
+
+
 def test_why_predictability_is_not_compared_is_one_line(monkeypatch, capsys, tmp_path, study_dict):
     (run,) = run_dict(tmp_path, study_dict, "probes.targets=[classes]", "probes.permutations=0")
     other = Path(shutil.copytree(run.folder, tmp_path / "copy"))
@@ -133,13 +141,15 @@ def test_why_predictability_is_not_compared_is_one_line(monkeypatch, capsys, tmp
         ("classes.parquet", thinned, "not compared: M is 8 and 5"),
         ("config.yaml", lambda c: c | {"probes": c["probes"] | {"folds": 4}}, "not compared: probes.folds is 3 and 4"),
         ("probe_losses.parquet", lambda t: t.assign(position="question_mean"), f"not compared: {other} {losses}"),
+        ("probe_losses.parquet", without_gaps, f"not compared: the probes of {other} are of an earlier version"),
+        ("probes.parquet", open_classes, "not compared: the targets are of different kind: "),
     ):
         before = (other / name).read_bytes()
         edit(other, name, change)
         code, out, err = semcal(monkeypatch, capsys, "compare", run.folder, other)
         assert code == 0, err
-        assert f"predictability: {why}" in out
-        assert "predictability, linear" not in out
+        assert f"KL gap: {why}" in out
+        assert "KL gap, linear" not in out
         assert "all 7 tests shown" in out
         (other / name).write_bytes(before)
 

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from experiments.compare.compare_runs import compare_last_layers
+from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import ProbesConfig, load_study
 from experiments.pipeline.looks import reading
 from experiments.probe.probe import probe
-from experiments.report.summary_table import last_layer
 from semcal import Run, UserError
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
@@ -96,7 +96,7 @@ def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, r
     for side, of in (("a", run), ("b", other)):
         own = last_layer(of.probes(), "classes")
         assert own is not None
-        assert getattr(found["linear"], side) == pytest.approx(own["of_ceiling"], abs=1e-5)
+        assert getattr(found["linear"], side) == pytest.approx(own["gap"], abs=1e-5)
     (other.folder / "probe_losses.parquet").unlink()
     with pytest.raises(UserError, match=r"holds no probes.*semcal probe"):
         compare_last_layers(run, other, "last_prompt_token", resampling=Resampling(bootstrap=20, level=0.95, seed=0))

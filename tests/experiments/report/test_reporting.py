@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import stored_cell
 from experiments.report.html_page import gallery, html_table, templates
 from experiments.report.pages import models, predictability
-from experiments.report.summary_table import headline, last_layer, summary_rows, text_table
+from experiments.report.summary_table import headline, summary_rows, text_table
 from semcal import Run
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -71,12 +72,10 @@ def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
     rows = [(stored_cell(run), run) for run in runs]
     figure = predictability(rows)
     assert figure is not None
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    for style, run in zip(("concise", "sentence"), runs, strict=True):
+    for mark, run in zip(figure.axes[0].texts, runs, strict=True):
         last = last_layer(run.probes(), "classes")
         assert last is not None
-        ((x,), (y,)) = lines[style].get_data()
-        assert (x, y) == pytest.approx((last["of_ceiling"], run.calibration()["excess"]))
+        assert mark.xy == pytest.approx((last["gap"], run.calibration()["excess"]))
     assert predictability(rows[:1]) is None
 
     assert models(rows) is None  # of one model

@@ -13,7 +13,7 @@ from probes.plots.predictability import emergence_curve
 
 def frame(steps: list[int]) -> pd.DataFrame:
     rows = [
-        {"line": line, "step": step, "explained": 0.1 * i, "low": 0.1 * i - 0.02, "high": 0.1 * i + 0.02}
+        {"line": line, "step": step, "gap": 0.1 * i, "gap_low": 0.1 * i - 0.02, "gap_high": 0.1 * i + 0.02}
         | {"excess": 0.2 - 0.02 * i, "excess_low": 0.18 - 0.02 * i, "excess_high": 0.22 - 0.02 * i}
         for line in ("facts · concise", "routes · cot")
         for i, step in enumerate(steps)
@@ -22,7 +22,7 @@ def frame(steps: list[int]) -> pd.DataFrame:
 
 
 def test_every_line_runs_over_its_steps_in_order_in_both_panels():
-    figure = emergence_curve(frame([400, 0, 16]), title="t")
+    figure = emergence_curve(frame([400, 0, 16]), title="t", probe="linear probe")
     for axes in figure.axes:
         drawn = [c.lines[0].get_xdata() for c in axes.containers]
         assert len(drawn) == 2
@@ -36,11 +36,11 @@ def test_every_line_runs_over_its_steps_in_order_in_both_panels():
 
 def test_a_run_without_predictability_leaves_a_gap():
     shown = frame([0, 16, 32])
-    shown.loc[1, ["explained", "low", "high"]] = np.nan
-    figure = emergence_curve(shown, title="t")
+    shown.loc[1, ["gap", "gap_low", "gap_high"]] = np.nan
+    figure = emergence_curve(shown, title="t", probe="linear probe")
     assert np.isnan(figure.axes[0].containers[0].lines[0].get_ydata()[1])
 
 
 def test_one_step_does_not_make_a_curve():
     with pytest.raises(ValueError, match="1 training step; a curve needs at least two"):
-        emergence_curve(frame([16]), title="t")
+        emergence_curve(frame([16]), title="t", probe="linear probe")

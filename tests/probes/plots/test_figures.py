@@ -3,9 +3,9 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
-from probes.plots.shares import layer_curve
 
 from probes.evaluation.result import COLUMNS
+from probes.plots.layer_curve import layer_curve
 
 
 def frame_of(layers: list[str], **columns: object) -> pd.DataFrame:
@@ -28,6 +28,49 @@ def test_layers_are_named_shortly_and_in_order() -> None:
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["embed", "0", "1", "2", "3", "4"]
     assert axes.get_title(loc="left") == "a run"
     assert axes.get_ylabel() == "share of KL explained"
+
+
+def gaps(n: int) -> dict[str, object]:
+    gap = np.linspace(1.4, 0.2, n)
+    return {"gap": gap, "gap_low": gap - 0.1, "gap_high": gap + 0.1, "gap_floor": 0.03}
+
+
+def baselines(**nats: float) -> pd.DataFrame:
+    return pd.DataFrame({"rung": [f"baseline:{name.replace('_', '-')}" for name in nats], "gap": list(nats.values())})
+
+
+def test_above_are_nats_and_below_the_share_explained() -> None:
+    frame = frame_of(["a", "b", "c"], **gaps(3))
+    upper, lower = layer_curve(frame, title="t").axes
+    assert upper.get_ylabel() == "KL gap, nats"
+    np.testing.assert_allclose(upper.lines[0].get_ydata(), frame["gap"])
+    assert upper.get_ylim()[0] < 0 < 1.4 < upper.get_ylim()[1]
+    assert lower.get_ylabel() == "share of KL explained"
+    np.testing.assert_allclose(lower.lines[0].get_ydata(), frame["explained"])
+
+
+def test_where_much_is_pooled_only_nats_are_shown() -> None:
+    frame = frame_of(["a", "b"], **gaps(2), explained=np.nan, low=np.nan, high=np.nan, control=np.nan)
+    (axes,) = layer_curve(frame, title="t").axes
+    assert axes.get_ylabel() == "KL gap, nats"
+    with pytest.raises(ValueError, match="neither a KL gap nor a share explained"):
+        layer_curve(frame.assign(gap=np.nan), title="t")
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"),
+    [
+        ({"marginal": 2.0, "tfidf": 1.1}, {"marginal, the same for all questions": 2.0, "TF-IDF and length": 1.1}),
+        ({"marginal": 2.0, "candidate_only": 1.7}, {"candidates alone, no activations": 1.7}),
+        ({"random_init": 1.0, "tfidf": float("nan")}, {}),
+    ],
+)
+def test_baselines_are_lines(known: dict[str, float], shown: dict[str, float]) -> None:
+    frame = frame_of(["a", "b", "c"], **gaps(3))
+    axes = layer_curve(frame, baselines(**known), title="t").axes[0]
+    drawn = {str(line.get_label()): np.ravel(line.get_ydata())[0] for line in axes.lines[1:]}
+    assert {name: y for name, y in drawn.items() if not name.startswith("_")} == shown
+    assert axes.get_ylim()[1] > max([1.4, *shown.values()])
 
 
 @pytest.mark.parametrize("columns", [{}, {"null_q95": np.nan, "ceiling": np.nan, "measure": "r2"}])

@@ -55,6 +55,20 @@ def test_layers_go_upwards_and_missing_places_stay_empty() -> None:
         layer_position_map(pd.concat([frame, frame]), title="t")
 
 
+def test_a_map_of_gaps_is_dark_where_they_are_small_and_white_at_the_marginal() -> None:
+    gap = [1.2, 0.6, 0.04, 1.5, -0.004, np.nan]
+    rows = [(f"blocks.{i}.hook_resid_post", p, value) for (p, i), value in
+            zip([(p, i) for p in ("last_prompt_token", "chain_50") for i in (0, 1, 2)], gap, strict=True)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["layer", "position", "gap"])
+    axes = drawn(layer_position_map(frame, title="t", marginal=1.2)).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1.20", "1.50", "0.60", "0.00", "0.04", "—"]
+    image = axes.images[0]
+    shades = image.cmap(image.norm([0.0, 0.6, 1.2, 1.5]))[:, :3].mean(1)
+    assert shades[0] < shades[1] < shades[2] == shades[3] == 1.0
+    assert not any(patch.get_hatch() for patch in axes.patches)
+    assert [text.get_color() for text in axes.texts][4] == "white"
+
+
 def test_a_map_of_many_cells_has_colours_only() -> None:
     rows = [(f"blocks.{i}.hook_resid_post", f"after_{j}_tokens", 0.5) for i in range(60) for j in range(1, 9)]
     axes = drawn(layer_position_map(pd.DataFrame(rows, columns=["layer", "position", "explained"]), title="t")).axes[0]
@@ -66,36 +80,52 @@ def runs(n: int) -> pd.DataFrame:
     x = np.linspace(0, 0.9, n)
     y = 0.1 - 0.1 * x + 0.02 * np.cos(7 * x)
     table = {"label": [f"run {i}" for i in range(n)], "style": ["concise", "cot"] * (n // 2) + ["cot"] * (n % 2)}
-    table |= {"explained": x, "low": x - 0.02, "high": x + 0.02}
+    table |= {"gap": x, "gap_low": x - 0.02, "gap_high": x + 0.02, "proper": True}
     return pd.DataFrame(table | {"excess": y, "excess_low": y - 0.01, "excess_high": y + 0.03})
 
 
 def test_the_scatter_marks_and_names_every_run_and_correlates_from_four_on() -> None:
     table = runs(6)
-    figure = drawn(predictability_scatter(table, title="t", seed=0))
+    figure = drawn(predictability_scatter(table, title="t", probe="linear probe", seed=0))
     axes = figure.axes[0]
     marked = {line.get_label(): line.get_marker() for line in axes.lines if line.get_label() in ("concise", "cot")}
     assert len(set(marked.values())) == 2
     assert [text.get_text() for text in axes.texts] == list("123456")
     assert [text.get_text() for text in figure.legends[0].texts] == [f"{i + 1}  run {i}" for i in range(6)]
-    rho = spearmanr(table["explained"], table["excess"]).statistic
+    rho = spearmanr(table["gap"], table["excess"]).statistic
     assert axes.get_title(loc="right").startswith(f"Spearman ρ = −{abs(rho):.2f}, p = ")
-    assert "Spearman" not in drawn(predictability_scatter(table[:3], title="t", seed=0)).axes[0].get_title(loc="right")
+    assert "Spearman" not in drawn(predictability_scatter(table[:3], title="t", probe="linear probe", seed=0)).axes[
+        0
+    ].get_title(loc="right")
 
 
 def test_a_perfect_order_of_four_runs_has_the_exact_p_value() -> None:
     table = runs(4).assign(excess=[0.1, 0.08, 0.05, 0.01])
-    figure = predictability_scatter(table, title="t", seed=0)
+    figure = predictability_scatter(table, title="t", probe="linear probe", seed=0)
     assert figure.axes[0].get_title(loc="right") == "Spearman ρ = −1.00, p = 0.083, n = 4"  # 2 of 4! orders
 
 
 def test_runs_without_probes_are_left_out_of_the_scatter() -> None:
     table = runs(5)
-    table.loc[1, "explained"] = np.nan
-    figure = drawn(predictability_scatter(table, title="t", seed=0))
+    table.loc[1, "gap"] = np.nan
+    figure = drawn(predictability_scatter(table, title="t", probe="linear probe", seed=0))
     assert [text.get_text()[3:] for text in figure.legends[0].texts] == ["run 0", "run 2", "run 3", "run 4"]
     with pytest.raises(ValueError, match="no run has both"):
-        predictability_scatter(table.assign(excess=np.nan), title="t", seed=0)
+        predictability_scatter(table.assign(excess=np.nan), title="t", probe="linear probe", seed=0)
+
+
+def test_tuned_models_are_hollow_and_no_part_of_the_rank_correlation() -> None:
+    base = runs(5).assign(excess=[0.01, 0.02, 0.03, 0.04, 0.05])
+    tuned = runs(5).assign(excess=[0.5, 0.4, 0.3, 0.2, 0.1], proper=False)
+    table = pd.concat([base, tuned], ignore_index=True)
+    axes = drawn(predictability_scatter(table, title="t", probe="generative LoRA", seed=0)).axes[0]
+    assert axes.get_title(loc="right").startswith("base and SFT: Spearman ρ = 1.00, p = 0.017, n = 5")  # 2 of 5! orders
+    assert axes.get_xlabel() == "KL gap of the generative LoRA, nats"
+    hollow = [len(line.get_xdata()) for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert sum(hollow) == 5
+    assert "hollow: not base or SFT" in [text.get_text() for text in axes.get_legend().get_texts()]
+    alone = drawn(predictability_scatter(table[3:], title="t", probe="p", seed=0)).axes[0]
+    assert alone.get_title(loc="right") == ""  # two base models say nothing, whatever the tuned ones do
 
 
 def intermediate() -> pd.DataFrame:
@@ -116,6 +146,13 @@ def test_commitment_by_tokens_lets_an_answer_that_ended_stay() -> None:
     np.testing.assert_allclose(bars.lines[0].get_xdata(), [0, 1, 4])
     np.testing.assert_allclose(bars.lines[0].get_ydata(), [0.1, 0.45, 0.8])
     assert lower.get_xlabel() == "tokens generated"
+    assert lower.get_ylabel() == "share of KL that\nthe probe explains"
+    nats = probed("token", [0, 1, 4]).assign(gap=[1.2, 0.4, 0.1], gap_low=[1.1, 0.3, 0.0], gap_high=[1.3, 0.5, 0.2])
+    _, lower = drawn(commitment_curve(intermediate(), nats, title="t")).axes
+    (bars,) = (c for c in lower.containers if isinstance(c, ErrorbarContainer))
+    np.testing.assert_allclose(bars.lines[0].get_ydata(), [1.2, 0.4, 0.1])
+    assert lower.get_ylabel() == "KL gap of\nthe probe, nats"
+    assert lower.get_ylim()[1] > 1.3
 
 
 def test_commitment_by_share_brings_answers_to_one_length() -> None:

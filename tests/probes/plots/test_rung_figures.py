@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from probes.plots.shares import rungs_figure
 
 from probes.evaluation.result import at_layer
+from probes.plots.rungs_figure import rungs_figure
 
 LAST = "blocks.1.hook_resid_post"
 
@@ -36,7 +36,7 @@ def test_a_panel_a_position_with_rungs_up_the_ladder_and_baselines_below() -> No
     figure = drawn(rungs_figure(table, title="t"))
     first, second = figure.axes
     names = [tick.get_text() for tick in first.get_yticklabels()]
-    assert names == ["linear", "LoRA", "unheard of", "TF-IDF and length", "random weights"]
+    assert names == ["linear", "LoRA, head", "unheard of", "TF-IDF and length", "random weights"]
     assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("last prompt token", "chain, 50 %")
     shown = [c.lines[0] for c in first.containers if isinstance(c, ErrorbarContainer)]
     assert [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in shown] == [
@@ -53,6 +53,24 @@ def test_what_lies_far_below_zero_is_written_at_the_edge() -> None:
     axes = drawn(rungs_figure(frame(("p", "linear", LAST, 0.4), ("p", "lens", LAST, -7.2)), title="t")).axes[0]
     assert [text.get_text() for text in axes.texts] == ["−720 %"]
     assert axes.get_xlim()[0] == pytest.approx(-0.55)
+
+
+def nats(*rows: tuple[str, float]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["rung", "gap"]).assign(position="p", explained=float("nan"))
+    return table.assign(gap_low=table["gap"] - 0.1, gap_high=table["gap"] + 0.1, gap_floor=0.02)
+
+
+def test_where_gaps_are_known_they_are_shown_the_marginals_too_and_what_is_far_worse_at_the_edge() -> None:
+    table = nats(("generative", 0.3), ("bilinear", 0.9), ("lens", 6.25), ("density", float("nan")))
+    table = pd.concat([table, nats(("baseline:marginal", 1.2), ("baseline:candidate-only", 1.1))], ignore_index=True)
+    axes = drawn(rungs_figure(table, title="t")).axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["bilinear", "LoRA, generative", "logit lens", "marginal", "candidates alone"]
+    shown = [c.lines[0] for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    assert [float(line.get_xdata()[0]) for line in shown] == [0.9, 0.3, 1.2, 1.1]
+    assert [text.get_text() for text in axes.texts] == ["6.25"]
+    assert axes.get_xlabel() == "KL gap, nats"
+    assert axes.get_xlim()[1] < 2
 
 
 def test_nothing_to_show_and_rows_that_stand_twice_are_refused() -> None:
@@ -79,3 +97,5 @@ def test_rungs_are_taken_at_one_layer_and_what_reads_none_stays() -> None:
         ("p", "lora", 0.6),
         ("q", "linear", 0.7),
     ]
+    bilinear = table.assign(rung=table["rung"].replace("linear", "bilinear"))
+    assert list(at_layer(bilinear, LAST)["explained"]) == [0.2, 0.5, 0.6, 0.7]
