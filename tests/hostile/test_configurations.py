@@ -77,6 +77,7 @@ def test_a_finished_run_says_that_its_model_has_changed(tmp_path, study):
         Models().of_run(stored_cell(run), run)
 
 
+@pytest.mark.held_before
 def test_bookkeeping_may_change(tmp_path, study):
     (run,) = run_dict(tmp_path, study)
     next((run.folder / "samples").glob("*.parquet")).unlink()
@@ -87,6 +88,7 @@ def test_bookkeeping_may_change(tmp_path, study):
     assert again.sampled
 
 
+@pytest.mark.held_before
 def test_a_run_from_before_settings_were_recorded_is_continued(tmp_path, study):
     (run,) = run_dict(tmp_path, study)
     next((run.folder / "samples").glob("*.parquet")).unlink()

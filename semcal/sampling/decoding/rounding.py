@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Sums over positions and features are accumulated in single precision, in an order that depends on the kernel, which
 # may cost half of its digits; and logits of up to 32 are rounded by one spacing each.
 SINGLE = math.sqrt(torch.finfo(torch.float32).eps) + 64 * torch.finfo(torch.float32).eps  # nats, 0.00035
-_ROOM = 2.0  # right paths moved log-probabilities by at most 0.9 times what one more rounding does
+_ROOM = 2.0  # right paths moved log-probabilities by at most 1.02 times what one more rounding does
 _LIKELY = -10.0  # nats; rarer tokens are not compared, but for those as likely as any
 
 T = TypeVar("T")

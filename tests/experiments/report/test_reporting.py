@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from rich.console import Console
 
 from experiments.compare.probe_rows import last_layer
@@ -49,9 +51,24 @@ def test_one_position_and_one_rung_have_no_figures_over_them(tmp_path, study_dic
     assert not {"layers-positions", "rungs", "commitment"} & set(names)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Where the first test that needs it leaves a finished study for the others."""
+    return tmp_path_factory.mktemp("grid") / "study"
+
+
 @pytest.fixture
-def grid(tmp_path, study_dict) -> tuple[Run, ...]:
-    return run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, drawn=True)
+def grid(kept, tmp_path, study_dict) -> list[Run]:
+    """A copy of a finished study of two runs."""
+    if not kept.exists():
+        run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, drawn=True)
+        kept.mkdir()
+        shutil.copytree(tmp_path / "runs", kept / "runs")
+        shutil.copy(tmp_path / "study.yaml", kept)
+    else:
+        shutil.copytree(kept / "runs", tmp_path / "runs")
+        write_study(tmp_path, yaml.safe_load((kept / "study.yaml").read_text()) | {"output": str(tmp_path / "runs")})
+    return [Run.open(folder) for folder in sorted((tmp_path / "runs" / "small").glob("*__*"))]
 
 
 def test_a_study_has_a_page_with_a_table_a_figure_and_a_link_to_each_run(tmp_path, grid):
@@ -67,12 +84,11 @@ def test_a_study_has_a_page_with_a_table_a_figure_and_a_link_to_each_run(tmp_pat
         assert f"{smece:.3f} [" in text
 
 
-def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
-    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
-    rows = [(stored_cell(run), run) for run in runs]
+def test_the_figures_over_runs_show_what_the_runs_say(grid):
+    rows = [(stored_cell(run), run) for run in grid]
     figure = predictability(rows)
     assert figure is not None
-    for mark, run in zip(figure.axes[0].texts, runs, strict=True):
+    for mark, run in zip(figure.axes[0].texts, grid, strict=True):
         last = last_layer(run.probes(), "classes")
         assert last is not None
         assert mark.xy == pytest.approx((last["gap"], run.calibration()["excess"]))
@@ -85,7 +101,7 @@ def test_the_figures_over_runs_show_what_the_runs_say(tmp_path, study_dict):
     side_by_side = models(rows + tuned)
     assert side_by_side is not None
     for axes, figure in zip(side_by_side.axes, ("accuracy", "signed_gap", "excess"), strict=True):
-        for run, bars in zip(runs, axes.containers, strict=True):
+        for run, bars in zip(grid, axes.containers, strict=True):
             found = run.calibration()
             if figure == "signed_gap":
                 found = {its["estimator"]: its for its in found["finite_m"]}["by mass"]
@@ -107,6 +123,13 @@ def test_the_summary_keeps_names_and_digits_in_a_narrow_window(grid):
     assert "…" not in text.replace("[…]", "")
 
 
+@pytest.fixture
+def without_pictures(monkeypatch) -> None:
+    """Where pages count, drawing takes most of the time."""
+    monkeypatch.setattr("experiments.report.pages.run_figures", lambda *_: {})
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path, grid):
     folder, study = tmp_path / "runs" / "small", tmp_path / "study.yaml"
     pages = [folder / "report.html", *(run.folder / "report.html" for run in grid)]
@@ -129,7 +152,7 @@ def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path,
     assert "Fewer than two runs" in (folder / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("grid")
+@pytest.mark.usefixtures("grid", "without_pictures")
 def test_a_study_scored_again_has_its_page_drawn_again(monkeypatch, capsys, tmp_path):
     page = tmp_path / "runs" / "small" / "report.html"
     page.write_text("old")
@@ -183,4 +206,4 @@ def test_titles_are_words_and_small_figures_keep_their_digits() -> None:
 
 def test_no_page_shows_where_this_machine_keeps_its_files(tmp_path, grid):
     for page in (tmp_path / "runs" / "small" / "report.html", grid[0].folder / "report.html"):
-        assert str(tmp_path) not in page.read_text()
+        assert str(tmp_path.parent) not in page.read_text()  # of all tests

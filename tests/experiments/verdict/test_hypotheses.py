@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 
-from experiments.bench.planted_runs import STYLES, made, mechanism, with_gap
+from experiments.bench import planted_runs
+from experiments.bench.planted_runs import STYLES, with_gap
 from experiments.verdict.calibration_claims import (
     SHORT,
     Law,
@@ -26,6 +28,8 @@ from semcal.calibration.nulls.twins import chances_of
 from semcal.semantics.class_table import ClassTable
 
 LAW = Law(null_draws=100)
+# Runs are frozen and keep what was computed of them, so tests share those that are planted alike.
+made, mechanism = cache(planted_runs.made), cache(planted_runs.mechanism)
 
 
 @pytest.fixture(autouse=True)
