@@ -11,7 +11,7 @@ from experiments.config.study import Cell
 from experiments.sample.sample_cell import form_of
 from probes.evaluation.folds import nested_folds
 from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
-from probes.rungs.generated_text import answer_lead, class_ids, prompts_without_exemplars
+from probes.rungs.generated_text import class_texts, prompts_without_exemplars
 from probes.rungs.generative import Generated, Learnt, Progress, Training, generate_classes
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, open_entropies, open_target
@@ -37,14 +37,14 @@ def fit_generative(
         tell: hears of progress, in words.
 
     Raises:
-        UserError: as `generate_classes` and `class_ids`.
+        UserError: as `generate_classes` and `class_texts`.
     """
     target, group, form = open_target(table), table.groups.tolist(), form_of(cell)
     if cell.probes.exemplars == "drop":
         by_id = {question.id: question for question in run.question_records()}
         asked: list[Question] = [by_id[key] for key in table.questions]
         prompts = prompts_without_exemplars(model, form, asked, prompts)
-    texts = class_ids(model, target.classes, lead=answer_lead(model, form))
+    texts = class_texts(model, target.classes, form)
     how = Training(folds=cell.probes.folds, seed=cell.seed)
     found = generate_classes(
         model, prompts, texts, target, group, how, scratch=run.folder / SCRATCH, told=lambda p: tell(_words(p))

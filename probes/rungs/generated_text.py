@@ -1,7 +1,7 @@
 """What the generative rung reads and emits, as token ids: prompts with or without exemplars, and the texts of classes.
 
-A class is written as its label, "(unparsed)", "(unexplored)" and "(other)" included, after what stands between a prompt
-and an answer (`lead`). It is encoded by itself, control tokens in it as text, so that its token ids are the same after
+A class is written as its label after what stands between a prompt and an answer; "(unparsed)", "(unexplored)" and
+"(other)", too, or as another text where the tokenizer cannot write them. It is encoded by itself, control tokens in it as text, so that its token ids are the same after
 every prompt. The end mark is what ends an answer in such a prompt: a model can hardly learn to write a token that its
 training never showed, as the end-of-sequence token of a base model may be.
 """
@@ -14,14 +14,18 @@ from functools import partial
 
 import torch
 
+from probes.targets.closed import OTHER
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import SEPARATOR, Form, few_shot
 from semcal.questions.question import Dataset, Question
 from semcal.sampling.decoding.decoders import plain_pass
+from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 
 _ASKED, _ANSWERED = "Qwxq", "Vzxv"  # words that no chat template writes
 _LOOKED_AT = 8  # classes
+# Classes that are no answer, and what they are written as where a small vocabulary lacks their label.
+_NO_ANSWER = {label: (label.strip("()"), "none", "-", "?", ".", ",") for label in (UNPARSED, UNEXPLORED, OTHER)}
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ def class_texts(model: LanguageModel, labels: Sequence[str], form: Form) -> Clas
     """
     lead, last = answer_lead(model, form), _last(model)
     found: dict[tuple[int, ...], str] = {}
-    for label in labels:
-        text = lead + label
-        ids = model.encode_rendered(text, [(0, len(text))])
-        if not label.strip() or not ids or model.tokenizer.unk_token_id in ids or last in ids:
+    for label in sorted(labels, key=lambda label: label in _NO_ANSWER):  # theirs may be any text that is still free
+        spelled = (_encoded(model, lead + text, last) for text in (label, *_NO_ANSWER.get(label, ())))
+        ids = next((ids for ids in spelled if ids and (label not in _NO_ANSWER or ids not in found)), ())
+        if not ids:
             raise UserError(
                 f"{model.path}: its tokenizer cannot encode the class {label!r}; rename the class by a B of your own, "
                 "or leave the generative probe out"
@@ -61,7 +65,14 @@ def class_texts(model: LanguageModel, labels: Sequence[str], form: Form) -> Clas
                 "class by a B of your own, or leave the generative probe out"
             )
         found[ids] = label
-    return ClassTexts(tuple(found), _likeliest_end(model, found, form))
+    written = {label: ids for ids, label in found.items()}
+    return ClassTexts(tuple(written[label] for label in labels), _likeliest_end(model, found, form))
+
+
+def _encoded(model: LanguageModel, text: str, last: int) -> tuple[int, ...]:
+    """The token ids of a text; none where the tokenizer cannot write it, or it holds the end-of-sequence token."""
+    ids = model.encode_rendered(text, [(0, len(text))]) if text.strip() else ()
+    return () if model.tokenizer.unk_token_id in ids or last in ids else tuple(ids)
 
 
 def _last(model: LanguageModel) -> int:
