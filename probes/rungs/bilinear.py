@@ -277,8 +277,8 @@ def choose_bilinear(
     in a row do worse, each solution the start of the next. Then the axes of embeddings are turned to the singular
     vectors of W, with prior variances in proportion to its squared singular values, and the ridge is chosen again;
     twice, as long as it helps. (Log-determinants are minimised by reweighting: Fazel, Hindi & Boyd 2003. On planted
-    worlds of rank 8 this leaves a quarter to a half of the KL that the ridge leaves.) Where no
-    ridge beats the candidate-only model, that model is returned with W = 0.
+    worlds of rank 8 this leaves a quarter to a half of the KL that the ridge leaves.) Where no ridge beats the
+    candidate-only model, that model is returned with W = 0.
     """
     scores, observed = fit
     width = scores.shape[1]
