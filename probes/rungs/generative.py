@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +162,7 @@ def generate_classes(
         )
     if how.rates is None:
         rate = min(3e-3, 1.2 / model.model.config.get_text_config().hidden_size)
-        how = Training(**asdict(how) | {"rates": (rate,)})
+        how = replace(how, rates=(rate,))
     settings = [asdict(how), model.weights_hash, str(model.dtype)]
     given = [[*map(list, prompts)], asdict(texts), list(group)]
     key = content_key(settings, given, target.starts.tolist(), target.column.tolist(), target.mass.tolist())
@@ -289,7 +289,8 @@ class _CrossFit:
 
     def _point(self, learnt: Learnt, rows: IntArray, log_q: FloatArray) -> CurvePoint:
         held = self.target.select(rows)
-        return CurvePoint(learnt, rows, np.bincount(held.question, -held.mass * log_q, len(held)))
+        losses = np.bincount(held.question, -held.mass * log_q, len(held)).astype(np.float64)
+        return CurvePoint(learnt, rows, losses)
 
 
 def _part(rows: IntArray, group: Sequence[str], share: float, seed: int) -> IntArray:

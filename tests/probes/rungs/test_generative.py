@@ -136,7 +136,7 @@ def planted(n: int, *, constant: bool = False) -> tuple[LanguageModel, list[tupl
 
 def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(tmp_path: Path) -> None:
     model, prompts, target, group = planted(96)
-    how = Training(rates=(1e-2,), epochs=10, folds=2, curve=(0.1,))
+    how = Training(rates=(1e-2,), draws=6, batch=2, epochs=20, folds=2, curve=(0.1,))
     texts = class_texts(model, LABELS, BASE)
     found = generate_classes(model, prompts, texts, target, group, how, scratch=tmp_path / "scratch")
     assert 0 <= gap(target, found.log_q) < 0.05
@@ -148,7 +148,7 @@ def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teache
 
 def test_a_constant_distribution_leaves_no_gap(tmp_path: Path) -> None:
     model, prompts, target, group = planted(48, constant=True)
-    how = Training(rates=(1e-2,), epochs=10, folds=2, curve=())
+    how = Training(rates=(1e-2,), draws=6, batch=2, epochs=20, folds=2, curve=())
     texts = class_texts(model, LABELS, BASE)
     assert 0 <= gap(target, generate_classes(model, prompts, texts, target, group, how, scratch=tmp_path).log_q) < 0.02
 
