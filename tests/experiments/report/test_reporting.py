@@ -207,5 +207,5 @@ def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, 
     said = [remark for remark in remarks(*rows[0]) if "KL gap" in remark]
     assert said == ["No KL gap: the probes are of an earlier version of semcal; `semcal probe RUN` computes it."]
     study = load_study(write_study(tmp_path, study_dict | {"styles": ["concise", "sentence"]}))
-    assert all("probed without a KL gap" in line for line in judge_study(study).missing)
-    assert len(judge_study(study).missing) == 2
+    monkeypatch.setattr("experiments.verdict.study_verdict.check_parsed", lambda _: None)
+    assert [line.partition(": ")[2][:23] for line in judge_study(study).missing] == ["probed without a KL gap"] * 2
