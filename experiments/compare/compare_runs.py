@@ -206,7 +206,7 @@ def compare_last_layers(a: Run, b: Run, position: str, *, resampling: Resampling
     common = questions.index[questions.index.isin(one.nats.columns.intersection(two.nats.columns))]
     if common.empty:
         raise UserError(f"{a.folder} and {b.folder} were not probed on a common question; give them the same dataset")
-    rungs = [rung for rung in one.nats.index if rung in two.nats.index]
+    rungs = [rung for rung in one.rungs if rung in one.nats.index and rung in two.nats.index]
     if not rungs:
         raise UserError(f"{a.folder} and {b.folder} share no rung at their last layers; `semcal probe` both")
     group = questions.loc[common, "group"].tolist()
@@ -234,12 +234,14 @@ class _Gaps:
         layer: the last that the rung of every layer reads; "none" without one.
         kind: that rung, which says whether classes are closed ("linear") or open ("bilinear"); "" without one.
         pooled: share of the mass in the pooled class.
-        nats: [rung, question] KL gaps, without baselines.
+        rungs: up the ladder, without baselines.
+        nats: [rung, question] KL gaps, of those that have one.
     """
 
     layer: str
     kind: str
     pooled: float
+    rungs: tuple[str, ...]
     nats: pd.DataFrame
 
     @classmethod
@@ -256,6 +258,7 @@ class _Gaps:
         last = at_layer(rows, layer)
         losses = losses.loc[losses["position"] == position, :]
         wide = losses.pivot(index=["rung", "layer"], columns="question_id", values="gap_nats")
-        wide = wide.loc[list(zip(last["rung"], last["layer"], strict=True)), :].droplevel("layer")
+        wide = wide.loc[wide.index.isin(list(zip(last["rung"], last["layer"], strict=True))), :].droplevel("layer")
         kind = str(lines["rung"].iloc[-1]) if len(lines) else ""
-        return cls(layer, kind, float(np.nanmax([0.0, *last["pooled"]])), wide.dropna(how="all"))
+        pooled = float(np.nanmax([0.0, *last["pooled"]]))
+        return cls(layer, kind, pooled, tuple(last["rung"]), wide.dropna(how="all"))

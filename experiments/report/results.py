@@ -95,10 +95,10 @@ def _sections(rows: Rows) -> list[str]:
     lines = ["", "### Summary", "", *markdown_table(titles, cells), "", f"{legend(titles)}."]
     finite = [[n, *_finite_m(run.calibration())] for n, (_, run) in zip(names, rows, strict=True)]
     titles = (
-        "gap, plug-in",
-        "gap, split-half",
-        "gap, by mass",
-        "gap, M → ∞",
+        "signed gap, plug-in",
+        "signed gap, split-half",
+        "signed gap, by mass",
+        "signed gap, M → ∞",
         "smECE by mass",
         "seen mass",
         "within",
@@ -143,7 +143,7 @@ def _probes(tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
         last.append([name, str(end["rung"]), _gap(end), *_behind(end), *_best(lines)])
         ladder = at_layer(rows, str(end["layer"])).dropna(subset=["gap"]).to_dict("records")
         ladders.append((name, {str(row["rung"]): _gap(row) for row in ladder}))
-        if not math.isnan(end["explained"]):
+        if not math.isnan(end["explained"] + end["pooled"]):
             shares.append([name, interval(end["explained"], end["low"], end["high"]), f"{end['pooled']:.0%}"])
     if not last:
         return []

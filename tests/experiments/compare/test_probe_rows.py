@@ -91,6 +91,7 @@ def test_probes_of_an_earlier_version_have_no_gap_and_one_remark() -> None:
     assert math.isnan(row["gap"])
     page = "\n".join(_probes([("old", table)]))
     assert "| old | linear | — | — | — | — | — | — | — |" in page
+    assert "nan" not in page
 
 
 def test_a_gap_is_at_least_nothing() -> None:

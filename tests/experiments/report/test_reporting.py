@@ -13,9 +13,11 @@ from rich.console import Console
 
 from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import stored_cell
+from experiments.config.study import load_study
 from experiments.report.html_page import gallery, html_table, templates
 from experiments.report.pages import models, predictability
-from experiments.report.summary_table import headline, summary_rows, text_table
+from experiments.report.summary_table import headline, remarks, summary_rows, text_table
+from experiments.verdict.study_verdict import judge_study
 from semcal import Run
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
@@ -207,3 +209,26 @@ def test_titles_are_words_and_small_figures_keep_their_digits() -> None:
 def test_no_page_shows_where_this_machine_keeps_its_files(tmp_path, grid):
     for page in (tmp_path / "runs" / "small" / "report.html", grid[0].folder / "report.html"):
         assert str(tmp_path.parent) not in page.read_text()  # of all tests
+
+
+def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, capsys, tmp_path, study_dict):
+    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, "probes.permutations=0")
+    for run in runs:
+        probes, losses = run.probes(), run.probe_losses()
+        later = [name for name in probes if name == "pooled" or name.startswith("gap")]
+        run.write_probes(probes.drop(columns=later))
+        run.write_probe_losses(losses.drop(columns=["gap_nats", "gap_top_nats"]))
+    for command in ("ls", "report"):
+        code, out, err = semcal(monkeypatch, capsys, command, tmp_path / "runs" / "small")
+        assert code == 0, err
+        if command == "ls":
+            assert "KL gap" in out
+            assert all(line.rstrip().endswith("—") for line in out.splitlines() if "finished" in line)
+    rows = [(stored_cell(run), run) for run in runs]
+    assert predictability(rows) is None
+    assert "layers" in shown(runs[0].folder / "report.html")  # the share explained alone
+    said = [remark for remark in remarks(*rows[0]) if "KL gap" in remark]
+    assert said == ["No KL gap: the probes are of an earlier version of semcal; `semcal probe RUN` computes it."]
+    study = load_study(write_study(tmp_path, study_dict | {"styles": ["concise", "sentence"]}))
+    monkeypatch.setattr("experiments.verdict.study_verdict.check_parsed", lambda _: None)
+    assert [line.partition(": ")[2][:23] for line in judge_study(study).missing] == ["probed without a KL gap"] * 2
