@@ -40,7 +40,7 @@ class Measured:
         seen_mass: mean probability of the distinct answers seen; NaN where unknown.
         truncated: share of the samples cut off by the length limit.
         alike: the warning that its chains of thought are all alike; "" if they are not.
-        kl_gaps: rung -> KL gap in nats, see `kl_gap.py`.
+        kl_gaps: rung -> KL gap in nats, see `stored_gaps.py`.
         pooled: share of the mass in the pooled class of the target of the probes.
     """
 

@@ -23,9 +23,9 @@ from experiments.verdict.calibration_claims import (
     row,
     undecidable,
 )
-from experiments.verdict.kl_gap import OPEN_RUNGS, RUNGS
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import SMALL_GAP, Finding, Part
+from experiments.verdict.stored_gaps import OPEN_RUNGS, RUNGS
 from probes.targets.closed import MOST_POOLED
 from semcal.calibration.inference.errors_in_variables import slope
 from semcal.calibration.inference.paired import Contrast, contrast, holm

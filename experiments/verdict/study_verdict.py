@@ -16,10 +16,10 @@ import pandas as pd
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.study import Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
-from experiments.verdict.kl_gap import kl_gaps
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import H5, predictability_helps
 from experiments.verdict.rules import CLAIMS, MOST_UNPARSED, Finding, Verdict, decide
+from experiments.verdict.stored_gaps import kl_gaps
 from probes.targets.open import pooled_share
 from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.nulls.null import null_of

@@ -178,7 +178,7 @@ def _check(target: OpenTarget, log_q: FloatArray, found: Entropies, group: Seque
         )
 
 
-def _sums(target: OpenTarget, values: FloatArray) -> FloatArray:
+def _sums(target: OpenTarget, values: FloatArray | IntArray) -> FloatArray:
     """Sums [..., question] over the entries of each question."""
     return np.add.reduceat(values, target.starts[:-1], axis=-1)
 

@@ -203,7 +203,8 @@ class _Scores:
         shape, entries = tuple(task.Y.shape[:2]), 0 if task.entries is None else len(task.entries.mass)
         sizes = shape, (depth, *shape), (depth, folds), (depth, len(task.rows))
         logs = (None, None) if task.entries is None else (np.empty((depth, entries)), np.empty(entries))
-        return cls(*(np.empty(size) for size in sizes), *logs)
+        baseline, probe, penalty, statistic = (np.empty(size) for size in sizes)
+        return cls(baseline, probe, penalty, statistic, *logs)
 
 
 @dataclass(frozen=True)

@@ -121,12 +121,12 @@ def _pooled_entropies(table: ClassTable, distribution: np.ndarray, column: Mappi
     log-probabilities of its answers are known."""
     if table.log_seen is None:
         return None
-    log_seen = np.full(distribution.shape, -np.inf)
-    places = [column.get(label, distribution.shape[1] - 1) for labels in table.classes for label in labels]
+    log_seen, width = np.full(distribution.size, -np.inf), distribution.shape[1]
+    places = [column.get(label, width - 1) for labels in table.classes for label in labels]
     row = np.repeat(np.arange(len(table)), [len(labels) for labels in table.classes])
     own = np.concatenate([table.log_seen[at, : len(labels)] for at, labels in enumerate(table.classes)])
-    np.logaddexp.at(log_seen, (row, places), own)
-    return entropies(distribution, table.m, log_seen=log_seen)
+    np.logaddexp.at(log_seen, row * width + places, own)
+    return entropies(distribution, table.m, log_seen=log_seen.reshape(distribution.shape))
 
 
 def distributions_of(table: ClassTable) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import digamma, xlogy
 
-from semcal.arrays import FloatArray
+from semcal.arrays import FloatArray, IntArray
 
 _TRUST = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001)  # weights of the mass seen in the upper bound
 
@@ -67,7 +67,7 @@ def entropies(share: FloatArray, m: int | None, *, log_seen: FloatArray | None =
     return Entropies(plug_in, point - max(0.0, float((point - by_mass).mean())), by_mass)
 
 
-def surprises(counts: FloatArray, m: int) -> FloatArray:
+def surprises(counts: FloatArray | IntArray, m: int) -> FloatArray:
     """−log π of each class as counts of M samples tell it, [question, class]; 0 for classes not drawn, NaN for M = 1.
 
     As Chao, Wang & Jost (2013), their equation 7 a class: what was not seen is made up by the classes drawn once.

@@ -195,10 +195,14 @@ class ClassTable:
         count = np.concatenate([np.asarray(some, dtype=int) for some in counts])
         masses = class_masses(row, of_class, count, logprob, shape=self.gold.shape)
         seen_mass = np.minimum(1.0, np.bincount(row, np.exp(logprob), len(self)))
-        log_seen = np.full(self.gold.shape, -np.inf)
-        np.logaddexp.at(log_seen, (row, of_class), logprob)  # of a long chain, exp(logprob) may be 0
+        log_seen = np.full(self.gold.size, -np.inf)
+        np.logaddexp.at(log_seen, row * self.gold.shape[1] + of_class, logprob)  # exp of a long chain's may be 0
         left_out = left_out_by_mass(row, of_class, count, logprob, self.gold) if (self.m or 0) > 1 else None
-        known = {"masses": masses, "seen_mass": seen_mass, "log_seen": np.minimum(log_seen, 0.0)}
+        known = {
+            "masses": masses,
+            "seen_mass": seen_mass,
+            "log_seen": np.minimum(log_seen, 0.0).reshape(self.gold.shape),
+        }
         return replace(self, left_out=left_out, **known)
 
     # ---- size and order ------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.bench.planted_runs import mechanism, with_gap
 from experiments.verdict.calibration_claims import Law
-from experiments.verdict.kl_gap import kl_gaps
 from experiments.verdict.mechanism_claims import predictability_helps
+from experiments.verdict.stored_gaps import kl_gaps
 from semcal.positions import LAST_PROMPT_TOKEN
 
 GROUPS = {f"q{i}": f"g{i // 2}" for i in range(40)}
