@@ -178,7 +178,7 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
 def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
     """Excess calibration error against the KL gap, over runs; None unless two runs have both."""
     found = _places(rows)
-    if found.frame[["gap", "excess"]].notna().all(axis=1).sum() < 2:
+    if len(found.frame.dropna(subset=["gap", "excess"])) < 2:
         return None
     return predictability_scatter(
         found.frame, title="KL gap and calibration error, by run", probe=found.probe, seed=rows[0][0].seed

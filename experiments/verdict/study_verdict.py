@@ -109,7 +109,7 @@ def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
             continue
         if cell.probes.enabled and run.probes().empty:
             missing.append(f"{cell.label}: not probed, so left out of H4")
-        elif cell.probes.enabled and _probe_losses(run).empty:
+        elif cell.probes.enabled and "gap" not in run.probes():
             missing.append(f"{cell.label}: probed without a KL gap, so left out of H4; `semcal probe RUN` computes it")
         read = scored(run)
         found.append(replace(read, cell=_named_now(read.cell, cell)))

@@ -126,7 +126,7 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shad
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
         if text is None:
             continue
-        dark = bool(np.isfinite(value) and _luminance(shades.colours(shades.scale(value))) < _DARK)
+        dark = bool(np.isfinite(value) and _luminance(np.array(shades.colours(shades.scale(value)))) < _DARK)
         said = axes.text(
             column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else INK
         )
@@ -139,7 +139,7 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shad
     axes.spines[:].set_color("#BDBDBD")
 
 
-def _luminance(colour: tuple[float, float, float, float]) -> float:
+def _luminance(colour: np.ndarray) -> float:
     return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
 
 

@@ -56,14 +56,14 @@ def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame) -> None:
     x, gap = np.arange(len(frame)), frame[GAP.columns].to_numpy(float)
     axes.plot(x, gap[:, 0], color=PROBE, lw=2.2, marker="o", ms=5, zorder=2.1, label=_PROBE)
     axes.fill_between(x, gap[:, 1], gap[:, 2], color=PROBE, alpha=0.22, lw=0)
-    known = {name: float(value) for name, value in zip(baselines["rung"], baselines.get(GAP.value, ()), strict=False)}
-    here = {name: value for name, value in known.items() if np.isfinite(value)}
+    known = baselines.dropna(subset=[GAP.value]) if len(baselines) else baselines
+    here = {name: float(nats) for name, nats in known[["rung", GAP.value]].to_numpy().tolist()}
     name = next((name for name in _REFERENCES if BASELINE + name in here), None)
     if name is not None:
         axes.axhline(here[BASELINE + name], color=MUTED, lw=1.4, ls=(0, (5, 3)), label=_REFERENCES[name])
     if (value := here.get(f"{BASELINE}tfidf")) is not None:
         axes.axhline(value, **_TEXT)
-    floor = float(frame["gap_floor"].max())
+    floor = float(np.nanmax([0.0, *frame["gap_floor"]]))
     if np.isfinite(floor) and floor > 0:
         label = "95 % of what a perfect predictor would show"
         axes.axhspan(0, floor, facecolor="#DEDEDE", edgecolor="#9A9A9A", lw=0.8, label=label)

@@ -37,4 +37,4 @@ def measure_of(frame: pd.DataFrame) -> Measure:
 
 def share_of(frame: pd.DataFrame) -> Measure:
     """The share explained, of KL or of variance as the column "measure" says."""
-    return SHARE_OF_VARIANCE if "measure" in frame and (frame["measure"] == R2).any() else SHARE
+    return SHARE_OF_VARIANCE if "measure" in frame and R2 in set(frame["measure"]) else SHARE

@@ -130,7 +130,7 @@ def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> 
     """One position, with one row per rung fitted there."""
     axes.axvline(0, color=INK, lw=0.8)
     if span.measure == GAP:
-        floor = float(fitted["gap_floor"].max())
+        floor = float(np.nanmax([0.0, *fitted["gap_floor"]]))
         if np.isfinite(floor) and floor > 0:
             label = "95 % of what a perfect predictor would show"
             axes.axvspan(0, floor, facecolor="#DEDEDE", edgecolor="#9A9A9A", lw=0.8, label=label)
@@ -143,8 +143,8 @@ def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> 
         if not span.low <= value <= span.high:
             edge, mark, shift, side = (span.low, "<", 6, "left") if value < span.low else (span.high, ">", -6, "right")
             axes.plot([edge], [at], mark, color=MUTED, ms=5, clip_on=False)
-            place = {"textcoords": "offset points", "ha": side}
-            axes.annotate(span.text(value), (edge, at), (shift, -3), **place, fontsize=8, color=MUTED)
+            style = {"fontsize": 8, "color": MUTED, "ha": side}
+            axes.annotate(span.text(value), (edge, at), (shift, -3), textcoords="offset points", **style)  # pyright: ignore[reportArgumentType]
             continue
         baseline = rung.startswith(BASELINE)
         axes.errorbar(
