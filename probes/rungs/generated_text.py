@@ -1,9 +1,10 @@
 """What the generative rung reads and emits, as token ids: prompts with or without exemplars, and the texts of classes.
 
 A class is written as its label after what stands between a prompt and an answer; "(unparsed)", "(unexplored)" and
-"(other)", too, or as another text where the tokenizer cannot write them. It is encoded by itself, control tokens in it as text, so that its token ids are the same after
-every prompt. The end mark is what ends an answer in such a prompt: a model can hardly learn to write a token that its
-training never showed, as the end-of-sequence token of a base model may be.
+"(other)", too, or as another text where the tokenizer cannot write them. It is encoded by itself, control tokens in it
+as text, so that its token ids are the same after every prompt. The end mark is what ends an answer in such a prompt: a
+model can hardly learn to write a token that its training never showed, as the end-of-sequence token of a base model may
+be.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 _ASKED, _ANSWERED = "Qwxq", "Vzxv"  # words that no chat template writes
 _LOOKED_AT = 8  # classes
 # Classes that are no answer, and what they are written as where a small vocabulary lacks their label.
-_NO_ANSWER = {label: (label.strip("()"), "none", "-", "?", ".", ",") for label in (UNPARSED, UNEXPLORED, OTHER)}
+_DOTS = tuple(" ".join("." * n) for n in range(1, 9))
+_NO_ANSWER = {label: (label.strip("()"), "none", "-", *_DOTS) for label in (UNPARSED, UNEXPLORED, OTHER)}
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def _likeliest_end(model: LanguageModel, found: Mapping[tuple[int, ...], str], f
     word, ends = model.encode_rendered(_ANSWERED), {last}
     for text in (SEPARATOR, SEPARATOR[:1]):
         ended = model.encode_rendered(_ANSWERED + text)
-        if ended[: len(word)] == word and ended[len(word)] != model.tokenizer.unk_token_id:
-            ends.add(ended[len(word)])
+        after = ended[len(word) : len(word) + 1] if ended[: len(word)] == word else ()
+        ends.update(token for token in after if token != model.tokenizer.unk_token_id)
     open_ends = sorted(ends - {token for ids in found for token in ids})
     prompt = model.encode(few_shot(Question("end", _ASKED, (_ANSWERED,)), (), form.style, 0, 0))
     some = list(found)[:: max(1, len(found) // _LOOKED_AT)]

@@ -40,7 +40,9 @@ def run(tmp_path, study_dict) -> Run:
 def probed(run: Run, **settings) -> Run:
     cell = stored_cell(run)
     given = {"folds": 3, "permutations": 2} | settings
-    probe(cell.model_copy(update={"probes": ProbesConfig(**given)}), run)
+    asked = cell.model_copy(update={"probes": ProbesConfig(**given)})
+    run.write_config(asked.model_dump(mode="json"))  # probes that a run does not ask for are not shown
+    probe(asked, run)
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,9 @@ def step0(tmp_path) -> Path:
 
 def probed(run: Run, **settings) -> pd.DataFrame:
     given = {"folds": 3, "permutations": 0, "targets": ["classes"], "rungs": [], "baselines": []} | settings
-    probe(stored_cell(run).model_copy(update={"probes": ProbesConfig(**given)}), run)
+    asked = stored_cell(run).model_copy(update={"probes": ProbesConfig(**given)})
+    run.write_config(asked.model_dump(mode="json"))  # probes that a run does not ask for are not shown
+    probe(asked, run)
     return run.probes()
 
 
@@ -270,10 +273,28 @@ def test_lora_without_peft_is_refused_before_sampling(tmp_path, study_dict, monk
     assert "lora needs peft; pip install" in refused(monkeypatch, capsys, "run", study)
 
 
+def writable(run: Run) -> None:
+    """Rename the run's classes to words that its tokenizer has: B has taken the colon off "Question:"."""
+    table = run.class_table()
+    words = ("red", "blue", "green", "one")
+    labels = sorted({label for own in table.classes for label in own} - {UNPARSED})
+    names = {label: " ".join(words[int(d)] for d in np.base_repr(i, 4)) for i, label in enumerate(labels)}
+    names[UNPARSED] = UNPARSED
+    run.write_classes(replace(table, classes=tuple(tuple(names[c] for c in own) for own in table.classes)))
+
+
+def test_a_class_that_the_tokenizer_cannot_write_is_refused_by_the_generative_rung(run):
+    with pytest.raises(UserError, match="its tokenizer cannot encode the class"):
+        probed(run, rungs=["generative"])
+
+
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
+    writable(run)
     cell, said = stored_cell(run), []
     probes = ProbesConfig(folds=3, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
-    probe(cell.model_copy(update={"probes": probes}), run, tell=said.append)
+    asked = cell.model_copy(update={"probes": probes})
+    run.write_config(asked.model_dump(mode="json"))
+    probe(asked, run, tell=said.append)
     row = run.probes().iloc[0]
     assert (row["rung"], row["layer"], row["target"], row["n"]) == ("generative", "whole model", "classes", 48)
     assert row["gap_low"] <= row["gap"] <= row["gap_high"]
@@ -283,5 +304,5 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     assert losses["gap_nats"].mean() == pytest.approx(row["gap"], abs=1e-5)
     curve = run.learning_curve()
     assert list(curve["questions"]) == sorted(set(curve["questions"]))
-    assert "probing, LoRA fold 3 of 3" in said[-1]
+    assert any("probing, LoRA fold 3 of 3" in words for words in said)
     assert not (run.folder / ".probing").exists()
