@@ -1,22 +1,24 @@
 """Class distributions of questions that share no vocabulary: when a run's are taken so, what a probe knows of its
-classes, and the rows of the bilinear probe and of baselines in the same form.
+classes, and the rows of the bilinear probe, of baselines in the same form and of the density head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from probes.evaluation.open_layers import evaluate_open
-from probes.rungs.class_texts import class_features
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments.config.study import Cell
 from experiments.sample.models import Models
 from probes.evaluation.layerwise import CrossValidation, Source
-from probes.evaluation.result import BILINEAR, CANDIDATES, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
+from probes.evaluation.open_layers import evaluate_open
+from probes.evaluation.result import BILINEAR, CANDIDATES, DENSITY, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
+from probes.rungs.class_texts import class_features
+from probes.rungs.density import density_predictions
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, open_entropies, open_target, pooled_share
 from semcal.arrays import FloatArray
@@ -83,18 +85,29 @@ class OpenClasses:
         Its share explained is of the KL that the candidate-only model leaves.
         """
         how = self.how if rung == BILINEAR else replace(self.how, exchanges=0)
-        seeds = Seeds.of(self.seed)
         found = evaluate_open(source, self.target, self.features, group=self.group, how=how, seed=self.seed)
         finite = np.where(np.isfinite(found.penalty), found.penalty, np.nan)
         chosen = [f"penalty={np.nanmedian(row):g}" if np.isfinite(row).any() else "candidate-only" for row in finite]
+        columns = {"layer": list(found.layers), "p_value": found.p_value, "choice": chosen}
+        return self._read(found.log_q, found.candidate_log_q, rung, columns)
+
+    def density(self, states: FloatArray, layer: str) -> Evaluation:
+        """The density head on one layer's activations [question, d]; see `density_predictions`."""
+        found = density_predictions(
+            states, self.target, self.features, self.group, folds=self.how.folds, seed=self.seed
+        )
+        chosen = f"components={', '.join(map(str, sorted(set(found.components))))}"
+        return self._read(found.log_q[None], found.log_prior, DENSITY, {"layer": [layer], "choice": chosen})
+
+    def _read(self, log_q: FloatArray, log_candidates: FloatArray, rung: str, columns: dict[str, Any]) -> Evaluation:
         return open_evaluation(
-            found.log_q,
-            found.candidate_log_q,
-            {"rung": rung, "layer": list(found.layers), "measure": KL_EXPLAINED},
+            log_q,
+            log_candidates,
+            {"rung": rung, "layer": columns.pop("layer"), "measure": KL_EXPLAINED},
             target=self.target,
             found=self.found,
             group=self.group,
-            resampling=Resampling(seed=seeds.bootstrap),
-            columns={"p_value": found.p_value, "choice": chosen},
+            resampling=Resampling(seed=Seeds.of(self.seed).bootstrap),
+            columns=columns,
             against=CANDIDATES,
         )

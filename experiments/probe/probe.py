@@ -23,7 +23,7 @@ from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, baseline_row
 from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import Target
-from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, LINEAR, Evaluation
+from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, DENSITY, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
@@ -53,7 +53,7 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
         raise UserError(f"{run.folder}: {reason}")
     models, table = models or Models(), run.class_table()
     opened, features = CLASSES in cell.probes.targets and is_open(cell, table), None
-    if opened or BILINEAR in cell.probes.rungs:
+    if opened or {BILINEAR, DENSITY} & set(cell.probes.rungs):
         features = features_of(cell, run, open_target(table).classes, models)
     with_model = None
     if cell.probes.reads_model:
@@ -105,6 +105,8 @@ def fit_position(at: Probed) -> list[Evaluation]:
         rows = [*at.fit_linear(targets, layers), *rows]
     if CLASSES in probes.targets and (BILINEAR in probes.rungs or (at.opened and LINEAR in probes.rungs)):
         rows.append(at.classes.evaluate(layers))
+    if CLASSES in probes.targets and DENSITY in probes.rungs:
+        rows += [at.classes.density(at.activations.layer(layer), layer) for layer in _chosen(at)]
     if "tfidf" in probes.baselines:
         how = replace(at.how, penalties=TEXT_PENALTIES, permutations=0)
         if targets:

@@ -26,7 +26,7 @@ COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "c
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
 COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_rest", "gap_floor", "pooled"]
 
-BILINEAR, GENERATIVE = "bilinear", "generative"
+BILINEAR, DENSITY, GENERATIVE = "bilinear", "density", "generative"
 MARGINAL, CANDIDATES = "marginal", "candidate-only"  # what a share explained is of
 LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
 LAYER_RUNGS = (LINEAR, "bilinear")  # fitted at every layer; a target has the one or the other, closed or open

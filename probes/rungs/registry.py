@@ -81,6 +81,7 @@ RUNGS = {
         lambda probe, given: [probe(seed=given.seed, device=given.device)],
     ),
     "bilinear": Entry("probes.rungs.bilinear:Bilinear", "layer and class texts"),
+    "density": Entry("probes.rungs.density:density_predictions", "layer and class texts"),
     "generative": Entry("probes.rungs.generative:generate_classes", "model"),
     "lora": Entry("probes.rungs.lora:LoRAProbe", "model"),
     "lens": Entry("probes.rungs.lens:LensProbe", "model"),

@@ -306,3 +306,26 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     assert list(curve["questions"]) == sorted(set(curve["questions"]))
     assert any("probing, LoRA fold 3 of 3" in words for words in said)
     assert not (run.folder / ".probing").exists()
+
+
+def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run):
+    writable(run)
+    settings = {"target": "open", "targets": ["classes", "b_confidence"], "rungs": ["linear", "density", "mlp"]}
+    table = probed(run, **settings, baselines=["tfidf", "random-init", "other-model"], other=str(run.folder))
+    layers = list(run.activations("last_prompt_token").layers)
+    classes = table[table["target"] == "classes"].set_index("rung")
+    assert list(classes.loc["bilinear", "layer"]) == layers
+    assert list(classes.loc["density", "layer"]) == [layers[len(layers) // 2], layers[-1]]
+    assert "mlp" not in classes.index  # it needs a vocabulary
+    assert (classes["n_classes"] == len({label for own in run.class_table().classes for label in own})).all()
+    assert classes.loc["baseline:candidate-only", "explained"] == 0
+    same = classes.loc["baseline:other-model", "gap"].to_numpy()  # the run itself, as if it were another's
+    assert same == pytest.approx(classes.loc["bilinear", "gap"].to_numpy())
+    assert {"baseline:tfidf", "baseline:random-init"} <= set(classes.index)
+    assert set(table.loc[table["target"] == "b_confidence", "rung"]) >= {"linear", "baseline:tfidf"}
+
+
+def test_another_models_run_must_have_the_same_questions(run, tmp_path, study_dict):
+    fewer = run_dict(tmp_path, study_dict | {"name": "fewer", "probes": {"enabled": False}}, "datasets.0.n=20")[0]
+    with pytest.raises(UserError, match=r"probes.other: .* has no question .*; name a run of the same dataset"):
+        probed(run, baselines=["other-model"], other=str(fewer.folder))
