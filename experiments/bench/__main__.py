@@ -39,7 +39,7 @@ def bench(
     from experiments.bench.semantics_cases import semantics_cases
     from experiments.bench.stop_cases import Stop, stop_cases
     from experiments.bench.timing import Skipped
-    from experiments.bench.validity_cases import Validity, validity_cases
+    from experiments.bench.validity.validity_cases import Validity, validity_cases
     from experiments.report.summary_table import text_table
 
     disable_progress_bar()

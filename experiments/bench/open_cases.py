@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from experiments.bench.open_worlds import OpenWorld, open_world, target_of
 from experiments.bench.probe_cases import peak_growth
 from experiments.bench.timing import spent
-from experiments.bench.validity_cases import LEVEL, Validity, clopper_pearson
+from experiments.bench.validity.validity_cases import LEVEL, Validity, clopper_pearson
 from probes.activations.layers import Layers
 from probes.evaluation.folds import nested_folds
 from probes.evaluation.layerwise import CrossValidation

@@ -10,9 +10,9 @@ import pandas as pd
 from experiments.config.study import Cell
 from experiments.sample.sample_cell import form_of
 from probes.evaluation.folds import nested_folds
-from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
-from probes.rungs.generated_text import class_texts, prompts_without_exemplars
-from probes.rungs.generative import Generated, Learnt, Progress, Training, generate_classes
+from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, OpenPrediction, Seeds, open_evaluation
+from probes.rungs.emitting.generated_text import class_texts, prompts_without_exemplars
+from probes.rungs.emitting.generative import Generated, Learnt, Progress, Training, generate_classes
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, open_entropies, open_target
 from semcal.calibration.inference.bootstrap import bootstrap_interval
@@ -51,8 +51,7 @@ def fit_generative(
     )
     seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
     of_run = open_evaluation(
-        found.log_q[None],
-        held_out_marginal(target, group, cell.probes.folds, seeds.folds),
+        OpenPrediction(found.log_q[None], held_out_marginal(target, group, cell.probes.folds, seeds.folds)),
         {"rung": GENERATIVE, "layer": ["whole model"], "measure": KL_EXPLAINED},
         target=target,
         found=open_entropies(table),

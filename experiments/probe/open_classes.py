@@ -4,6 +4,7 @@ classes, and the rows of the bilinear probe, of baselines in the same form and o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +17,17 @@ from experiments.config.study import Cell
 from experiments.sample.models import Models
 from probes.evaluation.layerwise import CrossValidation, Source
 from probes.evaluation.open_layers import evaluate_open
-from probes.evaluation.result import BILINEAR, CANDIDATES, DENSITY, KL_EXPLAINED, Evaluation, Seeds, open_evaluation
-from probes.rungs.class_texts import class_features
+from probes.evaluation.result import (
+    BILINEAR,
+    CANDIDATES,
+    DENSITY,
+    KL_EXPLAINED,
+    Evaluation,
+    OpenPrediction,
+    Seeds,
+    open_evaluation,
+)
+from probes.rungs.class_texts import UnwritableError, class_features
 from probes.rungs.density import density_predictions
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, open_entropies, open_target, pooled_share
@@ -27,6 +37,7 @@ from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
 MOST_POOLED = 0.05  # of the mass, where `probes.target` is auto and classes are still taken as closed
+log = logging.getLogger(__name__)
 _SPELLED = 128  # axes of spellings
 
 
@@ -39,11 +50,16 @@ def is_open(cell: Cell, table: ClassTable) -> bool:
 
 def features_of(cell: Cell, run: Run, labels: Sequence[str], models: Models) -> dict[str, FloatArray]:
     """Label -> [feature], by which a probe knows a class: embeddings of its text by the run's own model, or, where a
-    server holds that model, the spelling (letters in twos to fours, on their leading axes)."""
-    if cell.model.is_served:
+    server holds that model or its tokenizer cannot write a class, the spelling (letters in twos to fours, on their
+    leading axes)."""
+    values = None
+    if not cell.model.is_served:
+        try:
+            values = class_features(models.of_run(cell, run), labels)
+        except UnwritableError as error:
+            log.warning("%s: classes are known to the probes by their spelling alone: %s", cell.label, error)
+    if values is None:
         values = spellings(labels, seed=cell.seed)
-    else:
-        values = class_features(models.of_run(cell, run), labels)
     return dict(zip(labels, values, strict=True))
 
 
@@ -101,13 +117,11 @@ class OpenClasses:
 
     def _read(self, log_q: FloatArray, log_candidates: FloatArray, rung: str, columns: dict[str, Any]) -> Evaluation:
         return open_evaluation(
-            log_q,
-            log_candidates,
+            OpenPrediction(log_q, log_candidates, CANDIDATES),
             {"rung": rung, "layer": columns.pop("layer"), "measure": KL_EXPLAINED},
             target=self.target,
             found=self.found,
             group=self.group,
             resampling=Resampling(seed=Seeds.of(self.seed).bootstrap),
             columns=columns,
-            against=CANDIDATES,
         )

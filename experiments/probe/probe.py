@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.study import Cell
-from experiments.probe.confidence import probe_confidence
+from experiments.probe.confidence_of_probes import probe_confidence
 from experiments.probe.open_classes import features_of, is_open
 from experiments.probe.probed import CLASSES, Probed, layers_of_other, probed_positions
 from experiments.probe.with_model import ModelProbes

@@ -166,9 +166,7 @@ def layers_of_other(at: Probed) -> Layers:
     stored = Run.open(folder).activations(LAST_PROMPT_TOKEN)
     place = {question: row for row, question in enumerate(stored.questions)}
     if (missing := next((q for q in at.table.questions if q not in place), None)) is not None:
-        raise UserError(
-            f"probes.other: {folder} does not have the question {missing!r}; name a run of the same dataset"
-        )
+        raise UserError(f"probes.other: {folder} has no question {missing!r}; name a run of the same dataset")
     rows = np.array([place[question] for question in at.table.questions])
     names = stored.layers
     return Layers(names, lambda index: stored.layer(names[index])[rows], 4 * stored.width[0])

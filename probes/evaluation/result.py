@@ -187,9 +187,23 @@ def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:
     return rows.drop_duplicates([key for key in ("position", "rung") if key in frame], keep="last")
 
 
+@dataclass(frozen=True)
+class OpenPrediction:
+    """What was predicted of the classes of questions whose group the probes have not seen; nothing is pooled.
+
+    Attributes:
+        log_q: [row, entry].
+        log_baseline: [entry], by the candidate-only model, or the marginal.
+        against: which of these.
+    """
+
+    log_q: np.ndarray
+    log_baseline: np.ndarray
+    against: str = MARGINAL
+
+
 def open_evaluation(
-    log_q: np.ndarray,
-    log_baseline: np.ndarray,
+    predicted: OpenPrediction,
     labels: Mapping[str, Any],
     *,
     target: OpenTarget,
@@ -197,18 +211,17 @@ def open_evaluation(
     group: Sequence[str],
     resampling: Resampling,
     columns: Mapping[str, Any],
-    against: str = MARGINAL,
 ) -> Evaluation:
     """The same columns for classes that questions do not share, none of them pooled: no ceiling and no control task.
 
     Args:
-        log_q: [row, entry] held-out log-probabilities.
-        log_baseline: [entry] those of the candidate-only model, or of the marginal, as `against` says.
         labels: the columns rung, layer (one per row) and measure.
         found: [question] entropies of the target.
         group, resampling, columns: as in `evaluation`.
     """
-    gaps = tuple(kl_gaps(target, np.concatenate([log_q, log_baseline[None]]), found, group, resampling))
+    gaps = tuple(
+        kl_gaps(target, np.concatenate([predicted.log_q, predicted.log_baseline[None]]), found, group, resampling)
+    )
     nats = np.stack([gap.per_question + (found.point - found.plug_in) for gap in gaps])  # KL of the shares
     losses, baseline = nats[:-1], nats[-1]
     total = baseline.sum()
@@ -222,4 +235,4 @@ def open_evaluation(
     ).assign(**columns)
     frame = frame.reindex(columns=COLUMNS)
     frame["choice"] = frame["choice"].fillna("").astype(str)
-    return Evaluation(frame, losses, baseline, log_q, gaps, against)
+    return Evaluation(frame, losses, baseline, predicted.log_q, gaps, predicted.against)

@@ -327,7 +327,10 @@ def _path(
 
 
 def _adapted(interaction: Tensor) -> Tensor:
-    """[axis, axis] `Bilinear.axes` for the singular vectors of W."""
+    """[axis, axis] `Bilinear.axes` for the singular vectors of W; those of no preference where W is 0, as it stays on
+    activations that are the same for all questions."""
+    if not interaction.any():
+        return torch.eye(interaction.shape[1]).to(interaction)
     _, values, vectors = torch.linalg.svd(interaction.double(), full_matrices=False)
     if len(vectors) < interaction.shape[1]:  # the axes that W does not use
         vectors = torch.linalg.svd(vectors, full_matrices=True)[2].index_copy(0, torch.arange(len(vectors)), vectors)

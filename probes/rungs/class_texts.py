@@ -14,6 +14,11 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 
+
+class UnwritableError(UserError):
+    """A tokenizer cannot write the text of a class."""
+
+
 SPECIAL = {UNPARSED: "unparsed", UNEXPLORED: "unexplored"}  # classes that no answer names
 Encoder = Callable[[Sequence[str]], np.ndarray]  # texts -> [text, e]
 
@@ -75,7 +80,7 @@ def _token_ids(model: LanguageModel, text: str, label: str) -> tuple[int, ...]:
     ids = model.encode_rendered(f" {text}", [(0, len(text) + 1)]) if text else ()
     unknown = model.tokenizer.unk_token_id
     if all(token == unknown for token in ids):
-        raise UserError(
+        raise UnwritableError(
             f"the tokenizer of {model.path} cannot write the class {label!r}; leave its questions out, choose a B that "
             "names it otherwise, or embed the classes with a sentence encoder"
         )

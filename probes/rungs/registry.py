@@ -82,7 +82,7 @@ RUNGS = {
     ),
     "bilinear": Entry("probes.rungs.bilinear:Bilinear", "layer and class texts"),
     "density": Entry("probes.rungs.density:density_predictions", "layer and class texts"),
-    "generative": Entry("probes.rungs.generative:generate_classes", "model"),
+    "generative": Entry("probes.rungs.emitting.generative:generate_classes", "model"),
     "lora": Entry("probes.rungs.lora:LoRAProbe", "model"),
     "lens": Entry("probes.rungs.lens:LensProbe", "model"),
 }

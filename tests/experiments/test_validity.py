@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.bench.restatement_cases import ROUNDING, accused, presence, repetition, restatement_cases, temperature
-from experiments.bench.validity_cases import (
+from experiments.bench.validity.restatement_cases import (
+    ROUNDING,
+    accused,
+    presence,
+    repetition,
+    restatement_cases,
+    temperature,
+)
+from experiments.bench.validity.validity_cases import (
     SIZE_LIMIT,
     Planted,
     accepted,

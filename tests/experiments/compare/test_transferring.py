@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from experiments.compare.transfer_runs import explanation, transfer_runs
 from experiments.config.run_folder import stored_cell
 from experiments.pipeline.targets import scored_runs
-from experiments.probe.confidence import costs, probe_confidence
+from experiments.probe.confidence_of_probes import costs, probe_confidence
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.pipeline.test_cli import semcal

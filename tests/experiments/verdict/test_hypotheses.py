@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from experiments.bench import planted_runs
-from experiments.bench.planted_runs import STYLES, with_gap
+from experiments.bench.validity import planted_runs
+from experiments.bench.validity.planted_runs import STYLES, with_gap
 from experiments.verdict.calibration_claims import (
     SHORT,
     Law,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.bench.planted_runs import made
+from experiments.bench.validity.planted_runs import made
 from experiments.verdict.calibration_claims import Law
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.real_predictions import predictions, why_left_out

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.bench.planted_runs import mechanism, with_gap
+from experiments.bench.validity.planted_runs import mechanism, with_gap
 from experiments.verdict.calibration_claims import Law
 from experiments.verdict.mechanism_claims import predictability_helps
 from experiments.verdict.stored_gaps import kl_gaps

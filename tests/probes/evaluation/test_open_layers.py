@@ -137,3 +137,11 @@ def test_bad_input_is_one_line_with_the_remedy() -> None:
     spoilt[4, 2] = np.nan
     message = refusal(ValueError, source=Layers.of(spoilt[:, None], ["blocks.3"]))
     assert "layer blocks.3 at question 4 are not finite; capture" in message
+
+
+def test_activations_that_are_the_same_for_all_questions_give_the_candidate_only_model() -> None:
+    """As those of the embedding layer at the last prompt token, which is the same in every prompt."""
+    world = open_world(90, 60, d=4)
+    found = evaluated(world, np.ones_like(world.activations))
+    assert found.gain[0] == pytest.approx(0, abs=0.02)
+    assert np.isfinite(found.log_q).all()

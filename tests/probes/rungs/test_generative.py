@@ -12,10 +12,10 @@ import torch
 from scipy.special import softmax
 
 from experiments.atlas.world import World
-from probes.rungs.adapter_training import Asked
-from probes.rungs.emitter import Emitter
-from probes.rungs.generated_text import ClassTexts, answer_lead, class_texts, prompts_without_exemplars
-from probes.rungs.generative import Generated, Progress, Training, generate_classes
+from probes.rungs.emitting.adapter_training import Asked
+from probes.rungs.emitting.emitter import Emitter
+from probes.rungs.emitting.generated_text import ClassTexts, answer_lead, class_texts, prompts_without_exemplars
+from probes.rungs.emitting.generative import Generated, Progress, Training, generate_classes
 from probes.solver.token_trees import TokenTree
 from probes.targets.open import OpenTarget
 from semcal import LanguageModel
@@ -192,7 +192,7 @@ def test_a_stop_changes_nothing(
     """Stops within an epoch, between rates, folds and points of the curve; state is saved after every other step."""
     how, (prompts, target, group) = replace(FAST, rates=(1e-2, 2e-2), curve=(0.5,)), world(40)
     whole = generate_classes(tiny, prompts, TEXTS, target, group, how, scratch=tmp_path / "whole")
-    monkeypatch.setattr("probes.rungs.adapter_training._SAVED_EVERY", 0.0)
+    monkeypatch.setattr("probes.rungs.emitting.adapter_training._SAVED_EVERY", 0.0)
 
     def stop_after(steps: int) -> None:
         left = steps

@@ -14,8 +14,8 @@ from multiprocessing import get_context
 import numpy as np
 from scipy.stats import beta
 
-from experiments.bench.planted_runs import made, mechanism, unparsed_in_cot
-from experiments.bench.restatement_cases import restatement_cases
+from experiments.bench.validity.planted_runs import made, mechanism, unparsed_in_cot
+from experiments.bench.validity.restatement_cases import restatement_cases
 from experiments.verdict.calibration_claims import Law, mean_error, p_of_mean_error, thinking_harms
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import mechanism_parts

@@ -2,8 +2,8 @@
 once, as text and an end mark.
 
 q(c | x) is the probability of that text: a proper distribution over strings, so any class can be predicted, whether a
-training question had it or not. Knows prompts and classes as token ids (see `probes.rungs.generated_text`), and
-class distributions; nothing of runs.
+training question had it or not. Knows prompts and classes as token ids (`probes.rungs.emitting.generated_text` makes
+them), and class distributions; nothing of runs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from probes.evaluation.folds import Fold, nested_folds, too_few_groups
 from probes.evaluation.learning import shuffled_groups
 from probes.evaluation.result import Seeds
-from probes.rungs.adapter_training import AdapterTraining, Asked, Schedule
-from probes.rungs.emitter import Emitter
-from probes.rungs.generated_text import ClassTexts
+from probes.rungs.emitting.adapter_training import AdapterTraining, Asked, Schedule
+from probes.rungs.emitting.emitter import Emitter
+from probes.rungs.emitting.generated_text import ClassTexts
 from probes.targets.open import OpenTarget
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from probes.rungs.emitter import Emitter
+from probes.rungs.emitting.emitter import Emitter
 from probes.solver.token_trees import TokenTree
 from semcal.errors import NonFiniteError
 from semcal.runs.files import write_atomically

@@ -1,0 +1,1 @@
+"""Are the tests of the toolkit valid? Planted truths, by simulation."""
