@@ -7,32 +7,37 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.config.study import Cell
 from experiments.probe.probed import Probed
+from probes.activations.layers import Layers
 from probes.evaluation.rungwise import out_of_fold
-from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
+from probes.probe_confidence import Cost, ProbeAnswer, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import class_target, share_target
 from probes.targets.scalars import b_confidence, mode_share
-from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
 
-def probe_confidence(cell: Cell, run: Run) -> None:
+def probe_confidence(at: Probed, run: Run) -> None:
     """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
     probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
 
-    Both are linear, on the last layer at the last prompt token, fixed before looking; every question is predicted by
-    probes that saw none of its group. Where classes are open (names, numbers), the class probe can answer only with
-    those that many questions share (see `pooled`); then read the probe of B-confidence.
+    Both read the last layer at the last prompt token, fixed before looking; every question is predicted by probes that
+    saw none of its group. The class probe is linear, or bilinear where classes are open; linear, it can answer only
+    with classes that are not pooled.
 
-    Raises:
-        UserError: nothing was captured at the last prompt token.
+    Args:
+        at: the last prompt token.
     """
-    at = Probed.of(cell, run, LAST_PROMPT_TOKEN)
-    table, X, group = at.table, at.activations.layer(at.activations.layers[-1]), at.group
+    cell, table, group = at.cell, at.table, at.group
+    X = at.activations.layer(at.activations.layers[-1])
     settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
-    target = class_target(table, max_classes=cell.probes.max_classes)
-    answer = probe_answer(out_of_fold(X, target.distribution, group, **settings), target.classes, table.gold_classes)
+    if at.opened:
+        labels, sure = at.classes.answers(Layers.stored(at.activations))
+        right = np.array([float(label in own) for label, own in zip(labels, table.gold_classes, strict=True)])
+        answer, pooled = ProbeAnswer(sure, tuple(labels), right), 0.0
+    else:
+        target = class_target(table, max_classes=cell.probes.max_classes)
+        predicted = out_of_fold(X, target.distribution, group, **settings)
+        answer, pooled = probe_answer(predicted, target.classes, table.gold_classes), target.pooled
     scalar = share_target(b_confidence(table), name="b_confidence", m=table.m)
     sure = out_of_fold(X, scalar.distribution, group, **settings)[:, 0]
     sampling, probing = costs(run)
@@ -40,7 +45,7 @@ def probe_confidence(cell: Cell, run: Run) -> None:
     named = np.zeros(table.gold.shape, dtype=bool)
     for row, (labels, own) in enumerate(zip(table.classes, answer.labels, strict=True)):
         named[row, : len(labels)] = np.array(labels) == own
-    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": target.pooled} | measured
+    of_classes: dict[str, Any] = {"agreement": mode_share(table, named), "pooled": pooled} | measured
     rows = [
         sampled_row(run.calibration(), sampling),
         confidence_row("class probe", answer.confidence, answer.correct, **of_classes),

@@ -15,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments.config.study import Cell
 from experiments.sample.models import Models
+from probes.activations.layers import Layers
 from probes.evaluation.layerwise import CrossValidation, Source
 from probes.evaluation.open_layers import evaluate_open
 from probes.evaluation.result import (
@@ -106,6 +107,13 @@ class OpenClasses:
         chosen = [f"penalty={np.nanmedian(row):g}" if np.isfinite(row).any() else "candidate-only" for row in finite]
         columns = {"layer": list(found.layers), "p_value": found.p_value, "choice": chosen}
         return self._read(found.log_q, found.candidate_log_q, rung, columns)
+
+    def answers(self, source: Layers) -> tuple[list[str], FloatArray]:
+        """What the bilinear probe on the last layer answers to each question, [question], and its probability."""
+        last = source.only(source.names[-1:])
+        how = replace(self.how, exchanges=0)
+        found = evaluate_open(last, self.target, self.features, group=self.group, how=how, seed=self.seed)
+        return [self.target.classes[column] for column in found.answer[0]], found.confidence[0]
 
     def density(self, states: FloatArray, layer: str) -> Evaluation:
         """The density head on one layer's activations [question, d]; see `density_predictions`."""

@@ -71,12 +71,12 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
         found = fit_position(at)
         if position == LAST_PROMPT_TOKEN and with_model is not None:
             found += with_model.fit(at)
+        if position == LAST_PROMPT_TOKEN:
+            probe_confidence(at, run)
         if found:
             tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
             losses.append(losses_of(found, position, at.table.questions))
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
-    if LAST_PROMPT_TOKEN in probed_positions(cell):
-        probe_confidence(cell, run)
     # Last, because a run counts as probed once this file is there.
     run.write_probes(pd.concat(tables[1:] or tables, ignore_index=True))
 

@@ -43,6 +43,8 @@ class OpenEvaluation:
         log_q: [layer, entry] log-probability of each of a question's own classes, aligned with the entries of the
             target, by the probe that had the question's group held out. Over all classes of the run q sums to 1.
         candidate_log_q: [entry] the same by the candidate-only model, which knows the classes and not the question.
+        answer: [layer, question] the class that the probe considers likeliest, an index into `target.classes`.
+        confidence: [layer, question] its probability.
         gain: [layer] mean over questions of the cross-entropy of the candidate-only model minus that of the probe,
             nats; below 0 the probe is worse than knowing nothing of the question.
         null_q95: 95 % quantile of the largest gain over layers where questions are exchanged.
@@ -53,6 +55,8 @@ class OpenEvaluation:
     layers: tuple[str, ...]
     log_q: FloatArray
     candidate_log_q: FloatArray
+    answer: IntArray
+    confidence: FloatArray
     gain: FloatArray
     null_q95: float
     p_value: FloatArray
@@ -101,6 +105,7 @@ def evaluate_open(
     permutations = [permuted_rows(names[fold.test].tolist(), how.exchanges, seed=seeds.null) for fold in folds]
     depth, n = len(source.names), len(target)
     log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
+    answer, confidence = np.empty((depth, n), dtype=np.int64), np.empty((depth, n))
     penalty, gains = np.empty((depth, len(splits))), np.zeros((depth, 1 + how.exchanges))
     for split in splits:
         none = torch.zeros(len(split.fold.test), 0, device=how.device)
@@ -118,11 +123,13 @@ def evaluate_open(
                         "finite; check this layer's activations for extreme values, or leave the layer out"
                     )
                 log_q[index, entries], penalty[index, at] = found.log_q, model.penalty
+                top, log_top = model.answers(held_out, split.observed[3])
+                answer[index, split.fold.test], confidence[index, split.fold.test] = top, log_top.exp()
                 baseline = float((target.mass[entries] * candidate[entries]).sum())
                 gains[index] += (found.exchanged(permutations[at]) - baseline) / n
         del block  # or it would stay while the next one is read
     null_q95, p_value = maximum_null(_widened(gains[:, 1:]), gains[:, 0])
-    return OpenEvaluation(source.names, log_q, candidate, gains[:, 0], null_q95, p_value, penalty)
+    return OpenEvaluation(source.names, log_q, candidate, answer, confidence, gains[:, 0], null_q95, p_value, penalty)
 
 
 def _widened(gains: FloatArray) -> FloatArray:

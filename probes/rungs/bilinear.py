@@ -234,6 +234,17 @@ class Bilinear:
             total[rows] = logits.logsumexp(1).double().cpu()
         return total
 
+    def answers(self, scores: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
+        """The likeliest class of each question, [question], and its log-probability, [question] float64."""
+        directions = self.directions(scores)
+        column, log_q = torch.empty(len(observed), dtype=torch.long), torch.empty(len(observed), dtype=torch.float64)
+        for rows, log_share in observed.blocks():
+            logits = torch.addmm(self.trust * log_share, directions[rows], observed.embedding.mT)
+            top = logits.max(1)
+            column[rows] = top.indices.cpu()
+            log_q[rows] = (top.values - logits.logsumexp(1)).double().cpu()
+        return column, log_q
+
     def cross_entropy(self, scores: Tensor, observed: Observed) -> float:
         """Mean over questions, nats."""
         fit = (self.directions(scores) * observed.mean).sum(1) + self.trust * observed.mean_log_share

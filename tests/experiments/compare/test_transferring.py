@@ -11,6 +11,7 @@ from experiments.compare.transfer_runs import explanation, transfer_runs
 from experiments.config.run_folder import stored_cell
 from experiments.pipeline.targets import scored_runs
 from experiments.probe.confidence_of_probes import costs, probe_confidence
+from experiments.probe.probed import Probed
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.pipeline.test_cli import semcal
@@ -85,7 +86,7 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
 def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):
     run = styles[0]
     cell = stored_cell(run)
-    probe_confidence(cell, run)
+    probe_confidence(Probed.of(cell, run, "last_prompt_token"), run)
     table = run.probe_confidence()
     samples, classes, scalar = table.itertuples()
     assert list(table["source"]) == ["samples", "class probe", "confidence probe"]

@@ -322,6 +322,10 @@ def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidat
     same = classes.loc["baseline:other-model", "gap"].to_numpy()  # the run itself, as if it were another's
     assert same == pytest.approx(classes.loc["bilinear", "gap"].to_numpy())
     assert {"baseline:tfidf", "baseline:random-init"} <= set(classes.index)
+    answered = run.probe_predictions()
+    assert set(answered["class"]) <= {label for own in run.class_table().classes for label in own}
+    assert answered["confidence"].between(0, 1).all()
+    assert run.probe_confidence().set_index("source").loc["class probe", "pooled"] == 0
     assert set(table.loc[table["target"] == "b_confidence", "rung"]) >= {"linear", "baseline:tfidf"}
 
 

@@ -42,6 +42,14 @@ def test_predictions_are_distributions_over_all_classes() -> None:
     counts = 1 + rng.multinomial(40, np.full(10, 0.1), size=60)
     world = replace(open_world(60, 10), target=target_of(counts))
     found = evaluated(world, world.activations)
+    first = world.target.starts[:-1]
+    likeliest = np.maximum.reduceat(found.log_q[0], first)  # every class is among a question's own
+    np.testing.assert_allclose(found.confidence[0], np.exp(likeliest), rtol=1e-4)
+    own = {
+        q: world.target.column[world.target.question == q][found.log_q[0][world.target.question == q].argmax()]
+        for q in range(len(world.target))
+    }
+    assert found.answer[0].tolist() == list(own.values())
     for log_q in (found.log_q[0], found.candidate_log_q):
         np.testing.assert_allclose(np.bincount(world.target.question, np.exp(log_q)), 1, rtol=1e-4)
 
