@@ -66,7 +66,7 @@ def features_of(cell: Cell, run: Run, labels: Sequence[str], models: Models) -> 
 
 def spellings(labels: Sequence[str], *, seed: int) -> FloatArray:
     """TF-IDF of two to four letters in a row, within words, on at most 128 axes: [label, axis]."""
-    counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(labels)
+    counts: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(labels)
     axes = min(_SPELLED, *(size - 1 for size in counts.shape))
     return TruncatedSVD(max(1, axes), random_state=seed).fit_transform(counts)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from semcal.arrays import IntArray
@@ -67,7 +68,7 @@ class TokenTree:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def weights(self, shares: Sequence[float]) -> np.ndarray:
+    def weights(self, shares: ArrayLike) -> np.ndarray:
         """[edge] the total share of the sequences that take it, from [sequence]."""
         return np.bincount(self.edge, np.asarray(shares, dtype=float)[self.sequence], len(self.source))
 

@@ -321,9 +321,9 @@ def test_probes_that_are_no_longer_asked_for_are_kept_and_not_shown(study, monke
     assert all(table.empty for table in shown)
     assert run.table()["probe_class"].isna().all()
     assert layer not in (run.folder / "report.html").read_text()
-    assert headline(run)["kl_explained"] is None
+    assert headline(run)["kl_gap"] is None
 
     monkeypatch.setattr("experiments.pipeline.run_study.probe", None)  # it need not be done again
     run_study(prepare_study(load_study(study)), Reporter())
-    assert headline(run)["kl_explained"] is not None
+    assert headline(run)["kl_gap"] is not None
     assert layer in (run.folder / "report.html").read_text()

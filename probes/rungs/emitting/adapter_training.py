@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -240,7 +241,7 @@ class AdapterTraining:
             for name, value in state.items()
         }
 
-    def _state_of(self, optimiser: torch.optim.Optimizer) -> dict[str, object]:
+    def _state_of(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in self._moments.items():
             index, _, name = key.partition(".")

@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from experiments.compare.transfer_runs import explanation, transfer_runs
 from experiments.config.run_folder import stored_cell
+from experiments.config.study import ProbesConfig
 from experiments.pipeline.targets import scored_runs
 from experiments.probe.confidence_of_probes import costs, probe_confidence
 from experiments.probe.probed import Probed
@@ -85,7 +86,8 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
 
 def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):
     run = styles[0]
-    cell = stored_cell(run)
+    cell = stored_cell(run).model_copy(update={"probes": ProbesConfig(folds=3)})
+    run.write_config(cell.model_dump(mode="json"))  # probes that a run does not ask for are not shown
     probe_confidence(Probed.of(cell, run, "last_prompt_token"), run)
     table = run.probe_confidence()
     samples, classes, scalar = table.itertuples()

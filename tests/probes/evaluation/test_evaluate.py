@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 
 from probes.activations.layers import Layers
-from probes.evaluation.baselines import marginal_row
+from probes.evaluation.baselines import baseline_row
 from probes.evaluation.folds import group_folds
 from probes.evaluation.layerwise import evaluate_all
 from probes.evaluation.result import COLUMNS, SHARES
@@ -182,11 +182,11 @@ def test_the_kl_gap_of_a_question_is_its_loss_with_the_noise_of_its_samples_take
     np.testing.assert_allclose(found.frame["gap"], [gap.gap for gap in found.gaps[:-1]])
     assert found.frame["gap"].idxmin() == 1
     assert (found.frame["gap_top"] + found.frame["gap_rest"]).to_numpy() == pytest.approx(found.frame["gap"].to_numpy())
-    assert marginal_row(found)["gap"].item() == pytest.approx(found.gaps[-1].gap)
+    assert baseline_row(found)["gap"].item() == pytest.approx(found.gaps[-1].gap)
     ranked = replace(target, fixed_classes=False)
     unknown = evaluated(X, ranked, layers=list("xyz"), group=group, folds=3, permutations=0, bootstrap=20)
     assert unknown.frame["gap"].isna().all()
-    assert marginal_row(unknown)["gap"].isna().all()
+    assert baseline_row(unknown)["gap"].isna().all()
 
 
 def test_shares_explained_are_not_shown_where_much_is_pooled() -> None:
@@ -198,7 +198,7 @@ def test_shares_explained_are_not_shown_where_much_is_pooled() -> None:
     found = evaluated(X, much, **settings)
     assert found.frame[list(SHARES)].isna().to_numpy().all()
     assert found.frame[["gap", "probe_nats", "pooled"]].notna().to_numpy().all()
-    assert marginal_row(found)[["explained", "of_ceiling"]].isna().to_numpy().all()
+    assert baseline_row(found)[["explained", "of_ceiling"]].isna().to_numpy().all()
     assert evaluated(X, target, **settings).frame["explained"].notna().all()
 
 
