@@ -15,7 +15,7 @@ import pandas as pd
 
 from experiments.config.study import Cell
 from experiments.probe.confidence_of_probes import probe_confidence
-from experiments.probe.open_classes import features_of, is_open
+from experiments.probe.open_classes import MOST_POOLED, features_of, is_open
 from experiments.probe.probed import CLASSES, Probed, layers_of_other, probed_positions
 from experiments.probe.with_model import ModelProbes
 from experiments.sample.models import Models
@@ -23,7 +23,7 @@ from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, baseline_row
 from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import Target
-from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, DENSITY, LINEAR, Evaluation
+from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, DENSITY, GENERATIVE, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
@@ -34,6 +34,7 @@ from semcal.errors import UserError
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
+OPEN_RUNGS = (BILINEAR, DENSITY, GENERATIVE)  # which know a class by its text
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +56,12 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
     opened, features = CLASSES in cell.probes.targets and is_open(cell, table), None
     if opened or {BILINEAR, DENSITY} & set(cell.probes.rungs):
         features = features_of(cell, run, open_target(table).classes, models)
+    if opened and (unfit := [rung for rung in cell.probes.rungs if rung not in (LINEAR, *OPEN_RUNGS)]):
+        log.warning(
+            "%s: %s not fitted to its classes, which are open: more than %.0f %% of the mass would be pooled, or "
+            "probes.target is open; add %s, or set probes.target to closed",
+            cell.label, ", ".join(unfit), 100 * MOST_POOLED, " or ".join(OPEN_RUNGS),
+        )  # fmt: skip
     with_model = None
     if cell.probes.reads_model:
         with_model = ModelProbes.of(cell, run, models, tell)

@@ -308,7 +308,7 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     assert not (run.folder / ".probing").exists()
 
 
-def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run):
+def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run, caplog):
     writable(run)
     settings = {"target": "open", "targets": ["classes", "b_confidence"], "rungs": ["linear", "density", "mlp"]}
     table = probed(run, **settings, baselines=["tfidf", "random-init", "other-model"], other=str(run.folder))
@@ -316,7 +316,8 @@ def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidat
     classes = table[table["target"] == "classes"].set_index("rung")
     assert list(classes.loc["bilinear", "layer"]) == layers
     assert list(classes.loc["density", "layer"]) == [layers[len(layers) // 2], layers[-1]]
-    assert "mlp" not in classes.index  # it needs a vocabulary
+    assert "mlp" not in classes.index  # it needs a vocabulary, which is said
+    assert "mlp not fitted to its classes, which are open" in caplog.text
     assert (classes["n_classes"] == len({label for own in run.class_table().classes for label in own})).all()
     assert classes.loc["baseline:candidate-only", "explained"] == 0
     same = classes.loc["baseline:other-model", "gap"].to_numpy()  # the run itself, as if it were another's
