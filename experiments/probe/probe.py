@@ -23,7 +23,7 @@ from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, baseline_row
 from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import Target
-from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, DENSITY, GENERATIVE, LINEAR, Evaluation
+from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, DENSITY, LINEAR, OPEN_RUNGS, Evaluation
 from probes.evaluation.rungwise import Candidates
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
@@ -34,7 +34,6 @@ from semcal.errors import UserError
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
-OPEN_RUNGS = (BILINEAR, DENSITY, GENERATIVE)  # which know a class by its text
 log = logging.getLogger(__name__)
 
 

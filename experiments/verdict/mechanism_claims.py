@@ -25,7 +25,8 @@ from experiments.verdict.calibration_claims import (
 )
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import SMALL_GAP, Finding, Part
-from experiments.verdict.stored_gaps import OPEN_RUNGS, RUNGS
+from experiments.verdict.stored_gaps import RUNGS
+from probes.evaluation.result import OPEN_RUNGS
 from probes.targets.closed import MOST_POOLED
 from semcal.calibration.inference.errors_in_variables import slope
 from semcal.calibration.inference.paired import Contrast, contrast, holm

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from probes.evaluation.result import BILINEAR, GENERATIVE, LINEAR
 from semcal.calibration.inference.paired import Leaves, leaves, plain_mean
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.seeds import keyed_generator
 
-OPEN_RUNGS = ("generative", "bilinear")  # which give every class of a run a probability, and pool none
-RUNGS = ("generative", "lora", "bilinear", "linear")  # the one to take first
+RUNGS = (GENERATIVE, "lora", BILINEAR, LINEAR)  # the one to take first
 
 
 def kl_gaps(losses: pd.DataFrame, group: Mapping[str, str], *, stratum: str, seed: int) -> dict[str, Leaves]:
