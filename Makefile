@@ -102,6 +102,7 @@ real: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
 		--set capture.positions=[] --set 'models=[{path: "real:gemma-3-270m", name: gemma-3-270m, stage: base}]' \
 		--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
+	$(BIN)/semcal run $(STUDIES)/real-probes.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real-cot.yaml
 	$(BIN)/python -m experiments.report.results real

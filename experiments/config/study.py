@@ -372,8 +372,9 @@ class ProbesConfig(Settings):
     generative rung to all classes, however many, on prompts whose `exemplars` are dropped or kept. The lens is fitted
     to classes at every residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on
     the Hub, or @REVISION of the model's own id. `device` is where probes are fitted: auto is CUDA where it is
-    available, else the CPU. `other` is the folder of another model's run on the same questions, whose activations the
-    baseline other-model reads: what they predict of this model's classes is not its knowledge of itself alone.
+    available, else the CPU. `other` is the folder of another model's run on the same questions, in which {dataset},
+    {style} and {semantics} stand for those of the cell; the baseline other-model reads its activations: what they
+    predict of this model's classes is not its knowledge of itself alone.
     `activations` is a file of another tool's captures, read in place of the run's own (`probes.activations.foreign`).
     """
 

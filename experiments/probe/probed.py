@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.config.settings import slug
 from experiments.config.study import Cell
 from experiments.probe.open_classes import OpenClasses
 from probes.activations.foreign import ForeignActivations
@@ -162,7 +163,11 @@ def layers_of_other(at: Probed) -> Layers:
     Raises:
         UserError: it is no run, has no activations there, or lacks one of the questions.
     """
-    folder = at.cell.probes.other
+    cell = at.cell
+    own = {"dataset": cell.dataset.name, "style": cell.style, "semantics": slug(cell.semantics.label)}
+    folder = cell.probes.other
+    for key, name in own.items():
+        folder = folder.replace(f"{{{key}}}", name)
     stored = Run.open(folder).activations(LAST_PROMPT_TOKEN)
     place = {question: row for row, question in enumerate(stored.questions)}
     if (missing := next((q for q in at.table.questions if q not in place), None)) is not None:

@@ -135,7 +135,7 @@ def test_the_shipped_studies_are_valid():
 
     import experiments
 
-    files = sorted((Path(experiments.__file__).parent / "studies").glob("*.yaml"))
+    files = sorted((Path(experiments.__file__).parent / "studies").rglob("*.yaml"))
     assert files
     for file in files:
         assert load_study(file).cells()

@@ -47,7 +47,7 @@ def sampled(folder: Path, study: dict) -> list[Run]:
 
 @pytest.mark.parametrize(("name", "cells"), [("paper", 30 * 5 * 3), ("paper-checkpoints", 23 * 2 * 3)])
 def test_the_papers_studies_resolve_offline(name, cells):
-    study = load_study(STUDIES / f"{name}.yaml")
+    study = load_study(next(STUDIES.rglob(f"{name}.yaml")))
     found = dry_run(study)
     data = plan_data(found)
     assert len(data["cells"]) == data["totals"]["cells"] == cells == len(study.cells())
@@ -67,10 +67,10 @@ def test_the_papers_studies_resolve_offline(name, cells):
 
 
 def test_the_command_in_the_papers_study_adds_truthfulqa():
-    text = (STUDIES / "paper.yaml").read_text()
+    text = (STUDIES / "paper" / "paper.yaml").read_text()
     command = text[text.index("# semcal run paper.yaml") : text.index("styles:")].replace("\n  #", "")
     overrides = [part for flag, part in pairwise(shlex.split(command)) if flag == "--set"]
-    cells = load_study(STUDIES / "paper.yaml", overrides).cells()
+    cells = load_study(STUDIES / "paper" / "paper.yaml", overrides).cells()
     assert len(cells) == 30 * 3
     assert {(c.study, c.dataset.kind, c.semantics.kind) for c in cells} == {
         ("paper-truthfulqa", "truthfulqa", "entailment")
@@ -78,7 +78,7 @@ def test_the_command_in_the_papers_study_adds_truthfulqa():
 
 
 def test_published_figures_are_shown_with_their_cells():
-    data = plan_data(dry_run(load_study(STUDIES / "paper.yaml")))
+    data = plan_data(dry_run(load_study(STUDIES / "paper" / "paper.yaml")))
     shown = {(r["model"], r["dataset"], r["style"]): r["published"]["smece"] for r in data["cells"] if r["published"]}
     assert shown == {
         ("Mistral-7B-v0.1", "triviaqa", "sentence"): 0.036,

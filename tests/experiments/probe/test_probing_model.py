@@ -311,7 +311,12 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
 def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run, caplog):
     writable(run)
     settings = {"target": "open", "targets": ["classes", "b_confidence"], "rungs": ["linear", "density", "mlp"]}
-    table = probed(run, **settings, baselines=["tfidf", "random-init", "other-model"], other=str(run.folder))
+    table = probed(
+        run,
+        **settings,
+        baselines=["tfidf", "random-init", "other-model"],
+        other=str(run.folder).replace("__concise__", "__{style}__"),
+    )
     layers = list(run.activations("last_prompt_token").layers)
     classes = table[table["target"] == "classes"].set_index("rung")
     assert list(classes.loc["bilinear", "layer"]) == layers
