@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from experiments.config.run_folder import unfinished
 from experiments.config.study import Cell
 from experiments.sample.sample_cell import form_of
 from probes.evaluation.folds import nested_folds
@@ -23,7 +24,6 @@ from semcal.questions.question import Question
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
-SCRATCH = ".probing"  # in a run's folder: what a stopped training left
 Tell = Callable[[str], None]
 
 
@@ -47,7 +47,7 @@ def fit_generative(
     texts = class_texts(model, target.classes, form)
     how = Training(folds=cell.probes.folds, seed=cell.seed)
     found = generate_classes(
-        model, prompts, texts, target, group, how, scratch=run.folder / SCRATCH, told=lambda p: tell(_words(p))
+        model, prompts, texts, target, group, how, scratch=unfinished(run), told=lambda p: tell(_words(p))
     )
     seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
     of_run = open_evaluation(
