@@ -27,7 +27,7 @@ from semcal.seeds import keyed_generator
 
 _SAVED_EVERY = 60.0  # seconds
 _WARM_UP = 10  # steps at most
-_PATIENCE = 2  # rounds
+_PATIENCE = 1  # round
 _DECAY = 0.01
 
 
@@ -63,7 +63,7 @@ class Schedule:
     Attributes:
         rate: the highest.
         rounds: of `steps` steps, each followed by a validation.
-        steps: a round is a pass over the questions where these are not a part of a larger set.
+        steps: a round is a pass over the questions where these are neither few nor a part of a larger set.
         draws: sequences of a question in a pass.
         batch: questions in a step.
         seed: of draws and of the order of questions.
@@ -128,7 +128,7 @@ class AdapterTraining:
 
     @property
     def worsened(self) -> bool:
-        """Whether the last rounds did not improve on one before them."""
+        """Whether the last round did not improve on one before it."""
         return len(self.validation) - 1 - self.best >= _PATIENCE
 
     @property

@@ -23,6 +23,7 @@ from probes.evaluation.result import Seeds
 from probes.rungs.emitting.adapter_training import AdapterTraining, Asked, Schedule
 from probes.rungs.emitting.emitter import Emitter
 from probes.rungs.emitting.generated_text import ClassTexts
+from probes.rungs.lora import adapter_rate
 from probes.targets.open import OpenTarget
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
@@ -39,9 +40,10 @@ class Training:
 
     Attributes:
         rank: of the adapters.
-        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: one that falls as
-            1/width (Yang et al. 2022, arXiv 2203.03466).
+        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: `adapter_rate` and a
+            third of it.
         epochs: at most; the one with the lowest validation loss is kept, which may be epoch 0, the model as it is.
+        steps: of an epoch, at least: fewer questions are passed several times.
         draws: classes of a question in one pass, drawn from its distribution without regard to chance as far as
             possible (systematic sampling), so that the expected loss is CE(π_x, q); a question with no more classes
             shows them all, weighted.
@@ -52,8 +54,9 @@ class Training:
 
     rank: int = 8
     rates: tuple[float, ...] | None = None
-    epochs: int = 2
-    draws: int = 4
+    epochs: int = 3
+    steps: int = 48
+    draws: int = 8
     batch: int = 4
     folds: int = 5
     seed: int = 0
@@ -161,8 +164,7 @@ def generate_classes(
             f"{len(target.classes)} classes; expected one of each"
         )
     if how.rates is None:
-        rate = min(3e-3, 1.2 / model.model.config.get_text_config().hidden_size)
-        how = replace(how, rates=(rate,))
+        how = replace(how, rates=(adapter_rate(model), adapter_rate(model) / 3))
     settings = [asdict(how), model.weights_hash, str(model.dtype)]
     given = [[*map(list, prompts)], asdict(texts), list(group)]
     key = content_key(settings, given, target.starts.tolist(), target.column.tolist(), target.mass.tolist())
@@ -269,7 +271,8 @@ class _CrossFit:
         return AdapterTraining(self.emitter, name, learnt, validated, schedule, file, told)
 
     def _steps(self, fold: Fold) -> int:
-        return -(-len(fold.fit) // self.how.batch)
+        """Of an epoch."""
+        return max(self.how.steps, -(-len(fold.fit) // self.how.batch))
 
     def _cost(self, fold: Fold, rounds: int) -> float:
         """Of a training and its scoring, in steps."""
