@@ -27,7 +27,6 @@ from semcal.seeds import keyed_generator
 
 _SAVED_EVERY = 60.0  # seconds
 _WARM_UP = 10  # steps at most
-_PATIENCE = 1  # round
 _DECAY = 0.01
 
 
@@ -129,7 +128,7 @@ class AdapterTraining:
     @property
     def worsened(self) -> bool:
         """Whether the last round did not improve on one before it."""
-        return len(self.validation) - 1 - self.best >= _PATIENCE
+        return self.best < len(self.validation) - 1
 
     @property
     def best_adapters(self) -> dict[str, Tensor]:

@@ -40,9 +40,10 @@ class Training:
 
     Attributes:
         rank: of the adapters.
-        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: `adapter_rate` and a
-            third of it.
-        epochs: at most; the one with the lowest validation loss is kept, which may be epoch 0, the model as it is.
+        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: `adapter_rate`
+            and a third of it.
+        epochs: at most, for training ends with one that does not lower the validation loss. The lowest is kept, which
+            may be that of epoch 0, the model as it is.
         steps: of an epoch, at least: fewer questions are passed several times.
         draws: classes of a question in one pass, drawn from its distribution without regard to chance as far as
             possible (systematic sampling), so that the expected loss is CE(π_x, q); a question with no more classes

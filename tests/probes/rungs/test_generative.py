@@ -146,7 +146,7 @@ def learnt(model: LanguageModel, planted: Planted, scratch: Path, how: Training 
 def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(
     organism: LanguageModel, tmp_path: Path
 ) -> None:
-    found, gap = learnt(organism, by_wording(organism, TOWNS, 96), tmp_path, replace(PLANTED, curve=(0.1,)))
+    found, gap = learnt(organism, by_wording(organism, TOWNS, 72), tmp_path, replace(PLANTED, curve=(0.1,)))
     assert 0 <= gap < CLOSE
     few, all_ = found.curve
     assert few.learnt.questions < all_.learnt.questions
@@ -155,25 +155,25 @@ def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teache
 
 
 def test_a_constant_distribution_leaves_no_gap(organism: LanguageModel, tmp_path: Path) -> None:
-    _, gap = learnt(organism, by_wording(organism, TOWNS, 24, wordings=1), tmp_path)
+    _, gap = learnt(organism, by_wording(organism, TOWNS, 24, wordings=1), tmp_path, replace(PLANTED, steps=12))
     assert 0 <= gap < CLOSE
 
 
-def test_no_adapter_comes_nearer_than_the_output_layer_lets_any_hidden_state(
-    organism: LanguageModel, tmp_path: Path
+def test_the_output_layer_lets_no_hidden_state_mix_what_no_answer_of_the_organism_mixes(
+    organism: LanguageModel,
 ) -> None:
-    """A constant mixture of towns and trades is none of the distributions that the organism's output layer can give."""
-    mixed, towns = (by_wording(organism, labels, 24, wordings=1) for labels in (MIXED, TOWNS))
+    """What a planted distribution leaves of its gap, then, says nothing of adapters."""
+    mixed, towns = (by_wording(organism, labels, 4, wordings=1) for labels in (MIXED, TOWNS))
     limit = output_limit(organism, mixed, 1)
-    assert limit > 5 * output_limit(organism, towns, 1)
-    _, gap = learnt(organism, mixed, tmp_path)
-    assert limit - 1e-3 <= gap < limit + CLOSE
+    before = np.concatenate(Emitter(organism, 1, mixed.texts.end, seed=0).score_all(mixed.asked))
+    assert 0 < output_limit(organism, towns, 1) < 0.01 < limit
+    assert limit < (cross_entropies(mixed.target, before) - mixed.entropies).min()
 
 
 def test_a_useless_rate_keeps_the_model_as_it_is(tiny: LanguageModel, tmp_path: Path) -> None:
     """Where validation never gets better, epoch 0 is kept."""
     found = generated(tiny, tmp_path, replace(FAST, rates=(1e-12,)))
-    assert all(learnt.epoch == 0 and len(learnt.validation) == 3 for learnt in found.learnt)
+    assert all(learnt.epoch == 0 and len(learnt.validation) == 2 for learnt in found.learnt)
     prompts, target, _ = world(40)
     emitter = Emitter(tiny, 8, END, seed=5)
     own = emitter.scores(prompts[3], [TEXTS.ids[c] for c in target.column[18:24]])
