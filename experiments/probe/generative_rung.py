@@ -67,7 +67,7 @@ def fit_generative(
 def _phrases(cell: Cell, run: Run, table: ClassTable) -> dict[str, float]:
     """The answering phrases of the questions, with how often they were sampled, or the mass that enumeration found."""
     samples = run.samples()
-    samples = samples[samples["question_id"].isin(table.questions)]
+    samples = samples.loc[samples["question_id"].isin(table.questions)]
     weights = np.exp(samples["logprob"]) if cell.enumerated else samples["count"]
     found: dict[str, float] = {}
     for text, weight in zip(readable_texts(samples, cell.style), weights, strict=True):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import softmax
+from torch import nn
 
 from experiments.atlas.world import World
 from experiments.atlas.world_questions import atlas_questions, query_of
@@ -123,7 +124,9 @@ def sampled(target: OpenTarget, m: int, *, seed: int) -> OpenTarget:
 def output_limit(model: LanguageModel, planted: Planted, questions: int) -> float:
     """The least mean KL gap on the first questions, in nats, of anything that ends in this model's last norm and output
     layer: where a token is predicted, a hidden state of its own is put before them and optimised."""
-    norm, head = deepcopy(final_norm(model.model)).double(), deepcopy(model.model.get_output_embeddings()).double()
+    output = model.model.get_output_embeddings()
+    assert isinstance(output, nn.Module)
+    norm, head = deepcopy(final_norm(model.model)).double(), deepcopy(output).double()
     width, target, found = model.model.config.get_text_config().hidden_size, planted.target, []
     for row, (_, sequences) in enumerate(planted.asked[:questions]):
         mass = target.mass[target.entries([row])]

@@ -47,7 +47,7 @@ class Training:
         steps: of an epoch, at least: fewer questions are passed several times.
         draws: classes of a question in one pass, drawn from its distribution without regard to chance as far as
             possible (systematic sampling), so that the expected loss is CE(π_x, q); a question with no more classes
-            shows them all, weighted.
+            shows them all, weighted. None: 4 to 16, as many as are half as long as the prompt that they are read with.
         batch: questions in a step.
         folds, seed: of the cross-validation, the same as for every other rung; the seed also decides what is drawn.
         curve: shares of the first fold's training groups that the learning curve has, beside 1.
@@ -57,7 +57,7 @@ class Training:
     rates: tuple[float, ...] | None = None
     epochs: int = 3
     steps: int = 48
-    draws: int = 8
+    draws: int | None = None
     batch: int = 4
     folds: int = 5
     seed: int = 0
@@ -186,6 +186,12 @@ def _asked(prompts: Sequence[Ids], texts: ClassTexts, target: OpenTarget) -> lis
     return asked
 
 
+def _as_long_as_half_a_prompt(asked: Sequence[Asked]) -> int:
+    prompt = np.mean([len(one.prompt) for one in asked])
+    drawn = np.mean([one.shares @ [len(sequence) + 1 for sequence in one.sequences] for one in asked])
+    return int(np.clip(prompt / (2 * drawn), 4, 16))
+
+
 class _CrossFit:
     """The folds and the learning curve, one training after the other, and how much of the work is done."""
 
@@ -201,6 +207,7 @@ class _CrossFit:
     ) -> None:
         self.asked, self.target = _asked(prompts, texts, target), target
         self.how, self.folder, self.told = how, folder, told
+        self.draws = how.draws or _as_long_as_half_a_prompt(self.asked)
         seed = int(keyed_generator(how.seed, "adapters").integers(2**62))
         self.emitter = Emitter(model, how.rank, texts.end, seed=seed)
         longest = max(self.asked, key=lambda question: len(question.prompt) + max(map(len, question.sequences)))
@@ -262,7 +269,7 @@ class _CrossFit:
 
     def _training(self, name: str, fold: Fold, fit: IntArray, rate: float) -> AdapterTraining:
         how = self.how
-        schedule = Schedule(rate, how.epochs, self._steps(fold), how.draws, how.batch, how.seed)
+        schedule = Schedule(rate, how.epochs, self._steps(fold), self.draws, how.batch, how.seed)
         learnt, validated = ([self.asked[i] for i in rows] for rows in (fit, fold.validation))
         file = self.folder / f"{name}, rate {rate:g}.safetensors"
 
@@ -282,7 +289,7 @@ class _CrossFit:
     def _scoring(self, fold: Fold) -> float:
         """Cost of scoring, in steps: a pass without gradients takes about 0.4 of one with them."""
         classes = np.diff(self.target.starts)[fold.test].sum()
-        return 0.4 * max(len(fold.test), classes / self.how.draws) / self.how.batch
+        return 0.4 * max(len(fold.test), classes / self.draws) / self.how.batch
 
     def _tell(self, what: str, loss: float | None, steps: float) -> None:
         self.done += steps
