@@ -284,9 +284,22 @@ def writable(run: Run) -> None:
     run.write_classes(replace(table, classes=tuple(tuple(names[c] for c in own) for own in table.classes)))
 
 
-def test_a_class_that_the_tokenizer_cannot_write_is_refused_by_the_generative_rung(run):
-    with pytest.raises(UserError, match="its tokenizer cannot encode the class"):
+def test_a_class_that_neither_answers_nor_the_tokenizer_can_write_is_refused_by_the_generative_rung(run):
+    writable(run)
+    table = run.class_table()
+    label = next(c for c in table.classes[0] if c != UNPARSED)
+    run.write_classes(
+        replace(table, classes=tuple(tuple("Q" if c == label else c for c in own) for own in table.classes))
+    )
+    with pytest.raises(UserError, match="its tokenizer cannot encode the class 'Q'"):
         probed(run, rungs=["generative"])
+
+
+def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(run):
+    """B has taken the colon off "Question:", and the tokenizer has no such word."""
+    labels = {label for own in run.class_table().classes for label in own}
+    assert "question" in labels
+    assert len(probed(run, rungs=["generative"])) == 1
 
 
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
