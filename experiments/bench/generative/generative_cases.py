@@ -44,8 +44,8 @@ class Emitted:
         low_nats, high_nats: 95 %.
         limit_nats: the least that the frozen output layer allows.
         kept: epochs that were kept, over folds.
-        holds: whether the gap is at most CLOSE above that limit. True where a case is only shown: routes, of which more
-            questions teach more, and the world's π, which the organism does not know.
+        holds: whether the gap is at most CLOSE above that limit. True where a case is only shown: routes, the mixture
+            that the output layer cannot give, and the world's π, which the organism does not know.
     """
 
     case: str
@@ -79,7 +79,8 @@ def generative_cases(device: str = "auto", n: int = QUESTIONS) -> Iterator[Emitt
             found = emitted(f"{case}, {n} questions", model, planted, seen=seen)
             yield replace(found, holds=found.holds or shown)
     yield emitted(f"constant, {FEWER} questions", model, by_wording(model, TOWNS, FEWER, wordings=1))
-    yield emitted(f"towns and trades mixed, {FEWER} questions", model, by_wording(model, MIXED, FEWER, wordings=1))
+    mixed = emitted(f"towns and trades mixed, {FEWER} questions", model, by_wording(model, MIXED, FEWER, wordings=1))
+    yield replace(mixed, holds=True)
     yield replace(emitted(f"the world's facts, {n} questions", model, of_the_world(model, "facts", n)), holds=True)
 
 
