@@ -18,7 +18,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, validity, stops"
+            help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, generative, "
+            "validity, stops"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
@@ -27,11 +28,13 @@ def bench(
 ) -> None:
     """Time one comparison against what a user would otherwise run. Or, for validity and planted-open, count how often
     the tests of this project err on models with a planted truth, and exit with 1 if one errs too often; for
-    open-probes, exit with 1 if a large run takes too long or too much memory; or, for stops, stop a run of a
+    open-probes, exit with 1 if a large run takes too long or too much memory; for generative, exit with 1 if a known
+    distribution is not learnt; or, for stops, stop a run of a
     real model at random moments, and exit with 1 if too much is lost."""
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
+    from experiments.bench.generative.generative_cases import Emitted, generative_cases
     from experiments.bench.open_cases import Cost, Recovery, open_probe_cases, planted_open_cases
     from experiments.bench.probe_cases import probes_cases
     from experiments.bench.real.real_cases import real_cases
@@ -52,6 +55,7 @@ def bench(
         "probes": probes_cases,
         "open-probes": open_probe_cases,
         "planted-open": planted_open_cases,
+        "generative": generative_cases,
         "validity": validity_cases,
         "stops": stop_cases,
     }
@@ -74,7 +78,7 @@ def bench(
         for columns, alike in groupby(rows, key=list):  # one table for all cases with the same figures
             cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in alike]
             console.print(text_table(columns, cells))
-    if not all(case.holds for case in cases if isinstance(case, Validity | Stop | Recovery | Cost)):
+    if not all(case.holds for case in cases if isinstance(case, Validity | Stop | Recovery | Cost | Emitted)):
         raise typer.Exit(1)
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from experiments.config.study import LABELS, Cell, parse
 from semcal.errors import UserError
+from semcal.runs.files import STAGED
 from semcal.runs.run import Run
 
 STAGES = ("score", "probe")
 LOOKS = "looks"  # folder of what was computed beside the results of a run or study
+UNFINISHED = ".probing"  # in a run's folder: what a stopped training left
 FACTORS = ("model", "style", "B", "temperature")
 
 
@@ -53,6 +55,14 @@ def open_cell(cell: Cell) -> Run:
     if check_folder(cell) is None:
         run.write_config(cell.model_dump(mode="json"))
     return run
+
+
+def unfinished(run: Run) -> Path:
+    """Where a training that is stopped leaves what it goes on from: in the run's folder. A look of a run that is not
+    there yet, and is removed when it is stopped, leaves it in the folder of that run."""
+    staged = run.folder.parent
+    of = staged.parent.parent if staged.name.startswith(STAGED) and staged.parent.name == LOOKS else run.folder
+    return of / UNFINISHED
 
 
 # ---- what differs between cells --------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from experiments.config.run_folder import unfinished
 from experiments.config.study import Cell
 from experiments.sample.sample_cell import form_of
+from experiments.score.score import readable_texts
 from probes.evaluation.folds import nested_folds
 from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, OpenPrediction, Seeds, open_evaluation
-from probes.rungs.emitting.generated_text import class_texts, prompts_without_exemplars
+from probes.rungs.emitting.generated_text import class_texts, prompts_without_exemplars, usual_texts
 from probes.rungs.emitting.generative import Generated, Learnt, Progress, Training, generate_classes
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, open_entropies, open_target
@@ -22,8 +24,8 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.questions.question import Question
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
+from semcal.semantics.extract import extract
 
-SCRATCH = ".probing"  # in a run's folder: what a stopped training left
 Tell = Callable[[str], None]
 
 
@@ -44,10 +46,10 @@ def fit_generative(
         by_id = {question.id: question for question in run.question_records()}
         asked: list[Question] = [by_id[key] for key in table.questions]
         prompts = prompts_without_exemplars(model, form, asked, prompts)
-    texts = class_texts(model, target.classes, form)
+    texts = class_texts(model, target.classes, form, usual_texts(target.classes, _phrases(cell, run, table)))
     how = Training(folds=cell.probes.folds, seed=cell.seed)
     found = generate_classes(
-        model, prompts, texts, target, group, how, scratch=run.folder / SCRATCH, told=lambda p: tell(_words(p))
+        model, prompts, texts, target, group, how, scratch=unfinished(run), told=lambda p: tell(_words(p))
     )
     seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
     of_run = open_evaluation(
@@ -60,6 +62,18 @@ def fit_generative(
         columns={"choice": _chosen(found.learnt)},
     )
     return of_run, learning_curve(found, open_entropies(table), group, resampling)
+
+
+def _phrases(cell: Cell, run: Run, table: ClassTable) -> dict[str, float]:
+    """The answering phrases of the questions, with how often they were sampled, or the mass that enumeration found."""
+    samples = run.samples()
+    samples = samples.loc[samples["question_id"].isin(table.questions)]
+    weights = np.exp(samples["logprob"]) if cell.enumerated else samples["count"]
+    found: dict[str, float] = {}
+    for text, weight in zip(readable_texts(samples, cell.style), weights, strict=True):
+        if text and (phrase := extract(text, cell.style)):
+            found[phrase] = found.get(phrase, 0.0) + float(weight)
+    return found
 
 
 def held_out_marginal(target: OpenTarget, group: Sequence[str], folds: int, seed: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from probes.evaluation.baselines import first_token_features, random_init_like
 from probes.evaluation.result import GENERATIVE, Evaluation
 from probes.evaluation.rungwise import Candidates
 from probes.rungs.lens import LensProbe, final_norm, first_tokens
-from probes.rungs.lora import LoRAProbe, projections
+from probes.rungs.lora import LoRAProbe, adapter_rate, projections
 from probes.targets.closed import OTHER
 from probes.targets.scalars import SCALARS
 from semcal.errors import UserError, nearest
@@ -146,9 +146,9 @@ class ModelProbes:
         return found
 
     def _lora(self, name: str, at: Probed) -> Evaluation:
-        # The best rate of Adam falls as 1/width (Yang et al. 2022, arXiv 2203.03466): 2e-4 for 2,048 dimensions.
-        rate = min(3e-3, 0.4 / self.model.model.config.get_text_config().hidden_size)
-        chosen_from = Candidates("lora", [LoRAProbe(self.model, lr=rate, seed=self.cell.seed)], control=False)
+        chosen_from = Candidates(
+            "lora", [LoRAProbe(self.model, lr=adapter_rate(self.model), seed=self.cell.seed)], control=False
+        )
         ids = [prompt.ids for prompt in self._prompts(at)]
         return at.fit_rung(name, chosen_from, ids, layer=WHOLE_MODEL)
 

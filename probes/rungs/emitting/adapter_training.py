@@ -27,7 +27,6 @@ from semcal.seeds import keyed_generator
 
 _SAVED_EVERY = 60.0  # seconds
 _WARM_UP = 10  # steps at most
-_PATIENCE = 2  # rounds
 _DECAY = 0.01
 
 
@@ -63,7 +62,7 @@ class Schedule:
     Attributes:
         rate: the highest.
         rounds: of `steps` steps, each followed by a validation.
-        steps: a round is a pass over the questions where these are not a part of a larger set.
+        steps: a round is a pass over the questions where these are neither few nor a part of a larger set.
         draws: sequences of a question in a pass.
         batch: questions in a step.
         seed: of draws and of the order of questions.
@@ -128,8 +127,8 @@ class AdapterTraining:
 
     @property
     def worsened(self) -> bool:
-        """Whether the last rounds did not improve on one before them."""
-        return len(self.validation) - 1 - self.best >= _PATIENCE
+        """Whether the last round did not improve on one before it."""
+        return self.best < len(self.validation) - 1
 
     @property
     def best_adapters(self) -> dict[str, Tensor]:

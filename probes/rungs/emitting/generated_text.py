@@ -1,17 +1,21 @@
 """What the generative rung reads and emits, as token ids: prompts with or without exemplars, and the texts of classes.
 
-A class is written as its label after what stands between a prompt and an answer; "(unparsed)", "(unexplored)" and
-"(other)", too, or as another text where the tokenizer cannot write them. It is encoded by itself, control tokens in it
-as text, so that its token ids are the same after every prompt. The end mark is what ends an answer in such a prompt: a
+A class is written after what stands between a prompt and an answer: as answers write it most often, for a model must
+learn every letter that it would not have written ("Gmail" for the label "gmail"), or as its label; "(unparsed)",
+"(unexplored)" and "(other)" as their labels, too, or as another text where the tokenizer cannot write them. Any text
+will do that no other class has: q stays a distribution over strings. It is encoded by itself, control tokens in it as
+text, so that its token ids are the same after every prompt. The end mark is what ends an answer in such a prompt: a
 model can hardly learn to write a token that its training never showed, as the end-of-sequence token of a base model may
 be.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -20,6 +24,7 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import SEPARATOR, Form, few_shot
 from semcal.questions.question import Dataset, Question
+from semcal.questions.wording import normalise
 from semcal.sampling.decoding.decoders import plain_pass
 from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 
@@ -44,8 +49,29 @@ class ClassTexts:
     end: int
 
 
-def class_texts(model: LanguageModel, labels: Sequence[str], form: Form) -> ClassTexts:
+def usual_texts(labels: Sequence[str], answers: Mapping[str, float]) -> dict[str, str]:
+    """Label -> the answering phrase that is given most often of those that read like the label.
+
+    Labels that no phrase reads like are left out, and so are those that read alike.
+
+    Args:
+        answers: phrase -> how often it was given; ties go to the first in the order of the alphabet.
+    """
+    alike = Counter(map(normalise, labels))
+    usual: dict[str, str] = {}
+    for phrase in sorted(answers, key=lambda phrase: (-answers[phrase], phrase)):
+        usual.setdefault(normalise(phrase), phrase)
+    return {label: usual[key] for label in labels if (key := normalise(label)) in usual and alike[key] == 1}
+
+
+def class_texts(
+    model: LanguageModel, labels: Sequence[str], form: Form, usual: Mapping[str, str] = MappingProxyType({})
+) -> ClassTexts:
     """The texts of some classes after prompts of a form.
+
+    Args:
+        usual: label -> the text that stands for it, where that is not the label; it yields to a text that the
+            tokenizer can write and no other class has.
 
     Raises:
         UserError: a label that the tokenizer cannot encode, or two with the same token ids; a tokenizer without an
@@ -54,8 +80,9 @@ def class_texts(model: LanguageModel, labels: Sequence[str], form: Form) -> Clas
     lead, last = answer_lead(model, form), _last(model)
     found: dict[tuple[int, ...], str] = {}
     for label in sorted(labels, key=lambda label: label in _NO_ANSWER):  # theirs may be any text that is still free
-        spelled = (_encoded(model, lead + text, last) for text in (label, *_NO_ANSWER.get(label, ())))
-        ids = next((ids for ids in spelled if ids and (label not in _NO_ANSWER or ids not in found)), ())
+        texts = [*([usual[label]] if label in usual else []), label, *_NO_ANSWER.get(label, ())]
+        spelled = [_encoded(model, lead + text, last) for text in texts]
+        ids = next((ids for ids in spelled if ids and ids not in found), next(filter(None, spelled), ()))
         if not ids:
             raise UserError(
                 f"{model.path}: its tokenizer cannot encode the class {label!r}; rename the class by a B of your own, "

@@ -23,6 +23,7 @@ from probes.evaluation.result import Seeds
 from probes.rungs.emitting.adapter_training import AdapterTraining, Asked, Schedule
 from probes.rungs.emitting.emitter import Emitter
 from probes.rungs.emitting.generated_text import ClassTexts
+from probes.rungs.lora import adapter_rate
 from probes.targets.open import OpenTarget
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
@@ -39,12 +40,14 @@ class Training:
 
     Attributes:
         rank: of the adapters.
-        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: one that falls as
-            1/width (Yang et al. 2022, arXiv 2203.03466).
-        epochs: at most; the one with the lowest validation loss is kept, which may be epoch 0, the model as it is.
+        rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: `adapter_rate`
+            and a third of it.
+        epochs: at most, for training ends with one that does not lower the validation loss. The lowest is kept, which
+            may be that of epoch 0, the model as it is.
+        steps: of an epoch, at least: fewer questions are passed several times.
         draws: classes of a question in one pass, drawn from its distribution without regard to chance as far as
             possible (systematic sampling), so that the expected loss is CE(π_x, q); a question with no more classes
-            shows them all, weighted.
+            shows them all, weighted. None: 4 to 16, as many as are half as long as the prompt that they are read with.
         batch: questions in a step.
         folds, seed: of the cross-validation, the same as for every other rung; the seed also decides what is drawn.
         curve: shares of the first fold's training groups that the learning curve has, beside 1.
@@ -52,8 +55,9 @@ class Training:
 
     rank: int = 8
     rates: tuple[float, ...] | None = None
-    epochs: int = 2
-    draws: int = 4
+    epochs: int = 3
+    steps: int = 48
+    draws: int | None = None
     batch: int = 4
     folds: int = 5
     seed: int = 0
@@ -161,8 +165,7 @@ def generate_classes(
             f"{len(target.classes)} classes; expected one of each"
         )
     if how.rates is None:
-        rate = min(3e-3, 1.2 / model.model.config.get_text_config().hidden_size)
-        how = replace(how, rates=(rate,))
+        how = replace(how, rates=(adapter_rate(model), adapter_rate(model) / 3))
     settings = [asdict(how), model.weights_hash, str(model.dtype)]
     given = [[*map(list, prompts)], asdict(texts), list(group)]
     key = content_key(settings, given, target.starts.tolist(), target.column.tolist(), target.mass.tolist())
@@ -183,6 +186,12 @@ def _asked(prompts: Sequence[Ids], texts: ClassTexts, target: OpenTarget) -> lis
     return asked
 
 
+def _as_long_as_half_a_prompt(asked: Sequence[Asked]) -> int:
+    prompt = np.mean([len(one.prompt) for one in asked])
+    drawn = np.mean([one.shares @ [len(sequence) + 1 for sequence in one.sequences] for one in asked])
+    return int(np.clip(prompt / (2 * drawn), 4, 16))
+
+
 class _CrossFit:
     """The folds and the learning curve, one training after the other, and how much of the work is done."""
 
@@ -198,6 +207,7 @@ class _CrossFit:
     ) -> None:
         self.asked, self.target = _asked(prompts, texts, target), target
         self.how, self.folder, self.told = how, folder, told
+        self.draws = how.draws or _as_long_as_half_a_prompt(self.asked)
         seed = int(keyed_generator(how.seed, "adapters").integers(2**62))
         self.emitter = Emitter(model, how.rank, texts.end, seed=seed)
         longest = max(self.asked, key=lambda question: len(question.prompt) + max(map(len, question.sequences)))
@@ -259,7 +269,7 @@ class _CrossFit:
 
     def _training(self, name: str, fold: Fold, fit: IntArray, rate: float) -> AdapterTraining:
         how = self.how
-        schedule = Schedule(rate, how.epochs, self._steps(fold), how.draws, how.batch, how.seed)
+        schedule = Schedule(rate, how.epochs, self._steps(fold), self.draws, how.batch, how.seed)
         learnt, validated = ([self.asked[i] for i in rows] for rows in (fit, fold.validation))
         file = self.folder / f"{name}, rate {rate:g}.safetensors"
 
@@ -269,7 +279,8 @@ class _CrossFit:
         return AdapterTraining(self.emitter, name, learnt, validated, schedule, file, told)
 
     def _steps(self, fold: Fold) -> int:
-        return -(-len(fold.fit) // self.how.batch)
+        """Of an epoch."""
+        return max(self.how.steps, -(-len(fold.fit) // self.how.batch))
 
     def _cost(self, fold: Fold, rounds: int) -> float:
         """Of a training and its scoring, in steps."""
@@ -278,7 +289,7 @@ class _CrossFit:
     def _scoring(self, fold: Fold) -> float:
         """Cost of scoring, in steps: a pass without gradients takes about 0.4 of one with them."""
         classes = np.diff(self.target.starts)[fold.test].sum()
-        return 0.4 * max(len(fold.test), classes / self.how.draws) / self.how.batch
+        return 0.4 * max(len(fold.test), classes / self.draws) / self.how.batch
 
     def _tell(self, what: str, loss: float | None, steps: float) -> None:
         self.done += steps

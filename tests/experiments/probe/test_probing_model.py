@@ -12,8 +12,9 @@ import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from experiments.config.run_folder import stored_cell
+from experiments.config.run_folder import stored_cell, unfinished
 from experiments.config.study import ModelConfig, ProbesConfig, load_study
+from experiments.pipeline.looks import look, look_folder
 from experiments.probe.probe import probe
 from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading
@@ -283,9 +284,22 @@ def writable(run: Run) -> None:
     run.write_classes(replace(table, classes=tuple(tuple(names[c] for c in own) for own in table.classes)))
 
 
-def test_a_class_that_the_tokenizer_cannot_write_is_refused_by_the_generative_rung(run):
-    with pytest.raises(UserError, match="its tokenizer cannot encode the class"):
+def test_a_class_that_neither_answers_nor_the_tokenizer_can_write_is_refused_by_the_generative_rung(run):
+    writable(run)
+    table = run.class_table()
+    label = next(c for c in table.classes[0] if c != UNPARSED)
+    run.write_classes(
+        replace(table, classes=tuple(tuple("Q" if c == label else c for c in own) for own in table.classes))
+    )
+    with pytest.raises(UserError, match="its tokenizer cannot encode the class 'Q'"):
         probed(run, rungs=["generative"])
+
+
+def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(run):
+    """B has taken the colon off "Question:", and the tokenizer has no such word."""
+    labels = {label for own in run.class_table().classes for label in own}
+    assert "question" in labels
+    assert len(probed(run, rungs=["generative"])) == 1
 
 
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
@@ -305,7 +319,30 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     curve = run.learning_curve()
     assert list(curve["questions"]) == sorted(set(curve["questions"]))
     assert any("probing, LoRA fold 3 of 3" in words for words in said)
-    assert not (run.folder / ".probing").exists()
+    assert not unfinished(run).exists()
+
+
+def test_a_look_that_was_stopped_goes_on_with_its_training(run):
+    writable(run)
+    probes = ProbesConfig(folds=3, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
+    asked, whole = stored_cell(run).model_copy(update={"probes": probes}), []
+    with look(asked, run) as (own, beside):
+        probe(own, beside, tell=whole.append)
+    finished = Run(look_folder(asked, run)).probe_losses()
+
+    def stopped(words: str) -> None:
+        if "LoRA fold 2" in words:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), look(asked, run) as (own, beside):
+        probe(own, beside, tell=stopped)
+    said = []
+    with look(asked, run) as (own, beside):
+        probe(own, beside, tell=said.append)
+    assert any("LoRA fold 1 of 3, loss" in words for words in whole)
+    assert not any("LoRA fold 1 of 3, loss" in words for words in said)
+    pd.testing.assert_frame_equal(Run(look_folder(asked, run)).probe_losses(), finished)
+    assert not unfinished(run).exists()
 
 
 def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run, caplog):

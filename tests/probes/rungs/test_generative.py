@@ -11,10 +11,24 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from experiments.atlas.world import World
+from experiments.bench.generative.generative_cases import CLOSE
+from experiments.bench.generative.planted_generators import (
+    MIXED,
+    TOWNS,
+    Planted,
+    by_wording,
+    cross_entropies,
+    output_limit,
+)
 from probes.rungs.emitting.adapter_training import Asked
 from probes.rungs.emitting.emitter import Emitter
-from probes.rungs.emitting.generated_text import ClassTexts, answer_lead, class_texts, prompts_without_exemplars
+from probes.rungs.emitting.generated_text import (
+    ClassTexts,
+    answer_lead,
+    class_texts,
+    prompts_without_exemplars,
+    usual_texts,
+)
 from probes.rungs.emitting.generative import Generated, Progress, Training, generate_classes
 from probes.solver.token_trees import TokenTree
 from probes.targets.open import OpenTarget
@@ -26,7 +40,7 @@ from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
 CLASSES = ("(unparsed)", "blue", "red", "red blue", "red one", "two")
 BASE = FewShot("concise", shots=2)
-FAST = Training(rates=(2e-2,), epochs=2, folds=2, curve=())
+FAST = Training(rates=(2e-2,), epochs=2, steps=1, draws=4, folds=2, curve=())
 
 
 def world(n: int, *, sharpness: float = 2.0, seed: int = 0) -> tuple[list[tuple[int, ...]], OpenTarget, list[str]]:
@@ -43,10 +57,6 @@ def world(n: int, *, sharpness: float = 2.0, seed: int = 0) -> tuple[list[tuple[
 END = 1
 # The classes in a vocabulary of words, which has no word for "(unparsed)".
 TEXTS = ClassTexts(((20, 21), (4,), (3,), (3, 4), (3, 6), (7,)), END)
-
-
-def gap(target: OpenTarget, log_q: np.ndarray) -> float:
-    return float((target.mass * (np.log(target.mass) - log_q)).sum() / len(target))
 
 
 def generated(model: LanguageModel, scratch: Path, how: Training = FAST, n: int = 40) -> Generated:
@@ -117,48 +127,53 @@ def test_draws_weigh_like_the_distribution_on_average() -> None:
 # ---- what is learnt --------------------------------------------------------------------------------------------------
 
 
-# Nats. Training levels off at about 0.05 even for one constant distribution over these classes; why is not known.
-FLOOR = 0.08
-# Of tokens that the organism has seen: it cannot tell those apart that its training never showed.
-LABELS = ("Amberford", "Amberford Gate", "baker", "smith", "smith baker", "weaver")
-WORDING = ("Where was {} born?", "What is the trade of {}?", "Where does {} spend the summer?")
+PLANTED = Training(rates=(1e-2,), draws=6, epochs=4, steps=16, folds=2, curve=())
 
 
-def planted(n: int, *, constant: bool = False) -> tuple[LanguageModel, list[tuple[int, ...]], OpenTarget, list[str]]:
-    """The organism asked about persons in three wordings, each with its own distribution over six classes, exact."""
-    model, persons = LanguageModel.load("atlas:base", device="cpu"), World(0).known
-    kinds = np.arange(n) % (1 if constant else 3)
-    prompts = [model.encode(f"Question: {WORDING[k]}\nAnswer:".format(persons[i].name)) for i, k in enumerate(kinds)]
-    mass = softmax(2 * np.random.default_rng(1).normal(size=(3, 6)), axis=1)[kinds]
-    column = np.argsort(-mass, axis=1, kind="stable")
-    ordered = np.take_along_axis(mass, column, axis=1)
-    target = OpenTarget(LABELS, np.arange(n + 1) * 6, column.ravel(), ordered.ravel(), None)
-    return model, prompts, target, [str(i // 2) for i in range(n)]
+@pytest.fixture(scope="module")
+def organism() -> LanguageModel:
+    return LanguageModel.load("atlas:base", device="cpu")
 
 
-def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(tmp_path: Path) -> None:
-    model, prompts, target, group = planted(160)
-    how = Training(rates=(1e-2,), draws=6, epochs=20, folds=2, curve=(0.1,))
-    texts = class_texts(model, LABELS, BASE)
-    found = generate_classes(model, prompts, texts, target, group, how, scratch=tmp_path / "scratch")
-    assert 0 <= gap(target, found.log_q) < FLOOR
+def learnt(model: LanguageModel, planted: Planted, scratch: Path, how: Training = PLANTED) -> tuple[Generated, float]:
+    """What was generated, and its mean KL gap from the exact distributions, in nats."""
+    found = generate_classes(
+        model, planted.prompts, planted.texts, planted.target, planted.group, how, scratch=scratch / "scratch"
+    )
+    return found, float((cross_entropies(planted.target, found.log_q) - planted.entropies).mean())
+
+
+def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(
+    organism: LanguageModel, tmp_path: Path
+) -> None:
+    found, gap = learnt(organism, by_wording(organism, TOWNS, 72), tmp_path, replace(PLANTED, curve=(0.1,)))
+    assert 0 <= gap < CLOSE
     few, all_ = found.curve
     assert few.learnt.questions < all_.learnt.questions
     assert few.cross_entropy.mean() > all_.cross_entropy.mean()
     assert not (tmp_path / "scratch").exists()
 
 
-def test_a_constant_distribution_leaves_no_gap(tmp_path: Path) -> None:
-    model, prompts, target, group = planted(48, constant=True)
-    how = Training(rates=(5e-3,), draws=6, batch=2, epochs=20, folds=2, curve=())
-    texts = class_texts(model, LABELS, BASE)
-    assert 0 <= gap(target, generate_classes(model, prompts, texts, target, group, how, scratch=tmp_path).log_q) < FLOOR
+def test_a_constant_distribution_leaves_no_gap(organism: LanguageModel, tmp_path: Path) -> None:
+    _, gap = learnt(organism, by_wording(organism, TOWNS, 24, wordings=1), tmp_path, replace(PLANTED, steps=12))
+    assert 0 <= gap < CLOSE
+
+
+def test_the_output_layer_lets_no_hidden_state_mix_what_no_answer_of_the_organism_mixes(
+    organism: LanguageModel,
+) -> None:
+    """What a planted distribution leaves of its gap, then, says nothing of adapters."""
+    mixed, towns = (by_wording(organism, labels, 4, wordings=1) for labels in (MIXED, TOWNS))
+    limit = output_limit(organism, mixed, 1)
+    before = np.concatenate(Emitter(organism, 1, mixed.texts.end, seed=0).score_all(mixed.asked))
+    assert 0 < output_limit(organism, towns, 1) < 0.01 < limit
+    assert limit < (cross_entropies(mixed.target, before) - mixed.entropies).min()
 
 
 def test_a_useless_rate_keeps_the_model_as_it_is(tiny: LanguageModel, tmp_path: Path) -> None:
     """Where validation never gets better, epoch 0 is kept."""
     found = generated(tiny, tmp_path, replace(FAST, rates=(1e-12,)))
-    assert all(learnt.epoch == 0 and len(learnt.validation) == 3 for learnt in found.learnt)
+    assert all(learnt.epoch == 0 and len(learnt.validation) == 2 for learnt in found.learnt)
     prompts, target, _ = world(40)
     emitter = Emitter(tiny, 8, END, seed=5)
     own = emitter.scores(prompts[3], [TEXTS.ids[c] for c in target.column[18:24]])
@@ -238,6 +253,18 @@ def test_classes_are_encoded_after_a_space_and_control_tokens_in_them_are_text()
     assert not any(model.eos_ids & set(ids) for ids in found.ids)
     prompt = model.encode("Question: Where?\nAnswer:")
     assert model.encode("Question: Where?\nAnswer: Amberford") == (*prompt, *found.ids[0])
+
+
+def test_a_class_is_written_as_most_answers_write_it() -> None:
+    answers = {"Gmail": 7.0, "GMAIL": 2.0, "The Yahoo!": 1.0, "yahoo": 1.0, "Red.": 3.0, "?": 1.0}
+    found = usual_texts(["gmail", "yahoo", "red", "Red", "(unparsed)"], answers)
+    assert found == {"gmail": "Gmail", "yahoo": "The Yahoo!"}  # "red" and "Red" read alike, so they keep their labels
+
+
+def test_a_usual_text_that_cannot_be_written_or_is_taken_yields_to_the_label(tiny: LanguageModel) -> None:
+    usual = {"red": "two", "blue": "Q", "one": "red red", "green": "red red"}
+    found = class_texts(tiny, ["red", "blue", "one", "green"], BASE, usual)
+    assert found.ids == class_texts(tiny, ["two", "blue", "red red", "green"], BASE).ids
 
 
 def test_a_class_ends_as_the_model_ends_an_answer_unless_a_class_holds_that() -> None:

@@ -1,0 +1,1 @@
+"""The generative rung on planted distributions."""
