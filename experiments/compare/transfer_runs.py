@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.compare.pairs import Scored
 from experiments.probe.open_classes import MOST_POOLED, features_of
+from experiments.probe.probed import probe_device
 from experiments.report.html_page import save_figures
 from experiments.report.summary_table import interval, labels, number
 from experiments.sample.models import Models
@@ -113,7 +114,8 @@ def _read_out(runs: Sequence[Scored], folders: Sequence[Run], tables: Sequence[C
         if key not in embedded:
             found = features_of(run.cell, folder, opened[0].classes, models)
             embedded[key] = np.stack([found[label] for label in opened[0].classes])
-    return OpenClasses(opened, [open_entropies(table) for table in tables], [embedded[key] for key in keys])
+    known, features = [open_entropies(table) for table in tables], [embedded[key] for key in keys]
+    return OpenClasses(opened, known, features, probe_device(probes.device))
 
 
 def _spaces(runs: Sequence[Scored], widths: Sequence[int], known: Sequence[Sequence[str]]) -> list[str]:

@@ -23,9 +23,9 @@ from probes.targets.open import OpenTarget
 from semcal.seeds import keyed_generator
 
 _PRIOR_LR = 0.05  # of two numbers
-_STARTS, _ROUNDS = 4, 50  # of expectation-maximisation
+_STARTS, _ROUNDS = 4, 30  # of expectation-maximisation
 _UNEVEN = 0.3  # of the Dirichlet that a start shares answers among Gaussians by
-_ENOUGH = 1e-4  # nats per question, by which a round has to gain
+_ENOUGH = 1e-3  # nats per question, by which a round has to gain
 _NARROW = 1e-3  # σ² at least, where the classes have mean square 1
 
 

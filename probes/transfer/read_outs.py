@@ -121,11 +121,13 @@ class OpenClasses:
         known: [run], their entropies.
         features: [run], embeddings of the classes [class, feature] by the model of the run; runs of one model share
             one array.
+        device: where probes are fitted.
     """
 
     targets: Sequence[OpenTarget]
     known: Sequence[Entropies]
     features: Sequence[FloatArray]
+    device: str = "cpu"
 
     @property
     def sizes(self) -> list[int]:
@@ -134,7 +136,10 @@ class OpenClasses:
     @cached_property
     def _axes(self) -> dict[int, Tensor]:
         """Of each array of features."""
-        return {id(features): class_axes(features) for features in {id(f): f for f in self.features}.values()}
+        return {
+            id(features): class_axes(features).to(self.device)
+            for features in {id(f): f for f in self.features}.values()
+        }
 
     def values(self, run: int, rows: IntArray) -> IntArray:
         return self.targets[run].entries(rows)
