@@ -118,7 +118,7 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
     small = smaller(monkeypatch, tmp_path, lean | {"styles": ["sentence"]})
     assert "no question was asked of both in one style" in refused(one, small.folder)
     runs = [one, two, small.folder]
-    assert "models" not in refused(*runs, "--layer", "blocks.9.hook_resid_post")
+    assert "some runs lack layer 'blocks.9.hook_resid_post'" in refused(*runs, "--layer", "blocks.9.hook_resid_post")
 
 
 def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):
