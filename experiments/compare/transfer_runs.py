@@ -238,7 +238,7 @@ def write_transfer(found: Transferred, folder: Path) -> None:
         trained_layer=[own for own in found.layers for _ in range(n)],
         tested_layer=found.layers * n,
     )
-    title = f"{found.probe.capitalize()} probes at {', '.join(dict.fromkeys(found.layers))}, last prompt token"
+    title = f"{found.probe.capitalize()} probes, last prompt token\n{', '.join(dict.fromkeys(found.layers))}"
     figure = transfer_matrix(found.cells, title=title, without=found.without)
     with replacing(folder) as staged:
         write_atomically(staged / "transfer.csv", lambda path: table.to_csv(path, index=False))

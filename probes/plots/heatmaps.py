@@ -75,7 +75,7 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, without: str) 
     axes.set_xticks(range(size), below, fontsize=8)
     axes.set_yticks(range(size), [_broken(name) for name in names], fontsize=8)
     axes.set(xlabel="tested on", ylabel="trained on")
-    entitle(axes, title)
+    entitle(figure, title)
     _colour_bar(figure, axes, GAP.label, shades)
     return figure
 
