@@ -88,7 +88,7 @@ def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame) -> None:
     if np.isfinite(ceiling):
         axes.axhline(ceiling, **CEILING)
     axes.fill_between(x, frame["low"], frame["high"], color=PROBE, alpha=0.22, lw=0)
-    if frame["control"].notna().any():
+    if np.isfinite(frame["control"].to_numpy(float)).any():
         style = {"color": CONTROL, "lw": 1.0, "ls": ":", "marker": "s", "ms": 3}
         axes.plot(x, frame["control"], zorder=2.2, label="control task", **style)
     lowest = float(np.nanmin([0.0, *frame["low"], *frame["control"]]))

@@ -24,8 +24,8 @@ def learning_curve_figure(frame: pd.DataFrame, *, title: str, marginal: float | 
     Raises:
         ValueError: no row, or several rungs.
     """
-    if frame.empty or frame["rung"].nunique() != 1:
-        raise ValueError(f"the frame has {len(frame)} rows of {frame['rung'].nunique()} rungs; expected rows of one")
+    if (rungs := len(set(frame["rung"]))) != 1:
+        raise ValueError(f"the frame has {len(frame)} rows of {rungs} rungs; expected rows of one")
     rows = frame.sort_values("questions")
     x, (gap, low, high) = rows["questions"].to_numpy(float), rows[GAP.columns].to_numpy(float).T
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -33,12 +33,12 @@ def learning_curve_figure(frame: pd.DataFrame, *, title: str, marginal: float | 
     label = f"{rows['rung'].iloc[0]} rung, {rows['held_out'].iloc[0]} held-out questions"
     style = {"color": PROBE, "lw": 2.0, "marker": "o", "ms": 6, "capsize": 3, "elinewidth": 1.4}
     axes.errorbar(x, gap, np.abs(np.stack([low, high]) - gap), label=label, **style)
-    known = marginal is not None and np.isfinite(marginal)
-    if known:
+    top = max(0.02, float(np.nanmax([gap, high])))
+    if marginal is not None and np.isfinite(marginal):
+        top = max(top, marginal)
         label = "marginal, the same for all questions"
         axes.axhline(marginal, color=MUTED, lw=1.4, ls=(0, (5, 3)), label=label)
     axes.axhline(0, color=INK, lw=0.8)
-    top = max(0.02, float(np.nanmax([gap, high])), marginal if known else 0.0)
     axes.set_ylim(min(0.0, float(np.nanmin([gap, low]))) - 0.03 * top, 1.06 * top)
     axes.set_xscale("log")
     axes.set_xlim(x[0] / 1.25, x[-1] * 1.25)

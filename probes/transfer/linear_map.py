@@ -13,7 +13,7 @@ from torch import Tensor
 
 from probes.evaluation.folds import inner_split
 from probes.solver.rotation import Rotation, Standard, rotate
-from semcal.arrays import FloatArray
+from semcal.arrays import FloatArray, IntArray
 
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # relative to the mean variance of a standardised feature
 RANKS = (4, 16, 64, 256)
@@ -89,8 +89,8 @@ def _path(
     return found
 
 
-def _error(X: FloatArray, Y: FloatArray, chosen: LinearMap, rows: FloatArray) -> float:
-    return float((squared_errors(chosen, X[rows], Y[rows])[0]).sum())
+def _error(X: FloatArray, Y: FloatArray, chosen: LinearMap, rows: IntArray) -> float:
+    return float(squared_errors(chosen, X[rows], Y[rows])[0].sum())
 
 
 def squared_errors(chosen: LinearMap, X: FloatArray, Y: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def styles(tmp_path, lean):
 
 def smaller(monkeypatch, tmp_path, study):
     """A run of a model with two narrower blocks."""
-    config = ROPE | {"hidden_size": 16, "num_hidden_layers": 2}
+    config: dict[str, Any] = ROPE | {"hidden_size": 16, "num_hidden_layers": 2}
     monkeypatch.setitem(CONFIGS, "small", lambda: LlamaConfig(**config, num_key_value_heads=2))
     model = {"path": str(save_checkpoint(tmp_path / "small-llama", "small")), "device": "cpu"}
     (run,) = run_dict(tmp_path, study | {"name": "other", "models": [model]})
@@ -58,7 +59,7 @@ def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
         ("sentence", "sentence"),
     ]
     assert set(table["trained_layer"]) == set(table["tested_layer"]) == {LAST}
-    assert (table["low"] <= table["gap"]).all()
+    assert (table["low"] <= table["gap"]).to_numpy().all()
     np.testing.assert_allclose(table["added"], table["alone"] - table["gap"])
     assert (table["n"] == 48).all()
     assert (out / "transfer.png").stat().st_size > 1000
