@@ -277,17 +277,17 @@ def intervene(
 @app.command()
 def transfer(
     targets: Targets,
-    layer: Annotated[str | None, typer.Option(help="Hook name; default: the last layer.")] = None,
-    target: Annotated[str, typer.Option(help="classes, or b_confidence for runs that share no classes.")] = "classes",
+    layer: Annotated[str | None, typer.Option(help="Hook name in the first run; default: its last layer.")] = None,
+    target: Annotated[str, typer.Option(help="classes or b_confidence.")] = "classes",
     out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
 ) -> None:
-    """Train a linear probe on each run, test it on every run: what do datasets, styles and checkpoints share?"""
+    """Train a probe on each run, test it on every run: what do datasets, styles, checkpoints and models share?"""
     from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer
     from experiments.pipeline.targets import scored_runs
 
     runs, _, left_out = scored_runs(targets)
     found = transfer_runs(runs, layer=layer, target=target)
-    console.print(transfer_table(found.cells))
+    console.print(transfer_table(found))
     console.print(explanation(found), highlight=False, markup=False)
     write_transfer(found, out)
     _print_written(out / f"transfer.{suffix}" for suffix in ("csv", "png", "svg"))

@@ -97,6 +97,12 @@ def block_hooks(block: int) -> list[str]:
     return [f"blocks.{block}.{hook}" for hook in BLOCK_HOOKS]
 
 
+def block_of(hook: str) -> int | None:
+    """The block of a hook, from 0; None where the name does not tell."""
+    found = re.match(r"blocks\.(\d+)\.", hook)
+    return int(found[1]) if found else None
+
+
 def whole_families(hooks: Sequence[str]) -> list[str]:
     """Patterns that mean a hook in every block."""
     return [f"blocks.*.{hook}" for hook in hooks]

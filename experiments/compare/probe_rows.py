@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from probes.evaluation.result import COLUMNS, LAYER_RUNGS
+from probes.evaluation.result import BASELINE, COLUMNS, LAYER_RUNGS, MARGINAL
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
@@ -25,6 +25,20 @@ def probe_table(run: Run) -> pd.DataFrame:
 def layer_rows(probes: pd.DataFrame) -> pd.DataFrame:
     """The rows of the probes that are fitted at every layer of the model's own activations."""
     return probes.loc[probes["rung"].isin(LAYER_RUNGS), :]
+
+
+def rung_rows(probes: pd.DataFrame, target: str) -> list[dict[str, Any]]:
+    """Every rung and then every baseline of a target at the last prompt token, at the last layer that it was fitted at:
+    its row, with `best_layer` and `best_gap`, those of the layer with the smallest gap ("" and NaN where it was fitted
+    at one alone). The marginal is last."""
+    here = probes.loc[(probes["target"] == target) & (probes["position"] == LAST_PROMPT_TOKEN), :].dropna(subset="gap")
+    found = []
+    for rung, rows in here.groupby("rung", sort=False):
+        best = rows.loc[rows["gap"].idxmin(), :] if len(rows) > 1 else {"layer": "", "gap": math.nan}
+        chosen = {"best_layer": best["layer"], "best_gap": best["gap"]}
+        found.append((str(rung), rows.iloc[-1].to_dict() | chosen))
+    found.sort(key=lambda each: (each[0].startswith(BASELINE), each[0] == f"{BASELINE}{MARGINAL}"))
+    return [row for _, row in found]
 
 
 def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:

@@ -384,9 +384,7 @@ class ProbesConfig(Settings):
     target: Literal["auto", "closed", "open"] = "auto"
     rungs: list[Rung] = Field(default=["linear"])
     rung_layers: list[str] = Field(default=[])
-    baselines: list[Literal["marginal", "tfidf", "first-token", "random-init", "step-0", "other-model"]] = Field(
-        default=["tfidf"]
-    )
+    baselines: list[Literal["tfidf", "first-token", "random-init", "step-0", "other-model"]] = Field(default=["tfidf"])
     step0: str = ""
     other: str = ""
     exemplars: Literal["drop", "keep"] = "drop"

@@ -11,12 +11,13 @@ from experiments.config.run_folder import unfinished
 from experiments.config.study import Cell
 from experiments.sample.sample_cell import form_of
 from experiments.score.score import readable_texts
+from probes.evaluation.baselines import held_out_marginal
 from probes.evaluation.folds import nested_folds
 from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, OpenPrediction, Seeds, open_evaluation
 from probes.rungs.emitting.generated_text import class_texts, prompts_without_exemplars, usual_texts
 from probes.rungs.emitting.generative import Generated, Learnt, Progress, Training, generate_classes
 from probes.targets.entropy import Entropies
-from probes.targets.open import OpenTarget, open_entropies, open_target
+from probes.targets.open import open_entropies, open_target
 from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.paired import plain_mean
 from semcal.calibration.resampling import Resampling
@@ -53,7 +54,9 @@ def fit_generative(
     )
     seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
     of_run = open_evaluation(
-        OpenPrediction(found.log_q[None], held_out_marginal(target, group, cell.probes.folds, seeds.folds)),
+        OpenPrediction(
+            found.log_q[None], held_out_marginal(target, nested_folds(group, cell.probes.folds, seeds.folds))
+        ),
         {"rung": GENERATIVE, "layer": ["whole model"], "measure": KL_EXPLAINED},
         target=target,
         found=open_entropies(table),
@@ -73,18 +76,6 @@ def _phrases(cell: Cell, run: Run, table: ClassTable) -> dict[str, float]:
     for text, weight in zip(readable_texts(samples, cell.style), weights, strict=True):
         if text and (phrase := extract(text, cell.style)):
             found[phrase] = found.get(phrase, 0.0) + float(weight)
-    return found
-
-
-def held_out_marginal(target: OpenTarget, group: Sequence[str], folds: int, seed: int) -> np.ndarray:
-    """[entry] log-probabilities by the mean distribution of the other folds' questions, smoothed by one question that
-    is uniform over the run's classes, as closed marginals are."""
-    found, size = np.empty(len(target.mass)), len(target.classes)
-    for fold in nested_folds(group, folds, seed):
-        seen = target.entries(fold.train)
-        total = np.bincount(target.column[seen], target.mass[seen], size)
-        own = target.entries(fold.test)
-        found[own] = np.log((total + 1 / size) / (len(fold.train) + 1))[target.column[own]]
     return found
 
 

@@ -16,13 +16,17 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from experiments.config.study import Cell
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
+from probes.evaluation.baselines import held_out_marginal
+from probes.evaluation.folds import nested_folds
 from probes.evaluation.layerwise import CrossValidation, Source
 from probes.evaluation.open_layers import evaluate_open
 from probes.evaluation.result import (
+    BASELINE,
     BILINEAR,
     CANDIDATES,
     DENSITY,
     KL_EXPLAINED,
+    MARGINAL,
     Evaluation,
     OpenPrediction,
     Seeds,
@@ -106,7 +110,7 @@ class OpenClasses:
         finite = np.where(np.isfinite(found.penalty), found.penalty, np.nan)
         chosen = [f"penalty={np.nanmedian(row):g}" if np.isfinite(row).any() else "candidate-only" for row in finite]
         columns = {"layer": list(found.layers), "p_value": found.p_value, "choice": chosen}
-        return self._read(found.log_q, found.candidate_log_q, rung, columns)
+        return self._read(OpenPrediction(found.log_q, found.candidate_log_q, CANDIDATES), rung, columns)
 
     def answers(self, source: Layers) -> tuple[list[str], FloatArray]:
         """What the bilinear probe on the last layer answers to each question, [question], and its probability."""
@@ -115,17 +119,23 @@ class OpenClasses:
         found = evaluate_open(last, self.target, self.features, group=self.group, how=how, seed=self.seed)
         return [self.target.classes[column] for column in found.answer[0]], found.confidence[0]
 
+    def marginal(self) -> Evaluation:
+        """The mean distribution of other questions, the same for all."""
+        log_q = held_out_marginal(self.target, nested_folds(self.group, self.how.folds, Seeds.of(self.seed).folds))
+        return self._read(OpenPrediction(log_q[None], log_q), f"{BASELINE}{MARGINAL}", {"layer": [""]})
+
     def density(self, states: FloatArray, layer: str) -> Evaluation:
         """The density head on one layer's activations [question, d]; see `density_predictions`."""
         found = density_predictions(
             states, self.target, self.features, self.group, folds=self.how.folds, seed=self.seed
         )
         chosen = f"components={', '.join(map(str, sorted(set(found.components))))}"
-        return self._read(found.log_q[None], found.log_prior, DENSITY, {"layer": [layer], "choice": chosen})
+        predicted = OpenPrediction(found.log_q[None], found.log_prior, CANDIDATES)
+        return self._read(predicted, DENSITY, {"layer": [layer], "choice": chosen})
 
-    def _read(self, log_q: FloatArray, log_candidates: FloatArray, rung: str, columns: dict[str, Any]) -> Evaluation:
+    def _read(self, predicted: OpenPrediction, rung: str, columns: dict[str, Any]) -> Evaluation:
         return open_evaluation(
-            OpenPrediction(log_q, log_candidates, CANDIDATES),
+            predicted,
             {"rung": rung, "layer": columns.pop("layer"), "measure": KL_EXPLAINED},
             target=self.target,
             found=self.found,

@@ -23,7 +23,16 @@ from probes.activations.layers import Layers
 from probes.evaluation.baselines import TEXT_PENALTIES, baseline_row
 from probes.evaluation.folds import too_few_groups
 from probes.evaluation.layerwise import Target
-from probes.evaluation.result import BILINEAR, CANDIDATES, COLUMNS, DENSITY, LINEAR, OPEN_RUNGS, Evaluation
+from probes.evaluation.result import (
+    BASELINE,
+    BILINEAR,
+    COLUMNS,
+    DENSITY,
+    LINEAR,
+    MARGINAL,
+    OPEN_RUNGS,
+    Evaluation,
+)
 from probes.evaluation.rungwise import Candidates
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
@@ -80,7 +89,7 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
         if position == LAST_PROMPT_TOKEN:
             probe_confidence(at, run)
         if found:
-            tables.append(table_of(found, position, with_marginal="marginal" in cell.probes.baselines))
+            tables.append(table_of(found, position))
             losses.append(losses_of(found, position, at.table.questions))
     run.write_probe_losses(pd.concat(losses, ignore_index=True))
     # Last, because a run counts as probed once this file is there.
@@ -111,6 +120,8 @@ def fit_position(at: Probed) -> list[Evaluation]:
         rows = [*at.fit_linear(targets, layers), *rows]
     if CLASSES in probes.targets and (BILINEAR in probes.rungs or (at.opened and LINEAR in probes.rungs)):
         rows.append(at.classes.evaluate(layers))
+    if CLASSES in probes.targets and at.opened:
+        rows.append(at.classes.marginal())
     if CLASSES in probes.targets and DENSITY in probes.rungs:
         rows += [at.classes.density(at.activations.layer(layer), layer) for layer in _chosen(at)]
     if "tfidf" in probes.baselines:
@@ -156,14 +167,13 @@ def _chosen(at: Probed) -> tuple[str, ...]:
         raise UserError(f"probes.rung_layers: {error}") from None
 
 
-def table_of(evaluations: Sequence[Evaluation], position: str, *, with_marginal: bool) -> pd.DataFrame:
-    """The rows of all evaluations at a position; for each target also that of the candidate-only model, where there is
-    one, and if asked for that of the marginal, which explain nothing."""
-    frames, first = [e.frame for e in evaluations], {}
-    for e in evaluations:
-        first.setdefault((str(e.frame["target"].iloc[0]), e.against), e)
-    frames += [baseline_row(e) for (_, against), e in first.items() if with_marginal or against == CANDIDATES]
-    return pd.concat(frames, ignore_index=True).assign(position=position)
+def table_of(evaluations: Sequence[Evaluation], position: str) -> pd.DataFrame:
+    """The rows of all evaluations at a position; for each target also those of what they are read against, the marginal
+    and the candidate-only model."""
+    rows = [e.frame for e in evaluations if e.frame["rung"].iloc[0] != f"{BASELINE}{MARGINAL}"]
+    first = {(str(e.frame["target"].iloc[0]), e.against): e for e in reversed(evaluations)}
+    rows += [baseline_row(e) for e in reversed(first.values())]
+    return pd.concat(rows, ignore_index=True).assign(position=position)
 
 
 def losses_of(evaluations: Sequence[Evaluation], position: str, ids: Sequence[str]) -> pd.DataFrame:

@@ -14,6 +14,9 @@ CAPTIONS = {
     "where an answer is already being written.",
     "rungs": "Rungs of the ladder and baselines at one layer, by KL gap. A rung with a large gap cannot read the "
     "distribution there; this does not show that the model does not know it.",
+    "learning": "KL gap of the generative rung by the number of questions that it learnt from, on the held-out "
+    "questions of one fold. Where the curve still falls at its end, there are too few questions to say that the "
+    "distribution cannot be learnt.",
     "commitment": "Above, how decided the answer is along the way; below, what probes miss by then of the class "
     "distribution of all samples (KL gap). Once an answer is being written, activations hold that answer rather than "
     "the distribution. The open mark is the mean place before the answering phrase.",

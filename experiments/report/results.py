@@ -9,27 +9,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from experiments.compare.probe_rows import bounds, layer_rows, probe_table
+from experiments.compare.probe_rows import bounds, last_layer, probe_table, rung_rows
 from experiments.compare.side_by_side import side_by_side
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
-from probes.evaluation.result import at_layer
-from semcal.positions import LAST_PROMPT_TOKEN
+from probes.evaluation.result import BASELINE
 from semcal.runs.files import newest, write_atomically
 from semcal.runs.run import Run
 
 Rows = Sequence[tuple[Cell, Run]]
-_PROBES = (
-    "KL gap: what a probe of one layer at the last prompt token misses of the class distribution of held-out "
-    "questions, the noise of finite M taken off; between: as far as the entropy is known from M samples; top class and "
-    "rest add up to the gap (chain rule); perfect: 95 % quantile of what a perfect predictor would be measured to "
-    "have. The best layer is picked on the questions it is scored on, so its gap is too small; quote the last."
+_DISTRIBUTIONS = (
+    "KL gap, nats: what is missed of the class distribution of held-out questions at the last prompt token, the noise "
+    "of finite M taken off, with its interval by group, at the last layer that a rung was fitted at; between: as far "
+    "as the entropy is known from M samples; top class and rest add up to the gap (chain rule); perfect: 95 % quantile "
+    "of what a perfect predictor would be measured to have. The best layer is picked on the questions it is scored on, "
+    "so its gap is too small; quote the last. Classes and pooled: how many are told apart, and the share of the mass "
+    'in "(other)"; seen mass: mean probability of the distinct answers seen.'
 )
+_TITLES = (
+    *("run", "rung", "layer", "KL gap", "between", "top class", "rest", "perfect, 95 %", "best layer", "its gap"),
+    *("n", "classes", "pooled", "seen mass"),
+)
+_SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
 COMMANDS = {
     "demo": ["make demo", "semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200"],
@@ -110,8 +114,7 @@ def _sections(rows: Rows) -> list[str]:
         "seen mass: mean probability of the distinct answers seen; within: the smallest error that the equivalence "
         "test rules out; loss gap: nats per question that the best tilt of the top class would recover.",
     ]
-    probed = [(n, probe_table(run)) for n, (_, run) in zip(names, rows, strict=True)]
-    lines += _probes([(n, table) for n, table in probed if not table.empty])
+    lines += _class_distributions([(n, run) for n, (_, run) in zip(names, rows, strict=True)])
     for n, (_, run) in zip(names, rows, strict=True):
         lines += _interventions(n, run)
     said = [f"- {n}: {remark}" for n, row in zip(names, rows, strict=True) for remark in remarks(*row)]
@@ -131,52 +134,41 @@ def _finite_m(c: dict[str, Any]) -> list[str]:
     ]
 
 
-def _probes(tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
-    """Probes of single layers at the last and at the best layer; then rungs and baselines at the last layer."""
-    last, ladders, shares = [], [], []
-    for name, table in tables:
-        rows = table.loc[(table["target"] == "classes") & (table["position"] == LAST_PROMPT_TOKEN), :]
-        lines = layer_rows(rows)
-        if lines.empty:
-            continue
-        end = lines.iloc[-1].to_dict()
-        last.append([name, str(end["rung"]), _gap(end), *_behind(end), *_best(lines)])
-        ladder = at_layer(rows, str(end["layer"])).dropna(subset=["gap"]).to_dict("records")
-        ladders.append((name, {str(row["rung"]): _gap(row) for row in ladder}))
-        if not math.isnan(end["explained"] + end["pooled"]):
+def _class_distributions(rows: Sequence[tuple[str, Run]]) -> list[str]:
+    """A row for every rung and baseline of every run, closed and open classes alike."""
+    cells, shares = [], []
+    for name, run in rows:
+        found = [] if (probes := probe_table(run)).empty else rung_rows(probes, "classes")
+        seen = number(run.calibration().get("seen_mass"))
+        for row in found:
+            n_classes = "—" if math.isnan(row["n_classes"]) else f"{row['n_classes']:.0f}"
+            pooled = "—" if math.isnan(row["pooled"]) else f"{row['pooled']:.0%}"
+            of_run = [f"{row['n']:.0f}", n_classes, pooled, seen]
+            cells.append([name, _rung(row), str(row["layer"]) or "—", *_gap_and_bracket(row), *_best(row), *of_run])
+        end = last_layer(probes, "classes") if found else None
+        if end is not None and not math.isnan(end["explained"] + end["pooled"]):
             shares.append([name, interval(end["explained"], end["low"], end["high"]), f"{end['pooled']:.0%}"])
-    if not last:
+    if not cells:
         return []
-    titles = ("run", "probe", "last layer", "between", "top class", "rest", "perfect, 95 %", "best layer", "which")
-    said = ["", "### Probes", "", "KL gap in nats:", "", *markdown_table(titles, last), "", _PROBES]
-    rungs = list(dict.fromkeys(rung for _, ladder in ladders for rung in ladder))
-    if len(rungs) > 1:
-        table = markdown_table(["run", *rungs], [[n, *(ladder.get(r, "—") for r in rungs)] for n, ladder in ladders])
-        said += ["", "KL gap of rungs and baselines at the last layer, nats:", "", *table]
+    said = ["", "### Class distribution before the answer", "", *markdown_table(_TITLES, cells), "", _DISTRIBUTIONS]
     if shares:
-        table = markdown_table(("run", "last layer", "mass pooled"), shares)
-        said += ["", "Share explained of the KL to the run's own marginal, not to be compared between runs:"]
-        said += ["", *table]
+        said += ["", _SHARES, "", *markdown_table(("run", "last layer", "mass pooled"), shares)]
     return said
 
 
-def _gap(row: dict[Any, Any]) -> str:
-    return interval(row["gap"], row["gap_low"], row["gap_high"])
+def _rung(row: dict[str, Any]) -> str:
+    return str(row["rung"]).replace(BASELINE, "baseline: ")
 
 
-def _behind(row: dict[Any, Any]) -> list[str]:
-    """The bounds of a gap, its parts, and its floor."""
-    between = "—" if math.isnan(row["gap"]) else " to ".join(number(end) for end in bounds(row))
-    return [between, *(number(row[name]) for name in ("gap_top", "gap_rest", "gap_floor"))]
+def _gap_and_bracket(row: dict[str, Any]) -> list[str]:
+    """A gap with its interval, its bracket, its parts and its floor."""
+    between = " to ".join(number(end) for end in bounds(row))
+    parts = (number(row[name]) for name in ("gap_top", "gap_rest", "gap_floor"))
+    return [interval(row["gap"], row["gap_low"], row["gap_high"]), between, *parts]
 
 
-def _best(lines: pd.DataFrame) -> list[str]:
-    """The smallest gap of all layers, and which layer has it."""
-    known = lines.dropna(subset=["gap"])
-    if known.empty:
-        return ["—", "—"]
-    best = known.loc[known["gap"].idxmin(), :].to_dict()
-    return [_gap(best), str(best["layer"])]
+def _best(row: dict[str, Any]) -> list[str]:
+    return [str(row["best_layer"]) or "—", number(row["best_gap"])]
 
 
 def _interventions(name: str, run: Run) -> list[str]:

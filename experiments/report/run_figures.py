@@ -10,6 +10,7 @@ from probes.evaluation.result import BASELINE, LAYER_RUNGS, at_layer
 from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map
 from probes.plots.layer_curve import layer_curve
+from probes.plots.learning_curve import learning_curve_figure
 from probes.plots.measures import measure_of
 from probes.plots.rungs_figure import MARGINAL, rungs_figure
 from semcal.calibration.estimators.finite_m import curve_of_rows
@@ -59,8 +60,8 @@ def run_figures(cell: Cell, run: Run) -> dict[str, Figure]:
 
 
 def probe_figures(cell: Cell, run: Run) -> dict[str, Figure]:
-    """Figures of the probes by name (layers, layers-positions, rungs, commitment), for the class distribution, or for
-    the first target if that was not probed."""
+    """Figures of the probes by name (layers, layers-positions, rungs, learning, commitment), for the classes,
+    or for the first target if that was not probed."""
     probes = probe_table(run)
     if probes.empty:
         return {}
@@ -71,6 +72,9 @@ def probe_figures(cell: Cell, run: Run) -> dict[str, Figure]:
     known = not lines.empty and measure_of(lines).known(lines)
     figures = _by_layer(cell, lines, probes.loc[probes["rung"].str.startswith(BASELINE), :]) if known else {}
     figures |= _by_rung(cell, probes, list(dict.fromkeys(lines["layer"])))
+    if target == "classes" and not (curve := run.learning_curve()).empty:
+        marginal = float(probes.loc[probes["rung"] == MARGINAL, "gap"].max())
+        figures["learning"] = learning_curve_figure(curve, title=cell.label, marginal=marginal)
     if target == "classes" and known:
         figures |= _commitment(cell, run, lines.loc[lines["layer"] == lines["layer"].iloc[-1], :])
     return figures

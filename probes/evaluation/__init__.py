@@ -1,1 +1,1 @@
-"""How far a probe's score can be trusted: folds, controls, baselines, ceilings, transfer."""
+"""How far a probe's score can be trusted: folds, controls, baselines, ceilings."""

@@ -1,6 +1,6 @@
 """What a probe must beat: words and lengths, the first token's distribution, and activations of an untrained model.
 
-The marginal is the 0 of every score; the classes that first tokens name are `probes.rungs.lens.LensProbe`.
+The marginal is what every score is read against; the classes that first tokens name are `probes.rungs.lens.LensProbe`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from probes.activations.layers import Layers
+from probes.evaluation.folds import Fold
 from probes.evaluation.result import BASELINE, Evaluation, gap_columns
 from probes.rungs.lens import first_token_facts
 from probes.targets.closed import MOST_POOLED
+from probes.targets.open import OpenTarget
+from semcal.arrays import FloatArray
 from semcal.models.checkpoint import LanguageModel
 from semcal.seeds import keyed_generator
 
@@ -106,6 +109,18 @@ def baseline_row(of: Evaluation) -> pd.DataFrame:
     row[["of_ceiling", "of_ceiling_low", "of_ceiling_high"]] = 0.0 if shown and row["ceiling"].item() > 0 else np.nan
     row[["control", "selectivity", "null_q95", "p_value", "penalty"]] = np.nan
     return row.assign(probe_nats=row["baseline_nats"], **gap_columns(of.gaps[-1:]))
+
+
+def held_out_marginal(target: OpenTarget, folds: Sequence[Fold]) -> FloatArray:
+    """[entry] log-probabilities by the mean distribution of the other folds' questions, smoothed by one question that
+    is uniform over the run's classes, as closed marginals are."""
+    found, size = np.empty(len(target.mass)), len(target.classes)
+    for fold in folds:
+        seen = target.entries(fold.train)
+        total = np.bincount(target.column[seen], target.mass[seen], size)
+        own = target.entries(fold.test)
+        found[own] = np.log((total + 1 / size) / (len(fold.train) + 1))[target.column[own]]
+    return found
 
 
 def first_token_features(model: LanguageModel, residual: np.ndarray) -> Layers:

@@ -24,6 +24,7 @@ from semcal.seeds import keyed_generator
 _HALVINGS = 8  # of the samples, for the top class
 _FEWEST = 4  # samples that can be halved: of a single one, half an answer, no entropy is known
 _FLOOR_DRAWS = 100
+_TINY = np.finfo(float).tiny  # for 1 − q that is 0 by rounding
 _ROUNDING = 1e-3  # by which predicted probabilities may sum to more than 1, in single precision
 
 
@@ -102,7 +103,7 @@ def kl_gaps(
     cross_entropy = -_sums(target, target.mass * log_q)  # [row, question]
     gap = cross_entropy - found.point
     top = _top_gaps(target, log_q, resampling.seed)
-    low, high = _intervals(np.concatenate([gap, top]), clusters.index, resampling)
+    low, high = mean_intervals(np.concatenate([gap, top]), clusters.index, resampling)
     floor, floor_q95 = perfect_gap(target, resampling.seed)
     rows = len(gap)
     return [
@@ -124,6 +125,42 @@ def kl_gaps(
             floor_q95=floor_q95,
         )
         for row in range(rows)
+    ]
+
+
+def confidence_gaps(
+    target: OpenTarget, log_sure: FloatArray, group: Sequence[str], resampling: Resampling
+) -> list[KLGap]:
+    """The KL gaps of several predictors of B-confidence: KL between the Bernoulli distributions "the top class, or
+    another", nats. The top class is found in one half of the samples and its share in the other, as in `kl_gaps`.
+
+    Args:
+        target: the class distributions of n questions.
+        log_sure: [row, question] log-probability that an answer is of the top class.
+        group, resampling: as in `kl_gaps`.
+
+    Raises:
+        ValueError: shapes that disagree, or log-probabilities that are not finite or above 0.
+    """
+    if log_sure.ndim != 2 or not log_sure.shape[1] == len(group) == len(target):
+        raise ValueError(f"log_sure is {log_sure.shape}, for {len(target)} questions and {len(group)} group labels")
+    if not ((log_sure <= 0) & np.isfinite(log_sure)).all():
+        raise ValueError("a predicted B-confidence is not a probability above 0")
+    nan = float("nan")
+    if target.m is not None and target.m < _FEWEST:
+        gaps, entropy = np.full(log_sure.shape, nan), nan
+    else:
+        tops = _tops(target, resampling.seed)
+        share, of_tops = tops.share.mean(0), tops.entropy.mean(0)
+        gaps = -share * log_sure - (1 - share) * np.log(np.maximum(-np.expm1(log_sure), _TINY)) - of_tops
+        entropy = float(of_tops.mean())
+    low, high = mean_intervals(gaps, groups(np.asarray(group), len(target)).index, resampling)
+    return [
+        KLGap(
+            *(float(own.mean()), float(low[row]), float(high[row]), nan, nan, float(own.mean()) + entropy, entropy),
+            *(float(own.mean()), float(low[row]), float(high[row]), 0.0, own, own, nan, nan),
+        )
+        for row, own in enumerate(gaps)
     ]
 
 
@@ -189,8 +226,12 @@ def _counts(target: OpenTarget) -> IntArray:
     return np.rint(target.mass * target.m).astype(np.int64)
 
 
-def _intervals(values: FloatArray, group: IntArray, resampling: Resampling) -> tuple[FloatArray, FloatArray]:
-    """Ends [row] of the intervals of the means of `values` [row, question], whole groups drawn."""
+def mean_intervals(values: FloatArray, group: IntArray, resampling: Resampling) -> tuple[FloatArray, FloatArray]:
+    """Ends [row] of the intervals of the means of `values` [row, question], whole groups drawn; see `kl_gaps`.
+
+    Args:
+        group: [question] numbers of the groups, from 0.
+    """
     count = int(group.max()) + 1
     # The bootstrap's variance is too small by (G − 1)/G, and its tails are those of the normal.
     tail = norm.cdf(t.ppf((1 - resampling.level) / 2, count - 1) * np.sqrt(count / (count - 1)))
@@ -218,15 +259,18 @@ def _top_gaps(target: OpenTarget, log_q: FloatArray, seed: int) -> FloatArray:
     """KL between the Bernoulli distributions of the top class: [row, question]."""
     if target.m is not None and target.m < _FEWEST:
         return np.full((len(log_q), len(target)), np.nan)
-    tops = _exact_tops(target) if target.m is None else _sampled_tops(target, target.m, seed)
-    q = np.exp(log_q)
+    tops, q = _tops(target, seed), np.exp(log_q)
     own = _sums(target, q)
     gaps = np.zeros((len(log_q), len(target)))
     for entry, share, entropy in zip(tops.entry, tops.share, tops.entropy, strict=True):
         others = np.maximum(1 - q[:, entry], own - q[:, entry])  # 1 − q is 0 by rounding where q is nearly 1
-        log_others = np.log(np.where(share < 1, np.maximum(others, np.finfo(float).tiny), 1.0))
+        log_others = np.log(np.where(share < 1, np.maximum(others, _TINY), 1.0))
         gaps -= share * log_q[:, entry] + (1 - share) * log_others + entropy
     return gaps / len(tops.entry)
+
+
+def _tops(target: OpenTarget, seed: int) -> _Tops:
+    return _exact_tops(target) if target.m is None else _sampled_tops(target, target.m, seed)
 
 
 def _exact_tops(target: OpenTarget) -> _Tops:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes.activations.layers import Layers
 from probes.evaluation.controls import maximum_null, permuted_rows
 from probes.evaluation.folds import Fold, nested_folds, too_few_groups
 from probes.evaluation.layerwise import CrossValidation, Source
@@ -130,6 +131,29 @@ def evaluate_open(
         del block  # or it would stay while the next one is read
     null_q95, p_value = maximum_null(_widened(gains[:, 1:]), gains[:, 0])
     return OpenEvaluation(source.names, log_q, candidate, answer, confidence, gains[:, 0], null_q95, p_value, penalty)
+
+
+def predict_open(
+    X: FloatArray, target: OpenTarget, axes: Tensor, group: Sequence[str], fold: Fold, penalties: Sequence[float]
+) -> tuple[FloatArray, FloatArray]:
+    """Log-probabilities [entry] of the classes of the questions of `fold.test`, by the bilinear probe on one layer's
+    activations [question, d] and by the candidate-only model, both learnt from `fold.train`.
+
+    Args:
+        axes: [class, axis], of `class_axes`.
+        group: [question].
+
+    Raises:
+        ValueError: an activation is not finite.
+    """
+    split = Split.of(target, axes, group, fold, penalties)
+    block = Layers.of(X[:, None], ["given"]).block(slice(0, 1), len(target), axes.device.type)
+    _, model, held_out = next(split.fitted(block, penalties))
+    none = torch.zeros(len(fold.test), 0, device=axes.device)
+    log_q, log_candidates = (
+        split.predict(target, one, scores).log_q for one, scores in ((model, held_out), (split.candidates[1], none))
+    )
+    return log_q, log_candidates
 
 
 def _widened(gains: FloatArray) -> FloatArray:

@@ -1,7 +1,7 @@
-"""Heat maps: the KL gap by layer × position of one run, and shares explained by runs × runs.
+"""Heat maps: the KL gap by layer × position of one run, and by runs × runs.
 
-Draws on a bare Figure, without pyplot's state. Lightness alone carries the value, so that it reads in grey; shares
-below 0, worse than the marginal, are hatched, and every cell holds its number.
+Draws on a bare Figure, without pyplot's state. Lightness alone carries the value, so that it reads in grey; what is
+worse than knowing nothing of the question is hatched, and every cell holds its number.
 """
 
 from collections.abc import Sequence
@@ -14,38 +14,45 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from probes.evaluation.transfer import TransferCell
 from probes.plots.measures import GAP, measure_of
 from probes.plots.style import INK, MUTED, PROBE, entitle, in_percent, position_name, short_names
+from probes.transfer.across_runs import TransferCell
 
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", PROBE, "#00304F"])
 _SHADES = _SHADES.with_extremes(bad="#F2F2F2")
 _DARK = 0.47  # luminance below which text is white
 _MOST_NUMBERS = 240  # cells; more would not be read
+_UNSEEN = 0.005  # below which a number is written as 0
 
 
 @dataclass(frozen=True)
 class _Shades:
-    """How a value becomes a colour, and whether cells below 0 are hatched."""
+    """How a value becomes a colour, and what hatching says, if there is any."""
 
     colours: Colormap
     scale: Normalize
-    hatched: bool
+    hatching: str = ""
 
 
-_SHARES = _Shades(_SHADES, Normalize(0, 1, clip=True), True)
+_SHARES = _Shades(_SHADES, Normalize(0, 1, clip=True), "below 0")
 
 
-def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str = "share of KL explained") -> Figure:
-    """Share of KL explained by every run's probe (rows) on every run (columns), with its interval.
+def _gaps(white: float, hatching: str = "") -> _Shades:
+    """Dark where a gap is small."""
+    return _Shades(_SHADES.reversed(), Normalize(0, max(white, 0.02), clip=True), hatching)
 
-    The diagonal, outlined, is cross-validated. Below each column is the noise ceiling of the run tested on.
+
+def transfer_matrix(cells: Sequence[TransferCell], *, title: str, without: str) -> Figure:
+    """KL gap of every run's probe (rows) on every run (columns), dark where it is small, with its interval and what
+    activations add; hatched where they mislead.
+
+    The diagonal, outlined, is cross-validated. Below each column is the gap of the run's own probe without activations.
 
     Args:
         cells: as `transfer` gives them, row by row.
         title: above the figure.
-        measure: what is explained, in words, for the colour bar.
+        without: what is left of the probe without activations, in words.
 
     Raises:
         ValueError: cells that do not make a square.
@@ -54,21 +61,22 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, measure: str =
     size = len(names)
     if len(cells) != size**2 or [c.tested_on for c in cells[:size]] != names:
         raise ValueError(f"{len(cells)} cells of {size} runs; expected one per pair, row by row")
-    values = np.array([cell.explained for cell in cells]).reshape(size, size)
-    text = [f"{_percent(cell.explained)}\n{_range(cell.low, cell.high)}" for cell in cells]
+    values, added = (np.reshape([getattr(cell, name) for cell in cells], (size, size)) for name in ("gap", "added"))
+    text = [f"{_nats(c.gap)} [{_nats(c.low)}, {_nats(c.high)}]\nadds {_nats(c.added)}" for c in cells]
+    alone = [cells[i * (size + 1)].alone for i in range(size)]
     longest = max(map(len, names))
-    figure = Figure(figsize=(2.4 + 1.15 * size + 0.05 * longest, 1.9 + 0.85 * size), layout="constrained")
+    figure = Figure(figsize=(2.4 + 1.45 * size + 0.05 * longest, 1.9 + 0.85 * size), layout="constrained")
     axes = figure.add_subplot()
-    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)), _SHARES)
+    shades = _gaps(float(np.nanmax([*alone, 0.0])), "activations mislead")
+    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)), shades, added < -_UNSEEN)
     for at in range(size):
         axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=INK, lw=1.8, zorder=4))
-    ceilings = [cell.ceiling for cell in cells[:size]]
-    below = [f"{_broken(n)}\n(ceiling {_percent(c)})" for n, c in zip(names, ceilings, strict=True)]
+    below = [f"{_broken(name)}\n({without}: {_nats(own)})" for name, own in zip(names, alone, strict=True)]
     axes.set_xticks(range(size), below, fontsize=8)
     axes.set_yticks(range(size), [_broken(name) for name in names], fontsize=8)
     axes.set(xlabel="tested on", ylabel="trained on")
-    entitle(axes, title)
-    _colour_bar(figure, axes, measure, _SHARES)
+    entitle(figure, title)
+    _colour_bar(figure, axes, GAP.label, shades)
     return figure
 
 
@@ -92,14 +100,15 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, marginal: float | Non
     shades = _SHARES
     if measure == GAP:
         most = float(np.nanmax(grid)) if marginal is None or np.isnan(marginal) else marginal
-        shades = _Shades(_SHADES.reversed(), Normalize(0, max(most, 0.02), clip=True), False)
+        shades = _gaps(most)
     height, width = 1.6 + 0.3 * min(len(layers), 40), 2.6 + 0.72 * len(positions)
     figure = Figure(figsize=(max(4.2, width), max(3.4, height)), layout="constrained")
     axes = figure.add_subplot()
     write = _nats if measure == GAP else _number
     numbers = [[write(value) for value in row] for row in grid]
     numbered = grid.size <= _MOST_NUMBERS
-    _draw(axes, grid, np.array(numbers, dtype=object) if numbered else None, shades)
+    hatched = grid < -_UNSEEN if shades.hatching else np.zeros(grid.shape, dtype=bool)
+    _draw(axes, grid, np.array(numbers, dtype=object) if numbered else None, shades, hatched)
     axes.invert_yaxis()
     every = -(-len(layers) // 40)
     axes.set_yticks(range(0, len(layers), every), short_names(layers)[::every], fontsize=8)
@@ -114,14 +123,13 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, marginal: float | Non
     return figure
 
 
-def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shades) -> None:
-    """Cells [row, column] in shades, shares hatched below 0, with their text."""
+def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shades, hatched: np.ndarray) -> None:
+    """Cells [row, column] in shades, some hatched, with their text."""
     axes.imshow(values, cmap=shades.colours, norm=shades.scale, aspect="auto")
     rows, columns = values.shape
     for row, column in np.ndindex(rows, columns):
         value = values[row, column]
-        below = shades.hatched and bool(value < -0.005)  # below 0 as it is written
-        if below:
+        if hatched[row, column]:
             style = {"fill": False, "ec": "#BDBDBD", "lw": 0, "hatch": "////"}
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **style))
         if text is None:
@@ -130,7 +138,7 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shad
         said = axes.text(
             column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else INK
         )
-        if below:
+        if hatched[row, column]:
             said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
@@ -145,19 +153,11 @@ def _luminance(colour: np.ndarray) -> float:
 
 def _colour_bar(figure: Figure, axes: Axes, label: str, shades: _Shades) -> None:
     bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
-    if shades.hatched:
+    if shades == _SHARES:
         in_percent(bar.ax.yaxis)
-    bar.set_label(f"{label}\n(hatched: below 0)" if shades.hatched else label, fontsize=8, color=MUTED)
+    bar.set_label(f"{label}\n(hatched: {shades.hatching})" if shades.hatching else label, fontsize=8, color=MUTED)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-
-
-def _percent(value: float) -> str:
-    return f"{_number(value)} %" if np.isfinite(value) else "—"
-
-
-def _range(low: float, high: float) -> str:
-    return f"[{_number(low)}, {_number(high)}]" if np.isfinite(low) else ""
 
 
 def _number(value: float) -> str:

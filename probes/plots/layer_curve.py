@@ -57,18 +57,21 @@ def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame) -> None:
     axes.plot(x, gap[:, 0], color=PROBE, lw=2.2, marker="o", ms=5, zorder=2.1, label=_PROBE)
     axes.fill_between(x, gap[:, 1], gap[:, 2], color=PROBE, alpha=0.22, lw=0)
     known = baselines.dropna(subset=[GAP.value]) if len(baselines) else baselines
-    here = {name: float(nats) for name, nats in known[["rung", GAP.value]].to_numpy().tolist()}
-    name = next((name for name in _REFERENCES if BASELINE + name in here), None)
+    here = {str(rung).removeprefix(BASELINE): float(nats) for rung, nats in known[["rung", GAP.value]].to_numpy()}
+    shown = [0.02, float(np.nanmax(gap))]
+    name = next((name for name in _REFERENCES if name in here), None)
     if name is not None:
-        axes.axhline(here[BASELINE + name], color=MUTED, lw=1.4, ls=(0, (5, 3)), label=_REFERENCES[name])
-    if (value := here.get(f"{BASELINE}tfidf")) is not None:
-        axes.axhline(value, **_TEXT)
+        axes.axhline(here[name], color=MUTED, lw=1.4, ls=(0, (5, 3)), label=_REFERENCES[name])
+        shown.append(here[name])
+    if "tfidf" in here:
+        axes.axhline(here["tfidf"], **_TEXT)
+        shown.append(here["tfidf"])
     floor = float(np.nanmax([0.0, *frame["gap_floor"]]))
     if np.isfinite(floor) and floor > 0:
         label = "95 % of what a perfect predictor would show"
         axes.axhspan(0, floor, facecolor="#DEDEDE", edgecolor="#9A9A9A", lw=0.8, label=label)
     axes.axhline(0, color=INK, lw=0.8)
-    top = max(float(np.nanmax(gap)), *here.values(), 0.02) if here else max(float(np.nanmax(gap)), 0.02)
+    top = max(shown)
     axes.set_ylim(min(0.0, float(np.nanmin(gap))) - 0.03 * top, 1.06 * top)
     axes.set_ylabel(GAP.label)
 
@@ -85,7 +88,9 @@ def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame) -> None:
     if np.isfinite(ceiling):
         axes.axhline(ceiling, **CEILING)
     axes.fill_between(x, frame["low"], frame["high"], color=PROBE, alpha=0.22, lw=0)
-    axes.plot(x, frame["control"], color=CONTROL, lw=1.0, ls=":", marker="s", ms=3, zorder=2.2, label="control task")
+    if np.isfinite(frame["control"].to_numpy(float)).any():
+        style = {"color": CONTROL, "lw": 1.0, "ls": ":", "marker": "s", "ms": 3}
+        axes.plot(x, frame["control"], zorder=2.2, label="control task", **style)
     lowest = float(np.nanmin([0.0, *frame["low"], *frame["control"]]))
     axes.set_ylim(lowest - 0.04, max(1.02, float(np.nanmax([0.0, *frame["high"]])) + 0.02))
     in_percent(axes.yaxis)

@@ -23,8 +23,10 @@ from probes.targets.open import OpenTarget
 from semcal.seeds import keyed_generator
 
 _PRIOR_LR = 0.05  # of two numbers
-_BROAD = float(np.log(3.0))  # log σ at first, where the classes have mean square 1
-_SLOPE = 0.1  # of the means at first
+_STARTS, _ROUNDS = 4, 30  # of expectation-maximisation
+_UNEVEN = 0.3  # of the Dirichlet that a start shares answers among Gaussians by
+_ENOUGH = 1e-3  # nats per question, by which a round has to gain
+_NARROW = 1e-3  # σ² at least, where the classes have mean square 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class DensityHead:
     are learnt. A question is fitted as if its group were not among those that m was counted on, as it is not for a
     held-out question; else a and τ would trust every class to have been seen.
 
+    Gaussians that all start broad and alike move as one to the middle of two modes, and gradients hardly part them. So
+    the means start from a mixture of linear regressions of answers on activations, by expectation-maximisation from
+    several uneven starts (Jordan & Jacobs 1994, Neural Computation 6:181; De Veaux 1989), and the cross-entropy over
+    the run's classes is minimised from there.
+
     Attributes:
         components: numbers of Gaussians to choose from on the validation groups of each fold.
         axes: principal axes of the embeddings, at most.
@@ -45,7 +52,7 @@ class DensityHead:
         training: weight decay, minibatches and early stopping.
     """
 
-    components: Sequence[int] = (1, 4)
+    components: Sequence[int] = (1, 2, 4)
     axes: int = 32
     features: int = 64
     lr: float = 2e-2
@@ -110,7 +117,8 @@ def density_predictions(
         _train(alone, task, fold, head.training, lr=_PRIOR_LR, seed=seed)
         tried: dict[int, nn.Module] = {0: alone}
         for components in head.components:
-            tried[components] = _Mixture(task, alone, components, keyed_generator(seed, "density", str(components)))
+            rng = keyed_generator(seed, "density", str(components))
+            tried[components] = _Mixture(alone, _regressions(task, fold.fit, components, rng))
             _train(tried[components], task, fold, head.training, lr=head.lr, seed=seed)
         best = min(tried, key=lambda components: task.mean_loss(tried[components], fold.validation))
         entries = target.entries(fold.test)
@@ -195,29 +203,85 @@ class _Prior(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """The prior times a mixture of Gaussians, which is at first broad and nearly the same for all questions."""
+    """The prior times a mixture of Gaussians, at first that of `_regressions`."""
 
-    def __init__(self, task: _Task, prior: _Prior, components: int, rng: np.random.Generator) -> None:
+    def __init__(self, prior: _Prior, start: _Regressions) -> None:
         super().__init__()
-        self.task, self.prior, self.components = task, _Prior(task), components
+        self.task, self.prior, self.components = prior.task, _Prior(prior.task), len(start.weight)
         self.prior.load_state_dict(prior.state_dict())
-        d, axes = task.inputs.shape[1], task.places.shape[1]
-        chosen = rng.choice(len(task.places), size=components, p=_shares(task.seen))
-        self.mean = nn.Parameter(task.places[chosen].flatten())
-        self.mean_weight = nn.Parameter(_normal(rng, d, components * axes) * _SLOPE / d**0.5)
-        self.shape = nn.Parameter(torch.tensor([0.0, _BROAD]).repeat_interleave(components).float())
-        self.shape_weight = nn.Parameter(torch.zeros(d, 2 * components))
+        shape = torch.cat([start.weight.log(), start.variance.log() / 2])
+        self.mean = nn.Parameter(start.intercept.flatten().float())  # [component · axis]
+        self.mean_weight = nn.Parameter(start.slope.permute(1, 0, 2).flatten(1).float())
+        self.shape = nn.Parameter(shape.float())
+        self.shape_weight = nn.Parameter(torch.zeros(len(self.mean_weight), len(shape)))
 
     def forward(self, rows: Tensor, at: Tensor, place: Tensor, column: Tensor) -> Tensor:
         inputs, places = self.task.inputs[rows], self.task.places  # [row, feature], [class, axis]
         mean = (inputs @ self.mean_weight + self.mean).view(-1, places.shape[1])  # [row · component, axis]
         log_weight, log_scale = (inputs @ self.shape_weight + self.shape).split(self.components, dim=1)
-        log_scale = log_scale.clamp(-3, 3)
+        log_scale = log_scale.clamp(-3.5, 3)
         squares = mean.square().sum(1, keepdim=True) - 2 * mean @ places.T + places.square().sum(1)
         squares = squares.view(len(rows), self.components, -1)  # [row, component, class]
         heights = torch.log_softmax(log_weight, 1) - places.shape[1] * log_scale
         log_density = heights[..., None] - squares / (2 * (2 * log_scale).exp()[..., None])
         return torch.logsumexp(log_density, 1) + self.prior(rows, at, place, column)
+
+
+@dataclass(frozen=True)
+class _Regressions:
+    """A mixture of linear regressions; float64.
+
+    Attributes:
+        slope: [component, feature, axis].
+        intercept: [component, axis].
+        variance, weight: [component].
+        fit: mean log-density of an answer, nats.
+    """
+
+    slope: Tensor
+    intercept: Tensor
+    variance: Tensor
+    weight: Tensor
+    fit: float
+
+
+def _regressions(task: _Task, rows: np.ndarray, components: int, rng: np.random.Generator) -> _Regressions:
+    """The likeliest of several mixtures for the answers of some questions."""
+    at, place, column = task.entries(torch.as_tensor(rows))
+    inputs, answers = task.inputs[rows].double()[place], task.places[column].double()  # [entry, feature], [entry, axis]
+    mass = torch.as_tensor(task.target.mass[at.numpy()])
+    starts = 1 if components == 1 else _STARTS
+    shared = [torch.as_tensor(rng.dirichlet(np.full(components, _UNEVEN), len(mass))) for _ in range(starts)]
+    return max((_expect_and_maximise(inputs, answers, mass, own) for own in shared), key=lambda found: found.fit)
+
+
+def _expect_and_maximise(inputs: Tensor, answers: Tensor, mass: Tensor, own: Tensor) -> _Regressions:
+    """From responsibilities [entry, component]; slopes have standard normal priors.
+
+    Args:
+        inputs, answers: [entry, feature] and [entry, axis].
+        mass: [entry], sums to 1 over a question.
+    """
+    extended = torch.cat([inputs, torch.ones(len(inputs), 1).double()], 1)
+    axes, ridge = answers.shape[1], torch.eye(extended.shape[1]).double()
+    ridge[-1, -1] = 1e-6
+    variance, found = torch.ones(own.shape[1]).double(), None
+    for _ in range(_ROUNDS):
+        weighted = mass[:, None] * own
+        weight = weighted.sum(0).clamp(min=1e-9)
+        products = torch.einsum("nj,np,nq->jpq", weighted, extended, extended) + variance[:, None, None] * ridge
+        theta = torch.linalg.solve(products, torch.einsum("nj,np,na->jpa", weighted, extended, answers))
+        squares = (answers - extended @ theta).square().sum(2).T  # [entry, component]
+        variance = ((weighted * squares).sum(0) / (axes * weight)).clamp(min=_NARROW)
+        logs = weight.log() - axes / 2 * (2 * np.pi * variance).log() - squares / (2 * variance)
+        log_density = torch.logsumexp(logs, 1)
+        own, fit = (logs - log_density[:, None]).exp(), float(mass @ log_density / mass.sum())
+        gained = np.inf if found is None else fit - found.fit
+        found = _Regressions(theta[:, :-1], theta[:, -1], variance, weight / weight.sum(), fit)
+        if gained < _ENOUGH:
+            break
+    assert found is not None
+    return found
 
 
 def _train(network: nn.Module, task: _Task, fold: Fold, training: Training, *, lr: float, seed: int) -> None:
@@ -240,12 +304,3 @@ def _on_principal_axes(embeddings: Tensor, axes: int) -> Tensor:
     left, lengths, _ = torch.linalg.svd(centred, full_matrices=False)
     places = (left * lengths)[:, :axes]
     return (places / places.square().mean().sqrt().clamp(min=1e-12)).float()
-
-
-def _shares(mass: Tensor) -> np.ndarray:
-    shares = mass.double().numpy() + 1e-9
-    return shares / shares.sum()
-
-
-def _normal(rng: np.random.Generator, *shape: int) -> Tensor:
-    return torch.as_tensor(rng.normal(size=shape), dtype=torch.float32)

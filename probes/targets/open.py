@@ -104,9 +104,34 @@ def open_target(table: ClassTable) -> OpenTarget:
     Raises:
         ValueError: no question.
     """
-    if not len(table):
+    return open_targets([table])[0]
+
+
+def open_targets(tables: Sequence[ClassTable]) -> list[OpenTarget]:
+    """The class distributions of several runs over the classes of all of them: a target per table.
+
+    Raises:
+        ValueError: a table without questions.
+    """
+    if not all(len(table) for table in tables):
         raise ValueError("no class distributions were given; expected at least one question")
-    return _of_rows(distributions_of(table), table.m, "classes")
+    rows = [distributions_of(table) for table in tables]
+    classes = {label for own in rows for row in own for label in row}
+    return [_of_rows(own, table.m, "classes", sorted(classes)) for own, table in zip(rows, tables, strict=True)]
+
+
+def stacked(targets: Sequence[OpenTarget]) -> OpenTarget:
+    """The questions of several targets over one vocabulary, one after the other; m is that of the first.
+
+    Raises:
+        ValueError: vocabularies that differ.
+    """
+    first = targets[0]
+    if any(target.classes != first.classes for target in targets):
+        raise ValueError("the targets have different classes; lay them over one vocabulary first (`open_targets`)")
+    sizes = np.concatenate([np.diff(target.starts) for target in targets])
+    column, mass = (np.concatenate([getattr(t, name) for t in targets]) for name in ("column", "mass"))
+    return OpenTarget(first.classes, np.concatenate([[0], np.cumsum(sizes)]), column, mass, first.m, first.name)
 
 
 def open_entropies(table: ClassTable) -> Entropies:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +16,7 @@ from experiments.config.study import ProbesConfig
 from experiments.pipeline.targets import scored_runs
 from experiments.probe.confidence_of_probes import costs, probe_confidence
 from experiments.probe.probed import Probed
+from probes.targets.open import open_entropies
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
 from tests.experiments.conftest import run_dict
 from tests.experiments.pipeline.test_cli import semcal
@@ -31,12 +35,21 @@ def styles(tmp_path, lean):
     return run_dict(tmp_path, lean | {"styles": ["concise", "sentence"]})
 
 
+def smaller(monkeypatch, tmp_path, study):
+    """A run of a model with two narrower blocks."""
+    config: dict[str, Any] = ROPE | {"hidden_size": 16, "num_hidden_layers": 2}
+    monkeypatch.setitem(CONFIGS, "small", lambda: LlamaConfig(**config, num_key_value_heads=2))
+    model = {"path": str(save_checkpoint(tmp_path / "small-llama", "small")), "device": "cpu"}
+    (run,) = run_dict(tmp_path, study | {"name": "other", "models": [model]})
+    return run
+
+
 def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
     out = tmp_path / "out"
     folders = [run.folder for run in styles]
     code, said, err = semcal(monkeypatch, capsys, "transfer", *folders, "--out", out)
     assert code == 0, err
-    for word in ("trained on", "concise", "sentence", "noise ceiling", LAST, "cross-validated"):
+    for word in ("trained on", "concise", "sentence", "activations add", "perfect", LAST, "cross-validated"):
         assert word in said, word
     table = pd.read_csv(out / "transfer.csv")
     assert list(zip(table["trained_on"], table["tested_on"], strict=True)) == [
@@ -45,7 +58,9 @@ def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
         ("sentence", "concise"),
         ("sentence", "sentence"),
     ]
-    assert set(table["layer"]) == {LAST}
+    assert set(table["trained_layer"]) == set(table["tested_layer"]) == {LAST}
+    assert (table["low"] <= table["gap"]).to_numpy().all()
+    np.testing.assert_allclose(table["added"], table["alone"] - table["gap"])
     assert (table["n"] == 48).all()
     assert (out / "transfer.png").stat().st_size > 1000
     assert (out / "transfer.svg").is_file()
@@ -54,10 +69,38 @@ def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
 def test_a_layer_and_a_target_can_be_named(styles):
     runs, _, _ = scored_runs([str(run.folder) for run in styles], [])
     first = transfer_runs(runs, layer="blocks.0.hook_resid_pre", target="b_confidence")
-    assert first.layer == "blocks.0.hook_resid_pre"
+    assert first.layers == ["blocks.0.hook_resid_pre"] * 2
     assert {cell.covered for cell in first.cells} == {1.0}
-    assert "KL of B-confidence explained" in explanation(first)
-    assert first.cells != transfer_runs(runs, target="b_confidence").cells
+    assert "of B-confidence" in explanation(first)
+    assert [cell.gap for cell in first.cells] != [cell.gap for cell in transfer_runs(runs, target="b_confidence").cells]
+
+
+def test_open_classes_are_scored_by_their_texts_over_the_classes_of_all_runs(styles):
+    runs, _, _ = scored_runs([str(run.folder) for run in styles], [])
+    probes = runs[0].cell.probes.model_copy(update={"target": "open"})
+    first = replace(runs[0], cell=runs[0].cell.model_copy(update={"probes": probes}))
+    found = transfer_runs([first, runs[1]])
+    assert found.probe == "bilinear"
+    assert "over the classes of all runs" in explanation(found)
+    for cell in found.cells:
+        own = open_entropies(runs[0 if cell.tested_on == "concise" else 1].table).point.mean()
+        assert cell.alone + own < np.log(len({c for run in runs for row in run.table.classes for c in row}))
+    assert transfer_runs(runs).probe == "linear"
+
+
+def test_models_of_other_sizes_are_read_at_the_same_depth_through_a_map(monkeypatch, tmp_path, lean, styles):
+    """Three blocks against two: the middle of the one is nearest the first of the other, the last is the last."""
+    other = smaller(monkeypatch, tmp_path, lean)
+    runs, _, _ = scored_runs([str(styles[0].folder), str(other.folder)], [])
+    found = transfer_runs(runs)
+    assert found.layers == [LAST, "blocks.1.hook_resid_post"]
+    assert transfer_runs(runs, layer="blocks.0.hook_resid_pre").layers == ["blocks.0.hook_resid_pre"] * 2
+    own, across, back, _ = found.cells
+    assert (own.shared, across.shared, back.shared) == (0, 48, 48)
+    assert np.isfinite([across.gap, across.mapped, back.gap, back.mapped]).all()
+    said = explanation(found)
+    for words in ("the same relative depth", "48 questions", "reduced-rank ridge regression", "held out"):
+        assert words in said, words
 
 
 def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_path, lean, styles):
@@ -73,15 +116,10 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
     assert "did you mean 'classes'" in refused(one, two, "--target", "clases")
     (blind,) = run_dict(tmp_path, lean | {"name": "blind", "capture": {"positions": []}})
     assert f"{blind.folder}: no activations in shard" in refused(one, blind.folder)
-    monkeypatch.setitem(
-        CONFIGS,
-        "small",
-        lambda: LlamaConfig(**ROPE | {"hidden_size": 16, "num_hidden_layers": 2}, num_key_value_heads=2),
-    )
-    model = {"path": str(save_checkpoint(tmp_path / "small-llama", "small")), "device": "cpu"}
-    (other,) = run_dict(tmp_path, lean | {"name": "other", "models": [model]})
-    assert f"the last layer is {LAST} in {one} and blocks.1" in refused(one, other.folder)
-    assert "32 features and" in refused(one, other.folder, "--layer", "blocks.0.hook_resid_post")
+    small = smaller(monkeypatch, tmp_path, lean | {"styles": ["sentence"]})
+    assert "no question was asked of both in one style" in refused(one, small.folder)
+    runs = [one, two, small.folder]
+    assert "some runs lack layer 'blocks.9.hook_resid_post'" in refused(*runs, "--layer", "blocks.9.hook_resid_post")
 
 
 def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):

@@ -48,9 +48,9 @@ def probed(run: Run, **settings) -> Run:
 
 def test_by_default_linear_probes_of_all_layers_are_compared_with_words_and_lengths(run):
     table = run.probes()
-    assert set(table["rung"]) == {"linear", "baseline:tfidf"}
+    assert set(table["rung"]) == {"linear", "baseline:tfidf", "baseline:marginal"}
     classes = table[table["target"] == "classes"]
-    assert list(classes["layer"]) == [*run.activations("last_prompt_token").layers, "tf-idf and length"]
+    assert list(classes["layer"]) == [*run.activations("last_prompt_token").layers, "tf-idf and length", ""]
     assert last_layer(table, "classes")["layer"] == run.activations("last_prompt_token").layers[-1]
     assert (classes["ceiling_low"] <= classes["ceiling"]).all()
     scalar = table[table["target"] == "b_confidence"]
@@ -60,7 +60,7 @@ def test_by_default_linear_probes_of_all_layers_are_compared_with_words_and_leng
 def test_every_rung_and_target_has_its_rows(run):
     targets = ["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
     rungs = ["linear", "ridge-logit", "low-rank", "mlp"]
-    table = probed(run, targets=targets, rungs=rungs, baselines=["marginal", "tfidf"]).probes()
+    table = probed(run, targets=targets, rungs=rungs, baselines=["tfidf"]).probes()
     assert set(table["target"]) == set(targets)
     names = run.activations("last_prompt_token").layers
     for rung in rungs[1:]:
@@ -68,13 +68,19 @@ def test_every_rung_and_target_has_its_rows(run):
         assert list(rows["layer"]) == [names[len(names) // 2], names[-1]]
         assert rows["control"].notna().all()
     assert set(table.loc[table["rung"] == "mlp", "target"]) == {"classes", "ranked", "mode_correct"}
-    assert (table.loc[table["rung"] == "baseline:marginal", "explained"] == 0).all()
+    marginal = table[table["rung"] == "baseline:marginal"].set_index("target")
+    assert set(marginal.index) == set(targets)
+    assert (marginal["explained"] == 0).all()
+    linear = table[(table["rung"] == "linear") & (table["target"] == "classes")]
+    assert marginal.loc["classes", "gap"] - linear["gap"].iloc[0] == pytest.approx(
+        linear["baseline_nats"].iloc[0] - linear["probe_nats"].iloc[0]
+    )
     assert table.loc[table["target"].isin(["ranked", "mode_correct", "n_classes"]), "ceiling"].isna().all()
 
 
 def test_layers_are_chosen_by_name_and_one_that_was_not_captured_is_refused(run):
     table = probed(run, targets=["classes"], rungs=["ridge-logit"], rung_layers=["blocks.0.hook_resid_pre"]).probes()
-    assert list(table["layer"]) == ["blocks.0.hook_resid_pre", "tf-idf and length"]
+    assert list(table["layer"]) == ["blocks.0.hook_resid_pre", "tf-idf and length", ""]
     assert last_layer(table, "classes") is None
     with pytest.raises(UserError, match=r"rung_layers: .*'blocks.0.resid_pre', did you mean 'blocks.0.hook_resid_pre'"):
         probed(run, rungs=["mlp"], rung_layers=["blocks.0.resid_pre"])

@@ -119,7 +119,7 @@ def test_a_class_is_written_as_its_aliases_its_gold_answers_or_its_name(run):
 
 def test_no_model_is_loaded_where_no_rung_reads_it(run, monkeypatch):
     monkeypatch.setattr(loading, "load_model", lambda _: pytest.fail("nothing reads the model"))
-    probed(run, rungs=["linear", "mlp"], baselines=["tfidf", "marginal"])
+    probed(run, rungs=["linear", "mlp"], baselines=["tfidf"])
 
 
 def test_a_study_lends_the_model_that_it_has_sampled_with_and_loads_one_for_a_finished_run(
@@ -362,6 +362,10 @@ def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidat
     assert "mlp not fitted to its classes, which are open" in caplog.text
     assert (classes["n_classes"] == len({label for own in run.class_table().classes for label in own})).all()
     assert classes.loc["baseline:candidate-only", "explained"] == 0
+    assert classes.loc["baseline:marginal", "gap"] == pytest.approx(
+        classes.loc["baseline:candidate-only", "gap"], abs=1
+    )
+    assert list(classes.index).count("baseline:marginal") == 1
     same = classes.loc["baseline:other-model", "gap"].to_numpy()  # the run itself, as if it were another's
     assert same == pytest.approx(classes.loc["bilinear", "gap"].to_numpy())
     assert {"baseline:tfidf", "baseline:random-init"} <= set(classes.index)

@@ -6,7 +6,11 @@ import json
 import re
 import shutil
 
+import numpy as np
+import pytest
+
 from experiments.report.results import COMMANDS, main, results_page
+from probes.evaluation.result import COLUMNS
 from tests.experiments.conftest import run_dict
 
 
@@ -24,6 +28,55 @@ def test_a_page_has_valid_tables_with_the_figures_of_the_runs(tmp_path, study_di
         assert len(widths) == 1, table
     assert "quote the last" in page
     assert str(tmp_path) not in page
+
+
+def test_every_rung_and_baseline_has_a_row_of_one_form_for_closed_and_open_classes(tmp_path, study_dict):
+    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+    opened = runs[1].probes()
+    rows = [
+        *(("bilinear", "blocks.0", 2.5), ("bilinear", "blocks.1", 2.25), ("bilinear", "blocks.2", 2.375)),
+        *(("density", "blocks.1", 2.625), ("generative", "whole model", 1.875), ("baseline:marginal", "", 3.5)),
+        *(("baseline:tfidf", "tf-idf and length", 3.25), ("baseline:candidate-only", "", 3.375)),
+        *(("baseline:other-model", "blocks.0", 2.75), ("baseline:random-init", "blocks.2", 3.125)),
+    ]
+    frame = opened.iloc[: len(rows)].reindex(range(len(rows)))
+    frame = frame.assign(target="classes", position="last_prompt_token", n=48, n_classes=417, pooled=0.0)
+    for at, (rung, layer, gap) in enumerate(rows):
+        frame.loc[at, ["rung", "layer"]] = [rung, layer]
+        frame.loc[at, [c for c in COLUMNS if c.startswith("gap")]] = gap
+        frame.loc[at, ["gap_low", "gap_high", "gap_at_least"]] = [gap - 0.125, gap + 0.125, np.nan]
+    runs[1].write_probes(frame)
+    page = results_page("small", tmp_path / "runs", tmp_path / "docs" / "results")
+    assert page is not None
+    cells = table_of(page, "### Class distribution before the answer")
+    assert len({(row["run"], row["rung"]) for row in cells}) == len(cells) == 11
+    written = {(row["run"], row["rung"]): row for row in cells}
+    closed = runs[0].probes().query("target == 'classes' and rung == 'linear'").iloc[-1]
+    row = written["concise", "linear"]
+    assert row["KL gap"].startswith(f"{closed['gap']:.3f} [{closed['gap_low']:.3f}, ")
+    assert row["classes"] == str(int(closed["n_classes"]))
+    assert float(row["seen mass"]) == pytest.approx(runs[0].calibration()["seen_mass"], abs=1e-3)
+    assert ("concise", "baseline: marginal") in written
+    of_open = [row for row in cells if row["run"] == "sentence"]
+    assert [row["rung"] for row in of_open] == [
+        *("bilinear", "density", "generative", "baseline: tfidf", "baseline: candidate-only", "baseline: other-model"),
+        *("baseline: random-init", "baseline: marginal"),
+    ]
+    assert of_open[0] | {"run": ""} == {
+        **{"run": "", "rung": "bilinear", "layer": "blocks.2", "KL gap": "2.375 [2.250, 2.500]"},
+        **{"between": "0.000 to 2.375", "top class": "2.375", "rest": "2.375", "perfect, 95 %": "2.375"},
+        **{"best layer": "blocks.1", "its gap": "2.250", "n": "48", "classes": "417", "pooled": "0%"},
+        "seen mass": f"{runs[1].calibration()['seen_mass']:.3f}",
+    }
+    assert of_open[2]["layer"] == "whole model"
+    assert (of_open[1]["best layer"], of_open[1]["its gap"]) == ("—", "—")
+
+
+def table_of(page: str, heading: str) -> list[dict[str, str]]:
+    """The rows of the first table below a heading."""
+    lines = page.split(heading)[1].strip().split("\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
 def test_what_was_decided_in_variants_stands_side_by_side(tmp_path, study_dict):

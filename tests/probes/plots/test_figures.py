@@ -62,7 +62,7 @@ def test_where_much_is_pooled_only_nats_are_shown() -> None:
     [
         ({"marginal": 2.0, "tfidf": 1.1}, {"marginal, the same for all questions": 2.0, "TF-IDF and length": 1.1}),
         ({"marginal": 2.0, "candidate_only": 1.7}, {"candidates alone, no activations": 1.7}),
-        ({"random_init": 1.0, "tfidf": float("nan")}, {}),
+        ({"random_init": 9.0, "tfidf": float("nan")}, {}),
     ],
 )
 def test_baselines_are_lines(known: dict[str, float], shown: dict[str, float]) -> None:
@@ -70,7 +70,17 @@ def test_baselines_are_lines(known: dict[str, float], shown: dict[str, float]) -
     axes = layer_curve(frame, baselines(**known), title="t").axes[0]
     drawn = {str(line.get_label()): np.ravel(line.get_ydata())[0] for line in axes.lines[1:]}
     assert {name: y for name, y in drawn.items() if not name.startswith("_")} == shown
-    assert axes.get_ylim()[1] > max([1.4, *shown.values()])
+    assert max([1.4, *shown.values()]) < axes.get_ylim()[1] < 2.5
+
+
+@pytest.mark.parametrize("absent", [["control"], ["null_q95", "ceiling"], ["control", "null_q95", "ceiling"]])
+def test_a_legend_lists_what_is_drawn_and_nothing_else(absent: list[str]) -> None:
+    names = {"control": "control task", "null_q95": "95 % of the null", "ceiling": "noise ceiling"}
+    figure = layer_curve(frame_of(["a", "b", "c"], **gaps(3), **dict.fromkeys(absent, np.nan)), title="t")
+    listed = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    for column, name in names.items():
+        assert any(entry.startswith(name) for entry in listed) == (column not in absent), name
+    assert not any("marginal" in entry or "TF-IDF" in entry for entry in listed)
 
 
 @pytest.mark.parametrize("columns", [{}, {"null_q95": np.nan, "ceiling": np.nan, "measure": "r2"}])

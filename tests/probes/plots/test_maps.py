@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from scipy.stats import spearmanr
 
-from probes.evaluation.transfer import TransferCell
 from probes.plots.commitment import commitment_curve
 from probes.plots.heatmaps import layer_position_map, transfer_matrix
 from probes.plots.predictability import predictability_scatter
+from probes.transfer.across_runs import TransferCell
 
 
 def drawn(figure: Figure) -> Figure:
@@ -20,24 +21,32 @@ def drawn(figure: Figure) -> Figure:
     return figure
 
 
-def cell(trained: str, tested: str, explained: float) -> TransferCell:
+def cell(trained: str, tested: str, gap: float) -> TransferCell:
     return TransferCell(
-        trained, tested, explained, explained - 0.02, explained + 0.02, 1.0, 1 - explained, 0.9, 1.0, 10
+        *(trained, tested, gap, gap - 0.02, gap + 0.02, gap - 0.1, gap + 0.1, gap / 2),
+        *(1.5, 1.5 - gap, 1.4 - gap, 1.6 - gap, 0.01, 1.0, 10),
     )
 
 
 def test_the_matrix_holds_every_value_with_its_interval() -> None:
-    values = {("a", "a"): 0.8, ("a", "b · cot"): -0.3, ("b · cot", "a"): float("nan"), ("b · cot", "b · cot"): -40.0}
-    figure = drawn(transfer_matrix([cell(*pair, value) for pair, value in values.items()], title="t"))
+    values = {("a", "a"): 0.8, ("a", "b · cot"): 2.3, ("b · cot", "a"): float("nan"), ("b · cot", "b · cot"): 40.0}
+    cells = [cell(*pair, value) for pair, value in values.items()]
+    figure = drawn(transfer_matrix(cells, title="t", without="marginal"))
     axes = figure.axes[0]
     written = [text.get_text() for text in axes.texts]
-    assert written == ["80 %\n[78, 82]", "−30 %\n[−32, −28]", "—\n", "< −999 %\n[< −999, < −999]"]
+    assert written[:2] == ["0.80 [0.78, 0.82]\nadds 0.70", "2.30 [2.28, 2.32]\nadds −0.80"]
+    assert written[2:] == ["— [—, —]\nadds —", "40.00 [39.98, 40.02]\nadds −38.50"]
     np.testing.assert_array_equal(np.ma.filled(axes.images[0].get_array(), np.nan).ravel(), list(values.values()))
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a\n(ceiling 90 %)", "b\ncot\n(ceiling 90 %)"]
+    below = ["a\n(marginal: 1.50)", "b\ncot\n(marginal: 1.50)"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == below
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("tested on", "trained on")
-    assert sum(patch.get_hatch() is not None for patch in axes.patches) == 2  # the two below 0
+    hatched = [patch.get_xy() for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_hatch()]
+    assert hatched == [(0.5, -0.5), (0.5, 0.5)]  # where activations mislead
+    image = axes.images[0]
+    shades = image.cmap(image.norm([0.0, 0.8, 1.5, 40.0]))[:, :3].mean(1)
+    assert shades[0] < shades[1] < shades[2] == shades[3] == 1.0
     with pytest.raises(ValueError, match="3 cells of 2 runs"):
-        transfer_matrix([cell(*pair, 0.1) for pair in list(values)[:3]], title="t")
+        transfer_matrix(cells[:3], title="t", without="marginal")
 
 
 def test_layers_go_upwards_and_missing_places_stay_empty() -> None:

@@ -58,7 +58,7 @@ def test_a_planted_mixture_is_found(world: World, predicted: DensityPrediction) 
     prior, gap = world.gap(predicted.log_prior).gap, world.gap(predicted.log_q).gap
     assert prior > 1.5
     assert gap < 0.15
-    assert predicted.components == (1, 1, 1)
+    assert set(predicted.components) <= {1, 2}
 
 
 def test_predictions_are_probabilities_over_the_classes_of_the_run(predicted: DensityPrediction, world: World) -> None:
@@ -73,10 +73,13 @@ def test_without_a_signal_it_is_the_candidate_only_model_or_as_good() -> None:
     assert world.gap(found.log_q).gap == pytest.approx(world.gap(found.log_prior).gap, abs=0.1)
 
 
-def test_two_modes_need_more_than_one_gaussian() -> None:
+def test_two_planted_modes_are_found() -> None:
+    """Gaussians that all start broad and alike would leave 0.7 to 1.6 nats, and one alone 1.9."""
     world = World(modes=2)
-    one, four = (world.gap(world.predicted(replace(HEAD, components=(j,))).log_q).gap for j in (1, 4))
-    assert four < one - 0.1
+    found = world.predicted()
+    assert world.gap(found.log_prior).gap > 2
+    assert world.gap(found.log_q).gap < 0.1
+    assert min(found.components) > 1
 
 
 def test_the_candidate_only_model_expects_classes_that_no_other_question_had() -> None:
