@@ -169,10 +169,15 @@ def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:
     """Every question with its prompt; prompts that are too long are refused or dropped, as the study says.
 
     Raises:
-        UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named).
+        UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named); as
+            `LanguageModel.check_lengths`.
     """
     asked = [ask(cell, dataset, model, question) for question in dataset.questions]
-    return _fitting(cell, asked, model.context) if isinstance(model, LanguageModel) else asked
+    if not isinstance(model, LanguageModel):
+        return asked
+    fitting = _fitting(cell, asked, model.context)
+    model.check_lengths([a.prompt for a in fitting], cell.sampling.length(cell.style))
+    return fitting
 
 
 def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> list[str]:

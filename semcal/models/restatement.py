@@ -1,8 +1,9 @@
 """Asking a server a second time for what it stated about an answer, in a request that its settings would change.
 
-It finds out, too, what the server makes of a prompt. Penalties, min_tokens and begin_suppress_tokens depend on what was generated, so the next token after a prefix of an
+Penalties, min_tokens and begin_suppress_tokens depend on what was generated, so the next token after a prefix of an
 answer is stated otherwise where this prefix is the prompt of a fresh request. A bias on a token is not seen this way;
 it shows where the server scores an answer as given text (`echo`), which no setting of sampling touches.
+`reading` finds out what the server makes of a prompt.
 """
 
 from __future__ import annotations

@@ -235,9 +235,10 @@ class ServedModel:
                 "is not the model's own; switch off what withholds or breaks off answers"
             )
         if recased(choice):
+            written = "".join(tokens_of(choice))
             raise NotFromModelError(
-                f"{url} answers {choice['text'][:40]!r} where the tokens are {''.join(tokens_of(choice))[:40]!r}; switch "
-                "off what changes upper and lower case"
+                f"{url} answers {choice['text'][:40]!r} where the tokens are {written[:40]!r}; switch off what changes "
+                "upper and lower case"
             )
         answer = cut(choice["text"], settings.stop)
         return answer, _ENDS[said] if answer == choice["text"] else STOP

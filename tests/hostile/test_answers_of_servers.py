@@ -48,7 +48,7 @@ def nucleus(share):
     [
         pytest.param(nucleus(0.95), id="top-p 0.95"),
         pytest.param(nucleus(0.9), id="top-p 0.9", marks=held_before),
-        pytest.param(lambda p: 40, id="top-k 40", marks=held_before),
+        pytest.param(lambda _: 40, id="top-k 40", marks=held_before),
         pytest.param(lambda p: sum(q >= 0.05 * p[0] for q in p), id="min-p 0.05", marks=held_before),
     ],
 )
@@ -113,7 +113,7 @@ def test_fewer_listed_tokens_still_show_a_setting(serve, setting):
     "how", [{"first": 1}, {"form": "hidden"}, {"form": "hidden", "first": 2}], ids=["cut", "no ends", "both"]
 )
 def test_part_of_an_answer_has_no_log_probability_of_the_whole(serve, how):
-    model, answers = sampled(serve(Reporting(**how)), questions=6)
+    _, answers = sampled(serve(Reporting(**how)), questions=6)
     stated = [a.logprob for found in answers.values() for a in found if a.finish == "stop" and a.text]
     assert stated
     assert all(logprob is None for logprob in stated)
@@ -123,7 +123,7 @@ def test_part_of_an_answer_has_no_log_probability_of_the_whole(serve, how):
 
 
 def test_whole_answers_have_the_log_probability_of_their_tokens(serve):
-    model, answers = sampled(serve(Reporting()), questions=4)
+    _, answers = sampled(serve(Reporting()), questions=4)
     found = [a for some in answers.values() for a in some]
     assert all(a.logprob is not None for a in found)
     for some in answers.values():
@@ -134,7 +134,7 @@ def test_two_ways_to_a_text_have_a_probability_each(serve):
     """A stop string may end in the middle of several tokens; what remains is one text."""
 
     class Ends(Sampler):
-        def choice(self, prompt, body):
+        def choice(self, *_):
             end, p = self.rng.choice([("\n", 0.5), ("\n\n", 0.3), ("\n \n", 0.2)])
             ends = {"\n": math.log(0.5), "\n\n": math.log(0.3), "\n \n": math.log(0.2)}
             tops = [top | {f" {i}": -20.0 for i in range(4)} for top in ({" red": 0.0}, ends)]
