@@ -346,6 +346,9 @@ def ls(
     table = text_table(("run", "state", "n", "smECE", "excess", "KL gap"), [], left=2)
     unreadable = []
     for found in (run for target in resolve(folders or ["runs"]) for run in target.runs):
+        if not found.folder.is_dir():
+            table.add_row(str(found.folder), "not run", *"————")
+            continue
         try:
             text, n = cells_of(found), found.calibration().get("n", "—")
             table.add_row(str(found.folder), _state(found), str(n), text["smece"], text["excess"], text["kl"])

@@ -78,6 +78,8 @@ def sample(
         return [found[t] for t in texts]
     encoded = [p if isinstance(p, Prompt) else model.prompt(p) for p in prompts]
     distinct = list({p.key: p for p in encoded}.values())
+    if distinct:
+        model.check_lengths(distinct, sampling.max_new_tokens)
     rule = model.stop_rule(sampling.stop)
     sampler = Sampler(model.model, sampling, rule, device=model.device, max_rows=max_rows)
     words = {a.key: model.in_words(a, sampling.stop) for a in sampler.sample(distinct, observer)}

@@ -17,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ from semcal.runs.run import Run, Shard, shards
 from semcal.runs.stored_activations import Activations, joined
 from semcal.sampling.checks import FAILED
 from semcal.sampling.decoding.decoders import shared_prefix
-from semcal.sampling.decoding.paths import SHARED, choose_path
+from semcal.sampling.decoding.paths import SHARED, ChosenPath, choose_path
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt, Sampling
@@ -169,10 +170,15 @@ def ask_all(cell: Cell, dataset: Dataset, model: Answerer) -> list[Asked]:
     """Every question with its prompt; prompts that are too long are refused or dropped, as the study says.
 
     Raises:
-        UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named).
+        UserError: a prompt and `max_new_tokens` together exceed the model's context (count and ids named); as
+            `LanguageModel.check_lengths`.
     """
     asked = [ask(cell, dataset, model, question) for question in dataset.questions]
-    return _fitting(cell, asked, model.context) if isinstance(model, LanguageModel) else asked
+    if not isinstance(model, LanguageModel):
+        return asked
+    fitting = _fitting(cell, asked, model.context)
+    model.check_lengths([a.prompt for a in fitting], cell.sampling.length(cell.style))
+    return fitting
 
 
 def look(cell: Cell, dataset: Dataset, model: LanguageModel | None, n: int) -> list[str]:
@@ -586,8 +592,8 @@ def _asking(
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
     prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
     prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
+    chosen = _path_of(model, prompts)
     if exact:
-        chosen = choose_path(model.model, model.device, prompts)
         found = {"apart": chosen.apart, "apart_limit": chosen.limit, "apart_single": chosen.single}
         work.update(found, path=chosen.path, why=chosen.why, rows_decoded=0)
 
@@ -617,7 +623,7 @@ def _asking(
         prefix=prefix,
         watch=checks.watch,
     )
-    path = sampler.choose_path(prompts)
+    sampler.take(chosen)
     work.update(asdict(sampler.work))
 
     def sample_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
@@ -626,8 +632,25 @@ def _asking(
             yield answered.key, _rows(answered.key, model.in_words(answered, settings.stop))
 
     worst = settings.m * settings.max_new_tokens
-    shared = len(prefix) if path == SHARED else 0
-    return Asking(sample_all, Portions.of(model, worst=worst, prefix=shared, path=path))
+    shared = len(prefix) if chosen.path == SHARED else 0
+    return Asking(sample_all, Portions.of(model, worst=worst, prefix=shared, path=chosen.path))
+
+
+_FOUND: WeakKeyDictionary[torch.nn.Module, tuple[int, ChosenPath]] = WeakKeyDictionary()
+_LONGER = 2  # prompts of up to so many times the length need no trial of their own
+
+
+def _path_of(model: LanguageModel, prompts: Sequence[Prompt]) -> ChosenPath:
+    """The way of decoding, found once for all cells that a loaded model is asked for in this process.
+
+    Drawn answers of every cell are compared with plain passes, so a path that goes wrong on other prompts stops it.
+    """
+    longest = max(len(p.ids) for p in prompts)
+    tried, chosen = _FOUND.get(model.model, (0, None))
+    if chosen is None or longest > _LONGER * tried:
+        chosen = choose_path(model.model, model.device, prompts)
+        _FOUND[model.model] = longest, chosen
+    return chosen
 
 
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:

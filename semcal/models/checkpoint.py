@@ -26,6 +26,12 @@ from transformers import (
 from semcal.errors import UserError, above, nearest
 from semcal.models.control_tokens import ControlTokens, Spans
 from semcal.models.formats.adapters import CONFIG, Parts, check_hub_adapter, load_tokenizer, parts_of
+from semcal.models.formats.configuration import (
+    check_architecture,
+    check_generation_config,
+    turning_points,
+    warn_of_other_tokens,
+)
 from semcal.models.formats.gguf import parsed_once, source_of
 from semcal.models.formats.merging import merge_adapter
 from semcal.models.formats.quantised import check_quantised, describe, settings_of
@@ -139,6 +145,8 @@ class LanguageModel:
             with parsed_once(parts.weights) as gguf:
                 config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
                 _check_decoder_only(config, str(path))
+                check_architecture(config, str(path))
+                check_generation_config(parts.weights)
                 check_quantised(parts.weights, config)
                 quantised = describe(settings_of(config))
                 tokenizer = load_tokenizer(parts, config, **hub)
@@ -165,6 +173,7 @@ class LanguageModel:
             torch.nn.Module.to(model, target)
         model.requires_grad_(False)
         commit = getattr(config, "_commit_hash", None)
+        warn_of_other_tokens(str(path), model, tokenizer)
         return cls(
             model=model,
             tokenizer=tokenizer,
@@ -235,6 +244,11 @@ class LanguageModel:
         """Where token ids go (with device_map: the device of the embedding)."""
         return next(self.model.get_input_embeddings().parameters()).device
 
+    @cached_property
+    def input_size(self) -> int:
+        """Number of token ids that the model can read."""
+        return int(next(self.model.get_input_embeddings().parameters()).shape[0])
+
     @property
     def output_size(self) -> int:
         """Number of token ids that the output layer scores (often a few more than the tokenizer has)."""
@@ -251,13 +265,38 @@ class LanguageModel:
         """Maximum number of positions that the model can attend to, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1)
 
+    def check_lengths(self, prompts: Sequence[Prompt], new: int) -> None:
+        """Check that the model computes one law for prompts that are continued by up to `new` tokens.
+
+        Raises:
+            UserError: more tokens than its context; or lengths at which it rotates all positions anew (longrope,
+                dynamic), so that what it read before would have to be read again.
+        """
+        longest = max(prompts, key=lambda p: len(p.ids))
+        if len(longest.ids) + new > self.context:
+            raise UserError(
+                f"{self.path} has a context of {self.context} tokens, and the prompt {longest.key[:30]!r} has "
+                f"{len(longest.ids)}, with {new} to come; shorten it, or lower max_new_tokens"
+            )
+        for kind, turn in turning_points(self.model.config).items():
+            across = [p for p in prompts if len(p.ids) <= turn < len(p.ids) + new]
+            if across:
+                raise UserError(
+                    f"{self.path} rotates all positions anew beyond {turn} tokens ({kind}), and the prompt "
+                    f"{across[0].key[:30]!r} of {len(across[0].ids)} tokens may be continued beyond it; lower "
+                    "max_new_tokens, or leave out long prompts"
+                )
+
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """Every token id that ends an answer, from the tokenizer, the config and the generation config."""
         generation = getattr(self.model, "generation_config", None)
         sources: list[Any] = [self.tokenizer, self.model.config, generation]
         found = [getattr(source, "eos_token_id", None) for source in sources]
-        return frozenset(i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int) else ids))
+        ends = [i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int | str) else ids)]
+        if wrong := [i for i in ends if not isinstance(i, int)]:
+            raise UserError(f"{self.path}: eos_token_id is {wrong[0]!r}; expected the id of a token, a number")
+        return frozenset(ends)
 
     @property
     def computation(self) -> dict[str, Any]:
@@ -320,6 +359,11 @@ class LanguageModel:
             fast = bool(self.tokenizer.is_fast)
             encoded = self.tokenizer(text, add_special_tokens=typed is None, return_offsets_mapping=fast)
             ids, places = [int(i) for i in encoded["input_ids"]], list(encoded["offset_mapping"]) if fast else []
+        if ids and max(ids) >= self.input_size:
+            raise UserError(
+                f"{self.path}: its tokenizer writes token {max(ids)}, and the model reads {self.input_size}; the "
+                "tokenizer belongs to another model, or was extended without it"
+            )
         if typed is not None:
             return ids, places
         start, stop = int(ids[:2] == [self.tokenizer.bos_token_id] * 2), len(ids)  # some tokenizers begin twice

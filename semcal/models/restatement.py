@@ -3,6 +3,7 @@
 Penalties, min_tokens and begin_suppress_tokens depend on what was generated, so the next token after a prefix of an
 answer is stated otherwise where this prefix is the prompt of a fresh request. A bias on a token is not seen this way;
 it shows where the server scores an answer as given text (`echo`), which no setting of sampling touches.
+`reading` finds out what the server makes of a prompt.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ FALSE_ALARM = 1e-4  # chance that rounding alone moves tokens that occurred befo
 _ALLOWED = 0.1  # nats of a shift, and share of a slope, that selection on rounded figures may make
 _FEWEST = 4  # answers, in the test for such moves
 _PLACES = 3  # fresh requests per answer
+_AROUND = 3  # tokens that a tokenizer may put around a prompt
 # Sends a prompt for one token with some more fields; the choices and the prompt's tokens, None where it is refused.
 Ask = Callable[..., "Reply | None"]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The choices that a server sends, and how many tokens it counts in the prompt (None where it does not say)."""
+    """The choices that a server sends, how many tokens it counts in the prompt (None where it does not say), and the
+    model it names ("" where it does not)."""
 
     choices: list[dict[str, Any]]
     prompt_tokens: int | None
+    model: str = ""
 
 
 @dataclass
@@ -139,6 +143,42 @@ def _consistent(measured: Sequence[float | None]) -> tuple[float, float]:
     return abs(float(np.mean(known))), _ALLOWED + error * float(stats.t.isf(FALSE_ALARM / 4, len(known) - 1))
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """An answer that a server is asked about again: its places, of which each lists `listed` tokens."""
+
+    prompt: str
+    text: str
+    found: Sequence[Place]
+    prompt_tokens: int
+    listed: int
+
+
+def reading(ask: Ask, prompt: str, prompt_tokens: int | None) -> Check:
+    """Whether the server reads a prompt as it is, by the number of tokens that it counts.
+
+    One letter is one token, two at most. More is a template around the prompt; and a prompt that does not grow by
+    what is added to it was cut to some length.
+
+    Args:
+        ask: Sends a prompt for one token.
+        prompt, prompt_tokens: One prompt of the run, and its number of tokens as the server counts.
+    """
+    name = "prompts are read as they are"
+    letter = ask("a") if prompt_tokens is not None else None
+    if prompt_tokens is None or letter is None or letter.prompt_tokens is None:
+        return Check.not_made(name, "the server does not count the tokens of a prompt")
+    around = letter.prompt_tokens - 1
+    if around > _AROUND:
+        means = "the server puts tokens around a prompt: probably a chat template or a system prompt"
+        return Check(name, FAILED, f"{means} ({around} around a single letter)", around, _AROUND)
+    longer = ask(prompt + " a b c d")
+    if longer is not None and longer.prompt_tokens is not None and longer.prompt_tokens <= prompt_tokens:
+        means = "the server cuts prompts to a number of tokens: raise its context length"
+        return Check(name, FAILED, f"{means} (a prompt and a longer one have {prompt_tokens})", prompt_tokens)
+    return Check.of(name, around, _AROUND, "tokens that the server counts around a single letter")
+
+
 class Restatement:
     """Compares answers with what the server states about them in other requests. Threads may share it."""
 
@@ -154,34 +194,36 @@ class Restatement:
             "suppress_tokens, a penalty or a temperature",
         )
 
-    def compare(self, ask: Ask, prompt: str, choice: dict[str, Any], prompt_tokens: int | None) -> None:
+    def compare(
+        self, ask: Ask, prompt: str, choice: dict[str, Any], prompt_tokens: int | None, listed: int = TOP
+    ) -> None:
         """Compare one answer in both ways, as far as the server takes part.
 
         Args:
             ask: Sends a prompt for one token.
             prompt, choice, prompt_tokens: What was answered, how, and how many tokens the server counts in the prompt.
+            listed: As in `places`.
         """
-        found = [place for place in places(choice) if place.stated]
+        found = [place for place in places(choice, listed) if place.stated]
         if len(found) < 2:
             return
         if prompt_tokens is None:
             self.fresh.why = self.scored.why = "the server does not count the tokens of a prompt"
             return
-        self.fresh.add(self._afresh(ask, prompt, choice, found, prompt_tokens))
-        self.scored.add(self._as_given(ask, prompt, choice, found, prompt_tokens))
+        answer = _Answer(prompt, str(choice["text"]), found, prompt_tokens, listed)
+        self.fresh.add(self._afresh(ask, answer))
+        self.scored.add(self._as_given(ask, answer))
 
-    def _afresh(
-        self, ask: Ask, prompt: str, choice: dict[str, Any], found: Sequence[Place], prompt_tokens: int
-    ) -> list[Difference]:
-        differences = []
+    def _afresh(self, ask: Ask, answer: _Answer) -> list[Difference]:
+        differences, found = [], answer.found
         for index in _telling(found):
             prefix = "".join(place.token for place in found[:index])
-            if "\ufffd" in prefix or not str(choice["text"]).startswith(prefix):
+            if "\ufffd" in prefix or not answer.text.startswith(prefix):
                 continue
-            reply = ask(prompt + prefix)
-            again = places(reply.choices[0]) if reply else []
+            reply = ask(answer.prompt + prefix)
+            again = places(reply.choices[0], answer.listed) if reply else []
             # A prefix that is read as another number of tokens is another prompt.
-            if reply and again and again[0].stated and reply.prompt_tokens == prompt_tokens + index:
+            if reply and again and again[0].stated and reply.prompt_tokens == answer.prompt_tokens + index:
                 differences.append(
                     Difference.of(found[index].stated, again[0].stated, {p.token for p in found[:index]})
                 )
@@ -189,12 +231,10 @@ class Restatement:
                 self.fresh.why = "no prefix of an answer is read as the same tokens"
         return differences
 
-    def _as_given(
-        self, ask: Ask, prompt: str, choice: dict[str, Any], found: Sequence[Place], prompt_tokens: int
-    ) -> list[Difference]:
-        text = str(choice["text"])
-        reply = ask(prompt + text, echo=True, logprobs=TOP)
-        scored = places(reply.choices[0])[prompt_tokens:] if reply else []
+    def _as_given(self, ask: Ask, answer: _Answer) -> list[Difference]:
+        found = answer.found
+        reply = ask(answer.prompt + answer.text, echo=True, logprobs=TOP)
+        scored = places(reply.choices[0], answer.listed)[answer.prompt_tokens :] if reply else []
         differences = []
         for index, (place, again) in enumerate(zip(found, scored, strict=False)):
             if place.token != again.token or not again.stated:

@@ -26,8 +26,8 @@ from semcal.errors import NotFromModelError, UserError, nearest
 from semcal.models.checkpoint import Answer
 from semcal.models.connection import Connection, Refused
 from semcal.models.dialects import NOT_NEUTRAL, SERVERS, body, neutral
-from semcal.models.restatement import Reply, Restatement
-from semcal.models.stated_law import HIDDEN_ENDS, DrawnTokens, logprob, places
+from semcal.models.restatement import Reply, Restatement, reading
+from semcal.models.stated_law import HIDDEN_ENDS, DrawnTokens, RepeatedReplies, logprob, places, recased, tokens_of
 from semcal.sampling.checks import Check
 from semcal.sampling.records import LENGTH, STOP, Sampling
 from semcal.sampling.stopping import cut
@@ -35,6 +35,7 @@ from semcal.seeds import keyed_generator
 
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 _COMPARED = 6  # replies of which the longest two answers are asked about a second time
+_ENDS = {"stop": STOP, "eos": STOP, "eos_token": STOP, "stop_sequence": STOP, "length": LENGTH}
 _REMEDIES = {
     "vllm": "restart it with --generation-config vllm and without --override-generation-config",
     "sglang": "restart it with --sampling-defaults openai and without --preferred-sampling-params",
@@ -75,6 +76,7 @@ class ServedWork:
         server: One of SERVERS.
         honours_n: Whether one request gave several samples; None before the first request.
         logprobs: Whether it gave log-probabilities.
+        answered_by: The model that replies name.
         requests, retries: Requests so far, and how many of them were repetitions.
         refused: Neutral values that the server does not take.
         check: What `checks` say together, in words.
@@ -85,6 +87,7 @@ class ServedWork:
     server: str = ""
     honours_n: bool | None = None
     logprobs: bool = False
+    answered_by: str = ""
     requests: int = 0
     retries: int = 0
     refused: tuple[str, ...] = ()
@@ -103,7 +106,10 @@ class ServedModel:
     work: ServedWork = field(default_factory=ServedWork)
     _lock: Lock = field(default_factory=Lock)
     _drawn: DrawnTokens = field(default_factory=DrawnTokens)
+    _repeated: RepeatedReplies = field(default_factory=RepeatedReplies)
     _restated: Restatement = field(default_factory=Restatement)
+    _reading: Check | None = None
+    _named: set[str] = field(default_factory=set)
     _compared: int = 0
 
     @classmethod
@@ -191,7 +197,9 @@ class ServedModel:
 
     def _sample(self, key: str, text: str, settings: Sampling) -> tuple[Answer, ...]:
         seeds = keyed_generator(settings.seed, key, "served")
-        found: dict[tuple[str, str], tuple[int, float | None]] = {}
+        # Answers of other tokens are other answers, though stop strings may leave them the same text.
+        found: dict[tuple[str, str, tuple[str, ...]], tuple[int, float | None]] = {}
+        replies: list[list[str]] = []
         left = settings.m
         while left:
             n = 1 if self.work.honours_n is False else left
@@ -199,16 +207,60 @@ class ServedModel:
             choices = reply.choices[:n]
             if n > 1:
                 self.work.honours_n = self.work.honours_n or len(choices) > 1
+            self._read(text, settings, reply)
             if _own_distribution(settings):
                 self._examine(text, settings, Reply(choices, reply.prompt_tokens))
             for choice in choices:
-                answer = cut(choice["text"], settings.stop)
-                finish = LENGTH if choice.get("finish_reason") == "length" and answer == choice["text"] else STOP
-                count, stated = found.get((answer, finish), (0, logprob(choice)))
-                found[answer, finish] = (count + 1, stated)
+                answer, finish = self._ended(choice, settings)
+                count, stated = found.get((answer, finish, tokens_of(choice)), (0, logprob(choice)))
+                found[answer, finish, tokens_of(choice)] = (count + 1, stated)
+            replies.append([choice["text"] for choice in choices])
             left -= len(choices)
+        with self._lock:
+            self._repeated.add(replies)
         order = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
-        return tuple(Answer(text, (), count, stated, finish) for (text, finish), (count, stated) in order)
+        return tuple(Answer(text, (), count, stated, finish) for (text, finish, _), (count, stated) in order)
+
+    def _ended(self, choice: dict[str, Any], settings: Sampling) -> tuple[str, str]:
+        """An answer up to its first stop string, and how it ended.
+
+        Raises:
+            UserError: the server withheld it or broke it off.
+            NotFromModelError: it changed the text.
+        """
+        url, said = self.endpoint.url, choice.get("finish_reason")
+        if said not in _ENDS:
+            raise UserError(
+                f"{url} ended an answer with finish_reason {said!r}; expected 'stop' or 'length', as any other answer "
+                "is not the model's own; switch off what withholds or breaks off answers"
+            )
+        if recased(choice):
+            written = "".join(tokens_of(choice))
+            raise NotFromModelError(
+                f"{url} answers {choice['text'][:40]!r} where the tokens are {written[:40]!r}; switch off what changes "
+                "upper and lower case"
+            )
+        answer = cut(choice["text"], settings.stop)
+        return answer, _ENDS[said] if answer == choice["text"] else STOP
+
+    def _read(self, prompt: str, settings: Sampling, reply: Reply) -> None:
+        """Find out which model answers, and once per run what it makes of a prompt.
+
+        Raises:
+            NotFromModelError: another model answers than before.
+        """
+        with self._lock:
+            self._named |= {reply.model} - {""}
+            named, first = sorted(self._named), self._reading is None
+            if first:
+                self._reading = Check.not_made("", "")  # others need not ask
+        if len(named) > 1:
+            raise NotFromModelError(
+                f"{self.endpoint.url} answers as {named[0]!r} and as {named[1]!r}; one run is of one model: ask the "
+                "server behind it directly"
+            )
+        if first:
+            self._reading = reading(partial(self._restate, settings), prompt, reply.prompt_tokens)
 
     # ---- what the server takes -------------------------------------------------------------------------------
 
@@ -263,7 +315,8 @@ class ServedModel:
         if again:
             distinct = {choice["text"]: choice for choice in sorted(reply.choices, key=lambda c: len(places(c)))}
             for choice in list(distinct.values())[-2:]:
-                self._restated.compare(partial(self._restate, settings), prompt, choice, reply.prompt_tokens)
+                ask = partial(self._restate, settings)
+                self._restated.compare(ask, prompt, choice, reply.prompt_tokens, self._drawn.listed)
 
     def _restate(self, settings: Sampling, prompt: str, **fields: Any) -> Reply | None:
         """One token after a prompt; None where the server refuses to, as many do for `echo`."""
@@ -278,11 +331,14 @@ class ServedModel:
             NotFromModelError: a check failed.
         """
         with self._lock:
-            self.work.checks = (self._drawn.check(), self._restated.fresh.check(), self._restated.scored.check())
+            law = (self._drawn.check(), self._restated.fresh.check(), self._restated.scored.check())
+            others = (self._repeated.check(), *([self._reading] if self._reading and self._reading.name else []))
+            self.work.answered_by = next(iter(sorted(self._named)), "")
         if not _own_distribution(settings):
-            self.work.checks = tuple(Check.not_made(check.name, _ONLY_PLAIN) for check in self.work.checks)
-        self.work.check = _in_words(self.work.checks)
-        if failed := next((check for check in self.work.checks if check.outcome == "failed"), None):
+            law = tuple(Check.not_made(check.name, _ONLY_PLAIN) for check in law)
+        self.work.checks = (*law, *others)
+        self.work.check = _in_words(law)
+        if failed := next((check for check in (*others, *law) if check.outcome == "failed"), None):
             remedy = _REMEDIES.get(self.server, "switch it off in the settings of the server")
             raise NotFromModelError(
                 f"{self.endpoint.url} does not sample from the model itself: {failed.why}; {remedy}"
@@ -339,7 +395,7 @@ def _reply(reply: dict[str, Any]) -> Reply:
     if not choices or not all(isinstance(c["text"], str) for c in choices):
         raise ValueError("it holds no choices")
     prompt_tokens = (reply.get("usage") or {}).get("prompt_tokens")
-    return Reply(choices, prompt_tokens)
+    return Reply(choices, prompt_tokens, str(reply.get("model") or ""))
 
 
 def _refuse_settings_without_neutral_value(name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from semcal.models.formats.adapters import (
 from semcal.models.formats.gguf import check_gguf, is_gguf, source_of, unmark
 from semcal.models.formats.quantised import (
     check_finite_buffers,
+    check_numbers,
     check_scales,
     forget_quantiser,
     is_packed,
@@ -36,6 +38,7 @@ from semcal.models.formats.quantised import (
     told_apart,
 )
 
+log = logging.getLogger(__name__)
 _WHOLE, _SAMPLE, _STRIDE = 2**30, 2**20, 2**26  # bytes
 _NAMED = 3  # keys that a message shows
 # What a configuration says of itself, of training and of outputs that are not asked for; where answers end is known
@@ -121,6 +124,7 @@ def load_weights(kind: Any, path: str, *, allow_pickle: bool = False, **how: Any
     config = how.get("config")
     if config is not None:
         check_scales(path, config)
+        check_numbers(path, config)
     with without_adapter(path) as source, told_apart(path, config):
         model, report = kind.from_pretrained(
             **source_of(source),
@@ -134,6 +138,7 @@ def load_weights(kind: Any, path: str, *, allow_pickle: bool = False, **how: Any
         unmark(model)
     _check_read(path, model, report, how.get("config", model.config))
     check_finite(path, model)
+    _check_zeros(path, model)
     if getattr(model, "is_quantized", False):
         check_finite_buffers(path, model)
     elif config is not None and settings_of(config):
@@ -264,6 +269,27 @@ def check_finite(name: str, model: torch.nn.Module) -> None:
             if kind == "float16":
                 remedy = f"float16 ends at 65504, so set dtype: bfloat16 or float32; if that fails too, {remedy}"
             raise UserError(f"{name}: {key} holds NaN or infinity in {kind}; {remedy}")
+
+
+def _check_zeros(path: str, model: PreTrainedModel) -> None:
+    """Refuse an embedding of zeros, which makes all prompts one, and say which other matrices are zero: a sharded model
+    that is saved without being gathered leaves them, but so does a layer before its first step of training.
+
+    Raises:
+        UserError: the embedding is zero.
+    """
+    zero = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+        and not (parameter.is_meta or parameter.flatten()[:64].any() or parameter.any())
+        and parameter.dtype.is_floating_point
+    ]
+    embedding = model.get_input_embeddings()
+    if any(name for name in zero if model.get_parameter(name) in set(embedding.parameters())):
+        raise UserError(f"{path}: the embedding holds zeros only; restore the file, which was not saved completely")
+    if zero:
+        log.warning("%s: %s hold zeros only (%s); is the file complete?", path, _count(zero), _some(zero))
 
 
 # ---- whether everything was read -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from decimal import Decimal
 from numbers import Integral, Number, Real
 from typing import Any
@@ -21,6 +22,11 @@ def missing(value: Any) -> bool:
     if isinstance(value, Number) and not isinstance(value, complex):
         return math.isnan(value)  # pyright: ignore[reportArgumentType]
     return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def look(text: str) -> str:
+    """What a label looks like: composed, single spaces, nothing invisible."""
+    return " ".join(unicodedata.normalize("NFC", "".join(c for c in text if c not in INVISIBLE)).split())
 
 
 def as_text(value: Any) -> str:

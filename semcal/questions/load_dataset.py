@@ -6,7 +6,6 @@
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
-from semcal.questions.cells import as_text, missing
+from semcal.questions.cells import as_text, look, missing
 from semcal.questions.held_out import held_out, touched
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import unasked
@@ -29,6 +28,8 @@ ATLAS = ("atlas-facts", "atlas-routes", "atlas-myths")
 # The columns of a table of your own.
 NEEDED = ("id", "question", "answers")
 FIELDS = (*NEEDED, "choices", "group", "incorrect", "others", "worked")
+_HTML = re.compile(r"&(amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
+_ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d\d+")
 LISTS = ("answers", "choices", "incorrect", "others")
 
 
@@ -158,14 +159,17 @@ def _grouped(name: str, questions: list[Question]) -> list[Question]:
         return label
 
     label_of_text: dict[str, str] = {}
+    label_of_look: dict[str, str] = {}
     repeats = []
     for question in questions:
         text = bare_text(question.text)
         if text in label_of_text:
             repeats.append(question.id)
-        twin, own = root(label_of_text.setdefault(text, question.group)), root(question.group)
-        if twin != own:
-            parent[own] = twin
+        own = root(question.group)
+        for twin in (label_of_text.setdefault(text, own), label_of_look.setdefault(look(question.group), own)):
+            if root(twin) != own:
+                parent[own] = root(twin)
+                own = root(twin)
     if repeats:
         some = ", ".join(repeats[:3]) + (", …" if len(repeats) > 3 else "")
         logger.warning("%s: %d questions repeat another's text and join its group (%s)", name, len(repeats), some)
@@ -194,13 +198,25 @@ def read_table(path: Path) -> list[Question]:
 
     Raises:
         UserError: a missing or unknown field or one of the wrong type, an id that is empty or that another question
-            has (naming file and row), or an unreadable file.
+            has (naming file and row), a number that a spreadsheet has rounded, or an unreadable file.
     """
     rows = read_rows(path)
     if path.suffix.lower() in (".csv", ".tsv"):
+        for row in rows:
+            if _ROUNDED.fullmatch(str(row.values.get("answers", "")).strip()):
+                raise row.error(
+                    f"column 'answers' holds {row.values['answers'].strip()}, as spreadsheets write long numbers; its "
+                    "last digits are lost: write all of them, as text"
+                )
         rows = [_parsed(row) for row in _unfloated(path, rows)]
     questions = [_question(row) for row in rows]
     _apart(questions, rows)
+    if encoded := [q.id for q in questions if any(map(_HTML.search, q.answers))]:
+        logger.warning(
+            "%s: answers of %d questions hold characters as HTML writes them, such as &amp; (%s); a model writes them "
+            "otherwise: decode them",
+            *(path, len(encoded), ", ".join(encoded[:3])),
+        )
     return questions
 
 
@@ -228,8 +244,7 @@ def _apart(questions: Sequence[Question], rows: Sequence[Row]) -> None:
     """No two different questions have one id, or ids of one look."""
     known: dict[str, tuple[Question, Row]] = {}
     for question, row in zip(questions, rows, strict=True):
-        look = " ".join(unicodedata.normalize("NFC", question.id).split())
-        first, place = known.setdefault(look, (question, row))
+        first, place = known.setdefault(look(question.id), (question, row))
         if first.id != question.id:
             raise row.error(f"id {question.id!r} looks like {first.id!r} of {place.where}; give each an id of its own")
         if first != question:

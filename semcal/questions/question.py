@@ -68,7 +68,7 @@ class Question:
         others = tuple(forms for own in self.others if (forms := _present(own)))
         object.__setattr__(self, "others", others)
         object.__setattr__(self, "incorrect", _present(self.incorrect))
-        if not self.group:
+        if missing(self.group):
             object.__setattr__(self, "group", self.id)
 
     @property

@@ -26,6 +26,7 @@ from semcal.questions.question import Question
 from semcal.runs.files import content_key, finish, is_whole, link_or_copy, newest, plain, replacing, write_atomically
 from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Portion, read_partial
 from semcal.runs.stored_activations import Activations, StoredActivations, load, save
+from semcal.runs.stored_samples import check_samples
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
 from semcal.well_formed import well_formed
@@ -309,9 +310,17 @@ class Run:
         """One row per distinct answer: question_id, text, token_ids, count, logprob (nats), finish.
 
         `count` is missing after exact enumeration, `token_ids` is empty and `logprob` may be NaN for served models.
+
+        Raises:
+            UserError: a shard is missing or cannot be read; as `check_samples`.
         """
         tables = [self._parquet(f"samples/{key}.parquet") for key in self.shard_keys()]
-        return pd.concat(tables, ignore_index=True)
+        found = pd.concat(tables, ignore_index=True)
+        try:
+            check_samples(found, list(self.questions()["id"]))
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}; files were changed or lost: restore them, or run again") from None
+        return found
 
     def activations(self, position: str, layers: Sequence[str] | None = None) -> StoredActivations:
         """Activations at a position, or those of its heads at `POSITION/attn_z`; questions in the order of

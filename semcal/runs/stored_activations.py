@@ -422,6 +422,11 @@ def _check_tokens(at: StoredActivations, prompts: TokenLists, answers: TokenList
             f"activations of {len(at.rows)} questions, but prompts of {len(prompts.lengths)} and "
             f"{len(at.questions)} ids: these files belong to another run; delete its folder and run its study again"
         )
+    if not int(at.rows.sum()) == len(at.token_ids) == len(at.token_index):
+        raise UserError(
+            f"{at.position} has {int(at.rows.sum())} rows and {len(at.token_ids)} token ids: these files are damaged; "
+            "delete the folder of the run and run its study again"
+        )
     question = np.repeat(np.arange(len(at.rows)), at.rows)
     expected = prompts.at(question, at.token_index)
     if answers is not None:

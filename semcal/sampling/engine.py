@@ -30,7 +30,7 @@ from semcal.sampling.decoding.decoders import (
     TreeDecoder,
     shared_prefix,
 )
-from semcal.sampling.decoding.paths import EXPANDED, SHARED, choose_path
+from semcal.sampling.decoding.paths import EXPANDED, SHARED, ChosenPath, choose_path
 from semcal.sampling.drawing import draw
 from semcal.sampling.memory import Footprint, sorts
 from semcal.sampling.records import Answered, Prompt, Sampling
@@ -191,13 +191,18 @@ class Sampler:
             UserError: a model that is not causal or that no path computes rightly.
         """
         if self.path is None:
-            chosen = choose_path(self.model, self.device, prompts)
-            self.path, self.work.why = chosen.path, chosen.why
-            self.work.apart, self.work.apart_limit, self.work.apart_single = chosen.apart, chosen.limit, chosen.single
-            if chosen.path != SHARED:
-                log.warning("sampling by path %s, which is slower than %s: %s", chosen.path, SHARED, chosen.why)
+            self.take(choose_path(self.model, self.device, prompts))
+        assert self.path is not None
         self.work.path = self.path
         return self.path
+
+    def take(self, chosen: ChosenPath) -> None:
+        """Sample by a path that was found before."""
+        self.path = self.work.path = chosen.path
+        self.work.why = chosen.why
+        self.work.apart, self.work.apart_limit, self.work.apart_single = chosen.apart, chosen.limit, chosen.single
+        if chosen.path != SHARED:
+            log.warning("sampling by path %s, which is slower than %s: %s", chosen.path, SHARED, chosen.why)
 
     def _take_off(self, prompts: Sequence[Prompt]) -> _Flight:
         if self._budget is None:

@@ -7,6 +7,7 @@ again. Knows neither texts nor how classes were formed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
 from semcal.seeds import keyed_generator
 from semcal.semantics.confidence import (
+    EXCESS_MASS,
     Confidences,
     checked_counts,
     checked_gold,
@@ -31,6 +33,7 @@ from semcal.semantics.confidence import (
     left_out_by_mass,
 )
 
+log = logging.getLogger(__name__)
 UNPARSED = "(unparsed)"
 UNEXPLORED = "(unexplored)"
 LEFT_OUT = ("left_out_confidence", "left_out_agreement", "left_out_correct", "left_out_part")
@@ -181,13 +184,22 @@ class ClassTable:
     ) -> ClassTable:
         """The same table with class masses, from the log-probabilities of its distinct answers (`class_masses`).
 
-        Where a log-probability is unknown (None or NaN), or answers were enumerated, the table stays as it is.
+        Where a log-probability is unknown (None or NaN), or answers were enumerated, the table stays as it is; so
+        where log-probabilities add up to more than 1, which a warning says.
 
         Args:
             classes, counts, logprobs: [question][answer] as in `of_answers`, log-probabilities in nats.
         """
         logprob = np.array([np.nan if p is None else p for some in logprobs for p in some], dtype=np.float64)
         if self.enumerated or np.isnan(logprob).any():
+            return self
+        total = np.bincount(np.repeat(np.arange(len(self)), [len(s) for s in classes]), np.exp(logprob), len(self))
+        if total.max() > EXCESS_MASS:
+            log.warning(
+                "the answers of question %r have a total probability of %.2f, as where a server rounds much; "
+                "confidence by mass is left out",
+                *(self.questions[int(total.argmax())], total.max()),
+            )
             return self
         column = [{label: k for k, label in enumerate(labels)} for labels in self.classes]
         row = np.repeat(np.arange(len(self)), [len(some) for some in classes])

@@ -17,6 +17,10 @@ from semcal import Run
 
 @pytest.fixture
 def questions_file(tmp_path: Path) -> Path:
+    return questions_in(tmp_path)
+
+
+def questions_in(folder: Path) -> Path:
     colours = ["red", "blue", "green", "one", "two", "three"]
     lines = [
         {
@@ -27,19 +31,23 @@ def questions_file(tmp_path: Path) -> Path:
         }
         for i in range(60)
     ]
-    path = tmp_path / "colours.jsonl"
+    path = folder / "colours.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
 @pytest.fixture
 def study_dict(checkpoint: Path, questions_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return study_of(checkpoint, questions_file, tmp_path)
+
+
+def study_of(checkpoint: Path, questions: Path, folder: Path) -> dict[str, Any]:
     return {
         "name": "small",
         "models": [{"path": str(checkpoint), "name": "llama", "device": "cpu"}],
-        "datasets": [{"kind": "jsonl", "path": str(questions_file), "n": 48}],
+        "datasets": [{"kind": "jsonl", "path": str(questions), "n": 48}],
         "styles": ["concise"],
-        "output": str(tmp_path / "runs"),
+        "output": str(folder / "runs"),
         "sampling": {"m": 8, "max_new_tokens": 4, "max_rows": 4, "shard_size": 8},
         "prompting": {"shots": 2, "exemplars": 4},
         "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},

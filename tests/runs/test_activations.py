@@ -61,8 +61,12 @@ def written(tmp_path):
         }
         first = np.cumsum([0, *(len(ANSWERS[q]) for q in part.question_ids)])[:-1]
         run.write_activations(part.key, these, answer_rows=first)
-        same = {"text": "x", "count": 1}
-        rows = [same | {"question_id": q, "token_ids": list(i)} for q in part.question_ids for i in ANSWERS[q]]
+        same = {"text": "x", "finish": "stop"}  # two samples a question
+        rows = [
+            same | {"question_id": q, "token_ids": list(i), "count": 2 // len(ANSWERS[q])}
+            for q in part.question_ids
+            for i in ANSWERS[q]
+        ]
         run.write_samples(part.key, rows)
         wrote.append(these)
     return run, parts, wrote

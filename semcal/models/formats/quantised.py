@@ -156,6 +156,26 @@ def check_scales(path: str, config: PretrainedConfig) -> None:
         )
 
 
+def check_numbers(path: str, config: PretrainedConfig) -> None:
+    """Check that a local folder without quantised layers has no parameters of whole numbers: transformers would take
+    them for the values themselves.
+
+    Raises:
+        UserError: one has.
+    """
+    if settings_of(config):
+        return
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118
+                kind = weights.get_slice(key).get_dtype()
+                if key.endswith(".weight") and kind[0] in "IU":
+                    raise UserError(
+                        f"{path}: {key} holds whole numbers ({kind}), and config.json has no quantization_config that "
+                        "says what they stand for; restore config.json"
+                    )
+
+
 def forget_quantiser(model: PreTrainedModel) -> None:
     """Of a model that was dequantised: without this, saving it would quantise it again, unmarked."""
     conversions = getattr(model, "_weight_conversions", None) or []

@@ -35,6 +35,7 @@ from semcal.sampling.records import Prompt
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
 _NEW_TOKENS = 3
 _FEW_TOKENS = 16  # of a prompt, in the check of padding
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class _Reference:
         )
         return cls(prompts, new, torch.cat([first[:1], *others, first[1:]]))
 
+    def again(self, model: PreTrainedModel, device: torch.device) -> torch.Tensor:
+        """The first row and the last one, computed once more."""
+        read = [self.prompts[0].ids + self.new[row] for row in (0, -1)]
+        return plain_pass(model, read, device, keep=_NEW_TOKENS + 1)
+
 
 def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[Prompt]) -> ChosenPath:
     """The fastest path that agrees with plain forward passes.
@@ -99,8 +105,8 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
         raise UserError(
             f"{name} cannot be read as a causal language model: {in_short(error)}; choose a decoder-only model"
         ) from error
-    limit = rounding(model, reference.logits, lambda: _Reference.of(model, device, some).logits)
-    exact = in_single(model, lambda: _Reference.of(model, device, some))
+    limit = rounding(model, reference.logits[[0, -1]], lambda: reference.again(model, device))
+    exact = in_single(model, lambda: _Reference.of(model, device, _brief(model, some)))
     if too_far := _too_far(_moved_by_later_tokens(reference), limit, exact and _moved_by_later_tokens(exact)):
         raise UserError(
             f"{name} is not a causal language model: another last token moves the log-probabilities at earlier "
@@ -181,6 +187,21 @@ def _two_lengths(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     if len(short.ids) < len(long.ids):
         return short, long
     return (Prompt(short.key, short.ids[:-1]), long) if len(long.ids) > 1 else (long,)
+
+
+def _brief(model: PreTrainedModel, prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """Prompts with their first and their last tokens alone, where no layer has a window that would then not end within
+    them: in single precision, half precision is converted for each pass, and any error shows on few tokens."""
+    config, longest = model.config.get_text_config(), max(len(p.ids) for p in prompts)
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    if any(isinstance(window, int) and window <= longest + _NEW_TOKENS for window in windows):
+        return prompts
+    # Other lengths stay other lengths.
+    least = min(len(p.ids) for p in prompts)
+    ends = [min(_FEW_TOKENS + len(p.ids) - least, 2 * _FEW_TOKENS) for p in prompts]
+    if least <= 4 * _FEW_TOKENS:
+        return prompts
+    return tuple(Prompt(p.key, p.ids[: 2 * _FEW_TOKENS] + p.ids[-end:]) for p, end in zip(prompts, ends, strict=True))
 
 
 def _cycled(ids: Sequence[int]) -> tuple[int, ...]:

@@ -134,12 +134,15 @@ def _rounded_once_more(model: PreTrainedModel) -> Iterator[None]:
     within attention are not moved.
     """
     random = torch.Generator().manual_seed(0)
+    drawn: dict[torch.Size, torch.Tensor] = {}  # what is moved by the same shares lies in other layers
 
     def move(_: torch.nn.Module, __: object, out: object) -> torch.Tensor | None:
         if not isinstance(out, torch.Tensor) or not _is_low(out.dtype):
             return None
-        share = torch.rand(out.shape, generator=random).mul_(2).sub_(1).to(out.device)
-        return (out.float() * (1 + torch.finfo(out.dtype).eps * share)).to(out.dtype)
+        if out.shape not in drawn:
+            share = torch.rand(out.shape, generator=random).mul_(2).sub_(1)
+            drawn[out.shape] = share.mul_(torch.finfo(out.dtype).eps).add_(1).to(out.device)
+        return (out.float() * drawn[out.shape]).to(out.dtype)
 
     hooks = [module.register_forward_hook(move) for module in model.modules() if module._parameters]
     try:

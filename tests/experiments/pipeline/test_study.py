@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,9 @@ from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.errors import NonFiniteError
 from tests.conftest import save_checkpoint, word_tokenizer
-from tests.experiments.conftest import Reporter, run_dict, write_study
+from tests.experiments.conftest import Reporter, questions_in, run_dict, study_of, write_study
+
+SAMPLED: dict[str, Any] = {"probes": {"enabled": False}}  # where a test asks about sampling alone
 
 
 def tables(run: Run) -> dict[str, pd.DataFrame]:
@@ -33,8 +37,26 @@ def assert_same(one: Run, two: Run) -> None:
     np.testing.assert_array_equal(a.values, b.values)
 
 
-def test_a_run_folder_holds_what_it_should(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict, drawn=True)
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory) -> tuple[dict[str, Any], Run]:
+    """A study of one run, with its page; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    study = study_of(checkpoint, questions_in(folder), folder)
+    study["prompting"]["vary"] = "run"
+    (run,) = run_dict(folder, study, drawn=True)
+    return study, run
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> tuple[dict[str, Any], Run]:
+    """The same in a folder of its own."""
+    study, run = finished
+    shutil.copytree(study["output"], tmp_path / "runs")
+    return study | {"output": str(tmp_path / "runs")}, Run.open(tmp_path / "runs" / "small" / run.folder.name)
+
+
+def test_a_run_folder_holds_what_it_should(finished):
+    _, run = finished
     samples = run.samples()
     assert samples.groupby("question_id")["count"].sum().eq(8).all()
     assert samples["question_id"].nunique() == 48
@@ -53,8 +75,8 @@ def test_a_run_folder_holds_what_it_should(tmp_path, study_dict):
     assert manifest["packages"]["torch"]
 
 
-def test_samples_and_activations_come_from_the_same_token_ids(tmp_path, study_dict, checkpoint):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_samples_and_activations_come_from_the_same_token_ids(finished, checkpoint):
+    _, run = finished
     model = LanguageModel.load(checkpoint, device="cpu")
     stored = run.activations("last_prompt_token")
     for at, prompt in enumerate(run.questions()["prompt"][:10]):
@@ -65,11 +87,11 @@ def test_samples_and_activations_come_from_the_same_token_ids(tmp_path, study_di
         assert ids.count(model.tokenizer.bos_token_id) == 1
 
 
-def test_a_finished_study_is_not_run_again(tmp_path, study_dict, monkeypatch):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_a_finished_study_is_not_run_again(tmp_path, copied, monkeypatch):
+    study, run = copied
     before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: pytest.fail("loaded a model again"))
-    run_dict(tmp_path, study_dict)
+    run_dict(tmp_path, study)
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file()} == before
 
 
@@ -92,10 +114,12 @@ import os, random, signal, sys, time
 import torch
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
+from experiments.pipeline import run_study as pipeline
 from experiments.sample import portions
 from tests.experiments.conftest import Reporter
 
 torch.set_num_threads(1)
+pipeline.write_report = lambda _, run: (run.folder / "report.html").write_text("not drawn in this test")
 portions.OPERATIONS_PER_S = {"cpu": float(sys.argv[2])}
 answered = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -170,7 +194,7 @@ def test_every_cell_is_sampled_with_all_threads(tmp_path, study_dict):
     torch.set_num_threads(before + 1)
     try:
         two = study_dict | {"styles": ["concise", "sentence"]}
-        run_study(prepare_study(load_study(write_study(tmp_path, two))), Watching())
+        run_study(prepare_study(load_study(write_study(tmp_path, two | SAMPLED))), Watching())
     finally:
         torch.set_num_threads(before)
     assert seen == {"concise": {before + 1}, "sentence": {before + 1}}
@@ -185,7 +209,7 @@ def test_interrupted_it_keeps_what_was_finished(tmp_path, study_dict):
             if self.seen > 20:
                 raise KeyboardInterrupt
 
-    prepared = prepare_study(load_study(write_study(tmp_path, study_dict)))
+    prepared = prepare_study(load_study(write_study(tmp_path, study_dict | SAMPLED)))
     with pytest.raises(KeyboardInterrupt):
         run_study(prepared, Impatient())
     (run,) = prepared.runs
@@ -193,40 +217,40 @@ def test_interrupted_it_keeps_what_was_finished(tmp_path, study_dict):
     counter = Reporter()
     left = []
     counter.answered = left.append
-    run_study(prepare_study(load_study(write_study(tmp_path, study_dict))), counter)
+    run_study(prepare_study(load_study(write_study(tmp_path, study_dict | SAMPLED))), counter)
     assert sum(left) < 48
     assert run.sampled
 
 
-def test_a_folder_of_another_configuration_is_refused_and_untouched(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_a_folder_of_another_configuration_is_refused_and_untouched(tmp_path, copied):
+    study, run = copied
     before = (run.folder / "config.yaml").read_text()
     with pytest.raises(UserError, match=r"another configuration \(sampling\.m was 8, is now 9\)"):
-        run_dict(tmp_path, study_dict, "sampling.m=9")
+        run_dict(tmp_path, study, "sampling.m=9")
     assert (run.folder / "config.yaml").read_text() == before
-    run_dict(tmp_path, study_dict, "sampling.max_rows=2")
+    run_dict(tmp_path, study, "sampling.max_rows=2")
 
 
 def test_new_weights_under_the_old_path_are_refused(tmp_path, study_dict):
     path = save_checkpoint(tmp_path / "model", seed=1, scale=4.0)
-    study = study_dict | {"models": [{"path": str(path), "name": "m", "device": "cpu"}]}
+    study = study_dict | SAMPLED | {"models": [{"path": str(path), "name": "m", "device": "cpu"}]}
     run_dict(tmp_path, study)
     save_checkpoint(tmp_path / "model", seed=2, scale=4.0)
     with pytest.raises(UserError, match="was started with different weights"):
         run_dict(tmp_path, study)
 
 
-def test_analysis_alone_changes_without_the_model(tmp_path, study_dict, monkeypatch):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_analysis_alone_changes_without_the_model(tmp_path, copied, monkeypatch):
+    study, run = copied
     first = run.calibration()
     monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: pytest.fail("loaded a model again"))
-    (again,) = run_dict(tmp_path, study_dict, "calibration.null_draws=30")
+    (again,) = run_dict(tmp_path, study, "calibration.null_draws=30")
     assert again.calibration()["smece"] == first["smece"]
     assert again.calibration()["null_mean"] != first["null_mean"]
 
 
-def test_a_new_setting_deletes_nothing_and_results_are_replaced_by_new_results_only(tmp_path, study_dict, monkeypatch):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_a_new_setting_deletes_nothing_and_results_are_replaced_by_new_results_only(tmp_path, copied, monkeypatch):
+    study, run = copied
     before, probes = run.calibration(), (run.folder / "probes.parquet").stat().st_mtime_ns
 
     def failing(*_, **__):
@@ -235,12 +259,12 @@ def test_a_new_setting_deletes_nothing_and_results_are_replaced_by_new_results_o
     with monkeypatch.context() as patch:
         patch.setattr("experiments.pipeline.run_study.score", failing)
         with pytest.raises(UserError, match="the judge is down"):
-            run_dict(tmp_path, study_dict, "calibration.bootstrap=30")
+            run_dict(tmp_path, study, "calibration.bootstrap=30")
     assert run.calibration() == before
-    (again,) = run_dict(tmp_path, study_dict, "calibration.bootstrap=30")
+    (again,) = run_dict(tmp_path, study, "calibration.bootstrap=30")
     assert again.calibration()["smece_low"] != before["smece_low"]
     assert (run.folder / "probes.parquet").stat().st_mtime_ns == probes  # they do not depend on it
-    run_dict(tmp_path, study_dict, "calibration.bootstrap=30", "probes.permutations=3")
+    run_dict(tmp_path, study, "calibration.bootstrap=30", "probes.permutations=3")
     assert (run.folder / "probes.parquet").stat().st_mtime_ns > probes
 
 
@@ -408,8 +432,8 @@ def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_pa
     assert "enumerated to 0.02" in (run.folder / "report.html").read_text()
 
 
-def test_what_is_decided_after_each_token_is_a_table(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict, drawn=True)
+def test_what_is_decided_after_each_token_is_a_table(finished):
+    _, run = finished
     table = run.intermediate()
     first = table[table["token"] == 0].set_index("question_id")["expected_confidence"]
     classes = run.class_table()
@@ -420,8 +444,8 @@ def test_what_is_decided_after_each_token_is_a_table(tmp_path, study_dict):
     assert (run.folder / "figures" / "knowing.png").is_file()
 
 
-def test_the_manifest_says_which_path_ran_and_what_it_cost(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict, "prompting.vary=run", drawn=True)
+def test_the_manifest_says_which_path_ran_and_what_it_cost(finished):
+    _, run = finished
     (work,) = run.manifest()["sampling_work"]
     assert work["peak_process_bytes"] > 2**27  # torch alone is more
     assert work["path"] == "shared-prefix"
