@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from experiments.compare.probe_rows import bounds, last_layer, probe_remarks, probe_table, whole_model
-from experiments.report.results import _probes
 from experiments.report.summary_table import LORA, legend
 from probes.evaluation.result import COLUMNS
 
@@ -89,32 +88,10 @@ def test_probes_of_an_earlier_version_have_no_gap_and_one_remark() -> None:
     assert row is not None
     assert row["explained"] == 0.8
     assert math.isnan(row["gap"])
-    page = "\n".join(_probes([("old", table)]))
-    assert "| old | linear | — | — | — | — | — | — | — |" in page
-    assert "nan" not in page
 
 
 def test_a_gap_is_at_least_nothing() -> None:
     assert bounds({"gap_at_least": -0.2, "gap_at_most": -0.01}) == (0.0, 0.0)
-
-
-def test_the_results_page_has_gaps_bounds_parts_and_shares_only_where_little_is_pooled() -> None:
-    parts = {"gap_top": 0.2, "gap_rest": 0.3, "gap_floor": 0.01}
-    closed = Stored(
-        {"rung": "linear", "layer": "blocks.0.hook_resid_post", "gap": 0.4} | parts,
-        {"rung": "linear", "explained": 0.8, "low": 0.7, "high": 0.9} | parts,
-        {"rung": "baseline:marginal", "layer": "", "gap": 2.0},
-    )
-    open_ = Stored({"rung": "bilinear", "gap": 1.5}, {"rung": "generative", "layer": "whole model", "gap": 1.1})
-    page = _probes([("closed", closed.probes()), ("open", open_.probes())])
-    first = "| closed | linear | 0.500 [0.300, 0.700] | 0.450 to 0.550 | 0.200 | 0.300 | 0.010 | 0.400 [0.300, 0.700] |"
-    assert any(line.startswith(first) for line in page)
-    titles = next(line for line in page if "baseline:marginal" in line)
-    assert titles == "| run | linear | baseline:marginal | bilinear | generative |"
-    assert "| open | — | — | 1.500 [0.300, 0.700] | 1.100 [0.300, 0.700] |" in page
-    assert "| closed | 0.800 [0.700, 0.900] | 0% |" in page
-    assert not any("| open |" in line and "%" in line for line in page)
-    assert _probes([]) == []
 
 
 def test_the_legend_tells_of_lora_only_where_there_is_a_column() -> None:

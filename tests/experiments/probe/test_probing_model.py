@@ -77,7 +77,9 @@ def test_every_one_has_its_rows_at_the_last_prompt_token(run, step0):
     classes = table[table["target"] == "classes"].set_index(["rung", "layer"])
     np.testing.assert_allclose(classes["baseline_nats"], classes["baseline_nats"].iloc[0], rtol=1e-6)
     losses = run.probe_losses().groupby(["rung", "layer"])
-    assert set(losses.groups) == set(classes.index)
+    assert set(losses.groups) == set(classes.index) - {
+        ("baseline:marginal", "")
+    }  # whose losses stand beside all others
     for key, its in losses:
         assert 1 - its["probe_nats"].sum() / its["baseline_nats"].sum() == pytest.approx(
             classes.loc[key, "explained"], abs=1e-4
@@ -134,7 +136,7 @@ def test_a_study_lends_the_model_that_it_has_sampled_with_and_loads_one_for_a_fi
     assert len(loaded) == 1
     runs = run_dict(tmp_path, study, "probes.baselines=[first-token]")
     assert len(loaded) == 2
-    assert all(set(run.probes()["rung"]) == {"lens", "baseline:first-token"} for run in runs)
+    assert all(set(run.probes()["rung"]) == {"lens", "baseline:first-token", "baseline:marginal"} for run in runs)
 
 
 def test_one_model_is_held_at_a_time(checkpoint, step0):
@@ -299,7 +301,7 @@ def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(
     """B has taken the colon off "Question:", and the tokenizer has no such word."""
     labels = {label for own in run.class_table().classes for label in own}
     assert "question" in labels
-    assert len(probed(run, rungs=["generative"])) == 1
+    assert list(probed(run, rungs=["generative"])["rung"]) == ["generative", "baseline:marginal"]
 
 
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
