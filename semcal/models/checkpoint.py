@@ -263,7 +263,8 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """Maximum number of positions that the model can attend to, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1)
+        most = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 0)
+        return most if most > 0 else 2**31 - 1  # XLNet says -1
 
     def check_lengths(self, prompts: Sequence[Prompt], new: int) -> None:
         """Check that the model computes one law for prompts that are continued by up to `new` tokens.

@@ -312,7 +312,8 @@ def test_probes_that_are_no_longer_asked_for_are_kept_and_not_shown(study, monke
     """They stayed in tables, pages and comparisons, also where classes were by then those of another B."""
     run = run_of(study)
     kept = {p.name: p.read_bytes() for p in run.folder.glob("probe*.parquet")}
-    layer = run.probes()["layer"].iloc[-1]
+    layer = run.probes()["layer"].iloc[0]
+    assert layer
     assert len(kept) >= 3
 
     run_study(prepare_study(load_study(study, ["probes.enabled=false"])), Reporter())
