@@ -297,7 +297,7 @@ class LanguageModel:
         ends = [i for ids in found if ids is not None for i in ([ids] if isinstance(ids, int | str) else ids)]
         if wrong := [i for i in ends if not isinstance(i, int)]:
             raise UserError(f"{self.path}: eos_token_id is {wrong[0]!r}; expected the id of a token, a number")
-        return frozenset(ends)
+        return frozenset(int(i) for i in ends)
 
     @property
     def computation(self) -> dict[str, Any]:

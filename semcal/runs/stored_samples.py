@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from semcal.arrays import FloatArray
 from semcal.errors import UserError
 from semcal.runs.partial_shard import FINISHES, SAMPLE_COLUMNS
 
@@ -26,7 +27,8 @@ def check_samples(table: pd.DataFrame, questions: Sequence[str]) -> None:
     if missing := [name for name in SAMPLE_COLUMNS if name not in table]:
         raise UserError(f"column {missing[0]!r} of the samples is missing")
     _check_values(table)
-    enumerated = table["count"].isna().all()
+    counts = _numbers(table, "count")
+    enumerated = bool(np.isnan(counts).all())
     order = list(dict.fromkeys(table["question_id"]))
     known = set(order)
     expected = [q for q in questions if q in known] if enumerated else list(questions)
@@ -36,14 +38,16 @@ def check_samples(table: pd.DataFrame, questions: Sequence[str]) -> None:
         named = [f"question {q!r} is not asked" for q in sorted(surplus)] + [f"question {q!r} has none" for q in lost]
         raise UserError(f"samples and questions.parquet differ: {(named or ['they are in another order'])[0]}")
     if not enumerated:
-        sums = table.groupby("question_id", sort=False)["count"].sum()
-        m = sums.mode().iloc[0]
-        if (off := sums[sums != m]).size:
-            raise UserError(f"question {off.index[0]!r} has {off.iloc[0]:g} samples, others {m:g}")
+        place = {question: row for row, question in enumerate(order)}
+        code = np.array([place[question] for question in table["question_id"]])
+        sums = np.bincount(code, counts)  # [question]
+        m = float(np.median(sums))
+        if len(off := np.flatnonzero(sums != m)):
+            raise UserError(f"question {order[off[0]]!r} has {sums[off[0]]:g} samples, others {m:g}")
 
 
 def _check_values(table: pd.DataFrame) -> None:
-    counts, logprobs = (pd.to_numeric(table[name]).to_numpy(dtype=float) for name in ("count", "logprob"))
+    counts, logprobs = _numbers(table, "count"), _numbers(table, "logprob")
     sampled = not np.isnan(counts).all()  # enumerated answers have none
     wrong = {
         "text": ~table["text"].map(lambda text: isinstance(text, str)).to_numpy(dtype=bool),
@@ -55,3 +59,7 @@ def _check_values(table: pd.DataFrame) -> None:
         if rows.any():
             row = table.iloc[int(np.argmax(rows))]
             raise UserError(f"{name} of an answer to {row['question_id']!r} is {row[name]}")
+
+
+def _numbers(table: pd.DataFrame, name: str) -> FloatArray:
+    return np.asarray(pd.to_numeric(table[name]), dtype=np.float64)
