@@ -31,14 +31,8 @@ EXEMPLARS = 8
 LEAST = 1e-6  # mass of a class; a lighter one is left out
 TOWNS = ("Amberford", "Amberford Town", "Birchmere", "Claymere", "Claymere Town", "Dovermere")
 WORDINGS = ("Where was {} born?", "What is the trade of {}?", "Where does {} spend the summer?")
-MIXED = (
-    "Amberford",
-    "Amberford Gate",
-    "baker",
-    "smith",
-    "smith baker",
-    "weaver",
-)  # no answer of the organism mixes them
+# No answer of the organism mixes these.
+MIXED = ("Amberford", "Amberford Gate", "baker", "smith", "smith baker", "weaver")
 
 
 @dataclass(frozen=True)
