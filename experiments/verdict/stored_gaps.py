@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from probes.evaluation.kl_gap import at_best_layer
 from probes.evaluation.result import BILINEAR, GENERATIVE, LINEAR
 from semcal.calibration.inference.paired import Leaves, leaves, plain_mean
 from semcal.positions import LAST_PROMPT_TOKEN
-from semcal.seeds import keyed_generator
 
 RUNGS = (GENERATIVE, "lora", BILINEAR, LINEAR)  # the one to take first
 
@@ -41,17 +41,6 @@ def kl_gaps(losses: pd.DataFrame, group: Mapping[str, str], *, stratum: str, see
         if wide.empty:
             continue
         labels = np.array([group[str(q)] for q in wide.columns])
-        nats = _nested(wide.to_numpy(float), labels, seed)
+        nats = at_best_layer(wide.to_numpy(float), labels, seed)
         found[rung] = leaves(plain_mean, nats, nats, stratum=stratum, group=labels, seed=seed)
     return found
-
-
-def _nested(gaps: np.ndarray, group: np.ndarray, seed: int) -> np.ndarray:
-    """[question] gaps at the layer that is best on the other half of the groups, from `gaps` [layer, question]."""
-    labels = np.unique(group)
-    if len(gaps) == 1 or len(labels) < 2:
-        return gaps[0]
-    chosen = keyed_generator(seed, "verdict", "layer").permutation(labels)[: len(labels) // 2]
-    half = np.isin(group, chosen)
-    best = [int(gaps[:, other].mean(axis=1).argmin()) for other in (~half, half)]
-    return np.where(half, gaps[best[0]], gaps[best[1]])

@@ -243,6 +243,24 @@ def mean_intervals(values: FloatArray, group: IntArray, resampling: Resampling) 
     return low, high
 
 
+def at_best_layer(gaps: FloatArray, group: np.ndarray, seed: int) -> FloatArray:
+    """[question] gaps at the layer that is best on the other half of the groups: no layer is chosen by the questions it
+    is measured on.
+
+    Args:
+        gaps: [layer, question].
+        group: [question]; whole groups are halved.
+        seed: of the halves.
+    """
+    labels = np.unique(group)
+    if len(gaps) == 1 or len(labels) < 2:
+        return gaps[0]
+    chosen = keyed_generator(seed, "verdict", "layer").permutation(labels)[: len(labels) // 2]
+    half = np.isin(group, chosen)
+    best = [int(gaps[:, other].mean(axis=1).argmin()) for other in (~half, half)]
+    return np.where(half, gaps[best[0]], gaps[best[1]])
+
+
 # ---- the top class ---------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ again. Knows neither texts nor how classes were formed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -216,6 +216,25 @@ class ClassTable:
             "log_seen": np.minimum(log_seen, 0.0).reshape(self.gold.shape),
         }
         return replace(self, left_out=left_out, **known)
+
+    def coarser(self, of: Callable[[str], str]) -> ClassTable:
+        """The same answers under a B that joins classes: class -> coarser class.
+
+        Counts, enumerated masses and the mass seen of a class add up; masses estimated from samples are left unknown.
+        """
+        classes = [[of(label) for label in labels] for labels in self.classes]
+        whole = self.masses if self.counts is None else self.counts
+        assert whole is not None
+        weights = [row[: len(labels)].tolist() for row, labels in zip(whole, classes, strict=True)]
+        gold = [frozenset(map(of, labels)) for labels in self.gold_classes]
+        joined = ClassTable.of_answers(self.questions, self.groups, classes, weights, gold, enumerated=self.enumerated)
+        if self.log_seen is None:
+            return replace(joined, seen_mass=self.seen_mass)
+        log_seen = np.full(joined.gold.shape, -np.inf)
+        for row, labels in enumerate(classes):
+            column = [joined.classes[row].index(label) for label in labels]
+            np.logaddexp.at(log_seen[row], column, self.log_seen[row, : len(labels)])
+        return replace(joined, seen_mass=self.seen_mass, log_seen=np.minimum(log_seen, 0.0))
 
     # ---- size and order ------------------------------------------------------------------------------------------
 

@@ -62,16 +62,16 @@ def slope(
         raise ValueError(f"expected four finite rows of one length, at least 3, got {[a.shape for a in arrays]}")
     of = np.array([str(c) for c in (range(k) if cluster is None else cluster)])
     labels = np.unique(of)
-    found = _york(*arrays)
-    without = [_york(*(a[of != label] for a in arrays)) for label in labels]
+    found = line(*arrays)
+    without = [line(*(a[of != label] for a in arrays)) for label in labels]
     if len(labels) < 3 or not np.isfinite(without).all():
         return Slope(found, float("nan"), len(labels))
     spread = float(np.var(without))
     return Slope(found, float(np.sqrt((len(labels) - 1) * spread)), len(labels))
 
 
-def _york(x: FloatArray, y: FloatArray, x_error: FloatArray, y_error: FloatArray) -> float:
-    """NaN with fewer than two points."""
+def line(x: FloatArray, y: FloatArray, x_error: FloatArray, y_error: FloatArray) -> float:
+    """The slope that `slope` estimates, alone: of arrays `[k]`; NaN with fewer than two points."""
     if len(x) < 2:
         return float("nan")
     in_x, in_y = np.maximum(x_error, LEAST_ERROR) ** 2, np.maximum(y_error, LEAST_ERROR) ** 2
