@@ -162,8 +162,8 @@ def score(
         str | None,
         typer.Option(
             help="Compare collapsing functions on the same samples: exact,numeric,choice,wordK,entailment:PATH,"
-            "embedding:PATH,judge:MODEL@URL,custom:MODULE:NAME. The results of the runs stay; a comparison goes beside "
-            "them, to looks/."
+            "embedding:PATH,judge:MODEL@URL,custom:MODULE:NAME. Or sweep: 60 Bs and more that join classes of "
+            "the run's own, calibration error against KL gap. The results of the runs stay; a comparison goes beside them, to looks/."
         ),
     ] = None,
 ) -> None:
@@ -171,6 +171,9 @@ def score(
     other settings by --set, beside them in looks/. Or compare collapsing functions."""
     if semantics is None:
         _again(targets, set or [], "score")
+        return
+    if semantics == "sweep":
+        _sweep(targets, set or [])
         return
     from experiments.config.study import named_semantics
     from experiments.pipeline.targets import sampled_rows
@@ -188,6 +191,29 @@ def score(
         for table in agreement_table(agreement):
             console.print(table)
         _print_written([write_agreement(agreement, run)])
+    _print_left_out(left_out)
+
+
+def _sweep(targets: Targets, overrides: list[str]) -> None:
+    """Every run under many Bs."""
+    from experiments.compare.coarser_semantics import relations, sweep
+    from experiments.compare.sweep_table import explanation, sweep_table, write_sweep
+    from experiments.pipeline.looks import check_stored
+    from experiments.pipeline.targets import resolve, sampled_rows
+    from experiments.verdict.rules import SMALL_GAP
+
+    check_stored(resolve(targets, overrides))
+    rows, left_out = sampled_rows(targets, overrides)
+    for cell, run in rows:
+        with Screen() as screen:
+            found = sweep(cell, run, lambda far, c=cell: screen.stage(c, far))
+            screen.finished(cell)
+        delta, level = cell.calibration.delta, cell.calibration.level
+        over = relations(found, delta=delta, small_gap=SMALL_GAP, level=level)
+        console.rule(cell.label)
+        console.print(sweep_table(found, over))
+        console.print(explanation(found, delta), highlight=False, markup=False, soft_wrap=True)
+        _print_written(write_sweep(cell, run, found, over))
     _print_left_out(left_out)
 
 
