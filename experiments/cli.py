@@ -163,7 +163,8 @@ def score(
         typer.Option(
             help="Compare collapsing functions on the same samples: exact,numeric,choice,wordK,entailment:PATH,"
             "embedding:PATH,judge:MODEL@URL,custom:MODULE:NAME. Or sweep: 60 Bs and more that join classes of "
-            "the run's own, calibration error against KL gap. The results of the runs stay; a comparison goes beside them, to looks/."
+            "the run's own, calibration error against KL gap. The results of the runs stay; a comparison goes beside "
+            "them, to looks/."
         ),
     ] = None,
 ) -> None:

@@ -3,14 +3,18 @@
 Knows a table with one row per B; draws on bare Figures, without pyplot's state.
 """
 
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from probes.plots.style import INK, MUTED, entitle, legend_below, tidy
 from semcal.calibration.plots.curves import LINES
+from semcal.semantics.collapsing.coarser import MEANING
 
-_NAMED = 4  # Bs that are named in the picture: those of the largest gap and excess
+_FIGURES = ("gap", "gap_low", "gap_high", "excess", "excess_low", "excess_high")
+_NAMES = {MEANING: "the run's own B"}
 
 
 def semantics_scatter(frame: pd.DataFrame, *, title: str, corner: str, small_gap: float, delta: float) -> Figure:
@@ -35,17 +39,14 @@ def semantics_scatter(frame: pd.DataFrame, *, title: str, corner: str, small_gap
     left, top = min(0.0, float(frame["gap"].min())), max(delta, float(frame["excess"].max()))
     axes.fill_between([left, small_gap], delta, 1.1 * top, color="#F0E442", alpha=0.35, lw=0, zorder=0)
     kinds = frame.groupby("kind", sort=False)
-    for (kind, own), (colour, _, marker) in zip(kinds, LINES * len(kinds), strict=False):
-        x, low, high, y, bottom, above = own[
-            ["gap", "gap_low", "gap_high", "excess", "excess_low", "excess_high"]
-        ].to_numpy(float).T  # fmt: skip
+    for (kind, own), (colour, _, marker) in zip(kinds, cycle(LINES), strict=False):
+        x, low, high, y, bottom, above = own[[*_FIGURES]].to_numpy(float).T
         across, up = np.abs([low - x, high - x]), np.abs([bottom - y, above - y])
-        axes.errorbar(x, y, yerr=up, xerr=across, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.3, zorder=2)
-        axes.plot(x, y, marker, ls="none", color=colour, ms=6.5, mec="white", mew=0.6, label=str(kind), zorder=3)
-    order = (frame["gap"].rank() + frame["excess"].rank()).sort_values().index
-    for index in (*order[:1], *order[-_NAMED:]):
-        b, x, y = frame.loc[index, ["b", "gap", "excess"]]
-        axes.annotate(str(b), (float(x), float(y)), (5, 4), textcoords="offset points", fontsize=8, color=INK)
+        style = {"marker": marker, "color": colour, "ms": 6.5, "mec": "white"}
+        if kind == MEANING:
+            style = {"marker": "*", "color": INK, "ms": 13, "mec": "white"}
+        axes.errorbar(*(x, y, up, across), fmt="none", ecolor=style["color"], elinewidth=0.7, alpha=0.3, zorder=2)
+        axes.plot(x, y, ls="none", mew=0.6, label=_NAMES.get(str(kind), str(kind)), zorder=3, **style)
     axes.set_title(corner, loc="right", fontsize=9, color=MUTED)
     entitle(figure, title)
     axes.set(xlabel="KL gap of a probe of the activations before the answer, nats")

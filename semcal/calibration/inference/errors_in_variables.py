@@ -76,16 +76,18 @@ def line(x: FloatArray, y: FloatArray, x_error: FloatArray, y_error: FloatArray)
         return float("nan")
     in_x, in_y = np.maximum(x_error, LEAST_ERROR) ** 2, np.maximum(y_error, LEAST_ERROR) ** 2
 
-    def misfit(angle: float) -> float:
-        b = np.tan(angle)
+    def misfit(angle: FloatArray | float) -> FloatArray:
+        """[...] of lines at angles [...]."""
+        b = np.tan(angle)[..., None]
         weight = 1 / (in_y + b * b * in_x)
         left = y - b * x
-        return float((weight * (left - (weight * left).sum() / weight.sum()) ** 2).sum())
+        centre = (weight * left).sum(-1, keepdims=True) / weight.sum(-1, keepdims=True)
+        return (weight * (left - centre) ** 2).sum(-1)
 
     angles = np.linspace(-np.pi / 2, np.pi / 2, ANGLES)[1:-1]
     # Of a line in units of the data, so that the grid of angles is as fine for small slopes as for large ones.
     scale = max(float(np.ptp(y)), 1e-12) / max(float(np.ptp(x)), 1e-12)
     angles = np.arctan(np.tan(angles) * scale)
-    best = int(np.argmin([misfit(a) for a in angles]))
+    best = int(misfit(angles).argmin())
     low, high = angles[max(best - 1, 0)], angles[min(best + 1, len(angles) - 1)]
     return float(np.tan(minimize_scalar(misfit, bounds=(low, high), method="bounded", options={"xatol": 1e-10}).x))

@@ -1,0 +1,57 @@
+"""`semcal score --semantics sweep`: one run under many Bs, beside its results."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.compare import coarser_semantics
+from experiments.compare.coarser_semantics import sweep
+from experiments.config.run_folder import stored_cell
+from semcal.errors import UserError
+from tests.experiments.conftest import run_dict
+from tests.experiments.pipeline.test_cli import semcal
+
+
+@pytest.fixture
+def run(tmp_path, study_dict, monkeypatch):
+    monkeypatch.setattr(coarser_semantics, "FEWEST_QUESTIONS", 20)
+    return run_dict(tmp_path, study_dict | {"probes": {"enabled": False, "folds": 3}})[0]
+
+
+def test_a_run_is_read_under_many_bs_and_keeps_its_results(monkeypatch, capsys, run):
+    before = {p: p.read_bytes() for p in run.folder.iterdir() if p.is_file()}
+    code, said, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep")
+    assert code == 0, err
+    assert {p: p.read_bytes() for p in run.folder.iterdir() if p.is_file()} == before
+    for word in ("kind of B", "hash", "clusters of meanings", "all", "given granularity"):
+        assert word in said, word
+    table = pd.read_csv(run.folder / "looks/sweep/sweep.csv").set_index("b")
+    assert np.isfinite(table[["gap", "excess", "smece", "marginal_gap"]]).all(axis=None)
+    own = run.calibration()
+    assert table.loc["class", "smece"] == pytest.approx(own["smece"])
+    assert table.loc["class", "accuracy"] == pytest.approx(own["accuracy"])
+    assert table.loc["hash in 2 (a)", "confidence"] >= table.loc["class", "confidence"]
+    record = json.loads((run.folder / "looks/sweep/sweep.json").read_text())
+    assert record["relations"]["all"]["bs"] == len(table)
+    assert set(record["constant"]) | set(record["alike"]) >= {"has a digit", "digit sum"}
+
+
+def test_a_coarser_b_is_never_less_predictable_in_nats_than_the_marginal_of_a_finer_one_allows(run):
+    """The entropy of joined classes is at most that of the classes: so is what a marginal misses of it."""
+    frame = sweep(stored_cell(run), run).frame.set_index("b")
+    assert (frame["granularity"] <= frame.loc["class", "granularity"] + 1e-9).all()
+
+
+def test_too_few_questions_with_one_gold_class(monkeypatch, capsys, run):
+    monkeypatch.setattr(coarser_semantics, "FEWEST_QUESTIONS", 500)
+    code, _, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep")
+    assert code == 2
+    assert "48 questions with one gold class; a sweep over B needs 500" in err
+
+
+def test_without_activations(tmp_path, study_dict):
+    (bare,) = run_dict(tmp_path, study_dict | {"capture": {"positions": []}, "probes": {"enabled": False}})
+    with pytest.raises(UserError, match="activations"):
+        sweep(stored_cell(bare), bare)
