@@ -322,6 +322,32 @@ def transfer(
 
 
 @app.command()
+def tilt(targets: Targets) -> None:
+    """Train a low-rank adapter on gold answers by a proper loss, ask again what it has not seen, and compare remedies:
+    maps of the confidence, probes, the tilted model. An adapter is a model: path: RUN/looks/tilt/half-1/adapter."""
+    from experiments.compare.remedies_side_by_side import as_frame, explanation, remedies_table, side_by_side
+    from experiments.pipeline.targets import sampled_rows
+    from experiments.pipeline.tilt_run import tilt_run
+    from semcal.runs.files import write_atomically
+
+    rows, left_out = sampled_rows(targets, [])
+    for cell, run in rows:
+        with Screen() as screen:
+            found = tilt_run(cell, run, screen)
+            screen.stage(cell, "comparing")
+            remedied = side_by_side(cell, run, found.before, found.after)
+            screen.finished(cell)
+        console.rule(cell.label)
+        console.print(remedies_table(remedied))
+        said = explanation(run, [one.questions for one in found.learnt], found.tokens)
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        table = found.adapters[0].parents[1] / "remedies.csv"
+        write_atomically(table, lambda path, remedied=remedied: as_frame(remedied).to_csv(path, index=False))
+        _print_written([table, *found.adapters])
+    _print_left_out(left_out)
+
+
+@app.command()
 def verdict(studies: Studies, set: Sets = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""

@@ -5,11 +5,15 @@ own answers in one pass. Knows token ids and class distributions. The adapters s
 parameters (`semcal.models.skeleton`), so that the model itself is never touched.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Self
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +27,9 @@ from semcal.models.skeleton import second_skeleton
 from semcal.sampling.decoding.decoders import pad_left
 from semcal.sampling.records import Prompt
 from semcal.seeds import keyed_generator
+
+if TYPE_CHECKING:  # an extra
+    from peft import LoraConfig
 
 _KNOWN = (nn.Linear, Conv1D)  # not what derives from them: it may compute something else
 
@@ -143,20 +150,42 @@ def adapted(model: LanguageModel, rank: int, *, seed: int) -> PreTrainedModel:
         UserError: as `LoRAProbe`.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
     except ImportError as error:
         raise UserError("LoRA probes need peft; pip install 'semcal[organisms]'") from error
     if len(set(getattr(model.model, "hf_device_map", {}).values())) > 1:
         raise UserError(f"{model.path} is spread over several devices; load it on one for LoRA probes")
-    names, transposed = projections(model.model)
     skeleton = second_skeleton(model, attention=model.model.config._attn_implementation or "eager")
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed, bias="none"
-    )
+    config = _config(model.model, rank)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, skeleton)
     return skeleton
+
+
+def write_adapter(model: LanguageModel, adapters: Mapping[str, Tensor], folder: Path) -> None:
+    """Write adapters of `adapted(model, ...)` as peft does, for any tool that reads its files.
+
+    Args:
+        adapters: name in the skeleton -> values.
+    """
+    rank = min(min(value.shape) for value in adapters.values())
+    config = _config(model.model, rank)
+    there = Path(model.path)
+    config.base_model_name_or_path = str(there.resolve()) if there.exists() else model.path
+    config.revision, config.task_type, config.inference_mode = model.revision, "CAUSAL_LM", True
+    config.save_pretrained(str(folder))
+    tensors = {f"base_model.model.{name.replace('.default', '')}": value.cpu() for name, value in adapters.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def _config(model: PreTrainedModel, rank: int) -> LoraConfig:
+    from peft import LoraConfig
+
+    names, transposed = projections(model)
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names, fan_in_fan_out=transposed, bias="none"
+    )
 
 
 def adapter_rate(model: LanguageModel) -> float:

@@ -12,7 +12,7 @@ be.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -95,7 +95,7 @@ def class_texts(
             )
         found[ids] = label
     written = {label: ids for ids, label in found.items()}
-    return ClassTexts(tuple(written[label] for label in labels), _likeliest_end(model, found, form))
+    return ClassTexts(tuple(written[label] for label in labels), likeliest_end(model, found, form))
 
 
 def _encoded(model: LanguageModel, text: str, last: int) -> tuple[int, ...]:
@@ -112,8 +112,12 @@ def _last(model: LanguageModel) -> int:
     return own if isinstance(own, int) else min(model.eos_ids)
 
 
-def _likeliest_end(model: LanguageModel, found: Mapping[tuple[int, ...], str], form: Form) -> int:
-    """What the model itself likeliest writes after an answer, of what may end one and is in no class."""
+def likeliest_end(model: LanguageModel, found: Collection[tuple[int, ...]], form: Form) -> int:
+    """What the model itself likeliest writes after an answer, of what may end one and is in none of those found.
+
+    Raises:
+        UserError: a tokenizer without an end-of-sequence token.
+    """
     last = _last(model)
     if form.rendered:
         return last

@@ -1,0 +1,143 @@
+"""`semcal tilt`: the remedy that follows from the theory, tried on a run.
+
+Each half of the questions, whole groups apart, is asked again of the run's model with an adapter that was trained on
+gold answers to the other half (`experiments.train.gold_adapter`). Adapters and samples go to looks/tilt of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from experiments.config.collapsing_functions import collapse_of
+from experiments.config.run_folder import LOOKS, open_cell
+from experiments.config.study import Cell, load_dataset
+from experiments.pipeline.progress import Reporter
+from experiments.sample.models import Models
+from experiments.sample.sample_cell import check_questions, form_of, prepare, sample_cell
+from experiments.score.score import class_table, read_answers
+from experiments.train.gold_adapter import Gold, Learnt, train_on_gold
+from probes.evaluation.folds import group_folds, too_few_groups
+from semcal.errors import UserError
+from semcal.models.checkpoint import LanguageModel
+from semcal.questions.question import Dataset
+from semcal.runs.files import write_atomically
+from semcal.runs.folder_lock import locked
+from semcal.runs.run import Run
+from semcal.semantics.class_table import ClassTable
+
+HALVES = 2
+ADAPTER, LEARNT = "adapter", "learnt.json"
+
+
+@dataclass(frozen=True)
+class Tilted:
+    """A run's questions, asked again of tilted models.
+
+    Attributes:
+        before, after: the same questions in the same order; classes by the run's own B and alias table.
+        adapters: [half] folders, each a model that has not seen gold of the half that it was asked.
+        learnt: [half].
+        tokens: [half] read in training, all epochs: what the remedy costs beforehand.
+    """
+
+    before: ClassTable
+    after: ClassTable
+    adapters: tuple[Path, ...]
+    learnt: tuple[Learnt, ...]
+    tokens: tuple[int, ...]
+
+
+def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
+    """Train both adapters, ask both halves, and read the answers as the run's were read. What was stopped is gone on
+    from; what is finished is not made again.
+
+    Raises:
+        UserError: no local model, enumerated answers, questions without gold as this style writes it, too few groups of
+            questions; what training and sampling refuse.
+    """
+    if cell.enumerated:
+        raise UserError(
+            f"{run.folder} was enumerated; tilt asks again by sampling, so choose a run without sampling.exact"
+        )
+    questions = run.questions()
+    known = questions["written_ids"].map(len).to_numpy() > 0
+    if reason := too_few_groups(len(set(questions["group"][known])), HALVES + 1):
+        raise UserError(
+            f"{run.folder}: only {int(known.sum())} of {len(questions)} questions have a gold answer as the style "
+            f"{cell.style} writes it, and {reason}"
+        )
+    folder = run.folder / LOOKS / "tilt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        model = Models().of_run(cell, run)
+        dataset = load_dataset(cell.dataset, cell.prompting.exemplars)
+        check_questions(run, dataset)
+        halves = group_folds(questions["group"].tolist(), HALVES, seed=cell.seed)
+        tables, learnt, tokens = [], [], []
+        for number, (train, test) in enumerate(halves, start=1):
+            name, own = f"half {number}", folder / f"half-{number}"
+            gold = _gold(run, train[known[train]])
+            learnt.append(_learn(cell, model, gold, own, name, lambda words: reporter.stage(cell, words)))
+            tokens.append(_tokens(gold, learnt[-1]))
+            ids = set(questions["id"].iloc[test])
+            tables.append(_ask(cell, run, _only(dataset, ids), own, reporter))
+    frame = pd.concat([table.to_frame() for table in tables], ignore_index=True)
+    after, before = ClassTable.from_frame(frame), run.class_table()
+    place = {question: row for row, question in enumerate(after.questions)}
+    order = [place[question] for question in before.questions]
+    adapters = tuple(folder / f"half-{number + 1}" / ADAPTER for number in range(HALVES))
+    return Tilted(before, after.select(order), adapters, tuple(learnt), tuple(tokens))
+
+
+def _gold(run: Run, rows: np.ndarray) -> list[Gold]:
+    questions, prompts = run.questions(), run.prompt_ids()
+    written = questions["written_ids"]
+    return [Gold(str(questions["group"].iloc[i]), prompts[i], tuple(map(int, written.iloc[i]))) for i in rows]
+
+
+def _learn(
+    cell: Cell, model: LanguageModel, gold: Sequence[Gold], own: Path, name: str, told: Callable[[str], None]
+) -> Learnt:
+    """The adapter of one half, trained if it is not there."""
+    record = own / LEARNT
+    if record.is_file():
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        return Learnt(**kept | {key: tuple(kept[key]) for key in ("training", "validation")})
+    own.mkdir(exist_ok=True)
+    found = train_on_gold(model, gold, form_of(cell), own / ADAPTER, name=name, seed=cell.seed, told=told)
+    text = json.dumps(asdict(found), indent=1) + "\n"
+    write_atomically(record, lambda path: path.write_text(text, encoding="utf-8"))
+    return found
+
+
+def _tokens(gold: Sequence[Gold], learnt: Learnt) -> int:
+    """Read in training: every epoch that was trained, of the rate that was chosen, and one of the other."""
+    each = sum(len(one.prompt) + len(one.answer) + 1 for one in gold) * learnt.questions // len(gold)
+    return each * (len(learnt.training) + 1)
+
+
+def _only(dataset: Dataset, ids: set[str]) -> Dataset:
+    return replace(dataset, questions=tuple(q for q in dataset.questions if q.id in ids))
+
+
+def _ask(cell: Cell, run: Run, dataset: Dataset, own: Path, reporter: Reporter) -> ClassTable:
+    """One half, asked of its tilted model and read by the run's B."""
+    config = {"path": str(own / ADAPTER), "name": f"{cell.model.name} tilted", "revision": None, "adapter": None}
+    changed = {"model": cell.model.model_copy(update=config), "folder": str(own / "run")}
+    changed |= {"capture": cell.capture.model_copy(update={"positions": []})}
+    asked = cell.model_copy(update=changed)
+    into = open_cell(asked)
+    if not into.sampled:
+        model = Models().of(asked.model)
+        job = prepare(asked, into, dataset, model, [])
+        reporter.sampling(asked, len(job.asked), len(job.asked) - job.questions_left)
+        if job.todo:
+            sample_cell(job, model, reporter.answered)
+    read = read_answers(asked, into, collapse_of(cell.semantics, run.aliases(), lambda _: None))
+    return class_table(asked, into.questions(), read)
