@@ -46,6 +46,7 @@ figures: $(STAMP) demo
 	$(BIN)/semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml
 	$(BIN)/semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200
+	$(BIN)/semcal score runs/demo/atlas-base__atlas-routes__cot__exact --semantics sweep
 	$(BIN)/semcal transfer $(foreach style,concise sentence cot,runs/demo/atlas-base__atlas-routes__$(style)__exact)
 	$(BIN)/python -m experiments.report.gallery
 	$(BIN)/python -m experiments.report.results

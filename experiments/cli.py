@@ -348,6 +348,45 @@ def tilt(targets: Targets) -> None:
 
 
 @app.command()
+def gate(
+    targets: Targets,
+    risk: Annotated[list[float] | None, typer.Option(help="Share that may be wrong; repeatable.")] = None,
+    delta: Annotated[float, typer.Option(help="Chance that the guarantee of the answers fails.")] = 0.1,
+    guarantee: Annotated[
+        str, typer.Option(help='"of the answers" given, or "of the questions", answered or not.')
+    ] = "of the answers",
+) -> None:
+    """Answer only when sure enough: the lowest threshold on each confidence of a run that keeps a risk, with a
+    guarantee for questions to come. Without the model."""
+    from typing import get_args
+
+    from experiments.compare.gates import as_frame, explanation, gates, gates_table, sources
+    from experiments.config.run_folder import LOOKS
+    from experiments.pipeline.targets import resolve
+    from semcal.calibration.inference.risk_control import Guarantee
+    from semcal.runs.files import write_atomically
+
+    risks = risk or [0.05, 0.1, 0.2]
+    if guarantee not in get_args(Guarantee):
+        raise UserError(f"unknown guarantee {guarantee!r}{nearest(guarantee, get_args(Guarantee))}")
+    if (odd := next((x for x in (*risks, delta) if not 0 < x < 1), None)) is not None:
+        raise UserError(f"{odd:g} is no share; --risk and --delta lie between 0 and 1, such as 0.1")
+    runs = [run for target in resolve(targets) for run in target.runs if run.calibration()]
+    if not runs:
+        raise UserError(f"{targets[0]}: none of its runs has been scored; `semcal run` its study first")
+    for run in runs:
+        rows = gates(sources(run), risks, delta=delta, guarantee=guarantee)  # pyright: ignore[reportArgumentType]
+        console.rule(run.name)
+        console.print(gates_table(rows))
+        said = explanation(rows, delta, guarantee)  # pyright: ignore[reportArgumentType]
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        table = run.folder / LOOKS / "gates.csv"
+        table.parent.mkdir(exist_ok=True)
+        write_atomically(table, lambda path, rows=rows: as_frame(rows).to_csv(path, index=False))
+        _print_written([table])
+
+
+@app.command()
 def verdict(studies: Studies, set: Sets = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""

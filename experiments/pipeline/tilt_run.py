@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.compare.gates import TILTED
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import LOOKS, open_cell
 from experiments.config.study import Cell, load_dataset
@@ -91,6 +92,7 @@ def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
     after, before = ClassTable.from_frame(frame), run.class_table()
     place = {question: row for row, question in enumerate(after.questions)}
     order = [place[question] for question in before.questions]
+    write_atomically(run.folder / TILTED, lambda path: after.select(order).to_frame().to_parquet(path))
     adapters = tuple(folder / f"half-{number + 1}" / ADAPTER for number in range(HALVES))
     return Tilted(before, after.select(order), adapters, tuple(learnt), tuple(tokens))
 

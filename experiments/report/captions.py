@@ -58,6 +58,13 @@ SECTIONS = {
         "the model is locally loss-optimal.",
     ),
     "remedies": ("Remedies", "The confidence recalibrated by each method, on held-out questions."),
+    "gates": (
+        "Answering only when sure",
+        "The lowest threshold on B-confidence at which, with probability 0.9 over the questions asked here, at most "
+        "the risk of the answers given to questions to come is wrong, the share of questions answered and of these "
+        "wrong here; no threshold where none is known to keep the risk. Other risks, and the confidence of probes: "
+        "`semcal gate`.",
+    ),
     "closed": (
         "Beyond the top class",
         "All classes at once: the kernel calibration error of the whole distribution (SKCE; its mean is 0 for a "

@@ -36,6 +36,7 @@ def pictures() -> dict[str, str]:
         )
     found["ablation-routes-concise.png"] = "lineage/base__atlas-routes__concise__exact/figures/ablate-*.png"
     found["steering-routes-concise.png"] = f"demo/{_CELLS['routes', 'concise']}/figures/steer-*.png"
+    found["sweep-routes-cot.png"] = f"demo/{_CELLS['routes', 'cot']}/looks/sweep/sweep.png"
     found["transfer-routes.png"] = "transfer/transfer.png"
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
     for study in ("lineage", "ablation"):

@@ -18,6 +18,7 @@ from semcal.calibration.estimators.finite_m import estimates, m_curve
 from semcal.calibration.estimators.recalibration import remedies
 from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.inference.equivalence import equivalence
+from semcal.calibration.inference.risk_control import fewest_groups, gate
 from semcal.calibration.measures.closed_set import ClosedSet, classwise, skce
 from semcal.calibration.measures.loss_gap import loss_gap, simulated_loss_gap
 from semcal.calibration.nulls.twins import chances_of
@@ -40,6 +41,7 @@ from semcal.semantics.collapsing.judge import Judge
 from semcal.semantics.collapsing.surface import first_token, first_word, length
 
 FOLDS = 5
+RISKS, MISSED = (0.05, 0.1, 0.2), 0.1  # shares of wrong answers, and the chance that their guarantee fails
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,19 @@ def sections(cell: Cell, table: ClassTable, read: Sequence[Read], *, closed: boo
         rows = estimates(table, curve=curve, resampling=detail)
         found = {"finite_m": [asdict(row) for row in rows], "m_curve": curve.rows()}
     found |= {"equivalence": _equivalence(table, cell.calibration.delta, detail)} | _loss(table, read, detail)
-    return found | {"unparsed": _unparsed(table), "closed": _closed(table, detail) if closed else None}
+    found |= {"unparsed": _unparsed(table), "closed": _closed(table, detail) if closed else None}
+    return found | {"gates": _gates(table)}
+
+
+def _gates(table: ClassTable) -> list[dict[str, float]] | None:
+    """Thresholds on B-confidence that keep some risks; None with too few groups to show any."""
+    groups, found = table.groups.tolist(), []
+    for risk in RISKS:
+        if len(set(groups)) >= fewest_groups(risk, MISSED):
+            one = gate(table.by_count.plug_in, table.by_count.correct, groups, risk=risk, delta=MISSED)
+            threshold = one.threshold if np.isfinite(one.threshold) else None
+            found.append({"risk": risk, "threshold": threshold, "coverage": one.coverage, "wrong": one.wrong})
+    return found or None
 
 
 def _unparsed(table: ClassTable) -> dict[str, Any] | None:

@@ -1,0 +1,118 @@
+"""Thresholds on each confidence that a run has, and what they would do to questions to come (`semcal gate`).
+
+Knows run folders; the guarantees are in `semcal.calibration.inference.risk_control`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from experiments.config.run_folder import LOOKS
+from semcal.arrays import FloatArray
+from semcal.calibration.inference.risk_control import Gate, Guarantee, gate
+from semcal.errors import UserError
+from semcal.runs.run import Run
+from semcal.semantics.class_table import ClassTable
+
+TILTED = f"{LOOKS}/tilt/classes.parquet"  # the run's questions, asked again of tilted models (`semcal tilt`)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A confidence that a run has: [question] how sure, how right, and labels of dependent questions."""
+
+    confidence: FloatArray
+    correct: FloatArray
+    group: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A threshold on one confidence; `reason`: why there is none."""
+
+    source: str
+    risk: float
+    found: Gate | None
+    reason: str = ""
+
+
+def sources(run: Run) -> dict[str, Source]:
+    """Name -> confidence: B-confidence of the samples; if there are any, those of the class probe and the tilted model."""
+    table = run.class_table()
+    found = {"B-confidence": _of(table)}
+    if not (probe := run.probe_predictions()).empty:
+        group = dict(zip(table.questions, table.groups.tolist(), strict=True))
+        labels = [group[str(question)] for question in probe["question_id"]]
+        found["class probe"] = Source(probe["confidence"].to_numpy(float), probe["correct"].to_numpy(float), labels)
+    if (stored := run.folder / TILTED).is_file():
+        found["tilted model"] = _of(ClassTable.from_frame(pd.read_parquet(stored)))
+    return found
+
+
+def _of(table: ClassTable) -> Source:
+    return Source(table.by_count.plug_in, table.by_count.correct, table.groups.tolist())
+
+
+def gates(found: Mapping[str, Source], risks: Sequence[float], *, delta: float, guarantee: Guarantee) -> list[Row]:
+    """One row per confidence and risk.
+
+    Raises:
+        UserError: no risk can be shown on so few groups, even if every answer were right.
+    """
+    rows = []
+    for name, own in found.items():
+        for risk in risks:
+            try:
+                one = gate(own.confidence, own.correct, own.group, risk=risk, delta=delta, guarantee=guarantee)
+                rows.append(Row(name, risk, one))
+            except UserError as error:
+                rows.append(Row(name, risk, None, str(error)))
+    if all(row.found is None for row in rows):
+        raise UserError(rows[-1].reason)
+    return rows
+
+
+def gates_table(rows: Sequence[Row]) -> Table:
+    """One row per confidence and risk."""
+    table = Table("confidence", "risk", "answer where ≥", "answered", "of these wrong", box=box.SIMPLE_HEAD)
+    for row in rows:
+        if row.found is None:
+            figures = ("too few groups", "", "")
+        elif np.isinf(row.found.threshold):
+            figures = ("never", "0.0 %", "")
+        else:
+            wrong = "" if np.isnan(row.found.wrong) else f"{row.found.wrong:.1%}".replace("%", " %")
+            figures = (f"{row.found.threshold:.2f}", f"{row.found.coverage:.1%}".replace("%", " %"), wrong)
+        table.add_row(row.source, f"{100 * row.risk:g} %", *figures)
+    return table
+
+
+def explanation(rows: Sequence[Row], delta: float, guarantee: Guarantee) -> str:
+    """What is guaranteed, printed below the table."""
+    if guarantee == "of the answers":
+        said = (
+            f"guarantee: with probability {1 - delta:g} over the questions calibrated on, at most the risk of the "
+            "answers given to questions of groups to come is wrong"
+        )
+    else:
+        said = (
+            "guarantee: the expected share of questions to come that are answered wrongly, of all questions, is at "
+            "most the risk (conformal risk control, arXiv 2208.02814)"
+        )
+    said += (
+        "; it holds for any confidence, calibrated or not, as long as groups to come are drawn like these: it says "
+        "nothing of other questions · answered, wrong: of the questions calibrated on"
+    )
+    reasons = dict.fromkeys(row.reason for row in rows if row.found is None)
+    return " · ".join([said, *reasons])
+
+
+def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """One row per confidence and risk."""
+    return pd.DataFrame([{"source": r.source, "risk": r.risk} | (asdict(r.found) if r.found else {}) for r in rows])
