@@ -41,7 +41,9 @@ def describe(settings: dict[str, Any]) -> str:
     """How a checkpoint is quantised, e.g. "gptq (4 bits, groups of 128)"; "" if it is not."""
     if not settings:
         return ""
-    bits = "4 bits" if settings.get("load_in_4bit") else "8 bits" if settings.get("load_in_8bit") else ""
+    bits = "4 bits" if settings.get("load_in_4bit") else ""
+    if settings.get("load_in_8bit"):  # what it says of 4 bits are defaults
+        return f"{method_of(settings)} (8 bits)"
     kept = (words.format(v) for key, words in _DETAILS.items() if (v := settings.get(key)) not in (None, "", {}, []))
     details = ", ".join(filter(None, (bits, *(text for text in kept if len(text) <= 40))))
     return method_of(settings) + (f" ({details})" if details else "")
