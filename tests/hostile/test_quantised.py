@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import second_skeleton
+from semcal.sampling.decoding.rounding import remedy
 from tests.conftest import save_checkpoint
 from tests.hostile.test_adapters_alone import write
 
@@ -288,3 +289,12 @@ def test_an_adapter_is_not_rounded_into_a_base_that_stays_quantised(kept, tmp_pa
         UserError, match=r"its base model stays quantised in memory, and merging .* before quantisation"
     ):
         LanguageModel.load(tmp_path / "adapter", device="cpu")
+
+
+def test_what_stays_quantised_and_is_not_sampled_alike_is_told_so(kept):
+    """Not advised is a dtype that it has already."""
+    model = LanguageModel.load(kept, device="cpu").model
+    assert remedy(model) == "its weights are quantised in memory; use the model before quantisation"
+    plain = LanguageModel.load(save_checkpoint(kept.parent / "plain"), device="cpu").model
+    assert "float32" not in remedy(plain)
+    assert "float32" in remedy(plain.bfloat16())

@@ -1,7 +1,7 @@
-"""Checkpoints whose config.json says that they are quantised: what they need, and how their manifest describes them.
+"""Checkpoints whose config.json says that they are quantised: what they need, and whether they are whole.
 
-transformers loads them through the library of each method, and some are dequantised where the hardware cannot compute
-with them. Nothing here is quantised that was not.
+transformers loads them through the library of each method, and most are dequantised (`dequantising`). Nothing here is
+quantised that was not.
 """
 
 from __future__ import annotations
