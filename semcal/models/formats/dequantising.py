@@ -7,6 +7,7 @@ computed is the model with the values that its file holds; activations are not r
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.integrations.bitsandbytes import _create_accelerate_new_hook, dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
 
 from semcal.errors import UserError
 from semcal.models.formats.quantisation_settings import method_of, settings_of
@@ -112,9 +113,7 @@ def dequantise(path: str, model: PreTrainedModel, dtype: torch.dtype) -> None:
 def _whole(module: torch.nn.Module) -> torch.Tensor | None:
     """[out, in] the weight of a quantised layer in float32; None if it is a plain one, or none."""
     if hasattr(module, "quantization_scheme"):
-        from compressed_tensors.compressors import decompress_module
-
-        decompress_module(module)
+        importlib.import_module("compressed_tensors.compressors").decompress_module(module)
         return module.get_parameter("weight").float()
     weight: Any = module._parameters.get("weight")
     kind = type(weight)
@@ -154,6 +153,7 @@ def _plain_layer(module: Any, weight: torch.Tensor) -> torch.nn.Module:
     if isinstance(module, torch.nn.Embedding):
         return type(module).from_pretrained(weight, padding_idx=module.padding_idx)
     rows, columns = weight.shape
+    plain: Any
     with torch.device("meta"):
         if getattr(module, "source_cls", None) is Conv1D:
             plain, weight = Conv1D(rows, columns), weight.T.contiguous()
