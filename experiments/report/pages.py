@@ -88,12 +88,13 @@ def _facts(cell: Cell, run: Run) -> str:
     path = paths.get(work.get("path", ""), work.get("path", "samples of another run"))
     shown = {"pool": "exemplars of the project's pool; ", "dataset": "exemplars of the dataset; "}
     exemplars = shown.get(manifest.get("exemplars") or "", "")
+    stored = f", {manifest['quantised']}" if manifest.get("quantised") else ""
     b = run.calibration()["semantics"]
     why = f" because {work['why']}" if work.get("why") and work["path"] not in paths else ""
     return (
         f"{manifest['questions']} questions, {drawn} at temperature {manifest['sampling']['temperature']:g} "
         f"({path}{why}); {exemplars}B: {b}; model {shown_path(cell.model.path, run.folder)} "
-        f"({manifest['weights_hash']}, {manifest['dtype']})."
+        f"({manifest['weights_hash']}, {manifest['dtype']}{stored})."
     )
 
 

@@ -97,8 +97,9 @@ def examine(
         return Diagnosis(model, asked.name, _stopped([], Check(LOADING, FAILED, str(error))))
     assert isinstance(loaded, LanguageModel)
     size = sum(p.numel() for p in loaded.model.parameters()) / 1e6
-    what = f"{type(loaded.model).__name__}, {size:,.1f} M parameters, {dtype} on {loaded.device}, {loaded.weights_hash}"
-    made = [Check(LOADING, PASSED, f"{what}, {time.monotonic() - began:.1f} s")]
+    stored = f"{loaded.quantised}, " if loaded.quantised else ""
+    what = f"{type(loaded.model).__name__}, {size:,.1f} M parameters, {stored}{dtype} on {loaded.device}"
+    made = [Check(LOADING, PASSED, f"{what}, {loaded.weights_hash}, {time.monotonic() - began:.1f} s")]
     with tempfile.TemporaryDirectory(prefix="semcal-doctor-") as folder:
         return Diagnosis(model, asked.name, _run(_cell(config, asked, folder), asked, loaded, made, tell))
 

@@ -24,6 +24,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.positions import in_answer
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED, NOT_MADE, Check, LawWatch, reference_check, stated_apart
+from semcal.sampling.decoding.rounding import remedy
 from semcal.sampling.records import LENGTH, Outcome
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ class RunChecks:
         if check.outcome != FAILED:
             return
         self._failed[check.name] = check
+        advice = remedy(self.model.model) if isinstance(self.model, LanguageModel) else "try another model"
         raise UserError(
             f"check failed: {check.name}, {check.why}: {check.figure:.3g}, at most {check.limit:.3g} is right; the run "
-            "is stopped before a wrong number is written; try dtype float32, and report the model"
+            f"is stopped before a wrong number is written; {advice}, and report this one"
         )
 
     def _with_plain_passes(

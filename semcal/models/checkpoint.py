@@ -32,9 +32,11 @@ from semcal.models.formats.configuration import (
     turning_points,
     warn_of_other_tokens,
 )
+from semcal.models.formats.dequantising import is_dequantised
 from semcal.models.formats.gguf import parsed_once, source_of
 from semcal.models.formats.merging import merge_adapter
-from semcal.models.formats.quantised import check_quantised, describe, settings_of
+from semcal.models.formats.quantisation_settings import describe, settings_of
+from semcal.models.formats.quantised import check_quantised
 from semcal.models.weights import (
     check_finite,
     check_path,
@@ -80,7 +82,7 @@ class LanguageModel:
         revision: Requested branch, tag or commit; None for a local folder or the default branch.
         weights_hash: Fingerprint of the weights (see `weights_fingerprint` and `memory_fingerprint`).
         tokenizer_hash: SHA-256 of the serialised tokenizer and its chat template, 16 hexadecimal digits.
-        quantised: How the weights are stored, and whether they were dequantised or kept so; "" if not quantised.
+        quantised: How the weights are stored, and whether they were dequantised at load; "" if not quantised.
         base: Of an adapter alone, the model that it was merged into and the fingerprint of its weights; else "".
     """
 
@@ -147,8 +149,9 @@ class LanguageModel:
                 _check_decoder_only(config, str(path))
                 check_architecture(config, str(path))
                 check_generation_config(parts.weights)
-                check_quantised(parts.weights, config)
                 quantised = describe(settings_of(config))
+                plain = is_dequantised(config, target, merged=bool(parts.adapters))
+                check_quantised(parts.weights, config, dequantised=plain)
                 tokenizer = load_tokenizer(parts, config, **hub)
                 model = load_weights(
                     AutoModelForCausalLM,
@@ -156,8 +159,9 @@ class LanguageModel:
                     allow_pickle=allow_pickle,
                     config=config,
                     dtype=DTYPES[dtype],
+                    dequantised=plain,
                     # Quantised layers are made where they stay.
-                    device_map="balanced" if target is None else str(target) if settings_of(config) else None,
+                    device_map=_device_map(target) if target is None or quantised else None,
                     revision=parts.revision,
                     **hub,
                 )
@@ -171,6 +175,7 @@ class LanguageModel:
         still = bool(getattr(model, "is_quantized", False))
         if target is not None and not still:
             torch.nn.Module.to(model, target)
+        became = "kept so" if still else f"dequantised to {dtype} at load"
         model.requires_grad_(False)
         commit = getattr(config, "_commit_hash", None)
         warn_of_other_tokens(str(path), model, tokenizer)
@@ -181,7 +186,7 @@ class LanguageModel:
             revision=revision,
             weights_hash=weights_fingerprint(str(path), commit, adapter=adapter),
             tokenizer_hash=_tokenizer_hash(tokenizer),
-            quantised=gguf.quantised if gguf else quantised and f"{quantised}, {'kept so' if still else 'dequantised'}",
+            quantised=gguf.quantised if gguf else quantised and f"{quantised}, {became}",
             base=f"{parts.weights} ({weights_fingerprint(parts.weights, commit)})" if parts.named else "",
         )
 
@@ -212,7 +217,8 @@ class LanguageModel:
         name = name or model.config.name_or_path or type(model).__name__
         weights_hash = memory_fingerprint(model)
         check_finite(name, model)
-        return cls(model, tokenizer, name, None, weights_hash, _tokenizer_hash(tokenizer))
+        quantised = describe(settings_of(model.config)) if getattr(model, "is_quantized", False) else ""
+        return cls(model, tokenizer, name, None, weights_hash, _tokenizer_hash(tokenizer), quantised)
 
     @classmethod
     def without_weights(
@@ -231,7 +237,7 @@ class LanguageModel:
             with parsed_once(parts.weights):
                 config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
                 _check_decoder_only(config, str(path))
-                check_quantised(parts.weights, config)
+                check_quantised(parts.weights, config, dequantised=True)
                 tokenizer = load_tokenizer(parts, config, **hub)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -303,7 +309,8 @@ class LanguageModel:
     def computation(self) -> dict[str, Any]:
         """What beside weights and tokenizer decides which answers are drawn: settings of the configuration, and the
         tokens that end an answer."""
-        return computation(self.model.config) | {"end-of-sequence tokens": sorted(self.eos_ids)}
+        stored = {"quantised weights": self.quantised} if self.quantised else {}  # dequantised, or kept so on a GPU
+        return computation(self.model.config) | {"end-of-sequence tokens": sorted(self.eos_ids)} | stored
 
     @property
     def has_chat_template(self) -> bool:
@@ -511,6 +518,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' is not available on this machine; use auto")
     return device
+
+
+def _device_map(target: torch.device | None) -> str:
+    """Where transformers puts weights as it reads them; what is quantised may never move to another device."""
+    return "balanced" if target is None else str(target) if target.type == "cuda" else "cpu"
 
 
 def _check_decoder_only(config: PretrainedConfig, path: str) -> None:

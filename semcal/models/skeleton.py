@@ -33,7 +33,8 @@ def second_skeleton(model: LanguageModel, *, attention: str) -> PreTrainedModel:
     if getattr(model.model, "is_quantized", False):
         raise UserError(
             f"{model.path} stays quantised in memory ({model.quantised}), and LoRA probes, components and "
-            "interventions need plain weights; use the model before quantisation for them"
+            "interventions need plain weights; use the model before quantisation for them, or device cpu, where most "
+            "methods are dequantised"
         )
     config = copy.deepcopy(model.model.config)
     with torch.device("meta"):

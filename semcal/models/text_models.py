@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from semcal.errors import UserError
 from semcal.models.checkpoint import pick_device
+from semcal.models.formats.dequantising import is_dequantised
+from semcal.models.formats.quantised import check_quantised
 from semcal.models.weights import check_encoder, check_path, load_weights, weights_fingerprint
 
 _BATCH = 64
@@ -52,7 +60,12 @@ class EntailmentModel:
         check_path(path, revision)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-            model = load_weights(AutoModelForSequenceClassification, path, revision=revision)
+            config = AutoConfig.from_pretrained(path, revision=revision)
+            plain = is_dequantised(config, torch.device("cpu"))
+            check_quantised(path, config, dequantised=plain)
+            model = load_weights(
+                AutoModelForSequenceClassification, path, config=config, dequantised=plain, revision=revision
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{path} cannot be loaded as a sequence classifier ({str(error).splitlines()[0]})"

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from semcal.models.formats.adapters import (
     parts_of,
     without_adapter,
 )
+from semcal.models.formats.dequantising import as_read, dequantise, to_dtype
 from semcal.models.formats.gguf import check_gguf, is_gguf, source_of, unmark
+from semcal.models.formats.quantisation_settings import settings_of
 from semcal.models.formats.quantised import (
     check_finite_buffers,
     check_numbers,
     check_scales,
     forget_quantiser,
     is_packed,
-    settings_of,
     told_apart,
 )
 
@@ -109,39 +111,56 @@ def _check_base(parts: Parts, *, allow_pickle: bool) -> None:
         raise UserError(f"the base model of {parts.adapters[0]}: {why}") from None
 
 
-def load_weights(kind: Any, path: str, *, allow_pickle: bool = False, **how: Any) -> PreTrainedModel:
+def load_weights(
+    kind: Any,
+    path: str,
+    *,
+    config: PreTrainedConfig,
+    allow_pickle: bool = False,
+    dequantised: bool = False,
+    **how: Any,
+) -> PreTrainedModel:
     """A model every parameter of which was read from its files and is finite, in eval mode, without any adapter.
 
     Args:
         kind: One of transformers' auto classes.
         path: Local folder, GGUF file or Hub id.
+        config: Its configuration.
+        dequantised: Whether quantised weights are turned into plain ones (see `dequantising`).
         how: Further arguments of its `from_pretrained`.
 
     Raises:
         UserError: parameters that the files lack, have in another size, or have and the model does not; values that
             are not finite.
     """
-    config = how.get("config")
-    if config is not None:
-        check_scales(path, config)
-        check_numbers(path, config)
-    with without_adapter(path) as source, told_apart(path, config):
+    check_scales(path, config)
+    check_numbers(path, config)
+    reading = as_read(config) if dequantised else nullcontext()
+    with without_adapter(path) as source, told_apart(path, config), reading:
         model, report = kind.from_pretrained(
             **source_of(source),
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
+            config=config,
             **how,
         )
     model.name_or_path = model.config._name_or_path = path
     if is_gguf(path):
         unmark(model)
-    _check_read(path, model, report, how.get("config", model.config))
+    _check_read(path, model, report, config)
+    if dequantised:
+        dtype = how.get("dtype") or model.dtype
+        if getattr(model, "is_quantized", False):
+            check_finite_buffers(path, model)
+            with told_apart(path, config):
+                dequantise(path, model, dtype)
+        to_dtype(model, dtype)
     check_finite(path, model)
     _check_zeros(path, model)
     if getattr(model, "is_quantized", False):
         check_finite_buffers(path, model)
-    elif config is not None and settings_of(config):
+    elif settings_of(config):
         forget_quantiser(model)
     return model.eval()
 

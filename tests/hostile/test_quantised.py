@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import second_skeleton
+from semcal.sampling.decoding.rounding import remedy
 from tests.conftest import save_checkpoint
 from tests.hostile.test_adapters_alone import write
 
@@ -55,11 +56,6 @@ def each_linear(pack: Callable[[str, torch.Tensor], Weights]) -> Callable[[Weigh
 ABSENT = [
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, r"bitsandbytes \(8 bits\), which needs bitsandbytes; pip"),
     ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, r"bitsandbytes \(4 bits, nf4\), which needs bitsandbytes"),
-    (
-        {"quant_method": "gptq", "bits": 4, "group_size": 128},
-        r"gptq \(4 bits, groups of 128\), which needs optimum and gpt",
-    ),
-    ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}, r"awq .*pip install gptqmodel, or use"),
     ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, r"pip install compressed-tensors, or use"),
     ({"quant_method": "aqlm"}, r"pip install 'aqlm\[cpu,gpu\]'"),
     ({"quant_method": "quanto", "weights": "int8"}, r"quanto \(int8\), which needs optimum and optimum-quanto"),
@@ -83,8 +79,8 @@ def test_a_method_that_cannot_be_used_here_is_named_with_what_to_install(tmp_pat
 
 
 def test_a_look_at_prompts_says_it_too(tmp_path):
-    folder = configure(save_checkpoint(tmp_path / "m"), ABSENT[2][0])
-    with pytest.raises(UserError, match="which needs optimum and gptqmodel"):
+    folder = configure(save_checkpoint(tmp_path / "m"), ABSENT[0][0])
+    with pytest.raises(UserError, match="which needs bitsandbytes"):
         LanguageModel.without_weights(folder)
 
 
@@ -93,8 +89,8 @@ def test_a_look_at_prompts_says_it_too(tmp_path):
 BLOCK = 16
 
 
-def fp8(folder: Path) -> Path:
-    """The checkpoint with its linear layers in 8-bit floats, one scale for a block."""
+def fp8(folder: Path, rest: torch.dtype | None = None) -> Path:
+    """The checkpoint with its linear layers in 8-bit floats, one scale for a block, and all else in another dtype."""
 
     def in_blocks(key: str, value: torch.Tensor) -> Weights:
         rows, columns = value.shape
@@ -104,6 +100,10 @@ def fp8(folder: Path) -> Path:
         return {key: packed, f"{key}_scale_inv": scale}
 
     rewrite(folder, each_linear(in_blocks))
+    if rest is not None:
+        rewrite(
+            folder, lambda w: {k: v.to(rest) if v.itemsize > 1 and "scale_inv" not in k else v for k, v in w.items()}
+        )
     return configure(folder, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "fmt": "e4m3"})
 
 
@@ -111,7 +111,7 @@ def test_fp8_is_dequantised_with_its_scales_into_the_dtype_asked_for(tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(save_checkpoint(tmp_path / "m"))
     model = LanguageModel.load(fp8(tmp_path / "m"), device="cpu")
     assert model.dtype == torch.float32
-    assert model.quantised == "fp8 (e4m3, blocks of [16, 16]), dequantised"
+    assert model.quantised == "fp8 (e4m3, blocks of [16, 16]), dequantised to float32 at load"
     apart = (model.model(IDS).logits - plain(IDS).logits).abs().max()
     assert 1e-4 < apart < 0.5  # three bits of mantissa
     weight, scaled = load_file(tmp_path / "m" / "model.safetensors"), model.model.state_dict()
@@ -119,6 +119,12 @@ def test_fp8_is_dequantised_with_its_scales_into_the_dtype_asked_for(tmp_path):
     whole = weight[key].float() * weight[f"{key}_scale_inv"].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
     torch.testing.assert_close(scaled[key], whole)
     second_skeleton(model, attention="eager")  # plain weights are left
+
+
+def test_what_lies_beside_fp8_has_the_dtype_asked_for(tmp_path):
+    model = LanguageModel.load(fp8(save_checkpoint(tmp_path / "m"), torch.bfloat16), device="cpu")
+    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+    assert bool(model.model(IDS).logits.isfinite().all())
 
 
 def test_a_dequantised_model_is_saved_as_it_is_in_memory(tmp_path):
@@ -283,3 +289,12 @@ def test_an_adapter_is_not_rounded_into_a_base_that_stays_quantised(kept, tmp_pa
         UserError, match=r"its base model stays quantised in memory, and merging .* before quantisation"
     ):
         LanguageModel.load(tmp_path / "adapter", device="cpu")
+
+
+def test_what_stays_quantised_and_is_not_sampled_alike_is_told_so(kept):
+    """Not advised is a dtype that it has already."""
+    model = LanguageModel.load(kept, device="cpu").model
+    assert remedy(model) == "its weights are quantised in memory; use the model before quantisation"
+    plain = LanguageModel.load(save_checkpoint(kept.parent / "plain"), device="cpu").model
+    assert "float32" not in remedy(plain)
+    assert "float32" in remedy(plain.bfloat16())

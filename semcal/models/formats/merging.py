@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from semcal.errors import UserError
 from semcal.models.formats.adapters import CONFIG
-from semcal.sampling.decoding.rounding import difference, rounding
+from semcal.sampling.decoding.rounding import difference, remedy, rounding
 
 _NAMED = 3  # keys that a message shows
 _COMPARED = 8  # tokens of the sequence on which merged and unmerged adapter are compared
@@ -143,7 +143,6 @@ def _check_keys(folder: Path, lacking: Collection[str] = (), surplus: Collection
 
 
 @torch.inference_mode()
-@torch.inference_mode()
 def _logits(model: Any) -> torch.Tensor:
     """[position, vocab] on a sequence of tokens from all over the vocabulary."""
     embedding = model.get_input_embeddings().weight
@@ -158,7 +157,7 @@ def _check_merged(folder: Path, before: torch.Tensor, merged: PreTrainedModel) -
     if not apart <= limit:
         raise UserError(
             f"{folder}: merged, its adapter computes something else than unmerged (log-probabilities differ by "
-            f"{apart:.2g} nats, {limit:.2g} is rounding); merge it where it was trained, or set dtype: float32"
+            f"{apart:.2g} nats, {limit:.2g} is rounding); merge it where it was trained, or {remedy(merged)}"
         )
 
 

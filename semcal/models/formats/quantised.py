@@ -1,7 +1,7 @@
-"""Checkpoints whose config.json says that they are quantised: what they need, and how their manifest describes them.
+"""Checkpoints whose config.json says that they are quantised: what they need, and whether they are whole.
 
-transformers loads them through the library of each method, and some are dequantised where the hardware cannot compute
-with them. Nothing here is quantised that was not.
+transformers loads them through the library of each method, and most are dequantised (`dequantising`). Nothing here is
+quantised that was not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from semcal.errors import UserError
+from semcal.models.formats.dequantising import LEAVES, PACKED
+from semcal.models.formats.quantisation_settings import describe, method_of, settings_of
 
 # What each method needs on any hardware: (module to import, name on the package index).
 _PACKAGES = {
@@ -39,49 +40,13 @@ _PACKAGES = {
     "fp_quant": (("fp_quant", "fp_quant"),),
     "sinq": (("sinq", "sinq"),),
 }
-# Keys of quantization_config that say how, and the words for them.
-_DETAILS = {
-    "bits": "{} bits",
-    "w_bit": "{} bits",
-    "nbits": "{} bits",
-    "bnb_4bit_quant_type": "{}",
-    "weights": "{}",
-    "fmt": "{}",
-    "format": "{}",
-    "quant_type": "{}",
-    "group_size": "groups of {}",
-    "weight_block_size": "blocks of {}",
-}
 
 
-def settings_of(config: PretrainedConfig) -> dict[str, Any]:
-    """Its quantization_config, empty if there is none."""
-    found = getattr(config, "quantization_config", None) or getattr(
-        config.get_text_config(decoder=True), "quantization_config", None
-    )
-    return dict(found) if isinstance(found, dict) else dict(found.to_dict()) if found else {}
-
-
-def method_of(settings: dict[str, Any]) -> str:
-    """The method, "" if it is not said. bitsandbytes once said how instead of what."""
-    if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
-        return "bitsandbytes"
-    method = settings.get("quant_method") or ""
-    return str(getattr(method, "value", method))
-
-
-def describe(settings: dict[str, Any]) -> str:
-    """How a checkpoint is quantised, e.g. "gptq (4 bits, groups of 128)"; "" if it is not."""
-    if not settings:
-        return ""
-    bits = "4 bits" if settings.get("load_in_4bit") else "8 bits" if settings.get("load_in_8bit") else ""
-    kept = (words.format(v) for key, words in _DETAILS.items() if (v := settings.get(key)) not in (None, "", {}, []))
-    details = ", ".join(filter(None, (bits, *(text for text in kept if len(text) <= 40))))
-    return method_of(settings) + (f" ({details})" if details else "")
-
-
-def check_quantised(path: str, config: PretrainedConfig) -> None:
+def check_quantised(path: str, config: PretrainedConfig, *, dequantised: bool = False) -> None:
     """Check, before weights are loaded, that a quantised checkpoint can be.
+
+    Args:
+        dequantised: Whether it will be, which needs no package for some methods.
 
     Raises:
         UserError: a method that transformers does not know, or whose packages are not installed.
@@ -97,6 +62,8 @@ def check_quantised(path: str, config: PretrainedConfig) -> None:
             f"{path} is quantised {said}; expected one of {', '.join(known)} in quantization_config of config.json, or "
             "use the model before quantisation"
         )
+    if dequantised and method in PACKED:
+        return
     lacking = [package for module, package in _PACKAGES.get(method, ()) if not _is_installed(module)]
     if lacking:
         raise UserError(
@@ -136,24 +103,38 @@ def told_apart(path: str, config: PretrainedConfig | None) -> Iterator[None]:
 
 
 def check_scales(path: str, config: PretrainedConfig) -> None:
-    """Check that all 8-bit floats in a local folder have a scale, without which transformers takes them as they are.
+    """Check that all packed numbers in a local folder have their scales: transformers would take them as they are.
 
     Raises:
         UserError: one has none.
     """
-    if method_of(settings_of(config)) not in ("fp8", "mxfp8"):
+    method = method_of(settings_of(config))
+    if method not in ("fp8", "mxfp8", "bitsandbytes", *PACKED):
         return
     kinds: dict[str, str] = {}
     for file in Path(path).glob("*.safetensors"):
         with safe_open(file, framework="pt") as weights:
             kinds |= {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
-    scaled = {key.rpartition(".")[0] for key in kinds if "scale" in key.rpartition(".")[2]}
-    bare = sorted(k for k, kind in kinds.items() if kind.startswith("F8_E") and k.rpartition(".")[0] not in scaled)
-    bare = [key for key in bare if "scale" not in key.rpartition(".")[2]]
+    if method in PACKED:
+        owners = {key.rpartition(".")[0] for key in kinds if key.endswith((".qweight", ".qzeros"))}
+        bare = {owner for owner in owners if not {f"{owner}.{leaf}" for leaf in LEAVES[:3]} <= kinds.keys()}
+    elif method == "bitsandbytes":
+        owners = {
+            k.removesuffix(".weight") for k, kind in kinds.items() if k.endswith(".weight") and kind in ("U8", "I8")
+        }
+        bare = {owner for owner in owners if not {f"{owner}.SCB", f"{owner}.weight.absmax"} & kinds.keys()}
+    else:
+        scaled = {key.rpartition(".")[0] for key in kinds if "scale" in key.rpartition(".")[2]}
+        lacking = [k for k, kind in kinds.items() if kind.startswith("F8_E") and k.rpartition(".")[0] not in scaled]
+        if lacking := sorted(key for key in lacking if "scale" not in key.rpartition(".")[2]):
+            raise UserError(
+                f"{path}: {len(lacking)} parameters are 8-bit floats without a scale in the file ({lacking[0]}); "
+                "restore the file"
+            )
+        return
     if bare:
-        raise UserError(
-            f"{path}: {len(bare)} parameters are 8-bit floats without a scale in the file ({bare[0]}); restore the file"
-        )
+        what = "1 packed layer is" if len(bare) == 1 else f"{len(bare)} packed layers are"
+        raise UserError(f"{path}: {what} incomplete in the file ({min(bare)}); restore the file")
 
 
 def check_numbers(path: str, config: PretrainedConfig) -> None:

@@ -29,7 +29,7 @@ from semcal.sampling.decoding.decoders import (
     shared_prefix,
 )
 from semcal.sampling.decoding.output_layer import whole
-from semcal.sampling.decoding.rounding import SINGLE, difference, in_single, rounding
+from semcal.sampling.decoding.rounding import SINGLE, difference, in_single, remedy, rounding
 from semcal.sampling.records import Prompt
 
 SHARED, EXPANDED, REREAD = "shared-prefix", "expanded", "reread"
@@ -132,7 +132,7 @@ def choose_path(model: PreTrainedModel, device: torch.device, prompts: Sequence[
         why.append(f"{path}: log-probabilities differ by {too_far} from those of plain forward passes")
     raise UserError(
         f"{name} cannot be sampled: no way of decoding agrees with plain forward passes within {limit:.2g} nats "
-        f"({'; '.join(why)}); choose another model, or dtype float32"
+        f"({'; '.join(why)}); {remedy(model)}"
     )
 
 

@@ -118,6 +118,14 @@ class _Converted:
             parameters[name] = weight
 
 
+def remedy(model: PreTrainedModel) -> str:
+    """What may help where two computations of a model differ by more than rounding, beside another model."""
+    if getattr(model, "is_quantized", False):
+        elsewhere = ", or device cpu, where most methods are dequantised" if model.device.type == "cuda" else ""
+        return f"its weights are quantised in memory; use the model before quantisation{elsewhere}"
+    return "try dtype float32" if _is_low(model.dtype) else "choose another model"
+
+
 def _layers(module: torch.nn.Module) -> list[torch.nn.Module]:
     """The members of the outermost lists of modules."""
     found = []
