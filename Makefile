@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint figures checkpoints horizon lineage real real-lineage ablation test-real clean
+.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage real real-lineage ablation test-real clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ demo-smoke: $(STAMP)
 		--set datasets.0.n=60 --set datasets.1.n=60 --set calibration.bootstrap=100 --set calibration.null_draws=100 \
 		--set probes.permutations=10
 
+# The ladder of probes on the runs of the demo, up to the generative LoRA; nothing is sampled again.
+organism-probes: $(STAMP) demo
+	$(BIN)/semcal run experiments/studies/organism-probes.yaml
+
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
@@ -39,7 +43,7 @@ horizon: $(STAMP)
 # Every figure and results page that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and
 # `horizon` are included if these targets have been run before.
 STUDIES := experiments/studies
-figures: $(STAMP) demo
+figures: $(STAMP) organism-probes
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
 	$(BIN)/semcal run $(STUDIES)/shift.yaml
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml
