@@ -16,7 +16,8 @@ from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
-from probes.evaluation.result import BASELINE, MARGINAL
+from probes.evaluation.result import BASELINE
+from probes.plots.rungs_figure import in_order
 from semcal.runs.files import newest, write_atomically
 from semcal.runs.run import Run
 
@@ -164,13 +165,15 @@ def _class_distributions(rows: Sequence[tuple[str, Run]]) -> list[str]:
 
 def _ladder(by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
     """A row for every run, a column for every rung and baseline: its KL gap with the interval."""
-    columns = list(dict.fromkeys(_rung(row) for found in by_run.values() for row in found))
-    columns.sort(key=lambda name: (name.startswith("baseline"), name.endswith(MARGINAL)))
-    if sum(not name.startswith("baseline") for name in columns) < 2:
+    rungs = in_order(list(dict.fromkeys(str(row["rung"]) for found in by_run.values() for row in found)))
+    if sum(not rung.startswith(BASELINE) for rung in rungs) < 2:
         return []
-    gaps = {(n, _rung(row)): interval(row["gap"], row["gap_low"], row["gap_high"]) for n in by_run for row in by_run[n]}
-    cells = [[n, *(gaps.get((n, column), "—") for column in columns)] for n in by_run]
-    return ["", "KL gap in nats, by rung and baseline:", "", *markdown_table(("run", *columns), cells)]
+    gaps = {
+        (n, row["rung"]): interval(row["gap"], row["gap_low"], row["gap_high"]) for n in by_run for row in by_run[n]
+    }
+    cells = [[n, *(gaps.get((n, rung), "—") for rung in rungs)] for n in by_run]
+    titles = ("run", *(_rung({"rung": rung}) for rung in rungs))
+    return ["", "KL gap in nats, by rung and baseline:", "", *markdown_table(titles, cells)]
 
 
 def _rung(row: dict[str, Any]) -> str:
