@@ -168,9 +168,7 @@ def _ladder(by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
     rungs = in_order(list(dict.fromkeys(str(row["rung"]) for found in by_run.values() for row in found)))
     if sum(not rung.startswith(BASELINE) for rung in rungs) < 2:
         return []
-    gaps = {
-        (n, row["rung"]): interval(row["gap"], row["gap_low"], row["gap_high"]) for n in by_run for row in by_run[n]
-    }
+    gaps = {(n, row["rung"]): _gap_and_bracket(row)[0] for n in by_run for row in by_run[n]}
     cells = [[n, *(gaps.get((n, rung), "—") for rung in rungs)] for n in by_run]
     titles = ("run", *(_rung({"rung": rung}) for rung in rungs))
     return ["", "KL gap in nats, by rung and baseline:", "", *markdown_table(titles, cells)]
