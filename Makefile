@@ -26,7 +26,7 @@ demo-smoke: $(STAMP)
 
 # The ladder of probes on the runs of the demo, up to the generative LoRA; nothing is sampled again.
 organism-probes: $(STAMP) demo
-	$(BIN)/semcal run experiments/studies/organism-probes.yaml
+	$(BIN)/semcal run experiments/studies/probes/organism-probes.yaml
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n auto --dist loadscope
@@ -106,7 +106,7 @@ real: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
 		--set capture.positions=[] --set 'models=[{path: "real:gemma-3-270m", name: gemma-3-270m, stage: base}]' \
 		--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
-	$(BIN)/semcal run $(STUDIES)/real-probes.yaml
+	$(BIN)/semcal run $(STUDIES)/probes/real-probes.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real-cot.yaml
 	$(BIN)/python -m experiments.report.results real

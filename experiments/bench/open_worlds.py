@@ -44,6 +44,7 @@ def open_world(
 def alike(world: OpenWorld, *, seed: int) -> OpenWorld:
     """The same activations of questions that all have the first one's π: nothing remains to be predicted."""
     rng = np.random.default_rng(seed)
+    assert world.target.m is not None
     counts = rng.multinomial(world.target.m, world.pi[0], size=len(world.pi))
     return OpenWorld(world.activations, world.embedding, np.tile(world.pi[0], (len(counts), 1)), target_of(counts))
 

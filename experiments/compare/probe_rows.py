@@ -25,7 +25,7 @@ def probe_table(run: Run) -> pd.DataFrame:
 def layer_rows(probes: pd.DataFrame) -> pd.DataFrame:
     """The rows of the probes that are fitted at every layer of the model's own activations: of each target those of the
     linear rung, or where it has none, because its classes are open, those of the bilinear one."""
-    linear = set(probes.loc[probes["rung"] == LINEAR, "target"])
+    linear = probes.loc[probes["rung"] == LINEAR, "target"].unique()
     rows = probes["rung"].isin(LAYER_RUNGS) & ((probes["rung"] == LINEAR) | ~probes["target"].isin(linear))
     return probes.loc[rows, :]
 
