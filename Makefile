@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke test lint figures checkpoints horizon lineage real real-lineage ablation test-real clean
+.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage real real-lineage ablation test-real clean
 
 install: $(STAMP)
 
@@ -24,6 +24,10 @@ demo-smoke: $(STAMP)
 		--set datasets.0.n=60 --set datasets.1.n=60 --set calibration.bootstrap=100 --set calibration.null_draws=100 \
 		--set probes.permutations=10
 
+# The ladder of probes on the runs of the demo, up to the generative LoRA; nothing is sampled again.
+organism-probes: $(STAMP) demo
+	$(BIN)/semcal run experiments/studies/probes/organism-probes.yaml
+
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
@@ -39,7 +43,7 @@ horizon: $(STAMP)
 # Every figure and results page that the shipped checkpoints can produce. Those of `checkpoints`, `ablation` and
 # `horizon` are included if these targets have been run before.
 STUDIES := experiments/studies
-figures: $(STAMP) demo
+figures: $(STAMP) organism-probes
 	$(BIN)/semcal run $(STUDIES)/chain.yaml
 	$(BIN)/semcal run $(STUDIES)/shift.yaml
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml
@@ -103,7 +107,7 @@ real: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
 		--set capture.positions=[] --set 'models=[{path: "real:gemma-3-270m", name: gemma-3-270m, stage: base}]' \
 		--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
-	$(BIN)/semcal run $(STUDIES)/real-probes.yaml
+	$(BIN)/semcal run $(STUDIES)/probes/real-probes.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real-cot.yaml
 	$(BIN)/python -m experiments.report.results real

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from experiments.bench.open_worlds import OpenWorld, open_world, target_of
+from experiments.bench.open_worlds import OpenWorld, alike, open_world, target_of
 from experiments.bench.probe_cases import peak_growth
 from experiments.bench.timing import spent
 from experiments.bench.validity.validity_cases import LEVEL, Validity, clopper_pearson
@@ -76,6 +76,7 @@ def planted_open_cases(device: str = "auto") -> Iterator[Recovery | Validity]:
         world = open_world(AT, ENTITIES, d=d, e=64, rank=8, spread=3.2, seed=1)
         noise = np.random.default_rng(2).normal(size=world.activations.shape).astype(np.float32)
         yield recovery(f"d = {d}, {AT} questions, no signal", world, noise, how, signal=False)
+        yield recovery(f"d = {d}, {AT} questions, constant", alike(world, seed=3), world.activations, how, signal=False)
     yield counted("3 layers without signal, groups of 2: any found", 0.0, LEVEL, at_most=True)
     yield counted("3 layers, signal in one, groups of 2: found", 1.0, POWER_LIMIT, at_most=False)
 

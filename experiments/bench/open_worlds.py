@@ -41,6 +41,14 @@ def open_world(
     return OpenWorld(h.astype(np.float32), embedding, pi, target_of(np.stack([rng.multinomial(m, row) for row in pi])))
 
 
+def alike(world: OpenWorld, *, seed: int) -> OpenWorld:
+    """The same activations of questions that all have the first one's π: nothing remains to be predicted."""
+    rng = np.random.default_rng(seed)
+    assert world.target.m is not None
+    counts = rng.multinomial(world.target.m, world.pi[0], size=len(world.pi))
+    return OpenWorld(world.activations, world.embedding, np.tile(world.pi[0], (len(counts), 1)), target_of(counts))
+
+
 def target_of(counts: np.ndarray) -> OpenTarget:
     """From counts [question, class]; all classes are in the vocabulary, drawn or not."""
     order = np.argsort(-counts, axis=1, kind="stable")

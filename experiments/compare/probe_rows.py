@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from probes.evaluation.result import BASELINE, COLUMNS, LAYER_RUNGS, MARGINAL
+from probes.evaluation.result import BASELINE, COLUMNS, LAYER_RUNGS, LINEAR, MARGINAL
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
@@ -23,8 +23,11 @@ def probe_table(run: Run) -> pd.DataFrame:
 
 
 def layer_rows(probes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the probes that are fitted at every layer of the model's own activations."""
-    return probes.loc[probes["rung"].isin(LAYER_RUNGS), :]
+    """The rows of the probes that are fitted at every layer of the model's own activations: of each target those of the
+    linear rung, or where it has none, because its classes are open, those of the bilinear one."""
+    linear = probes.loc[probes["rung"] == LINEAR, "target"].unique()
+    rows = probes["rung"].isin(LAYER_RUNGS) & ((probes["rung"] == LINEAR) | ~probes["target"].isin(linear))
+    return probes.loc[rows, :]
 
 
 def rung_rows(probes: pd.DataFrame, target: str) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ def last_layer(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:
 
     The layer is fixed in advance: the best one would be picked on the very questions it is scored on.
     """
-    return last_row(probes, target, *LAYER_RUNGS)
+    return None if probes.empty else last_row(layer_rows(probes), target, *LAYER_RUNGS)
 
 
 def whole_model(probes: pd.DataFrame, target: str) -> dict[str, Any] | None:

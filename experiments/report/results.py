@@ -17,6 +17,7 @@ from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
 from probes.evaluation.result import BASELINE
+from probes.plots.rungs_figure import in_order
 from semcal.runs.files import newest, write_atomically
 from semcal.runs.run import Run
 
@@ -36,7 +37,11 @@ _TITLES = (
 _SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
 COMMANDS = {
-    "demo": ["make demo", "semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200"],
+    "demo": [
+        "make demo",
+        "make organism-probes",
+        "semcal intervene runs/demo/atlas-base__atlas-routes__concise__exact --kind steer -n 200",
+    ],
     "lineage": [
         _RUN.format("lineage"),
         "semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100",
@@ -135,10 +140,11 @@ def _finite_m(c: dict[str, Any]) -> list[str]:
 
 
 def _class_distributions(rows: Sequence[tuple[str, Run]]) -> list[str]:
-    """A row for every rung and baseline of every run, closed and open classes alike."""
-    cells, shares = [], []
+    """The rungs beside each other, if there are several; then a row for every rung and baseline of every run, closed
+    and open classes alike."""
+    cells, shares, by_run = [], [], {}
     for name, run in rows:
-        found = [] if (probes := probe_table(run)).empty else rung_rows(probes, "classes")
+        found = by_run[name] = [] if (probes := probe_table(run)).empty else rung_rows(probes, "classes")
         seen = number(run.calibration().get("seen_mass"))
         for row in found:
             n_classes = "—" if math.isnan(row["n_classes"]) else f"{row['n_classes']:.0f}"
@@ -150,10 +156,22 @@ def _class_distributions(rows: Sequence[tuple[str, Run]]) -> list[str]:
             shares.append([name, interval(end["explained"], end["low"], end["high"]), f"{end['pooled']:.0%}"])
     if not cells:
         return []
-    said = ["", "### Class distribution before the answer", "", *markdown_table(_TITLES, cells), "", _DISTRIBUTIONS]
+    said = ["", "### Class distribution before the answer", *_ladder(by_run)]
+    said += ["", "Every rung and baseline of every run:", "", *markdown_table(_TITLES, cells), "", _DISTRIBUTIONS]
     if shares:
         said += ["", _SHARES, "", *markdown_table(("run", "last layer", "mass pooled"), shares)]
     return said
+
+
+def _ladder(by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A row for every run, a column for every rung and baseline: its KL gap with the interval."""
+    rungs = in_order(list(dict.fromkeys(str(row["rung"]) for found in by_run.values() for row in found)))
+    if sum(not rung.startswith(BASELINE) for rung in rungs) < 2:
+        return []
+    gaps = {(n, row["rung"]): _gap_and_bracket(row)[0] for n in by_run for row in by_run[n]}
+    cells = [[n, *(gaps.get((n, rung), "—") for rung in rungs)] for n in by_run]
+    titles = ("run", *(_rung({"rung": rung}) for rung in rungs))
+    return ["", "KL gap in nats, by rung and baseline:", "", *markdown_table(titles, cells)]
 
 
 def _rung(row: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ BILINEAR, DENSITY, GENERATIVE = "bilinear", "density", "generative"
 MARGINAL, CANDIDATES = "marginal", "candidate-only"  # what a share explained is of
 LINEAR, BASELINE = "linear", "baseline:"  # the lowest rung; the prefix of the names of baselines
 OPEN_RUNGS = (GENERATIVE, BILINEAR, DENSITY)  # which give every class of a run a probability, and pool none
-LAYER_RUNGS = (LINEAR, BILINEAR)  # fitted at every layer; a target has the one or the other, closed or open
+LAYER_RUNGS = (LINEAR, BILINEAR)  # fitted at every layer: to closed classes, and to open or closed ones
 KL_EXPLAINED, R2 = "kl_explained", "r2"
 SHARES = ("explained", "low", "high", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity")
 

@@ -8,15 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probes.evaluation.result import BASELINE
+from probes.evaluation.result import BASELINE, CANDIDATES, LINEAR, MARGINAL
 from probes.plots.measures import GAP, SHARE, share_of
 from probes.plots.style import CEILING, CONTROL, INK, MUTED, PROBE, entitle, in_percent, legend_below, short_names, tidy
 
 _PROBE = "probe, with its interval"
 _TEXT = {"color": CONTROL, "lw": 1.2, "ls": "-.", "label": "TF-IDF and length"}
 _REFERENCES = {  # the first that is there stands for "the same for all questions"
-    "candidate-only": "candidates alone, no activations",
-    "marginal": "marginal, the same for all questions",
+    CANDIDATES: "candidates alone, no activations",
+    MARGINAL: "marginal, the same for all questions",
 }
 
 
@@ -59,6 +59,8 @@ def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame) -> None:
     known = baselines.dropna(subset=[GAP.value]) if len(baselines) else baselines
     here = {str(rung).removeprefix(BASELINE): float(nats) for rung, nats in known[["rung", GAP.value]].to_numpy()}
     shown = [0.02, float(np.nanmax(gap))]
+    if set(frame["rung"]) == {LINEAR}:  # which knows no candidates
+        here.pop(CANDIDATES, None)
     name = next((name for name in _REFERENCES if name in here), None)
     if name is not None:
         axes.axhline(here[name], color=MUTED, lw=1.4, ls=(0, (5, 3)), label=_REFERENCES[name])

@@ -97,7 +97,7 @@ def rungs_figure(frame: pd.DataFrame, *, title: str) -> Figure:
     shown = shown.dropna(subset=[measure.value])
     if shown.empty:
         raise ValueError("the frame has no rung to show")
-    span, rungs = _Range.of(shown), _in_order(list(dict.fromkeys(shown["rung"])))
+    span, rungs = _Range.of(shown), in_order(list(dict.fromkeys(shown["rung"])))
     positions = list(dict.fromkeys(shown["position"]))
     columns = min(_COLUMNS, len(positions))
     rows = -(-len(positions) // columns)
@@ -168,10 +168,10 @@ def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> 
     axes.tick_params(labelsize=8.5)
 
 
-def _in_order(rungs: list[str]) -> list[str]:
-    """Up the ladder, then rungs that it does not know, then baselines."""
-    ladder = list(_LADDER)
-    return sorted(rungs, key=lambda r: (r.startswith(BASELINE), ladder.index(r) if r in ladder else len(ladder)))
+def in_order(rungs: list[str]) -> list[str]:
+    """Up the ladder, then rungs that it does not know, then baselines, the marginal last."""
+    place = {rung: at for at, rung in enumerate(_LADDER)}
+    return sorted(rungs, key=lambda rung: (rung.startswith(BASELINE), rung == MARGINAL, place.get(rung, len(place))))
 
 
 def _name(rung: str) -> str:

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from experiments.compare.probe_rows import bounds, last_layer, probe_remarks, probe_table, whole_model
+from experiments.compare.probe_rows import bounds, last_layer, layer_rows, probe_remarks, probe_table, whole_model
 from experiments.report.summary_table import LORA, legend
 from probes.evaluation.result import COLUMNS
 
@@ -53,6 +53,19 @@ def test_the_last_layer_and_the_whole_model_stand_for_a_run_whatever_the_order()
     assert (whole["rung"], whole["gap"]) == ("generative", 0.6)
     assert last_layer(run.probes().iloc[:0], "classes") is None
     assert whole_model(Stored({"rung": "linear"}).probes(), "classes") is None
+
+
+def test_of_closed_classes_the_linear_rung_stands_for_the_run_though_the_bilinear_one_was_fitted_too() -> None:
+    first = "blocks.0.hook_resid_post"
+    own = [{"rung": "linear", "layer": first, "gap": 0.9}, {"rung": "linear", "gap": 0.4}]
+    beside = [{"rung": "bilinear", "layer": first, "gap": 0.8}, {"rung": "bilinear", "gap": 0.3}]
+    table = Stored(*own, *beside, {"rung": "bilinear", "target": "other", "gap": 0.2}).probes()
+    row = last_layer(table, "classes")
+    assert row is not None
+    assert (row["rung"], row["gap"]) == ("linear", 0.4)
+    lines = layer_rows(table)  # what figures draw as one line
+    assert lines.loc[lines["target"] == "classes", "gap"].tolist() == [0.9, 0.4]
+    assert lines.loc[lines["target"] == "other", "rung"].tolist() == ["bilinear"]
 
 
 @pytest.mark.parametrize(

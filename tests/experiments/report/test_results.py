@@ -48,7 +48,12 @@ def test_every_rung_and_baseline_has_a_row_of_one_form_for_closed_and_open_class
     runs[1].write_probes(frame)
     page = results_page("small", tmp_path / "runs", tmp_path / "docs" / "results")
     assert page is not None
-    cells = table_of(page, "### Class distribution before the answer")
+    beside = {row["run"]: row for row in table_of(page, "KL gap in nats, by rung and baseline:")}
+    assert beside["sentence"]["generative"] == "1.875 [1.750, 2.000]"
+    assert (beside["concise"]["generative"], beside["sentence"]["linear"]) == ("—", "—")
+    assert list(beside["concise"])[-1] == "baseline: marginal"
+    assert [column.startswith("baseline") for column in beside["concise"]] == [False] * 5 + [True] * 5
+    cells = table_of(page, "Every rung and baseline of every run:")
     assert len({(row["run"], row["rung"]) for row in cells}) == len(cells) == 11
     written = {(row["run"], row["rung"]): row for row in cells}
     closed = runs[0].probes().query("target == 'classes' and rung == 'linear'").iloc[-1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.bench.open_worlds import OpenWorld, open_world, target_of
+from experiments.bench.open_worlds import OpenWorld, alike, open_world, target_of
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import Texts
 from probes.evaluation.layerwise import CrossValidation
@@ -34,6 +34,14 @@ def test_the_gap_is_that_of_the_fitted_q_and_small_where_the_signal_is() -> None
     assert found.gain[0] == pytest.approx(candidate - gaps[0])
     assert found.p_value[0] == 0.01
     assert found.p_value[1] > 0.05
+
+
+def test_a_distribution_that_is_the_same_for_all_questions_leaves_no_gap() -> None:
+    world = alike(open_world(300, 60), seed=1)
+    found = evaluated(world, world.activations)
+    assert world.entropy > 1
+    assert world.cross_entropy(found.log_q[0]) - world.entropy == pytest.approx(0, abs=0.05)
+    assert found.gain[0] == pytest.approx(0, abs=0.02)
 
 
 def test_predictions_are_distributions_over_all_classes() -> None:

@@ -73,6 +73,13 @@ def test_baselines_are_lines(known: dict[str, float], shown: dict[str, float]) -
     assert max([1.4, *shown.values()]) < axes.get_ylim()[1] < 2.5
 
 
+def test_a_linear_probe_is_read_against_the_marginal_though_candidates_were_fitted_too() -> None:
+    frame = frame_of(["a", "b", "c"], **gaps(3), rung="linear")
+    axes = layer_curve(frame, baselines(marginal=2.0, candidate_only=1.7), title="t").axes[0]
+    assert "marginal, the same for all questions" in axes.get_legend_handles_labels()[1]
+    assert not any(label.startswith("candidates") for label in axes.get_legend_handles_labels()[1])
+
+
 @pytest.mark.parametrize("absent", [["control"], ["null_q95", "ceiling"], ["control", "null_q95", "ceiling"]])
 def test_a_legend_lists_what_is_drawn_and_nothing_else(absent: list[str]) -> None:
     names = {"control": "control task", "null_q95": "95 % of the null", "ceiling": "noise ceiling"}

@@ -65,9 +65,9 @@ def test_where_gaps_are_known_they_are_shown_the_marginals_too_and_what_is_far_w
     table = pd.concat([table, nats(("baseline:marginal", 1.2), ("baseline:candidate-only", 1.1))], ignore_index=True)
     axes = drawn(rungs_figure(table, title="t")).axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == ["bilinear", "LoRA, generative", "logit lens", "marginal", "candidates alone"]
+    assert names == ["bilinear", "LoRA, generative", "logit lens", "candidates alone", "marginal"]
     shown = [c.lines[0] for c in axes.containers if isinstance(c, ErrorbarContainer)]
-    assert [float(line.get_xdata()[0]) for line in shown] == [0.9, 0.3, 1.2, 1.1]
+    assert [float(line.get_xdata()[0]) for line in shown] == [0.9, 0.3, 1.1, 1.2]
     assert [text.get_text() for text in axes.texts] == ["6.25"]
     assert axes.get_xlabel() == "KL gap, nats"
     assert axes.get_xlim()[1] < 2
