@@ -43,7 +43,7 @@ class Row:
 
 
 def sources(run: Run) -> dict[str, Source]:
-    """Name -> confidence: B-confidence of the samples; if there are any, those of the class probe and the tilted model."""
+    """Name -> confidence: of the samples, and of the class probe and the tilted model where there is one."""
     table = run.class_table()
     found = {"B-confidence": _of(table)}
     if not (probe := run.probe_predictions()).empty:
