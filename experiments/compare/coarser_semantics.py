@@ -149,7 +149,7 @@ def _clusters(labels: Sequence[str], features: dict[str, FloatArray], seed: int)
     values = np.stack([features[label] for label in labels]).astype(np.float64)
     values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(float).tiny)
     return [
-        as_clusters(f"{k} clusters", labels, KMeans(k, n_init=1, random_state=seed).fit_predict(values).tolist())
+        as_clusters(f"{k} clusters", labels, KMeans(k, n_init="auto", random_state=seed).fit_predict(values).tolist())
         for k in CLUSTERS
         if k < len(labels)
     ]

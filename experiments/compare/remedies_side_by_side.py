@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
 MAPS = ("temperature", "beta", "tilt")
+FIGURES = ("smece", "smece_low", "smece_high", "excess", "signed_gap", "accuracy", "auroc")
 AS_SAMPLED, TILTED = "as sampled", "tilted model"
 
 
@@ -72,16 +75,15 @@ def side_by_side(cell: Cell, run: Run, before: ClassTable, after: ClassTable) ->
         fixed = remedies(own.plug_in, own.correct, m=before.m, group=before.groups, resampling=resampling)
     except ValueError as error:
         raise UserError(f"{run.folder}: {error}") from error
-    for one in (f for f in fixed if f.method in MAPS):
-        change = one.smece - rows[0].smece, float("nan"), float("nan")
-        figures = (one.smece, one.smece_low, one.smece_high, one.excess, one.signed_gap)
-        rows.append(Remedied(one.method, *figures, rows[0].accuracy, one.auroc, *change, asked))
-    for _, probe in run.probe_confidence().iterrows():
-        if probe["source"] != "samples":
-            names = ("smece", "smece_low", "smece_high", "excess", "signed_gap", "accuracy", "auroc")
-            figures = [float(probe[name]) for name in names]
-            change = figures[0] - rows[0].smece, float("nan"), float("nan")
-            rows.append(Remedied(str(probe["source"]), *figures, *change, probing.prompt_tokens))
+    mapped = [asdict(one) | {"remedy": one.method, "accuracy": rows[0].accuracy} for one in fixed if one.method in MAPS]
+    probed = [row | {"remedy": row["source"]} for row in run.probe_confidence().to_dict("records")]
+    for found, tokens in [
+        *((row, asked) for row in mapped),
+        *((row, probing.prompt_tokens) for row in probed if row["source"] != "samples"),
+    ]:
+        figures: dict[str, Any] = {name: float(found[name]) for name in FIGURES}
+        figures |= {"change": figures["smece"] - rows[0].smece, "change_low": nan, "change_high": nan}
+        rows.append(Remedied(remedy=found["remedy"], tokens=tokens, **figures))
     return [*rows, _of_table(TILTED, cell, before, after, asked)]
 
 

@@ -36,7 +36,8 @@ def semantics_scatter(frame: pd.DataFrame, *, title: str, corner: str, small_gap
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
-    left, top = min(0.0, float(frame["gap"].min())), max(delta, float(frame["excess"].max()))
+    left = min(0.0, *frame["gap"].to_numpy(float))
+    top = max(delta, *frame["excess"].to_numpy(float))
     axes.fill_between([left, small_gap], delta, 1.1 * top, color="#F0E442", alpha=0.35, lw=0, zorder=0)
     kinds = frame.groupby("kind", sort=False)
     for (kind, own), (colour, _, marker) in zip(kinds, cycle(LINES), strict=False):

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.special import logsumexp
+from numpy.typing import ArrayLike, NDArray
 
 from semcal.arrays import FloatArray, IntArray
 from semcal.errors import UserError
@@ -117,7 +116,7 @@ def fewest_groups(risk: float, delta: float, guarantee: Guarantee = "of the answ
     return least
 
 
-def _lowest(answered: FloatArray, gained: FloatArray, code: IntArray, risk: float, delta: float) -> int | None:
+def _lowest(answered: NDArray[np.bool_], gained: FloatArray, code: IntArray, risk: float, delta: float) -> int | None:
     """Index of the lowest threshold that a sequence of tests reaches.
 
     Args:
@@ -142,11 +141,11 @@ def _bets(risk: float) -> FloatArray:
 
 
 def _log_mean_exp(values: FloatArray) -> float:
-    return float(logsumexp(values)) - math.log(len(values))
+    return float(np.logaddexp.reduce(values)) - math.log(len(values))
 
 
 def _gate(
-    guarantee: Guarantee, risk: float, delta: float, lowest: int | None, answered: FloatArray, right: FloatArray
+    guarantee: Guarantee, risk: float, delta: float, lowest: int | None, answered: NDArray[np.bool_], right: FloatArray
 ) -> Gate:
     if lowest is None:
         return Gate(guarantee, risk, delta, math.inf, 0.0, math.nan)
