@@ -249,13 +249,14 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
     known = [asked_now[q] for q in table["id"]]
     aliases = known_aliases(dataset)
     if _gold_columns(run.question_records()) != _gold_columns(known) or not run.has_aliases(aliases):
-        run.write_manifest(run.manifest() | {"analysed": {}})
         now = [form_of(stored_cell(run)).gold(q) for q in known]
         rows = zip(now, table["written"], table["written_ids"], strict=True)
         # Token ids need the model, so those of changed answers are dropped.
         ids = [list(ids) if text == before else [] for text, before, ids in rows]
         new = {"written": now, "written_ids": ids}
-        run.write_questions(table.assign(**_gold_columns(known), **new), aliases)
+        with run.replacing() as replaced:
+            replaced.write_questions(table.assign(**_gold_columns(known), **new), aliases)
+            replaced.write_manifest(run.manifest() | {"analysed": {}})
 
 
 def check_questions(run: Run, dataset: Dataset) -> None:
