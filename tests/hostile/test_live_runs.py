@@ -49,7 +49,7 @@ class Waiting(Reporter):
 run_study(prepare_study(load_study(path)), Waiting())
 print("finished", flush=True)
 """
-WHERE = [("sampling", 7), ("scoring", 1), ("probing", 1), ("drawing", 1)]
+WHERE = [("sampling", 7), ("scoring", 1)]
 COMMANDS = {
     "ls": ["ls", "RUNS"],
     "report": ["report", "STUDY"],
