@@ -114,8 +114,8 @@ def prompts(
 ) -> None:
     """Show what each model will read: a few prompts per cell, with special tokens and token counts."""
     from experiments.config.study import load_dataset, load_study
+    from experiments.sample.asked import look
     from experiments.sample.models import model_to_look_at
-    from experiments.sample.sample_cell import look
 
     for study in [load_study(path, set or []) for path in studies]:
         datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}

@@ -13,7 +13,7 @@ from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.report.pages import write_report
 from experiments.report.summary_table import remarks
-from experiments.sample.sample_cell import Asked, gold_ids
+from experiments.sample.asked import Asked, gold_ids
 from experiments.score.score import class_table, measure, profile, read_answers, score
 from semcal import LanguageModel, Run
 from semcal.questions.prompts import SENTENCES
