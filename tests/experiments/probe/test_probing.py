@@ -144,7 +144,7 @@ def refused(monkeypatch, capsys, run: Run, **probes) -> str:
     """The one line that `semcal probe RUN` ends with, the run's stored configuration asking for these probes."""
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     given = {"probes": config["probes"] | {"targets": ["classes"], "baselines": []} | probes}
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config | given))
+    run.write_config(config | given)
     code, _, err = semcal(monkeypatch, capsys, "probe", run.folder)
     assert (code, "Traceback" in err) == (2, False), err
     return err.strip().splitlines()[-1]
@@ -200,7 +200,7 @@ def test_a_layer_that_was_not_captured_is_refused_with_the_nearest(run, monkeypa
 def test_a_position_that_was_not_captured_is_refused_with_the_nearest(run, monkeypatch, capsys):
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     config["capture"]["positions"] = ["last_question_token"]
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run.write_config(config)
     said = refused(monkeypatch, capsys, run)
     assert "nothing captured at position 'last_question_token', did you mean 'last_prompt_token'" in said
 
