@@ -21,6 +21,7 @@ from experiments.report.checks_table import files_check
 from semcal import Run, UserError
 from semcal.runs import files
 from semcal.runs.digests import DIGESTS
+from semcal.runs.stored_activations import StoredActivations
 from tests.experiments.pipeline.test_cli import semcal
 from tests.hostile.test_analysis_keeps_results import finished, run_of, study, without_pictures  # noqa: F401
 from tests.hostile.test_changed_folders import each
@@ -65,7 +66,7 @@ def cooler(run: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def activations(run: Run) -> object:
+def activations(run: Run) -> StoredActivations:
     return run.activations("last_prompt_token")
 
 
@@ -143,7 +144,7 @@ def test_a_result_of_earlier_settings_that_is_put_back_is_refused(study):
 )
 def test_the_command_that_the_line_names_makes_it_again(study, monkeypatch, capsys, case, command):
     run, (damage, read) = run_of(study), CASES[case]
-    was = run.calibration(), run.class_table().counts.tolist(), run.probe_losses()
+    was = run.calibration(), run.class_table().sampled_counts.tolist(), run.probe_losses()
     damage(run.folder)
     with pytest.raises(UserError, match=f"`semcal {command} "):
         read(run)
@@ -155,7 +156,7 @@ def test_the_command_that_the_line_names_makes_it_again(study, monkeypatch, caps
         assert f"`semcal {command} " in " ".join(err.split())
     code, _, err = semcal(monkeypatch, capsys, command, run.folder)
     assert code == 0, err
-    now = run.calibration(), run.class_table().counts.tolist(), run.probe_losses()
+    now = run.calibration(), run.class_table().sampled_counts.tolist(), run.probe_losses()
     assert was[:2] == now[:2]
     pd.testing.assert_frame_equal(was[2], now[2])
     assert semcal(monkeypatch, capsys, "report", run.folder)[0] == 0

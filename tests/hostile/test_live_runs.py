@@ -98,7 +98,7 @@ def waiting(study: Path, where: str, times: int) -> Iterator[subprocess.Popen]:
 
 def results(runs: list[Run]) -> list:
     return [
-        (run.calibration(), run.samples().to_json(), run.class_table().counts.tolist(), run.probes().to_json())
+        (run.calibration(), run.samples().to_json(), run.class_table().sampled_counts.tolist(), run.probes().to_json())
         for run in runs
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,12 @@ def folder(tmp_path_factory) -> Path:
     """A random Llama of a size that vLLM serves on a CPU; every id of its vocabulary has a text."""
     into, tokenizer = tmp_path_factory.mktemp("vllm") / "model", word_tokenizer()
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = LlamaConfig(
         **sizes, vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=0, eos_token_id=1
     )

@@ -214,6 +214,7 @@ def test_activations_that_are_not_finite_are_refused_and_the_file_named_is_made_
         facts, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     broken = tensors["last_prompt_token"].copy()
     broken[3, 1, 0] = np.nan
+    (run.folder / "digests.json").unlink()  # else it is refused as changed
     save_file(tensors | {"last_prompt_token": broken}, shard(run), metadata=facts)
     said = refused(monkeypatch, capsys, run)
     assert f"{shard(run)}: last_prompt_token holds NaN or infinity at blocks.0.hook_resid_post, row 3" in said
@@ -226,6 +227,7 @@ def test_activations_that_are_not_finite_are_refused_and_the_file_named_is_made_
 def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dict, run, monkeypatch, capsys):
     (other,) = run_dict(tmp_path, study_dict | {"name": "other", "seed": 1, "probes": {"enabled": False}})
     own = shard(run).read_bytes()
+    (run.folder / "digests.json").unlink()  # else it is refused as changed
     shard(run).write_bytes(shard(other).read_bytes())
     said = refused(monkeypatch, capsys, run)
     assert f"holds shard {other.shard_keys()[0]}, so it belongs to another run; delete this file and run its" in said
