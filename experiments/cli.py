@@ -114,8 +114,8 @@ def prompts(
 ) -> None:
     """Show what each model will read: a few prompts per cell, with special tokens and token counts."""
     from experiments.config.study import load_dataset, load_study
+    from experiments.sample.asked import look
     from experiments.sample.models import model_to_look_at
-    from experiments.sample.sample_cell import look
 
     for study in [load_study(path, set or []) for path in studies]:
         datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
@@ -284,6 +284,7 @@ def intervene(
     from experiments.probe.intervention_plan import KINDS, Wanted
     from experiments.report.intervention_table import EXPLANATION, intervention_table
     from experiments.report.pages import write_report
+    from semcal.runs.folder_lock import locked
 
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
@@ -291,7 +292,7 @@ def intervene(
         raise UserError("--rank needs --kind ablate; --size needs --kind steer")
     wanted = Wanted(kind, tuple(rank or Wanted.ranks), tuple(size or Wanted.sizes), random)
     for cell, changed in [row for target in resolve(targets) for row in zip(target.cells(), target.runs, strict=True)]:
-        with Screen() as screen:
+        with Screen() as screen, locked(changed.folder):
             found = intervene_run(changed, wanted, layers=layer or (), position=position, n=n, tell=screen.stage)
             screen.stage(cell, "drawing")
             drawn = write_report(cell, changed)
@@ -549,6 +550,7 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     from experiments.pipeline.targets import resolve, sampled_rows
     from experiments.report.pages import write_study
     from experiments.sample.models import Models
+    from semcal.runs.folder_lock import locked
     from semcal.runs.run import Run
 
     (rows, left_out), models = sampled_rows(targets, overrides), Models()
@@ -559,14 +561,15 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     shown = []
     with Screen() as screen:
         for cell, found in rows:
-            if (overrides or activations) and differs(cell, found):
-                with look(cell, found) as (beside, copied):
-                    analyse(beside, copied, screen, models, again=[stage])
-                shown.append((cell, Run(look_folder(cell, found))))
-            else:
-                own = stored_cell(found) if overrides else cell
-                analyse(own, found, screen, models, again=[stage])
-                shown.append((own, found))
+            with locked(found.folder):
+                if (overrides or activations) and differs(cell, found):
+                    with look(cell, found) as (beside, copied):
+                        analyse(beside, copied, screen, models, again=[stage])
+                    shown.append((cell, Run(look_folder(cell, found))))
+                else:
+                    own = stored_cell(found) if overrides else cell
+                    analyse(own, found, screen, models, again=[stage])
+                    shown.append((own, found))
             screen.finished(cell)
     if all(one.folder == found.folder for (_, one), (_, found) in zip(shown, rows, strict=True)):
         for target in resolve(targets, overrides):

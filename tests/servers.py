@@ -16,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from experiments.bench.real.vllm_process import environment_of, vllm_python
+from semcal.errors import UserError
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -26,21 +29,45 @@ def free_port() -> int:
 @contextmanager
 def transformers_serve(log: Path, *arguments: str) -> Iterator[str]:
     """The address of a real `transformers serve`, without a network; its output goes to `log`."""
-    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", *arguments]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command += ["--device", "cpu", "--dtype", "float32"]
+    with _serving(command, os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, log, seconds=60) as url:
+        yield url
+
+
+@contextmanager
+def vllm_serve(log: Path, folder: Path, *arguments: str) -> Iterator[str]:
+    """The address of a real vLLM on the CPU, which takes minutes to start; its output goes to `log`. Skips without the
+    environment that SEMCAL_VLLM names."""
+    try:
+        python = vllm_python()
+    except UserError as error:
+        pytest.skip(str(error))
+    command = [str(python), "-I", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *arguments]
+    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "256"]
+    environment = environment_of(python, "cpu", 1) | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment.pop("PYTHONPATH", None)
+    with _serving(command, environment, log, seconds=300) as url:
+        yield url
+
+
+@contextmanager
+def _serving(command: list[str], environment: dict[str, str], log: Path, *, seconds: float) -> Iterator[str]:
+    port = free_port()
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
-            for _ in range(600):
+            for _ in range(int(seconds * 10)):
                 if process.poll() is not None:
-                    pytest.fail(f"transformers serve ended: {log.read_text()[-2000:]}")
+                    pytest.fail(f"the server ended: {log.read_text()[-2000:]}")
                 try:
                     if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
                         break
                 except httpx.TransportError:
                     time.sleep(0.1)
+            else:
+                pytest.fail(f"the server was not ready after {seconds:g} s: {log.read_text()[-2000:]}")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()

@@ -24,16 +24,10 @@ from experiments.pipeline.run_study import (
     warn_of_exemplars,
     warn_of_groups,
 )
+from experiments.sample.asked import Asked, ask_all, form_of, gold_ids, stop_strings
+from experiments.sample.capturing import first_watched
 from experiments.sample.models import model_to_look_at
-from experiments.sample.sample_cell import (
-    Asked,
-    ask_all,
-    check_questions,
-    first_watched,
-    form_of,
-    gold_ids,
-    stop_strings,
-)
+from experiments.sample.sampling_job import check_questions
 from probes.activations.hooks import choose_hooks
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel, pick_device

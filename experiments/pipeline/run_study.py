@@ -22,7 +22,8 @@ from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
-from experiments.sample.sample_cell import prepare, refresh_gold, sample_cell, saved
+from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sampling_job import prepare, refresh_gold, saved
 from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError

@@ -19,8 +19,10 @@ from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import LOOKS, open_cell
 from experiments.config.study import Cell, load_dataset
 from experiments.pipeline.progress import Reporter
+from experiments.sample.asked import form_of
 from experiments.sample.models import Models
-from experiments.sample.sample_cell import check_questions, form_of, prepare, sample_cell
+from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sampling_job import check_questions, prepare
 from experiments.score.score import class_table, read_answers
 from experiments.train.gold_adapter import Gold, Learnt, train_on_gold
 from probes.evaluation.folds import group_folds, too_few_groups

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.config.run_folder import unfinished
 from experiments.config.study import Cell
-from experiments.sample.sample_cell import form_of
+from experiments.sample.asked import form_of
 from experiments.score.score import readable_texts
 from probes.evaluation.baselines import held_out_marginal
 from probes.evaluation.folds import nested_folds

@@ -21,8 +21,8 @@ from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Fitting, Halves, Wanted, conditions
+from experiments.sample.asked import form_of
 from experiments.sample.models import Models
-from experiments.sample.sample_cell import form_of
 from experiments.score.score import readable_texts
 from probes.interventions.edits import Intervention, intervene
 from probes.interventions.effects import against_random, effect

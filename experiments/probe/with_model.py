@@ -15,8 +15,8 @@ from pathlib import Path
 from experiments.config.study import Cell, ModelConfig, ProbesConfig
 from experiments.probe.generative_rung import Tell, fit_generative
 from experiments.probe.probed import CLASSES, Probed, probe_device
+from experiments.sample.asked import form_of
 from experiments.sample.models import Models, load_model, model_path
-from experiments.sample.sample_cell import form_of
 from probes.activations.capture import capture
 from probes.activations.hooks import decoder_layers
 from probes.activations.layers import Layers

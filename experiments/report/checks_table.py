@@ -1,4 +1,5 @@
-"""The checks made on a run, as rows for a page and as a table for a terminal."""
+"""The checks made on a run, as rows for a page and as a table for a terminal; and the one made when it is read, of its
+files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +8,23 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from semcal.runs.digests import Unchanged
+from semcal.sampling.checks import FAILED, Check
+
+UNCHANGED = "files as they were written"
 TITLES = ("check", "outcome", "figure", "at most", "what was compared")
 _COLOURS = {"passed": "green", "failed": "bold red", "not made": "yellow"}
+
+
+def files_check(found: Unchanged) -> Check:
+    """Whether the files of a run are as they were written, as a check like those of its sampling."""
+    named = ", ".join(found.changed or found.unknown[:3])
+    if not found.same and not found.changed:
+        return Check.not_made(UNCHANGED, "an early version of semcal wrote them and kept no digests")
+    more = f"; no digest of {len(found.unknown)}, e.g. {named}" if found.unknown and not found.changed else ""
+    why = f": {named}" if found.changed else ""
+    total = found.same + len(found.changed)
+    return Check.of(UNCHANGED, len(found.changed), 0, f"files with another content than written, of {total}{why}{more}")
 
 
 def check_rows(checks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -16,6 +32,16 @@ def check_rows(checks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [
         [check["name"], check["outcome"], *(_figure(check[key]) for key in ("figure", "limit")), check["why"]]
         for check in checks
+    ]
+
+
+def failed_checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark about each check that failed."""
+    return [
+        f"CHECK FAILED: {check['name']} is {check['figure']:.3g}, at most {check['limit']:.3g} is right "
+        f"({check['why']}). Do not trust these figures."
+        for check in checks
+        if check["outcome"] == FAILED
     ]
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, probe_table
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
-from experiments.report.checks_table import TITLES, check_rows
+from experiments.report.checks_table import TITLES, check_rows, failed_checks, files_check
 from experiments.report.html_page import (
     HtmlTable,
     cell_text,
@@ -58,12 +58,13 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
     rest = {k: v for k, v in run.calibration().items() if not isinstance(v, str | list | dict)}
     values = _frame(rest).iloc[0]
     titles, (cells,) = summary_rows([(cell, run)])
+    checks = _checks(run)
     write_page(
         run.place("report.html"),
         "run.html",
         title=cell.label,
         facts=_facts(cell, run),
-        remarks=remarks(cell, run),
+        remarks=[*failed_checks(checks[-1:]), *remarks(cell, run)],
         headline=html_table(pd.DataFrame([cells[1:]], columns=pd.Index(titles[1:]))),
         figures=gallery(pictures, CAPTIONS),
         first=_first_question(run),
@@ -75,8 +76,13 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
             pd.DataFrame({"figure": list(map(title, values.index)), "value": values.to_numpy(object)})
         ),
         probes=html_table(run.probes()),
-        checks=html_table(pd.DataFrame(check_rows(run.manifest().get("checks", [])), columns=list(TITLES))),
+        checks=html_table(pd.DataFrame(check_rows(checks), columns=list(TITLES))),
     )
+
+
+def _checks(run: Run) -> list[dict[str, Any]]:
+    """The checks made while the run was sampled, and that of its files now."""
+    return [*run.manifest().get("checks", []), asdict(files_check(run.unchanged()))]
 
 
 def _facts(cell: Cell, run: Run) -> str:

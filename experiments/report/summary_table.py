@@ -9,6 +9,7 @@ from rich.table import Table
 
 from experiments.compare.probe_rows import last_layer, probe_remarks, probe_table, whole_model
 from experiments.config.study import Cell
+from experiments.report.checks_table import failed_checks
 from experiments.verdict.rules import MOST_UNPARSED
 from probes.evaluation.folds import too_few_groups
 from semcal.questions.question import CONTINUATION
@@ -115,12 +116,7 @@ def summary_rows(rows: Sequence[tuple[Cell, Run]]) -> tuple[list[str], list[list
 def remarks(cell: Cell, run: Run) -> list[str]:
     """Caveats about the figures in words, worst first."""
     c = run.calibration()
-    said = [
-        f"CHECK FAILED: {check['name']} is {check['figure']:.3g}, at most {check['limit']:.3g} is right "
-        f"({check['why']}). Do not trust these figures."
-        for check in run.manifest().get("checks", [])
-        if check["outcome"] == "failed"
-    ]
+    said = failed_checks(run.manifest().get("checks", []))
     if cell.published is not None:
         said.append(
             f"Published for this cell: smECE {cell.published.smece:.3f} ({cell.published.source}), measured with that "

@@ -16,8 +16,8 @@ import numpy as np
 
 from experiments.config.collapsing_functions import collapse_of, known_aliases
 from experiments.config.study import Cell, DatasetConfig, Study, load_dataset, load_study
+from experiments.sample.asked import ask_all, stop_strings
 from experiments.sample.models import Models
-from experiments.sample.sample_cell import ask_all, stop_strings
 from semcal.answers import sample
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel

@@ -15,9 +15,11 @@ from typing import Any
 
 from experiments.config.run_folder import open_cell
 from experiments.config.study import AtlasConfig, Cell, ModelConfig, Study, parse
+from experiments.sample.asked import ask_all
 from experiments.sample.models import load_model
 from experiments.sample.run_checks import ACTIVATIONS, ENDS, LAW, REFERENCE, SAMPLES, TOKENS
-from experiments.sample.sample_cell import ask_all, prepare, sample_cell
+from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sampling_job import prepare
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.load_dataset import load_dataset

@@ -28,7 +28,10 @@ from semcal.sampling.decoding.rounding import remedy
 from semcal.sampling.records import LENGTH, Outcome
 
 if TYPE_CHECKING:
-    from experiments.sample.sample_cell import Asked, Captured, Rows, SamplingJob
+    from experiments.sample.asked import Asked
+    from experiments.sample.capturing import Captured
+    from experiments.sample.sampling_job import SamplingJob
+    from semcal.runs.partial_shard import Rows
 
 SAMPLES, ENDS = "samples per question", "where answers end"
 TOKENS, ACTIVATIONS = "token at the captured position", "captured activations"

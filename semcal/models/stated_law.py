@@ -60,10 +60,16 @@ def listed(choices: Sequence[dict[str, Any]]) -> int:
     """How many of the likeliest tokens a server lists whatever is drawn, at most TOP.
 
     It adds the drawn token where this is not among them. So it is the size of the smallest list that does not hold all
-    the probability.
+    the probability. Lists with a text that several tokens may share say nothing: by their texts they are one entry.
     """
-    sizes = [len(top) for c in choices for _, top in _listing(c) if top and sum(map(_probability, top.values())) < _ALL]
-    return min([TOP, *sizes])
+    lists = [top for c in choices for _, top in _listing(c) if top and all(map(_is_clear, top))]
+    return min([TOP, *(len(top) for top in lists if sum(map(_probability, top.values())) < _ALL)])
+
+
+def _is_clear(token: str) -> bool:
+    """Whether the text of a token is that of no other: parts of characters are all the same, and so are tokens that
+    are not shown."""
+    return token != "" and "\ufffd" not in token
 
 
 def _listing(choice: dict[str, Any]) -> list[tuple[str, dict[str, float] | None]]:
@@ -177,12 +183,12 @@ class DrawnTokens:
         self.draws += 1
         self.cut += min(place.stated.values()) <= _CUT
         p = {token: math.exp(value) for token, value in place.stated.items()}
-        if len(p) < TOP:
+        clear = {w for w in p if _is_clear(w)}
+        if len(p) < TOP and len(clear) == len(p):
             complete = sum(p.values()) > _ALL
             self.partial += not complete
             self.whole += complete and max(p.values()) < 0.9
         token, found = place.token, []
-        clear = {w for w in p if w and "\ufffd" not in w}  # several tokens may share any other text
         before = prompt + "".join(done)
         repeated = {w for w in clear if w.strip() and w.strip() in before}
         if len(clear) == len(p):

@@ -3,18 +3,19 @@
 A run survives `kill -9` at any time: every file is written under a temporary name and renamed, a shard of questions is
 there whole or not at all, and its name carries a content key, so that a resumed run neither loses nor repeats a
 question and never mixes with another configuration. Until a shard is complete, each finished portion of it is a line of
-a file beside it (`partial_shard.py`). Results that belong together replace the old ones together (`Run.replacing`). No
-pickle is written or read.
+a file beside it (`partial_shard.py`). Results that belong together replace the old ones together (`Run.replacing`).
+Digests of the files are written down with them, and a file that was changed since is refused (`digests.py`). No pickle
+is written or read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ import yaml
 
 from semcal.errors import UserError
 from semcal.questions.question import Question
+from semcal.runs.digests import DIGESTS, Unchanged, changed, compare, digest, read_digests, write_recorded
 from semcal.runs.files import content_key, finish, is_whole, link_or_copy, newest, plain, replacing, write_atomically
 from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Portion, read_partial
 from semcal.runs.stored_activations import Activations, StoredActivations, load, save
@@ -30,6 +32,10 @@ from semcal.runs.stored_samples import check_samples
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
 from semcal.well_formed import well_formed
+
+_T = TypeVar("_T")
+_KEPT = ("*.yaml", "*.json", "*.parquet", "samples/*.parquet", "activations/*.safetensors", "interventions/*.parquet")
+_ATTEMPTS = 3  # a set of results may be replaced while one of them is read
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,36 @@ class Run:
             object.__setattr__(new, "_staged", staged)
             yield new
 
+    # ---- files -----------------------------------------------------------------------------------------------
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file and its digest."""
+        write_recorded(name, self.place(*name.split("/")), write, lambda: self._path(DIGESTS))
+
+    def _read(self, name: str, read: Callable[[Path], _T]) -> _T:
+        """What `read` makes of a file, which must be as it was written.
+
+        Raises:
+            UserError: it was changed since.
+        """
+        for _ in range(_ATTEMPTS):
+            known, path = read_digests(self._path(DIGESTS)).get(name), self._path(*name.split("/"))
+            try:
+                if known is None or digest(path) in known:
+                    return read(path)
+            except FileNotFoundError:
+                continue  # another process moves it to its place
+        if not path.is_file():
+            raise UserError(f"{path} is missing; `semcal run` its study makes it again")
+        raise changed(path, name, self.folder)
+
+    def unchanged(self) -> Unchanged:
+        """All files of the run that are kept for results, compared with their digests; each is read."""
+        kept = [p for pattern in _KEPT for p in sorted(self.folder.glob(pattern))]
+        names = [p.relative_to(self.folder).as_posix() for p in kept if ".partial" not in p.name]
+        files = {name: self._path(*name.split("/")) for name in names if name != DIGESTS}
+        return compare(files, read_digests(self._path(DIGESTS)))
+
     # ---- configuration ---------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
@@ -119,7 +155,7 @@ class Run:
         """
         path = self._path("config.yaml")
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = self._read("config.yaml", lambda p: yaml.safe_load(p.read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError):
             found = None
         if not isinstance(found, dict):
@@ -128,7 +164,7 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        write_atomically(self.place("config.yaml"), lambda p: p.write_text(text, encoding="utf-8"))
+        self._write("config.yaml", lambda p: p.write_text(text, encoding="utf-8"))
 
     def manifest(self) -> dict[str, Any]:
         """Versions, hashes, timings and the names of the shards; empty before sampling started."""
@@ -214,7 +250,7 @@ class Run:
         """Rows with SAMPLE_COLUMNS. Halves of surrogate pairs in their texts become U+FFFD."""
         rows = [{**row, "text": well_formed(row["text"])} for row in rows]
         table = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS)).astype({"count": "Int64", "logprob": float})
-        write_atomically(self.place("samples", f"{key}.parquet"), lambda p: table.to_parquet(p, index=False))
+        self._write(f"samples/{key}.parquet", lambda p: table.to_parquet(p, index=False))
         self.discard_partial(key)
 
     def partial(self, key: str) -> list[Portion]:
@@ -278,8 +314,8 @@ class Run:
             UserError: a value beyond the range of the dtype.
         """
         tokenizer = str(self.manifest().get("tokenizer_hash", ""))
-        write_atomically(
-            self.place("activations", f"{key}.safetensors"),
+        self._write(
+            f"activations/{key}.safetensors",
             lambda p: save(p, found, dtype=dtype, answer_rows=answer_rows, tokenizer_hash=tokenizer, shard=key),
         )
 
@@ -287,10 +323,8 @@ class Run:
         """Take over a finished shard with the same content key from another run (the same samples, another B)."""
         if other.folder == self.folder or not other.has_shard(key, with_activations=with_activations):
             return False
-        parts = [("samples", f"{key}.parquet")] + ([("activations", f"{key}.safetensors")] if with_activations else [])
-        for part in parts:
-            source = other._path(*part)
-            write_atomically(self.place(*part), lambda p, source=source: link_or_copy(source, p))
+        for name in [f"samples/{key}.parquet", *([f"activations/{key}.safetensors"] if with_activations else [])]:
+            other._read(name, lambda source, name=name: self._write(name, lambda p: link_or_copy(source, p)))
         return True
 
     def shard_keys(self) -> list[str]:
@@ -333,13 +367,14 @@ class Run:
             UserError: nothing was captured there, or activations that belong to another run.
         """
         try:
+            prompts = self._path("prompts.parquet")
             found = StoredActivations.open(
                 self._activation_files(),
                 position,
                 questions=tuple(self.questions()["id"]),
                 tokenizer_hash=str(self.manifest().get("tokenizer_hash", "")),
-                prompts=self._path("prompts.parquet"),
-                samples=[self._path("samples", f"{key}.parquet") for key in self.shard_keys()],
+                prompts=self._read("prompts.parquet", lambda p: p) if prompts.is_file() else prompts,
+                samples=[self._read(f"samples/{key}.parquet", lambda p: p) for key in self.shard_keys()],
             )
             return found if layers is None else found.only(layers)
         except UserError as error:
@@ -351,7 +386,7 @@ class Run:
         if missing is not None or not files:
             shard = missing.stem if missing else "any"
             raise UserError(f"no activations in shard {shard}; run its study again with capture.positions set")
-        return files
+        return [self._read(f"activations/{file.name}", lambda p: p) for file in files]
 
     # ---- results --------------------------------------------------------------------------------------------
 
@@ -499,7 +534,7 @@ class Run:
         return self._of_probes("learning_curve.parquet")
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
-        write_atomically(self.place(name), lambda p: table.to_parquet(p, index=False))
+        self._write(name, lambda p: table.to_parquet(p, index=False))
 
     def _parquet_if_any(self, name: str) -> pd.DataFrame:
         return self._parquet(name) if self._path(name).is_file() else pd.DataFrame()
@@ -509,20 +544,22 @@ class Run:
         if not path.is_file():
             raise UserError(f"{self.folder} has no {name} yet; `semcal run` its study first")
         try:
-            return pd.read_parquet(path)
+            return self._read(name, pd.read_parquet)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise _unreadable(path, error) from error
 
     def _json_if_any(self, name: str) -> dict[str, Any]:
         path = self._path(name)
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if not path.is_file():
+                return {}
+            return self._read(name, lambda p: json.loads(p.read_text(encoding="utf-8")))
         except ValueError as error:
             raise _unreadable(path, error) from error
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
-        write_atomically(self.place(name), lambda p: p.write_text(text, encoding="utf-8"))
+        self._write(name, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_one_line_that_says_which(monkeypatch, cap
     if name == "samples":  # it is sampled again
         assert f"{bad} is not fully sampled" in err
     else:
-        assert f"{file} cannot be read" in err
+        assert f"{file} was changed after semcal wrote it" in err
         for path in (file, bad / "manifest.json"):
             path.unlink()  # as it says
     code, _, err = semcal(monkeypatch, capsys, "run", study)
@@ -109,7 +109,7 @@ def test_ls_lists_what_it_can_read(monkeypatch, capsys, study):
     assert code == 0
     assert "unreadable" in out
     assert "scored" in out
-    assert f"left out: {bad / 'calibration.json'} cannot be read" in out
+    assert f"left out: {bad / 'calibration.json'} was changed after" in out
 
 
 @held_before

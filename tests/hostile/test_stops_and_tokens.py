@@ -16,7 +16,8 @@ import semcal
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study
 from experiments.sample.models import Models
-from experiments.sample.sample_cell import prepare, sample_cell
+from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sampling_job import prepare
 from semcal import LanguageModel, Run, UserError
 from semcal.sampling.records import Answered, Prompt, Sample
 from tests.conftest import save_checkpoint, word_tokenizer

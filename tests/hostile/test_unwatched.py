@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from experiments.sample import sample_cell as sampling
 from probes.activations.capture import ResidualCapture
-from semcal import LanguageModel, UserError
+from semcal import LanguageModel, Run, UserError
 from semcal.sampling import branches, engine, enumeration
 from semcal.sampling.decoding import decoders
 from semcal.sampling.records import Prompt, Sampling
@@ -243,7 +243,7 @@ def test_a_wrong_number_stops_the_run_before_it_is_written(tmp_path, study, monk
     ) as e:
         run_dict(tmp_path, study, *settings)
     assert "\n" not in str(e.value)
-    (manifest,) = [sampling.Run(p.parent).manifest() for p in (tmp_path / "runs").rglob("manifest.json")]
+    (manifest,) = [Run(p.parent).manifest() for p in (tmp_path / "runs").rglob("manifest.json")]
     assert "failed" in {check["outcome"] for check in manifest["checks"]}
     assert not list((tmp_path / "runs").rglob("samples/*.parquet"))
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from semcal import Run, UserError
 from semcal.runs import stored_activations
+from semcal.runs.digests import DIGESTS
 from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
 from semcal.semantics.collapsing.alias_table import Aliases
@@ -188,6 +189,7 @@ def rewritten(path, change, **facts):
 def test_what_is_no_number_is_refused_naming_file_and_layer(written):
     run, parts, _ = written
     path = run.folder / "activations" / f"{parts[0].key}.safetensors"
+    (run.folder / DIGESTS).unlink()
     rewritten(path, lambda tensors: tensors["last_prompt_token"].__setitem__((1, 1, 0), np.nan))
     said = rf"{path}: last_prompt_token holds NaN or infinity at {LAYERS[1]}, row 1; delete this file and `semcal run`"
     with pytest.raises(UserError, match=said):
@@ -198,6 +200,7 @@ def test_what_is_no_number_is_refused_naming_file_and_layer(written):
 def test_a_shard_of_another_run_under_the_name_of_ones_own_is_refused(written):
     run, parts, _ = written
     path = run.folder / "activations" / f"{parts[0].key}.safetensors"
+    (run.folder / DIGESTS).unlink()
     rewritten(path, lambda _: None, shard="00000-of-another-run")
     with pytest.raises(UserError, match="holds shard 00000-of-another-run, so it belongs to another run; delete this"):
         run.activations("last_prompt_token")
@@ -206,6 +209,7 @@ def test_a_shard_of_another_run_under_the_name_of_ones_own_is_refused(written):
 def test_activations_of_an_early_version_are_refused_with_the_remedy(written):
     run, parts, _ = written
     path = run.folder / "activations" / f"{parts[0].key}.safetensors"
+    (run.folder / DIGESTS).unlink()
     rewritten(path, lambda tensors: tensors.pop("last_prompt_token.rows"))
     with pytest.raises(UserError, match="written by an early version of semcal; delete the run's folder and run its"):
         run.activations("last_prompt_token")

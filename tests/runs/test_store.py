@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from semcal import Run, UserError
+from semcal.runs.digests import DIGESTS
 from semcal.runs.files import content_key, write_atomically
 from semcal.runs.run import shards
 from semcal.runs.stored_activations import Activations
@@ -116,6 +117,7 @@ def test_a_run_reads_back_what_was_written(tmp_path):
 
 def test_aliases_of_an_earlier_version_are_refused_with_the_command_that_takes_them_over(tmp_path):
     run, _ = make_run(tmp_path / "run")
+    (run.folder / DIGESTS).unlink()
     (run.folder / "aliases.json").write_text('{"X": "x"}')
     assert not run.has_aliases(Aliases({"X": "x"}))
     with pytest.raises(UserError, match=r"earlier version of semcal.*`semcal run` its study again"):

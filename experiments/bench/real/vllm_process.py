@@ -54,7 +54,7 @@ class Vllm:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env=_environment(python, device, threads),
+            env=environment_of(python, device, threads),
         )
         try:
             self._answer()
@@ -123,7 +123,7 @@ class Vllm:
         return json.loads(line)
 
 
-def _environment(python: Path, device: str, threads: int) -> dict[str, str]:
+def environment_of(python: Path, device: str, threads: int) -> dict[str, str]:
     """All threads for vLLM, which keeps one core free by default, and the OpenMP library that its manual asks for."""
     env = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     if device != "cpu":

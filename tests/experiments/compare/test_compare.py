@@ -184,6 +184,7 @@ def test_enumerated_runs_compare_with_each_other_only(tmp_path, plain):
 
 def edit(folder: Path, name: str, change) -> None:
     path = folder / name
+    (folder / "digests.json").unlink(missing_ok=True)
     if path.suffix == ".parquet":
         change(pd.read_parquet(path)).to_parquet(path, index=False)
     elif path.suffix == ".json":

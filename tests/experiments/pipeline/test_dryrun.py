@@ -15,7 +15,8 @@ from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
 from experiments.report.summary_table import remarks, summary_rows
 from experiments.sample.models import load_model
-from experiments.sample.sample_cell import prepare, sample_cell
+from experiments.sample.sample_cell import sample_cell
+from experiments.sample.sampling_job import prepare
 from semcal import UserError
 from semcal.questions.prompts import written
 from semcal.runs.run import Run

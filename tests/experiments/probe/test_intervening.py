@@ -184,10 +184,10 @@ def test_refusals_in_a_line(run, monkeypatch, capsys):
         ({"capture": config["capture"] | {"positions": []}}, "has no activations"),
         ({"model": config["model"] | {"path": "http://localhost:1/v1"}}, "is served, and a server's computation"),
     ):
-        (run.folder / "config.yaml").write_text(yaml.safe_dump(config | change))
+        run.write_config(config | change)
         with pytest.raises(UserError, match=said):
             intervene_run(run, ABLATE)
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run.write_config(config)
     manifest = json.loads((run.folder / "manifest.json").read_text())
     run.write_manifest(manifest | {"weights_hash": "sha256:0"})
     with pytest.raises(UserError, match="has different weights or a different tokenizer than"):

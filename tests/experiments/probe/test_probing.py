@@ -144,7 +144,7 @@ def refused(monkeypatch, capsys, run: Run, **probes) -> str:
     """The one line that `semcal probe RUN` ends with, the run's stored configuration asking for these probes."""
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     given = {"probes": config["probes"] | {"targets": ["classes"], "baselines": []} | probes}
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config | given))
+    run.write_config(config | given)
     code, _, err = semcal(monkeypatch, capsys, "probe", run.folder)
     assert (code, "Traceback" in err) == (2, False), err
     return err.strip().splitlines()[-1]
@@ -200,7 +200,7 @@ def test_a_layer_that_was_not_captured_is_refused_with_the_nearest(run, monkeypa
 def test_a_position_that_was_not_captured_is_refused_with_the_nearest(run, monkeypatch, capsys):
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     config["capture"]["positions"] = ["last_question_token"]
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run.write_config(config)
     said = refused(monkeypatch, capsys, run)
     assert "nothing captured at position 'last_question_token', did you mean 'last_prompt_token'" in said
 
@@ -214,6 +214,7 @@ def test_activations_that_are_not_finite_are_refused_and_the_file_named_is_made_
         facts, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     broken = tensors["last_prompt_token"].copy()
     broken[3, 1, 0] = np.nan
+    (run.folder / "digests.json").unlink()  # else it is refused as changed
     save_file(tensors | {"last_prompt_token": broken}, shard(run), metadata=facts)
     said = refused(monkeypatch, capsys, run)
     assert f"{shard(run)}: last_prompt_token holds NaN or infinity at blocks.0.hook_resid_post, row 3" in said
@@ -226,6 +227,7 @@ def test_activations_that_are_not_finite_are_refused_and_the_file_named_is_made_
 def test_activations_of_another_run_or_tokenizer_are_refused(tmp_path, study_dict, run, monkeypatch, capsys):
     (other,) = run_dict(tmp_path, study_dict | {"name": "other", "seed": 1, "probes": {"enabled": False}})
     own = shard(run).read_bytes()
+    (run.folder / "digests.json").unlink()  # else it is refused as changed
     shard(run).write_bytes(shard(other).read_bytes())
     said = refused(monkeypatch, capsys, run)
     assert f"holds shard {other.shard_keys()[0]}, so it belongs to another run; delete this file and run its" in said

@@ -206,7 +206,7 @@ def with_probes(run: Run, **probes) -> Run:
     """The run, its stored configuration asking for these probes."""
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     given = {"enabled": True, "folds": 3, "permutations": 0, "targets": ["classes"], "rungs": ["lens"]} | probes
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config | {"probes": given}))
+    run.write_config(config | {"probes": given})
     return run
 
 

@@ -13,7 +13,7 @@ from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import stored_cell
 from experiments.report.pages import write_report
 from experiments.report.summary_table import remarks
-from experiments.sample.sample_cell import Asked, gold_ids
+from experiments.sample.asked import Asked, gold_ids
 from experiments.score.score import class_table, measure, profile, read_answers, score
 from semcal import LanguageModel, Run
 from semcal.questions.prompts import SENTENCES
@@ -167,6 +167,7 @@ def test_chains_are_measured_and_a_run_whose_chains_are_all_alike_says_so(tmp_pa
     (run,) = run_dict(tmp_path, study_dict | {"styles": ["cot"]})
     samples = run.samples()
     (key, *others) = run.shard_keys()
+    (run.folder / "digests.json").unlink()
     for shard in (key, *others):
         path = run.folder / "samples" / f"{shard}.parquet"
         rows = pd.read_parquet(path)

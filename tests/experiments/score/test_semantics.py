@@ -125,6 +125,7 @@ def test_a_run_of_the_version_before_is_refused_with_the_command_that_scores_it(
 ):
     (run,) = run_dict(tmp_path, study_dict | {"probes": {"enabled": False}})
     before, table = run.calibration(), run.classes()
+    (run.folder / "digests.json").unlink()
     table.drop(columns=["group", "seen_mass", "unparsed"]).to_parquet(run.folder / "classes.parquet")
     run.write_manifest({key: value for key, value in run.manifest().items() if key != "analysed"})
     code, _, err = semcal(monkeypatch, capsys, "report", run.folder)
@@ -236,6 +237,7 @@ def test_a_run_whose_b_knew_golds_own_aliases_is_taken_over_by_running_its_study
     off = {"capture": {"positions": []}, "probes": {"enabled": False}}
     (run,) = run_dict(tmp_path, study_dict | off)
     samples, before, known = run.samples(), run.calibration(), run.aliases()
+    (run.folder / "digests.json").unlink()
     (run.folder / "aliases.json").write_text("{}")
     with pytest.raises(UserError, match="`semcal run` its study again, which takes them over and keeps the samples"):
         score(stored_cell(run), run)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from experiments.compare.pairs import sensible_pairs
 from experiments.config.run_folder import differing
@@ -100,8 +99,7 @@ def test_a_study_of_unparsed_answers_is_refused_before_it_is_read(monkeypatch, c
 
 
 def change_config(run: Run, change) -> None:
-    path = run.folder / "config.yaml"
-    path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
+    run.write_config(change(run.config()))
 
 
 def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch, capsys, tmp_path, lineage):
@@ -127,6 +125,7 @@ def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch
     kept = list(questions["id"])[:40]
     second.write_classes(classes.select(range(len(kept))))
     refused("differ in n (48 and 40)")
+    (second.folder / "digests.json").unlink()
     classes.to_frame().drop(columns="mass").to_parquet(second.folder / "classes.parquet")
     code, _, err = verdict(monkeypatch, capsys, tmp_path)
     assert code == 2

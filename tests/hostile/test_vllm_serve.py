@@ -1,0 +1,134 @@
+"""A real vLLM on loopback whose checkpoint changes what is drawn by its generation config. Needs SEMCAL_VLLM."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from experiments.config.study import load_study
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study, run_study
+from semcal import Run
+from semcal.errors import NotFromModelError
+from semcal.models import served
+from semcal.models.served import Endpoint, ServedModel
+from semcal.sampling.records import Sampling
+from tests.conftest import word_tokenizer
+from tests.experiments.conftest import write_study
+from tests.hostile.test_transformers_serve import law_of
+from tests.servers import vllm_serve
+
+TEXTS = ("green answer two", "two answer one", "red blue", "the answer is", "one two three", "yes no")
+GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.8, "top_k": 3, "repetition_penalty": 1.8, "min_p": 0.2}
+M = 200
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A random Llama of a size that vLLM serves on a CPU; every id of its vocabulary has a text."""
+    into, tokenizer = tmp_path_factory.mktemp("vllm") / "model", word_tokenizer()
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = LlamaConfig(
+        **sizes, vocab_size=len(tokenizer), max_position_embeddings=256, bos_token_id=0, eos_token_id=1
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.2 if "embed" in name or "lm_head" in name else 0.1)
+    model.save_pretrained(into)
+    tokenizer.save_pretrained(into)
+    file = into / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | GENERATION))
+    return into
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    with vllm_serve(tmp_path_factory.mktemp("log") / "vllm", folder, "--served-model-name", "tiny") as url:
+        yield url
+
+
+def answers(server: str, *, m: int = M, length: int = 5) -> tuple[ServedModel, dict]:
+    model = ServedModel.connect(Endpoint(server, "tiny", concurrency=2))
+    asked = [(f"q{i}", text) for i, text in enumerate(TEXTS)]
+    return model, dict(model.answer(asked, Sampling(m=m, max_new_tokens=length)))
+
+
+def test_its_checks_agree_and_all_that_can_be_made_are(server):
+    model, found = answers(server)
+    checks = {check.name: check.outcome for check in model.work.checks}
+    assert model.server == "vllm"
+    assert model.work.refused == ()
+    assert all(sum(a.count for a in own) == M for own in found.values())
+    assert checks["tokens are drawn as their stated probabilities say"] == "passed"
+    assert checks["tokens have the probabilities that the same text is scored with"] == "passed"
+    assert checks["prompts are read as they are"] == "passed"
+    assert "failed" not in checks.values()
+
+
+def test_the_generation_config_of_the_checkpoint_is_overridden(server, folder):
+    _, found = answers(server, m=400, length=2)
+    law, drawn = law_of(folder, TEXTS[0]), Counter()
+    for answer in found["q0"]:
+        drawn[answer.text.strip()] += answer.count
+    expected = Counter()
+    for text, p in law.items():
+        expected[text.strip()] += 400 * p
+    likely = [text for text, n in expected.items() if n >= 5]
+    seen, awaited = [drawn[t] for t in likely], [expected[t] for t in likely]
+    assert stats.chisquare([*seen, 400 - sum(seen)], [*awaited, 400 - sum(awaited)]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", ["top_p", "top_k", "repetition_penalty", "min_p"])
+def test_a_setting_of_the_checkpoint_that_is_not_switched_off_is_noticed(server, monkeypatch, name):
+    """As if vLLM forgot to let a request override it."""
+    real = served.body
+
+    def without(*given, **more):
+        return {key: value for key, value in real(*given, **more).items() if key != name}
+
+    monkeypatch.setattr(served, "body", without)
+    with pytest.raises(NotFromModelError, match="does not sample from the model itself"):
+        answers(server)
+
+
+def test_a_run_goes_through_and_its_page_lists_the_checks(server, tmp_path):
+    rows = [{"id": f"q{i}", "question": text, "answers": ["red"]} for i, text in enumerate(TEXTS)]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = write_study(
+        tmp_path,
+        {
+            "name": "served",
+            "models": [{"path": server, "name": "tiny"}],
+            "datasets": [{"kind": "jsonl", "path": str(tmp_path / "asked.jsonl"), "n": 4}],
+            "styles": ["concise"],
+            "output": str(tmp_path / "runs"),
+            "sampling": {"m": 40, "max_new_tokens": 4},
+            "prompting": {"shots": 1, "exemplars": 2},
+            "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},
+            "capture": {"positions": []},
+            "probes": {"enabled": False},
+            "tracking": {"wandb": "disabled"},
+        },
+    )
+    prepared = prepare_study(load_study(path))
+    run_study(prepared, Reporter())
+    run = Run.open(prepared.cells[0].folder)
+    outcomes = {check["name"]: check["outcome"] for check in run.manifest()["checks"]}
+    assert outcomes["tokens are drawn as their stated probabilities say"] == "passed"
+    assert "failed" not in outcomes.values()
+    assert "tokens are drawn as their stated probabilities say" in (run.folder / "report.html").read_text()
