@@ -24,6 +24,8 @@ from tests.hostile.test_analysis_keeps_results import finished, without_pictures
 # Runs a study and waits, once something has happened so many times in its second cell, until it is told to go on.
 PROCESS = """
 import sys
+import torch
+torch.set_num_threads(1)  # as in this process, which analyses again: sums depend on it in their last digits
 from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
