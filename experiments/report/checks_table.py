@@ -27,6 +27,20 @@ def files_check(found: Unchanged) -> Check:
     return Check.of(UNCHANGED, len(found.changed), 0, f"files with another content than written, of {total}{why}{more}")
 
 
+def cost_of_checks(work: Sequence[Mapping[str, Any]]) -> str:
+    """What the checks of a run cost, in words; "" where it was not recorded.
+
+    Args:
+        work: `sampling_work` of the manifest, one entry per process that sampled.
+    """
+    known = [w for w in work if "check_cpu_seconds" in w]
+    spent = sum(w["cpu_seconds"] for w in known)
+    if not spent > 0:
+        return ""
+    checks = sum(w["check_cpu_seconds"] for w in known)
+    return f"They took {checks:.1f} of the {spent:,.0f} CPU seconds of sampling, {checks / spent:.1%}."
+
+
 def check_rows(checks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """One row per check, as the manifest of a run holds it, with a dash for a figure that it does not have."""
     return [

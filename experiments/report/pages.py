@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, probe_table
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
-from experiments.report.checks_table import TITLES, check_rows, failed_checks, files_check
+from experiments.report.checks_table import TITLES, check_rows, cost_of_checks, failed_checks, files_check
 from experiments.report.html_page import (
     HtmlTable,
     cell_text,
@@ -77,6 +77,7 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
         ),
         probes=html_table(run.probes()),
         checks=html_table(pd.DataFrame(check_rows(checks), columns=list(TITLES))),
+        cost_of_checks=cost_of_checks(run.manifest()["sampling_work"]),
     )
 
 

@@ -9,7 +9,9 @@ over the whole run; where it fails, the run is finished and says so loudly.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,7 @@ class RunChecks:
 
     Attributes:
         watch: For the sampler; None where nothing is drawn here.
+        cpu_seconds: What `timed` blocks have taken so far.
     """
 
     def __init__(self, job: SamplingJob, model: Answerer) -> None:
@@ -52,9 +55,19 @@ class RunChecks:
         drawn_here = isinstance(model, LanguageModel) and not job.cell.enumerated
         self.watch = LawWatch(job.settings) if drawn_here else None
         self.ends = AnswerEnds(model, job.settings) if isinstance(model, LanguageModel) else None
+        self.cpu_seconds = 0.0
         self._questions, self._answers, self._tokens = 0, 0, 0
         self._compared: list[Check] = []
         self._failed: dict[str, Check] = {}
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the CPU seconds of a block as those of checks."""
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self.cpu_seconds += time.process_time() - began
 
     def shard(
         self, asked: Sequence[Asked], rows: Mapping[str, Rows], captured: Captured | None, work: Mapping[str, Any]

@@ -69,7 +69,7 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     capturing = Capturing(job, model) if local and job.cell.capture.positions else None
     work: dict[str, Any] = {}
     checks = RunChecks(job, model)
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     try:
         asking = _asking(job, model, capturing, checks, on_answered, work)
         for shard in (s for s in job.shards if s.key in set(job.todo)):
@@ -81,7 +81,8 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
                 rows = _sampled(job, shard, asked, asking, capturing)
             captured = None if capturing is None else capturing.take(shard, by_id, rows)
             try:
-                checks.shard(asked, rows, captured, work)
+                with checks.timed():
+                    checks.shard(asked, rows, captured, work)
             except UserError:
                 job.run.discard_partial(shard.key)  # wrong numbers are not kept
                 raise
@@ -105,7 +106,8 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         manifest, made = job.run.manifest(), checks.made()
         manifest["checks"] = merged(manifest.get("checks", []), made)
         manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
-        manifest["sampling_work"] = [*manifest["sampling_work"], work | _peak_memory(model)]
+        spent = {"cpu_seconds": time.process_time() - cpu, "check_cpu_seconds": checks.cpu_seconds}
+        manifest["sampling_work"] = [*manifest["sampling_work"], work | spent | _peak_memory(model)]
         job.run.write_manifest(manifest)
     for check in made:
         if check.outcome == FAILED:
@@ -201,7 +203,8 @@ def _asking(
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
     prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
     prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
-    chosen = _path_of(model, prompts)
+    with checks.timed():
+        chosen = _path_of(model, prompts)
     if exact:
         found = {"apart": chosen.apart, "apart_limit": chosen.limit, "apart_single": chosen.single}
         work.update(found, path=chosen.path, why=chosen.why, rows_decoded=0)

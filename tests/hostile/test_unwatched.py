@@ -58,6 +58,9 @@ def test_every_run_records_six_checks_with_their_figures_and_shows_them(tmp_path
     assert 0 < checks["captured activations"]["figure"] < 1e-4
     page = (run.folder / "report.html").read_text()
     assert "Checks made" in page
+    (work,) = run.manifest()["sampling_work"]
+    assert 0 < work["check_cpu_seconds"] < work["cpu_seconds"]
+    assert f"of the {work['cpu_seconds']:,.0f} CPU seconds of sampling" in page
     assert all(name in page for name in SIX)
 
 
