@@ -106,14 +106,13 @@ def test_one_miscalibrated_cell_is_listed_and_does_not_decide_the_mean():
 
 @pytest.mark.parametrize(("off", "expected"), [(0.0, "holds"), (0.01, "not fails"), (0.10, "fails")])
 def test_twelve_cells_of_four_models_are_judged_by_their_mean(off, expected):
-    """Planted truth; 3 of 3 grids as expected is improbable (5 %) for a rule that is right less than 37 % of times."""
-    for seed in range(3):
-        places = itertools.product("abcd", ("concise",), ("facts", "routes", "third"))
-        runs = [made(m, s, d, off=off, n=2000, seed=seed, stage="base") for m, s, d in places]
-        finding = base_calibrated(runs, LAW)
-        assert len(finding.cells) == 12
-        decision = decided(finding)[0]
-        assert decision != "fails" if expected == "not fails" else decision == expected
+    """Planted truth."""
+    places = itertools.product("abcd", ("concise",), ("facts", "routes", "third"))
+    runs = [made(m, s, d, off=off, n=2000, seed=0, stage="base") for m, s, d in places]
+    finding = base_calibrated(runs, LAW)
+    assert len(finding.cells) == 12
+    decision = decided(finding)[0]
+    assert decision != "fails" if expected == "not fails" else decision == expected
 
 
 def test_a_mean_error_of_delta_is_seldom_called_smaller():
