@@ -364,10 +364,11 @@ def gate(
     from experiments.compare.gates import as_frame, explanation, gates, gates_table, sources
     from experiments.config.run_folder import LOOKS
     from experiments.pipeline.targets import resolve
+    from experiments.score.score import RISKS
     from semcal.calibration.inference.risk_control import Guarantee
     from semcal.runs.files import write_atomically
 
-    risks = risk or [0.05, 0.1, 0.2]
+    risks = risk or [*RISKS]
     if guarantee not in get_args(Guarantee):
         raise UserError(f"unknown guarantee {guarantee!r}{nearest(guarantee, get_args(Guarantee))}")
     if (odd := next((x for x in (*risks, delta) if not 0 < x < 1), None)) is not None:

@@ -51,9 +51,8 @@ class Swept:
 
     Attributes:
         frame: one row per B, columns b, kind, classes (distinct ones in the run), granularity (entropy of its classes
-            over all questions, nats), rung (linear or bilinear), accuracy,
-            confidence, smece, null_mean, excess with its interval, gap with its interval, and marginal_gap (the KL gap
-            of the mean distribution of other questions), nats.
+            over all questions, nats), rung (linear or bilinear), accuracy, confidence, smece, null_mean, excess and gap
+            with their intervals, and marginal_gap (the KL gap of the mean distribution of other questions), nats.
         excess, gap: [B, resample] replicates; column r is of one resample of questions in both.
         left_out: questions with several gold classes, or none.
         constant, alike: names of Bs that put everything into one class, or join classes like one before them.
