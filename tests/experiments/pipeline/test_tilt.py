@@ -47,6 +47,8 @@ def test_every_question_is_asked_of_an_adapter_that_never_saw_its_group(monkeypa
     asked = [set(Run(folder / half / "run").questions()["id"]) for half in ("half-1", "half-2")]
     assert not asked[0] & asked[1]
     assert asked[0] | asked[1] == set(run.questions()["id"])
+    groups = run.questions().set_index("id")["group"]
+    assert not set(groups[sorted(asked[0])]) & set(groups[sorted(asked[1])])
 
     plain = LanguageModel.load(stored_cell(run).model.path)
     for own, other in (asked, asked[::-1]):
