@@ -239,10 +239,10 @@ def probe(
 def compare(targets: Targets, set: Sets = None) -> None:
     """Compare runs with paired tests: all with the first, or pairs in a study or folder that differ in one factor."""
     from experiments.compare.compare_runs import compare_all, equalised
+    from experiments.compare.comparison_tables import comparison_tables, explanation, temperature_table
     from experiments.compare.pairs import by_temperature
     from experiments.pipeline.looks import check_stored
     from experiments.pipeline.targets import resolve, scored_runs
-    from experiments.report.comparison_tables import comparison_tables, explanation, temperature_table
 
     check_stored(resolve(targets, set or []))
     runs, named, left_out = scored_runs(targets, set or [])

@@ -1,7 +1,7 @@
 """Runs side by side: made equal in questions and samples, and how far their figures differ.
 
 `pairs.py` says which runs may be compared; the tests are in `semcal.calibration.inference.paired`, the tables in
-`report/comparison_tables.py`.
+`comparison_tables.py`.
 """
 
 from __future__ import annotations
