@@ -15,13 +15,14 @@ from experiments.config.run_folder import FACTORS, differing, stored_cell
 from experiments.config.study import Cell
 from semcal.errors import UserError
 from semcal.runs.run import Run
+from semcal.runs.without_texts import fingerprints
 from semcal.semantics.class_table import ClassTable
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A run that was scored, as a comparison needs it: `questions` (text, group and answers by id) are in the order of
-    the table, `calibration` is calibration.json."""
+    """A run that was scored, as a comparison needs it: `questions` (group, and fingerprints of text and answers, by id)
+    are in the order of the table, `calibration` is calibration.json."""
 
     cell: Cell
     folder: Path
@@ -38,7 +39,7 @@ class Scored:
 def scored(run: Run) -> Scored:
     """Read a run that has been scored."""
     table, calibration = run.class_table(), run.calibration()
-    questions = run.questions().set_index("id").loc[list(table.questions), ["text", "group", "answers"]]
+    questions = fingerprints(run.questions()).set_index("id").loc[list(table.questions), :]
     return Scored(stored_cell(run), run.folder, table, questions, calibration)
 
 

@@ -35,6 +35,7 @@ from semcal.well_formed import well_formed
 
 _T = TypeVar("_T")
 _KEPT = ("*.yaml", "*.json", "*.parquet", "samples/*.parquet", "activations/*.safetensors", "interventions/*.parquet")
+WITHOUT_TEXTS = "without_texts"  # key of the manifest of a run that `semcal.runs.without_texts` kept
 _ATTEMPTS = 3  # a set of results may be replaced while one of them is read
 
 
@@ -198,8 +199,14 @@ class Run:
         return [tuple(map(int, ids)) for ids in self._parquet("prompts.parquet")["token_ids"]]
 
     def question_records(self) -> list[Question]:
-        """The questions as records."""
+        """The questions as records.
+
+        Raises:
+            UserError: their texts were not kept.
+        """
         table = self.questions()
+        if self.manifest().get(WITHOUT_TEXTS):
+            raise UserError(f"{self.folder} holds what was measured without texts; this needs the run that it is of")
         return [
             Question(
                 id=row["id"],
@@ -532,6 +539,14 @@ class Run:
         """KL gap of the generative rung by the number of questions it learnt from, on the held-out questions of one
         fold; empty where it was not fitted."""
         return self._of_probes("learning_curve.parquet")
+
+    def write_compact(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table in as few bytes as parquet can."""
+        floats, half = table.select_dtypes("float64"), len(table) / 2
+        many = [name for name, distinct in floats.nunique().items() if distinct > half]
+        few = [name for name in table.columns if name not in many]
+        how = {"compression": "zstd", "compression_level": 19, "use_dictionary": few, "use_byte_stream_split": many}
+        self._write(name, lambda p: table.to_parquet(p, index=False, **how))
 
     def _write_parquet(self, name: str, table: pd.DataFrame) -> None:
         self._write(name, lambda p: table.to_parquet(p, index=False))
