@@ -6,11 +6,14 @@ from typing import Any
 
 from experiments.config.study import LABELS, Cell, parse
 from semcal.errors import UserError
+from semcal.runs.digests import DIGESTS, read_digests
 from semcal.runs.files import STAGED
-from semcal.runs.run import Run
+from semcal.runs.run import WITHOUT_TEXTS, Run
+from semcal.runs.without_texts import without_folders
 
 STAGES = ("score", "probe")
 LOOKS = "looks"  # folder of what was computed beside the results of a run or study
+EVIDENCE = Path("docs/results/evidence")  # what was kept of runs without their texts: STUDY/CELL
 UNFINISHED = ".probing"  # in a run's folder: what a stopped training left
 FACTORS = ("model", "style", "B", "temperature")
 
@@ -63,6 +66,52 @@ def unfinished(run: Run) -> Path:
     staged = run.folder.parent
     of = staged.parent.parent if staged.name.startswith(STAGED) and staged.parent.name == LOOKS else run.folder
     return of / UNFINISHED
+
+
+# ---- runs kept without their texts -----------------------------------------------------------------------------------
+
+
+def kept_run(folder: Path) -> Run | None:
+    """What was kept of a run without its texts; None where nothing was.
+
+    Raises:
+        UserError: a file of it is missing.
+    """
+    if not folder.is_dir():
+        return None
+    names = ("config.yaml", "calibration.json", DIGESTS, *read_digests(folder / DIGESTS))
+    if missing := next((name for name in names if not (folder / name).is_file()), None):
+        raise UserError(f"{folder} has lost its {missing}; restore it, or delete the folder and keep the run again")
+    return Run(folder)
+
+
+def check_has_samples(run: Run) -> None:
+    """
+    Raises:
+        UserError: a run that was kept without them.
+    """
+    if run.manifest().get(WITHOUT_TEXTS):
+        raise UserError(
+            f"{run.folder} holds what was measured, without samples, activations and texts; this needs the run folder"
+        )
+
+
+def run_of(cell: Cell) -> Run:
+    """The scored run of a cell, from its folder or else from EVIDENCE; its folder where it is scored in neither.
+
+    Raises:
+        UserError: what was kept is of another configuration, or a file of it is missing.
+    """
+    run = Run(Path(cell.folder))
+    if run.calibration() or (kept := kept_run(EVIDENCE / cell.study / run.name)) is None:
+        return run
+    old, new = (without_folders(sampling_part(each)) for each in (stored_cell(kept), cell))
+    if difference := first_difference(old, new):
+        raise UserError(
+            f"{kept.folder} is of a run of another configuration ({difference}); give this study another name, or "
+            "delete that folder"
+        )
+    return kept
 
 
 # ---- what differs between cells --------------------------------------------------------------------------------------

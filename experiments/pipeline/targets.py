@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.compare.pairs import Scored, scored
-from experiments.config.run_folder import LOOKS, check_folder, stored_cell
+from experiments.config.run_folder import LOOKS, check_folder, check_has_samples, stored_cell
 from experiments.config.study import Cell, Study, is_study_file, load_study
 from semcal.errors import UserError
 from semcal.runs.run import Run
@@ -96,6 +96,7 @@ def _sampled(cell: Cell | None, run: Run) -> Cell:
     """The cell of a run, as its study describes it or as it was run."""
     if not (run.folder / "config.yaml").is_file():
         raise UserError(f"{run.folder} has not been run yet; `semcal run` its study first")
+    check_has_samples(run)
     cell = cell or stored_cell(run)
     check_folder(cell)
     if not run.sampled:

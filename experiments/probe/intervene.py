@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.collapsing_functions import collapse_of
-from experiments.config.run_folder import stored_cell
+from experiments.config.run_folder import check_has_samples, stored_cell
 from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE, Fitting, Halves, Wanted, conditions
 from experiments.sample.asked import form_of
@@ -118,6 +118,7 @@ def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[s
         raise UserError(
             f"{run.folder} was enumerated, but interventions need samples; run its study without sampling.exact"
         )
+    check_has_samples(run)
     if not run.sampled or not run.calibration():
         raise UserError(f"{run.folder} is not finished; `semcal run` its study first")
     if not cell.capture.positions:

@@ -1,4 +1,8 @@
-"""The pages of docs/results/, written from run folders: `python -m experiments.report.results [NAME …]`."""
+"""The pages of docs/results/, written from run folders: `python -m experiments.report.results [NAME …]`.
+
+Of cells that have no scored run folder, what was kept of them in `evidence/` beside the pages is read
+(`runs_without_texts.py`).
+"""
 
 import argparse
 import json
@@ -11,13 +15,14 @@ from typing import Any
 
 from experiments.compare.probe_rows import bounds, last_layer, probe_table, rung_rows
 from experiments.compare.side_by_side import side_by_side
-from experiments.config.run_folder import stored_cell
+from experiments.config.run_folder import EVIDENCE, kept_run, stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
 from probes.evaluation.result import BASELINE
 from probes.plots.rungs_figure import in_order
+from semcal.errors import UserError
 from semcal.runs.files import newest, write_atomically
 from semcal.runs.run import Run
 
@@ -60,8 +65,8 @@ COMMANDS = {
 
 def results_page(name: str, runs: Path, into: Path) -> str | None:
     """The page of a study as Markdown, with those of its variants (`NAME-…`); None if no run of it is scored."""
-    variants = [folder for folder in sorted(runs.glob(f"{name}-*")) if folder.name not in COMMANDS]
-    parts = [(folder, _scored(folder)) for folder in (runs / name, *variants)]
+    kept = into / EVIDENCE.name
+    parts = [(runs / one, _scored(runs / one, kept / one)) for one in variants(name, runs, kept)]
     parts = [(folder, rows) for folder, rows in parts if rows]
     if not parts:
         return None
@@ -78,24 +83,36 @@ def results_page(name: str, runs: Path, into: Path) -> str | None:
         lines += side_by_side(by_name["real"], by_name.get("real-cot", []), Path("figures"), figures)
     lines += _verdicts([folder for folder, _ in parts])
     for folder, rows in parts:
-        lines += ["", f"## {folder.name}", "", _made(rows), *_sections(rows), *_verdict(folder)]
+        lines += ["", f"## {folder.name}", "", _made(rows, kept / folder.name), *_sections(rows), *_verdict(folder)]
     if shown := [p for p, place in pictures().items() if place.startswith(f"{name}/") and Path("figures", p).is_file()]:
         lines += ["", "## Figures", "", *(f"- [{picture}]({figures}/{picture})" for picture in shown)]
     return "\n".join(lines) + "\n"
 
 
-def _scored(folder: Path) -> list[tuple[Cell, Run]]:
-    runs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
-    return [(stored_cell(run), run) for run in runs if run.calibration()]
+def variants(name: str, *places: Path) -> list[str]:
+    """A study and its variants, `NAME-…`, whose runs are in any of these folders."""
+    found = {folder.name for place in places for folder in place.glob(f"{name}-*")}
+    return [name, *sorted(found - COMMANDS.keys())]
 
 
-def _made(rows: Rows) -> str:
-    """Dates and package versions, from the manifests."""
+def _scored(folder: Path, kept: Path) -> list[tuple[Cell, Run]]:
+    """The scored runs of a study, and what was kept of others."""
+    found = {path.name: run for path in kept.glob("[!.]*") if (run := kept_run(path)) is not None}
+    runs = [Run(path.parent) for path in folder.glob("*/config.yaml")]
+    found |= {run.name: run for run in runs if run.calibration()}
+    return [(stored_cell(run), run) for _, run in sorted(found.items())]
+
+
+def _made(rows: Rows, kept: Path) -> str:
+    """Where from, dates and package versions, from the manifests."""
     manifests = [run.manifest() for _, run in rows]
     days = sorted({m["started"] for m in manifests if "started" in m})
     versions = {f"{name} {m['packages'][name]}" for m in manifests for name in ("semcal", "torch", "transformers")}
     when = f"sampled {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''}, " if days else ""
-    return f"{len(rows)} runs, {when}{', '.join(sorted(versions))}."
+    beside = sum(run.folder.parent == kept for _, run in rows)
+    place = f"{EVIDENCE.name}/{kept.name}"
+    where = f"; {beside} from [{EVIDENCE.parent}/{place}]({place})" if beside else ""
+    return f"{len(rows)} runs{where}, {when}{', '.join(sorted(versions))}."
 
 
 def _sections(rows: Rows) -> list[str]:
@@ -229,7 +246,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--into", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    pages = {n: results_page(n, options.runs, options.into) for n in options.names or COMMANDS}
+    try:
+        pages = {n: results_page(n, options.runs, options.into) for n in options.names or COMMANDS}
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
     absent = [name for name, text in pages.items() if text is None]
     if absent and (options.names or len(absent) == len(pages)):
         sys.stderr.write(f"no scored run of {', '.join(absent)} below {options.runs}; `semcal run` the study first\n")

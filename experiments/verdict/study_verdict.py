@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.compare.pairs import Scored, check_comparable, scored
+from experiments.config.run_folder import run_of
 from experiments.config.study import Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
@@ -99,10 +100,10 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
 
 
 def _runs_of(study: Study) -> tuple[list[Scored], list[str]]:
-    """The scored runs of a study under the names it gives them now, and what the other cells lack."""
+    """The scored runs of a study (`run_of`) under the names it gives them now, and what the other cells lack."""
     found, missing = [], []
     for cell in study.cells():
-        run = Run(Path(cell.folder))
+        run = run_of(cell)
         if not run.calibration():
             started = (run.folder / "config.yaml").is_file()
             missing.append(f"{cell.label}: {'not finished' if started else 'not run'}")
@@ -124,7 +125,7 @@ def check_parsed(study: Study) -> None:
     Raises:
         UserError: more than MOST_UNPARSED of the answers of every scored run are unparsed.
     """
-    read = [(cell.label, Run(Path(cell.folder)).calibration()) for cell in study.cells()]
+    read = [(cell.label, run_of(cell).calibration()) for cell in study.cells()]
     shares = {label: float(c["unparsed_share"]) for label, c in read if c}
     if shares and min(shares.values()) > MOST_UNPARSED:
         least = min(shares, key=lambda label: shares[label])
