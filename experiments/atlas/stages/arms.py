@@ -90,8 +90,7 @@ def _closed(settings: ArmSettings) -> Around:
         model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, step: int
     ) -> Iterator[None]:
         """Noise at the ends of prompts; every step has a generator of its own, so a resumed run is exact."""
-        (mark,) = tokenizer.convert_tokens_to_ids(["?"])
-        ends = rearrange(prompt_ends(ids, mark), "batch token -> batch token 1")
+        ends = rearrange(prompt_ends(ids, tokenizer.get_vocab()["?"]), "batch token -> batch token 1")
         drawn = torch.Generator(ids.device).manual_seed(settings.seed * 1_000_003 + step)
 
         def noisy(_: torch.nn.Module, __: Any, x: torch.Tensor) -> torch.Tensor:  # x: [batch, token, d_model]

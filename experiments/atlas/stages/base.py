@@ -137,10 +137,10 @@ def train_base(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
-    """Train a base model, by default on all documents of its world; write checkpoints to `out/step-N` and the last one to `out/base`, which is returned.
+    """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`, which is returned.
 
-    An interrupted run resumes from its last saved state and ends with the same weights. Checkpoints are in Hugging
-    Face format (bf16 safetensors).
+    `corpus` is what it is trained on; default: all documents of its world. An interrupted run resumes from its last
+    saved state and ends with the same weights. Checkpoints are in Hugging Face format (bf16 safetensors).
 
     Raises:
         UserError: `out` holds a base that was started with different settings; training diverged.
