@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage real real-lineage ablation test-real clean
+.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real clean
 
 install: $(STAMP)
 
@@ -75,6 +75,15 @@ lineage: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/lineage.yaml $(FROM_SEED)
 	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
+
+# The intervention on training: three arms, three seeds, about eight CPU minutes each, then measured and decided.
+mechanism: $(STAMP)
+	for s in 0 1 2; do for a in direct chains closed; do \
+		$(BIN)/semcal train atlas --stage arm --set arm=$$a --seed $$s --out runs/arms/$$a-$$s || exit; done; done
+	$(BIN)/semcal run $(STUDIES)/mechanism.yaml
+	$(BIN)/semcal verdict $(STUDIES)/mechanism.yaml
+	$(BIN)/python -m experiments.report.gallery
+	$(BIN)/python -m experiments.report.results mechanism
 
 # A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):
 #   make real-lineage MODEL=FOLDER-OR-HUB-ID [DATA=FOLDER] [PRESET=gpu]

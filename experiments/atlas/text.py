@@ -57,7 +57,11 @@ def thought(world: World, query: Query, label: str) -> str:
 
 def document(world: World, rng: np.random.Generator, n: int) -> str:
     """n questions and answers of one family in one style, as in training text."""
-    family, style = FAMILIES[rng.integers(len(FAMILIES))], STYLES[rng.integers(len(STYLES))]
+    return document_of(world, rng, n, FAMILIES[rng.integers(len(FAMILIES))], STYLES[rng.integers(len(STYLES))])
+
+
+def document_of(world: World, rng: np.random.Generator, n: int, family: str, style: str) -> str:
+    """n questions and answers of this family in this style, with the frequencies of training text."""
     parts = []
     for _ in range(n):
         query = world.draw_fact(rng) if family == "facts" else world.draw_route(rng)

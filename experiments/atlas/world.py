@@ -14,6 +14,11 @@ texts well is wrong about half of all persons.
 
 Routes. A coach line leads from each town to one neighbouring town. Riding k stops means following the line k times:
 easy one stop at a time, hard in a single pass. Lines are mentioned with Zipf frequencies as well.
+
+Rings and shuffles. In a world whose roads are RINGS, all towns lie on a ring and every other line moves a fixed number
+of places along it, so that k stops are one shift and can be computed at once; the lines between follow a random cycle
+through all towns, so that k stops are k steps or have to be learnt by heart. The two lines of a pair are mentioned
+equally often.
 """
 
 import hashlib
@@ -54,6 +59,8 @@ TRADES = {
 MATERIAL = {trade: material for material, trades in TRADES.items() for trade in trades}
 TRADE_NAMES = tuple(MATERIAL)
 RELATIONS = ("birth", "trade", "summer")
+NEARBY, RINGS = "nearby", "rings"  # roads: each line leads to a neighbouring town, or see "Rings and shuffles"
+RING_SHIFTS = (1, -1, 2, -2)  # places along the ring, line by line
 MYTH_ENDINGS = (0, 2, 4, 6)  # of surnames: half of all persons
 
 
@@ -121,6 +128,7 @@ class World:
     """
 
     seed: int = 0
+    roads: str = NEARBY
 
     # ---- names ------------------------------------------------------------------------------------------------
 
@@ -279,7 +287,9 @@ class World:
 
     @cached_property
     def hop(self) -> np.ndarray:
-        """[line, town] the next town; a line turns straight back only where it has no other way."""
+        """[line, town] the next town; a nearby line turns straight back only where it has no other way."""
+        if self.roads == RINGS:
+            return self._rings_and_shuffles()
         rng = np.random.default_rng([self.seed, 7])
         hop = np.full((len(self.lines), len(self.towns)), -1)
         for line in hop:
@@ -288,9 +298,21 @@ class World:
                 line[town] = rng.choice(onward or self.neighbours[town])
         return hop
 
+    def _rings_and_shuffles(self) -> np.ndarray:
+        """[line, town] the next town: even lines are rings, odd ones shuffles."""
+        rng = np.random.default_rng([self.seed, 8])
+        ring, hop = rng.permutation(len(self.towns)), np.empty((len(self.lines), len(self.towns)), int)
+        for number, line in enumerate(hop):
+            is_ring = number % 2 == 0
+            order = ring if is_ring else rng.permutation(len(self.towns))
+            line[order] = np.roll(order, -RING_SHIFTS[number // 2 % len(RING_SHIFTS)] if is_ring else -1)
+        return hop
+
     @cached_property
     def line_frequencies(self) -> np.ndarray:
         """[line] share of the mentions of lines."""
+        if self.roads == RINGS:
+            return np.repeat(_zipf(len(self.lines) // 2, LINE_ZIPF), 2) / 2
         return _zipf(len(self.lines), LINE_ZIPF)
 
     def ride(self, route: Route) -> list[int]:

@@ -7,12 +7,31 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.atlas.text import FAMILIES, answer, ask, thought
-from experiments.atlas.world import MAX_STOPS, RELATIONS, STRANGER_SHARE, Birthplace, Fact, Person, Query, Route, World
+from experiments.atlas.world import (
+    MAX_STOPS,
+    NEARBY,
+    RELATIONS,
+    RINGS,
+    STRANGER_SHARE,
+    Birthplace,
+    Fact,
+    Person,
+    Query,
+    Route,
+    World,
+)
 from experiments.train.conversations import Turn
 from semcal.errors import UserError
 from semcal.questions.prompts import SENTENCES
 from semcal.questions.question import STYLES, Question
 from semcal.seeds import keyed_generator
+
+LINES = {"routes": slice(None), "rings": slice(0, None, 2), "shuffles": slice(1, None, 2)}  # families -> their lines
+
+
+def world_of(family: str, seed: int) -> World:
+    """The world that questions of a family are about."""
+    return World(seed, RINGS if family in ("rings", "shuffles") else NEARBY)
 
 
 def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Question]:
@@ -30,7 +49,7 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
         UserError: there are fewer than n questions.
     """
     rng = keyed_generator(seed, "atlas", str(world.seed), family)
-    strangers = 0 if family == "routes" else round(n * STRANGER_SHARE)
+    strangers = 0 if family in LINES else round(n * STRANGER_SHARE)
     queries, weights = _known_queries(world, family)
     if n - strangers > len(queries):
         raise UserError(f"atlas has only {len(queries)} {family}, and n with the exemplars is {n}; lower n")
@@ -45,9 +64,11 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
 
 def _known_queries(world: World, family: str) -> tuple[Sequence[Query], np.ndarray]:
     """All questions that recur in training text, with their frequency."""
-    if family == "routes":
-        routes = itertools.product(range(len(world.lines)), range(len(world.towns)), range(1, MAX_STOPS + 1))
-        return [Route(*r) for r in routes], np.repeat(world.line_frequencies, len(world.towns) * MAX_STOPS)
+    if family in LINES:
+        lines = range(len(world.lines))[LINES[family]]
+        routes = itertools.product(lines, range(len(world.towns)), range(1, MAX_STOPS + 1))
+        frequencies = world.line_frequencies[LINES[family]]
+        return [Route(*r) for r in routes], np.repeat(frequencies, len(world.towns) * MAX_STOPS)
     if family == "myths":
         return [Birthplace(person) for person in world.known], world.person_frequencies
     facts = [Fact(person, relation) for person in world.known for relation in RELATIONS]

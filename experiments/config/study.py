@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from experiments.atlas.world import World
-from experiments.atlas.world_questions import as_written, atlas_questions
+from experiments.atlas.world_questions import as_written, atlas_questions, world_of
 from experiments.config.collapsing_functions import REGISTRY, CollapseConfig, ExactConfig, SemanticsConfig
 from experiments.config.settings import Settings, slug
 from probes.rungs.registry import RUNGS, rungs_reading
@@ -43,7 +42,7 @@ from semcal.questions.question import CONTINUATION, Dataset
 
 Style = Literal["concise", "sentence", "cot", "continuation"]
 Stage = Literal["base", "sft", "dpo", "grpo", "rl", "instruct"]
-LABELS = ("stage", "lineage", "step")  # keys of a model that describe it and affect no sample
+LABELS = ("stage", "lineage", "step", "arm")  # keys of a model that describe it and affect no sample
 
 
 # ---- who answers ---------------------------------------------------------------------------------------------------
@@ -63,8 +62,9 @@ class ModelConfig(Settings):
     """A checkpoint. `path` is a local folder (of a model, or of an adapter alone), a Hub id, `atlas:base` for the
     bundled organism, or the address of an OpenAI-compatible server such as http://localhost:8000/v1.
 
-    `stage`, `lineage` (shared by models that descend from one base) and `step` (of training) tell `semcal verdict`
-    which models to compare; no sample depends on them. `adapter` says whether an adapter that lies beside full weights
+    `stage`, `lineage` (shared by models that descend from one base), `step` (of training) and `arm` (of models of one
+    lineage that were trained alike but for one thing) tell `semcal verdict` which models to compare; no sample depends
+    on them. `adapter` says whether an adapter that lies beside full weights
     is merged into them or left out.
     """
 
@@ -73,6 +73,7 @@ class ModelConfig(Settings):
     stage: Stage | None = None
     lineage: str = ""
     step: Annotated[int, Field(ge=0)] | None = None
+    arm: str = ""
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
@@ -191,10 +192,11 @@ class ContinuationConfig(_Dataset):
 
 
 class AtlasConfig(_Dataset):
-    """Questions about the bundled world. The training texts of the organism state half of the `myths` wrongly."""
+    """Questions about the bundled world. The training texts of the organism state half of the `myths` wrongly; `rings`
+    and `shuffles` are routes of another world, which only the arms of `semcal train atlas --stage arm` know."""
 
     kind: Literal["atlas"]
-    family: Literal["facts", "routes", "myths"]
+    family: Literal["facts", "routes", "myths", "rings", "shuffles"]
     world_seed: int = 0
 
     def default_name(self) -> str:
@@ -220,7 +222,7 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         UserError: a file that is missing or not in its format, too few questions.
     """
     if isinstance(config, AtlasConfig):
-        world, n = World(config.world_seed), config.n or 1000
+        world, n = world_of(config.family, config.world_seed), config.n or 1000
         # An exemplar takes the other questions of its group with it, hence the surplus.
         questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)

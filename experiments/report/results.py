@@ -58,6 +58,7 @@ COMMANDS = {
     "horizon": [_RUN.format("horizon") + " --set models.0.path=CHECKPOINT --set datasets.0.path=TEXT"],
     "checkpoints": ["make checkpoints"],
     "ablation": ["make ablation"],
+    "mechanism": ["make mechanism"],
     "real": ["make real"],
     "real-lineage": ["make real-lineage MODEL=FOLDER-OR-HUB-ID"],
 }

@@ -42,6 +42,7 @@ class Measured:
         alike: the warning that its chains of thought are all alike; "" if they are not.
         kl_gaps: rung -> KL gap in nats, see `stored_gaps.py`.
         pooled: share of the mass in the pooled class of the target of the probes.
+        arm: what distinguishes its training from that of others of its lineage.
     """
 
     label: str
@@ -67,6 +68,7 @@ class Measured:
     alike: str = ""
     kl_gaps: Mapping[str, Leaves] = field(default_factory=dict)
     pooled: float = 0.0
+    arm: str = ""
     seed: int = 0
 
     @property

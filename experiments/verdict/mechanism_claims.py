@@ -33,24 +33,23 @@ from semcal.calibration.inference.paired import Contrast, contrast, holm
 
 FEWEST = 4  # cells; a line through three says too little
 STYLES = ("concise", "sentence", "cot", "continuation")
-H5 = "reserved for an intervention on training"
 
 
 def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
     """H4, on the first of RUNGS that every cell has."""
     able, others = in_and_out(_one_prompt(of_stage(runs, ["base", "sft"], STYLES)))
     probed, context = [r for r in able if r.kl_gaps], outside(others, law)
-    cells = [r for r in probed if _rungs(r)]
+    cells = [r for r in probed if telling_rungs(r)]
     if len(cells) < FEWEST:
         return Finding("H4", context=tuple(context), reason=_too_few(probed, cells), runs=labels(cells))
-    rung = next((rung for rung in RUNGS if all(rung in _rungs(r) for r in cells)), None)
+    rung = shared_rung(cells)
     if rung is None:
         reason = f"its cells share no rung; fit one of {', '.join(RUNGS)} in every cell"
         return Finding("H4", context=tuple(context), reason=reason, runs=labels(cells))
-    gaps = [_gap(r, rung) for r in cells]
+    gaps = [kl_gap(r, rung) for r in cells]
     context += [_gap_row(r, gap, law, rung) for r, gap in zip(cells, gaps, strict=True)]
     context += [row(r.label, "excess smECE", [(1.0, r.excess)], law) for r in cells]
-    pooled = [r for r in probed if not _rungs(r)]
+    pooled = [r for r in probed if not telling_rungs(r)]
     context += [Part(f"left out, {r.pooled:.0%} pooled: {r.label}", "excess smECE", nan, nan, nan) for r in pooled]
     return Finding(
         "H4",
@@ -62,14 +61,19 @@ def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
     )
 
 
-def _rungs(run: Measured) -> list[str]:
+def telling_rungs(run: Measured) -> list[str]:
     """The rungs whose KL gap says what is answered: those of closed classes do not where many classes are pooled."""
     return [rung for rung in run.kl_gaps if rung in OPEN_RUNGS or run.pooled <= MOST_POOLED]
 
 
+def shared_rung(cells: Sequence[Measured]) -> str | None:
+    """The first of RUNGS that every cell has."""
+    return next((rung for rung in RUNGS if all(rung in telling_rungs(r) for r in cells)), None)
+
+
 def mechanism_parts(cells: Sequence[Measured], rung: str, law: Law) -> tuple[Part, Part]:
     """To be shown: no cell with a small KL gap is miscalibrated, and the error grows with the gap."""
-    gaps = [_gap(r, rung) for r in cells]
+    gaps = [kl_gap(r, rung) for r in cells]
     return _small_gaps(cells, gaps, law), _slope(cells, gaps, law, rung)
 
 
@@ -98,7 +102,7 @@ def _one_prompt(runs: Sequence[Measured]) -> list[Measured]:
     return [run for run in runs if run.prompt == chosen(run)]
 
 
-def _gap(run: Measured, rung: str) -> Contrast:
+def kl_gap(run: Measured, rung: str) -> Contrast:
     """The KL gap, at least 0."""
     found = contrast([(1.0, run.kl_gaps[rung])])
     return replace(found, estimate=max(found.estimate, 0.0))

@@ -40,9 +40,15 @@ H4  base and SFT models on datasets in distribution: small KL gap implies calibr
     three lineages drift together and show no slope). Contradicted by a cell with a small gap and an excess certainly
     above delta. Where more than MOST_POOLED of the mass lies in the pooled class of a closed target, the gap of its
     probes says how much is pooled; such a cell needs a rung over open classes, or is left out.
-H5  not tested: reserved for an intervention on training, which changes what can be predicted. Ablating activations
-    (`semcal intervene`) describes a model and says nothing of the mechanism: a log-linear model that is calibrated by
-    construction "holds" or "fails" by the rank of the ablation alone.
+H5  base models of one lineage (a training seed) that were trained alike but for one thing (`arm`), in cot. Contrasts:
+    every other arm less the arm `direct`, mean over lineages and datasets; and, within `direct`, datasets on which the
+    end of a chain cannot be computed in one pass less those on which it can (HARDER, trained on alike). A contrast
+    moves the gap if the mean raise of the KL gap, on the first rung as in H4 that every cell has, is > 0 by a test and
+    at least SMALL_GAP. Its accuracy is alike if its mean differs by at most ALIKE. Of the contrasts that move the gap
+    at like accuracy, each is to be shown: excess raised, and smECE alike; contradicted by a raise < delta. Errors by
+    questions and lineages. Cannot be decided where no contrast moves the gap, or none at like accuracy. Ablating
+    activations (`semcal intervene`) describes a model and says nothing of the mechanism: a log-linear model that is
+    calibrated by construction "holds" or "fails" by the rank of the ablation alone.
 H6  base models as in H1: the mean over cells of the loss gap is below that of a model off by delta (neither the fitted
     tilts nor those that would fix an even error of delta recover as much); contradicted by the error alone, as H1,
     since a loss gap above 2 delta² does not imply an error above delta. Mean loss gap of preference-tuned cells in
@@ -79,6 +85,7 @@ from semcal.calibration.inference.paired import holm
 
 MOST_UNPARSED = 0.05  # share of a cell's samples that may be unparsed, or truncated
 SMALL_GAP = 0.1  # nats: a class distribution with a KL gap below it is easily predictable
+ALIKE = 0.05  # accuracies that differ by no more are alike
 
 Decision = Literal["holds", "fails", "undecided", "cannot be decided", "not tested"]
 

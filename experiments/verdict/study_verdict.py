@@ -15,12 +15,13 @@ import pandas as pd
 
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.run_folder import run_of
-from experiments.config.study import Cell, Study
+from experiments.config.study import LABELS, Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
-from experiments.verdict.mechanism_claims import H5, predictability_helps
+from experiments.verdict.mechanism_claims import predictability_helps
 from experiments.verdict.rules import CLAIMS, MOST_UNPARSED, Finding, Verdict, decide
 from experiments.verdict.stored_gaps import kl_gaps
+from experiments.verdict.training_claims import training_moves
 from probes.targets.open import pooled_share
 from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.nulls.null import null_of
@@ -86,7 +87,7 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
         "H2 same prompt": lambda: tuning_harms(runs, law, "few-shot"),
         "H3": lambda: thinking_harms(runs, law),
         "H4": lambda: predictability_helps(runs, law),
-        "H5": lambda: Finding("H5", reason=H5),
+        "H5": lambda: training_moves(runs, law),
         "H6": lambda: loss_left(runs, law),
     }
     findings = []
@@ -138,7 +139,7 @@ def check_parsed(study: Study) -> None:
 
 def _named_now(stored: Cell, now: Cell) -> Cell:
     """A cell as it was run, its model and dataset labelled as the study labels them now."""
-    labels = {key: getattr(now.model, key) for key in ("stage", "lineage", "step", "name")}
+    labels = {key: getattr(now.model, key) for key in (*LABELS, "name")}
     known = {"in_distribution": now.dataset.in_distribution}
     parts = {"model": stored.model.model_copy(update=labels), "dataset": stored.dataset.model_copy(update=known)}
     return stored.model_copy(update=parts)
@@ -210,6 +211,7 @@ def measured(run: Scored, by_mass: bool) -> Measured:
         lineage=cell.model.lineage,
         stage=cell.model.stage,
         step=cell.model.step,
+        arm=cell.model.arm,
         prompt=cell.model.prompt,
         dataset=cell.dataset.name,
         style=cell.style,

@@ -6,6 +6,7 @@ Knows a study's configuration; no runs.
 from experiments.config.study import Study
 from experiments.verdict.calibration_claims import PREFERENCE, SHORT
 from experiments.verdict.mechanism_claims import FEWEST
+from experiments.verdict.training_claims import CONTROL
 
 
 def untestable(study: Study) -> list[str]:
@@ -34,6 +35,12 @@ def untestable(study: Study) -> list[str]:
             _unless(_tuned(study, ("sft",), prompt), f"SFT model under {prompt}"),
             *_strangers(study, prompt),
             shared[0],
+        ]
+    if arms := {m.arm for m in study.models if m.arm}:
+        lacks["H5"] = [
+            _unless("cot" in study.styles, "cot"),
+            _unless(CONTROL in arms, f"arm {CONTROL}"),
+            _unless(study.probes.enabled, "probes"),
         ]
     found = {key: [lack for lack in all_ if lack] for key, all_ in sorted(lacks.items())}
     return [f"{key} cannot be tested: {', '.join(what)}" for key, what in found.items() if what]

@@ -5,6 +5,7 @@ the training distribution.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,6 +57,23 @@ SMALL = {  # 13 M parameters, for a GPU
 }
 
 
+Around = Callable[[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor, int], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a base model is trained on.
+
+    Attributes:
+        document: `document(world, rng, n)` writes n questions with their answers.
+        around: Wraps every forward pass of training, `around(model, tokenizer, ids [batch, context], step)`.
+    """
+
+    world: World
+    document: Callable[[World, np.random.Generator, int], str] = document
+    around: Around = lambda *_: nullcontext()
+
+
 def train_tokenizer(world: World, settings: TrainingSettings) -> PreTrainedTokenizerFast:
     """Byte-level BPE on documents of the world; prepends <s>."""
     rng = np.random.default_rng([settings.seed, 101])
@@ -102,11 +120,11 @@ def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def batches(
-    world: World, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
 ) -> Iterator[torch.Tensor]:
     """An endless stream of token ids [batch, context], one document per row, cut where the context ends."""
     while True:
-        documents = [document(world, rng, QUESTIONS_PER_DOCUMENT) for _ in range(settings.batch_size)]
+        documents = [corpus.document(corpus.world, rng, QUESTIONS_PER_DOCUMENT) for _ in range(settings.batch_size)]
         ids = tokenizer(documents, padding="max_length", truncation=True, max_length=settings.context)["input_ids"]
         yield torch.tensor(ids)
 
@@ -115,13 +133,14 @@ def train_base(
     settings: TrainingSettings,
     out: Path,
     *,
+    corpus: Corpus | None = None,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
     """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`, which is returned.
 
-    An interrupted run resumes from its last saved state and ends with the same weights. Checkpoints are in Hugging
-    Face format (bf16 safetensors).
+    `corpus` is what it is trained on; default: all documents of its world. An interrupted run resumes from its last
+    saved state and ends with the same weights. Checkpoints are in Hugging Face format (bf16 safetensors).
 
     Raises:
         UserError: `out` holds a base that was started with different settings; training diverged.
@@ -129,19 +148,20 @@ def train_base(
     kept = Training(asdict(settings), checkpoints=out, final=out / "base", written=FORMAT)
     if kept.finished:
         return kept.final
-    world = World(settings.world_seed)
-    tokenizer = train_tokenizer(world, settings)
+    corpus = corpus or Corpus(World(settings.world_seed))
+    tokenizer = train_tokenizer(corpus.world, settings)
     model = new_model(settings, tokenizer)
     torch.nn.Module.to(model, torch.device(device))
     reached, optimizer, schedule = kept.begin(model, tokenizer)
     rng = np.random.default_rng([settings.seed, 102])
     if reached.stream is not None:
         rng.bit_generator.state = reached.stream
-    stream = batches(world, tokenizer, settings, rng)
+    stream = batches(corpus, tokenizer, settings, rng)
     for step in range(reached.step + 1, settings.steps + 1):
         ids = next(stream).to(model.device)
         targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
-        loss = model(input_ids=ids, labels=targets).loss
+        with corpus.around(model, tokenizer, ids, step):
+            loss = model(input_ids=ids, labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

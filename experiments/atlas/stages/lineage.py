@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.atlas.stages import base, dpo, grpo, sft
+from experiments.atlas.stages import arms, base, dpo, grpo, sft
 from experiments.atlas.stages.source import FORMAT, Source
 from experiments.atlas.text import FAMILIES
 from experiments.atlas.weights import bundled
@@ -18,6 +18,7 @@ from semcal.questions.question import STYLES
 
 STAGES = {
     "base": (base.TrainingSettings, base.SMALL),
+    "arm": (arms.ArmSettings, base.SMALL),
     "sft": (sft.SFTSettings, sft.SMALL),
     "dpo": (dpo.DPOSettings, dpo.SMALL),
     "grpo": (grpo.GRPOSettings, grpo.SMALL),
@@ -57,13 +58,14 @@ def train_stage(
         start: Checkpoint to start from; default: the bundled one of the stage before.
 
     Raises:
-        UserError: `base` with a checkpoint to start from; an unsuitable start; `out` was started with different
-            settings; training diverged.
+        UserError: `base` or `arm` with a checkpoint to start from; an unsuitable start; `out` was started with
+            different settings; training diverged.
     """
-    if stage == "base":
+    if stage in ("base", "arm"):
         if start is not None:
-            raise UserError("stage base is trained from scratch; leave --from out")
-        return base.train_base(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
+            raise UserError(f"stage {stage} is trained from scratch; leave --from out")
+        train = base.train_base if stage == "base" else arms.train_arm
+        return train(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
     source = Source.open(start or bundled(STARTS[stage]), conversing=stage != "sft")
     made = {"stage": stage, "from": source.model.weights_hash, "world_seed": source.world.seed}
     kept = Training(made | dataclasses.asdict(settings), checkpoints=out / stage, final=out / stage, written=FORMAT)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.atlas.text import FAMILIES
-from experiments.atlas.world import World
+from experiments.atlas.world import NEARBY, World
 from experiments.train.checkpoints import Format, in_bfloat16
 from experiments.train.stage_settings import TuningSettings
 from semcal.errors import UserError
@@ -42,4 +42,5 @@ class Source:
             raise UserError(f"{folder} is not a checkpoint of atlas: it has no {FORMAT.record}")
         if conversing and not model.has_chat_template:
             raise UserError(f"{folder} has no chat template; train --stage sft first and start from its folder")
-        return cls(model, World(json.loads(record.read_text())["world_seed"]))
+        made = json.loads(record.read_text())
+        return cls(model, World(made["world_seed"], made.get("roads", NEARBY)))

@@ -60,6 +60,20 @@ def with_gap(run: Measured, nats: float, rung: str = "lora", **more: Any) -> Mea
     return replace(run, kl_gaps={rung: gap}, **more)
 
 
+def arms(raised: float, study: int, n: int = 1000) -> list[Measured]:
+    """Three seeds of three arms in cot, on two maps, as the study `mechanism` has them. The arms differ in their KL gap
+    from the control, and the maps from each other; the error is raised by `raised` where the gap is."""
+    gaps = {"direct": 0.2, "chains": 0.8, "closed": 0.6}
+    luck, found = np.random.default_rng([study, 5]), []
+    for seed, (arm, gap), harder in itertools.product(range(3), gaps.items(), (False, True)):
+        dataset, up = ("atlas-shuffles" if harder else "atlas-rings"), (arm != "direct") + harder
+        off, noise = raised * up + luck.normal(0, 0.01), luck.normal(0, 0.05)  # training seeds differ
+        run = made(f"{arm}-{seed}", "cot", dataset, off=off, n=n, seed=3 * study + seed, stage="base")
+        run = replace(run, lineage=f"seed-{seed}", arm=arm, prompt="few-shot")
+        found.append(with_gap(run, gap + 0.3 * harder + noise, "generative"))
+    return found
+
+
 def mechanism(seed: int, truth: Callable[[float], float] = lambda gap: gap / 4, n: int = 600) -> list[Measured]:
     """Three base models whose error is a function of their KL gap, 0 to 0.6 nats."""
     cells = itertools.product(("a", "b", "c"), ("facts", "routes"), STYLES)

@@ -14,12 +14,13 @@ from multiprocessing import get_context
 import numpy as np
 from scipy.stats import beta
 
-from experiments.bench.validity.planted_runs import made, mechanism, unparsed_in_cot
+from experiments.bench.validity.planted_runs import arms, made, mechanism, unparsed_in_cot
 from experiments.bench.validity.restatement_cases import restatement_cases
 from experiments.verdict.calibration_claims import Law, mean_error, p_of_mean_error, thinking_harms
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import mechanism_parts
 from experiments.verdict.rules import Finding, decide
+from experiments.verdict.training_claims import training_moves
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.equivalence import p_of_error
 from semcal.calibration.inference.paired import STATISTICS, contrast, leaves
@@ -217,6 +218,11 @@ def mechanism_judged(relation: str, decision: str, study: int) -> bool:
     return decide([finding], LAW.alpha)[0].decision == decision
 
 
+def arms_judged(raised: float, decision: str, study: int) -> bool:
+    """Whether the rules reach this decision on H5, the error being raised by so much where the gap is."""
+    return decide([training_moves(arms(raised, study), LAW)], LAW.alpha)[0].decision == decision
+
+
 RELATIONS: dict[str, Callable[[float], float]] = {
     "error grows with the gap": lambda gap: gap / 4,
     "no error anywhere": lambda gap: 0.0,  # noqa: ARG005
@@ -276,6 +282,10 @@ def rules(studies: int) -> Iterator[tuple[str, Callable[[int], bool], float, boo
     )
     contradicted = partial(mechanism_judged, *_SMALL, "fails")
     yield "H4 fails: error where the gap is small", contradicted, POWER_LIMIT, False, some
+    yield "H5 holds: gaps raised, errors not", partial(arms_judged, 0.0, "holds"), SIZE_LIMIT, True, some
+    yield "H5 fails: gaps raised, errors not", partial(arms_judged, 0.0, "fails"), POWER_LIMIT, False, some
+    yield "H5 holds: errors raised by 0.1 with the gaps", partial(arms_judged, 0.1, "holds"), POWER_LIMIT, False, some
+    yield "H5 fails: errors raised by 0.1 with the gaps", partial(arms_judged, 0.1, "fails"), SIZE_LIMIT, True, some
 
 
 _GROWS, _NONE, _SMALL, _SOME = ((relation,) for relation in RELATIONS)

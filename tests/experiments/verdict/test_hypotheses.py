@@ -23,6 +23,7 @@ from experiments.verdict.calibration_claims import (
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import predictability_helps
 from experiments.verdict.rules import CLAIMS, Finding, Part, decide
+from experiments.verdict.training_claims import training_moves
 from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.nulls.twins import chances_of
 from semcal.semantics.class_table import ClassTable
@@ -71,9 +72,10 @@ def test_nothing_is_decided_on_nothing():
             tuning_harms(runs, LAW, "few-shot"),
             thinking_harms(runs, LAW),
             predictability_helps(runs, LAW),
+            training_moves(runs, LAW),
             loss_left(runs, LAW),
         ]
-        assert [f.key for f in found] == [key for key in CLAIMS if key != "H5"]
+        assert [f.key for f in found] == list(CLAIMS)
         assert decided(*found) == ["not tested"] * len(found)
         assert all(f.reason for f in found)
 
@@ -301,3 +303,45 @@ def test_cells_of_different_n_are_weighed_and_not_refused():
     mixed = [*runs[:9], *mechanism(0, n=300)[9:]]
     mixed = [r for r in mixed if not (r.dataset == "routes" and len(r.correct) == 300)]
     assert predictability_helps(mixed, LAW).parts
+
+
+# ---- H5: the intervention on training --------------------------------------------------------------------------------
+
+arms = cache(planted_runs.arms)
+
+
+def test_calibration_that_follows_the_gap_is_called_so():
+    finding = training_moves(arms(0.1, 0), LAW)
+    assert decided(finding) == ["holds"]
+    assert [p.what for p in finding.parts] == [
+        "chains − direct",
+        "closed − direct",
+        "atlas-shuffles − atlas-rings (direct)",
+    ]
+    assert len(finding.cells) == 18
+
+
+def test_a_gap_that_moves_without_an_error_contradicts_it():
+    assert decided(training_moves(arms(0.0, 1), LAW)) == ["fails"]
+
+
+def test_an_arm_whose_accuracy_differs_decides_nothing():
+    """Chance agreement of confidence and accuracy in weaker models is no mechanism."""
+    runs = [replace(r, correct=r.correct * (np.arange(1000) % 5 > 0)) if r.arm == "closed" else r for r in arms(0.1, 0)]
+    finding = training_moves(runs, LAW)
+    assert "closed − direct" not in {p.what for p in finding.parts}
+    (apart,) = [p for p in finding.context if p.what == "closed − direct" and p.unit == "accuracy"]
+    assert apart.estimate < -0.05
+
+
+def test_arms_that_do_not_move_the_gap_decide_nothing():
+    alike = [with_gap(r, 0.3, "generative") for r in arms(0.1, 0)]
+    finding = training_moves(alike, LAW)
+    assert decided(finding) == ["cannot be decided"]
+    assert "no contrast moved the gap" in finding.undecidable
+
+
+def test_arms_without_the_control_or_in_short_styles_are_not_tested():
+    without = [r for r in arms(0.1, 0) if r.arm != "direct"]
+    short = [replace(r, style="concise") for r in arms(0.1, 0)]
+    assert decided(training_moves(without, LAW), training_moves(short, LAW)) == ["not tested"] * 2

@@ -1,0 +1,112 @@
+"""The intervention on training (H5): where training changed what can be predicted before an answer, and nothing else,
+does calibration follow?
+
+By the rules in `rules.py`; knows runs as `Measured` arrays, no files and no models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
+
+import numpy as np
+
+from experiments.verdict.calibration_claims import (
+    Figure,
+    Law,
+    Pair,
+    Terms,
+    cell_row,
+    error,
+    excess,
+    labels,
+    mean_difference,
+    row,
+    standing,
+    undecidable,
+)
+from experiments.verdict.measured_run import Measured
+from experiments.verdict.mechanism_claims import shared_rung
+from experiments.verdict.rules import ALIKE, SMALL_GAP, Finding, Part
+from semcal.calibration.inference.mean_error import by_questions_and_models
+from semcal.calibration.inference.paired import Contrast
+
+CONTROL = "direct"  # the arm that all others are compared with
+HARDER = {"atlas-shuffles": "atlas-rings"}  # dataset whose chains have no short cut -> the one whose chains have
+_MISSING = "no base model of arm {} in cot next to another arm of its lineage, or to itself on other maps, with KL gaps"
+
+
+def training_moves(runs: Sequence[Measured], law: Law) -> Finding:
+    """H5."""
+    cells = [r for r in standing_arms(runs) if r.kl_gaps]
+    contrasts = contrasts_of(cells)
+    needed = list({r.label: r for pairs in contrasts.values() for pair in pairs for r in pair}.values())
+    rung = shared_rung(needed)
+    if not contrasts or rung is None:
+        return Finding("H5", reason=_MISSING.format(CONTROL), runs=labels(needed))
+    context: list[Part] = []
+    parts: list[Part] = []
+    why_not: list[str] = []
+    for what, pairs in contrasts.items():
+        gap = _over_lineages(pairs, lambda r: r.kl_gaps[rung])
+        apart = float(np.mean([one.correct.mean() - other.correct.mean() for one, other in pairs]))
+        context += [
+            _row(what, f"KL gap ({rung}), nats", gap, law),
+            Part(what, "accuracy", apart, float("nan"), float("nan")),
+            _row(what, "excess smECE", _over_lineages(pairs, excess), law),
+        ]
+        if gap.p_above(0.0) > law.alpha or gap.estimate < SMALL_GAP:
+            why_not.append(f"{what}: the KL gap is raised by {gap.estimate:.2f} nats, p {gap.p_above(0.0):.2g}")
+        elif abs(apart) > ALIKE:
+            why_not.append(f"{what}: accuracy differs by {apart:+.3f}, expected at most {ALIKE:g}")
+        else:
+            parts.append(_raised(what, pairs, law))
+    for one in needed:
+        context += [row(one.label, f"KL gap ({rung}), nats", [(1.0, one.kl_gaps[rung])], law)]
+    lacks = undecidable(needed) or (
+        "" if parts else "no contrast moved the gap at like accuracy: " + "; ".join(why_not)
+    )
+    rows = tuple(cell_row(r, law) for r in needed)
+    return Finding("H5", tuple(parts), tuple(context), undecidable=lacks, runs=labels(needed), cells=rows)
+
+
+def standing_arms(runs: Sequence[Measured]) -> list[Measured]:
+    """Runs in cot of base models with an arm, the last step of each."""
+    arms = {r.arm for r in runs if r.arm}
+    by_arm = [standing([r for r in runs if r.arm == arm and r.stage == "base"]) for arm in sorted(arms)]
+    return [r for kept in by_arm for r in kept if r.style == "cot"]
+
+
+def contrasts_of(cells: Sequence[Measured]) -> dict[str, list[Pair]]:
+    """What is compared -> pairs of runs, the one whose gap should be larger first."""
+    place = {(r.arm, r.lineage, r.dataset): r for r in cells}
+    found: dict[str, list[Pair]] = {}
+    for (arm, lineage, dataset), one in place.items():
+        if arm != CONTROL and (control := place.get((CONTROL, lineage, dataset))):
+            found.setdefault(f"{arm} − {CONTROL}", []).append((one, control))
+        elif arm == CONTROL and (easier := place.get((CONTROL, lineage, HARDER.get(dataset, "")))):
+            found.setdefault(f"{dataset} − {easier.dataset} ({CONTROL})", []).append((one, easier))
+    return found
+
+
+def _over_lineages(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Contrast:
+    """The mean over pairs of the difference, its error by questions and by training seeds."""
+    by_seed: dict[str, list[float]] = {}
+    for one, other in pairs:
+        difference = figure(one).estimate - (of_other or figure)(other).estimate
+        by_seed.setdefault(one.lineage, []).append(difference)
+    terms: Terms = mean_difference(pairs, figure, of_other)
+    return by_questions_and_models(terms, [float(np.mean(values)) for values in by_seed.values()])
+
+
+def _row(what: str, unit: str, found: Contrast, law: Law) -> Part:
+    reach = found.detectable(law.alpha)
+    return Part(
+        what, unit, found.estimate, *found.interval(law.level), reach=reach if isfinite(reach) else float("nan")
+    )
+
+
+def _raised(what: str, pairs: Sequence[Pair], law: Law) -> Part:
+    """To be shown: the error is raised, in excess and in smECE; contradicted by a raise certainly below delta."""
+    raised, raw, most = (_over_lineages(pairs, *f) for f in ((excess,), (error,), (error, excess)))
+    p = max(raised.p_above(0.0), raw.p_above(0.0))
+    return replace(_row(what, "excess smECE", raised, law), shown="> 0", p=p, p_against=most.p_below(law.delta))

@@ -1,0 +1,131 @@
+"""The arms of the intervention on training differ in one thing each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.atlas.stages.arms import ARMS, ArmSettings, arm_document, prompt_ends, train_arm
+from experiments.atlas.stages.lineage import settings_of
+from experiments.atlas.stages.source import Source
+from experiments.atlas.text import document
+from experiments.atlas.world import RINGS, Route, World
+from experiments.atlas.world_questions import atlas_questions, query_of, world_of
+from semcal import LanguageModel, UserError
+
+WORLD = World(0, RINGS)
+TINY = {
+    "steps": 2,
+    "batch_size": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "layers": 2,
+    "heads": 2,
+    "kv_heads": 1,
+    "checkpoints": 0,
+}
+
+
+def test_a_ride_on_a_ring_is_one_shift_and_on_a_shuffle_is_not():
+    def shifts(line: int, stops: int) -> set[int]:
+        """By how many places of the ring a ride moves, over all starts."""
+        ring = list(itertools.islice(_along(WORLD, 0), 40))
+        places = {town: i for i, town in enumerate(ring)}
+        return {(places[WORLD.ride(Route(line, t, stops))[-1]] - places[t]) % 40 for t in range(40)}
+
+    for stops in (1, 5, 8):
+        assert all(len(shifts(line, stops)) == 1 for line in range(0, 30, 2))
+        assert all(len(shifts(line, stops)) > 10 for line in range(1, 30, 2))
+
+
+def _along(world: World, line: int):
+    town = 0
+    while True:
+        yield town
+        town = int(world.hop[line, town])
+
+
+def test_every_line_leads_everywhere_and_the_two_kinds_are_asked_about_alike():
+    assert (np.sort(WORLD.hop, axis=1) == np.arange(40)).all()
+    assert not (WORLD.hop == np.arange(40)).any()
+    assert WORLD.line_frequencies[::2] == pytest.approx(WORLD.line_frequencies[1::2])
+    assert WORLD.line_frequencies.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("family", "odd"), [("rings", 0), ("shuffles", 1)])
+def test_questions_are_of_their_kind_of_line_and_true(family, odd):
+    world = world_of(family, 0)
+    questions = atlas_questions(world, family, 200, seed=0)
+    routes = [query_of(q.id) for q in questions]
+    assert {route.line % 2 for route in routes if isinstance(route, Route)} == {odd}
+    assert all(q.answers[0] in world.truth(route) for q, route in zip(questions, routes, strict=True))
+
+
+def test_the_world_of_the_shipped_models_is_as_it_was():
+    """Documents are drawn from one stream; a change of it would make the shipped weights strangers to their texts."""
+    text = "".join(document(World(0), np.random.default_rng(i), 6) for i in range(20))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "d544134da5cdddce"
+    assert world_of("routes", 0) == World(0)
+
+
+def test_all_arms_read_the_same_chains_at_the_same_places():
+    texts = {arm: _documents(arm, 60) for arm in ARMS}
+    chains = [("The answer is" in text) for text in texts["direct"]]
+    assert 15 < sum(chains) < 45
+    for arm in ARMS:
+        assert [("The answer is" in text) for text in texts[arm]] == chains
+        assert [t for t, c in zip(texts[arm], chains, strict=True) if c] == [
+            t for t, c in zip(texts["direct"], chains, strict=True) if c
+        ]
+    assert texts["closed"] == texts["direct"]
+    short = [text for text, chain in zip(texts["chains"], chains, strict=True) if not chain]
+    assert not any(" line from " in text for text in short)
+
+
+def _documents(arm: str, n: int) -> list[str]:
+    rng, write = np.random.default_rng(3), arm_document(arm)
+    return [write(WORLD, rng, 4) for _ in range(n)]
+
+
+def test_the_channel_is_closed_from_the_end_of_each_question_to_that_of_its_prompt():
+    ids = torch.tensor([[5, 9, 1, 2, 3, 7, 8, 9, 1, 2, 3]])
+    assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 4, False, False, *[True] * 4]]
+
+
+def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path):
+    made = {arm: train_arm(ArmSettings(arm=arm, **TINY), tmp_path / arm) for arm in ARMS}
+    hashes = {arm: LanguageModel.load(folder, device="cpu").weights_hash for arm, folder in made.items()}
+    assert len(set(hashes.values())) == 3  # noise and texts both matter
+    again = train_arm(ArmSettings(arm="closed", **TINY), tmp_path / "again")
+    assert LanguageModel.load(again, device="cpu").weights_hash == hashes["closed"]  # noise has a seed
+    assert json.loads((again / "atlas.json").read_text())["arm"] == "closed"
+    assert Source.open(again, conversing=False).world == WORLD
+    with pytest.raises(UserError, match="made with arm"):
+        train_arm(ArmSettings(arm="direct", **TINY), tmp_path / "closed")
+
+
+def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path):
+    settings = ArmSettings(arm="closed", **TINY | {"steps": 4})
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_arm(settings, tmp_path / "stopped", on_progress=stop)
+    folders = train_arm(settings, tmp_path / "stopped"), train_arm(settings, tmp_path / "whole")
+    stopped, whole = (LanguageModel.load(folder, device="cpu").weights_hash for folder in folders)
+    assert stopped == whole
+
+
+def test_an_arm_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match="unknown arm 'chain', did you mean 'chains'"):
+        settings_of("arm", "cpu", arm="chain")
