@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,31 +19,39 @@ from experiments.pipeline.targets import scored_runs
 from experiments.probe.confidence_of_probes import costs, probe_confidence
 from experiments.probe.probed import Probed
 from probes.targets.open import open_entropies
+from semcal import Run
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
-from tests.experiments.conftest import run_dict
+from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
 
 LAST = "blocks.2.hook_resid_post"
 
 
-@pytest.fixture
-def lean(study_dict):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("transferring")
+
+
+@pytest.fixture(scope="module")
+def lean(checkpoint, folder):
     """Captured, but not probed: transfer and probe confidence fit probes of their own."""
-    return study_dict | {"probes": {"enabled": False, "folds": 3}}
+    return study_of(checkpoint, questions_in(folder), folder) | {"probes": {"enabled": False, "folds": 3}}
 
 
-@pytest.fixture
-def styles(tmp_path, lean):
-    return run_dict(tmp_path, lean | {"styles": ["concise", "sentence"]})
+@pytest.fixture(scope="module")
+def styles(folder, lean):
+    """Runs in two styles, not to be changed."""
+    return run_dict(folder, lean | {"styles": ["concise", "sentence"]})
 
 
-def smaller(monkeypatch, tmp_path, study):
-    """A run of a model with two narrower blocks."""
+@pytest.fixture(scope="module")
+def smaller(folder, lean):
+    """Runs in these styles of a model with two narrower blocks."""
     config: dict[str, Any] = ROPE | {"hidden_size": 16, "num_hidden_layers": 2}
-    monkeypatch.setitem(CONFIGS, "small", lambda: LlamaConfig(**config, num_key_value_heads=2))
-    model = {"path": str(save_checkpoint(tmp_path / "small-llama", "small")), "device": "cpu"}
-    (run,) = run_dict(tmp_path, study | {"name": "other", "models": [model]})
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CONFIGS, "small", lambda: LlamaConfig(**config, num_key_value_heads=2))
+        model = {"path": str(save_checkpoint(folder / "small-llama", "small")), "device": "cpu"}
+    return run_dict(folder, lean | {"name": "other", "models": [model], "styles": ["concise", "sentence"]})
 
 
 def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
@@ -88,10 +98,9 @@ def test_open_classes_are_scored_by_their_texts_over_the_classes_of_all_runs(sty
     assert transfer_runs(runs).probe == "linear"
 
 
-def test_models_of_other_sizes_are_read_at_the_same_depth_through_a_map(monkeypatch, tmp_path, lean, styles):
+def test_models_of_other_sizes_are_read_at_the_same_depth_through_a_map(styles, smaller):
     """Three blocks against two: the middle of the one is nearest the first of the other, the last is the last."""
-    other = smaller(monkeypatch, tmp_path, lean)
-    runs, _, _ = scored_runs([str(styles[0].folder), str(other.folder)], [])
+    runs, _, _ = scored_runs([str(styles[0].folder), str(smaller[0].folder)], [])
     found = transfer_runs(runs)
     assert found.layers == [LAST, "blocks.1.hook_resid_post"]
     assert transfer_runs(runs, layer="blocks.0.hook_resid_pre").layers == ["blocks.0.hook_resid_pre"] * 2
@@ -103,7 +112,7 @@ def test_models_of_other_sizes_are_read_at_the_same_depth_through_a_map(monkeypa
         assert words in said, words
 
 
-def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_path, lean, styles):
+def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_path, lean, styles, smaller):
     def refused(*arguments) -> str:
         code, _, err = semcal(monkeypatch, capsys, "transfer", *arguments, "--out", tmp_path / "out")
         assert code == 2
@@ -114,16 +123,18 @@ def test_what_cannot_be_tried_is_refused_in_one_line(monkeypatch, capsys, tmp_pa
     assert "needs two scored runs, found 1" in refused(one)
     assert f"did you mean {LAST!r}" in refused(one, two, "--layer", "blocks.2.resid_post")
     assert "did you mean 'classes'" in refused(one, two, "--target", "clases")
-    (blind,) = run_dict(tmp_path, lean | {"name": "blind", "capture": {"positions": []}})
+    (blind,) = run_dict(
+        tmp_path, lean | {"name": "blind", "output": str(tmp_path / "runs"), "capture": {"positions": []}}
+    )
     assert f"{blind.folder}: no activations in shard" in refused(one, blind.folder)
-    small = smaller(monkeypatch, tmp_path, lean | {"styles": ["sentence"]})
+    small = smaller[1]
     assert "no question was asked of both in one style" in refused(one, small.folder)
     runs = [one, two, small.folder]
     assert "some runs lack layer 'blocks.9.hook_resid_post'" in refused(*runs, "--layer", "blocks.9.hook_resid_post")
 
 
-def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles):
-    run = styles[0]
+def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(tmp_path, styles):
+    run = Run(Path(shutil.copytree(styles[0].folder, tmp_path / "copy")))
     cell = stored_cell(run).model_copy(update={"probes": ProbesConfig(folds=3)})
     run.write_config(cell.model_dump(mode="json"))  # probes that a run does not ask for are not shown
     probe_confidence(Probed.of(cell, run, "last_prompt_token"), run)
@@ -143,7 +154,7 @@ def test_probe_confidence_stands_beside_the_samples_with_what_each_costs(styles)
 
 def test_the_cost_of_samples_taken_from_another_run_is_not_known(tmp_path, lean):
     bs = [{"kind": "exact"}, {"kind": "kth-word", "k": 1}]
-    first, second = run_dict(tmp_path, lean | {"semantics": bs})
+    first, second = run_dict(tmp_path, lean | {"name": "semantics", "semantics": bs})
     assert np.isfinite(costs(first)[0].seconds)
     sampling, probing = costs(second)
     assert np.isnan([sampling.seconds, sampling.rows_decoded, probing.seconds]).all()

@@ -23,6 +23,7 @@ from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import Reporter, questions_in, run_dict, study_of, write_study
 
 SAMPLED: dict[str, Any] = {"probes": {"enabled": False}}  # where a test asks about sampling alone
+LOGGED: dict[str, Any] = {"tracking": {"wandb": "offline", "project": "tests"}}
 
 
 def tables(run: Run) -> dict[str, pd.DataFrame]:
@@ -39,11 +40,11 @@ def assert_same(one: Run, two: Run) -> None:
 
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory) -> tuple[dict[str, Any], Run]:
-    """A study of one run, with its page; not to be changed."""
+    """A study of one run, with its page and what was logged of it; not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     study = study_of(checkpoint, questions_in(folder), folder)
     study["prompting"]["vary"] = "run"
-    (run,) = run_dict(folder, study, drawn=True)
+    (run,) = run_dict(folder, study | LOGGED, drawn=True)
     return study, run
 
 
@@ -91,13 +92,14 @@ def test_a_finished_study_is_not_run_again(tmp_path, copied, monkeypatch):
     study, run = copied
     before = {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: pytest.fail("loaded a model again"))
-    run_dict(tmp_path, study)
+    run_dict(tmp_path, study | LOGGED)
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file()} == before
 
 
 def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
-    (one,) = run_dict(tmp_path, study_dict, "name=one", "sampling.max_rows=1")
-    (two,) = run_dict(tmp_path, study_dict, "name=two", "sampling.max_rows=7", "sampling.shard_size=48")
+    sampled = study_dict | SAMPLED
+    (one,) = run_dict(tmp_path, sampled, "name=one", "sampling.max_rows=1")
+    (two,) = run_dict(tmp_path, sampled, "name=two", "sampling.max_rows=7", "sampling.shard_size=48")
     columns = ["question_id", "token_ids", "count", "finish"]
     key = [s[columns].astype({"token_ids": str}) for s in (one.samples(), two.samples())]
     same = [
@@ -194,7 +196,8 @@ def test_every_cell_is_sampled_with_all_threads(tmp_path, study_dict):
     torch.set_num_threads(before + 1)
     try:
         two = study_dict | {"styles": ["concise", "sentence"]}
-        run_study(prepare_study(load_study(write_study(tmp_path, two | SAMPLED))), Watching())
+        few = ["datasets.0.n=3", "sampling.m=2", "sampling.max_new_tokens=1"]  # waiting threads keep their cores busy
+        run_study(prepare_study(load_study(write_study(tmp_path, two | SAMPLED), few)), Watching())
     finally:
         torch.set_num_threads(before)
     assert seen == {"concise": {before + 1}, "sentence": {before + 1}}
@@ -289,7 +292,7 @@ def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
         "semantics": [{"kind": "kth-word", "k": 1}, {"kind": "kth-word", "k": 2}],
         "sampling": {"m": 6, "max_new_tokens": 6, "shard_size": 16},
         "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},
-        "probes": {"permutations": 0, "folds": 2},
+        "probes": {"enabled": False},
     }
     drawn = []
 
@@ -309,10 +312,14 @@ def test_semantics_share_one_set_of_samples(tmp_path, checkpoint):
 def test_long_prompts_are_counted_and_named_or_dropped(tmp_path, study_dict, questions_file):
     long = {"id": "long", "question": "red " * 300, "answers": ["red"]}
     questions_file.write_text(questions_file.read_text() + "\n" + json.dumps(long))
-    study = study_dict | {
-        "datasets": [{"kind": "jsonl", "path": str(questions_file)}],
-        "prompting": {"shots": 0, "exemplars": 0},
-    }
+    study = (
+        study_dict
+        | SAMPLED
+        | {
+            "datasets": [{"kind": "jsonl", "path": str(questions_file)}],
+            "prompting": {"shots": 0, "exemplars": 0},
+        }
+    )
     with pytest.raises(UserError, match=r"1 of 61 prompts \(long\) are longer than 252 tokens"):
         run_dict(tmp_path, study)
     (run,) = run_dict(tmp_path, study, "on_long_prompt=drop")
@@ -339,8 +346,8 @@ def test_chat_models_read_their_template_with_one_bos(tmp_path, study_dict):
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ bos_token }} Question: {% for m in messages %}{{ m['content'] }}{% endfor %} Answer:"
     tokenizer.save_pretrained(path)
-    study = study_dict | {"models": [{"path": str(path), "name": "chat", "device": "cpu", "prompt": "chat"}]}
-    (run,) = run_dict(tmp_path, study)
+    chat = {"path": str(path), "name": "chat", "device": "cpu", "prompt": "chat"}
+    (run,) = run_dict(tmp_path, study_dict | SAMPLED | {"models": [chat]})
     assert run.questions()["prompt"].str.contains("Answer with a single word").all()
     model = LanguageModel.load(path, device="cpu")
     ids = model.encode_rendered(run.questions()["prompt"][0])
@@ -354,15 +361,14 @@ def test_a_model_without_a_chat_template_cannot_chat(tmp_path, study_dict, check
         run_dict(tmp_path, study)
 
 
-def test_wandb_offline_is_logged_once(tmp_path, study_dict):
-    study = study_dict | {"tracking": {"wandb": "offline", "project": "tests"}}
-    (run,) = run_dict(tmp_path, study, drawn=True)
+def test_wandb_offline_is_logged_once(tmp_path, copied):
+    study, run = copied
     logged = list((run.folder / "wandb").glob("offline-run-*"))
     assert len(logged) == 1
     pictures = {path.stem for path in (run.folder / "figures").glob("*.png")}
     assert pictures
     assert len(list(logged[0].rglob("*.png"))) == len(pictures)
-    run_dict(tmp_path, study)
+    run_dict(tmp_path, study | LOGGED)
     assert list((run.folder / "wandb").glob("offline-run-*")) == logged
 
 
@@ -380,14 +386,15 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, study_dict, monkeyp
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="disk full while writing"):
-        run_dict(tmp_path, study_dict)
+        run_dict(tmp_path, study_dict | SAMPLED)
     monkeypatch.setattr(os, "replace", real)
-    (run,) = run_dict(tmp_path, study_dict)
+    (run,) = run_dict(tmp_path, study_dict | SAMPLED)
     assert run.sampled
     assert run.samples().groupby("question_id")["count"].sum().eq(8).all()
 
 
 def test_a_corrected_gold_answer_is_taken_over_without_the_model(tmp_path, study_dict, questions_file, monkeypatch):
+    study_dict = study_dict | SAMPLED
     (run,) = run_dict(tmp_path, study_dict)
     before = run.samples()
     lines = [json.loads(line) for line in questions_file.read_text().splitlines()]
@@ -416,7 +423,7 @@ def test_more_folds_than_groups_is_said_before_sampling_and_the_rest_is_measured
 def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_path, study_dict):
     exact = study_dict | {"sampling": study_dict["sampling"] | {"exact": {"epsilon": 0.02}, "max_new_tokens": 3}}
     (run,) = run_dict(tmp_path, exact | {"name": "exact"}, drawn=True)
-    (drawn,) = run_dict(tmp_path, study_dict, "name=drawn", "sampling.m=400", "sampling.max_new_tokens=3")
+    (drawn,) = run_dict(tmp_path, study_dict | SAMPLED, "name=drawn", "sampling.m=400", "sampling.max_new_tokens=3")
     samples, classes, figures = run.samples(), run.classes(), run.calibration()
     assert samples["count"].isna().all()
     assert classes["count"].isna().all()

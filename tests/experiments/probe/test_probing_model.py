@@ -307,7 +307,7 @@ def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
     writable(run)
     cell, said = stored_cell(run), []
-    probes = ProbesConfig(folds=3, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
+    probes = ProbesConfig(folds=2, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
     asked = cell.model_copy(update={"probes": probes})
     run.write_config(asked.model_dump(mode="json"))
     probe(asked, run, tell=said.append)
@@ -320,13 +320,13 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     assert losses["gap_nats"].mean() == pytest.approx(row["gap"], abs=1e-5)
     curve = run.learning_curve()
     assert list(curve["questions"]) == sorted(set(curve["questions"]))
-    assert any("probing, LoRA fold 3 of 3" in words for words in said)
+    assert any("probing, LoRA fold 2 of 2" in words for words in said)
     assert not unfinished(run).exists()
 
 
 def test_a_look_that_was_stopped_goes_on_with_its_training(run):
     writable(run)
-    probes = ProbesConfig(folds=3, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
+    probes = ProbesConfig(folds=2, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
     asked, whole = stored_cell(run).model_copy(update={"probes": probes}), []
     with look(asked, run) as (own, beside):
         probe(own, beside, tell=whole.append)
@@ -341,8 +341,8 @@ def test_a_look_that_was_stopped_goes_on_with_its_training(run):
     said = []
     with look(asked, run) as (own, beside):
         probe(own, beside, tell=said.append)
-    assert any("LoRA fold 1 of 3, loss" in words for words in whole)
-    assert not any("LoRA fold 1 of 3, loss" in words for words in said)
+    assert any("LoRA fold 1 of 2, loss" in words for words in whole)
+    assert not any("LoRA fold 1 of 2, loss" in words for words in said)
     pd.testing.assert_frame_equal(Run(look_folder(asked, run)).probe_losses(), finished)
     assert not unfinished(run).exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 
 from experiments.compare.pairs import sensible_pairs
 from experiments.config.run_folder import differing
-from experiments.config.study import Cell
+from experiments.config.study import Cell, load_study
+from experiments.pipeline.run_study import prepare_study
 from experiments.pipeline.targets import scored_runs
 from semcal.calibration.estimators.finite_m import thin
 from semcal.runs.run import Run
 from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint
-from tests.experiments.conftest import run_dict, write_study
+from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 from tests.experiments.pipeline.test_cli import semcal
 
 
@@ -31,16 +33,32 @@ def _few_draws(monkeypatch):
     )  # pictures of runs are not what is tested
 
 
-@pytest.fixture
-def lineage(study_dict, tmp_path):
-    """Three random models stand in for a base and what was made of it."""
-    base = study_dict["models"][0] | {"name": "base", "stage": "base"}
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory):
+    """A finished study of three random models, which stand in for a base and what was made of it; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    study = study_of(checkpoint, questions_in(folder), folder)
+    base = study["models"][0] | {"name": "base", "stage": "base"}
     models = [base]
     for seed, stage in ((1, "sft"), (2, "dpo")):
-        path = str(save_checkpoint(tmp_path / stage, seed=seed, scale=2.0))
+        path = str(save_checkpoint(folder / stage, seed=seed, scale=2.0))
         models.append(base | {"path": path, "name": stage, "stage": stage})
     fast = {"targets": ["classes"], "permutations": 0, "folds": 3, "baselines": []}
-    return study_dict | {"models": models, "styles": ["concise", "sentence", "cot"], "probes": fast}
+    study |= {"models": models, "styles": ["concise", "sentence", "cot"], "probes": fast}
+    run_dict(folder, study)
+    return study
+
+
+@pytest.fixture
+def lineage(finished, tmp_path):
+    """The same in a folder of its own."""
+    shutil.copytree(finished["output"], tmp_path / "runs")
+    return finished | {"output": str(tmp_path / "runs")}
+
+
+def asked(tmp_path: Path, study) -> list[Run]:
+    """The runs of a study, all of which are finished."""
+    return prepare_study(load_study(write_study(tmp_path, study))).runs
 
 
 def verdict(monkeypatch, capsys, tmp_path: Path, *sets: str):
@@ -48,7 +66,7 @@ def verdict(monkeypatch, capsys, tmp_path: Path, *sets: str):
 
 
 def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_path, lineage):
-    run_dict(tmp_path, lineage)
+    asked(tmp_path, lineage)
     code, out, err = verdict(monkeypatch, capsys, tmp_path)
     assert code == 0, err
     for said in (
@@ -74,7 +92,9 @@ def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_
 
 
 def test_what_is_missing_is_named_and_nothing_holds_without_runs(monkeypatch, capsys, tmp_path, lineage):
-    runs = run_dict(tmp_path, lineage | {"probes": {"enabled": False}, "capture": {"positions": []}})
+    runs = asked(tmp_path, lineage)
+    for run in runs:
+        (run.folder / "probes.parquet").unlink()
     for run in runs[1:]:
         (run.folder / "calibration.json").unlink()
     code, out, err = verdict(monkeypatch, capsys, tmp_path)
@@ -91,8 +111,7 @@ def test_what_is_missing_is_named_and_nothing_holds_without_runs(monkeypatch, ca
 
 
 def test_a_study_of_unparsed_answers_is_refused_before_it_is_read(monkeypatch, capsys, tmp_path, lineage):
-    bare = {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
-    run_dict(tmp_path, lineage | bare | {"models": lineage["models"][:1]})
+    asked(tmp_path, lineage | {"models": lineage["models"][:1], "styles": ["concise"]})
     monkeypatch.setattr("experiments.verdict.study_verdict.MOST_UNPARSED", 0.05)
     code, _, err = verdict(monkeypatch, capsys, tmp_path)
     assert (code, "no hypothesis can be decided" in err, "use another B" in err) == (2, True, True)
@@ -103,9 +122,7 @@ def change_config(run: Run, change) -> None:
 
 
 def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch, capsys, tmp_path, lineage):
-    plain = lineage | {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
-    plain = plain | {"models": plain["models"][:2]}
-    _, second = run_dict(tmp_path, plain)
+    _, second = asked(tmp_path, lineage | {"models": lineage["models"][:2], "styles": ["concise"]})
 
     def refused(*parts: str) -> None:
         code, _, err = verdict(monkeypatch, capsys, tmp_path)
@@ -136,8 +153,7 @@ def test_runs_that_differ_in_what_no_hypothesis_is_about_are_refused(monkeypatch
 
 
 def test_two_bases_of_one_lineage_are_refused(monkeypatch, capsys, tmp_path, lineage):
-    plain = lineage | {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
-    run_dict(tmp_path, plain)
+    asked(tmp_path, lineage | {"styles": ["concise"]})
     code, _, err = verdict(monkeypatch, capsys, tmp_path, "models.1.stage=base")
     assert (code, "has 2 base models (base, sft)" in err) == (2, True)
     code, _, err = verdict(monkeypatch, capsys, tmp_path, "models.1.stage=bass")
@@ -145,9 +161,9 @@ def test_two_bases_of_one_lineage_are_refused(monkeypatch, capsys, tmp_path, lin
 
 
 def test_what_a_model_is_called_changes_no_sample_and_is_no_difference(tmp_path, lineage):
-    plain = lineage | {"probes": {"enabled": False}, "capture": {"positions": []}, "styles": ["concise"]}
+    plain = lineage | {"styles": ["concise"]}
     base = plain["models"][0]
-    (run,) = run_dict(tmp_path, plain | {"models": [base]})
+    (run,) = asked(tmp_path, plain | {"models": [base]})
     before = run.calibration()
     again = base | {"stage": None, "lineage": "colours", "step": 7}
     (run,) = run_dict(tmp_path, plain | {"models": [again]})  # refused if it were another configuration

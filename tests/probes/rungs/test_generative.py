@@ -200,13 +200,21 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tiny: Lang
     assert not np.array_equal(one.log_q, other.log_q)
 
 
+IN_PARTS = replace(FAST, rates=(1e-2, 2e-2), curve=(0.5,))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Generated:
+    """What is generated without a stop."""
+    return generated(tiny, tmp_path_factory.mktemp("whole"), IN_PARTS)
+
+
 @pytest.mark.parametrize("stops", [(2, 1), (5, 7), (12, 8, 1)])
 def test_a_stop_changes_nothing(
-    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: Sequence[int]
+    tiny: LanguageModel, whole: Generated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: Sequence[int]
 ) -> None:
     """Stops within an epoch, between rates, folds and points of the curve; state is saved after every other step."""
-    how, (prompts, target, group) = replace(FAST, rates=(1e-2, 2e-2), curve=(0.5,)), world(40)
-    whole = generate_classes(tiny, prompts, TEXTS, target, group, how, scratch=tmp_path / "whole")
+    how, (prompts, target, group) = IN_PARTS, world(40)
     monkeypatch.setattr("probes.rungs.emitting.adapter_training._SAVED_EVERY", 0.0)
 
     def stop_after(steps: int) -> None:
