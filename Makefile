@@ -76,7 +76,7 @@ lineage: $(STAMP)
 	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
 
-# The intervention on training: three arms, three seeds, about eight CPU minutes each, then measured and decided.
+# The intervention on training: three arms, three seeds, about 20 CPU minutes each, then measured and decided.
 mechanism: $(STAMP)
 	for s in 0 1 2; do for a in direct chains closed; do \
 		$(BIN)/semcal train atlas --stage arm --set arm=$$a --seed $$s --out runs/arms/$$a-$$s || exit; done; done

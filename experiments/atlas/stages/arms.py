@@ -40,10 +40,9 @@ class ArmSettings(TrainingSettings):
         UserError: an unknown arm.
     """
 
-    steps: int = 1500
     checkpoints: int = 12
     arm: str = "direct"
-    noise: float = 4.0
+    noise: float = 1.0
     roads: str = RINGS
 
     def __post_init__(self) -> None:
