@@ -80,9 +80,8 @@ lineage: $(STAMP)
 mechanism: $(STAMP)
 	for s in 0 1 2; do for a in direct chains closed; do \
 		$(BIN)/semcal train atlas --stage arm --set arm=$$a --seed $$s --out runs/arms/$$a-$$s || exit; done; done
-	$(BIN)/semcal run $(STUDIES)/mechanism.yaml
-	$(BIN)/semcal verdict $(STUDIES)/mechanism.yaml
-	$(BIN)/python -m experiments.report.gallery
+	$(BIN)/semcal run $(STUDIES)/probes/mechanism.yaml
+	$(BIN)/semcal verdict $(STUDIES)/probes/mechanism.yaml
 	$(BIN)/python -m experiments.report.results mechanism
 
 # A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):

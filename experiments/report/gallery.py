@@ -41,8 +41,7 @@ def pictures() -> dict[str, str]:
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
     for study in ("lineage", "ablation"):
         found[f"models-{study}.png"] = f"{study}/figures/models.png"
-    for study in ("lineage", "mechanism"):
-        found[f"predictability-{study}.png"] = f"{study}/figures/predictability.png"
+    found["predictability-lineage.png"] = "lineage/figures/predictability.png"
     found["emergence.png"] = "checkpoints/figures/emergence.png"
     for family in ("facts", "myths"):
         cell = f"base__atlas-{family}__concise__exact"

@@ -48,7 +48,7 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
         ({"datasets": [{"kind": "jsonl"}]}, "key 'datasets.0.path' is missing"),
         (
             {"datasets": [{"kind": "atlas", "family": "fact"}]},
-            "'fact' is not valid; expected one of facts, routes, myths, did you mean 'facts'",
+            "'fact' is not valid; expected one of facts, routes, myths, rings, shuffles, did you mean 'facts'",
         ),
         ({"datasets": [{"kind": "jsonl", "path": "x", "pth": 1}]}, "unknown key 'datasets.0.pth', did you mean 'path'"),
         ({"styles": ["continuation"]}, "'continuation' needs a dataset of kind continuation"),

@@ -73,7 +73,7 @@ def test_every_hypothesis_has_a_row_and_rows_behind_it(monkeypatch, capsys, tmp_
         "H1",
         "H2 same prompt",
         "H6",
-        "not tested: reserved for an intervention",
+        "not tested: no base model of arm direct",
         "would find",
         "dpo · colours",
     ):
