@@ -456,7 +456,9 @@ def ls(
 @app.command()
 def train(
     organism: Annotated[str | None, typer.Argument(help="A bundled organism (atlas); none with --from.")] = None,
-    stage: Annotated[str | None, typer.Option(help="base (atlas only, its default), sft, dpo or grpo.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="base or arm (atlas only; base is its default), sft, dpo or grpo.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the stages; default: where the model of --from lies if it was trained here."),

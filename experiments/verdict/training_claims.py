@@ -32,6 +32,7 @@ from semcal.calibration.inference.paired import Contrast
 
 CONTROL = "direct"  # the arm that all others are compared with
 HARDER = {"atlas-shuffles": "atlas-rings"}  # dataset whose chains have no short cut -> the one whose chains have
+SEEDS = 3  # of training, at least: with fewer, how far they differ by chance is not known
 _MISSING = "no base model of arm {} in cot next to another arm of its lineage, or to itself on other maps, with KL gaps"
 
 
@@ -43,6 +44,9 @@ def training_moves(runs: Sequence[Measured], law: Law) -> Finding:
     rung = shared_rung(needed)
     if not contrasts or rung is None:
         return Finding("H5", reason=_MISSING.format(CONTROL), runs=labels(needed))
+    seeds = {r.lineage for r in needed}
+    if len(seeds) < SEEDS:
+        return Finding("H5", reason=f"arms of {len(seeds)} lineages, expected at least {SEEDS}", runs=labels(needed))
     context: list[Part] = []
     parts: list[Part] = []
     why_not: list[str] = []

@@ -37,7 +37,7 @@ class ArmSettings(TrainingSettings):
     """`noise` is its standard deviation in units of the residual stream's own root mean square, for `closed`.
 
     Raises:
-        UserError: an unknown arm.
+        UserError: an unknown arm, or roads that `rings` and `shuffles` do not ask about.
     """
 
     checkpoints: int = 12
@@ -48,6 +48,8 @@ class ArmSettings(TrainingSettings):
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise UserError(f"unknown arm {self.arm!r}{nearest(self.arm, ARMS)}; expected one of {', '.join(ARMS)}")
+        if self.roads != RINGS:
+            raise UserError(f"roads is {self.roads!r}, but arms are trained on {RINGS}; leave it out")
 
 
 def train_arm(

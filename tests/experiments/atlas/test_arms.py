@@ -129,3 +129,5 @@ def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path):
 def test_an_arm_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="unknown arm 'chain', did you mean 'chains'"):
         settings_of("arm", "cpu", arm="chain")
+    with pytest.raises(UserError, match="roads is 'nearby', but arms are trained on rings"):
+        settings_of("arm", "cpu", roads="nearby")

@@ -352,3 +352,9 @@ def test_arms_without_the_control_or_in_short_styles_are_not_tested():
     without = [r for r in arms(0.1, 0) if r.arm != "direct"]
     short = [replace(r, style="concise") for r in arms(0.1, 0)]
     assert decided(training_moves(without, LAW), training_moves(short, LAW)) == ["not tested"] * 2
+
+
+def test_two_training_seeds_are_too_few_to_say_how_seeds_differ():
+    finding = training_moves([r for r in arms(0.1, 0) if r.lineage != "seed-2"], LAW)
+    assert decided(finding) == ["not tested"]
+    assert finding.reason == "arms of 2 lineages, expected at least 3"
