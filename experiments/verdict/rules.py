@@ -46,9 +46,9 @@ H5  base models of one lineage (a training seed) that were trained alike but for
     moves the gap if the mean raise of the KL gap, on the first rung as in H4 that every cell has, is > 0 by a test and
     at least SMALL_GAP. Its accuracy is alike if its mean differs by at most ALIKE. Of the contrasts that move the gap
     at like accuracy, each is to be shown: excess raised, and smECE alike; contradicted by a raise < delta. Errors by
-    questions and lineages, of which there have to be three. Cannot be decided where no contrast moves the gap, or none at like accuracy. Ablating
-    activations (`semcal intervene`) describes a model and says nothing of the mechanism: a log-linear model that is
-    calibrated by construction "holds" or "fails" by the rank of the ablation alone.
+    questions and lineages, of which there have to be three. Cannot be decided where no contrast moves the gap, or none
+    at like accuracy. Ablating activations (`semcal intervene`) describes a model and says nothing of the mechanism: a
+    log-linear model that is calibrated by construction "holds" or "fails" by the rank of the ablation alone.
 H6  base models as in H1: the mean over cells of the loss gap is below that of a model off by delta (neither the fitted
     tilts nor those that would fix an even error of delta recover as much); contradicted by the error alone, as H1,
     since a loss gap above 2 delta² does not imply an error above delta. Mean loss gap of preference-tuned cells in
