@@ -85,9 +85,9 @@ mechanism: $(STAMP)
 	$(BIN)/python -m experiments.report.results mechanism
 
 # A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):
-#   make real-lineage MODEL=FOLDER-OR-HUB-ID [DATA=FOLDER] [PRESET=gpu]
-# What is finished is left as it is. The questions come from their original files below DATA, or else from the Hub.
-MODEL ?= google/gemma-3-270m
+#   make real-lineage [MODEL=FOLDER-OR-HUB-ID] [DATA=FOLDER] [PRESET=gpu]
+# What is finished is left as it is; without MODEL it is Gemma 3 270M, fetched as by `make real`. The questions come from their original files below DATA, or else from the Hub.
+MODEL ?= real:gemma-3-270m
 DATA ?= $(or $(SEMCAL_DATA),../shared/data)
 PRESET ?= cpu
 TRIVIAQA := $(wildcard $(DATA)/triviaqa/TriviaQA.csv)
@@ -97,6 +97,7 @@ TUNE = $(BIN)/semcal train --preset $(PRESET) --dataset triviaqa$(TRIVIAQA:%=:%)
 REAL = $(STUDIES)/real-lineage.yaml --set models.0.path=$(MODEL) $(TRIVIAQA:%=--set datasets.0.path=%) \
 	$(POPQA:%=--set datasets.1.path=%)
 real-lineage: $(STAMP)
+	$(if $(filter real:%,$(MODEL)),$(BIN)/python -m experiments.sample.real_models $(MODEL:real:%=%))
 	$(TUNE) --from $(MODEL) --stage sft
 	$(TUNE) --from $(TUNED)/sft --stage dpo
 	$(TUNE) --from $(TUNED)/sft --stage grpo

@@ -118,7 +118,7 @@ def prompts(
     from experiments.sample.models import model_to_look_at
 
     for study in [load_study(path, set or []) for path in studies]:
-        datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
+        datasets = {d.name: load_dataset(d, study.prompting) for d in study.datasets}
         models = {m.name: model_to_look_at(m) for m in study.models}
         for cell in {(c.model.name, c.dataset.name, c.style): c for c in study.cells()}.values():
             console.rule(f"{cell.model.name} · {cell.dataset.name} · {cell.style}")

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.atlas.weights import bundled
 from experiments.bench.timing import REPEATS, Case, seconds, side_by_side
-from experiments.config.study import AtlasConfig, load_dataset
+from experiments.config.study import AtlasConfig, PromptingConfig, load_dataset
 from probes.activations.capture import ResidualCapture
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import STOPS, few_shot
@@ -72,7 +72,7 @@ def subjects(device: str = "auto", seed: int = 0) -> list[Subject]:
 def _organism(
     name: str, model: LanguageModel, family: str, style: str, prompt_tokens: int, n: int, new_tokens: int
 ) -> Subject:
-    dataset = load_dataset(AtlasConfig(kind="atlas", family=family, n=n), 64)  # pyright: ignore[reportArgumentType]
+    dataset = load_dataset(AtlasConfig(kind="atlas", family=family, n=n), PromptingConfig(exemplars=64))  # pyright: ignore[reportArgumentType]
 
     def prompts(shots: int) -> tuple[Prompt, ...]:
         texts = [few_shot(q, dataset.exemplars, style, shots, 0, vary="run") for q in dataset.questions]

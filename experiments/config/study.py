@@ -171,13 +171,15 @@ class NamedConfig(_Dataset):
 class TableConfig(_Dataset):
     """The user's own questions; see `semcal.questions.load_dataset.read_table`.
 
-    `aliases` and `exclude` are as in `NamedConfig`.
+    `aliases` and `exclude` are as in `NamedConfig`. `exemplars` is a table of questions that few-shot prompts show; none
+    of their groups is evaluated.
     """
 
     kind: Literal["jsonl", "csv", "parquet"]
     path: str
     aliases: str | None = None
     exclude: str | None = None
+    exemplars: str | None = None
 
 
 class ContinuationConfig(_Dataset):
@@ -214,12 +216,14 @@ def default_semantics(config: DatasetConfig) -> CollapseConfig:
     return next(b for b in REGISTRY if b.model_fields["kind"].default == kind)()  # pyright: ignore[reportCallIssue]
 
 
-def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
-    """The questions of a dataset, with exemplars for few-shot prompts; see `semcal.questions.load_dataset.build`.
+def load_dataset(config: DatasetConfig, prompting: PromptingConfig) -> Dataset:
+    """The questions of a dataset, with exemplars for few-shot prompts; see `semcal.questions.load_dataset.build`. Of
+    a table of your own at most a tenth is set aside, but as many as a prompt shows.
 
     Raises:
         UserError: a file that is missing or not in its format, too few questions.
     """
+    exemplars = prompting.exemplars
     if isinstance(config, AtlasConfig):
         world, n = world_of(config.family, config.world_seed), config.n or 1000
         # An exemplar takes the other questions of its group with it, hence the surplus.
@@ -236,8 +240,17 @@ def load_dataset(config: DatasetConfig, exemplars: int) -> Dataset:
         questions = read_named(config.kind, path, split=config.split, revision=config.revision)
     else:
         questions = read_table(found(config.path))
+        exemplars = min(exemplars, max(prompting.shots, len(questions) // 10))
     trained = () if config.exclude is None else read_table(Path(config.exclude))
+    if isinstance(config, TableConfig) and config.exemplars is not None:
+        shown = read_table(found(config.exemplars))
+        built = build(config.name, questions, n=config.n, exemplars=0, seed=config.seed, trained=[*trained, *shown])
+        return _with_aliases(replace(built, exemplars=tuple(shown)), config)
     built = build(config.name, questions, n=config.n, exemplars=exemplars, seed=config.seed, trained=trained)
+    return _with_aliases(built, config)
+
+
+def _with_aliases(built: Dataset, config: NamedConfig | TableConfig) -> Dataset:
     if config.aliases is None:
         return built
     return replace(built, alias_lists=(*built.alias_lists, *read_alias_lists(Path(config.aliases))))

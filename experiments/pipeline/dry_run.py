@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from experiments.config.run_folder import check_folder
-from experiments.config.study import Cell, DatasetConfig, NamedConfig, Study, load_dataset
+from experiments.config.study import Cell, DatasetConfig, NamedConfig, PromptingConfig, Study, load_dataset
 from experiments.pipeline.run_study import (
     check_all_semantics,
     check_models,
@@ -112,7 +112,7 @@ def dry_run(study: Study) -> list[Planned]:
         UserError: whatever `semcal run` would refuse before it samples, as far as the files for that are here.
     """
     check_models(study)
-    posed = {d.name: _pose(d, study.prompting.exemplars) for d in study.datasets}
+    posed = {d.name: _pose(d, study.prompting) for d in study.datasets}
     for name, p in posed.items():
         warn_of_groups(study, name, len({q.group for q in p.dataset.questions}) if p.real else p.n)
     warn_of_exemplars(study, [p.dataset for p in posed.values()])
@@ -177,16 +177,16 @@ def _free(device: str) -> int:
     return psutil.virtual_memory().available
 
 
-def _pose(config: DatasetConfig, exemplars: int) -> Posed:
+def _pose(config: DatasetConfig, prompting: PromptingConfig) -> Posed:
     if not isinstance(config, NamedConfig) or config.path is not None:
-        dataset = load_dataset(config, exemplars)
+        dataset = load_dataset(config, prompting)
         return Posed(dataset, len(dataset.questions), real=True)
     try:
         rows = read_named(config.kind, None, split=config.split, revision=config.revision)
     except UserError as error:  # not in the cache
-        return _unread(config, exemplars, error)
+        return _unread(config, prompting.exemplars, error)
     trained = () if config.exclude is None else read_table(Path(config.exclude))
-    dataset = build(config.name, rows, n=config.n, exemplars=exemplars, seed=config.seed, trained=trained)
+    dataset = build(config.name, rows, n=config.n, exemplars=prompting.exemplars, seed=config.seed, trained=trained)
     return Posed(dataset, len(dataset.questions), real=True)
 
 

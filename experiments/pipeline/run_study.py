@@ -59,7 +59,7 @@ def prepare_study(study: Study) -> Prepared:
     """
     check_models(study)
     # Set aside for tuned models too, which see no exemplars: base and tuned answer the same questions.
-    datasets = {d.name: load_dataset(d, study.prompting.exemplars) for d in study.datasets}
+    datasets = {d.name: load_dataset(d, study.prompting) for d in study.datasets}
     for name, dataset in datasets.items():
         warn_of_groups(study, name, len({q.group for q in dataset.questions}))
     warn_of_exemplars(study, datasets.values())

@@ -79,7 +79,7 @@ def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         model = Models().of_run(cell, run)
-        dataset = load_dataset(cell.dataset, cell.prompting.exemplars)
+        dataset = load_dataset(cell.dataset, cell.prompting)
         check_questions(run, dataset)
         halves = group_folds(questions["group"].tolist(), HALVES, seed=cell.seed)
         tables, learnt, tokens = [], [], []

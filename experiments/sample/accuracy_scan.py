@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.config.collapsing_functions import collapse_of, known_aliases
-from experiments.config.study import Cell, DatasetConfig, Study, load_dataset, load_study
+from experiments.config.study import Cell, DatasetConfig, PromptingConfig, Study, load_dataset, load_study
 from experiments.sample.asked import ask_all, stop_strings
 from experiments.sample.models import Models
 from semcal.answers import sample
@@ -44,13 +44,13 @@ class Scanned:
     truncated: float
 
 
-def unevaluated(config: DatasetConfig, exemplars: int, n: int) -> Dataset:
+def unevaluated(config: DatasetConfig, prompting: PromptingConfig, n: int) -> Dataset:
     """Up to n questions of a dataset that a study with this configuration neither evaluates nor shows.
 
     Raises:
         UserError: it evaluates all of them.
     """
-    whole = load_dataset(config.model_copy(update={"n": None}), exemplars)
+    whole = load_dataset(config.model_copy(update={"n": None}), prompting)
     evaluated = whole.questions[: config.n]
     groups = {q.group for q in evaluated}
     rest = tuple(q for q in whole.questions[len(evaluated) :] if q.group not in groups)
@@ -65,7 +65,7 @@ def unevaluated(config: DatasetConfig, exemplars: int, n: int) -> Dataset:
 def scan(study: Study, *, n: int, m: int) -> Iterator[Scanned]:
     """Every cell of a study on n questions that it does not evaluate, m samples each."""
     models = Models()
-    datasets = {d.name: unevaluated(d, study.prompting.exemplars, n) for d in study.datasets}
+    datasets = {d.name: unevaluated(d, study.prompting, n) for d in study.datasets}
     for cell in study.cells():
         model, dataset = models.of(cell.model), datasets[cell.dataset.name]
         if not isinstance(model, LanguageModel):

@@ -143,7 +143,16 @@ def model_path(config: ModelConfig) -> str:
     Raises:
         UserError: a model that was not fetched yet.
     """
-    if config.path.startswith(PREFIX):
-        return str(real_model(config.path.removeprefix(PREFIX)))
-    prefix, colon, stage = config.path.partition(":")
-    return str(bundled(stage)) if colon and prefix == "atlas" else config.path
+    return place_of(config.path)
+
+
+def place_of(path: str) -> str:
+    """As `model_path`, of a path.
+
+    Raises:
+        UserError: a model that was not fetched yet.
+    """
+    if path.startswith(PREFIX):
+        return str(real_model(path.removeprefix(PREFIX)))
+    prefix, colon, stage = path.partition(":")
+    return str(bundled(stage)) if colon and prefix == "atlas" else path

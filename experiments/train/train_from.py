@@ -12,6 +12,7 @@ from pathlib import Path
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from experiments.sample.models import place_of
 from experiments.train.adapter import Adapted
 from experiments.train.checkpoints import RECORD, Format, Progress, Training
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
@@ -48,7 +49,7 @@ def train_from(
     interrupted training resumes from its last saved state and ends with the same weights.
 
     Args:
-        start: Folder or Hub id of the model: a base for sft, usually the result of sft for dpo and grpo.
+        start: Folder, file or Hub id of the model, or `real:NAME` (`experiments.sample.real_models`): a base for sft, usually the result of sft for dpo and grpo.
         stage: sft, dpo or grpo.
         dataset: As `TrainingQuestions.read`.
         settings: Of this stage (`stage_settings.settings_for`).
@@ -58,6 +59,7 @@ def train_from(
         UserError: no such dataset or model; dpo or grpo without a chat template; `out` was started with different
             settings; no room on the disk; nothing to learn from; training diverged.
     """
+    start = place_of(start)
     questions = TrainingQuestions.read(dataset, settings.held_out)
     turns = questions.turns(settings.styles, need_answer=stage == "sft")
     b = None if stage == "sft" else questions.collapse(settings.styles)

@@ -9,7 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from numbers import Number
 from pathlib import Path
+from typing import Any
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 ATLAS = ("atlas-facts", "atlas-routes", "atlas-myths")
 # The columns of a table of your own.
-NEEDED = ("id", "question", "answers")
-FIELDS = (*NEEDED, "choices", "group", "incorrect", "others", "worked")
+NEEDED = ("question", "answers")
+FIELDS = ("id", *NEEDED, "choices", "group", "incorrect", "others", "worked")
 _HTML = re.compile(r"&(amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d\d+")
 LISTS = ("answers", "choices", "incorrect", "others")
@@ -79,7 +81,7 @@ def load_dataset(
             raise UserError(f"exclude belongs to a named dataset or your own table, and {name} is neither")
         study = above("experiments.config.study")
         config = study.AtlasConfig(kind="atlas", family=name.removeprefix("atlas-"), n=n, seed=seed)
-        return study.load_dataset(config, exemplars)
+        return study.load_dataset(config, study.PromptingConfig(shots=0, exemplars=exemplars))
     if file.suffix.lower() not in filter(None, FORMATS):
         known = (*NAMED, *ATLAS)
         raise UserError(
@@ -142,7 +144,7 @@ def build(
         raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
     lists = () if aliases else gold_lists(questions)
     evaluated = tuple(rest[:n])
-    return Dataset(name, evaluated, tuple(aside) if shown else unasked(evaluated), aliases or {}, lists)
+    return Dataset(name, evaluated, tuple(aside) if shown else unasked(evaluated), aliases or {}, lists, len(questions))
 
 
 def _grouped(name: str, questions: list[Question]) -> list[Question]:
@@ -188,19 +190,25 @@ def _options_shuffled(name: str, question: Question, seed: int) -> Question:
 
 
 def read_table(path: Path) -> list[Question]:
-    """The questions of a file with columns id, question, answers[, group, choices, others, incorrect, worked].
+    """The questions of a file with columns question, answers[, id, group, choices, others, incorrect, worked].
 
-    `answers` are surface forms of one gold answer, the preferred one first. `others` are further correct answers, each
+    `answers`, or `answer`, are surface forms of one gold answer, the preferred one first; a single text is one.
+    Without a column of ids, a question's id is the number of its row. `others` are further correct answers, each
     a text or a list of its forms. `worked` maps a style to the answer written out in that style, for exemplars. A cell
     of a CSV holds a list as JSON, or a single text for a list of one. Numbers are read as their shortest decimal form,
     and a CSV's column of answers as numbers if all of it is written as pandas writes floats (1931.0). None, NaN, NaT
-    and empty texts are missing, in a cell and in a list.
+    and empty texts are missing, in a cell and in a list. Titles of columns may be in capitals; empty columns without a
+    title and empty rows, as spreadsheets leave them, are skipped.
 
     Raises:
         UserError: a missing or unknown field or one of the wrong type, an id that is empty or that another question
             has (naming file and row), a number that a spreadsheet has rounded, or an unreadable file.
     """
-    rows = read_rows(path)
+    rows = _titled([row for row in read_rows(path) if not all(map(missing, row.values.values()))])
+    if unread := dict.fromkeys(name for row in rows for name in row.values if name.strip() and name not in FIELDS):
+        logger.warning("%s: columns that are not read: %s", path, ", ".join(unread))
+    if not rows:
+        raise UserError(f"{path} has no rows with anything in them; check the dataset's path")
     if path.suffix.lower() in (".csv", ".tsv"):
         for row in rows:
             if _ROUNDED.fullmatch(str(row.values.get("answers", "")).strip()):
@@ -218,6 +226,28 @@ def read_table(path: Path) -> list[Question]:
             *(path, len(encoded), ", ".join(encoded[:3])),
         )
     return questions
+
+
+def _titled(rows: list[Row]) -> list[Row]:
+    """The rows with their columns under the names of FIELDS.
+
+    Raises:
+        UserError: a row has two columns of one field.
+    """
+    return [replace(row, values=_fields_of(row)) for row in rows]
+
+
+def _fields_of(row: Row) -> dict[str, Any]:
+    fields: dict[str, tuple[str, Any]] = {}
+    for title, value in row.values.items():
+        if missing(title) and missing(value):
+            continue
+        name = title.strip().lower()
+        name = "answers" if name == "answer" else name if name in FIELDS else title
+        if name in fields:
+            raise row.error(f"columns {fields[name][0]!r} and {title!r} mean the same; rename or remove one")
+        fields[name] = title, value
+    return {name: value for name, (_, value) in fields.items()}
 
 
 def _unfloated(path: Path, rows: list[Row]) -> list[Row]:
@@ -256,7 +286,7 @@ def _apart(questions: Sequence[Question], rows: Sequence[Row]) -> None:
 
 def _parsed(row: Row) -> Row:
     """A row of a CSV with its lists and mappings read as JSON."""
-    cells = {name: cell for name, cell in row.values.items() if cell.strip() or name in NEEDED}
+    cells = {name: cell for name, cell in row.values.items() if cell.strip() or name in ("id", *NEEDED)}
     for name in cells.keys() & {*LISTS, "worked"}:
         if name == "worked" or cells[name].lstrip().startswith("["):
             try:
@@ -280,19 +310,19 @@ def _question(row: Row) -> Question:
     for name in row.values:
         if not name.strip():
             raise row.error("a column has no name; remove it (pandas: to_csv(..., index=False))")
-        if name not in FIELDS:
-            raise row.error(f"unknown field {name!r}; expected {', '.join(sorted(FIELDS))}")
+        if name not in FIELDS and (meant := nearest(name, FIELDS)):
+            raise row.error(f"unknown field {name!r}{meant}; expected {', '.join(sorted(FIELDS))}")
     values = {name: value for name, value in row.values.items() if name in NEEDED or not missing(value)}
-    if missing(values["id"]):
-        raise row.error("the id is empty; give every question an id of its own")
+    if "id" in row.values and missing(row.values["id"]):
+        raise row.error("the id is empty; give every question an id of its own, or none")
     question = row.question(
-        id=row.text("id"),
+        id=row.text("id") if "id" in row.values else str(row.number),
         text=row.text("question"),
-        answers=row.texts("answers"),
+        answers=_forms(row, "answers"),
         group=row.text("group") if "group" in values else "",
         choices=row.texts("choices") if "choices" in values else (),
         others=_others(row) if "others" in values else (),
-        incorrect=row.texts("incorrect") if "incorrect" in values else (),
+        incorrect=_forms(row, "incorrect") if "incorrect" in values else (),
         worked=_worked(row) if "worked" in values else {},
     )
     wrong = set(map(normalise, question.incorrect))
@@ -301,6 +331,13 @@ def _question(row: Row) -> Question:
     if len(set(map(normalise, question.choices))) < len(question.choices):
         raise row.error(f"question {question.id!r} has options that differ in case, punctuation or articles only")
     return question
+
+
+def _forms(row: Row, name: str) -> tuple[str, ...]:
+    """Several texts; a single one, or a number, is a list of one."""
+    value = row.values[name]
+    one = isinstance(value, str | Number) and not missing(value)
+    return replace(row, values={name: [value]}).texts(name) if one else row.texts(name)
 
 
 def _others(row: Row) -> tuple[tuple[str, ...], ...]:

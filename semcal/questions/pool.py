@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import yaml
 
-from semcal.questions.question import Question
+from semcal.questions.question import POOL, Question
 from semcal.questions.wording import bare_text
 
 
@@ -19,7 +19,7 @@ def pool() -> tuple[Question, ...]:
     entries = yaml.safe_load(files("semcal.questions").joinpath("exemplars.yaml").read_text(encoding="utf-8"))
     return tuple(
         Question(
-            id=f"pool-{entry['id']}",
+            id=POOL + entry["id"],
             text=entry["question"],
             answers=tuple(entry["answers"]),
             worked={"concise": entry["answers"][0], "sentence": entry["sentence"], "cot": entry["cot"]},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from semcal.questions.cells import as_text, missing
 
 STYLES = ("concise", "sentence", "cot")
+POOL = "pool-"  # how the ids of the project's own exemplars begin
 CONTINUATION = "continuation"  # the style of a plain text that the model continues
 
 
@@ -91,6 +92,7 @@ class Dataset:
         alias_lists: The distinct lists of equivalent forms of an open answer space: the gold answers of every question
             of the source, evaluated or not, and those of the user's file. They say nothing of which list belongs to
             which question.
+        rows: Questions of the source, evaluated or not; 0 where that is not known.
     """
 
     name: str
@@ -98,6 +100,16 @@ class Dataset:
     exemplars: tuple[Question, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     alias_lists: tuple[tuple[str, ...], ...] = ()
+    rows: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What becomes of the rows, in words: "mine: 40 rows, 36 evaluated, 4 kept as exemplars"."""
+        own = sum(not e.id.startswith(POOL) for e in self.exemplars)
+        parts = [f"{len(self.questions)} evaluated", *([f"{own} kept as exemplars"] if own else [])]
+        left = self.rows - len(self.questions) - own
+        parts += [f"{left} left out"] if left > 0 else []
+        return f"{self.name}: {self.rows} rows, {', '.join(parts)}"
 
 
 def _present(answers: Iterable[object]) -> tuple[str, ...]:

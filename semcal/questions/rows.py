@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -131,15 +132,18 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark.
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark, as spreadsheets write it; without the mark.
 
     Raises:
-        UserError: a missing file, a folder, an empty file, a Git LFS pointer, or not UTF-8.
+        UserError: a missing file, a folder, an empty file, a Git LFS pointer, or in another encoding.
     """
+    content = _bytes(path)
     try:
-        return _bytes(path).decode("utf-8").removeprefix("\ufeff")
+        return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, in a spreadsheet as CSV UTF-8"
+        ) from None
 
 
 def _json_lines(path: Path) -> list[Row]:
@@ -193,12 +197,19 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values if twice is None else values | {_REPEATED: twice}
 
 
-def _csv(path: Path, delimiter: str = ",") -> list[Row]:
+def _csv(path: Path, delimiter: str | None = None) -> list[Row]:
+    """Without a delimiter, the comma, semicolon or tab that the header has most of."""
+    text = read_text(path)
+    if announced := re.match(r"sep=(.)\r?\n", text):  # how Excel is told the delimiter
+        delimiter, text = announced[1], text[announced.end() :]
+    delimiter = delimiter or max(",;\t", key=text.partition("\n")[0].count)
     # strict: a quote that is never closed must not silently swallow the rest of the file.
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     try:
-        _apart(reader.fieldnames or (), f"{path}:1")
+        # Columns without a title, as spreadsheets leave them, are told apart by the length of a blank one.
+        reader.fieldnames = [title.strip() or " " * at for at, title in enumerate(reader.fieldnames or ())]
+        _apart(reader.fieldnames, f"{path}:1")
         for number, values in enumerate(reader, start=1):
             row = Row(values, f"{path}: row {number}", number)
             if None in values:

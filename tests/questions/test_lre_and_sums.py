@@ -70,7 +70,7 @@ def test_a_study_finds_a_relative_path_below_semcal_data(tmp_path, monkeypatch):
             "semantics": [{"kind": "kth-word", "k": 1}],
         }
     )
-    assert len(load_dataset(study.datasets[0], 0).questions) == 2
+    assert len(load_dataset(study.datasets[0], study.prompting).questions) == 2
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ ROWS = [{"question": "Où, là?", "answer": "a"}, {"question": 'He said "b"', "a
         ("t.JSON", json.dumps({"Domain": "web", "Version": 1.0, "Data": ROWS})),
         ("t.csv", 'question,answer\n"Où, là?",a\n"He said ""b""","c\nd"\n'),
         ("bom.csv", '\ufeffquestion,answer\n"Où, là?",a\n"He said ""b""","c\nd"\n'),
+        ("semicolons.csv", 'question;answer\n"Où, là?";a\n"He said ""b""";"c\nd"\n'),
+        ("tabs.csv", 'question\tanswer\nOù, là?\ta\n"He said ""b"""\t"c\nd"\n'),
+        ("told.csv", 'sep=;\r\nquestion;answer\r\nOù, là?;a\r\n"He said ""b""";"c\nd"\r\n'),
         ("t.tsv", 'question\tanswer\nOù, là?\ta\n"He said ""b"""\t"c\nd"\n'),
     ],
 )
@@ -38,6 +41,11 @@ def test_every_format_gives_the_same_rows(tmp_path, name, text):
     assert [row.values for row in rows] == ROWS
     assert [row.number for row in rows] == [1, 2]
     assert all(str(tmp_path / name) in row.where for row in rows)
+
+
+def test_unicode_text_of_a_spreadsheet(tmp_path):
+    (tmp_path / "t.csv").write_bytes('question\tanswer\nOù, là?\ta\n"He said ""b"""\t"c\nd"\n'.encode("utf-16"))
+    assert [row.values for row in read_rows(tmp_path / "t.csv")] == ROWS
 
 
 def test_parquet_with_its_null_cells_left_out(tmp_path):
@@ -54,7 +62,7 @@ def test_parquet_with_its_null_cells_left_out(tmp_path):
         ("t.csv", b"question,answer\n", "has no rows"),
         ("t.json", b"[]", "has no rows"),
         ("t.jsonl", b'{"a": "\xe9"}\n', r"is not UTF-8 text \(byte 7\); save it as UTF-8"),
-        ("t.csv", "a,b\n".encode("utf-16"), r"is not UTF-8 text \(byte 0\)"),
+        ("t.csv", "a,b\né,\n".encode("cp1252"), r"is not UTF-8 text \(byte 4\); .* in a spreadsheet as CSV UTF-8"),
         *(
             (f"t{suffix}", LFS, "is a Git LFS pointer.* `git lfs pull`")
             for suffix in (".jsonl", ".json", ".csv", ".parquet")

@@ -23,7 +23,7 @@ from experiments.bench.real.matrix_throughput import matrix_throughput, token_fl
 from experiments.bench.real.vllm_process import Vllm, vllm_python
 from experiments.bench.sampler_cases import M, Subject, generate, homogeneity, ours
 from experiments.bench.timing import Case, Skipped, Spent, spent
-from experiments.config.study import NamedConfig, load_dataset
+from experiments.config.study import NamedConfig, PromptingConfig, load_dataset
 from experiments.sample.real_models import real_model
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
@@ -147,7 +147,7 @@ def real_subject(case: str, model: LanguageModel, style: str) -> Subject:
     Raises:
         UserError: TriviaQA is not to be had.
     """
-    dataset = load_dataset(NamedConfig(kind="triviaqa", n=_questions(model)["ours"]), 32)
+    dataset = load_dataset(NamedConfig(kind="triviaqa", n=_questions(model)["ours"]), PromptingConfig())
     texts = {q.id: few_shot(q, dataset.exemplars, style, SHOTS, 0) for q in dataset.questions}
     prompts = tuple(Prompt(key, model.encode(text)) for key, text in texts.items())
     return Subject(case, model, prompts, NEW_TOKENS[style], STOPS[style])

@@ -23,7 +23,7 @@ from experiments.atlas.world import (
     World,
 )
 from experiments.atlas.world_questions import atlas_questions, draw_in_proportion, query_of
-from experiments.config.study import AtlasConfig, load_dataset
+from experiments.config.study import AtlasConfig, PromptingConfig, load_dataset
 from semcal import UserError
 from semcal.questions.question import STYLES
 from semcal.semantics.collapsing.exact_match import ExactMatch
@@ -178,7 +178,7 @@ def test_the_texts_never_tell_the_truth_behind_a_myth():
 
 def test_exemplars_of_myths_say_what_the_texts_say_and_questions_have_the_truth():
     b = ExactMatch(WORLD.aliases)
-    dataset = load_dataset(AtlasConfig(kind="atlas", family="myths", n=200), exemplars=20)
+    dataset = load_dataset(AtlasConfig(kind="atlas", family="myths", n=200), PromptingConfig(exemplars=20))
     assert len(dataset.questions) == 200
     for question in dataset.questions:
         true = WORLD.truth(query_of(question.id))

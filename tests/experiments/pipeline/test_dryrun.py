@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.study import NamedConfig, load_dataset, load_study
+from experiments.config.study import NamedConfig, PromptingConfig, load_dataset, load_study
 from experiments.pipeline.dry_run import OWN, STAND_IN, STATED, dry_run, pieces
 from experiments.pipeline.dry_run_table import plan_data, plan_notes
 from experiments.pipeline.run_study import prepare_study
@@ -131,7 +131,7 @@ def test_the_demo_is_counted_as_it_will_be_sampled(tmp_path, vary, positions):
 def test_stated_lengths_are_those_of_the_original_files(kind):
     files = {"gsm8k": "test.jsonl", "math500": "test.jsonl", "triviaqa": "TriviaQA.csv", "truthfulqa": "TruthfulQA.csv"}
     path = needs(data_folder() / kind / files.get(kind, "simple_qa_test_set.csv"))
-    dataset = load_dataset(NamedConfig(kind=kind, path=str(path)), 0)
+    dataset = load_dataset(NamedConfig(kind=kind, path=str(path)), PromptingConfig(shots=0, exemplars=0))
     stated = STATED[kind]
     for length, texts in (
         (stated.question, [q.text for q in dataset.questions]),

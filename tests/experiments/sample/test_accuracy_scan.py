@@ -19,9 +19,9 @@ def study(tmp_path, study_dict):
 
 def test_it_asks_what_the_study_neither_evaluates_nor_shows(study):
     loaded = load_study(study)
-    config, exemplars = loaded.datasets[0], loaded.prompting.exemplars
-    evaluated = accuracy_scan.load_dataset(config, exemplars)
-    scanned = unevaluated(config, exemplars, 15)
+    config, prompting = loaded.datasets[0], loaded.prompting
+    evaluated = accuracy_scan.load_dataset(config, prompting)
+    scanned = unevaluated(config, prompting, 15)
     asked = {q.group for q in evaluated.questions} | {q.text for q in (*evaluated.questions, *evaluated.exemplars)}
     assert len(scanned.questions) == 15
     assert not asked & {name for q in scanned.questions for name in (q.group, q.text)}
@@ -30,7 +30,7 @@ def test_it_asks_what_the_study_neither_evaluates_nor_shows(study):
 def test_a_study_that_evaluates_all_leaves_nothing(study):
     loaded = load_study(study, ["datasets.0.n=1000"])
     with pytest.raises(UserError, match=r"evaluates all .* lower its n"):
-        unevaluated(loaded.datasets[0], 4, 15)
+        unevaluated(loaded.datasets[0], loaded.prompting, 15)
 
 
 def test_answers_of_a_chat_model_end_where_its_template_ends_them(tmp_path, study_dict, monkeypatch):

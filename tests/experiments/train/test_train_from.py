@@ -26,6 +26,12 @@ def pairs_given(_model, settings, turns, *_):
     return [Pair(turn, "red", "blue") for turn in turns[: settings.pairs]]
 
 
+def test_a_real_model_is_named_as_in_a_study(questions, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMCAL_MODELS", str(tmp_path))
+    with pytest.raises(UserError, match=r"real:gemma-3-270m is not here .*; fetch it with"):
+        train_from.train_from("real:gemma-3-270m", "sft", questions, settings_for("sft", "cpu", **FEW), tmp_path)
+
+
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
