@@ -49,7 +49,8 @@ def train_from(
     interrupted training resumes from its last saved state and ends with the same weights.
 
     Args:
-        start: Folder, file or Hub id of the model, or `real:NAME` (`experiments.sample.real_models`): a base for sft, usually the result of sft for dpo and grpo.
+        start: Folder, file or Hub id of the model, or `real:NAME` (`experiments.sample.real_models`): a base for sft,
+            usually the result of sft for dpo and grpo.
         stage: sft, dpo or grpo.
         dataset: As `TrainingQuestions.read`.
         settings: Of this stage (`stage_settings.settings_for`).

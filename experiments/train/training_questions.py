@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config.collapsing_functions import check_semantics, collapse_of, known_aliases
-from experiments.config.study import DatasetConfig, NamedConfig, TableConfig, default_semantics, load_dataset, parse
+from experiments.config.study import (
+    DatasetConfig,
+    NamedConfig,
+    PromptingConfig,
+    TableConfig,
+    default_semantics,
+    load_dataset,
+    parse,
+)
 from experiments.train.conversations import Turn
 from semcal.errors import UserError, nearest
 from semcal.questions.named.named_datasets import NAMED
@@ -47,7 +55,7 @@ class TrainingQuestions:
             UserError: no such dataset, a malformed file, no question on one of the two sides.
         """
         config = dataset_config(source)
-        dataset = load_dataset(config, exemplars=0)
+        dataset = load_dataset(config, PromptingConfig(shots=0, exemplars=0))
         trained = tuple(q for q in dataset.questions if not _is_held_out(q.group, held_out))
         if not 0 < len(trained) < len(dataset.questions):
             side = "train on" if not trained else "evaluate"
