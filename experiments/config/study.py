@@ -171,8 +171,8 @@ class NamedConfig(_Dataset):
 class TableConfig(_Dataset):
     """The user's own questions; see `semcal.questions.load_dataset.read_table`.
 
-    `aliases` and `exclude` are as in `NamedConfig`. `exemplars` is a table of questions that few-shot prompts show; none of
-    their groups is evaluated.
+    `aliases` and `exclude` are as in `NamedConfig`. `exemplars` is a table of questions that few-shot prompts show;
+    none of their groups is evaluated.
     """
 
     kind: Literal["jsonl", "csv", "parquet"]
