@@ -284,7 +284,7 @@ def intervene(
     from experiments.probe.intervention_plan import KINDS, Wanted
     from experiments.report.intervention_table import EXPLANATION, intervention_table
     from experiments.report.pages import write_report
-    from semcal.runs.folder_lock import locked
+    from semcal.runs.claims import locked
 
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
@@ -553,7 +553,7 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     from experiments.pipeline.targets import resolve, sampled_rows
     from experiments.report.pages import write_study
     from experiments.sample.models import Models
-    from semcal.runs.folder_lock import locked
+    from semcal.runs.claims import locked
     from semcal.runs.run import Run
 
     (rows, left_out), models = sampled_rows(targets, overrides), Models()

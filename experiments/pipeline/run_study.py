@@ -34,8 +34,8 @@ from semcal.questions.load_dataset import read_table
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
+from semcal.runs.claims import locked
 from semcal.runs.files import sweep
-from semcal.runs.folder_lock import locked
 from semcal.runs.run import Run, content_key
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from probes.evaluation.folds import group_folds, too_few_groups
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.question import Dataset
+from semcal.runs.claims import locked
 from semcal.runs.files import write_atomically
-from semcal.runs.folder_lock import locked
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ from experiments.sample.run_checks import RunChecks, merged
 from experiments.sample.sampling_job import SamplingJob, saved
 from semcal.errors import NonFiniteError, NotFromModelError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
+from semcal.runs.claims import claimed, part
 from semcal.runs.partial_shard import Rows
 from semcal.runs.run import Shard
 from semcal.sampling.checks import FAILED
@@ -51,7 +52,7 @@ class Asking:
 
 
 def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], None]) -> None:
-    """Sample and capture every missing shard.
+    """Sample and capture every missing shard that no other process is at work on.
 
     A portion of questions (`portions.py`; of a served model, each question) is on disk with its activations as soon as
     it is finished, a shard as soon as it is complete. No batch reaches beyond a portion, and its size does not depend
@@ -70,9 +71,11 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     work: dict[str, Any] = {}
     checks = RunChecks(job, model)
     began, cpu = time.monotonic(), time.process_time()
+    ours, began_any = _unclaimed(job), False
     try:
         asking = _asking(job, model, capturing, checks, on_answered, work)
-        for shard in (s for s in job.shards if s.key in set(job.todo)):
+        for shard in ours:
+            began_any = True
             # Sorting by length saves padding and does not change the samples.
             asked = sorted((by_id[q] for q in shard.question_ids), key=lambda a: len(a.prompt.ids))
             if asking.portions is None:
@@ -103,16 +106,34 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     except UserError as error:
         raise UserError(f"{job.cell.label}: {error}; {saved(job.run)}") from error
     finally:
-        manifest, made = job.run.manifest(), checks.made()
-        manifest["checks"] = merged(manifest.get("checks", []), made)
-        manifest["sampling_seconds"] = manifest.get("sampling_seconds", 0.0) + time.monotonic() - began
+        ours.close()
+        made, seconds = checks.made(), time.monotonic() - began
         spent = {"cpu_seconds": time.process_time() - cpu, "check_cpu_seconds": checks.cpu_seconds}
-        manifest["sampling_work"] = [*manifest["sampling_work"], work | spent | _peak_memory(model)]
-        job.run.write_manifest(manifest)
+        done = work | spent | _peak_memory(model)
+        if began_any:
+            job.run.change_manifest(
+                lambda manifest: (
+                    manifest
+                    | {
+                        "checks": merged(manifest.get("checks", []), made),
+                        "sampling_seconds": manifest.get("sampling_seconds", 0.0) + seconds,
+                        "sampling_work": [*manifest["sampling_work"], done],
+                    }
+                )
+            )
     for check in made:
         if check.outcome == FAILED:
             shown = (job.cell.label, check.name, check.figure, check.limit, check.why)
             log.warning("%s: CHECK FAILED: %s is %.3g, at most %.3g is right (%s)", *shown)
+
+
+def _unclaimed(job: SamplingJob) -> Generator[Shard]:
+    """The missing shards that no other process is at work on, each claimed as long as it is at hand."""
+    todo, captured = set(job.todo), bool(job.cell.capture.positions)
+    for shard in (s for s in job.shards if s.key in todo):
+        with claimed(job.run.folder, part(shard.key)) as ours:
+            if ours and not job.run.has_shard(shard.key, with_activations=captured):
+                yield shard
 
 
 def _sampled(

@@ -24,6 +24,7 @@ from semcal.models.weights import changed
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset, Question
+from semcal.runs.claims import writing
 from semcal.runs.files import content_key
 from semcal.runs.run import Run, Shard, shards
 from semcal.sampling.records import Sampling
@@ -117,37 +118,43 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
         str(model.dtype),
         cell.capture.identity(),
     )
-    manifest = run.manifest()
+    with writing(run.folder):  # another process may start it, too
+        if not (manifest := run.manifest()):
+            _start(run, dataset, model, SamplingJob(run, cell, tuple(asked), settings, ()), key)
     if manifest and (other := _other_than(manifest, model, key)):
         raise UserError(
             f"{run.folder} was started with {other}; delete the folder, or give this study another name or output"
-        )
-    if not manifest:
-        run.write_questions(_question_table(cell, model, asked), known_aliases(dataset))
-        if cell.capture.positions:
-            run.write_prompt_ids([a.prompt.ids for a in asked])
-        few_shot = cell.model.prompt == "few-shot" and cell.style != CONTINUATION and cell.prompting.shots > 0
-        shown = exemplars_for(dataset, cell.style) if few_shot else ()
-        run.write_manifest(
-            _new_manifest(cell, model, settings, key, [a.question.id for a in asked])
-            | {
-                "exact": exact,
-                "exemplars": None if not shown else "pool" if shown[0] in pool() else "dataset",
-                # Whether exemplars in cot, which are then questions with options, show no chain of thought.
-                "cot_without_steps": cell.style == "cot" and any("cot" not in e.worked for e in shown),
-            }
         )
     siblings = [other for other in siblings if not _computes_otherwise(other.manifest(), model)]
     if siblings and not run.manifest().get("checks"):
         same = (other.manifest() for other in siblings if other.folder != run.folder)
         if taken := next((m["checks"] for m in same if m.get("samples_key") == key and m.get("checks")), None):
-            run.write_manifest(run.manifest() | {"checks": taken})
+            run.change_manifest(lambda manifest: manifest | {"checks": taken})
     for path in run.damaged():
         log.warning("%s: %s was cut short, so what it held is made again", cell.label, path)
         path.unlink()
     for shard in run.missing_shards():
         any(run.adopt_shard(other, shard, with_activations=bool(cell.capture.positions)) for other in siblings)
     return SamplingJob(run, cell, tuple(asked), settings, tuple(run.missing_shards()))
+
+
+def _start(run: Run, dataset: Dataset, model: Answerer, job: SamplingJob, key: str) -> None:
+    """Write the questions of a run and then its manifest, by which it is known to have been started."""
+    cell, asked = job.cell, job.asked
+    run.write_questions(_question_table(cell, model, asked), known_aliases(dataset))
+    if cell.capture.positions:
+        run.write_prompt_ids([a.prompt.ids for a in asked])
+    few_shot = cell.model.prompt == "few-shot" and cell.style != CONTINUATION and cell.prompting.shots > 0
+    shown = exemplars_for(dataset, cell.style) if few_shot else ()
+    run.write_manifest(
+        _new_manifest(cell, model, job.settings, key, [a.question.id for a in asked])
+        | {
+            "exact": cell.sampling.exact and cell.sampling.exact.model_dump(),
+            "exemplars": None if not shown else "pool" if shown[0] in pool() else "dataset",
+            # Whether exemplars in cot, which are then questions with options, show no chain of thought.
+            "cot_without_steps": cell.style == "cot" and any("cot" not in e.worked for e in shown),
+        }
+    )
 
 
 def _other_than(manifest: Mapping[str, Any], model: Answerer, key: str) -> str:

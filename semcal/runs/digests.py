@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from semcal.errors import UserError
+from semcal.runs.claims import writing
 from semcal.runs.files import write_atomically
 
 DIGESTS = "digests.json"
@@ -85,8 +86,9 @@ def write_recorded(name: str, path: Path, write: Callable[[Path], object], diges
     into = path.parents[name.count("/")] / DIGESTS
 
     def record(found: list[str]) -> None:
-        text = json.dumps(read_digests(digests()) | {name: found}, indent=1) + "\n"
-        write_atomically(into, lambda p: p.write_text(text, encoding="utf-8"))
+        with writing(into.parent):  # another process may record another file
+            text = json.dumps(read_digests(digests()) | {name: found}, indent=1) + "\n"
+            write_atomically(into, lambda p: p.write_text(text, encoding="utf-8"))
 
     new: list[str] = []
 

@@ -24,6 +24,7 @@ import yaml
 
 from semcal.errors import UserError
 from semcal.questions.question import Question
+from semcal.runs.claims import writing
 from semcal.runs.digests import DIGESTS, Unchanged, changed, compare, digest, read_digests, write_recorded
 from semcal.runs.files import content_key, finish, is_whole, link_or_copy, newest, plain, replacing, write_atomically
 from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Portion, read_partial
@@ -173,6 +174,11 @@ class Run:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         self._write_json("manifest.json", manifest)
+
+    def change_manifest(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Write what `change` makes of the manifest as it is now; other processes may change it, too."""
+        with writing(self.folder):
+            self.write_manifest(change(self.manifest()))
 
     # ---- questions ------------------------------------------------------------------------------------------
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from semcal import UserError
+from semcal.runs import claims
+from semcal.runs.claims import LOCK, claimed, locked, part, writing
+from semcal.runs.claims import holder as holder_of
 from semcal.runs.files import is_whole, replacing, sweep, write_atomically
-from semcal.runs.folder_lock import LOCK, locked
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from semcal.runs.folder_lock import locked
+from semcal.runs.claims import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -56,34 +58,68 @@ def test_a_second_process_is_told_which_one_is_at_work_until_that_is_killed(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_was_removed_while_one_waited_for_it_is_not_taken_for_a_lock(tmp_path, monkeypatch):
-    real, calls = fcntl.flock, []
-
-    def flock(file, how):
-        real(file, how)
-        calls.append(file)
-        if len(calls) == 1:  # its holder leaves between our open and our lock
-            (tmp_path / LOCK).unlink()
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path):
-        assert len(calls) == 2
-        assert (tmp_path / LOCK).is_file()
+def test_a_part_is_claimed_by_one_process_and_other_parts_are_free(tmp_path, holder):
+    with claimed(tmp_path) as ours:
+        assert not ours
+    zero, one = part("0"), part("1")
+    with claimed(tmp_path, zero) as ours, claimed(tmp_path, zero) as again, claimed(tmp_path, one) as other:
+        assert (ours, again, other) == (True, False, True)
+    holder.kill()
+    holder.wait()
+    with claimed(tmp_path) as ours:
+        assert ours
 
 
-@pytest.mark.parametrize("how", ["no locks", "not to be written", "not there"])
-def test_where_nothing_can_be_locked_nothing_is(tmp_path, monkeypatch, how):
+def test_a_claim_from_another_machine_is_taken_over_when_nobody_touches_it(tmp_path, monkeypatch):
+    """Whether its process lives is not known there; its heartbeat is."""
+    monkeypatch.setattr(claims, "LEASE_S", 0.6)
+    record = "filelock/2\npid=1\nhost=another-machine\nmode=lease\ntoken={}\nduration=0.6\nstart=1\n"
+    (tmp_path / LOCK).write_text(record.format("0" * 32))
+    with claimed(tmp_path) as ours:
+        assert not ours
+    assert holder_of(tmp_path / LOCK) == "process 1 on another-machine"
+    for _ in range(5):  # touched within each 0.6 s, as by a living holder
+        time.sleep(0.3)
+        os.utime(tmp_path / LOCK)
+        with claimed(tmp_path) as ours:
+            assert not ours
+    time.sleep(0.9)
+    with claimed(tmp_path) as ours:
+        assert ours
+
+
+@pytest.mark.parametrize("how", ["not to be written", "not there"])
+def test_where_nothing_can_be_claimed_nothing_is_refused(tmp_path, monkeypatch, how):
     folder = tmp_path / "missing" if how == "not there" else tmp_path
 
     def refuses(*_):
-        raise OSError("not supported") if how == "no locks" else PermissionError("read-only")
+        raise PermissionError("read-only")
 
-    if how == "no locks":
-        monkeypatch.setattr(fcntl, "flock", refuses)
-    elif how == "not to be written":
+    if how == "not to be written":
         monkeypatch.setattr(os, "open", refuses)
-    with locked(folder):
-        pass
+    with locked(folder), claimed(folder, part("0")) as ours, writing(folder):
+        assert ours
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+COUNTER = """
+import sys, time
+from pathlib import Path
+from semcal.runs.claims import writing
+folder = Path(sys.argv[1])
+for _ in range(100):
+    with writing(folder), writing(folder):
+        number = int((folder / "number").read_text())
+        (folder / "number").write_text(str(number + 1))
+"""
+
+
+def test_what_two_processes_change_at_once_is_changed_twice(tmp_path):
+    (tmp_path / "number").write_text("0")
+    run = [sys.executable, "-c", COUNTER, str(tmp_path)]
+    processes = [subprocess.Popen(run, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}) for _ in range(2)]
+    assert [p.wait() for p in processes] == [0, 0]
+    assert (tmp_path / "number").read_text() == "200"
 
 
 def test_an_error_within_the_lock_leaves_no_lock(tmp_path):

@@ -1,0 +1,106 @@
+"""Who is at work on what: one process at a time on a folder, or on a part of what is done there.
+
+A claim is a file that its holder touches every 40 s (filelock's SoftFileLease). It ends with its block. After a process
+that was killed, the next one takes it over: at once on the same machine, elsewhere when nobody touched it for two
+minutes, by the clock of the one who waits. It needs a file system on which a file can be created by one process only,
+and no locks of that file system. A holder that was suspended so long may find that another one did its work, too: what
+is protected has to come out alike whoever does it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLease, Timeout
+
+from semcal.errors import UserError
+
+LOCK = ".lock"  # claim on all of a folder
+CLAIMS = "claims"  # folder of the claims on parts of a run
+WRITING = ".writing"  # held for moments, while files are read, changed and written again
+SUFFIX = ".claim"
+LEASE_S = 120.0
+_TRIES = 2  # the first one may only find out that the holder is dead
+_WAITED: dict[Path, SoftFileLease] = {}  # how long a claim has not been touched is known to the object that watches it
+
+
+@contextmanager
+def claimed(folder: Path, name: str = LOCK) -> Iterator[bool]:
+    """Whether this process has the claim of this name on a folder, for the time of the block; False where another has.
+
+    Where the folder is not there or cannot be written, nothing can be claimed and nothing is refused.
+    """
+    path = folder / name
+    lease = _WAITED.pop(path, None) or SoftFileLease(path, lease_duration=LEASE_S, timeout=0, thread_local=False)
+    try:
+        if folder.is_dir():
+            _take(lease)
+    except Timeout:
+        _WAITED[path] = lease
+        yield False
+        return
+    except OSError:
+        pass
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            lease.release()
+
+
+def part(name: str) -> str:
+    """The name of the claim on a part of what is done in a folder."""
+    return f"{CLAIMS}/{name}{SUFFIX}"
+
+
+def _take(lease: SoftFileLease) -> None:
+    """
+    Raises:
+        Timeout: another process has it.
+    """
+    for attempt in range(_TRIES):
+        try:
+            lease.acquire()
+            return
+        except Timeout:
+            if attempt == _TRIES - 1:
+                raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder.
+
+    Raises:
+        UserError: another process works there; it is named.
+    """
+    with claimed(folder) as ours:
+        if not ours:
+            raise UserError(
+                f"{folder} is in use by {holder(folder / LOCK)}; wait until that has finished, or stop it, and run the "
+                "same command again"
+            )
+        yield
+
+
+def holder(path: Path) -> str:
+    """Who has a claim, in words."""
+    with suppress(OSError, UnicodeDecodeError):
+        found = dict(re.findall(r"^(pid|host)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+        if found.keys() == {"pid", "host"}:
+            return f"process {found['pid']} on {found['host']}"
+    return "another process"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Read, change and write files of a folder that other processes change, too; the others wait for the moment. A
+    block may hold another one of the same folder."""
+    with ExitStack() as held:
+        with suppress(OSError):  # not to be written: whoever writes there is told
+            if folder.is_dir():
+                held.enter_context(FileLock(folder / WRITING, is_singleton=True))
+        yield
