@@ -19,6 +19,7 @@ from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
 from semcal.errors import NonFiniteError
+from semcal.runs.claims import WRITING
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import Reporter, questions_in, run_dict, study_of, write_study
 
