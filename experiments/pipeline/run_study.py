@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,10 +35,11 @@ from semcal.questions.load_dataset import read_table
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
-from semcal.runs.claims import locked
+from semcal.runs.claims import claimed, holder, part
 from semcal.runs.files import sweep
 from semcal.runs.run import Run, content_key
 
+WAIT_S = 2.0  # where all that is left is in the hands of other processes
 log = logging.getLogger(__name__)
 
 
@@ -157,26 +159,59 @@ def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) 
 def run_study(prepared: Prepared, reporter: Reporter) -> None:
     """Sample, capture, score, probe, report and track every cell that is not finished.
 
+    Several processes that run one study share its work: each samples the shards that no other one holds, whichever
+    finds a cell whole analyses it, and all end when everything is done.
+
     Raises:
-        UserError: whatever a stage cannot go on with; another process is at work on a cell.
+        UserError: whatever a stage cannot go on with.
     """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
     sweep(prepared.study.folder)
-    for cell, run in rows:
-        with locked(run.folder), _saying_what_is_saved(cell, run):
-            run.tidy()
-            if not run.sampled or _other_weights(cell.model, run):
-                model = models.of(cell.model)
-                job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
-                reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
-                if job.todo:
-                    sample_cell(job, model, reporter.answered)
+    left = rows
+    while left:
+        held = [(cell, run) for cell, run in left if not _run_cell(prepared, cell, run, models, reporter)]
+        if len(held) == len(left):
+            time.sleep(WAIT_S)
+        left = held
+    write_study(prepared.study.name, rows, prepared.study.folder)
+
+
+def _run_cell(prepared: Prepared, cell: Cell, run: Run, models: Models, reporter: Reporter) -> bool:
+    """Do of a cell what no other process is at work on; returns whether the cell is finished."""
+    with _saying_what_is_saved(cell, run):
+        run.tidy()
+        if by := _held_by(run):
+            reporter.stage(cell, f"sampled by {by}")
+            return False
+        if not run.sampled or _other_weights(cell.model, run):
+            model = models.of(cell.model)
+            job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+            reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
+            if job.todo:
+                sample_cell(job, model, reporter.answered)
+            if not run.sampled:
+                return False
+        with claimed(run.folder) as ours:
+            if not ours:
+                reporter.stage(cell, f"analysed by {holder(run.folder)}")
+                return False
             analyse(cell, run, reporter, models)
             if cell.tracking.wandb != "disabled":
                 reporter.stage(cell, "tracking")
                 track(cell, run)
-            reporter.finished(cell)
-    write_study(prepared.study.name, rows, prepared.study.folder)
+        reporter.finished(cell)
+    return True
+
+
+def _held_by(run: Run) -> str:
+    """Who is at work on the shards that a run lacks, if others are on all of them; else ""."""
+    by = ""
+    for key in run.missing_shards():
+        with claimed(run.folder, part(key)) as free:
+            if free:
+                return ""
+        by = holder(run.folder, part(key))
+    return by
 
 
 @contextmanager

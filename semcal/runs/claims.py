@@ -80,16 +80,17 @@ def locked(folder: Path) -> Iterator[None]:
     with claimed(folder) as ours:
         if not ours:
             raise UserError(
-                f"{folder} is in use by {holder(folder / LOCK)}; wait until that has finished, or stop it, and run the "
+                f"{folder} is in use by {holder(folder)}; wait until that has finished, or stop it, and run the "
                 "same command again"
             )
         yield
 
 
-def holder(path: Path) -> str:
+def holder(folder: Path, name: str = LOCK) -> str:
     """Who has a claim, in words."""
     with suppress(OSError, UnicodeDecodeError):
-        found = dict(re.findall(r"^(pid|host)=(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+        text = (folder / name).read_text(encoding="utf-8")
+        found = dict(re.findall(r"^(pid|host)=(.*)$", text, re.MULTILINE))
         if found.keys() == {"pid", "host"}:
             return f"process {found['pid']} on {found['host']}"
     return "another process"

@@ -77,7 +77,7 @@ def test_a_claim_from_another_machine_is_taken_over_when_nobody_touches_it(tmp_p
     (tmp_path / LOCK).write_text(record.format("0" * 32))
     with claimed(tmp_path) as ours:
         assert not ours
-    assert holder_of(tmp_path / LOCK) == "process 1 on another-machine"
+    assert holder_of(tmp_path) == "process 1 on another-machine"
     for _ in range(5):  # touched within each 0.6 s, as by a living holder
         time.sleep(0.3)
         os.utime(tmp_path / LOCK)

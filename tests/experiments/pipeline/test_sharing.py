@@ -1,0 +1,106 @@
+"""Several processes run one study: they share the work, and a process that is killed loses none of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.config.study import load_study
+from experiments.pipeline import run_study as pipeline
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study, run_study
+from semcal import Run
+from semcal.runs.claims import CLAIMS, WRITING
+from tests.experiments.conftest import write_study
+
+FORK = multiprocessing.get_context("fork")  # torch is loaded once
+
+
+def work(file: Path, log: Path, name: str, slow: float) -> None:
+    """Run a study as one of several processes; writes down how many questions it answered."""
+
+    class Counting(Reporter):
+        def answered(self, questions: int) -> None:
+            time.sleep(slow)
+            with log.open("a") as stream:
+                stream.write(f"{name} {questions}\n")
+
+    pipeline.WAIT_S = 0.05
+    run_study(prepare_study(load_study(file)), Counting())
+
+
+def start(file: Path, log: Path, name: str, slow: float = 0.0):
+    process = FORK.Process(target=work, args=(file, log, name, slow))
+    process.start()
+    return process
+
+
+def answered(log: Path) -> dict[str, int]:
+    """Who -> questions answered."""
+    if not log.is_file():
+        return {}
+    lines = pd.DataFrame([line.split() for line in log.read_text().splitlines()], columns=["who", "n"])
+    return lines.astype({"n": int}).groupby("who")["n"].sum().to_dict()
+
+
+@pytest.fixture
+def study(study_dict, tmp_path):
+    """Two cells of 48 questions in 12 shards each; its tables, made by one process; and the file, for others."""
+    study_dict["sampling"]["shard_size"] = 4
+    study_dict["styles"] = ["concise", "sentence"]
+    study_dict["probes"]["enabled"] = False
+    write_study(tmp_path, study_dict | {"name": "alone"})
+    work(tmp_path / "study.yaml", tmp_path / "alone.log", "alone", 0.0)
+    return write_study(tmp_path, study_dict)
+
+
+def assert_as_alone(folder: Path) -> None:
+    runs = sorted(p for p in (folder / "runs" / "small").glob("*__*"))
+    assert len(runs) == 2
+    for shared, alone in ((Run.open(p), Run.open(folder / "runs" / "alone" / p.name)) for p in runs):
+        pd.testing.assert_frame_equal(shared.samples(), alone.samples())
+        pd.testing.assert_frame_equal(shared.table(), alone.table())
+        assert shared.calibration() == alone.calibration()
+        assert shared.unchanged().changed == shared.unchanged().unknown == ()
+        for hook in alone.activations("last_prompt_token").layers:
+            ours, theirs = (run.activations("last_prompt_token").layer(hook) for run in (shared, alone))
+            assert (ours == theirs).all()
+    left = [
+        p for p in (folder / "runs" / "small").rglob("*") if p.is_file() and (CLAIMS in p.parts or p.name[0] == ".")
+    ]
+    assert {p.name for p in left} <= {WRITING}
+
+
+def test_two_processes_share_the_shards_of_a_study(study, tmp_path):
+    log = tmp_path / "shared.log"
+    processes = [start(study, log, str(i), slow=0.02) for i in range(2)]
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0, 0]
+    done = answered(log)
+    assert sum(done.values()) == 96, "nothing is done twice"
+    assert min(done.values()) >= 24, done
+    assert_as_alone(tmp_path)
+
+
+def test_processes_that_are_killed_lose_nothing(study, tmp_path):
+    log, draw = tmp_path / "shared.log", pd.Series([0.31, 0.12, 0.22, 0.05, 0.4, 0.17])
+    workers = [start(study, log, str(i), slow=0.01) for i in range(3)]
+    for kill, wait in enumerate(draw):
+        time.sleep(wait)
+        victim = workers.pop(0)
+        assert victim.pid
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.join()
+        workers.append(start(study, log, f"after-{kill}", slow=0.01))
+    for worker in workers:
+        worker.join()
+    assert [w.exitcode for w in workers] == [0, 0, 0]
+    assert_as_alone(tmp_path)
+    assert sum(answered(log).values()) <= 96 + 6 * 4, "at most a shard is repeated for each kill"
