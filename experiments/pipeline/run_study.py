@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -15,6 +15,7 @@ from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
 from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
+from experiments.pipeline.share import Share
 from experiments.pipeline.signals import Stopped
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
@@ -156,57 +157,92 @@ def check_all_semantics(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) 
             check_semantics(cell.semantics, datasets[cell.dataset.name], cell.style)
 
 
-def run_study(prepared: Prepared, reporter: Reporter) -> None:
+def run_study(prepared: Prepared, reporter: Reporter, share: Share | None = None) -> None:
     """Sample, capture, score, probe, report and track every cell that is not finished.
 
     Several processes that run one study share its work: each samples the shards that no other one holds, whichever
-    finds a cell whole analyses it, and all end when everything is done.
+    finds a cell whole analyses it, and all end when everything is done. A job with a share only samples it; then
+    `merge_study` does the rest.
 
     Raises:
         UserError: whatever a stage cannot go on with.
     """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
     sweep(prepared.study.folder)
-    left = rows
+    left = list(range(len(rows)))
     while left:
-        held = [(cell, run) for cell, run in left if not _run_cell(prepared, cell, run, models, reporter)]
+        held = [number for number in left if not _run_cell(prepared, number, models, reporter, share or Share(0, 1))]
         if len(held) == len(left):
             time.sleep(WAIT_S)
         left = held
-    write_study(prepared.study.name, rows, prepared.study.folder)
+    if share is None:
+        write_study(prepared.study.name, rows, prepared.study.folder)
 
 
-def _run_cell(prepared: Prepared, cell: Cell, run: Run, models: Models, reporter: Reporter) -> bool:
-    """Do of a cell what no other process is at work on; returns whether the cell is finished."""
+def merge_study(prepared: Prepared, reporter: Reporter) -> None:
+    """Analyse the cells whose shards are all there, as the jobs of an array left them, and write the study's page.
+
+    Raises:
+        UserError: shards are missing, after everything else is done; whatever a stage cannot go on with.
+    """
+    models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))
+    whole = [number for number, (_, run) in enumerate(rows) if run.sampled]
+    for number in whole:
+        while not _run_cell(prepared, number, models, reporter, Share(0, 1)):
+            time.sleep(WAIT_S)
+    if whole:
+        write_study(prepared.study.name, [rows[number] for number in whole], prepared.study.folder)
+    if missing := [_missing(cell, run) for cell, run in rows if not run.sampled]:
+        more = f", and {len(missing) - 3} more cells" if len(missing) > 3 else ""
+        raise UserError(
+            f"{prepared.study.name}: not all is sampled: {'; '.join(missing[:3])}{more}; run the jobs that sample them "
+            "again, or `semcal run` the study"
+        )
+
+
+def _missing(cell: Cell, run: Run) -> str:
+    if not (keys := run.shard_keys()):
+        return f"{cell.label} was not begun"
+    by = _held_by(run, run.missing_shards())
+    return f"{cell.label} lacks {len(run.missing_shards())} of {len(keys)} shards" + (
+        f", sampled by {by}" if by else ""
+    )
+
+
+def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporter, share: Share) -> bool:
+    """Do of a cell what is in this share and no other process is at work on; returns whether nothing of it is left."""
+    cell, run = prepared.cells[number], prepared.runs[number]
     with _saying_what_is_saved(cell, run):
         run.tidy()
-        if by := _held_by(run):
+        if by := _held_by(run, [key for key in run.missing_shards() if share.holds(number, key)]):
             reporter.stage(cell, f"sampled by {by}")
             return False
         if not run.sampled or _other_weights(cell.model, run):
             model = models.of(cell.model)
             job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
+            job = replace(job, todo=tuple(key for key in job.todo if share.holds(number, key)))
             reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
             if job.todo:
                 sample_cell(job, model, reporter.answered)
-            if not run.sampled:
+            if any(share.holds(number, key) for key in run.missing_shards()):
                 return False
-        with claimed(run.folder) as ours:
-            if not ours:
-                reporter.stage(cell, f"analysed by {holder(run.folder)}")
-                return False
-            analyse(cell, run, reporter, models)
-            if cell.tracking.wandb != "disabled":
-                reporter.stage(cell, "tracking")
-                track(cell, run)
+        if share.of == 1:
+            with claimed(run.folder) as ours:
+                if not ours:
+                    reporter.stage(cell, f"analysed by {holder(run.folder)}")
+                    return False
+                analyse(cell, run, reporter, models)
+                if cell.tracking.wandb != "disabled":
+                    reporter.stage(cell, "tracking")
+                    track(cell, run)
         reporter.finished(cell)
     return True
 
 
-def _held_by(run: Run) -> str:
-    """Who is at work on the shards that a run lacks, if others are on all of them; else ""."""
+def _held_by(run: Run, shards: Iterable[str]) -> str:
+    """Who is at work on these shards of a run, if others are on all of them; else ""."""
     by = ""
-    for key in run.missing_shards():
+    for key in shards:
         with claimed(run.folder, part(key)) as free:
             if free:
                 return ""

@@ -14,15 +14,16 @@ import pytest
 from experiments.config.study import load_study
 from experiments.pipeline import run_study as pipeline
 from experiments.pipeline.progress import Reporter
-from experiments.pipeline.run_study import prepare_study, run_study
-from semcal import Run
+from experiments.pipeline.run_study import merge_study, prepare_study, run_study
+from experiments.pipeline.share import Share
+from semcal import Run, UserError
 from semcal.runs.claims import CLAIMS, WRITING
 from tests.experiments.conftest import write_study
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded once
 
 
-def work(file: Path, log: Path, name: str, slow: float) -> None:
+def work(file: Path, log: Path, name: str, slow: float, share: Share | None = None) -> None:
     """Run a study as one of several processes; writes down how many questions it answered."""
 
     class Counting(Reporter):
@@ -32,7 +33,7 @@ def work(file: Path, log: Path, name: str, slow: float) -> None:
                 stream.write(f"{name} {questions}\n")
 
     pipeline.WAIT_S = 0.05
-    run_study(prepare_study(load_study(file)), Counting())
+    run_study(prepare_study(load_study(file)), Counting(), share)
 
 
 def start(file: Path, log: Path, name: str, slow: float = 0.0):
@@ -104,3 +105,18 @@ def test_processes_that_are_killed_lose_nothing(study, tmp_path):
     assert [w.exitcode for w in workers] == [0, 0, 0]
     assert_as_alone(tmp_path)
     assert sum(answered(log).values()) <= 96 + 6 * 4, "at most a shard is repeated for each kill"
+
+
+def test_jobs_of_an_array_each_sample_their_share_and_merging_does_the_rest(study, tmp_path):
+    log = tmp_path / "shared.log"
+    for i in (0, 2):
+        work(study, log, str(i), 0.0, Share(i, 3))
+    prepared = prepare_study(load_study(study))
+    with pytest.raises(UserError, match=r"llama · colours · concise lacks 4 of 12 shards; .* run the jobs that sample"):
+        merge_study(prepared, Reporter())
+    assert not any(run.calibration() for run in prepared.runs)
+    for i in range(4):  # another number of jobs: what is there stays
+        work(study, log, f"again-{i}", 0.0, Share(i, 4))
+    merge_study(prepared, Reporter())
+    assert sum(answered(log).values()) == 96
+    assert_as_alone(tmp_path)
