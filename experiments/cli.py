@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -85,6 +86,11 @@ def main() -> None:
             raise SystemExit(2) from None
         except BrokenPipeError:
             _leave_quietly()
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+                raise
+            complaints.print(f"semcal: stdout cannot be written ({error.strerror})", markup=False)
+            _leave_quietly(2)
         except SystemExit as ended:
             if _reader_is_gone():
                 _leave_quietly()
@@ -104,10 +110,10 @@ def _reader_is_gone() -> bool:
     return False
 
 
-def _leave_quietly() -> None:
+def _leave_quietly(code: int = 0) -> None:
     """End as programs do whose output nobody reads any more; Python would complain while it closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0)
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def _under(semantics: str, targets: list[str], overrides: list[str]) -> None:
             found.append((cell, run, agreement))
             screen.finished(cell)
     for cell, run, agreement in found:
-        output().console.rule(cell.label)
+        output().rule(cell.label)
         for table in agreement_table(agreement):
-            output().console.print(table)
+            output().show(table)
         output().append("runs", {"folder": run.folder, "agreement": agreement})
         output().written([write_agreement(agreement, run)])
     output().left_out(left_out)
@@ -74,8 +74,8 @@ def _sweep(targets: list[str], overrides: list[str]) -> None:
             screen.finished(cell)
         delta, level = cell.calibration.delta, cell.calibration.level
         over = relations(found, delta=delta, small_gap=SMALL_GAP, level=level)
-        output().console.rule(cell.label)
-        output().console.print(sweep_table(found, over))
+        output().rule(cell.label)
+        output().show(sweep_table(found, over))
         output().explain(explanation(found, delta))
         output().append("runs", {"folder": run.folder, "semantics": found.frame, "relations": over})
         output().written(write_sweep(cell, run, found, over))
@@ -170,8 +170,8 @@ def gate(
         raise UserError(f"{targets[0]}: none of its runs has been scored; `semcal run` its study first")
     for run in runs:
         rows = gates(sources(run), risks, delta=delta, guarantee=guarantee)  # pyright: ignore[reportArgumentType]
-        output().console.rule(run.name)
-        output().console.print(gates_table(rows))
+        output().rule(run.name)
+        output().show(gates_table(rows))
         output().explain(explanation(rows, delta, guarantee))  # pyright: ignore[reportArgumentType]
         output().append("runs", {"folder": run.folder, "gates": as_frame(rows)})
         table = run.folder / LOOKS / "gates.csv"

@@ -5,11 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
+from experiments.terminal.named_paths import checked
+
+
+def _existing(named: list[str]) -> list[str]:
+    """The paths that were named, each of which exists: said before anything slow is imported."""
+    return [str(path) for path in checked(named)]
+
+
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
 Targets = Annotated[
-    list[str], typer.Argument(help="Study files, run folders, folders of runs, and globs of them.", show_default=False)
+    list[str],
+    typer.Argument(help="Study files, run folders, folders of runs, and globs of them.", callback=_existing),
 ]
-Studies = Annotated[list[str], typer.Argument(help="Study files, and globs of them.", show_default=False)]
+Studies = Annotated[list[str], typer.Argument(help="Study files, and globs of them.", callback=_existing)]
 
 
 def loaded(studies: list[str], overrides: list[str] | None) -> list[tuple[Path, Any]]:
@@ -19,6 +28,5 @@ def loaded(studies: list[str], overrides: list[str] | None) -> list[tuple[Path, 
         UserError: see `experiments.config.study.load_study`.
     """
     from experiments.config.study import load_study
-    from experiments.terminal.named_paths import matching
 
-    return [(path, load_study(path, overrides or [])) for path in matching(studies)]
+    return [(Path(study), load_study(study, overrides or [])) for study in studies]

@@ -26,13 +26,13 @@ def compare(targets: Targets, set: Sets = None) -> None:
         comparisons = compare_all(runs, named, screen.stage)
         screen.finished(comparisons[-1].b)
     for heading, table in comparison_tables(comparisons):
-        output().console.rule()
+        output().rule()
         output().say(heading)
-        output().console.print(table)
+        output().show(table)
     for cell, matched in families:
-        output().console.rule(f"{cell.label}, by temperature")
+        output().rule(f"{cell.label}, by temperature")
         output().say(matched.note)
-        output().console.print(temperature_table(matched))
+        output().show(temperature_table(matched))
     output().explain(explanation(comparisons))
     output().record(comparisons=records(comparisons))
     output().left_out(left_out)
@@ -50,7 +50,7 @@ def transfer(
 
     runs, _, left_out = scored_runs(targets)
     found = transfer_runs(runs, layer=layer, target=target)
-    output().console.print(transfer_table(found))
+    output().show(transfer_table(found))
     output().explain(explanation(found))
     output().record(transfer=found)
     write_transfer(found, out)
@@ -72,7 +72,7 @@ def verdict(studies: Studies, set: Sets = None) -> None:
             judgement = judge_study(study, status.update)
         for heading, table in verdict_tables(judgement):
             output().say(heading)
-            output().console.print(table)
+            output().show(table)
         for missing in judgement.missing:
             output().remark(missing)
         folder = study_folder(study, set or [])

@@ -1,31 +1,39 @@
 """A table that fits the terminal: where it is too wide, intervals give way first, then columns in a fixed order, and a
-line below says what was left out. Names never vanish.
+line below says what was left out. Names never vanish: they are folded.
 
-Knows text alone; imports nothing slow.
+Knows text alone; imports nothing slow. rich's own table drops the end of what does not fit, and takes a second for a
+thousand rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 INTERVAL = re.compile(r" \[[^\]]*\]| ± [\d.]+")
-NAME = 16  # columns of the terminal that a name keeps, if it is that long
+NAME = 16  # columns of the terminal that a name keeps, if it is that long, where figures could be left out instead
+NARROWEST = 4  # to which names are folded where nothing else can give way
 
 
 @dataclass(frozen=True)
 class _Row:
     cells: tuple[str, ...]
-    style: str | None
-    colours: dict[int, str]  # by index of the cell
+    style: str = ""
+    colours: Mapping[int, str] = field(default_factory=dict)  # by index of the cell
     ends_section: bool = False
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is shown: whether intervals are, and the columns by index."""
+
+    intervals: bool
+    columns: tuple[int, ...]
 
 
 class FittedTable:
@@ -35,8 +43,8 @@ class FittedTable:
         titles: Of the columns.
         left: How many columns, from the first, hold names: aligned left, folded where they are long, never left out.
         right: How many, from the last, hold sentences: the same.
-        first_out: Titles in the order in which columns are left out; further ones follow from the right, and the first
-            column of figures stays.
+        first_out: Titles in the order in which columns of figures are left out; further ones follow from the right, and
+            the first of those stays.
         caption: Text below.
     """
 
@@ -52,73 +60,107 @@ class FittedTable:
         self.titles, self.caption = tuple(titles), caption
         self._rows: list[_Row] = []
         self._figures = range(left, len(self.titles) - right)
-        figures = self._figures[1:]
-        named = [at for title in first_out for at in figures if self.titles[at] == title]
-        self._order = [*named, *(at for at in reversed(figures) if at not in named)]
+        named = [at for title in first_out for at in self._figures if self.titles[at] == title]
+        others = [at for at in self._figures if at not in named]
+        self._order = [*named, *reversed(others[1:])]
 
-    def add_row(self, *cells: str, style: str | None = None, colours: dict[int, str] | None = None) -> None:
-        self._rows.append(_Row(tuple(map(str, cells)), style, colours or {}))
+    def add_row(self, *cells: str, style: str | None = None, colours: Mapping[int, str] | None = None) -> None:
+        padded = (*map(str, cells), *[""] * (len(self.titles) - len(cells)))
+        self._rows.append(_Row(padded, style or "", colours or {}))
 
     def add_section(self) -> None:
         """Let a line follow the last row."""
         if self._rows:
-            last = self._rows[-1]
-            self._rows[-1] = _Row(last.cells, last.style, last.colours, ends_section=True)
+            self._rows[-1] = replace(self._rows[-1], ends_section=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        intervals, shown = self._fitting(options.max_width)
-        yield self._table(intervals, shown, options.max_width)
-        without = [] if intervals else ["intervals"]
-        without += [self.titles[at] for at in range(len(self.titles)) if at not in shown]
+        choices = self._choices()
+        chosen = next((c for c in choices if self._least(c) <= options.max_width), choices[-1])
+        yield self._lines(chosen, options.max_width)
         if self.caption:
             yield Text(self.caption, style="italic dim")
+        without = [] if chosen == choices[0] or chosen.intervals else ["intervals"]
+        without += [title for at, title in enumerate(self.titles) if at not in chosen.columns]
         if without:
-            yield Text(f"left out at this width: {', '.join(without)}; all of it: a wider terminal, or --json")
+            yield Text(f"left out at this width: {', '.join(without)}; a wider terminal or --json shows all")
 
-    def _fitting(self, width: int) -> tuple[bool, list[int]]:
-        """Whether intervals are shown, and which columns."""
-        candidates = self._candidates()
-        return next((c for c in candidates if self._least_width(*c) <= width), candidates[-1])
+    # ---- what fits ---------------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[tuple[bool, list[int]]]:
-        whole = list(range(len(self.titles)))
-        has_intervals = any(INTERVAL.search(cell) for row in self._rows for cell in self._figures_of(row))
-        found = [(True, whole), (False, whole)] if has_intervals else [(True, whole)]
+    def _choices(self) -> list[_Choice]:
+        """From everything to the least, in the order in which things give way."""
+        whole = tuple(range(len(self.titles)))
+        cells = [cell for row in self._rows for cell in row.cells[self._figures.start : self._figures.stop]]
+        found = [_Choice(True, whole)]
+        if any(map(INTERVAL.search, cells)):
+            found.append(_Choice(False, whole))
         for n in range(1, len(self._order) + 1):
-            gone = self._order[:n]
-            found.append((not has_intervals, [at for at in whole if at not in gone]))
+            found.append(_Choice(False, tuple(at for at in whole if at not in self._order[:n])))
         return found
 
-    def _least_width(self, intervals: bool, shown: list[int]) -> int:
-        """Columns of the terminal that a choice needs: 2 between columns, 1 at either edge."""
-        widths = [self._width(at, intervals) for at in shown]
-        least = [w if at in self._figures else min(NAME, w) for at, w in zip(shown, widths, strict=True)]
-        return sum(least) + 2 * len(shown)
+    def _least(self, choice: _Choice) -> int:
+        """The width at which this can be shown with names of `NAME` and titles of figures folded between words."""
+        widths = {at: self._width(at, choice) for at in choice.columns}
+        return sum(w if at in self._figures else min(NAME, w) for at, w in widths.items()) + 2 * len(widths)
 
-    def _width(self, at: int, intervals: bool) -> int:
-        words = self.titles[at].split() if at in self._figures else [self.titles[at]]
-        title = max(words or [""], key=len)  # titles of figures fold between words
-        return max(cell_len(text) for text in (title, *self._column(at, intervals)))
+    def _width(self, at: int, choice: _Choice) -> int:
+        title = max(self.titles[at].split() or [""], key=len) if at in self._figures else self.titles[at]
+        return max(map(cell_len, (title, *self._cells(at, choice))))
 
-    def _column(self, at: int, intervals: bool) -> Iterator[str]:
+    def _cells(self, at: int, choice: _Choice) -> Iterator[str]:
+        cut = at in self._figures and not choice.intervals
         for row in self._rows:
-            cell = row.cells[at] if at < len(row.cells) else ""
-            yield cell if intervals or at not in self._figures else INTERVAL.sub("", cell)
+            yield INTERVAL.sub("", row.cells[at]) if cut else row.cells[at]
 
-    def _figures_of(self, row: _Row) -> tuple[str, ...]:
-        return row.cells[self._figures.start : self._figures.stop]
+    def _widths(self, choice: _Choice, most: int) -> dict[int, int]:
+        """Of each column: titles of figures are whole where there is room, and long names share what is left."""
+        widths = {at: self._width(at, choice) for at in choice.columns}
+        whole = {at: max(w, cell_len(self.titles[at])) for at, w in widths.items()}
+        room = most - 2 * len(widths)
+        if sum(whole.values()) <= room:
+            return whole
+        names = [at for at in widths if at not in self._figures]
+        while names and sum(widths.values()) > room:
+            widest = max(names, key=lambda at: widths[at])
+            if widths[widest] <= NARROWEST:
+                break
+            widths[widest] -= 1
+        return widths
 
-    def _table(self, intervals: bool, shown: list[int], width: int) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        fits = self._least_width(intervals, shown) <= width
-        for at in shown:
-            figure, longest = at in self._figures, self._width(at, intervals)
-            least = (longest if figure else min(NAME, longest)) if fits else None
-            table.add_column(
-                Text(self.titles[at]), overflow="fold", justify="right" if figure else "left", min_width=least
-            )
-        columns = [list(self._column(at, intervals)) for at in shown]
-        for i, row in enumerate(self._rows):
-            cells = [Text(column[i], style=row.colours.get(at, "")) for at, column in zip(shown, columns, strict=True)]
-            table.add_row(*cells, style=row.style, end_section=row.ends_section)
-        return table
+    # ---- as lines ----------------------------------------------------------------------------------------------------
+
+    def _lines(self, choice: _Choice, most: int) -> Text:
+        widths = self._widths(choice, most)
+        rule = f" {'─' * (sum(widths.values()) + 2 * len(widths) - 2)}\n"
+        head = self._line(_Row((), "bold"), [self.titles[at] for at in widths], widths)
+        found = Text("\n", end="", no_wrap=True).append_text(head).append(rule)
+        columns = [list(self._cells(at, choice)) for at in choice.columns]
+        for row, *cells in zip(self._rows, *columns, strict=True):
+            found.append_text(self._line(row, cells, widths))
+            if row.ends_section:
+                found.append(rule)
+        return found.append("\n")
+
+    def _line(self, row: _Row, cells: Sequence[str], widths: Mapping[int, int]) -> Text:
+        """A row, of as many lines as its longest cell is folded to."""
+        folded = [_folded(cell, width) for cell, width in zip(cells, widths.values(), strict=True)]
+        found = Text(style=row.style)
+        for i in range(max(map(len, folded))):
+            for parts, (at, width) in zip(folded, widths.items(), strict=True):
+                part = parts[i] if i < len(parts) else ""
+                gap = " " * (width - cell_len(part))
+                found.append(f" {gap}{part} " if at in self._figures else f" {part}{gap} ", row.colours.get(at))
+            found.append("\n")
+        return found
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A text in lines of at most this width, between words where that is possible."""
+    if cell_len(text) <= width and "\n" not in text:
+        return [text]
+    lines = [""]
+    for word in re.findall(r"\s*\S+", text.replace("\n", " ")):
+        if cell_len(lines[-1] + word) <= width:
+            lines[-1] += word
+            continue
+        lines += chop_cells(word.lstrip(), width)
+    return lines[1:] if not lines[0] else lines

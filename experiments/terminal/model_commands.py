@@ -62,8 +62,8 @@ def intervene(
                     raise
                 left_out.append(str(error))
                 continue
-            output().console.rule(cell.label)
-            output().console.print(intervention_table(found))
+            output().rule(cell.label)
+            output().show(intervention_table(found))
             output().append("runs", {"folder": run.folder, "interventions": found})
             figures = [f"figures/{name}.png" for name in drawn if name.startswith(f"{kind}-")]
             output().written(run.folder / name for name in (*figures, "report.html"))
@@ -89,8 +89,8 @@ def tilt(targets: Targets) -> None:
             screen.stage(cell, "comparing")
             remedied = side_by_side(cell, run, found.before, found.after)
             screen.finished(cell)
-        output().console.rule(cell.label)
-        output().console.print(remedies_table(remedied))
+        output().rule(cell.label)
+        output().show(remedies_table(remedied))
         output().explain(explanation(run, [one.questions for one in found.learnt], found.tokens))
         output().append("runs", {"folder": run.folder, "remedies": as_frame(remedied)})
         table = found.adapters[0].parents[1] / "remedies.csv"

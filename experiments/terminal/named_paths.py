@@ -5,6 +5,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from semcal.errors import UserError, nearest
+
+STUDY_FILES = (".yaml", ".yml")
+
 
 def matching(named: Sequence[str | Path]) -> list[Path]:
     """The paths that names stand for, in which * and ? are taken as a shell takes them: some shells leave that to the
@@ -13,6 +17,24 @@ def matching(named: Sequence[str | Path]) -> list[Path]:
     for name in map(str, named):
         found += [name] if Path(name).exists() else sorted(glob.glob(name)) or [name]
     return [Path(name) for name in dict.fromkeys(found)]
+
+
+def checked(named: Sequence[str | Path]) -> list[Path]:
+    """The same, before anything slow is imported.
+
+    Raises:
+        UserError: a path that does not exist.
+    """
+    paths = matching(named)
+    if missing := next((path for path in paths if not path.exists()), None):
+        raise UserError(_no_study(missing) if missing.suffix in STUDY_FILES else no_run(missing))
+    return paths
+
+
+def _no_study(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"no file {path}; there is no folder {path.parent}"
+    return f"no file {path}{nearest(path.name, [p.name for p in path.parent.glob('*.y*ml')])}"
 
 
 def pasted(command: str, *paths: str | Path) -> str:

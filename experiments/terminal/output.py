@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from semcal.errors import UserError
 
@@ -60,6 +61,16 @@ class Output:
         wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
         return Console(width=wide, quiet=self.as_json)
 
+    def show(self, table: RenderableType) -> None:
+        """A table, fitted to the terminal."""
+        if not self.as_json:
+            self.console.print(table)
+
+    def rule(self, title: str = "") -> None:
+        """A line above a part of the results."""
+        if not self.as_json:
+            self.console.rule(Text(title))
+
     def say(self, text: str, style: str | None = None) -> None:
         """A line of results: wrapped between words in a terminal, left whole in a pipe."""
         whole = not self.console.is_terminal
@@ -93,8 +104,8 @@ class Output:
 
     def hint(self, *commands: str) -> None:
         """What can be typed next, to be pasted as it is."""
-        for command in () if self.quiet else commands:
-            self.verbatim(f"next: {command}", style="dim")
+        for command in commands:
+            self.tell(f"next: {command}", style="dim")
 
     def tell(self, text: str, style: str | None = None) -> None:
         """A line on stderr, about work to come or under way."""

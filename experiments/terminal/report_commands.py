@@ -46,7 +46,7 @@ def ls(
     table = FittedTable(TITLES, left=2, first_out=("n", "KL gap", "excess"))
     for cells in rows_of(found):
         table.add_row(*cells)
-    output().console.print(table)
+    output().show(table)
     output().record(runs=[_record(run) for run in found])
     output().left_out([run.problem for run in found if run.problem] + left_out)
 

@@ -24,7 +24,7 @@ from semcal.runs.files import newest
 KEPT = "results kept, no texts"
 _INSIDE = ("wandb", "looks")  # folders of a run that hold no further runs
 _PROBES_OFF = re.compile(r"^probes:\n(?:  .*\n)*?  enabled: false$", re.MULTILINE)
-_KL = ("gap", "gap_low", "gap_high")
+KL = ("gap", "gap_low", "gap_high")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ def listed(folder: Path) -> Listed:
     if not folder.is_dir():
         return Listed(folder, "not run", {})
     try:
-        manifest, calibration = (_json(folder, name) for name in ("manifest.json", "calibration.json"))
+        files = _Files.of(folder)
+        manifest, calibration = files.json("manifest.json"), files.json("calibration.json")
         figures = {key: calibration.get(key) for key in ("n", "smece", "smece_low", "smece_high", "excess")}
-        return Listed(folder, _state(folder, manifest, calibration), figures | _kl(folder))
+        return Listed(folder, _state(folder, manifest, calibration), figures | _kl(files, manifest))
     except UserError as error:
         return Listed(folder, "unreadable", {}, str(error))
 
@@ -132,57 +133,70 @@ def _at_work(folder: Path) -> bool:
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _kl(folder: Path) -> dict[str, float | None]:
-    """The KL gap of the last layer at the last prompt token, of the linear rung or, for open classes, the bilinear."""
-    none: dict[str, float | None] = {f"kl_{name}": None for name in _KL}
-    if not newest(folder, "probes.parquet").is_file():
-        return none
-    if _PROBES_OFF.search(_checked(folder, "config.yaml").read_text(encoding="utf-8")):
-        return none
-    rows = _rows(_checked(folder, "probes.parquet"))
+def _kl(files: _Files, manifest: dict[str, Any]) -> dict[str, float | None]:
+    """The KL gap of the last layer at the last prompt token, of the linear rung or, for open classes, the bilinear: as
+    the manifest of a finished run tells it; from the table of probes where an earlier version of semcal wrote that."""
+    if manifest.get("analysed", {}).get("drawn") and "kl_gap" in manifest:
+        return {f"kl_{name}": manifest["kl_gap"].get(name) for name in KL}
+    last: dict[str, Any] = {}
+    if files.path("probes.parquet").is_file() and not _PROBES_OFF.search(files.read("config.yaml")):
+        last = _headline_row(files)
+    return {f"kl_{name}": _finite(last.get(name)) for name in KL}
+
+
+def _headline_row(files: _Files) -> dict[str, Any]:
+    """See `experiments.compare.probe_rows.last_layer`."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    path, wanted = files.checked("probes.parquet"), ["rung", "target", "position", *KL]
+    try:
+        with pq.ParquetFile(path) as file:
+            if not {*wanted} <= {*file.schema_arrow.names}:  # a version without KL gaps
+                return {}
+            rows = file.read(columns=wanted, use_threads=False).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); `semcal probe {files.folder}` makes it again") from None
     rows = [row for row in rows if row["target"] == "classes" and row["rung"] in ("linear", "bilinear")]
     if any(row["rung"] == "linear" for row in rows):
         rows = [row for row in rows if row["rung"] == "linear"]
     here = [row for row in rows if row["position"] == "last_prompt_token"]
-    last = here[-1] if here else {}
-    return {f"kl_{name}": _finite(last.get(name)) for name in _KL}
+    return here[-1] if here else {}
 
 
-def _rows(path: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a table of probes, in the columns that are read here; none of a version without KL gaps."""
-    import pyarrow
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class _Files:
+    """The files of a run, each of which is read only if it is as it was written."""
 
-    wanted = ["rung", "target", "position", *_KL]
-    try:
-        with pq.ParquetFile(path) as file:
-            if not {*wanted} <= {*file.schema_arrow.names}:
-                return []
-            return file.read(columns=wanted, use_threads=False).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); `semcal probe {path.parent}` makes it again") from None
+    folder: Path
+    digests: dict[str, list[str]]
 
+    @classmethod
+    def of(cls, folder: Path) -> _Files:
+        return cls(folder, read_digests(newest(folder, DIGESTS)))
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    if not newest(folder, name).is_file():
-        return {}
-    path = _checked(folder, name)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete it, and `semcal run` its study makes it again"
-        ) from None
-    return found if isinstance(found, dict) else {}
+    def path(self, name: str) -> Path:
+        return newest(self.folder, name)
 
+    def checked(self, name: str) -> Path:
+        path, known = self.path(name), self.digests.get(name)
+        if known is not None and digest(path) not in known:
+            raise changed(path, name, self.folder)
+        return path
 
-def _checked(folder: Path, name: str) -> Path:
-    """A file that is as it was written."""
-    path = newest(folder, name)
-    known = read_digests(newest(folder, DIGESTS)).get(name)
-    if known is not None and digest(path) not in known:
-        raise changed(path, name, folder)
-    return path
+    def read(self, name: str) -> str:
+        return self.checked(name).read_text(encoding="utf-8")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Empty where there is no such file."""
+        if not self.path(name).is_file():
+            return {}
+        try:
+            found = json.loads(self.read(name))
+        except ValueError as error:
+            again = "delete it, and `semcal run` its study makes it again"
+            raise UserError(f"{self.path(name)} cannot be read ({error}); {again}") from None
+        return found if isinstance(found, dict) else {}
 
 
 def _finite(value: float | None) -> float | None:

@@ -75,10 +75,10 @@ def run(
         folder = prepared.study.folder
         output().append("studies", {"study": prepared.study.name, "folder": folder, "runs": run_records(rows)})
         output().say(f"runs, figures and report.html: {folder}")
-        labelled = any(model.stage for model in prepared.study.models)
-        output().hint(
-            *([pasted("verdict", path)] if labelled else [pasted("compare", folder)] if len(rows) > 1 else [])
-        )
+        if any(model.stage for model in prepared.study.models):
+            output().hint(pasted("verdict", path, *(part for one in set or [] for part in ("--set", one))))
+        if len({cell.dataset.name for cell in prepared.cells}) < len(rows):  # some share their questions
+            output().hint(pasted("compare", folder))
 
 
 def _plan(studies: list[Study]) -> None:
@@ -88,7 +88,7 @@ def _plan(studies: list[Study]) -> None:
     plans = []
     for study in studies:
         planned = dry_run(study)
-        output().console.print(plan_table(planned))
+        output().show(plan_table(planned))
         for note in plan_notes(planned):
             output().explain(f"· {note}")
         plans.append(plan_data(planned))
@@ -111,7 +111,7 @@ def prompts(
         models = {m.name: model_to_look_at(m) for m in study.models}
         for cell in {(c.model.name, c.dataset.name, c.style): c for c in study.cells()}.values():
             named: dict[str, Any] = {"model": cell.model.name, "dataset": cell.dataset.name, "style": cell.style}
-            output().console.rule(" · ".join(named.values()))
+            output().rule(" · ".join(named.values()))
             for shown in look(cell, datasets[cell.dataset.name], models[cell.model.name], n):
                 facts, _, text = shown.partition("\n")
                 output().say(facts, style="bold")
@@ -134,7 +134,7 @@ def doctor(
     with output().status(f"examining {model}") as status:
         found = examine(model, dataset, dtype=dtype, device=device, tell=status.update)
     output().record(**found.to_dict())
-    output().console.print(checks_table(found.to_dict()["checks"]))
+    output().show(checks_table(found.to_dict()["checks"]))
     output().say(f"{model}: {found.verdict}", style="green" if found.passed else "bold red")
     if not found.passed:
         raise typer.Exit(2)

@@ -18,7 +18,7 @@ def print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
 
     titles, cells = summary_rows(rows)
     caption = "" if output().quiet else legend(titles, short=True)
-    output().console.print(text_table(titles, cells, first_out=LEAVE_FIRST, caption=caption))
+    output().show(text_table(titles, cells, first_out=LEAVE_FIRST, caption=caption))
     for (name, *_), (cell, found) in zip(cells, rows, strict=True):
         for remark in remarks(cell, found):
             output().remark(remark, of=name)
