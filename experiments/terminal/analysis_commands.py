@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from experiments.terminal.arguments import Sets, Targets
+from experiments.terminal.headline_figures import print_summary, run_records
 from experiments.terminal.output import output
-from experiments.terminal.summary import print_summary, run_records
 from semcal.errors import UserError, nearest
 
 

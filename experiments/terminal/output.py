@@ -209,8 +209,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    if hasattr(value, "to_dict"):  # of pandas
-        return _plain(value.to_dict("records"))
-    if hasattr(value, "tolist"):  # of numpy
-        return _plain(value.tolist())
+    if (records := getattr(value, "to_dict", None)) is not None:  # of pandas
+        return _plain(records("records"))
+    if (numbers := getattr(value, "tolist", None)) is not None:  # of numpy
+        return _plain(numbers())
     return None if isinstance(value, float) and not math.isfinite(value) else value

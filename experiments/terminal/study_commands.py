@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from experiments.terminal.arguments import Sets, Studies, loaded
+from experiments.terminal.headline_figures import print_summary, run_records
 from experiments.terminal.output import output
-from experiments.terminal.summary import print_summary, run_records
 from semcal.errors import UserError
 
 if TYPE_CHECKING:
