@@ -131,11 +131,17 @@ class _Bar(_Silence):
         self._bar.__exit__(*error)
 
     def open(self, cell: str) -> None:
-        self._bar.reset(self._task, total=None, description=cell, visible=True, far="")
+        self._bar.reset(self._task, description=cell, visible=True, far="")
+        self._aim_at(None)
 
     def show(self, words: str, done: int, of: int) -> None:
         far = f"{done:,}/{of:,}" if of else ""
-        self._bar.update(self._task, description=words, total=of or None, completed=done, far=far, visible=True)
+        self._aim_at(of or None)
+        self._bar.update(self._task, description=words, completed=done, far=far, visible=True)
+
+    def _aim_at(self, total: int | None) -> None:
+        """`Progress.update` cannot forget a total."""
+        next(task for task in self._bar.tasks if task.id == self._task).total = total
 
     def close(self, words: str) -> None:
         self._bar.update(self._task, visible=False)
