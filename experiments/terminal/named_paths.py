@@ -16,7 +16,7 @@ def matching(named: Sequence[str | Path]) -> list[Path]:
     found = []
     for name in map(str, named):
         found += [name] if Path(name).exists() else sorted(glob.glob(name)) or [name]
-    return [Path(name) for name in dict.fromkeys(found)]
+    return [Path(name) for name in found]
 
 
 def checked(named: Sequence[str | Path]) -> list[Path]:
