@@ -145,7 +145,7 @@ class _Bar(_Silence):
 
     def close(self, words: str) -> None:
         self._bar.update(self._task, visible=False)
-        self._bar.console.print(words, markup=False)
+        self._bar.console.print(words, markup=False, highlight=False)
 
 
 class _Lines(_Silence):
@@ -187,7 +187,7 @@ class _Lines(_Silence):
 
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, highlight=False)
 
 
 def _clock(seconds: float) -> str:
