@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-
-from rich.table import Table
+from typing import Any
 
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
 from experiments.config.run_folder import FACTORS, differing
 from experiments.config.study import Cell
 from experiments.report.html_page import title
 from experiments.report.summary_table import interval, number, p_text, text_table
+from experiments.terminal.fitted_table import FittedTable
 from semcal.calibration.inference.paired import Difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap, weighted_mean
 from semcal.calibration.measures.smece import smece
@@ -17,9 +17,24 @@ from semcal.calibration.measures.smece import smece
 SIGNED = ("excess", "signed_gap")
 
 
-def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, Table]]:
+def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, FittedTable]]:
     """A heading and a table per pair; p-values are adjusted over all of them."""
     return [(_heading(c), _pair_table(c, holm)) for c, holm in zip(comparisons, adjusted(comparisons), strict=True)]
+
+
+def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The same as data, a record per pair."""
+    return [
+        {
+            "first": c.a.folder,
+            "second": c.b.folder,
+            "differ_in": differing(c.a, c.b),
+            "matched": c.matched.note,
+            "note": c.note,
+            "figures": {name: vars(d) | {"holm": p[name]} for name, d in (c.differences | c.predictability).items()},
+        }
+        for c, p in zip(comparisons, adjusted(comparisons), strict=True)
+    ]
 
 
 def explanation(comparisons: Sequence[Comparison]) -> str:
@@ -48,7 +63,7 @@ def _tests(families: Iterable[Mapping[str, Difference]]) -> int:
     return sum(math.isfinite(d.p_value) for family in families for d in family.values())
 
 
-def temperature_table(matched: Matched) -> Table:
+def temperature_table(matched: Matched) -> FittedTable:
     """One row per temperature, coldest first, on equal questions and samples."""
     table = text_table(["T", "smECE", "null mean", "excess", "signed gap", "confidence", "accuracy"], [])
     for run in matched.runs:
@@ -77,7 +92,7 @@ def _name(cell: Cell) -> str:
     return f"{cell.label}{hot}  ({cell.folder})"
 
 
-def _pair_table(c: Comparison, holm: dict[str, float]) -> Table:
+def _pair_table(c: Comparison, holm: dict[str, float]) -> FittedTable:
     table = text_table(["", *_columns(c), "difference", "p", "Holm", "swap", "detectable"], [])
     for name, d in c.differences.items():
         table.add_row(title(name), *_cells(d, holm[name], c, "+" if name in SIGNED else ""))

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
 
 from experiments.config.run_folder import LOOKS
+from experiments.terminal.fitted_table import FittedTable
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.risk_control import Gate, Guarantee, gate
 from semcal.errors import UserError
@@ -78,9 +77,9 @@ def gates(found: Mapping[str, Source], risks: Sequence[float], *, delta: float, 
     return rows
 
 
-def gates_table(rows: Sequence[Row]) -> Table:
+def gates_table(rows: Sequence[Row]) -> FittedTable:
     """One row per confidence and risk."""
-    table = Table("confidence", "risk", "answer where ≥", "answered", "of these wrong", box=box.SIMPLE_HEAD)
+    table = FittedTable(("confidence", "risk", "answer where ≥", "answered", "of these wrong"))
     for row in rows:
         if row.found is None:
             figures = ("too few groups", "", "")

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
 
 from experiments.config.study import Cell
 from experiments.probe.confidence_of_probes import costs
 from experiments.report.summary_table import headline, interval, number
+from experiments.terminal.fitted_table import FittedTable
 from semcal.calibration.estimators.recalibration import remedies
 from semcal.calibration.inference.paired import STATISTICS, paired_difference
 from semcal.calibration.summary import calibrate
@@ -109,10 +108,10 @@ def as_frame(rows: Sequence[Remedied]) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in rows])
 
 
-def remedies_table(rows: Sequence[Remedied]) -> Table:
+def remedies_table(rows: Sequence[Remedied]) -> FittedTable:
     """One row per remedy."""
     titles = ("remedy", "smECE", "change", "excess", "signed gap", "accuracy", "AUROC", "tokens per question")
-    table = Table(*titles, box=box.SIMPLE_HEAD)
+    table = FittedTable(titles)
     for r in rows:
         change = "" if r.remedy == AS_SAMPLED else interval(r.change, r.change_low, r.change_high, "+")
         figures = (number(r.excess, "+"), number(r.signed_gap, "+"), number(r.accuracy), number(r.auroc, digits=2))

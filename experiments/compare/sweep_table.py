@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
 from experiments.compare.coarser_semantics import Swept
 from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
 from experiments.report.html_page import save_figures
 from experiments.report.summary_table import interval
+from experiments.terminal.fitted_table import FittedTable
 from experiments.verdict.rules import SMALL_GAP
 from probes.plots.semantics_scatter import semantics_scatter
 from semcal.calibration.inference.over_semantics import Relation
@@ -23,9 +21,9 @@ FILES = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg")
 TITLES = ("kind of B", "Bs", "KL gap", "excess", "ρ", "ρ, given granularity", "excess per nat", "small gap")
 
 
-def sweep_table(found: Swept, relations: Mapping[str, Relation]) -> Table:
+def sweep_table(found: Swept, relations: Mapping[str, Relation]) -> FittedTable:
     """One row per kind of B, and one for all."""
-    table = Table(*TITLES, box=box.SIMPLE_HEAD)
+    table = FittedTable(TITLES)
     for kind in [*found.frame["kind"].unique(), "all"]:
         own = found.frame if kind == "all" else found.frame[found.frame["kind"] == kind]
         spans = [

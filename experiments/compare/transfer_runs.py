@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
 
 from experiments.compare.pairs import Scored
 from experiments.probe.open_classes import MOST_POOLED, features_of
@@ -18,6 +16,7 @@ from experiments.probe.probed import probe_device
 from experiments.report.html_page import save_figures
 from experiments.report.summary_table import interval, labels, number
 from experiments.sample.models import Models
+from experiments.terminal.fitted_table import FittedTable
 from probes.plots.heatmaps import transfer_matrix
 from probes.targets.closed import class_targets, share_target
 from probes.targets.open import open_entropies, open_targets
@@ -178,13 +177,10 @@ def _names(runs: Sequence[Scored]) -> list[str]:
     ]
 
 
-def transfer_table(found: Transferred) -> Table:
+def transfer_table(found: Transferred) -> FittedTable:
     """One row per run trained on, one column per run tested on."""
     names = list(dict.fromkeys(cell.tested_on for cell in found.cells))
-    table = Table(box=box.SIMPLE_HEAD, show_lines=False)
-    table.add_column("trained on ↓, tested on →", overflow="fold")
-    for name in names:
-        table.add_column(name, justify="right")
+    table = FittedTable(("trained on ↓, tested on →", *names))
     rows = [found.cells[start : start + len(names)] for start in range(0, len(found.cells), len(names))]
     for row in rows:
         table.add_row(row[0].trained_on, *(interval(cell.gap, cell.low, cell.high) for cell in row))

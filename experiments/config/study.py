@@ -64,7 +64,8 @@ class ModelConfig(Settings):
 
     `stage`, `lineage` (shared by models that descend from one base), `step` (of training) and `arm` (of models of one
     lineage that were trained alike but for one thing) tell `semcal verdict` which models to compare; no sample depends
-    on them. `adapter` says whether an adapter that lies beside full weights is merged into them or left out.
+    on them. The bundled organism brings its own stage and lineage. `adapter` says whether an adapter that lies beside
+    full weights is merged into them or left out.
     """
 
     path: str
@@ -94,6 +95,10 @@ class ModelConfig(Settings):
             raise ValueError("a server has its own adapters; leave adapter out")
         if self.is_served and self.prompt == "chat":
             raise ValueError("a served model has only a completions endpoint; set its prompt to few-shot")
+        stage = self.path.removeprefix("atlas:")
+        if stage != self.path and stage in get_args(Stage):  # what is known of the bundled organism
+            object.__setattr__(self, "stage", self.stage or stage)
+            object.__setattr__(self, "lineage", self.lineage or "atlas")
         if not self.name:
             revision = f"@{self.revision}" if self.revision else ""
             base = Path(self.path).name if Path(self.path).exists() else self.served.model or self.path

@@ -4,36 +4,27 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from experiments.pipeline.dry_run import OWN, STAND_IN, Planned
+from experiments.terminal.fitted_table import FittedTable
 
 MOST_ROWS = 48  # beyond them, one row per model
 COLUMNS = ("cells", "questions", "prompt", "answer (most)", "tokens read", "generated (most)", "memory", "disk")
+LEAVE_FIRST = ("prompt", "answer (most)", "disk", "questions", "tokens read", "memory")  # in a narrow terminal
 
 
-def show_plan(planned: Sequence[Planned], console: Console, *, as_json: bool) -> None:
-    """Print the table and the notes, or everything as JSON."""
-    if as_json:
-        console.print_json(data=plan_data(planned))
-        return
+def plan_table(planned: Sequence[Planned]) -> FittedTable:
+    """One row per model, dataset and style, or where they are many per model, and the total."""
     rows: dict[str, list[Planned]] = {}
     for p in planned:
         cell = p.cell
         whole = f"{cell.model.name} · {cell.dataset.name} · {cell.style}"
         rows.setdefault(whole if len(planned) <= MOST_ROWS else cell.model.name, []).append(p)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("model · dataset · style" if len(planned) <= MOST_ROWS else "model", overflow="fold")
-    for title in COLUMNS:
-        table.add_column(title, justify="right")
+    named = "model · dataset · style" if len(planned) <= MOST_ROWS else "model"
+    table = FittedTable((named, *COLUMNS), first_out=LEAVE_FIRST)
     for name, some in rows.items():
         table.add_row(name, *_texts(some))
     table.add_row("total", *_texts(planned), style="bold")
-    console.print(table)
-    for note in plan_notes(planned):
-        console.print(f"· {note}", highlight=False, markup=False, soft_wrap=True)
+    return table
 
 
 def _texts(rows: Sequence[Planned]) -> tuple[str, ...]:

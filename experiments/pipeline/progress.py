@@ -1,28 +1,29 @@
-"""What the terminal shows while a study runs."""
+"""What the terminal shows while a study runs: which cell of how many, its stage, and how long that has taken.
+
+A stage that knows how far it is has a bar that grows; for any other, a bar that moves and a running clock. Where stderr
+is no terminal, or one that cannot move its cursor: one line a stage, and one at least every 30 s.
+"""
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+from experiments.terminal.output import animated, complaints
 
 if TYPE_CHECKING:  # torch takes seconds
     from experiments.config.study import Cell
     from experiments.train.checkpoints import Progress as Step
 
-_SILENT_AT_MOST = 30.0  # seconds, where stdout is no terminal
-
-complaints = Console(stderr=True, soft_wrap=True, highlight=False)
+SILENT_AT_MOST = 30.0  # seconds, where stdout is no terminal
+_NARROW = 70  # columns of a terminal that has no room for a bar
+_FAR = re.compile(r"(\d[\d,]*) of (\d[\d,]*)")
 
 
 class Reporter:
@@ -38,50 +39,161 @@ class Reporter:
 
 
 class Screen(Reporter):
-    """Shows a bar of questions with rate and time left, and the stage of each cell."""
+    """Shows the cell at work.
 
-    def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=complaints,
-        )
-        self._sampled: TaskID | None = None  # the bar that grows
-        self._lines: dict[str, TaskID] = {}  # of cells that were sampled, by folder
-        self._line: TaskID | None = None  # of all others, one after the other
+    Args:
+        cells: How many there are; 0 where that is not known.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, cells: int = 0, *, quiet: bool = False, console: Console = complaints) -> None:
+        self._cells, self._seen = cells, list[str]()
+        self._stage = self._cell = ""
+        self._began = self._began_cell = 0.0  # of the stage and of the cell
+        self._asked = self._done = self._before = 0
+        self._view = _Silence() if quiet else _Bar(console) if animated(console) else _Lines(console)
 
     def __enter__(self) -> Screen:
-        self._bar.__enter__()
+        self._view.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
+        self._view.__exit__(*error)
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None:
-        self._sampled = self._bar.add_task(f"{cell.label}: sampling", total=questions, completed=done, rate="")
-        self._lines[cell.folder] = self._sampled
+        self._asked, self._done, self._before = questions, done, done
+        self._begin(cell, "sampling")
+        self._show("sampling", done, questions)
 
     def answered(self, questions: int) -> None:
-        assert self._sampled is not None
-        self._bar.advance(self._sampled, questions)
-        speed = self._bar.tasks[self._sampled].speed
-        self._bar.update(self._sampled, rate=f"{speed:.1f} questions/s" if speed else "")
+        self._done += questions
+        seconds = time.monotonic() - self._began
+        rate = f", {(self._done - self._before) / seconds:.1f} questions/s" if seconds > 1 else ""
+        self._show(f"sampling{rate}", self._done, self._asked)
 
     def stage(self, cell: Cell, what: str) -> None:
-        if (line := self._lines.get(cell.folder, self._line)) is None:
-            line = self._line = self._bar.add_task("", total=1, completed=1, rate="")
-        self._bar.update(line, description=f"{cell.label}: {what}")
+        self._begin(cell, what)
+        far = _FAR.search(what)
+        done, of = (int(n.replace(",", "")) for n in far.groups()) if far else (0, 0)
+        self._show(what, done, of)
 
     def finished(self, cell: Cell) -> None:
-        self.stage(cell, "finished")
-        if (line := self._lines.pop(cell.folder, None)) is None:
-            line, self._line = self._line, None
-        assert line is not None
-        self._bar.stop_task(line)
+        self._begin(cell, "finished")
+        self._view.close(f"{self._cell}: finished after {_clock(time.monotonic() - self._began_cell)}")
+
+    def _begin(self, cell: Cell, what: str) -> None:
+        """Start the clock of a stage, and that of a cell, which are known by name and folder."""
+        if cell.folder not in self._seen:
+            self._seen.append(cell.folder)
+            self._began_cell, self._stage = time.monotonic(), ""
+        at = self._seen.index(cell.folder) + 1
+        self._cell = f"cell {at}/{self._cells} · {cell.label}" if self._cells > 1 else cell.label
+        if (stage := re.split(r"[,\d]", what)[0].strip()) != self._stage:
+            self._stage, self._began = stage, time.monotonic()
+            self._view.open(self._cell)
+
+    def _show(self, what: str, done: int, of: int) -> None:
+        self._view.show(f"{self._cell}: {what}", done, of)
+
+
+class _Silence:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def open(self, cell: str) -> None:
+        """A stage begins."""
+
+    def show(self, words: str, done: int, of: int) -> None:
+        """It is so far; `of` is 0 where that is not known."""
+
+    def close(self, words: str) -> None:
+        """The cell is finished."""
+
+
+class _Bar(_Silence):
+    """One line that moves, above it one for each finished cell."""
+
+    def __init__(self, console: Console) -> None:
+        name = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        columns = [TextColumn("{task.description}", markup=False, table_column=name), TimeElapsedColumn()]
+        if console.width >= _NARROW:
+            columns[1:1] = [BarColumn(bar_width=20), TextColumn("{task.fields[far]}")]
+            columns.append(TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, expand=True)
+        self._task = self._bar.add_task("", total=None, visible=False, far="")
+
+    def __enter__(self) -> None:
+        self._bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.update(self._task, visible=False)
+        self._bar.__exit__(*error)
+
+    def open(self, cell: str) -> None:
+        self._bar.reset(self._task, description=cell, visible=True, far="")
+        self._aim_at(None)
+
+    def show(self, words: str, done: int, of: int) -> None:
+        far = f"{done:,}/{of:,}" if of else ""
+        self._aim_at(of or None)
+        self._bar.update(self._task, description=words, completed=done, far=far, visible=True)
+
+    def _aim_at(self, total: int | None) -> None:
+        """`Progress.update` cannot forget a total."""
+        next(task for task in self._bar.tasks if task.id == self._task).total = total
+
+    def close(self, words: str) -> None:
+        self._bar.update(self._task, visible=False)
+        self._bar.console.print(words, markup=False, highlight=False)
+
+
+class _Lines(_Silence):
+    """A line when a stage begins, and whenever nothing was printed for 30 s."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._lock, self._over = console, threading.Lock(), threading.Event()
+        self._last, self._began, self._printed, self._new = "", 0.0, 0.0, False
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._repeat, daemon=True).start()
+
+    def __exit__(self, *error: Any) -> None:
+        self._over.set()
+
+    def open(self, cell: str) -> None:  # noqa: ARG002
+        with self._lock:
+            self._began, self._new = time.monotonic(), True
+
+    def show(self, words: str, done: int, of: int) -> None:
+        far = f", {done:,} of {of:,}" if of and not _FAR.search(words) else ""
+        with self._lock:
+            self._last = words + far
+            if self._new:
+                self._new = False
+                self._print(self._last)
+
+    def close(self, words: str) -> None:
+        with self._lock:
+            self._last = ""
+            self._print(words)
+
+    def _repeat(self) -> None:
+        while not self._over.wait(1.0):
+            with self._lock:
+                now = time.monotonic()
+                if self._last and now - self._printed >= SILENT_AT_MOST:
+                    self._print(f"{self._last} · {_clock(now - self._began)}")
+
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self._console.print(line, markup=False, highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
 class Steps:
@@ -89,8 +201,9 @@ class Steps:
 
     def __init__(self, console: Console, steps: int) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-        self._console, self._steps, self._printed = console, steps, -_SILENT_AT_MOST
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._console, self._steps, self._printed = console, steps, -SILENT_AT_MOST
+        self._moves = animated(console)
+        self._bar = Progress(*columns, console=console, disable=not self._moves)
         self._task = self._bar.add_task("steps", total=steps, facts="preparing")
 
     def __enter__(self) -> Steps:
@@ -114,7 +227,7 @@ class Steps:
 
     def _show(self, facts: str, done: int) -> None:
         self._bar.update(self._task, completed=done, facts=facts)
-        due = time.monotonic() - self._printed >= _SILENT_AT_MOST or done == self._steps
-        if not self._console.is_terminal and due:
+        due = time.monotonic() - self._printed >= SILENT_AT_MOST or done == self._steps
+        if not self._moves and due:
             self._console.print(f"{done} of {self._steps} · {facts}", soft_wrap=True, highlight=False, markup=False)
             self._printed = time.monotonic()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from experiments.cluster.share import Share
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
 from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
-from experiments.pipeline.share import Share
 from experiments.pipeline.signals import Stopped
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
@@ -27,6 +27,7 @@ from experiments.sample.models import Models, check_weights_reachable, model_pat
 from experiments.sample.sample_cell import sample_cell
 from experiments.sample.sampling_job import prepare, refresh_gold, saved
 from experiments.score.score import score
+from experiments.terminal.run_list import KL
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
 from semcal.models.formats.adapters import parts_of
@@ -288,8 +289,9 @@ def analyse(
     if not run.manifest()["analysed"].get("drawn") or not (run.folder / "report.html").is_file():
         reporter.stage(cell, "drawing")
         write_report(cell, run)
-        manifest = run.manifest()
-        run.write_manifest(manifest | {"analysed": manifest["analysed"] | {"drawn": True}})
+        manifest, figures = run.manifest(), headline(run)
+        kl_gap = {name: figures[f"kl_{name}"] for name in KL}  # for `semcal ls`, which reads no table
+        run.write_manifest(manifest | {"analysed": manifest["analysed"] | {"drawn": True}, "kl_gap": kl_gap})
 
 
 def why_not_probed(cell: Cell, run: Run) -> str:

@@ -1,13 +1,13 @@
 """What the user named (study files, run folders, folders of runs, globs) as cells and runs."""
 
-import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.compare.pairs import Scored, scored
 from experiments.config.run_folder import LOOKS, check_folder, check_has_samples, stored_cell
 from experiments.config.study import Cell, Study, is_study_file, load_study
+from experiments.terminal.named_paths import matching, no_run, pasted
 from semcal.errors import UserError
 from semcal.runs.run import Run
 
@@ -19,6 +19,7 @@ class Target:
     folder: Path
     runs: tuple[Run, ...]
     study: Study | None = None
+    file: Path | None = None  # of the study
 
     @property
     def is_run(self) -> bool:
@@ -29,27 +30,37 @@ class Target:
         return [stored_cell(run) for run in self.runs] if self.study is None else self.study.cells()
 
 
-def resolve(named: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Target]:
-    """One target per study file or folder. Of several names, those without a run are skipped: globs match figures too.
+@dataclass(frozen=True)
+class Resolved:
+    """What was found under the names that the user gave; and which of them hold no run, as globs match figures too."""
+
+    targets: tuple[Target, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def resolve(named: Sequence[str | Path], overrides: Sequence[str] = ()) -> Resolved:
+    """One target per study file or folder. Of several names, those without a run are left out.
 
     Raises:
         UserError: a path that does not exist, no run in any of them, overrides without a study file.
     """
-    paths = [Path(path) for name in named for path in sorted(glob.glob(str(name))) or [str(name)]]
+    paths = matching(named)
     if overrides and not all(map(is_study_file, paths)):
         raise UserError("--set needs a study file; the settings of run folders are fixed")
-    found = []
+    found, without = [], []
     for path in paths:
         if is_study_file(path):
             study = load_study(path, overrides)
-            found.append(Target(study.folder, tuple(Run(Path(cell.folder)) for cell in study.cells()), study))
+            found.append(Target(study.folder, tuple(Run(Path(cell.folder)) for cell in study.cells()), study, path))
         elif below := runs_below(path):
             found.append(Target(path, tuple(below)))
         elif not path.exists() or len(paths) == 1:
-            raise UserError(_no_run(path))
+            raise UserError(no_run(path))
+        else:
+            without.append(path)
     if not found:
-        raise UserError(_no_run(*paths[:3]))
-    return found
+        raise UserError(no_run(*paths[:3]))
+    return Resolved(tuple(found), (f"no run in {', '.join(map(str, without))}",) if without else ())
 
 
 def runs_below(path: Path) -> list[Run]:
@@ -65,64 +76,62 @@ def _is_inside(config: Path) -> bool:
     return any(part in ("wandb", LOOKS) or part.startswith(".") for part in config.parts[:-1])
 
 
-def _no_run(*paths: Path) -> str:
-    where = ", ".join(map(str, paths))
-    return f"no run at or below {where}; `semcal ls` lists the runs, `semcal run STUDY.yaml` makes them"
-
-
 def sampled_rows(named: Sequence[str], overrides: Sequence[str]) -> tuple[list[tuple[Cell, Run]], list[str]]:
     """Every cell with its run, ready to be analysed; and why others of a study or a folder of runs are left out.
 
     Raises:
-        UserError: a run named on its own that is not sampled to the end or cannot be read, or none that is; see
-            `resolve`.
+        UserError: the only run named is not sampled to the end or cannot be read, or none is; see `resolve`.
     """
-    rows, left_out = {}, []
-    for target in resolve(named, overrides):
+    rows, found = {}, resolve(named, overrides)
+    left_out = [*found.left_out]
+    for target in found.targets:
         cells = [None] * len(target.runs) if target.study is None else target.study.cells()
         for cell, run in zip(cells, target.runs, strict=True):
             try:
-                rows[run.folder.resolve()] = (_sampled(cell, run), run)
+                rows[run.folder.resolve()] = (_sampled(cell, run, target.file), run)
             except UserError as error:
-                if target.is_run:
+                if target.is_run and len(found.targets) == 1:
                     raise
                 left_out.append(str(error))
     if not rows:
-        raise UserError(left_out[0])
+        raise UserError(left_out[len(found.left_out)])
     return list(rows.values()), left_out
 
 
-def _sampled(cell: Cell | None, run: Run) -> Cell:
+def _sampled(cell: Cell | None, run: Run, file: Path | None) -> Cell:
     """The cell of a run, as its study describes it or as it was run."""
+    again = f"`{pasted('run', file)}`" if file else "`semcal run` its study"
     if not (run.folder / "config.yaml").is_file():
-        raise UserError(f"{run.folder} has not been run yet; `semcal run` its study first")
+        raise UserError(f"{run.folder} has not been run yet; {again} first")
     check_has_samples(run)
     cell = cell or stored_cell(run)
     check_folder(cell)
     if not run.sampled:
         missing = len(run.missing_shards()) or "all"
-        raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); `semcal run` its study")
+        raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); {again}")
     return cell
 
 
-def scored_runs(named: Sequence[str], overrides: Sequence[str] = ()) -> tuple[list[Scored], bool, list[Path]]:
-    """At least two scored runs; whether each was named on its own; folders left out because they are not scored.
+def scored_runs(named: Sequence[str], overrides: Sequence[str] = ()) -> tuple[list[Scored], bool, list[str]]:
+    """At least two scored runs; whether each was named on its own; what was left out, and why.
 
     Raises:
-        UserError: a run named on its own that is not scored, or named twice; fewer than two; see `resolve`.
+        UserError: one is named twice; fewer than two; see `resolve`.
     """
-    targets = resolve(named, overrides)
-    for target in targets:
-        if target.is_run and not target.runs[0].calibration():
-            raise UserError(
-                f"{target.folder} has not been scored; `semcal run` its study, or `semcal score {target.folder}`"
-            )
-    runs = [run for target in targets for run in target.runs]
-    found = [run for run in runs if run.calibration()]
-    folders = [run.folder.resolve() for run in found]
-    if twice := next((run.folder for run, at in zip(found, folders, strict=True) if folders.count(at) > 1), None):
+    found = resolve(named, overrides)
+    runs = [run for target in found.targets for run in target.runs]
+    rows = [run for run in runs if run.calibration()]
+    folders = [run.folder.resolve() for run in rows]
+    if twice := next((run.folder for run, at in zip(rows, folders, strict=True) if folders.count(at) > 1), None):
         raise UserError(f"{twice} is named twice; name each run once")
-    if len(found) < 2:
-        raise UserError(f"needs two scored runs, found {len(found)}; name more, or `semcal run` their study first")
-    left_out = [run.folder for run in runs if not run.calibration()]
-    return [scored(run) for run in found], all(target.is_run for target in targets), left_out
+    without = [run.folder for run in runs if not run.calibration()]
+    if len(rows) < 2:
+        why = f"{without[0]} has not been scored; `{pasted('score', without[0])}`" if without else "name more"
+        raise UserError(f"needs two scored runs, found {len(rows)}: {why}, or `semcal run` their study first")
+    left_out = [*found.left_out, *not_scored(without)]
+    return [scored(run) for run in rows], all(target.is_run for target in found.targets), left_out
+
+
+def not_scored(folders: Iterable[Path]) -> list[str]:
+    """Why these were left out."""
+    return [f"{folder}: not scored" for folder in folders]

@@ -4,10 +4,7 @@ files."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
+from experiments.terminal.fitted_table import FittedTable
 from semcal.runs.digests import Unchanged
 from semcal.sampling.checks import FAILED, Check
 
@@ -59,15 +56,11 @@ def failed_checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def checks_table(checks: Sequence[Mapping[str, Any]]) -> Table:
+def checks_table(checks: Sequence[Mapping[str, Any]]) -> FittedTable:
     """The rows for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for title in TITLES:
-        figure = title in TITLES[2:4]
-        table.add_column(title, justify="right" if figure else "left", no_wrap=title != TITLES[-1], overflow="fold")
-    for name, outcome, *figures, why in check_rows(checks):
-        colour = _COLOURS[outcome]
-        table.add_row(name, f"[{colour}]{outcome}[/{colour}]", *figures, escape(why))
+    table = FittedTable(TITLES, left=2, right=1, first_out=TITLES[2:4][::-1])
+    for row in check_rows(checks):
+        table.add_row(*row, colours={1: _COLOURS[row[1]]})
     return table
 
 

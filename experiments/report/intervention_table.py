@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from experiments.config.settings import slug
 from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE
 from experiments.report.summary_table import text_table
+from experiments.terminal.fitted_table import FittedTable
 from probes.interventions.effects import FAMILY
 from probes.plots.dose_response import dose_response
 from semcal.runs.run import Run
@@ -54,9 +54,9 @@ def intervention_rows(frame: pd.DataFrame) -> list[tuple[list[str], bool]]:
     return rows
 
 
-def intervention_table(frame: pd.DataFrame) -> Table:
+def intervention_table(frame: pd.DataFrame) -> FittedTable:
     """The same for a terminal, controls in grey."""
-    table = text_table(HEADINGS, [], no_wrap=True)
+    table = text_table(HEADINGS, [])
     for cells, of_controls in intervention_rows(frame):
         table.add_row(*cells, style="dim" if of_controls else None)
     return table

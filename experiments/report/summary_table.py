@@ -4,12 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from experiments.compare.probe_rows import last_layer, probe_remarks, probe_table, whole_model
 from experiments.config.study import Cell
 from experiments.report.checks_table import failed_checks
+from experiments.terminal.fitted_table import FittedTable
 from experiments.verdict.rules import MOST_UNPARSED
 from probes.evaluation.folds import too_few_groups
 from semcal.questions.question import CONTINUATION
@@ -28,7 +26,7 @@ COLUMNS = {
     "kl": "KL gap",
     "kl_lora": LORA,
 }
-
+LEAVE_FIRST = ("published", "null (95 %)", LORA, "p", "confidence", "signed gap", "accuracy")  # in a narrow terminal
 _NATS = ("gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "pooled")
 _MARGINS = "[…] bootstrap intervals by group"
 _CALIBRATION = (
@@ -215,16 +213,15 @@ def p_text(value: float | None) -> str:
 
 
 def text_table(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, no_wrap: bool = False, caption: str = ""
-) -> Table:
-    """A table for a terminal: its first `left` columns are aligned left; the others wrap unless `no_wrap`."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption=caption or None, caption_justify="left")
-    for at, title in enumerate(titles):
-        if at < left:
-            longest = max((len(row[at]) for row in rows), default=0)
-            table.add_column(title, overflow="fold", min_width=min(16, longest))  # names are the last to give way
-        else:
-            table.add_column(title, overflow="fold", justify="right", no_wrap=no_wrap)
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int = 1,
+    first_out: Sequence[str] = (),
+    caption: str = "",
+) -> FittedTable:
+    """A table for a terminal; see `FittedTable`."""
+    table = FittedTable(titles, left=left, first_out=first_out, caption=caption)
     for row in rows:
         table.add_row(*row)
     return table

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from experiments.report.html_page import save_figures
 from experiments.report.summary_table import interval, markdown_table, number, p_text, text_table
+from experiments.terminal.fitted_table import FittedTable
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
 
@@ -34,7 +34,7 @@ CELLS = (
 ROW, WIDTH = 0.24, 11.0  # inches
 
 
-def verdict_tables(judgement: Judgement) -> list[tuple[str, Table]]:
+def verdict_tables(judgement: Judgement) -> list[tuple[str, FittedTable]]:
     """A table with one row per hypothesis, then the rows behind each."""
     tables = [(_explanation(judgement), text_table(SUMMARY, summary_rows(judgement.verdicts), left=4))]
     for verdict in judgement.verdicts:

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from experiments.config.collapsing_functions import SemanticsConfig, collapse_of
 from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
 from experiments.score.score import Read, class_table, measure, read_answers
+from experiments.terminal.fitted_table import FittedTable
 from semcal.calibration.summary import Calibration
 from semcal.errors import UserError
 from semcal.questions.named.named_datasets import why_not
@@ -85,15 +84,13 @@ def _pair(a: str, b: str, read: dict[str, list[Read]], calibration: dict[str, Ca
     return Pair(a, b, float(rand.mean()), float((rand > 1 - 1e-9).mean()), *changes)
 
 
-def agreement_table(found: Agreement) -> tuple[Table, Table]:
+def agreement_table(found: Agreement) -> tuple[FittedTable, FittedTable]:
     """A table of the Bs and a table of their pairs."""
-    alone = Table(
-        "B", "smECE", "excess", "accuracy", "confidence", "unparsed", "classes per question", box=box.SIMPLE_HEAD
-    )
+    alone = FittedTable(("B", "smECE", "excess", "accuracy", "confidence", "unparsed", "classes per question"))
     for name, c in found.calibration.items():
         figures = (f"{c.smece:.3f} [{c.smece_low:.3f}, {c.smece_high:.3f}]", f"{c.excess:+.3f}", f"{c.accuracy:.3f}")
         alone.add_row(name, *figures, f"{c.confidence:.3f}", f"{c.unparsed_share:.1%}", f"{found.classes[name]:.1f}")
-    pairs = Table("A", "B", "adjusted Rand", "same classes", "Δ smECE", "Δ accuracy", box=box.SIMPLE_HEAD)
+    pairs = FittedTable(("A", "B", "adjusted Rand", "same classes", "Δ smECE", "Δ accuracy"), left=2)
     for p in found.pairs:
         pairs.add_row(p.a, p.b, f"{p.rand:.3f}", f"{p.same:.1%}", f"{p.smece_change:+.3f}", f"{p.accuracy_change:+.3f}")
     return alone, pairs

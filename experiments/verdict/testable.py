@@ -10,8 +10,8 @@ from experiments.verdict.training_claims import CONTROL
 
 
 def untestable(study: Study) -> list[str]:
-    """One line per hypothesis that the study has no cells for; empty if none of its models states a stage."""
-    if not any(m.stage for m in study.models):
+    """One line per hypothesis that the study has no cells for; empty if it states a stage of none of its models."""
+    if not any(m.stage and "stage" in m.model_fields_set for m in study.models):
         return []
     short = [s for s in study.styles if s in SHORT]
     known = [d.name for d in study.datasets if d.in_distribution]

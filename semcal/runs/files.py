@@ -1,5 +1,6 @@
 """Files that are there whole or not at all: written under a temporary name and renamed, one by one or as a set. Knows
-nothing of runs."""
+nothing of runs. numpy, pyarrow and the like are imported where they are used: `semcal ls` reads by this module, and
+needs none of them to begin with."""
 
 import errno
 import hashlib
@@ -14,12 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import psutil
-import pyarrow
-import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
 
 from semcal.errors import UserError
 
@@ -64,6 +59,8 @@ def sweep(folder: Path) -> None:
 
     Whether a process of another machine is gone is not known; its files are removed a day after their last change.
     """
+    import psutil
+
     for path in list(folder.rglob(".*.tmp")):
         if (found := _TEMPORARY.search(path.name)) is None:
             continue
@@ -79,6 +76,10 @@ def sweep(folder: Path) -> None:
 def is_whole(path: Path) -> bool:
     """Whether a parquet or safetensors file is there and ends where its own account of itself says; the rest of it is
     not read."""
+    import pyarrow
+    import pyarrow.parquet as pq
+    from safetensors import SafetensorError, safe_open
+
     try:
         if path.suffix == ".parquet":
             pq.read_metadata(path)
@@ -168,6 +169,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def plain(value: Any) -> Any:
     """The same value for JSON, which knows neither NaN nor numpy: an undefined figure becomes null."""
+    import numpy as np
+
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

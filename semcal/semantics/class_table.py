@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from semcal.arrays import FloatArray, IntArray
@@ -32,6 +31,9 @@ from semcal.semantics.confidence import (
     confidences_of_masses,
     left_out_by_mass,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 UNPARSED = "(unparsed)"
@@ -367,6 +369,8 @@ class ClassTable:
         enumerated."""
         rows = [(q, k) for q, labels in enumerate(self.classes) for k in range(len(labels))]
         row, column = (np.array(part, dtype=np.int64) for part in zip(*rows, strict=True)) if rows else ([], [])
+        import pandas as pd  # slow to import: a study is checked without it
+
         frame = pd.DataFrame(
             {
                 "question_id": np.array(self.questions, dtype=object)[row],
@@ -393,6 +397,8 @@ class ClassTable:
         Raises:
             UserError: a table of another version of semcal.
         """
+        import pandas as pd
+
         if missing := [name for name in COLUMNS if name not in frame]:
             raise UserError(
                 f"classes.parquet has no column {missing[0]!r}: it was written by an earlier version of semcal"

@@ -108,7 +108,7 @@ def test_ls_lists_what_it_can_read(monkeypatch, capsys, study):
     code, out, _ = semcal(monkeypatch, capsys, "ls", study.parent / "runs")
     assert code == 0
     assert "unreadable" in out
-    assert "scored" in out
+    assert "finished" in out
     assert f"left out: {bad / 'calibration.json'} was changed after" in out
 
 

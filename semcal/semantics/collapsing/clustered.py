@@ -13,8 +13,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from semcal.questions.question import BlindQuestion
 from semcal.questions.wording import normalise
@@ -133,6 +131,9 @@ def agglomerate(similarity: ArrayLike, threshold: float, *, method: str) -> np.n
         return np.zeros(len(array), dtype=np.int64)
     distance = 1 - array
     np.fill_diagonal(distance, 0.0)
+    from scipy.cluster.hierarchy import fcluster, linkage  # slow to import, and few Bs cluster
+    from scipy.spatial.distance import squareform
+
     tree = linkage(squareform(distance, checks=False), method=method)
     found = fcluster(tree, 1 - threshold + 1e-9, criterion="distance")
     _, first, place = np.unique(found, return_index=True, return_inverse=True)

@@ -1,0 +1,1 @@
+"""Studies on several machines: shares of an array, and what schedules them."""

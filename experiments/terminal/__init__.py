@@ -1,0 +1,1 @@
+"""What is typed and shown in a terminal: the commands by what they do, and how all of them print."""
