@@ -307,7 +307,7 @@ def transfer(
     targets: Targets,
     layer: Annotated[str | None, typer.Option(help="Hook name in the first run; default: its last layer.")] = None,
     target: Annotated[str, typer.Option(help="classes or b_confidence.")] = "classes",
-    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
+    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png, .svg and .pdf.")] = Path("runs/transfer"),
 ) -> None:
     """Train a probe on each run, test it on every run: what do datasets, styles, checkpoints and models share?"""
     from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer

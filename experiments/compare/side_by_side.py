@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.compare.pairs import scored
 from experiments.config.study import Cell
-from experiments.report.run_figures import run_reliability
+from experiments.report.figures.run_figures import run_reliability
 from experiments.report.summary_table import headline, interval, markdown_table, number, p_text
 from experiments.report.verdict_tables import detail_rows
 from experiments.verdict.calibration_claims import Law

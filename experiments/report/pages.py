@@ -14,18 +14,18 @@ from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, pr
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.checks_table import TITLES, check_rows, cost_of_checks, failed_checks, files_check
+from experiments.report.figures.figure_files import save_figures
+from experiments.report.figures.run_figures import run_figures
 from experiments.report.html_page import (
     HtmlTable,
     cell_text,
     gallery,
     html_table,
-    save_figures,
     shown_path,
     title,
     write_page,
 )
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
-from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
 from probes.plots.measures import GAP
 from probes.plots.predictability import emergence_curve, predictability_scatter
@@ -40,7 +40,7 @@ PROPER = ("base", "sft")  # stages trained by a proper loss
 
 
 def write_report(cell: Cell, run: Run) -> list[str]:
-    """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
+    """Write figures/*.png, *.svg and *.pdf, and report.html with everything in it; returns the names of the figures.
 
     They replace the old ones together. Figures that the run no longer has are removed.
     """
