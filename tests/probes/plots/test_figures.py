@@ -24,9 +24,10 @@ def frame_of(layers: list[str], **columns: object) -> pd.DataFrame:
 
 def test_layers_are_named_shortly_and_in_order() -> None:
     layers = ["hook_embed", *[f"blocks.{i}.hook_resid_post" for i in range(5)]]
-    (axes,) = layer_curve(frame_of(layers), title="a run").axes
+    figure = layer_curve(frame_of(layers), title="a run")
+    (axes,) = figure.axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["embed", "0", "1", "2", "3", "4"]
-    assert axes.get_title(loc="left") == "a run"
+    assert figure.get_suptitle() == "a run"
     assert axes.get_ylabel() == "share of KL explained"
 
 
