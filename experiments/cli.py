@@ -49,6 +49,10 @@ _ENVIRONMENT = {
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study, e.g. sampling.m=20.")]
 Targets = Annotated[list[str], typer.Argument(help="Study files, run folders, or folders of runs.")]
 Studies = Annotated[list[Path], typer.Argument(help="Study files.")]
+Width = Annotated[
+    float | None,
+    typer.Option(min=2.5, max=20, help="Width of the figures in inches, e.g. 3.25 for a column of a paper."),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -389,12 +393,13 @@ def gate(
 
 
 @app.command()
-def verdict(studies: Studies, set: Sets = None) -> None:
+def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
     from experiments.config.study import load_study
     from experiments.pipeline.looks import study_folder
-    from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
+    from experiments.report.figures.verdict_figure import draw_verdict
+    from experiments.report.verdict_tables import as_markdown, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
     from semcal.runs.files import replacing
 
@@ -408,12 +413,12 @@ def verdict(studies: Studies, set: Sets = None) -> None:
             console.print(f"[yellow]{escape(missing)}[/yellow]", soft_wrap=True, highlight=False)
         folder = study_folder(study, set or [])
         with replacing(folder) as staged:
-            names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
+            names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged, width)]
         _print_written(folder / name for name in names)
 
 
 @app.command()
-def report(targets: Targets, set: Sets = None) -> None:
+def report(targets: Targets, set: Sets = None, width: Width = None) -> None:
     """Draw figures and pages again from stored results: of runs, and of a study or a folder of runs as one page. With
     other runs by --set than those in the study's folder, that page goes to looks/ there."""
     from experiments.pipeline.looks import check_stored
@@ -423,7 +428,7 @@ def report(targets: Targets, set: Sets = None) -> None:
     found = resolve(targets, set or [])
     check_stored(found)
     with Screen() as screen:
-        reported = [report_on(target, set or [], screen.stage) for target in found]
+        reported = [report_on(target, set or [], screen.stage, width) for target in found]
     for page, left_out in reported:
         _print_written([page])
         _print_left_out(_not_scored(left_out))

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from semcal.runs.files import write_atomically
 
 DPI = 150
 # Text stays text: journals want TrueType fonts, and Matplotlib's default embeds outlines as Type 3.
-_EMBEDDED = {"pdf.fonttype": 42, "svg.hashsalt": "semcal"}
+_EMBEDDED: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "semcal"}
 _UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same figure is the same file
 
 

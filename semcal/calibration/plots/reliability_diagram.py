@@ -1,7 +1,7 @@
 """The reliability diagram: accuracy against confidence, with what noise alone would show drawn behind it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -15,7 +15,7 @@ from semcal.calibration.inference.bootstrap import groups, multiplicities
 from semcal.calibration.measures.smece import ReliabilityCurve, smece_batch, smooth_curve
 from semcal.calibration.nulls.null import Band, pointwise_range
 from semcal.calibration.plots.palette import BLUE, GREY, LIGHT_GREY
-from semcal.calibration.plots.sheet import COLUMN, LEAST, Sheet
+from semcal.calibration.plots.sheet import Sheet
 from semcal.seeds import keyed_generator
 
 BAND_RESAMPLES = 300
@@ -135,9 +135,7 @@ def reliability_grid(
     if not shown:
         raise ValueError("no runs to draw; expected at least one")
     rows, columns = (list(dict.fromkeys(place[i] for place in shown)) for i in (0, 1))
-    sheet = Sheet.of(width, 0.5 + 2.7 * len(columns))
-    if sheet.width / len(columns) < 2 * LEAST:  # every diagram is small, however wide the page
-        sheet = replace(Sheet.of(COLUMN, COLUMN), width=sheet.width)
+    sheet = Sheet.dense(width, 0.5 + 2.7 * len(columns))
     side = (sheet.width - 0.5) / len(columns)
     figure = sheet.figure(0.8 + 1.2 * side * len(rows))
     figure.set_layout_engine("compressed")

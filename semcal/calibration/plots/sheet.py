@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,6 +54,11 @@ class Sheet:
         if not LEAST <= width <= MOST:
             raise ValueError(f"width {width:g}; expected {LEAST:g} to {MOST:g} inches")
         return cls(width, 8.0, 7.5, 6.5, 0.75) if width < NARROW else cls(width)
+
+    @classmethod
+    def dense(cls, width: float | None, own: float) -> Sheet:
+        """As `of`, for a figure of many small panels: the letters are those of a column at every width."""
+        return replace(cls.of(COLUMN, own), width=cls.of(width, own).width)
 
     @property
     def narrow(self) -> bool:
