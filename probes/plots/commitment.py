@@ -50,7 +50,7 @@ def commitment_curve(
     x, y = rows[place].to_numpy(float), rows[measure.value].to_numpy(float)
 
     sheet = Sheet.of(width, 5.4)
-    figure = sheet.figure(0.78 * sheet.width + 1.0)
+    figure = sheet.figure(0.78 * sheet.width + 0.75)
     upper, lower = figure.subplots(2, 1, sharex=True)
     low, high = np.quantile(curves, [0.25, 0.75], axis=0)
     upper.fill_between(at, low, high, color=PROBE, alpha=0.18, lw=0, label="middle half of the questions")

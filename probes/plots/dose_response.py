@@ -51,7 +51,7 @@ def dose_response(frame: pd.DataFrame, *, title: str = "", width: float | None =
     step = min((b - a for a, b in pairwise(places)), default=1.0)
     sheet = Sheet.of(width, 9.6)
     columns = sheet.across(len(_PANELS), 2.1)
-    figure = sheet.figure(3.6 if columns > 1 else 5.4)
+    figure = sheet.figure(3.3 if columns > 1 else 5.0)
     panels = figure.subplots(len(_PANELS) // columns, columns, sharex=columns == 1).ravel()
     for axes, (column, name) in zip(panels, _PANELS, strict=True):
         _panel(axes, made, column, dose, at, step)

@@ -71,18 +71,19 @@ def transfer_matrix(
     alone = [cells[i * (size + 1)].alone for i in range(size)]
     sheet = Sheet.of(width, 2.4 + 1.45 * size + 0.05 * max(map(len, names)))
     text = [_written(c, sheet) for c in cells]
-    figure = sheet.figure(1.9 + 0.85 * size * sheet.scale)
+    figure = sheet.figure((2.3 if sheet.narrow else 1.9) + 0.85 * size * sheet.scale)
     axes = figure.add_subplot()
     shades = _gaps(float(np.nanmax([*alone, 0.0])), "activations mislead")
     _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)), shades, added < -_UNSEEN, sheet.small)
     for at in range(size):
         axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=INK, lw=1.8, zorder=4))
-    below = [f"{_broken(name)}\n({without}: {_nats(own)})" for name, own in zip(names, alone, strict=True)]
+    named = [sheet.broken(name, sheet.small, 0.23 * sheet.width) if sheet.narrow else _broken(name) for name in names]
+    below = [f"{name}\n({without}: {_nats(own)})" for name, own in zip(named, alone, strict=True)]
     axes.set_xticks(range(size), below)
-    axes.set_yticks(range(size), [_broken(name) for name in names])
+    axes.set_yticks(range(size), named)
     axes.set(xlabel="tested on", ylabel="trained on")
     sheet.entitle(figure, title)
-    _colour_bar(figure, axes, GAP.label, shades)
+    _colour_bar(figure, axes, GAP.label, shades, beside=not sheet.narrow)
     return sheet.letter(figure)
 
 
@@ -164,8 +165,9 @@ def _luminance(colour: np.ndarray) -> float:
     return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
 
 
-def _colour_bar(figure: Figure, axes: Axes, label: str, shades: _Shades) -> None:
-    bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
+def _colour_bar(figure: Figure, axes: Axes, label: str, shades: _Shades, *, beside: bool = True) -> None:
+    place = {"location": "right", "pad": 0.02} if beside else {"location": "bottom", "pad": 0.03, "aspect": 30}
+    bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, **place)
     if shades == _SHARES:
         in_percent(bar.ax.yaxis)
     bar.set_label(f"{label}\n(hatched: {shades.hatching})" if shades.hatching else label, color=MUTED)

@@ -48,7 +48,7 @@ def layer_curve(
         raise ValueError("the frame has neither a KL gap nor a share explained")
     frame = frame.sort_values("layer", key=lambda names: names.map(layer_place), kind="stable")
     sheet = Sheet.of(width, 6.4)
-    figure = sheet.figure(0.8 + (0.38 * sheet.width + 0.8) * len(panels))
+    figure = sheet.figure(0.5 + (0.38 * sheet.width + 0.8) * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, draw in zip(grid, panels, strict=True):
         draw(axes, frame, frame.iloc[:0] if baselines is None else baselines, sheet)

@@ -34,7 +34,7 @@ def learning_curve_figure(
     rows = frame.sort_values("questions")
     x, (gap, low, high) = rows["questions"].to_numpy(float), rows[GAP.columns].to_numpy(float).T
     sheet = Sheet.of(width, 6.4)
-    figure = sheet.figure(0.45 * sheet.width + 1.1)
+    figure = sheet.figure(0.45 * sheet.width + 0.8)
     axes = figure.add_subplot()
     label = f"{rows['rung'].iloc[0]} rung, {rows['held_out'].iloc[0]} held-out questions"
     style = {

@@ -63,9 +63,9 @@ def predictability_scatter(
     figures, proper = shown[[*_FIGURES]].to_numpy(float).T, shown["proper"].to_numpy(bool)  # [figure, run], [run]
     sheet = Sheet.of(width, 6.4)
     key = [f"{i}  {label}" for i, label in enumerate(shown["label"], start=1)]
-    columns = 2 if 2 * max(inches(line, sheet.small) for line in key) + 0.3 < sheet.width else 1
+    columns = 2 if 2 * max(inches(line, sheet.small) for line in key) + 0.4 < sheet.width else 1
     rows = -(-len(shown) // columns)
-    figure = sheet.figure(0.55 * sheet.width + 0.8 + 0.0165 * sheet.small * rows * 1.18)
+    figure = sheet.figure(0.55 * sheet.width + 0.8)
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
     axes.axvline(0, color=INK, lw=0.8)
@@ -95,9 +95,14 @@ def predictability_scatter(
     sheet.entitle(figure, title)
     axes.set(xlabel=f"KL gap of the {probe}, nats", ylabel="smECE minus the mean of its null")
     tidy(axes)
-    axes.legend(loc="best", frameon=False, fontsize=sheet.small)
-    style = {"frameon": False, "fontsize": sheet.small, "handlelength": 0, "handletextpad": 0, "labelcolor": INK}
-    figure.legend([Line2D([], [], ls="none") for _ in key], key, loc="outside lower left", ncols=columns, **style)
+    marks, names = axes.get_legend_handles_labels() if sheet.narrow else ([], [])  # inside, it would cover the runs
+    if not sheet.narrow:
+        axes.legend(loc="best", frameon=False, fontsize=sheet.small)
+    style = {"frameon": False, "fontsize": sheet.small, "labelcolor": INK}
+    style |= {"handletextpad": 0.4} if sheet.narrow else {"handlelength": 0, "handletextpad": 0}
+    blank = [Line2D([], [], ls="none") for _ in key]
+    figure.legend([*marks, *blank], [*names, *key], loc="outside lower left", ncols=columns, **style)
+    figure.set_figheight(figure.get_figheight() + sheet.lines(rows + len(names)))
     return sheet.letter(figure)
 
 
@@ -152,7 +157,7 @@ def emergence_curve(
     if len(steps) < 2:
         raise ValueError(f"{len(steps)} training step; a curve needs at least two")
     sheet = Sheet.of(width, 6.4)
-    figure = sheet.figure(0.7 * sheet.width + 1.7)
+    figure = sheet.figure(0.7 * sheet.width + 0.9)
     panels = figure.subplots(2, 1, sharex=True)
     shown = ((*GAP.columns, f"KL gap of the\n{probe}, nats"), (*_EXCESS, "smECE minus the\nmean of its null"))
     lines, limits = lines_of(frame["line"].tolist()), (small_gap, delta)

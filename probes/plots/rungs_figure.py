@@ -96,7 +96,7 @@ def rungs_figure(frame: pd.DataFrame, *, title: str = "", width: float | None = 
     sheet = Sheet.of(width, max(6.4, 1.8 + 2.6 * columns))  # a single panel is as wide as the other figures
     columns = min(columns, max(1, int((sheet.width - 1.2) / 1.7)))
     rows = -(-len(positions) // columns)
-    figure = sheet.figure(1.2 + rows * (0.5 + 0.26 * sheet.scale * len(rungs)))
+    figure = sheet.figure(0.9 + rows * (0.5 + 0.26 * sheet.scale * len(rungs)))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, position in zip(grid.flat, positions, strict=False):
         _panel(axes, shown.loc[shown["position"] == position, :].set_index("rung"), rungs, span, sheet)

@@ -44,7 +44,7 @@ def semantics_scatter(
     if frame.empty:
         raise ValueError("there is no B to draw")
     sheet = Sheet.of(width, 6.4)
-    figure = sheet.figure(0.62 * sheet.width + 1.2)
+    figure = sheet.figure(0.62 * sheet.width + 0.7)
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
     left = min(0.0, *frame["gap"].to_numpy(float))

@@ -25,7 +25,7 @@ def tidy(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
 
 def in_percent(*axis: Axis) -> None:
     for one in axis:
-        one.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        one.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
 
 
 def short_names(layers: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from semcal.calibration.plots.sheet import Sheet
 
 COLOURS = {"holds": BLUE, "fails": "#D55E00"}  # else grey
 _ROW, _LINE = 0.19, 0.115  # inches: of what is drawn in a row, and of a line of text above it
+_UNBROKEN = "\N{NO-BREAK SPACE}"
 _OPAQUE = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line strikes a text through
 _OUTSIDE = "not in distribution"
 _ON_ERRORS = ("smECE", "excess smECE", "signed gap", "smECE per nat")  # one axis, on which delta has a place
@@ -97,7 +98,7 @@ def forest(
     split = _balanced([panel.height for panel in panels]) if columns == 2 and len(panels) > 1 else len(panels)
     stacks = [stack for stack in (panels[:split], panels[split:]) if stack]
     tallest = max(_height(stack) for stack in stacks)
-    figure = sheet.figure(tallest + 0.55)
+    figure = sheet.figure(tallest + 0.3)
     places = figure.subfigures(1, len(stacks), squeeze=False)[0]
     for stack, place in zip(stacks, places, strict=True):
         ratios = [*(panel.height for panel in stack), max(tallest - _height(stack), 1e-3)]
@@ -118,11 +119,12 @@ def _panel(verdict: Verdict, sheet: Sheet, across: float) -> _Panel:
     for unit in units:
         what = f" ({unit})" if len(units) > 1 else ""
         for part in (p for p in parts if p.unit == unit):
-            said = f"{part.what}{what}, to be {part.shown}"
+            said = f"{part.what}{what}, shown if {part.shown.replace(' ', _UNBROKEN)}"
             rows.append(_Row(_shortened(sheet, said, across - 0.6), _decides(verdict, part), part))
         cells = tuple(p for p in context if p.unit == unit)
         if cells:
-            rows.append(_Row(f"{len(cells)} single figures{what}", cells=cells))
+            things = "pairs" if any("−" in cell.what for cell in cells) else "cells"
+            rows.append(_Row(f"{len(cells)} single {things}{what}", cells=cells))
     claim = sheet.broken(CLAIMS[verdict.finding.key], sheet.small, across)
     return _Panel(verdict, f"{verdict.finding.key}: {verdict.decision}\n{claim}", tuple(rows), tuple(units))
 

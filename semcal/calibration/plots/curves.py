@@ -64,7 +64,7 @@ def risk_coverage_curve(
     if not runs:
         raise ValueError("no runs to draw; expected at least one")
     sheet = Sheet.of(width, 5.0)
-    figure = sheet.figure(0.74 * sheet.width + 0.9)
+    figure = sheet.figure(0.74 * sheet.width + 0.35)
     axes = figure.add_subplot()
     highest = 0.0
     lines = lines_of(list(runs))
@@ -102,7 +102,7 @@ def risk_coverage_curve(
 def _draw_bounds(axes: Axes, coverage: FloatArray, error_rate: float) -> None:
     """The best possible order, and no order."""
     right = 1 - error_rate
-    best = np.concatenate([[coverage[0]], coverage[coverage > right]])  # 0 until all right answers are given
+    best = np.concatenate([[coverage[0], right], coverage[coverage > right]])  # 0 until all right answers are given
     style = {"color": GREY, "lw": 1.2, "zorder": 1.5}
     axes.axhline(error_rate, **style, ls=(0, (6, 3)), label="no information: the error rate")
     axes.plot(
@@ -187,7 +187,8 @@ def _ticks(m: IntArray, share: float) -> IntArray:
 def _limit(name: str, limit: Interval | None, form: str) -> str:
     if limit is None:
         return ""
-    return f"{name} at M = ∞: {limit.estimate:{form}} [{limit.low:{form}}, {limit.high:{form}}]"
+    said = f"{limit.estimate:{form}} [{limit.low:{form}}, {limit.high:{form}}]"
+    return f"{name} at M = ∞: {said}".replace("-", "−")
 
 
 def _tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
@@ -222,8 +223,7 @@ def by_model(frame: pd.DataFrame, *, title: str = "", delta: float | None = None
     sheet = Sheet.of(width, 9.0)
     columns = sheet.across(len(_PANELS), 1.9)
     thick = max(0.32 * sheet.scale, (0.12 if columns > 1 else 0.09) * len(names))  # inches of a row
-    panel, legend = 0.75 + thick * len(models), 0.16 * -(-len(names) // max(1, int(sheet.width / 2.6)))
-    figure = sheet.figure(0.4 + legend + panel * (len(_PANELS) // columns))
+    figure = sheet.figure(0.4 + (0.75 + thick * len(models)) * (len(_PANELS) // columns))
     panels = figure.subplots(len(_PANELS) // columns, columns, sharey=True).ravel()
     offsets = np.linspace(-0.33, 0.33, len(names)) if len(names) > 1 else [0.0]
     lines = lines_of(names)
@@ -263,7 +263,7 @@ def knowing_curve(tables: Mapping[str, pd.DataFrame], *, title: str = "", width:
         width: of the figure, inches; None for its own.
     """
     sheet = Sheet.of(width, 4.8)
-    figure = sheet.figure(0.7 * sheet.width + 0.2)
+    figure = sheet.figure(0.68 * sheet.width)
     axes = figure.add_subplot()
     lines = lines_of(list(tables))
     for name in styles_in_order(list(tables)):

@@ -74,7 +74,7 @@ def calibration_profile(
         raise ValueError("a profile needs at least one collapsing function")
     sheet = Sheet.of(width, 8.0)
     columns = sheet.across(2, 2.6)
-    figure = sheet.figure(1.5 + 0.45 * len(rows) if columns == 2 else 1.9 + 0.56 * len(rows))
+    figure = sheet.figure(0.95 + 0.45 * len(rows) if columns == 2 else 1.3 + 0.56 * len(rows))
     ratios = (3, 2) if columns == 2 else None
     left, right = figure.subplots(2 // columns, columns, sharey=True, width_ratios=ratios)
     at = np.arange(len(rows))

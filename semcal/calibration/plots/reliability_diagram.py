@@ -106,7 +106,7 @@ def reliability_diagram(
     """
     sheet = Sheet.of(width, 5.0)
     shown = smoothed(confidence, correct, null_band=null_band, group=group, level=level, seed=seed)
-    figure = sheet.figure(1.18 * sheet.width + 0.5)
+    figure = sheet.figure(1.18 * sheet.width + 0.1)
     figure.set_layout_engine("compressed")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     _draw(upper, lower, shown, sheet, seed)
@@ -137,7 +137,7 @@ def reliability_grid(
     rows, columns = (list(dict.fromkeys(place[i] for place in shown)) for i in (0, 1))
     sheet = Sheet.dense(width, 0.5 + 2.7 * len(columns))
     side = (sheet.width - 0.5) / len(columns)
-    figure = sheet.figure(0.8 + 1.2 * side * len(rows))
+    figure = sheet.figure(0.4 + 1.2 * side * len(rows))
     figure.set_layout_engine("compressed")
     ratios = [5, 1] * len(rows)
     places = figure.subplots(2 * len(rows), len(columns), squeeze=False, sharex=True, height_ratios=ratios)

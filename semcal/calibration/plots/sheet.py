@@ -68,7 +68,7 @@ class Sheet:
         """An empty figure of this width, which belongs to no window and no pyplot state; `height` in inches."""
         figure = Figure(figsize=(self.width, height), layout="constrained")
         if self.narrow:
-            figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+            figure.get_layout_engine().set(w_pad=0.02, h_pad=0.035)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
         return figure
 
     def across(self, panels: int, least: float) -> int:
@@ -82,7 +82,7 @@ class Sheet:
             figure.suptitle(lines, x=0.01, ha="left", fontsize=self.title, color=INK)
 
     def legend(self, figure: Figure, axes: Iterable[Axes], columns: int) -> None:
-        """One legend for all panels below them, each label once, in as many columns as fit."""
+        """One legend for all panels below them, each label once, in as many columns as fit; the figure grows by it."""
         entries = {label: h for one in axes for h, label in zip(*one.get_legend_handles_labels(), strict=True)}
         if not entries:
             return
@@ -96,6 +96,12 @@ class Sheet:
         )
         style = {"frameon": False, "fontsize": self.small, "labelcolor": MUTED, "borderpad": 0.2}
         figure.legend(entries.values(), labels, loc="outside lower center", ncols=fit, columnspacing=1.4, **style)
+        rows = max(sum(label.count("\n") + 1 for label in some) for some in np.array_split(labels, fit))
+        figure.set_figheight(figure.get_figheight() + self.lines(rows))
+
+    def lines(self, rows: int) -> float:
+        """The height of so many lines of a legend, inches."""
+        return 1.72 * self.small / 72 * rows + 0.08
 
     def letter(self, figure: Figure) -> Figure:
         """The figure, with the names and ticks of all its axes in letters of this sheet."""
