@@ -78,7 +78,8 @@ def transfer_matrix(
     for at in range(size):
         axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=INK, lw=1.8, zorder=4))
     named = [sheet.broken(name, sheet.small, 0.23 * sheet.width) if sheet.narrow else _broken(name) for name in names]
-    below = [f"{name}\n({without}: {_nats(own)})" for name, own in zip(named, alone, strict=True)]
+    between = "\n" if sheet.narrow else " "
+    below = [f"{name}\n({without}:{between}{_nats(own)})" for name, own in zip(named, alone, strict=True)]
     axes.set_xticks(range(size), below)
     axes.set_yticks(range(size), named)
     axes.set(xlabel="tested on", ylabel="trained on")

@@ -101,6 +101,8 @@ def predictability_scatter(
     style = {"frameon": False, "fontsize": sheet.small, "labelcolor": INK}
     style |= {"handletextpad": 0.4} if sheet.narrow else {"handlelength": 0, "handletextpad": 0}
     blank = [Line2D([], [], ls="none") for _ in key]
+    key = [sheet.broken(line, sheet.small, sheet.width - 0.5) if sheet.narrow else line for line in key]
+    rows += sum(line.count("\n") for line in key)
     figure.legend([*marks, *blank], [*names, *key], loc="outside lower left", ncols=columns, **style)
     figure.set_figheight(figure.get_figheight() + sheet.lines(rows + len(names)))
     return sheet.letter(figure)
