@@ -74,8 +74,8 @@ SHOWN = (
         "reliability-[fr]*.png",
         "Reliability diagram",
         "Accuracy against B-confidence, smoothed as in smECE, of atlas-base on 1,000 questions with M = 50: the "
-        "bootstrap band, in grey where a calibrated model would lie, ticks for right and wrong answers, and the histogram of "
-        "confidence. On the diagonal, confidence is justified. Only chain-of-thought on routes is far off it.",
+        "bootstrap band, in grey where a calibrated model would lie, ticks for right and wrong answers, and the "
+        "histogram of confidence. On the diagonal, confidence is justified. Only chain-of-thought on routes is far off it.",
         "make demo",
     ),
     Shown(
@@ -220,7 +220,7 @@ _OPENING = """# Gallery
 Every figure in [figures/](../figures/README.md), what it says, and the command that makes it. This page is written by
 `python -m experiments.report.gallery`. `semcal report RUN` writes each figure of a run as PNG, SVG and PDF;
 `--width 3.25` draws them for a column of a paper. From a notebook: `semcal.Run.open(folder).plot.reliability()` and
-`probes.plot(run).layers()` ([extending](extending.md#figures)).
+`probes.plot(run).layers()` ([figures](studies.md#figures)).
 """
 
 
