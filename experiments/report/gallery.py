@@ -75,7 +75,8 @@ SHOWN = (
         "Reliability diagram",
         "Accuracy against B-confidence, smoothed as in smECE, of atlas-base on 1,000 questions with M = 50: the "
         "bootstrap band, in grey where a calibrated model would lie, ticks for right and wrong answers, and the "
-        "histogram of confidence. On the diagonal, confidence is justified. Only chain-of-thought on routes is far off it.",
+        "histogram of confidence. On the diagonal, confidence is justified; only "
+        "chain-of-thought on routes is far off it.",
         "make demo",
     ),
     Shown(

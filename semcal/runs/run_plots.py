@@ -33,7 +33,8 @@ class LacksError(UserError):
 class RunPlots:
     """Every figure of calibration that a scored run has, as a Matplotlib Figure that belongs to no window:
 
-    >>> semcal.Run.open(folder).plot.reliability(width=3.25).get_figwidth()
+    >>> figure = semcal.Run.open(folder).plot.reliability(width=3.25)
+    >>> float(figure.get_figwidth())
     3.25
 
     Every method takes `title` (by default model, dataset, style and B; "" for none) and `width` (inches, by default the
