@@ -28,7 +28,7 @@ def complaints(figure: Figure) -> list[str]:
     shown = [(text, text.get_window_extent()) for text in texts]
     for text, box in shown:
         said = text.get_text().replace("\n", " / ")
-        if text.get_fontsize() < SMALLEST:
+        if float(text.get_fontsize()) < SMALLEST:
             found.append(f"{said!r} has {text.get_fontsize():.1f} points")
         cut = max(page.x0 - box.x0, box.x1 - page.x1, page.y0 - box.y0, box.y1 - page.y1)
         if cut > LEEWAY:

@@ -63,7 +63,8 @@ def predictability_scatter(
     figures, proper = shown[[*_FIGURES]].to_numpy(float).T, shown["proper"].to_numpy(bool)  # [figure, run], [run]
     sheet = Sheet.of(width, 6.4)
     key = [f"{i}  {label}" for i, label in enumerate(shown["label"], start=1)]
-    columns = 2 if 2 * max(inches(line, sheet.small) for line in key) + 0.4 < sheet.width else 1
+    wide = 2 * max(inches(line, sheet.small) for line in key) + 0.4
+    columns = 2 if not sheet.narrow and wide < sheet.width else 1
     rows = -(-len(shown) // columns)
     figure = sheet.figure(0.55 * sheet.width + 0.8)
     axes = figure.add_subplot()

@@ -169,6 +169,9 @@ FIGURES: dict[str, Callable[[float | None], Figure]] = {
     "predictability": lambda w: predictability_scatter(
         of_runs(), title=TITLE, probe="bilinear probe", width=w, **LIMITS
     ),
+    "predictability of short names": lambda w: predictability_scatter(
+        of_runs()[:6].assign(label="atlas-routes · sentence"), title=TITLE, probe="linear probe", width=w, **LIMITS
+    ),
     "emergence": lambda w: emergence_curve(
         pd.concat([of_runs().assign(step=s) for s in STEPS]), title=TITLE, probe="bilinear probe", width=w, **LIMITS
     ),
