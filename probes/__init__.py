@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from probes.activations.capture import capture
+    from probes.plots.probe_plots import plot
     from probes.rungs.linear import LinearProbe
 
-__all__ = ["LinearProbe", "capture"]
+__all__ = ["LinearProbe", "capture", "plot"]
 # Imported when first used: torch takes seconds, and the names of rungs are needed to check a study.
-_HOMES = {"LinearProbe": "probes.rungs.linear", "capture": "probes.activations.capture"}
+_HOMES = {
+    "LinearProbe": "probes.rungs.linear",
+    "capture": "probes.activations.capture",
+    "plot": "probes.plots.probe_plots",
+}
 
 
 def __getattr__(name: str) -> Any:

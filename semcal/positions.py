@@ -28,6 +28,15 @@ _EXAMPLES = (*PROMPT_POSITIONS, "after_1_tokens", "after_4_tokens", *_CHAIN, BEF
 _DEEPEST = 256  # blocks that a pattern may mean while no model is known
 
 
+def layer_place(hook: str) -> tuple[int, int, str]:
+    """A key that sorts hooks as the model computes them: by the number of the block, not as text."""
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
+    if block is None:
+        return (-1 if hook in ("hook_embed", "hook_pos_embed", "embed") else _DEEPEST**2, 0, "")
+    place = BLOCK_HOOKS.index(block[2]) if block[2] in BLOCK_HOOKS else len(BLOCK_HOOKS)
+    return int(block[1]), place, block[2]
+
+
 def check_position(name: str) -> None:
     """
     Raises:

@@ -18,6 +18,7 @@ from semcal import LanguageModel, Question, Run, UserError, collapse, load_datas
 from semcal.models.checkpoint import Answer
 from semcal.models.weights import memory_fingerprint
 from semcal.questions.question import CONTINUATION
+from semcal.runs.run_plots import RunPlots
 from semcal.sampling.records import Sampling
 from semcal.semantics.collapsing.alias_table import Aliases
 
@@ -58,12 +59,14 @@ def write_scored_run(folder: Path) -> None:
         semcal.calibration.smece,
         probes.LinearProbe,
         probes.capture,
+        probes.plot,
+        RunPlots,
     ],
     ids=lambda shown: shown.__qualname__,
 )
 def test_the_example_in_a_docstring_runs(shown, checkpoint, tmp_path):
     text = shown.__doc__
-    if shown is Run:
+    if shown in (Run, RunPlots, probes.plot):
         write_scored_run(tmp_path)
     scope = {"semcal": semcal, "probes": probes, "np": np, "path": str(checkpoint), "folder": str(tmp_path)}
     example = doctest.DocTestParser().get_doctest(text, scope, shown.__qualname__, None, None)

@@ -8,26 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from probes.evaluation.result import BASELINE, COLUMNS, LAYER_RUNGS, LINEAR, MARGINAL
+from probes.evaluation.result import BASELINE, LAYER_RUNGS, MARGINAL, layer_rows, probe_table
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
 WHOLE_MODEL = ("generative", "lora")  # rungs that read the whole model; the one to show first
 MUCH_POOLED = 0.05  # share of the mass that a closed target may pool without a remark
-
-
-def probe_table(run: Run) -> pd.DataFrame:
-    """`Run.probes`, with every column; NaN where an earlier version of semcal wrote none."""
-    probes = run.probes()
-    return probes if probes.empty else probes.reindex(columns=[*COLUMNS, "position"])
-
-
-def layer_rows(probes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the probes that are fitted at every layer of the model's own activations: of each target those of the
-    linear rung, or where it has none, because its classes are open, those of the bilinear one."""
-    linear = probes.loc[probes["rung"] == LINEAR, "target"].unique()
-    rows = probes["rung"].isin(LAYER_RUNGS) & ((probes["rung"] == LINEAR) | ~probes["target"].isin(linear))
-    return probes.loc[rows, :]
 
 
 def rung_rows(probes: pd.DataFrame, target: str) -> list[dict[str, Any]]:

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from experiments.compare.pairs import scored
 from experiments.config.study import Cell
-from experiments.report.run_figures import run_reliability
+from experiments.report.figures.figure_files import DPI
 from experiments.report.summary_table import headline, interval, markdown_table, number, p_text
 from experiments.report.verdict_tables import detail_rows
 from experiments.verdict.calibration_claims import Law
 from experiments.verdict.real_predictions import LEAST_RIGHT, PREDICTIONS, predictions
 from experiments.verdict.rules import MOST_UNPARSED
 from experiments.verdict.study_verdict import measured
+from semcal.calibration.plots.reliability_diagram import reliability_grid
 from semcal.runs.run import Run, write_atomically
 
 Rows = Sequence[tuple[Cell, Run]]
@@ -129,22 +127,8 @@ def _diagrams(rows: Rows, pictures: Path, link: str) -> list[str]:
     said = ["", "## Reliability diagrams side by side"]
     for style in dict.fromkeys(cell.style for cell, _ in rows):
         file = pictures / f"real-reliability-{style}.png"
-        figure = grid({(c.dataset.name, c.model.name): run_reliability(c, r) for c, r in rows if c.style == style})
-        write_atomically(file, lambda path, figure=figure: figure.savefig(path, format="png", dpi=110))
+        shown = {(c.dataset.name, c.model.name): r.plot.smoothed() for c, r in rows if c.style == style}
+        figure = reliability_grid(shown)
+        write_atomically(file, lambda path, figure=figure: figure.savefig(path, format="png", dpi=DPI))
         said += ["", f"### {style}", "", f"![One row a dataset, one column a model]({link}/{file.name})"]
     return said
-
-
-def grid(drawn: dict[tuple[str, str], Figure]) -> Figure:
-    """Figures by (row, column) on one page; places without a figure stay empty."""
-    rows, columns = (list(dict.fromkeys(place[i] for place in drawn)) for i in (0, 1))
-    page = Figure(figsize=(4.2 * len(columns), 5.4 * len(rows)), layout="constrained")
-    places = page.subplots(len(rows), len(columns), squeeze=False)
-    for ax in places.flat:
-        ax.set_axis_off()
-    for (row, column), figure in drawn.items():
-        canvas = FigureCanvasAgg(figure)
-        figure.set_dpi(110)
-        canvas.draw()
-        places[rows.index(row)][columns.index(column)].imshow(canvas.buffer_rgba())
-    return page

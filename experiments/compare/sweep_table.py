@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.compare.coarser_semantics import Swept
 from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
-from experiments.report.html_page import save_figures
+from experiments.report.figures.figure_files import save_figures
 from experiments.report.summary_table import interval
 from experiments.terminal.fitted_table import FittedTable
 from experiments.verdict.rules import SMALL_GAP
@@ -17,7 +17,7 @@ from semcal.calibration.inference.over_semantics import Relation
 from semcal.runs.files import plain, replacing, write_atomically
 from semcal.runs.run import Run
 
-FILES = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg")
+FILES = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg", "sweep.pdf")
 TITLES = ("kind of B", "Bs", "KL gap", "excess", "ρ", "ρ, given granularity", "excess per nat", "small gap")
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.compare.pairs import Scored
 from experiments.probe.open_classes import MOST_POOLED, features_of
 from experiments.probe.probed import probe_device
-from experiments.report.html_page import save_figures
+from experiments.report.figures.figure_files import save_figures
 from experiments.report.summary_table import interval, labels, number
 from experiments.sample.models import Models
 from experiments.terminal.fitted_table import FittedTable
@@ -226,7 +226,7 @@ def explanation(found: Transferred) -> str:
 
 
 def write_transfer(found: Transferred, folder: Path) -> None:
-    """Write transfer.csv, transfer.png and transfer.svg."""
+    """Write transfer.csv, and transfer.png, .svg and .pdf."""
     n = len(found.layers)
     table = pd.DataFrame([asdict(cell) for cell in found.cells]).assign(
         probe=found.probe,

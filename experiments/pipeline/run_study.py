@@ -318,12 +318,16 @@ def _record(cell: Cell, new: Run, stage: str) -> None:
 
 
 def report_on(
-    target: Target, overrides: Sequence[str] = (), tell: Callable[[Cell, str], None] = lambda *_: None
+    target: Target,
+    overrides: Sequence[str] = (),
+    tell: Callable[[Cell, str], None] = lambda *_: None,
+    width: float | None = None,
 ) -> tuple[Path, list[Path]]:
     """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all.
 
     Args:
         overrides: what was set of the study; see `study_folder`.
+        width: of the figures, inches; None for their own.
 
     Returns:
         The page, and the run folders left out because they have not been scored.
@@ -337,9 +341,9 @@ def report_on(
         raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
     for cell, run in rows:
         tell(cell, "drawing")
-        write_report(cell, run)
+        write_report(cell, run, width)
     if not target.is_run:
-        write_study(target.folder.resolve().name, rows, into)
+        write_study(target.folder.resolve().name, rows, into, width)
     return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 

@@ -1,4 +1,5 @@
-"""The pictures in figures/, copied from the run folders: `python -m experiments.report.gallery`.
+"""The pictures in figures/, copied from the run folders, and docs/gallery.md, which shows each with what it says and
+the command that made it: `python -m experiments.report.gallery`.
 
 Knows which picture of which run has which name there; draws nothing.
 """
@@ -6,7 +7,12 @@ Knows which picture of which run has which name there; draws nothing.
 import argparse
 import shutil
 import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from os.path import relpath
 from pathlib import Path
+
+from semcal.runs.files import write_atomically
 
 _CELLS = {
     (family, style): f"atlas-base__atlas-{family}__{style}__exact"
@@ -49,6 +55,202 @@ def pictures() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of one kind: their names in figures/ as a pattern, a heading, what they say, the command that makes
+    them."""
+
+    names: str
+    heading: str
+    says: str
+    command: str
+
+
+_LINEAGE = "semcal run experiments/studies/lineage.yaml"
+_CHAIN = "semcal run experiments/studies/chain.yaml"
+_ROUTES = "runs/demo/atlas-base__atlas-routes"
+SHOWN = (
+    Shown(
+        "reliability-[fr]*.png",
+        "Reliability diagram",
+        "Accuracy against B-confidence, smoothed as in smECE, of atlas-base on 1,000 questions with M = 50: the "
+        "bootstrap band, in grey where a calibrated model would lie, ticks for right and wrong answers, and the "
+        "histogram of confidence. On the diagonal, confidence is justified; only "
+        "chain-of-thought on routes is far off it.",
+        "make demo",
+    ),
+    Shown(
+        "reliability-shift-*.png",
+        "Where the training text is wrong",
+        "The same in `concise`: facts, and myths, where the training text is wrong about half of the people.",
+        "semcal run experiments/studies/shift.yaml",
+    ),
+    Shown(
+        "real-reliability-*.png",
+        "Two real models side by side",
+        "Reliability diagrams of two real models on real questions: one row a dataset, one column a model.",
+        "make real",
+    ),
+    Shown(
+        "horizon-word*.png",
+        "Words ahead",
+        "Reliability diagrams of a public story model, B = the K-th word, 1,000 prompts, M = 50.",
+        "make horizon",
+    ),
+    Shown(
+        "risk-coverage-*.png",
+        "Answering only when sure",
+        "Error rate among the most confident questions, with bootstrap band, between the best order and none.",
+        "make demo",
+    ),
+    Shown(
+        "m-curve-*.png",
+        "Finite M",
+        "Confidence, accuracy and smECE of random subsets of the samples against M, with the limit M → ∞ and its "
+        "interval.",
+        "make demo",
+    ),
+    Shown(
+        "profile-*.png",
+        "Other collapsing functions",
+        "The same samples under first token, first word, length and meaning: smECE next to calibrated models, "
+        "confidence and accuracy.",
+        "make demo",
+    ),
+    Shown(
+        "knowing-*.png",
+        "When the answer is decided",
+        "Expected largest class probability after so many tokens; mean and middle half of 1,000 questions.",
+        "make demo",
+    ),
+    Shown(
+        "layers-*.png",
+        "Layer by layer",
+        "Above, the KL gap of a linear probe by layer, at the last prompt token, in nats, with interval, baselines and "
+        "what a perfect predictor would show; below, the share of KL explained, with the permutation null over the "
+        "maximum of the layers, control task and noise ceiling.",
+        "make demo",
+    ),
+    Shown(
+        "positions-*.png",
+        "Layer by position",
+        "KL gap of linear probes in nats: before generation, along the answer, before the answering phrase.",
+        _CHAIN,
+    ),
+    Shown(
+        "rungs-*.png",
+        "The ladder of probes",
+        "KL gap of every rung and every baseline at each position, last layer, with intervals and what a perfect "
+        "predictor would show.",
+        _CHAIN,
+    ),
+    Shown(
+        "commitment-*.png",
+        "Decided and readable",
+        "Above, how decided the answer is along the way; below, the KL gap of linear probes at that point.",
+        _CHAIN,
+    ),
+    Shown(
+        "transfer-*.png",
+        "Transfer",
+        "Linear probes at the last layer, trained on one style of routes and tested on each.",
+        f"make demo; semcal transfer {_ROUTES}__{{concise,sentence,cot}}__exact",
+    ),
+    Shown(
+        "ablation-*.png",
+        "Ablation",
+        "Ablating the probe's rank-8 subspace at the last layer, compared with 100 isotropic and 100 variance-matched "
+        "random subspaces.",
+        f"{_LINEAGE}; semcal intervene runs/lineage/base__atlas-routes__concise__exact --rank 8 --random 100",
+    ),
+    Shown(
+        "steering-*.png",
+        "Steering",
+        "Dose and response: −4 to +4 standard deviations along the direction in which probes read B-confidence, "
+        "compared with 20 isotropic and 20 variance-matched directions.",
+        f"make demo; semcal intervene {_ROUTES}__concise__exact --kind steer -n 200",
+    ),
+    Shown(
+        "sweep-*.png",
+        "Many Bs on the same samples",
+        "Excess smECE against the KL gap under 62 Bs that join classes; shaded is what the theory forbids.",
+        f"make demo; semcal score {_ROUTES}__cot__exact --semantics sweep",
+    ),
+    Shown(
+        "models-lineage.png",
+        "Base and tuned models",
+        "Accuracy, signed gap and excess smECE of base, SFT, DPO and GRPO under chat and few-shot prompts, 2,000 "
+        "questions per cell; the dashed line is the tolerance δ.",
+        _LINEAGE,
+    ),
+    Shown(
+        "models-ablation.png",
+        "What in tuning breaks it",
+        "The same three figures along the strength of DPO and GRPO, the size of SFT and the shape of the reward, 500 "
+        "questions per cell.",
+        "make ablation",
+    ),
+    Shown(
+        "predictability-*.png",
+        "Predictable and calibrated",
+        "Excess smECE against the KL gap, 42 runs, with the tolerances of the rule.",
+        _LINEAGE,
+    ),
+    Shown(
+        "emergence.png",
+        "Along training",
+        "KL gap and excess smECE by training step, 300 questions per cell.",
+        "make checkpoints",
+    ),
+    Shown(
+        "verdict-*.png",
+        "The verdict",
+        "One panel a hypothesis: the figures that its rule asks for, with intervals, and the single cells in grey.",
+        f"{_LINEAGE}; semcal verdict experiments/studies/lineage.yaml",
+    ),
+    Shown(
+        "sampler-growth.png",
+        "Speed of the sampler",
+        "Time of sampling 8 questions against M (100-token prompts) and against prompt length (M = 50), semcal and "
+        "`generate`, each relative to semcal at the smallest.",
+        "python -m experiments.bench growth --figure figures/sampler-growth.png",
+    ),
+)
+_OPENING = """# Gallery
+
+Every figure in [figures/](../figures/README.md), what it says, and the command that makes it. This page is written by
+`python -m experiments.report.gallery`. `semcal report RUN` writes each figure of a run as PNG, SVG and PDF;
+`--width 3.25` draws them for a column of a paper. From a notebook: `semcal.Run.open(folder).plot.reliability()` and
+`probes.plot(run).layers()` ([figures](studies.md#figures)).
+"""
+
+
+def of(name: str) -> Shown | None:
+    """The entry that a picture in figures/ belongs to; the one with most letters in its pattern, where several fit."""
+    fits = [shown for shown in SHOWN if fnmatch(name, shown.names)]
+    return max(fits, key=lambda shown: len(shown.names.replace("*", "")), default=None)
+
+
+def page(figures: Path, folder: Path) -> str:
+    """docs/gallery.md: a section for each kind of picture that is in `figures`, as seen from `folder`."""
+    names = sorted(path.name for path in figures.glob("*.png"))
+    lines = [_OPENING]
+    for shown in SHOWN:
+        own = [name for name in names if of(name) == shown]
+        if not own:
+            continue
+        where = Path(relpath(figures, folder)).as_posix()
+        commands = shown.command.replace("; ", "\n")
+        lines += [f"## {shown.heading}", "", shown.says, "", "```", commands, "```", ""]
+        lines += [f"![{_alternative(name)}]({where}/{name})" for name in own] + [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _alternative(name: str) -> str:
+    """What stands for a picture that is not seen."""
+    return Path(name).stem.replace("-", " ")
+
+
 def collect(runs: Path, into: Path) -> tuple[list[str], list[str]]:
     """Copy the pictures that exist; returns the names copied, and those that no run has drawn yet."""
     copied, absent = [], []
@@ -65,14 +267,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--into", type=Path, default=Path("figures"))
+    parser.add_argument("--page", type=Path, default=Path("docs/gallery.md"))
     options = parser.parse_args()
     if not options.into.is_dir():
         parser.error(f"{options.into} is not a folder; name one with --into")
+    if not options.page.parent.is_dir():
+        parser.error(f"{options.page.parent} is not a folder; name a page with --page")
     copied, absent = collect(options.runs, options.into)
-    if not copied:
+    if not any(options.into.glob("*.png")):
         sys.stderr.write(f"no picture below {options.runs}; `semcal run` the studies first, or name their --runs\n")
         raise SystemExit(2)
-    sys.stdout.write(f"{len(copied)} pictures copied to {options.into}\n")
+    text = page(options.into, options.page.parent)
+    write_atomically(options.page, lambda path: path.write_text(text, encoding="utf-8"))
+    sys.stdout.write(f"{len(copied)} pictures copied to {options.into}; written: {options.page}\n")
     if absent:
         sys.stdout.write(f"not drawn yet: {', '.join(absent)}\n")
 

@@ -1,7 +1,6 @@
-"""Self-contained HTML pages from the templates in `templates/`, with tables and embedded figures; figures on disk."""
+"""Self-contained HTML pages from the templates in `templates/`, with tables and embedded figures."""
 
 import base64
-import io
 import math
 import os
 import re
@@ -12,11 +11,10 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
+from experiments.report.figures.figure_files import DPI
 from semcal.runs.run import write_atomically
 
-DPI = 150
 _NUMBER = re.compile(r"[+\-−<]?\s*[\d∞—]")
 _SCALE = 0.92  # of a figure's own size: two of 5 inches fit side by side
 _NAMES = {
@@ -105,18 +103,3 @@ def gallery(pictures: Mapping[str, bytes], captions: Mapping[str, str]) -> list[
 def shown_path(path: str, folder: Path) -> str:
     """A path as shown on a page in `folder`: relative, so that pages reveal no absolute paths."""
     return Path(os.path.relpath(path, folder)).as_posix() if Path(path).is_absolute() else path
-
-
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, bytes]:
-    """Write NAME.png and NAME.svg of each; returns the PNGs by name."""
-    pictures = {}
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=DPI)
-            figure.set_layout_engine("none")  # the layout is final; computing it is half of the work
-            body = buffer.getvalue()
-            write_atomically(folder / f"{name}.{suffix}", lambda p, body=body: p.write_bytes(body))
-            if suffix == "png":
-                pictures[name] = body
-    return pictures

@@ -1,19 +1,14 @@
-"""Interventions as a table and figures: the effect of each, and whether random ones do as much."""
+"""Interventions as a table: the effect of each, and whether random ones do as much."""
 
 import math
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from experiments.config.settings import slug
-from experiments.config.study import Cell
 from experiments.probe.intervention_plan import LEFT_ALONE
 from experiments.report.summary_table import text_table
 from experiments.terminal.fitted_table import FittedTable
 from probes.interventions.effects import FAMILY
-from probes.plots.dose_response import dose_response
-from semcal.runs.run import Run
 
 _DIFFERENCES = {
     "tv": "TV",
@@ -22,7 +17,6 @@ _DIFFERENCES = {
     "smece": "smECE (null)",
     "d_gold_loss": "Δ loss (nats)",
 }
-_FIGURE = ["context", "kind", "hook", "position"]
 EXPLANATION = (
     "TV: total variation between the class distributions of a question with and without the change, mean over "
     "questions; two samples of the unchanged model differ as well ('another seed'), and draws with the same seed are "
@@ -60,19 +54,6 @@ def intervention_table(frame: pd.DataFrame) -> FittedTable:
     for cells, of_controls in intervention_rows(frame):
         table.add_row(*cells, style="dim" if of_controls else None)
     return table
-
-
-def intervention_figures(cell: Cell, run: Run) -> dict[str, Figure]:
-    """One figure per kind, hook and position of a run's interventions, by name."""
-    rows = run.interventions()
-    figures = {}
-    for _, some in () if rows.empty else rows.query("kind != @LEFT_ALONE").groupby(_FIGURE, sort=False):
-        context, kind, hook, position = (str(some[name].iloc[0]) for name in _FIGURE)
-        floor = rows.query("kind == @LEFT_ALONE and context == @context")
-        title = f"{cell.label}: {kind} at {hook}, {position}, n = {some['n'].max():.0f}"
-        name = slug("-".join((kind, hook, position, context[:4])))
-        figures[name] = dose_response(pd.concat([some, floor]), title=title)
-    return figures
 
 
 def _name(row: dict[Any, Any]) -> str:

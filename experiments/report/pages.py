@@ -3,50 +3,44 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, probe_table
 from experiments.config.study import Cell
 from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.checks_table import TITLES, check_rows, cost_of_checks, failed_checks, files_check
+from experiments.report.figures.figure_files import save_figures
+from experiments.report.figures.run_figures import intervention_figures, run_figures
+from experiments.report.figures.study_figures import study_figures
 from experiments.report.html_page import (
     HtmlTable,
     cell_text,
     gallery,
     html_table,
-    save_figures,
     shown_path,
     title,
     write_page,
 )
-from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
-from experiments.report.run_figures import run_figures
+from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
-from probes.plots.measures import GAP
-from probes.plots.predictability import emergence_curve, predictability_scatter
-from probes.targets.closed import MOST_POOLED
-from semcal.calibration.plots.curves import by_model
 from semcal.runs.files import replacing
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
-_LORA = {"generative": "generative LoRA", "lora": "LoRA with a head"}
-PROPER = ("base", "sft")  # stages trained by a proper loss
 
 
-def write_report(cell: Cell, run: Run) -> list[str]:
-    """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
+def write_report(cell: Cell, run: Run, width: float | None = None) -> list[str]:
+    """Write figures/*.png, *.svg and *.pdf, and report.html with everything in it; returns the names of the figures.
 
-    They replace the old ones together. Figures that the run no longer has are removed.
+    They replace the old ones together; figures that the run no longer has are removed. `width` of the figures is in
+    inches, None for their own.
     """
     with run.replacing() as new:
-        pictures = save_figures(run_figures(cell, new), new.place("figures"))
-        changed = save_figures(intervention_figures(cell, new), new.place("figures"))
+        pictures = save_figures(run_figures(new, width), new.place("figures"))
+        changed = save_figures(intervention_figures(new, width), new.place("figures"))
         _write_page(cell, new, pictures, changed)
     for path in (run.folder / "figures").glob("*"):
         if path.stem not in pictures | changed:
@@ -154,19 +148,20 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return cell_text(value) if math.isnan(low) else f"{cell_text(value)} [{cell_text(low)}, {cell_text(high)}]"
 
 
-def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> None:
+def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path, width: float | None = None) -> None:
     """Write report.html (runs, with a link to each) and figures/ (over runs) into the folder of a study.
 
     Args:
         rows: The scored runs, in the order of the page.
+        width: Of the figures, inches; None for their own.
     """
-    figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
+    figures = study_figures(rows, width)
     names = labels([cell for cell, _ in rows])
     # Relative, so that the folder may be moved or served.
     links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
     titles, cells = summary_rows(rows)
     with replacing(folder) as staged:
-        pictures = save_figures({name: f for name, f in figures.items() if f is not None}, staged / "figures")
+        pictures = save_figures(figures, staged / "figures")
         write_page(
             staged / "report.html",
             "study.html",
@@ -181,94 +176,6 @@ def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> No
             ],
             remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
         )
-
-
-def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
-    """Excess calibration error against the KL gap, over runs; None unless two runs have both."""
-    found = _places(rows)
-    if len(found.frame.dropna(subset=["gap", "excess"])) < 2:
-        return None
-    return predictability_scatter(
-        found.frame, title="KL gap and calibration error, by run", probe=found.probe, seed=rows[0][0].seed
-    )
-
-
-def models(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
-    """Accuracy, signed gap and excess of each model; None for one model, or models along training."""
-    if len({cell.model.name for cell, _ in rows}) < 2 or any(cell.model.step is not None for cell, _ in rows):
-        return None
-    several_b = len({cell.semantics.label for cell, _ in rows}) > 1
-    marks = []
-    for cell, run in rows:
-        line = (cell.dataset.name, cell.style, *([cell.semantics.label] if several_b else []))
-        place = _excess(run) | _signed_gap(run.calibration())
-        marks.append(place | {"model": cell.model.name, "line": " · ".join(line)})
-    return by_model(pd.DataFrame(marks), title="Accuracy and calibration, by model")
-
-
-def _signed_gap(calibration: dict[str, Any]) -> dict[str, float]:
-    """Accuracy, and the signed gap by mass where it is known: by counts it is too large at finite M."""
-    ends = ("", "_low", "_high")
-    best = next((row for row in calibration.get("finite_m") or [] if row["estimator"] == "by mass"), calibration)
-    found = {f"accuracy{end}": _known(calibration[f"accuracy{end}"]) for end in ends}
-    return found | {f"signed_gap{end}": _known(best[f"signed_gap{end}"]) for end in ends}
-
-
-def _known(value: float | None) -> float:
-    """A stored figure; NaN where it could not be computed, as intervals of a single group."""
-    return math.nan if value is None else value
-
-
-def emergence(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
-    """Predictability and excess along training; None unless there are runs of two training steps."""
-    stepped = [(cell, run) for cell, run in rows if cell.model.step is not None]
-    if len({cell.model.step for cell, _ in stepped}) < 2:
-        return None
-    found = _places(stepped)
-    lines = [f"{cell.dataset.name} · {cell.style}" for cell, _ in stepped]
-    frame = found.frame.assign(step=[cell.model.step for cell, _ in stepped], line=lines)
-    return emergence_curve(frame, title="KL gap and calibration error along training", probe=found.probe)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Marks of runs: KL gap of one probe, named in words, and excess with the interval of smECE."""
-
-    probe: str
-    frame: pd.DataFrame
-
-
-def _places(rows: Sequence[tuple[Cell, Run]]) -> _Places:
-    """By LoRA on the whole model where all runs with a gap have it, else by the probe of the last layer. A gap with
-    more than MOST_POOLED of the mass pooled says how much is pooled, and is left out, as in the verdict."""
-    tables = [probe_table(run) for _, run in rows]
-    layers = [_legible(last_layer(table, "classes")) for table in tables]
-    probe = f"{' or '.join(sorted({row['rung'] for row in layers if row})) or 'linear'} probe, last layer"
-    found = layers
-    for rung in WHOLE_MODEL:
-        whole = [_legible(last_row(table, "classes", rung)) for table in tables]
-        if any(whole) and all(row for row, layer in zip(whole, layers, strict=True) if layer):
-            probe, found = _LORA[rung], whole
-            break
-    places = [
-        {"label": name, "style": cell.style, "proper": cell.model.stage in PROPER}
-        | {column: row.get(column, math.nan) for column in GAP.columns}
-        | _excess(run)
-        for name, (cell, run), row in zip(labels([cell for cell, _ in rows]), rows, found, strict=True)
-    ]
-    return _Places(probe, pd.DataFrame(places))
-
-
-def _legible(row: dict[str, Any] | None) -> dict[str, Any]:
-    """A row of probes whose KL gap says what is answered; empty for others."""
-    return {} if row is None or math.isnan(row["gap"]) or row["pooled"] > MOST_POOLED else row
-
-
-def _excess(run: Run) -> dict[str, float]:
-    calibration = run.calibration()
-    null = calibration["null_mean"]
-    ends = {f"excess_{end}": _known(calibration[f"smece_{end}"]) - null for end in ("low", "high")}
-    return {"excess": calibration["excess"]} | ends
 
 
 def _short_facts(cell: Cell, run: Run, folder: Path) -> str:

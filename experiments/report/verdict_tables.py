@@ -1,21 +1,13 @@
-"""Verdicts as tables, as Markdown and as a forest plot; decides nothing."""
+"""Verdicts as tables and as Markdown; decides nothing."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from experiments.report.html_page import save_figures
 from experiments.report.summary_table import interval, markdown_table, number, p_text, text_table
 from experiments.terminal.fitted_table import FittedTable
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement
 
-GREY = "#6B6B6B"
-COLOURS = {"holds": "#0072B2", "fails": "#D55E00"}  # else grey
 SUMMARY = ("", "hypothesis", "verdict", "weakest part", "p (Holm)", "p against (Holm)")
 DETAIL = ("", "unit", "estimate", "to be shown", "p", "p against", "would find")
 CELLS = (
@@ -31,7 +23,6 @@ CELLS = (
     "range",
     "parsed only",
 )
-ROW, WIDTH = 0.24, 11.0  # inches
 
 
 def verdict_tables(judgement: Judgement) -> list[tuple[str, FittedTable]]:
@@ -138,65 +129,5 @@ def _interval(part: Part) -> str:
     return interval(part.estimate, part.low, part.high, "+", _digits(part.unit))
 
 
-# ---- the figure ------------------------------------------------------------------------------------------------------
-
-
-def draw_verdict(judgement: Judgement, folder: Path) -> str:
-    """figures/verdict.png and .svg in a folder; returns the name of the first."""
-    figure = forest(judgement.verdicts, title=f"{judgement.study.name}: the evidence for each hypothesis")
-    save_figures({"verdict": figure}, folder / "figures")
-    return "figures/verdict.png"
-
-
-def forest(verdicts: Sequence[Verdict], *, title: str) -> Figure:
-    """Two panels per hypothesis, its units with most rows: estimate and interval, filled for parts of the rule.
-
-    Rows of a hypothesis on the same runs share a line across its panels.
-    """
-    shown = [v for v in verdicts if v.finding.parts or v.finding.context]
-    rows = [max(1, len(_lines(v))) for v in shown]
-    figure = Figure(figsize=(WIDTH, 1.0 + ROW * sum(rows) + 0.85 * len(shown)), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    if not shown:
-        figure.text(0.5, 0.5, "no hypothesis was tested", ha="center")
-        return figure
-    panels = figure.subplots(len(shown), 2, squeeze=False, height_ratios=[n + 2.5 for n in rows])
-    for verdict, (first, second) in zip(shown, panels, strict=True):
-        _panel(verdict, first, second)
-    return figure
-
-
 def _all(verdict: Verdict) -> tuple[Part, ...]:
     return (*verdict.finding.parts, *verdict.finding.context)
-
-
-def _units(verdict: Verdict) -> list[str]:
-    """At most two, those with most rows; others are in the tables alone."""
-    rows = [p.unit for p in _all(verdict)]
-    return sorted(dict.fromkeys(rows), key=lambda unit: -rows.count(unit))[:2]
-
-
-def _lines(verdict: Verdict) -> list[str]:
-    return list(dict.fromkeys(p.what for p in _all(verdict) if p.unit in _units(verdict)))
-
-
-def _panel(verdict: Verdict, first: Axes, second: Axes) -> None:
-    lines, units = _lines(verdict), _units(verdict)
-    colour = COLOURS.get(verdict.decision, GREY)
-    for axes, unit in zip((first, second), [*units, None], strict=False):
-        if unit is None:
-            axes.set_axis_off()
-            continue
-        axes.axvline(0, color="#222222", lw=0.8)
-        for part in (p for p in _all(verdict) if p.unit == unit and np.isfinite(p.estimate)):
-            y, face = lines.index(part.what), colour if part.shown else "white"
-            axes.plot([part.low, part.high], [y, y], color=colour, lw=1.3)
-            axes.plot(part.estimate, y, "o" if part.shown else "s", ms=5, color=colour, mfc=face)
-        axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=unit)
-        axes.set_yticks(range(len(lines)), lines if axes is first else [], fontsize=8)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", color="#E6E6E6", lw=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    first.set_title(_heading(verdict), loc="left", fontsize=9.5, color=colour)

@@ -19,6 +19,10 @@ Targets = Annotated[
     list[str],
     typer.Argument(help="Study files, run folders, folders of runs, and globs of them.", callback=_existing),
 ]
+Width = Annotated[
+    float | None,
+    typer.Option(min=2.5, max=20, help="Width of the figures in inches, e.g. 3.25 for a column of a paper."),
+]
 Studies = Annotated[
     list[str], typer.Argument(help="Study files, and globs of them; or with --model tables.", callback=_existing)
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.terminal.arguments import Sets, Studies, Targets, loaded
+from experiments.terminal.arguments import Sets, Studies, Targets, Width, loaded
 from experiments.terminal.output import output
 
 
@@ -42,7 +42,7 @@ def transfer(
     targets: Targets,
     layer: Annotated[str | None, typer.Option(help="Hook name in the first run; default: its last layer.")] = None,
     target: Annotated[str, typer.Option(help="classes or b_confidence.")] = "classes",
-    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png and .svg.")] = Path("runs/transfer"),
+    out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png, .svg and .pdf.")] = Path("runs/transfer"),
 ) -> None:
     """Train a probe on each run, test it on every run: what do datasets, styles, checkpoints and models share?"""
     from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer
@@ -54,16 +54,17 @@ def transfer(
     output().explain(explanation(found))
     output().record(transfer=found)
     write_transfer(found, out)
-    output().written(out / f"transfer.{suffix}" for suffix in ("csv", "png", "svg"))
+    output().written(out / f"transfer.{suffix}" for suffix in ("csv", "png", "svg", "pdf"))
     output().left_out(left_out)
 
 
-def verdict(studies: Studies, set: Sets = None) -> None:
+def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
     found = loaded(studies, set)
     from experiments.pipeline.looks import study_folder
-    from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
+    from experiments.report.figures.verdict_figure import draw_verdict
+    from experiments.report.verdict_tables import as_markdown, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
     from semcal.runs.files import replacing
 
@@ -77,6 +78,6 @@ def verdict(studies: Studies, set: Sets = None) -> None:
             output().remark(missing)
         folder = study_folder(study, set or [])
         with replacing(folder) as staged:
-            names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
+            names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged, width)]
         output().append("verdicts", judgement.to_dict())
         output().written(folder / name for name in names)

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.terminal.arguments import Sets, Targets
+from experiments.terminal.arguments import Sets, Targets, Width
 from experiments.terminal.fitted_table import FittedTable
 from experiments.terminal.output import output
 from experiments.terminal.run_list import TITLES, Listed, listed, rows_of, run_folders
 from semcal.errors import UserError
 
 
-def report(targets: Targets, set: Sets = None) -> None:
+def report(targets: Targets, set: Sets = None, width: Width = None) -> None:
     """Draw figures and pages again from stored results: of runs, and of a study or a folder of runs as one page. With
     other runs by --set than those in the study's folder, that page goes to looks/ there."""
     from experiments.pipeline.looks import check_stored
@@ -29,7 +29,7 @@ def report(targets: Targets, set: Sets = None) -> None:
             if len(found.targets) > 1 and target.is_run and not target.runs[0].calibration():
                 without.append(target.folder)
                 continue
-            reported.append(report_on(target, set or [], screen.stage))
+            reported.append(report_on(target, set or [], screen.stage, width))
     if not reported:
         raise UserError(f"{without[0]} has not been scored; `semcal run` its study first")
     output().written(page for page, _ in reported)

@@ -20,6 +20,7 @@ from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, sparse
 from probes.targets.scalars import ScalarTarget
 from semcal.calibration.resampling import Resampling
+from semcal.runs.run import Run
 
 COLUMNS = ["rung", "target", "layer", "measure", "explained", "low", "high", "ceiling", "ceiling_low"]
 COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95"]
@@ -173,6 +174,20 @@ def gap_columns(gaps: Sequence[KLGap]) -> dict[str, list[float]]:
         "gap_rest": [one.rest for one in gaps],
         "gap_floor": [one.floor_q95 for one in gaps],
     }
+
+
+def probe_table(run: Run) -> pd.DataFrame:
+    """`Run.probes`, with every column; NaN where an earlier version of semcal wrote none."""
+    probes = run.probes()
+    return probes if probes.empty else probes.reindex(columns=[*COLUMNS, "position"])
+
+
+def layer_rows(probes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the probes that are fitted at every layer of the model's own activations: of each target those of the
+    linear rung, or where it has none, because its classes are open, those of the bilinear one."""
+    linear = probes.loc[probes["rung"] == LINEAR, "target"].unique()
+    rows = probes["rung"].isin(LAYER_RUNGS) & ((probes["rung"] == LINEAR) | ~probes["target"].isin(linear))
+    return probes.loc[rows, :]
 
 
 def at_layer(frame: pd.DataFrame, layer: str) -> pd.DataFrame:

@@ -8,13 +8,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from probes.plots.measures import GAP, measure_of
-from probes.plots.style import CONTROL, INK, PROBE, entitle, in_percent, tidy
+from probes.plots.style import CONTROL, PROBE, in_percent, tidy
+from semcal.calibration.plots.palette import INK
+from semcal.calibration.plots.sheet import Sheet
 
 _AXES = {"token": "tokens generated", "share": "share of the answer generated"}
 _GRID = np.linspace(0, 1, 51)
 
 
-def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title: str) -> Figure:
+def commitment_curve(
+    intermediate: pd.DataFrame, probed: pd.DataFrame, *, title: str = "", width: float | None = None
+) -> Figure:
     """Above, how decided the semantic answer is; below, what a probe still misses of its class distribution by then:
     the KL gap, or where none is known the share explained.
 
@@ -28,6 +32,7 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
             tokens generated before it, or column "share", the share of the answer. The latter brings every question to
             its own length (of its longest answer). In any order.
         title: above the figure.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: a table without rows, or `probed` with neither or both of those columns.
@@ -44,24 +49,24 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
     named = rows["name"].ne("").to_numpy() if "name" in rows else np.zeros(len(rows), dtype=bool)
     x, y = rows[place].to_numpy(float), rows[measure.value].to_numpy(float)
 
-    figure = Figure(figsize=(5.4, 5.2), layout="constrained")
+    sheet = Sheet.of(width, 5.4)
+    figure = sheet.figure(0.78 * sheet.width + 0.75)
     upper, lower = figure.subplots(2, 1, sharex=True)
     low, high = np.quantile(curves, [0.25, 0.75], axis=0)
     upper.fill_between(at, low, high, color=PROBE, alpha=0.18, lw=0, label="middle half of the questions")
-    upper.plot(at, curves.mean(0), color=PROBE, lw=2.2, label="mean over questions")
+    upper.plot(at, curves.mean(0), color=PROBE, lw=2.2 * sheet.scale, label="mean over questions")
     upper.set(ylim=(0, 1.03), ylabel="expected largest\nclass probability")
-    upper.legend(loc="lower right", frameon=False, fontsize=8.5)
     spread = np.abs(rows[[measure.low, measure.high]].to_numpy(float).T - y)
     lower.axhline(0, color=INK, lw=0.8)
-    joined = {"lw": 1.6, "ls": "--", "marker": "s", "ms": 5}
-    apart = {"ls": "none", "marker": "D", "ms": 6, "mfc": "white"}
+    joined = {"lw": 1.6, "ls": "--", "marker": "s", "ms": 5 * sheet.scale}
+    apart = {"ls": "none", "marker": "D", "ms": 6 * sheet.scale, "mfc": "white"}
     for rows_of, style in ((~named, joined), (named, apart)):
         if rows_of.any():
             bars = style | {"color": CONTROL, "capsize": 3, "elinewidth": 1.2}
             lower.errorbar(x[rows_of], y[rows_of], yerr=spread[:, rows_of], **bars)
     for at in np.flatnonzero(named):
         name = str(rows["name"].iloc[at])
-        lower.annotate(name, (x[at], y[at]), (-7, 5), textcoords="offset points", ha="right", fontsize=8.5, color=INK)
+        lower.annotate(name, (x[at], y[at]), (-7, 5), textcoords="offset points", ha="right", fontsize=sheet.small)
     lowest = float(np.nanmin([0.0, *y, *rows[measure.low]]))
     if measure == GAP:
         highest = max(float(np.nanmax([*y, *rows[measure.high]])), 0.02)
@@ -74,8 +79,9 @@ def commitment_curve(intermediate: pd.DataFrame, probed: pd.DataFrame, *, title:
         in_percent(lower.xaxis)
     tidy(upper)
     tidy(lower)
-    entitle(upper, title)
-    return figure
+    sheet.entitle(figure, title)
+    sheet.legend(figure, [upper], 2)
+    return sheet.letter(figure)
 
 
 def _by_token(intermediate: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from probes.plots.measures import GAP, measure_of
-from probes.plots.style import INK, MUTED, PROBE, entitle, in_percent, position_name, short_names
+from probes.plots.style import PROBE, in_percent, position_name, short_names
 from probes.transfer.across_runs import TransferCell
+from semcal.calibration.plots.palette import INK, MUTED
+from semcal.calibration.plots.sheet import Sheet, inches
+from semcal.positions import layer_place
 
 # White to Okabe & Ito's blue and on to a dark one: falls evenly in lightness.
 _SHADES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#9CC9E6", PROBE, "#00304F"])
@@ -43,7 +46,9 @@ def _gaps(white: float, hatching: str = "") -> _Shades:
     return _Shades(_SHADES.reversed(), Normalize(0, max(white, 0.02), clip=True), hatching)
 
 
-def transfer_matrix(cells: Sequence[TransferCell], *, title: str, without: str) -> Figure:
+def transfer_matrix(
+    cells: Sequence[TransferCell], *, title: str = "", without: str, width: float | None = None
+) -> Figure:
     """KL gap of every run's probe (rows) on every run (columns), dark where it is small, with its interval and what
     activations add; hatched where they mislead.
 
@@ -53,6 +58,7 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, without: str) 
         cells: as `transfer` gives them, row by row.
         title: above the figure.
         without: what is left of the probe without activations, in words.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: cells that do not make a square.
@@ -62,25 +68,29 @@ def transfer_matrix(cells: Sequence[TransferCell], *, title: str, without: str) 
     if len(cells) != size**2 or [c.tested_on for c in cells[:size]] != names:
         raise ValueError(f"{len(cells)} cells of {size} runs; expected one per pair, row by row")
     values, added = (np.reshape([getattr(cell, name) for cell in cells], (size, size)) for name in ("gap", "added"))
-    text = [f"{_nats(c.gap)} [{_nats(c.low)}, {_nats(c.high)}]\nadds {_nats(c.added)}" for c in cells]
     alone = [cells[i * (size + 1)].alone for i in range(size)]
-    longest = max(map(len, names))
-    figure = Figure(figsize=(2.4 + 1.45 * size + 0.05 * longest, 1.9 + 0.85 * size), layout="constrained")
+    sheet = Sheet.of(width, 2.4 + 1.45 * size + 0.05 * max(map(len, names)))
+    text = [_written(c, sheet) for c in cells]
+    figure = sheet.figure((2.3 if sheet.narrow else 1.9) + 0.85 * size * sheet.scale)
     axes = figure.add_subplot()
     shades = _gaps(float(np.nanmax([*alone, 0.0])), "activations mislead")
-    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)), shades, added < -_UNSEEN)
+    _draw(axes, values, np.reshape(np.array(text, dtype=object), (size, size)), shades, added < -_UNSEEN, sheet.small)
     for at in range(size):
         axes.add_patch(Rectangle((at - 0.5, at - 0.5), 1, 1, fill=False, ec=INK, lw=1.8, zorder=4))
-    below = [f"{_broken(name)}\n({without}: {_nats(own)})" for name, own in zip(names, alone, strict=True)]
-    axes.set_xticks(range(size), below, fontsize=8)
-    axes.set_yticks(range(size), [_broken(name) for name in names], fontsize=8)
+    named = [sheet.broken(name, sheet.small, 0.23 * sheet.width) if sheet.narrow else _broken(name) for name in names]
+    between = "\n" if sheet.narrow else " "
+    below = [f"{name}\n({without}:{between}{_nats(own)})" for name, own in zip(named, alone, strict=True)]
+    axes.set_xticks(range(size), below)
+    axes.set_yticks(range(size), named)
     axes.set(xlabel="tested on", ylabel="trained on")
-    entitle(figure, title)
-    _colour_bar(figure, axes, GAP.label, shades)
-    return figure
+    sheet.entitle(figure, title)
+    _colour_bar(figure, axes, GAP.label, shades, beside=not sheet.narrow)
+    return sheet.letter(figure)
 
 
-def layer_position_map(frame: pd.DataFrame, *, title: str, marginal: float | None = None) -> Figure:
+def layer_position_map(
+    frame: pd.DataFrame, *, title: str = "", marginal: float | None = None, width: float | None = None
+) -> Figure:
     """The KL gap by layer (upwards, as the network goes) and position (in the order given), dark where it is small;
     missing ones empty. Where no gap is known, the share explained, dark where it is large.
 
@@ -88,6 +98,7 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, marginal: float | Non
         frame: columns layer, position; gap, or explained and measure; one row per pair.
         title: above the figure.
         marginal: the gap of the marginal, which is white; None: the largest gap is.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: no rows, or a duplicated pair, as in a frame of several targets.
@@ -96,34 +107,39 @@ def layer_position_map(frame: pd.DataFrame, *, title: str, marginal: float | Non
     if frame.empty or frame.duplicated(["layer", "position"]).any():
         raise ValueError(f"the frame has {len(frame)} rows; expected one per layer and position, of a single target")
     measure = measure_of(frame)
+    layers = sorted(layers, key=layer_place)
     grid = frame.pivot(index="layer", columns="position", values=measure.value).loc[layers, positions].to_numpy(float)
     shades = _SHARES
     if measure == GAP:
         most = float(np.nanmax(grid)) if marginal is None or np.isnan(marginal) else marginal
         shades = _gaps(most)
-    height, width = 1.6 + 0.3 * min(len(layers), 40), 2.6 + 0.72 * len(positions)
-    figure = Figure(figsize=(max(4.2, width), max(3.4, height)), layout="constrained")
+    sheet = Sheet.of(width, max(4.8, 2.6 + 0.72 * len(positions)))
+    shown = min(len(layers), 40)
+    figure = sheet.figure(max(3.4 * sheet.scale, 1.6 + 0.3 * sheet.scale * shown))
     axes = figure.add_subplot()
     write = _nats if measure == GAP else _number
     numbers = [[write(value) for value in row] for row in grid]
-    numbered = grid.size <= _MOST_NUMBERS
+    widest = max(inches(number, sheet.small) for row in numbers for number in row)
+    numbered = grid.size <= _MOST_NUMBERS and (widest + 0.05) * len(positions) < 0.68 * sheet.width
     hatched = grid < -_UNSEEN if shades.hatching else np.zeros(grid.shape, dtype=bool)
-    _draw(axes, grid, np.array(numbers, dtype=object) if numbered else None, shades, hatched)
+    _draw(axes, grid, np.array(numbers, dtype=object) if numbered else None, shades, hatched, sheet.small)
     axes.invert_yaxis()
     every = -(-len(layers) // 40)
-    axes.set_yticks(range(0, len(layers), every), short_names(layers)[::every], fontsize=8)
-    axes.set_xticks(range(len(positions)), [position_name(p) for p in positions], fontsize=8)
+    axes.set_yticks(range(0, len(layers), every), short_names(layers)[::every])
+    axes.set_xticks(range(len(positions)), [position_name(p) for p in positions])
     axes.tick_params(axis="x", rotation=35)
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
     axes.set(xlabel="position", ylabel="layer")
-    entitle(axes, title)
+    sheet.entitle(figure, title)
     label = f"{measure.label}, %" if numbered and measure != GAP else measure.label
     _colour_bar(figure, axes, label, shades)
-    return figure
+    return sheet.letter(figure)
 
 
-def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shades, hatched: np.ndarray) -> None:
+def _draw(
+    axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shades, hatched: np.ndarray, size: float
+) -> None:
     """Cells [row, column] in shades, some hatched, with their text."""
     axes.imshow(values, cmap=shades.colours, norm=shades.scale, aspect="auto")
     rows, columns = values.shape
@@ -135,9 +151,8 @@ def _draw(axes: Axes, values: np.ndarray, text: np.ndarray | None, shades: _Shad
         if text is None:
             continue
         dark = bool(np.isfinite(value) and _luminance(np.array(shades.colours(shades.scale(value)))) < _DARK)
-        said = axes.text(
-            column, row, str(text[row, column]), ha="center", va="center", fontsize=8, color="white" if dark else INK
-        )
+        style = {"ha": "center", "va": "center", "fontsize": size, "color": "white" if dark else INK}
+        said = axes.text(column, row, str(text[row, column]), **style)
         if hatched[row, column]:
             said.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
@@ -151,12 +166,12 @@ def _luminance(colour: np.ndarray) -> float:
     return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
 
 
-def _colour_bar(figure: Figure, axes: Axes, label: str, shades: _Shades) -> None:
-    bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, pad=0.02)
+def _colour_bar(figure: Figure, axes: Axes, label: str, shades: _Shades, *, beside: bool = True) -> None:
+    place = {"location": "right", "pad": 0.02} if beside else {"location": "bottom", "pad": 0.03, "aspect": 30}
+    bar = figure.colorbar(axes.images[0], ax=axes, fraction=0.05, **place)
     if shades == _SHARES:
         in_percent(bar.ax.yaxis)
-    bar.set_label(f"{label}\n(hatched: {shades.hatching})" if shades.hatching else label, fontsize=8, color=MUTED)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label(f"{label}\n(hatched: {shades.hatching})" if shades.hatching else label, color=MUTED)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
 
@@ -172,6 +187,11 @@ def _nats(value: float) -> str:
     if not np.isfinite(value):
         return "—"
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def _written(cell: TransferCell, sheet: Sheet) -> str:
+    between = "\n" if sheet.narrow else " "
+    return f"{_nats(cell.gap)}{between}[{_nats(cell.low)}, {_nats(cell.high)}]\nadds {_nats(cell.added)}"
 
 
 def _broken(name: str) -> str:

@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 
 from probes.evaluation.result import BASELINE, CANDIDATES, LINEAR, MARGINAL
 from probes.plots.measures import GAP, SHARE, share_of
-from probes.plots.style import CEILING, CONTROL, INK, MUTED, PROBE, entitle, in_percent, legend_below, short_names, tidy
+from probes.plots.style import CEILING, CONTROL, PROBE, in_percent, short_names, tidy
+from semcal.calibration.plots.palette import INK, MUTED
+from semcal.calibration.plots.sheet import Sheet, inches
+from semcal.positions import layer_place
 
 _PROBE = "probe, with its interval"
 _TEXT = {"color": CONTROL, "lw": 1.2, "ls": "-.", "label": "TF-IDF and length"}
@@ -20,16 +23,19 @@ _REFERENCES = {  # the first that is there stands for "the same for all question
 }
 
 
-def layer_curve(frame: pd.DataFrame, baselines: pd.DataFrame | None = None, *, title: str) -> Figure:
+def layer_curve(
+    frame: pd.DataFrame, baselines: pd.DataFrame | None = None, *, title: str = "", width: float | None = None
+) -> Figure:
     """Above, the KL gap by layer, with its interval, between two baselines and what a perfect predictor would be
     measured to have; below, the share explained, with the null, the control task and the noise ceiling. A panel for
     which the frame has no figure is left out.
 
     Args:
-        frame: rows of `evaluate_all` for one target, in the order of the layers.
+        frame: rows of `evaluate_all` for one target, drawn in the order of the layers, whatever theirs is.
         baselines: rows of the same target and position that read no layer; those of the candidate-only model (or the
             marginal) and of TF-IDF are shown.
         title: of the figure.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: the frame is empty, has more than one target, or no figure.
@@ -40,21 +46,22 @@ def layer_curve(frame: pd.DataFrame, baselines: pd.DataFrame | None = None, *, t
     panels = [draw for measure, draw in ((GAP, _gap), (SHARE, _share)) if measure.known(frame)]
     if not panels:
         raise ValueError("the frame has neither a KL gap nor a share explained")
-    figure = Figure(figsize=(6.4, 4.0 if len(panels) == 1 else 6.4))
-    figure.set_layout_engine("constrained", w_pad=0.15)
+    frame = frame.sort_values("layer", key=lambda names: names.map(layer_place), kind="stable")
+    sheet = Sheet.of(width, 6.4)
+    figure = sheet.figure(0.5 + (0.38 * sheet.width + 0.8) * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, draw in zip(grid, panels, strict=True):
-        draw(axes, frame, frame.iloc[:0] if baselines is None else baselines)
+        draw(axes, frame, frame.iloc[:0] if baselines is None else baselines, sheet)
         tidy(axes, "y")
-    _name_layers(grid[-1], frame["layer"].tolist())
-    entitle(grid[0], title)
-    legend_below(figure, grid, 2)
-    return figure
+    _name_layers(grid[-1], frame["layer"].tolist(), sheet)
+    sheet.entitle(figure, title)
+    sheet.legend(figure, grid, 2)
+    return sheet.letter(figure)
 
 
-def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame) -> None:
+def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame, sheet: Sheet) -> None:
     x, gap = np.arange(len(frame)), frame[GAP.columns].to_numpy(float)
-    axes.plot(x, gap[:, 0], color=PROBE, lw=2.2, marker="o", ms=5, zorder=2.1, label=_PROBE)
+    axes.plot(x, gap[:, 0], color=PROBE, lw=2.2 * sheet.scale, marker="o", ms=5 * sheet.scale, zorder=2.1, label=_PROBE)
     axes.fill_between(x, gap[:, 1], gap[:, 2], color=PROBE, alpha=0.22, lw=0)
     known = baselines.dropna(subset=[GAP.value]) if len(baselines) else baselines
     here = {str(rung).removeprefix(BASELINE): float(nats) for rung, nats in known[["rung", GAP.value]].to_numpy()}
@@ -78,9 +85,18 @@ def _gap(axes: Axes, frame: pd.DataFrame, baselines: pd.DataFrame) -> None:
     axes.set_ylabel(GAP.label)
 
 
-def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame) -> None:
+def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame, sheet: Sheet) -> None:
     x = np.arange(len(frame))
-    axes.plot(x, frame["explained"], color=PROBE, lw=2.2, marker="o", ms=5, zorder=2.1, label=_PROBE)
+    axes.plot(
+        x,
+        frame["explained"],
+        color=PROBE,
+        lw=2.2 * sheet.scale,
+        marker="o",
+        ms=5 * sheet.scale,
+        zorder=2.1,
+        label=_PROBE,
+    )
     null = float(frame["null_q95"].iloc[0])
     if np.isfinite(null):
         band = {"facecolor": "#EFE3D2", "edgecolor": "#9A9A9A", "lw": 0.8}
@@ -91,7 +107,7 @@ def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame) -> None:
         axes.axhline(ceiling, **CEILING)
     axes.fill_between(x, frame["low"], frame["high"], color=PROBE, alpha=0.22, lw=0)
     if np.isfinite(frame["control"].to_numpy(float)).any():
-        style = {"color": CONTROL, "lw": 1.0, "ls": ":", "marker": "s", "ms": 3}
+        style = {"color": CONTROL, "lw": 1.0, "ls": ":", "marker": "s", "ms": 3 * sheet.scale}
         axes.plot(x, frame["control"], zorder=2.2, label="control task", **style)
     lowest = float(np.nanmin([0.0, *frame["low"], *frame["control"]]))
     axes.set_ylim(lowest - 0.04, max(1.02, float(np.nanmax([0.0, *frame["high"]])) + 0.02))
@@ -99,9 +115,10 @@ def _share(axes: Axes, frame: pd.DataFrame, _: pd.DataFrame) -> None:
     axes.set_ylabel(share_of(frame).label)
 
 
-def _name_layers(axes: Axes, layers: list[str]) -> None:
+def _name_layers(axes: Axes, layers: list[str], sheet: Sheet) -> None:
     names = short_names(layers)
-    every = -(-len(names) // 16)  # at most 16 labels
+    room = int(0.8 * sheet.width / (inches(max(names, key=len), sheet.small) + 0.08))
+    every = -(-len(names) // max(2, min(16, room)))
     axes.set_xlim(-0.4, len(names) - 0.6)
     axes.set_xticks(range(0, len(names), every), names[::every])
     if max(map(len, names)) > 8:

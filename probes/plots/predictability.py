@@ -3,18 +3,20 @@
 Knows tables with one row per run; draws on bare Figures, without pyplot's state.
 """
 
-from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from scipy.stats import permutation_test, rankdata
 
 from probes.plots.measures import GAP
-from probes.plots.style import INK, MUTED, entitle, legend_below, tidy
-from semcal.calibration.plots.curves import LINES
+from probes.plots.style import tidy
+from semcal.calibration.plots.palette import INK, MUTED, TOLERANCE, lines_of, styles_in_order, tolerance_name
+from semcal.calibration.plots.sheet import Sheet, inches
 from semcal.seeds import keyed_generator
 
 _FEWEST = 4  # runs; of three, even a perfect order happens by chance once in three
@@ -23,7 +25,16 @@ _EXCESS = ("excess", "excess_low", "excess_high")
 _FIGURES = (*GAP.columns, *_EXCESS)
 
 
-def predictability_scatter(frame: pd.DataFrame, *, title: str, probe: str, seed: int) -> Figure:
+def predictability_scatter(
+    frame: pd.DataFrame,
+    *,
+    title: str = "",
+    probe: str,
+    delta: float | None = None,
+    small_gap: float | None = None,
+    seed: int = 0,
+    width: float | None = None,
+) -> Figure:
     """Excess calibration error against the KL gap, one numbered marker per run; marker and colour show the style, and
     hollow markers are models that were not trained by a proper loss to the end.
 
@@ -37,7 +48,10 @@ def predictability_scatter(frame: pd.DataFrame, *, title: str, probe: str, seed:
             excess_low, excess_high (smECE minus the mean of its null). Rows without gap or error are left out.
         title: above the figure.
         probe: whose gap it is, in words.
+        delta, small_gap: the smallest calibration error that counts, and the KL gap (nats) below which a distribution
+            is easy to predict, drawn as lines; None: not known.
         seed: of the permutations.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: no run has both.
@@ -47,36 +61,61 @@ def predictability_scatter(frame: pd.DataFrame, *, title: str, probe: str, seed:
     if shown.empty:
         raise ValueError("no run has both a KL gap and a calibration error; run probes and score first")
     figures, proper = shown[[*_FIGURES]].to_numpy(float).T, shown["proper"].to_numpy(bool)  # [figure, run], [run]
-    rows = -(-len(shown) // 2)
-    figure = Figure(figsize=(6.4, 4.3 + 0.17 * rows), layout="constrained")
+    sheet = Sheet.of(width, 6.4)
+    key = [f"{i}  {label}" for i, label in enumerate(shown["label"], start=1)]
+    wide = 2 * max(inches(line, sheet.small) for line in key) + 0.4
+    columns = 2 if not sheet.narrow and wide < sheet.width else 1
+    rows = -(-len(shown) // columns)
+    figure = sheet.figure(0.55 * sheet.width + 0.8)
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
     axes.axvline(0, color=INK, lw=0.8)
-    styles = list(dict.fromkeys(shown["style"]))
-    for style, (colour, _, marker) in zip(styles, LINES * len(styles), strict=False):
+    _tolerances(axes, delta, small_gap)
+    lines = lines_of(shown["style"].tolist())
+    for style in styles_in_order(shown["style"].tolist()):
+        colour, _, marker = lines[style]
         for of_proper in (True, False):
             own = (shown["style"] == style).to_numpy() & (proper == of_proper)
             x, low, high, y, bottom, top = figures[:, own]
             across, up = np.abs([low - x, high - x]), np.abs([bottom - y, top - y])
             axes.errorbar(x, y, yerr=up, xerr=across, fmt="none", ecolor=colour, elinewidth=1.0, alpha=0.6, zorder=2)
             edge = {"mec": "white", "mew": 0.6} if of_proper else {"mec": colour, "mew": 1.4, "mfc": "white"}
-            axes.plot(x, y, marker, ls="none", color=colour, ms=8, **edge, zorder=3)
-        axes.plot([], [], marker, ls="none", color=colour, ms=8, mec="white", mew=0.6, label=style)
+            axes.plot(x, y, marker, ls="none", color=colour, ms=8 * sheet.scale, **edge, zorder=3)
+        axes.plot([], [], marker, ls="none", color=colour, ms=8 * sheet.scale, mec="white", mew=0.6, label=style)
     if not proper.all():
-        axes.plot([], [], "o", ls="none", ms=8, mfc="white", mec=MUTED, mew=1.4, label="hollow: not base or SFT")
+        axes.plot(
+            [], [], "o", ls="none", ms=8 * sheet.scale, mfc="white", mec=MUTED, mew=1.4, label="hollow: not base or SFT"
+        )
     for index, place in enumerate(figures[[0, 3]].T, start=1):
-        axes.annotate(str(index), place, (5, 4), textcoords="offset points", fontsize=8.5, color=INK)
+        axes.annotate(str(index), place, (5, 4), textcoords="offset points", fontsize=sheet.small, color=INK)
     if proper.sum() >= _FEWEST:
         corner = _rank_correlation(figures[0, proper], figures[3, proper], seed)
-        axes.set_title(corner if proper.all() else f"base and SFT: {corner}", loc="right", fontsize=9, color=MUTED)
-    entitle(figure, title)
+        axes.set_title(
+            corner if proper.all() else f"base and SFT: {corner}", loc="right", fontsize=sheet.small, color=MUTED
+        )
+    sheet.entitle(figure, title)
     axes.set(xlabel=f"KL gap of the {probe}, nats", ylabel="smECE minus the mean of its null")
     tidy(axes)
-    axes.legend(loc="best", frameon=False, fontsize=8.5)
-    key = [f"{i}  {label}" for i, label in enumerate(shown["label"], start=1)]
-    style = {"frameon": False, "fontsize": 8, "handlelength": 0, "handletextpad": 0, "labelcolor": INK}
-    figure.legend([Line2D([], [], ls="none") for _ in key], key, loc="outside lower left", ncols=2, **style)
-    return figure
+    marks, names = axes.get_legend_handles_labels() if sheet.narrow else ([], [])  # inside, it would cover the runs
+    if not sheet.narrow:
+        axes.legend(loc="best", frameon=False, fontsize=sheet.small)
+    style = {"frameon": False, "fontsize": sheet.small, "labelcolor": INK}
+    style |= {"handletextpad": 0.4} if sheet.narrow else {"handlelength": 0, "handletextpad": 0}
+    blank = [Line2D([], [], ls="none") for _ in key]
+    key = [sheet.broken(line, sheet.small, sheet.width - 0.5) if sheet.narrow else line for line in key]
+    rows += sum(line.count("\n") for line in key)
+    figure.legend([*marks, *blank], [*names, *key], loc="outside lower left", ncols=columns, **style)
+    figure.set_figheight(figure.get_figheight() + sheet.lines(rows + len(names)))
+    return sheet.letter(figure)
+
+
+def _tolerances(axes: Axes, delta: float | None, small_gap: float | None) -> None:
+    """Lines at what counts: an error from delta on, and a gap from small_gap on."""
+    if delta is not None:
+        axes.axhline(delta, **TOLERANCE, label=tolerance_name(delta))
+    if small_gap is not None:
+        style: dict[str, Any] = TOLERANCE | {"color": MUTED}
+        axes.axvline(small_gap, **style, label=f"{small_gap:g} nats: easy to predict below")
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, seed: int) -> str:
@@ -94,7 +133,15 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray, seed: int) -> str:
     return f"Spearman ρ = {test.statistic:.2f}, p = {test.pvalue:.2g}, n = {len(x)}".replace("-", "−", 1)
 
 
-def emergence_curve(frame: pd.DataFrame, *, title: str, probe: str) -> Figure:
+def emergence_curve(
+    frame: pd.DataFrame,
+    *,
+    title: str = "",
+    probe: str,
+    delta: float | None = None,
+    small_gap: float | None = None,
+    width: float | None = None,
+) -> Figure:
     """Above, what a probe misses of a model's class distribution after so many training steps; below, how far the model
     is from calibrated. One line per dataset and style; step 0 is left of a logarithmic axis.
 
@@ -103,6 +150,8 @@ def emergence_curve(frame: pd.DataFrame, *, title: str, probe: str) -> Figure:
             `predictability_scatter` has them. NaN leaves a gap.
         title: above the figure.
         probe: whose KL gap it is, in words.
+        delta, small_gap: as `predictability_scatter` has them.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: fewer than two steps.
@@ -110,17 +159,24 @@ def emergence_curve(frame: pd.DataFrame, *, title: str, probe: str) -> Figure:
     steps = np.unique(frame["step"])
     if len(steps) < 2:
         raise ValueError(f"{len(steps)} training step; a curve needs at least two")
-    figure = Figure(figsize=(6.4, 6.2), layout="constrained")
+    sheet = Sheet.of(width, 6.4)
+    figure = sheet.figure(0.7 * sheet.width + 0.9)
     panels = figure.subplots(2, 1, sharex=True)
     shown = ((*GAP.columns, f"KL gap of the\n{probe}, nats"), (*_EXCESS, "smECE minus the\nmean of its null"))
-    for axes, (value, low, high, label) in zip(panels, shown, strict=True):
+    lines, limits = lines_of(frame["line"].tolist()), (small_gap, delta)
+    names = (f"{small_gap or 0:g} nats: easy to predict below", tolerance_name(delta or 0.0))
+    for axes, (value, low, high, label), limit, what in zip(panels, shown, limits, names, strict=True):
         axes.axhline(0, color=INK, lw=0.8)
-        for (name, rows), (colour, dash, marker) in zip(frame.groupby("line", sort=False), cycle(LINES), strict=False):
+        if limit is not None:
+            axes.axhline(limit, **TOLERANCE | {"color": MUTED if axes is panels[0] else TOLERANCE["color"]}, label=what)
+        for name, rows in frame.groupby("line", sort=False):
+            colour, dash, marker = lines[str(name)]
             own = rows.sort_values("step")
             x, y = own["step"].to_numpy(float), own[value].to_numpy(float)
             spread = np.abs(own[[low, high]].to_numpy(float).T - y)
-            axes.errorbar(x, y, yerr=spread, color=colour, ls=dash, marker=marker, ms=4.5, lw=1.6, elinewidth=0.9,
-                          label=str(name))  # fmt: skip
+            style = {"color": colour, "ls": dash, "marker": marker, "elinewidth": 0.9}
+            size = {"ms": 4.5 * sheet.scale, "lw": 1.6 * sheet.scale}
+            axes.errorbar(x, y, yerr=spread, label=str(name), **style, **size)
         axes.set_ylabel(label)
         tidy(axes)
     positive = steps[steps > 0]
@@ -130,6 +186,6 @@ def emergence_curve(frame: pd.DataFrame, *, title: str, probe: str) -> Figure:
     panels[1].tick_params(axis="x", labelrotation=45)
     panels[1].set_xlabel("training steps")
     panels[1].minorticks_off()
-    entitle(figure, title)
-    legend_below(figure, panels[:1], 3)
-    return figure
+    sheet.entitle(figure, title)
+    sheet.legend(figure, panels, 3)
+    return sheet.letter(figure)

@@ -13,17 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from probes.evaluation.result import BASELINE
 from probes.plots.measures import GAP, Measure, measure_of
-from probes.plots.style import (
-    CEILING,
-    INK,
-    MUTED,
-    PROBE,
-    entitle,
-    in_percent,
-    legend_below,
-    position_name,
-    tidy,
-)
+from probes.plots.style import CEILING, PROBE, in_percent, position_name, tidy
+from semcal.calibration.plots.palette import INK, MUTED
+from semcal.calibration.plots.sheet import Sheet
 
 MARGINAL = f"{BASELINE}marginal"
 _LADDER = {
@@ -76,7 +68,7 @@ class _Range:
         return text.replace("-", "−")
 
 
-def rungs_figure(frame: pd.DataFrame, *, title: str) -> Figure:
+def rungs_figure(frame: pd.DataFrame, *, title: str = "", width: float | None = None) -> Figure:
     """The KL gap by rung, with its interval and what a perfect predictor would be measured to have; below a line,
     hollow, the baselines. Where no gap is known, the share explained with the noise ceiling.
 
@@ -85,6 +77,7 @@ def rungs_figure(frame: pd.DataFrame, *, title: str) -> Figure:
             position and rung, of a single target and layer, as `at_layer` leaves them. A baseline's rung begins with
             "baseline:".
         title: above the figure.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: no row, or a duplicated position and rung.
@@ -100,20 +93,20 @@ def rungs_figure(frame: pd.DataFrame, *, title: str) -> Figure:
     span, rungs = _Range.of(shown), in_order(list(dict.fromkeys(shown["rung"])))
     positions = list(dict.fromkeys(shown["position"]))
     columns = min(_COLUMNS, len(positions))
+    sheet = Sheet.of(width, max(6.4, 1.8 + 2.6 * columns))  # a single panel is as wide as the other figures
+    columns = min(columns, max(1, int((sheet.width - 1.2) / 1.7)))
     rows = -(-len(positions) // columns)
-    # A single panel is as wide as the other figures.
-    width, height = max(6.4, 1.8 + 2.6 * columns), 1.2 + rows * (0.5 + 0.26 * len(rungs))
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = sheet.figure(0.9 + rows * (0.5 + 0.26 * sheet.scale * len(rungs)))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, position in zip(grid.flat, positions, strict=False):
-        _panel(axes, shown.loc[shown["position"] == position, :].set_index("rung"), rungs, span)
-        axes.set_title(position_name(position), loc="left", fontsize=9.5, color=INK)
+        _panel(axes, shown.loc[shown["position"] == position, :].set_index("rung"), rungs, span, sheet)
+        axes.set_title(position_name(position), loc="left", fontsize=sheet.label, color=INK)
     for axes in grid.flat[len(positions) :]:
         axes.set_visible(False)
     for below, axes in enumerate(grid.flat[: len(positions)], start=columns):
         if below >= len(positions):  # the lowest of its column
             axes.tick_params(labelbottom=True)
-            axes.set_xlabel(measure.label, fontsize=9)
+            axes.set_xlabel(measure.label)
     first = grid.flat[0]
     first.set_yticks(range(len(rungs)), [_name(rung) for rung in rungs])
     first.set_ylim(len(rungs) - 0.4, -0.6)
@@ -121,12 +114,12 @@ def rungs_figure(frame: pd.DataFrame, *, title: str) -> Figure:
     first.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if measure != GAP:
         in_percent(first.xaxis)
-    entitle(figure, title)
-    legend_below(figure, grid.flat, 3)
-    return figure
+    sheet.entitle(figure, title)
+    sheet.legend(figure, grid.flat, 3)
+    return sheet.letter(figure)
 
 
-def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> None:
+def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range, sheet: Sheet) -> None:
     """One position, with one row per rung fitted there."""
     axes.axvline(0, color=INK, lw=0.8)
     if span.measure == GAP:
@@ -143,7 +136,7 @@ def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> 
         if not span.low <= value <= span.high:
             edge, mark, shift, side = (span.low, "<", 6, "left") if value < span.low else (span.high, ">", -6, "right")
             axes.plot([edge], [at], mark, color=MUTED, ms=5, clip_on=False)
-            style = {"fontsize": 8, "color": MUTED, "ha": side}
+            style = {"fontsize": sheet.small, "color": MUTED, "ha": side}
             axes.annotate(span.text(value), (edge, at), (shift, -3), textcoords="offset points", **style)  # pyright: ignore[reportArgumentType]
             continue
         baseline = rung.startswith(BASELINE)
@@ -154,7 +147,7 @@ def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> 
             color=MUTED if baseline else PROBE,
             marker="s" if baseline else "o",
             mfc="white" if baseline else PROBE,
-            ms=5 if baseline else 6,
+            ms=(5 if baseline else 6) * sheet.scale,
             elinewidth=1.6,
             lw=0,
             label="baseline" if baseline else "probe, with its interval",
@@ -165,7 +158,6 @@ def _panel(axes: Axes, fitted: pd.DataFrame, rungs: list[str], span: _Range) -> 
         axes.axhline(probes - 0.5, color="#BDBDBD", lw=0.8)
     tidy(axes, "x")
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(labelsize=8.5)
 
 
 def in_order(rungs: list[str]) -> list[str]:

@@ -9,15 +9,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from probes.plots.style import INK, MUTED, entitle, legend_below, tidy
-from semcal.calibration.plots.curves import LINES
+from probes.plots.style import tidy
+from semcal.calibration.plots.palette import INK, LINES, MUTED, TOLERANCE, tolerance_name
+from semcal.calibration.plots.sheet import Sheet
 from semcal.semantics.collapsing.coarser import MEANING
 
 _FIGURES = ("gap", "gap_low", "gap_high", "excess", "excess_low", "excess_high")
 _NAMES = {MEANING: "the run's own B"}
 
 
-def semantics_scatter(frame: pd.DataFrame, *, title: str, corner: str, small_gap: float, delta: float) -> Figure:
+def semantics_scatter(
+    frame: pd.DataFrame,
+    *,
+    title: str = "",
+    corner: str = "",
+    small_gap: float,
+    delta: float,
+    width: float | None = None,
+) -> Figure:
     """Excess calibration error against the KL gap, one marker per B; colour and marker show its kind. Shaded is where
     the theory allows no B: a small gap with an error above delta.
 
@@ -27,31 +36,33 @@ def semantics_scatter(frame: pd.DataFrame, *, title: str, corner: str, small_gap
         corner: above its right end, such as a rank correlation.
         small_gap: nats.
         delta: the smallest calibration error that counts.
+        width: of the figure, inches; None for its own.
 
     Raises:
         ValueError: no B.
     """
     if frame.empty:
         raise ValueError("there is no B to draw")
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    sheet = Sheet.of(width, 6.4)
+    figure = sheet.figure(0.62 * sheet.width + 0.7)
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
     left = min(0.0, *frame["gap"].to_numpy(float))
     top = max(delta, *frame["excess"].to_numpy(float))
     axes.fill_between([left, small_gap], delta, 1.1 * top, color="#F0E442", alpha=0.35, lw=0, zorder=0)
+    axes.axhline(delta, **TOLERANCE, label=tolerance_name(delta))
     kinds = frame.groupby("kind", sort=False)
     for (kind, own), (colour, _, marker) in zip(kinds, cycle(LINES), strict=False):
         x, low, high, y, bottom, above = own[[*_FIGURES]].to_numpy(float).T
         across, up = np.abs([low - x, high - x]), np.abs([bottom - y, above - y])
-        style = {"marker": marker, "color": colour, "ms": 6.5, "mec": "white"}
+        style = {"marker": marker, "color": colour, "ms": 6.5 * sheet.scale, "mec": "white"}
         if kind == MEANING:
-            style = {"marker": "*", "color": INK, "ms": 13, "mec": "white"}
+            style = {"marker": "*", "color": INK, "ms": 13 * sheet.scale, "mec": "white"}
         axes.errorbar(*(x, y, up, across), fmt="none", ecolor=style["color"], elinewidth=0.7, alpha=0.3, zorder=2)
         axes.plot(x, y, ls="none", mew=0.6, label=_NAMES.get(str(kind), str(kind)), zorder=3, **style)
-    axes.set_title(corner, loc="right", fontsize=9, color=MUTED)
-    entitle(figure, title)
-    axes.set(xlabel="KL gap of a probe of the activations before the answer, nats")
-    axes.set_ylabel("smECE minus the mean of its null")
+    axes.set_title(corner, loc="right", fontsize=sheet.small, color=MUTED)
+    axes.set(xlabel="KL gap of a probe before the answer, nats", ylabel="smECE minus the mean of its null")
     tidy(axes)
-    legend_below(figure, [axes], 4)
-    return figure
+    sheet.entitle(figure, title)
+    sheet.legend(figure, [axes], 4)
+    return sheet.letter(figure)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,9 @@ from semcal.runs.stored_samples import check_samples
 from semcal.semantics.class_table import ClassTable
 from semcal.semantics.collapsing.alias_table import Aliases
 from semcal.well_formed import well_formed
+
+if TYPE_CHECKING:
+    from semcal.runs.run_plots import RunPlots
 
 _T = TypeVar("_T")
 _KEPT = ("*.yaml", "*.json", "*.parquet", "samples/*.parquet", "activations/*.safetensors", "interventions/*.parquet")
@@ -91,6 +94,14 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def plot(self) -> RunPlots:
+        """The figures of its calibration, with defaults: `run.plot.reliability()`; those of probes are in
+        `probes.plot(run)`."""
+        from semcal.runs.run_plots import RunPlots  # Matplotlib, which few readers of a run need
+
+        return RunPlots(self)
 
     def _path(self, *parts: str) -> Path:
         """Where a file is read."""

@@ -72,5 +72,5 @@ def run_dict(folder: Path, study: dict[str, Any], *overrides: str, drawn: bool =
     return prepared.runs
 
 
-def _no_report(_, run: Run) -> None:
+def _no_report(_, run: Run, *_width: float | None) -> None:
     (run.folder / "report.html").write_text("not drawn in this test")

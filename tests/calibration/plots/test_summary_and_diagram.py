@@ -116,7 +116,7 @@ def test_diagram_has_its_parts():
     assert questions_in(lower) == 300
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "calibrated model, same n and M" in labels
-    assert "95% bootstrap band" in labels
+    assert "95 % bootstrap band" in labels
     figure.savefig(io.BytesIO(), format="png", dpi=40)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from experiments.config.study import load_study
-from experiments.report.gallery import collect, pictures
+from experiments.report.gallery import SHOWN, collect, of, page, pictures
 
 STUDIES = Path("experiments/studies")
 BY_BENCH = {"sampler-growth.png"}
@@ -28,6 +28,26 @@ def test_every_picture_is_of_a_cell_of_its_study():
             continue
         study = load_study(STUDIES / f"{name}.yaml", [])
         assert cell == "figures" or cell in {Path(c.folder).name for c in study.cells()}, place
+
+
+def test_every_picture_is_explained_with_the_command_that_makes_it():
+    names = {path.name for path in Path("figures").glob("*.png")} | set(pictures())
+    assert not [name for name in names if of(name) is None]
+    assert not [shown.names for shown in SHOWN if shown not in {of(name) for name in names}]
+
+
+def test_the_page_is_as_the_command_writes_it_and_shows_every_picture_once():
+    text = Path("docs/gallery.md").read_text()
+    assert text == page(Path("figures"), Path("docs"))
+    for path in Path("figures").glob("*.png"):
+        assert text.count(f"(../figures/{path.name})") == 1
+
+
+def test_a_picture_that_is_not_there_is_not_shown(tmp_path):
+    (tmp_path / "emergence.png").write_bytes(b"png")
+    text = page(tmp_path, tmp_path)
+    assert "## Along training" in text
+    assert text.count("![") == 1
 
 
 def test_what_is_there_is_copied_and_what_is_not_is_named(tmp_path):

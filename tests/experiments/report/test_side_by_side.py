@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from experiments.compare.side_by_side import grid
 from experiments.report.results import results_page
+from semcal.calibration.plots.reliability_diagram import reliability_grid, smoothed
 from tests.experiments.conftest import run_dict
+from tests.readable import complaints
 
 
 def test_the_page_of_real_opens_with_the_predictions_and_shows_both_models(tmp_path, study_dict, monkeypatch):
@@ -40,8 +41,24 @@ def test_the_page_of_real_opens_with_the_predictions_and_shows_both_models(tmp_p
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
-@pytest.mark.parametrize("places", [[("a", "x")], [("a", "x"), ("b", "y")], [("a", "x"), ("a", "y"), ("b", "x")]])
-def test_a_grid_has_a_place_for_every_row_and_column(places):
-    page = grid({place: Figure(figsize=(1, 1)) for place in places})
-    assert sum(bool(ax.images) for ax in page.axes) == len(places)
-    assert len(page.axes) == len({row for row, _ in places}) * len({column for _, column in places})
+LONG = "lre-person_plays_pro_sport-with-a-name-that-nobody-should-choose"
+
+
+@pytest.mark.parametrize("places", [[("a", "x")], [("a", "x"), (LONG, "y")], [("a", "x"), ("a", LONG), (LONG, "x")]])
+def test_a_grid_has_a_place_for_every_row_and_column_and_names_them_whole(places):
+    confidence = np.linspace(0.1, 0.9, 40)
+    page = reliability_grid(
+        {place: smoothed(confidence, confidence > 0.4) for place in places}, title=f"{LONG} · {LONG}"
+    )
+    rows, columns = ({place[i] for place in places} for i in (0, 1))
+    assert len(page.axes) == 2 * len(rows) * len(columns)
+    assert sum(axes.axison for axes in page.axes) == 2 * len(places)
+    assert complaints(page) == []
+    written = "".join(text.get_text() for axes in page.axes for text in (axes.title, axes.yaxis.label))
+    for name in rows | columns:
+        assert name in written.replace("\n", "")
+
+
+def test_a_grid_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no runs to draw"):
+        reliability_grid({})

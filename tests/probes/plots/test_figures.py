@@ -24,10 +24,24 @@ def frame_of(layers: list[str], **columns: object) -> pd.DataFrame:
 
 def test_layers_are_named_shortly_and_in_order() -> None:
     layers = ["hook_embed", *[f"blocks.{i}.hook_resid_post" for i in range(5)]]
-    (axes,) = layer_curve(frame_of(layers), title="a run").axes
+    figure = layer_curve(frame_of(layers), title="a run")
+    (axes,) = figure.axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["embed", "0", "1", "2", "3", "4"]
-    assert axes.get_title(loc="left") == "a run"
+    assert figure.get_suptitle() == "a run"
     assert axes.get_ylabel() == "share of KL explained"
+
+
+def test_layers_are_drawn_by_number_whatever_the_order_of_the_rows() -> None:
+    layers = [f"blocks.{i}.hook_resid_post" for i in (10, 2, 1, 11, 0)]  # as text, 10 comes before 2
+    (axes,) = layer_curve(frame_of(layers, explained=[1.0, 0.2, 0.1, 1.1, 0.0])).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "2", "10", "11"]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.0, 0.1, 0.2, 1.0, 1.1])
+
+
+def test_what_the_first_block_reads_is_the_embedding_and_comes_first() -> None:
+    layers = ["blocks.1.hook_resid_post", "blocks.0.hook_resid_post", "blocks.0.hook_resid_pre"]
+    (axes,) = layer_curve(frame_of(layers)).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["embed", "0", "1"]
 
 
 def gaps(n: int) -> dict[str, object]:
