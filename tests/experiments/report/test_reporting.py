@@ -218,6 +218,7 @@ def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, 
         later = [name for name in probes if name == "pooled" or name.startswith("gap")]
         run.write_probes(probes.drop(columns=later))
         run.write_probe_losses(losses.drop(columns=["gap_nats", "gap_top_nats"]))
+        run.change_manifest(lambda manifest: {key: value for key, value in manifest.items() if key != "kl_gap"})
     for command in ("ls", "report"):
         code, out, err = semcal(monkeypatch, capsys, command, tmp_path / "runs" / "small")
         assert code == 0, err
