@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,7 @@ from semcal.errors import UserError, check_packages, nearest
 
 if TYPE_CHECKING:  # each command imports these when it needs them: torch takes seconds
     from experiments.config.study import Cell
+    from experiments.train.checkpoints import Progress
     from semcal.runs.run import Run
 
 app = typer.Typer(
@@ -77,9 +78,9 @@ def run(
         raise UserError("--json needs --dry-run")
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a dry run must not wait for a network
-    from experiments.config.study import load_study
+    from experiments.pipeline.tracking.sweeps import load_swept
 
-    loaded = [load_study(study, set or []) for study in studies]
+    loaded = [load_swept(study, set or []) for study in studies]
     from experiments.verdict.testable import untestable
 
     for study in loaded:
@@ -100,6 +101,7 @@ def run(
             run_study(prepared, Forecast(prepared.study, screen, _tell))
         _print_summary(list(zip(prepared.cells, prepared.runs, strict=True)))
         console.print(f"runs, figures and report.html: {prepared.study.folder}", soft_wrap=True)
+        _print_unsynced(run.folder for run in prepared.runs)
 
 
 def _tell(line: str) -> None:
@@ -243,6 +245,7 @@ def compare(targets: Targets, set: Sets = None) -> None:
     from experiments.compare.pairs import by_temperature
     from experiments.pipeline.looks import check_stored
     from experiments.pipeline.targets import resolve, scored_runs
+    from experiments.pipeline.tracking.commands import log_comparisons
 
     check_stored(resolve(targets, set or []))
     runs, named, left_out = scored_runs(targets, set or [])
@@ -260,6 +263,8 @@ def compare(targets: Targets, set: Sets = None) -> None:
         console.print(temperature_table(matched))
     console.print(explanation(comparisons), highlight=False, markup=False)
     _print_left_out(_not_scored(left_out))
+    if (tracked := log_comparisons(comparisons)) is not None:
+        _print_unsynced([tracked])
 
 
 @app.command()
@@ -394,6 +399,7 @@ def verdict(studies: Studies, set: Sets = None) -> None:
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
     from experiments.config.study import load_study
     from experiments.pipeline.looks import study_folder
+    from experiments.pipeline.tracking.commands import log_verdict
     from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
     from semcal.runs.files import replacing
@@ -410,6 +416,8 @@ def verdict(studies: Studies, set: Sets = None) -> None:
         with replacing(folder) as staged:
             names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
         _print_written(folder / name for name in names)
+        if log_verdict(judgement, folder, names):
+            _print_unsynced([folder])
 
 
 @app.command()
@@ -494,11 +502,26 @@ def train(
         from experiments.atlas.stages.lineage import settings_of, train_stage
 
         stage = stage or "base"
-        settings = settings_of(stage, preset, **given)
-        with Steps(console, settings.steps) as bar:
+        settings, lineage = settings_of(stage, preset, **given), out or Path("runs/atlas")
+        with Steps(console, settings.steps) as bar, _tracked(f"atlas {stage}", lineage, bar) as step:
             before = None if start is None else Path(start)
-            folder = train_stage(stage, settings, out or Path("runs/atlas"), start=before, on_progress=bar.step)
+            folder = train_stage(stage, settings, lineage, start=before, on_progress=step)
     console.print(f"final checkpoint: {folder}", soft_wrap=True)
+    _print_unsynced([folder.parent])
+
+
+@contextmanager
+def _tracked(name: str, folder: Path, bar: Steps) -> Iterator[Callable[[Progress], None]]:
+    """A step of training for the bar and for W&B."""
+    from experiments.pipeline.tracking.commands import training_tracked
+
+    with training_tracked(name, folder) as log:
+
+        def step(progress: Progress) -> None:
+            bar.step(progress)
+            log(progress)
+
+        yield step
 
 
 def _train_from(
@@ -526,8 +549,8 @@ def _train_from(
 
     made_here = (Path(start) / RECORD).is_file()
     lineage = Path(start).resolve().parent if made_here else Path("runs") / slug(Path(start).name)
-    with Steps(console, settings.steps) as bar:
-        folder = train_from(start, stage, dataset, settings, out or lineage, on_progress=bar.step, tell=bar.tell)
+    with Steps(console, settings.steps) as bar, _tracked(f"{stage} {dataset}", out or lineage, bar) as step:
+        folder = train_from(start, stage, dataset, settings, out or lineage, on_progress=step, tell=bar.tell)
         bar.note(f"weights are merged; name {folder / 'trained.jsonl'} as exclude of a study's dataset")
     return folder
 
@@ -551,6 +574,7 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     from experiments.pipeline.looks import differs, look, look_folder, reading
     from experiments.pipeline.run_study import analyse, why_not_probed
     from experiments.pipeline.targets import resolve, sampled_rows
+    from experiments.pipeline.tracking.tracker import tracking
     from experiments.report.pages import write_study
     from experiments.sample.models import Models
     from semcal.runs.folder_lock import locked
@@ -562,18 +586,19 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     if stage == "probe" and all(why_not := [why_not_probed(cell, found) for cell, found in rows]):
         raise UserError(why_not[0])
     shown = []
-    with Screen() as screen:
+    with Screen() as screen, tracking([cell for cell, _ in rows], screen) as reporter:
         for cell, found in rows:
             with locked(found.folder):
                 if (overrides or activations) and differs(cell, found):
                     with look(cell, found) as (beside, copied):
                         analyse(beside, copied, screen, models, again=[stage])
+                    screen.finished(cell)
                     shown.append((cell, Run(look_folder(cell, found))))
                 else:
                     own = stored_cell(found) if overrides else cell
-                    analyse(own, found, screen, models, again=[stage])
+                    analyse(own, found, reporter, models, again=[stage])
+                    reporter.finished(own)
                     shown.append((own, found))
-            screen.finished(cell)
     if all(one.folder == found.folder for (_, one), (_, found) in zip(shown, rows, strict=True)):
         for target in resolve(targets, overrides):
             if target.study is not None and (own := [row for row in shown if row[1] in target.runs]):
@@ -581,6 +606,7 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     _print_summary(shown)
     _print_written(one.folder for (_, one), (_, found) in zip(shown, rows, strict=True) if one.folder != found.folder)
     _print_left_out(left_out)
+    _print_unsynced(found.folder for _, found in rows)
 
 
 def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
@@ -599,6 +625,14 @@ def _print_summary(rows: Sequence[tuple[Cell, Run]]) -> None:
 def _print_written(paths: Iterable[Path]) -> None:
     for path in paths:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _print_unsynced(folders: Iterable[Path]) -> None:
+    """The command that sends what W&B does not have yet."""
+    from experiments.pipeline.tracking.session import sync_line
+
+    if line := sync_line(folders):
+        console.print(f"not sent to W&B yet: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_left_out(reasons: Iterable[str]) -> None:

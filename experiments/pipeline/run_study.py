@@ -1,7 +1,6 @@
 """Run a study: every cell of the grid that is not finished yet, in an order that loads each model once."""
 
 import logging
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.signals import Stopped
 from experiments.pipeline.targets import Target
+from experiments.pipeline.tracking.tracker import tracking
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.pages import write_report, write_study
-from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
 from experiments.sample.sample_cell import sample_cell
 from experiments.sample.sampling_job import prepare, refresh_gold, saved
@@ -162,6 +161,12 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
     """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
     sweep(prepared.study.folder)
+    with tracking(prepared.cells, reporter) as reporter:
+        _run_cells(prepared, rows, models, reporter)
+    write_study(prepared.study.name, rows, prepared.study.folder)
+
+
+def _run_cells(prepared: Prepared, rows: Sequence[tuple[Cell, Run]], models: Models, reporter: Reporter) -> None:
     for cell, run in rows:
         with locked(run.folder), _saying_what_is_saved(cell, run):
             run.tidy()
@@ -172,11 +177,7 @@ def run_study(prepared: Prepared, reporter: Reporter) -> None:
                 if job.todo:
                     sample_cell(job, model, reporter.answered)
             analyse(cell, run, reporter, models)
-            if cell.tracking.wandb != "disabled":
-                reporter.stage(cell, "tracking")
-                track(cell, run)
             reporter.finished(cell)
-    write_study(prepared.study.name, rows, prepared.study.folder)
 
 
 @contextmanager
@@ -283,47 +284,3 @@ def _other_weights(config: ModelConfig, run: Run) -> bool:
         return False
     now = AutoConfig.from_pretrained(weights, trust_remote_code=config.trust_remote_code)
     return bool(changed(manifest["computation"], computation(now)))
-
-
-def track(cell: Cell, run: Run) -> None:
-    """Log a run to Weights & Biases: configuration, headline figures, layer table, figures; one W&B run per folder. A
-    second call with the same results does nothing.
-
-    Offline runs are in `RUN/wandb`; `wandb sync` sends them.
-
-    Raises:
-        UserError: W&B cannot be reached or does not know the user (online only).
-    """
-    import wandb
-
-    figures = headline(run)
-    key = content_key(figures, cell.tracking.model_dump())
-    manifest = run.manifest()
-    if manifest.get("tracked") == key:
-        return
-    tracking_id = manifest.get("tracking_id") or secrets.token_hex(4)
-    manifest = manifest | {"tracking_id": tracking_id}
-    run.write_manifest(manifest)
-    try:
-        tracked = wandb.init(
-            id=tracking_id,
-            resume="allow",
-            project=cell.tracking.project,
-            entity=cell.tracking.entity,
-            group=cell.study,
-            name=run.name,
-            config=cell.model_dump(mode="json"),
-            dir=str(run.folder),
-            mode=cell.tracking.wandb,
-            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
-        )
-    except wandb.Error as error:
-        raise UserError(f"W&B: {error}; set tracking.wandb to offline, or run `wandb login`") from error
-    with tracked:
-        tracked.summary.update({k: v for k, v in figures.items() if v is not None})
-        probes = run.probes()
-        if not probes.empty:
-            tracked.log({"probes": wandb.Table(dataframe=probes)})
-        for picture in sorted((run.folder / "figures").glob("*.png")):
-            tracked.log({f"figures/{picture.stem}": wandb.Image(str(picture))})
-    run.write_manifest(manifest | {"tracked": key})
