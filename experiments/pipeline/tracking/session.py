@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -42,14 +44,18 @@ class About:
 
 
 class Session:
-    """An open run of W&B, or none: then nothing happens.
+    """An open run of W&B, or none: then nothing happens. Where the server fails in the middle, its record goes on
+    offline, in a file of its own that is synced to the same run.
+
+    Args:
+        reopen: Opens the same run offline.
 
     Attributes:
         step: Number of the next line of its history.
     """
 
-    def __init__(self, run: wandb.Run | None, step: int = 0) -> None:
-        self._run, self._place = run, None if run is None else Path(run.settings.sync_dir)
+    def __init__(self, run: wandb.Run | None, step: int = 0, reopen: Callable[[], wandb.Run] | None = None) -> None:
+        self._run, self._reopen = run, reopen
         self.step = step if run is None else max(step, run.step)
 
     @property
@@ -58,7 +64,7 @@ class Session:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """A line of history: everything in it belongs together."""
-        self._attempt(lambda run: run.log(dict(row), step=self.step))
+        self._attempt(lambda run: run.log(dict(row), step=self.step, commit=True))
         self.step += 1
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
@@ -66,6 +72,12 @@ class Session:
 
     def configure(self, config: Mapping[str, Any]) -> None:
         self._attempt(lambda run: run.config.update(dict(config), allow_val_change=True))
+
+    def tag(self, tags: Sequence[str]) -> None:
+        def set_tags(run: wandb.Run) -> None:
+            run.tags = fitting(tags)
+
+        self._attempt(set_tags)
 
     def by(self, pattern: str, step: str) -> None:
         """Draw the metrics of a pattern such as probe/* over another metric, not over the number of the line."""
@@ -87,20 +99,11 @@ class Session:
         if run is None:
             return
         if patience is None:
-            self._finish(run, exit_code)
+            _finish(run, exit_code)
             return
-        finishing = Thread(target=self._finish, args=(run, exit_code), daemon=True)
+        finishing = Thread(target=_finish, args=(run, exit_code), daemon=True)
         finishing.start()
         finishing.join(patience)
-
-    def _finish(self, run: wandb.Run, exit_code: int) -> None:
-        try:
-            run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._complain(error)
-            return
-        if not run.offline:
-            _synced(Path(run.settings.sync_file)).touch()
 
     def _attempt(self, do: Callable[[wandb.Run], object]) -> None:
         if self._run is None:
@@ -108,27 +111,67 @@ class Session:
         try:
             do(self._run)
         except Exception as error:
-            self._complain(error)
+            again = self._reopen if not self._run.offline else None
+            log.warning("W&B: %s; the study goes on%s", one_line(error), ", and is logged offline" if again else "")
             self.close(exit_code=1, patience=STOPPED_S)
+            if again is not None:
+                self._reopen, self._run = None, _attempted(again)
+                self._attempt(do)
 
-    def _complain(self, error: Exception) -> None:
-        log.warning("W&B: %s; the study goes on, and what was logged is in %s", one_line(error), self._place)
+
+def _finish(run: wandb.Run, exit_code: int) -> None:
+    record, log_file = Path(run.settings.sync_file), Path(run.settings.log_internal)
+    try:
+        run.finish(exit_code=exit_code)
+    except Exception as error:
+        log.warning("W&B: %s; what was not sent is in %s", one_line(error), record.parent)
+        return
+    # W&B says nowhere else that a server refused what it was sent.
+    if not run.offline and log_file.is_file():
+        if '"level":"ERROR' in log_file.read_text(encoding="utf-8", errors="replace"):
+            log.warning("W&B: the server did not take everything; what was not sent is in %s", record.parent)
+        else:
+            _synced(record).touch()
+
+
+def _attempted(open_run: Callable[[], wandb.Run]) -> wandb.Run | None:
+    try:
+        return open_run()
+    except Exception as error:
+        log.warning("W&B: %s; the study goes on, and nothing is logged", one_line(error))
+        return None
 
 
 def open_session(tracking: TrackingConfig, about: About, folder: Path) -> Session:
     """A run of W&B whose record is in `folder/wandb`. Where it cannot be opened online, its record waits to be synced;
     where it cannot be opened at all, nothing is logged. Both are said in one line."""
+
+    def offline() -> wandb.Run:
+        return _opened(tracking, about, folder, "offline")
+
+    def after_failure() -> wandb.Run:
+        _forget(about.id, folder)
+        return offline()
+
     if tracking.wandb == "online":
         try:
             _check_login()
-            return _opened(tracking, about, folder, "online")
+            return Session(_opened(tracking, about, folder, "online"), about.first_step, after_failure)
         except Exception as error:
             log.warning("W&B: %s; logging offline", one_line(error))
-    try:
-        return _opened(tracking, about, folder, "offline")
-    except Exception as error:
-        log.warning("W&B: %s; the study goes on, and nothing is logged", one_line(error))
-        return Session(None)
+            _forget(about.id, folder)
+    return Session(_attempted(offline), about.first_step)
+
+
+def _forget(run_id: str, folder: Path) -> None:
+    """Let go of a run that could not be opened: its process of W&B would refuse the same id offline."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
+    newest = max((folder / "wandb").glob(f"run-*-{run_id}"), default=None)
+    if newest is not None and not any((newest / "files").glob("*")):  # else an earlier one, with what it logged
+        shutil.rmtree(newest, ignore_errors=True)
 
 
 def _check_login() -> None:
@@ -140,24 +183,24 @@ def _check_login() -> None:
     from wandb.errors import UsageError
     from wandb.sdk.lib import wbauth
 
-    host = wandb.setup().settings.base_url
+    host = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     if wbauth.authenticate_session(host=host, source="semcal", prompt=False) is None:
         raise UsageError("not logged in, `wandb login` does so")
 
 
-def _opened(tracking: TrackingConfig, about: About, folder: Path, mode: Literal["online", "offline"]) -> Session:
+def _opened(tracking: TrackingConfig, about: About, folder: Path, mode: Literal["online", "offline"]) -> wandb.Run:
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
     # An agent of a sweep says which project and run these are.
     place = {} if is_swept() else {"id": about.id, "project": tracking.project, "entity": tracking.entity}
-    run = wandb.init(
+    return wandb.init(
         **place,
         resume="allow",
         group=about.group,
         name=about.name,
         job_type=about.job_type,
-        tags=[tag[:LONGEST_TAG] for tag in dict.fromkeys(about.tags) if tag],
+        tags=fitting(about.tags),
         config=dict(about.config),
         allow_val_change=True,
         dir=str(folder),
@@ -172,7 +215,6 @@ def _opened(tracking: TrackingConfig, about: About, folder: Path, mode: Literal[
             finish_timeout_raises=True,
         ),
     )
-    return Session(run, about.first_step)
 
 
 def is_swept() -> bool:
@@ -180,6 +222,11 @@ def is_swept() -> bool:
     import wandb
 
     return bool(wandb.setup().settings.sweep_id)
+
+
+def fitting(tags: Sequence[str]) -> tuple[str, ...]:
+    """Each tag once, cut to what W&B takes."""
+    return tuple(dict.fromkeys(tag[:LONGEST_TAG] for tag in tags if tag))
 
 
 def one_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from semcal.runs.run import Run
 LINE_S = 2.0  # seconds between two lines of the progress of sampling
 MOST_LINES = 1_000_000  # of history that one process logs of a cell
 RUNNING_S, SHARE = 30.0, 0.02  # between two readings of the answers so far, which take at most this share of the time
+STARTS = ("scoring", "probing", "drawing")  # what is said when a stage starts; further words tell how far it is
 _JOBS: dict[str, JobType] = {"scoring": "score", "probing": "probe"}  # what a stage that comes first makes of a run
 _OF_SAMPLING = "sampling/questions"
 
@@ -80,6 +81,16 @@ class Tracker(Reporter):
         first = [job for word, job in _JOBS.items() if what.startswith(word)]
         if first and not self._is_of(cell):
             self._open(cell, first[0])
+        if what in STARTS and self._is_of(cell):
+            self._show_so_far(Run(cell.folder))
+
+    def _show_so_far(self, run: Run) -> None:
+        """What the stages before this one found: once all is sampled, and once it is scored."""
+        if self._running is not None and (line := self._running.now()):
+            self._session.log(line)
+        self._running = None
+        if run.calibration():
+            self._session.summarise(figures(run))
 
     def finished(self, cell: Cell) -> None:
         run = Run(cell.folder)
@@ -127,6 +138,7 @@ def _log_results(session: Session, cell: Cell, run: Run) -> bool:
     """Everything that a finished cell has to show; whether W&B took it."""
     found = figures(run)
     session.configure(settings(cell, run))
+    session.tag(tags(cell, run))
     session.by("probe/*", "layer")
     session.by("trajectory/*", "checkpoint_step")
     for line in layer_curve(run):
