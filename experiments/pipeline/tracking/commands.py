@@ -36,9 +36,12 @@ def log_comparisons(comparisons: Sequence[Comparison]) -> Path | None:
         _id("compare", first.study, names), f"compare {len(comparisons)}", "compare", first.study, [], {"runs": names}
     )
     rows = [
-        {"first": Path(c.a.folder).name, "second": Path(c.b.folder).name} | _row(name, d, holm[name])
+        {"first": Path(c.a.folder).name, "second": Path(c.b.folder).name} | _row(name, d, holm[key])
         for c, holm in zip(comparisons, adjusted(comparisons), strict=True)
-        for name, d in (c.differences | {f"kl_gap_{rung}": d for rung, d in c.predictability.items()}).items()
+        for name, key, d in [
+            *((name, name, d) for name, d in c.differences.items()),
+            *((f"kl_gap_{rung}", rung, d) for rung, d in c.predictability.items()),
+        ]
     ]
     with _session(first.tracking, about, folder) as session:
         for cell in {cell.folder: cell for c in comparisons for cell in (c.a, c.b)}.values():

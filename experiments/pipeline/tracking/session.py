@@ -94,12 +94,13 @@ class Session:
         self._attempt(lambda run: run.log_artifact(artifact))
 
     def close(self, exit_code: int = 0, patience: float | None = None) -> None:
-        """Close the run; within `patience` seconds, if they are given, even where W&B is not done."""
+        """Close the run; within `patience` seconds, if they are given, even where W&B is not done, and silently."""
         run, self._run = self._run, None
         if run is None:
             return
         if patience is None:
-            _finish(run, exit_code)
+            if problem := _finish(run, exit_code):
+                log.warning("W&B: %s; what was not sent is in %s", problem, run.settings.sync_dir)
             return
         finishing = Thread(target=_finish, args=(run, exit_code), daemon=True)
         finishing.start()
@@ -119,19 +120,19 @@ class Session:
                 self._attempt(do)
 
 
-def _finish(run: wandb.Run, exit_code: int) -> None:
-    record, log_file = Path(run.settings.sync_file), Path(run.settings.log_internal)
+def _finish(run: wandb.Run, exit_code: int) -> str:
+    """Close a run, and mark its record as sent if it was; returns what went wrong."""
     try:
         run.finish(exit_code=exit_code)
     except Exception as error:
-        log.warning("W&B: %s; what was not sent is in %s", one_line(error), record.parent)
-        return
+        return one_line(error)
+    if run.offline:
+        return ""
     # W&B says nowhere else that a server refused what it was sent.
-    if not run.offline and log_file.is_file():
-        if '"level":"ERROR' in log_file.read_text(encoding="utf-8", errors="replace"):
-            log.warning("W&B: the server did not take everything; what was not sent is in %s", record.parent)
-        else:
-            _synced(record).touch()
+    if '"level":"ERROR' in Path(run.settings.log_internal).read_text(encoding="utf-8", errors="replace"):
+        return "the server did not take everything"
+    _synced(Path(run.settings.sync_file)).touch()
+    return ""
 
 
 def _attempted(open_run: Callable[[], wandb.Run]) -> wandb.Run | None:

@@ -78,9 +78,8 @@ class Tracker(Reporter):
 
     def stage(self, cell: Cell, what: str) -> None:
         self._inner.stage(cell, what)
-        first = [job for word, job in _JOBS.items() if what.startswith(word)]
-        if first and not self._is_of(cell):
-            self._open(cell, first[0])
+        if what in _JOBS and not self._is_of(cell):
+            self._open(cell, _JOBS[what])
         if what in STARTS and self._is_of(cell):
             self._show_so_far(Run(cell.folder))
 

@@ -19,7 +19,7 @@ class StandIn:
 
     Attributes:
         failing: status of every answer from now on; 0: it works.
-        fail_at: fails with `failing_with` as soon as so many lines of history have come.
+        fails_after: a query by name, and the status of every answer after it.
         runs: name of a run -> what was last said of it (config, summary, job type, tags, group).
         history: name of a run -> its lines.
         versions: name of an artifact -> the digests of its versions, in order.
@@ -29,8 +29,7 @@ class StandIn:
 
     url: str = ""
     failing: int = 0
-    fail_at: int | None = None
-    failing_with: int = 500
+    fails_after: tuple[str, int] = ("", 0)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -47,6 +46,8 @@ class StandIn:
         found = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = found[1] if found else ""
         self.asked.append(name)
+        if name == self.fails_after[0]:
+            self.failing = self.fails_after[1]
         method = getattr(self, f"_{name}", None)
         return {"data": {} if method is None else method(v)}
 
@@ -142,8 +143,6 @@ class StandIn:
                 self.history.setdefault(run, []).extend(map(json.loads, part["content"]))
             elif file == "wandb-summary.json":
                 self.summaries.setdefault(run, {}).update(json.loads(part["content"][-1]))
-        if self.fail_at is not None and sum(map(len, self.history.values())) >= self.fail_at:
-            self.failing = self.failing_with
 
 
 class _Quiet(ThreadingHTTPServer):
