@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.compare.compare_runs import Comparison, adjusted
 from experiments.config.run_folder import run_of
 from experiments.config.study import Cell, Study, TrackingConfig
-from experiments.pipeline.tracking.lineage import stage_artifact, verdict_artifact
+from experiments.pipeline.tracking.artifacts import stage_artifact, verdict_artifact
 from experiments.pipeline.tracking.names import figures, trajectory
 from experiments.pipeline.tracking.session import STOPPED_S, About, Session, open_session
 from experiments.train.checkpoints import Progress

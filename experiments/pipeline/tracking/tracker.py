@@ -12,11 +12,11 @@ from typing import Any
 from experiments.config.study import Cell
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.signals import Stopped
-from experiments.pipeline.tracking.lineage import STAGES, checkpoint_artifact, stage_artifact
+from experiments.pipeline.tracking.artifacts import STAGES, checkpoint_artifact, stage_artifact
+from experiments.pipeline.tracking.capped_tables import Capped, question_table, sample_table
 from experiments.pipeline.tracking.names import figures, layer_curve, settings, tags, trajectory
 from experiments.pipeline.tracking.running import RunningFigures
 from experiments.pipeline.tracking.session import STOPPED_S, About, JobType, Session, open_session
-from experiments.pipeline.tracking.texts import Capped, question_table, sample_table
 from semcal.runs.files import content_key
 from semcal.runs.run import Run
 

@@ -19,10 +19,10 @@ from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from experiments.pipeline.signals import Stopped
-from experiments.pipeline.tracking import session, texts
+from experiments.pipeline.tracking import capped_tables, session
+from experiments.pipeline.tracking.capped_tables import sample_table
 from experiments.pipeline.tracking.commands import training_tracked
 from experiments.pipeline.tracking.session import sync_line
-from experiments.pipeline.tracking.texts import sample_table
 from experiments.pipeline.tracking.tracker import Tracker
 from experiments.train.checkpoints import Progress
 from semcal import Run
@@ -221,7 +221,7 @@ def test_a_stopped_cell_is_closed_and_resumed_above_its_last_line(tmp_path, stud
 
 def test_samples_beyond_the_limit_are_left_out_rarest_first(tracked, monkeypatch):
     _, run = tracked
-    monkeypatch.setattr(texts, "MOST_ROWS", 50)
+    monkeypatch.setattr(capped_tables, "MOST_ROWS", 50)
     capped = sample_table(run)
     assert len(capped.rows) == 50
     assert capped.left_out == len(run.samples()) - 50
