@@ -416,7 +416,9 @@ def verdict(studies: Studies, set: Sets = None) -> None:
         with replacing(folder) as staged:
             names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
         _print_written(folder / name for name in names)
-        if log_verdict(judgement, folder, names):
+        if (workspace := log_verdict(judgement, folder, names)) is not None:
+            if workspace:
+                console.print(f"workspace in W&B: {workspace}", soft_wrap=True, highlight=False, markup=False)
             _print_unsynced([folder])
 
 

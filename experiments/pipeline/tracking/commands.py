@@ -18,6 +18,7 @@ from experiments.config.study import Cell, Study, TrackingConfig
 from experiments.pipeline.tracking.artifacts import stage_artifact, verdict_artifact
 from experiments.pipeline.tracking.names import figures, trajectory
 from experiments.pipeline.tracking.session import STOPPED_S, About, Session, open_session
+from experiments.pipeline.tracking.workspace import workspace
 from experiments.train.checkpoints import Progress
 from experiments.verdict.study_verdict import Judgement
 from semcal.calibration.inference.paired import Difference
@@ -62,13 +63,17 @@ def _row(name: str, d: Difference, holm: float) -> dict[str, Any]:
     return {"figure": name} | found | {"p": d.p_value, "p_holm": holm, "p_exchange": d.p_exchange}
 
 
-def log_verdict(judgement: Judgement, folder: Path, names: Sequence[str]) -> bool:
-    """Log the verdict of a study, its figure and files, and its checkpoints over their steps, if it is tracked."""
+def log_verdict(judgement: Judgement, folder: Path, names: Sequence[str]) -> str | None:
+    """Log the verdict of a study, its figure and files, and its checkpoints over their steps.
+
+    Returns:
+        The address of the study's workspace, "" where there is none; None if the study is not tracked.
+    """
     import wandb
 
     study = judgement.study
     if study.tracking.wandb == "disabled":
-        return False
+        return None
     verdicts = judgement.to_dict()["hypotheses"]
     keys = ("key", "claim", "decision", "p", "p_holm", "p_against", "p_against_holm", "reason")
     about = About(_id("verdict", study.name, str(folder.name)), f"verdict {study.name}", "verdict", study.name)
@@ -82,7 +87,8 @@ def log_verdict(judgement: Judgement, folder: Path, names: Sequence[str]) -> boo
         session.writes(verdict_artifact(study.name, folder, names))
         decided = {f"verdict/{v['key']}": v["decision"] for v in verdicts}
         session.summarise(decided | {f"verdict/{v['key']}_p": v["p_holm"] for v in verdicts})
-    return True
+        place = session.place
+    return "" if place is None else workspace(*place, study.name, folder)
 
 
 def _log_trajectories(session: Session, study: Study, runs: Sequence[tuple[Cell, Run]]) -> None:

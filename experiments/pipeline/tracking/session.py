@@ -62,6 +62,12 @@ class Session:
     def is_open(self) -> bool:
         return self._run is not None
 
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """Entity and project of a run that is online."""
+        run = self._run
+        return None if run is None or run.offline else (run.entity, run.project)
+
     def log(self, row: Mapping[str, Any]) -> None:
         """A line of history: everything in it belongs together."""
         self._attempt(lambda run: run.log(dict(row), step=self.step, commit=True))

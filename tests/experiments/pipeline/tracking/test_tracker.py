@@ -349,6 +349,18 @@ def test_a_server_that_refuses_the_run_leaves_an_offline_record(server: StandIn,
     assert sync_line([run.folder]) == shlex.join(["wandb", "sync", str(run.folder / "wandb")])
 
 
+def test_a_verdict_online_makes_one_workspace_of_the_study(server: StandIn, copied, tmp_path, monkeypatch):
+    pytest.importorskip("wandb_workspaces")
+    study, _ = copied
+    monkeypatch.setattr("experiments.verdict.study_verdict.MOST_UNPARSED", 1.0)
+    path = write_study(tmp_path, study | {"tracking": {"wandb": "online", "project": "tests"}})
+    told = [CliRunner().invoke(app, ["verdict", str(path)]).output for _ in range(2)]
+    assert all("workspace in W&B:" in output for output in told)
+    assert list(server.views) == ["semcal small"]
+    assert server.asked.count("UpsertView2") == 1
+    assert "smece" in str(server.views["semcal small"])
+
+
 def test_without_a_login_the_record_is_offline(again, caplog):
     with caplog.at_level(logging.WARNING):
         run = again(Reporter())

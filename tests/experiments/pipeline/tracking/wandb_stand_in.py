@@ -24,6 +24,7 @@ class StandIn:
         history: name of a run -> its lines.
         versions: name of an artifact -> the digests of its versions, in order.
         made, used: pairs of a run and the name of an artifact.
+        views: names of workspaces -> what they show.
         uploaded: names of files.
     """
 
@@ -36,6 +37,7 @@ class StandIn:
     versions: dict[str, list[str]] = field(default_factory=dict)
     made: list[tuple[str, str]] = field(default_factory=list)
     used: list[tuple[str, str]] = field(default_factory=list)
+    views: dict[str, Any] = field(default_factory=dict)
     uploaded: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
@@ -130,6 +132,10 @@ class StandIn:
     def _UseArtifact(self, v: dict[str, Any]) -> dict[str, Any]:
         self.used.append((v["input"]["runName"], v["input"]["artifactID"].partition(":")[0]))
         return {"useArtifact": {"artifact": {"id": v["input"]["artifactID"]}}}
+
+    def _UpsertView2(self, v: dict[str, Any]) -> dict[str, Any]:
+        self.views[v["displayName"]] = json.loads(v["spec"])
+        return {"upsertView": {"view": {"id": "view", "name": "nw-view"}, "inserted": True}}
 
     def _CreateRunFiles(self, v: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in v["files"]]
