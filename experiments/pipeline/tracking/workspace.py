@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from experiments.pipeline.tracking.session import one_line
 
@@ -36,16 +37,16 @@ def _made(entity: str, project: str, study: str) -> str:
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces import workspaces
 
-    charts = [panels.BarPlot(title=name, metrics=[name]) for name in _CHARTS]
-    layers = panels.LinePlot(title="KL gap by layer, nats", x="layer", y=[_CURVE])
-    steps = [panels.LinePlot(x="checkpoint_step", y=[f"trajectory/{name}"]) for name in _CHARTS]
+    charts: list[Any] = [panels.BarPlot(title=name, metrics=[name]) for name in _CHARTS]
+    layers: list[Any] = [panels.LinePlot(title="KL gap by layer, nats", x="layer", y=[_CURVE])]
+    steps: list[Any] = [panels.LinePlot(x="checkpoint_step", y=[f"trajectory/{name}"]) for name in _CHARTS]
     view = workspaces.Workspace(
         entity=entity,
         project=project,
         name=f"semcal {study}",
         sections=[
             workspaces.Section(name="Headline figures", panels=charts, is_open=True),
-            workspaces.Section(name="Layers", panels=[layers], is_open=True),
+            workspaces.Section(name="Layers", panels=layers, is_open=True),
             workspaces.Section(name="Checkpoints", panels=steps),
         ],
         runset_settings=workspaces.RunsetSettings(filters=[workspaces.Metric("Group") == study]),
