@@ -1,7 +1,6 @@
 """Run a study: every cell of the grid that is not finished yet, in an order that loads each model once."""
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.signals import Stopped
 from experiments.pipeline.targets import Target
+from experiments.pipeline.tracking.tracker import tracking
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
@@ -170,12 +170,13 @@ def run_study(prepared: Prepared, reporter: Reporter, share: Share | None = None
     """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))  # rows are sorted by model
     sweep(prepared.study.folder)
-    left = list(range(len(rows)))
-    while left:
-        held = [number for number in left if not _run_cell(prepared, number, models, reporter, share or Share(0, 1))]
-        if len(held) == len(left):
-            time.sleep(WAIT_S)
-        left = held
+    with tracking([] if share else prepared.cells, reporter) as reporter:
+        left = list(range(len(rows)))
+        while left:
+            held = [n for n in left if not _run_cell(prepared, n, models, reporter, share or Share(0, 1))]
+            if len(held) == len(left):
+                time.sleep(WAIT_S)
+            left = held
     if share is None:
         write_study(prepared.study.name, rows, prepared.study.folder)
 
@@ -188,9 +189,10 @@ def merge_study(prepared: Prepared, reporter: Reporter) -> None:
     """
     models, rows = Models(), list(zip(prepared.cells, prepared.runs, strict=True))
     whole = [number for number, (_, run) in enumerate(rows) if run.sampled]
-    for number in whole:
-        while not _run_cell(prepared, number, models, reporter, Share(0, 1)):
-            time.sleep(WAIT_S)
+    with tracking([prepared.cells[number] for number in whole], reporter) as reporter:
+        for number in whole:
+            while not _run_cell(prepared, number, models, reporter, Share(0, 1)):
+                time.sleep(WAIT_S)
     if whole:
         write_study(prepared.study.name, [rows[number] for number in whole], prepared.study.folder)
     if missing := [_missing(cell, run) for cell, run in rows if not run.sampled]:
@@ -233,9 +235,6 @@ def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporte
                     reporter.stage(cell, f"analysed by {holder(run.folder)}")
                     return False
                 analyse(cell, run, reporter, models)
-                if cell.tracking.wandb != "disabled":
-                    reporter.stage(cell, "tracking")
-                    track(cell, run)
         reporter.finished(cell)
     return True
 
@@ -360,47 +359,3 @@ def _other_weights(config: ModelConfig, run: Run) -> bool:
         return False
     now = AutoConfig.from_pretrained(weights, trust_remote_code=config.trust_remote_code)
     return bool(changed(manifest["computation"], computation(now)))
-
-
-def track(cell: Cell, run: Run) -> None:
-    """Log a run to Weights & Biases: configuration, headline figures, layer table, figures; one W&B run per folder. A
-    second call with the same results does nothing.
-
-    Offline runs are in `RUN/wandb`; `wandb sync` sends them.
-
-    Raises:
-        UserError: W&B cannot be reached or does not know the user (online only).
-    """
-    import wandb
-
-    figures = headline(run)
-    key = content_key(figures, cell.tracking.model_dump())
-    manifest = run.manifest()
-    if manifest.get("tracked") == key:
-        return
-    tracking_id = manifest.get("tracking_id") or secrets.token_hex(4)
-    manifest = manifest | {"tracking_id": tracking_id}
-    run.write_manifest(manifest)
-    try:
-        tracked = wandb.init(
-            id=tracking_id,
-            resume="allow",
-            project=cell.tracking.project,
-            entity=cell.tracking.entity,
-            group=cell.study,
-            name=run.name,
-            config=cell.model_dump(mode="json"),
-            dir=str(run.folder),
-            mode=cell.tracking.wandb,
-            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
-        )
-    except wandb.Error as error:
-        raise UserError(f"W&B: {error}; set tracking.wandb to offline, or run `wandb login`") from error
-    with tracked:
-        tracked.summary.update({k: v for k, v in figures.items() if v is not None})
-        probes = run.probes()
-        if not probes.empty:
-            tracked.log({"probes": wandb.Table(dataframe=probes)})
-        for picture in sorted((run.folder / "figures").glob("*.png")):
-            tracked.log({f"figures/{picture.stem}": wandb.Image(str(picture))})
-    run.write_manifest(manifest | {"tracked": key})

@@ -25,7 +25,7 @@ from semcal.calibration.nulls.twins import chances_of
 from semcal.calibration.plots.profile import ProfileRow
 from semcal.calibration.resampling import Resampling
 from semcal.calibration.summary import Calibration, calibrate
-from semcal.questions.question import CONTINUATION
+from semcal.questions.question import CONTINUATION, Question
 from semcal.runs.run import Run
 from semcal.sampling.records import LENGTH
 from semcal.seeds import keyed_generator
@@ -147,7 +147,11 @@ def _intermediate_table(ids: Sequence[str], read: Sequence[Read]) -> pd.DataFram
 
 def read_answers(cell: Cell, run: Run, collapse: Collapse) -> list[Read]:
     """The answers of every question as classes, in the order of `run.questions()`."""
-    questions, samples = run.question_records(), run.samples()
+    return read_samples(cell, run.question_records(), run.samples(), collapse)
+
+
+def read_samples(cell: Cell, questions: Sequence[Question], samples: pd.DataFrame, collapse: Collapse) -> list[Read]:
+    """The answers to some questions as classes, in their order."""
     by_question = dict(iter(samples.groupby("question_id", sort=False)))
     empty = samples.iloc[:0]  # enumeration may have found no whole answer within its budget
     rows: list[pd.DataFrame] = [by_question.get(q.id, empty) for q in questions]  # pyright: ignore[reportAssignmentType]

@@ -105,6 +105,7 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     from experiments.pipeline.looks import differs, look, look_folder, reading
     from experiments.pipeline.run_study import analyse, why_not_probed
     from experiments.pipeline.targets import resolve, sampled_rows
+    from experiments.pipeline.tracking.tracker import tracking
     from experiments.report.pages import write_study
     from experiments.sample.models import Models
     from semcal.runs.claims import locked
@@ -116,18 +117,19 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     if stage == "probe" and all(why_not := [why_not_probed(cell, found) for cell, found in rows]):
         raise UserError(why_not[0])
     shown = []
-    with output().screen(len(rows)) as screen:
+    with output().screen(len(rows)) as screen, tracking([cell for cell, _ in rows], screen) as reporter:
         for cell, found in rows:
             with locked(found.folder):
                 if (overrides or activations) and differs(cell, found):
                     with look(cell, found) as (beside, copied):
                         analyse(beside, copied, screen, models, again=[stage])
+                    screen.finished(cell)
                     shown.append((cell, Run(look_folder(cell, found))))
                 else:
                     own = stored_cell(found) if overrides else cell
-                    analyse(own, found, screen, models, again=[stage])
+                    analyse(own, found, reporter, models, again=[stage])
+                    reporter.finished(own)
                     shown.append((own, found))
-            screen.finished(cell)
     beside = [one.folder for (_, one), (_, found) in zip(shown, rows, strict=True) if one.folder != found.folder]
     if not beside:
         for target in resolve(targets, overrides).targets:
@@ -137,6 +139,7 @@ def _again(targets: list[str], overrides: list[str], stage: str, activations: Pa
     output().record(runs=run_records(shown))
     output().written(beside)
     output().left_out(left_out)
+    output().unsynced(found.folder for _, found in rows)
 
 
 def gate(

@@ -32,9 +32,10 @@ def loaded(named: list[str], overrides: list[str] | None, model: str | None = No
     """Each study file with its study; with a model, also the studies that ask it the questions of tables.
 
     Raises:
-        UserError: see `experiments.config.study.load_study`; a table without a model, or a model without a table.
+        UserError: as `load_swept`; a table without a model, or a model without a table.
     """
-    from experiments.config.study import is_study_file, load_study
+    from experiments.config.study import is_study_file
+    from experiments.pipeline.tracking.sweeps import load_swept
 
     tables = [name for name in named if not is_study_file(name)]
     if model is None and tables and Path(tables[0]).is_file():
@@ -42,16 +43,16 @@ def loaded(named: list[str], overrides: list[str] | None, model: str | None = No
             f"{tables[0]} is no study file; to ask a model the questions of a table: "
             f"{pasted('run', tables[0], '--model', 'PATH')}"
         )
-    if model is None or not tables:
-        if model is not None:
-            raise UserError("--model goes with a table of questions; a study names its models itself")
-        return [(Path(name), load_study(name, overrides or [])) for name in named]
-    from experiments.pipeline.own_questions import STUDY, study_of_questions
+    if model is not None and not tables:
+        raise UserError("--model goes with a table of questions; a study names its models itself")
+    if model is None:
+        return [(Path(name), load_swept(name, overrides or [])) for name in named]
+    from experiments.sample.own_questions import STUDY, study_of_questions
 
     studies = {
         name: study_of_questions(Path(name), model, overrides or [])
         if name in tables
-        else load_study(name, overrides or [])
+        else load_swept(name, overrides or [])
         for name in named
     }
     return [(study.folder / STUDY if name in tables else Path(name), study) for name, study in studies.items()]

@@ -18,6 +18,7 @@ def compare(targets: Targets, set: Sets = None) -> None:
     from experiments.compare.pairs import by_temperature
     from experiments.pipeline.looks import check_stored
     from experiments.pipeline.targets import resolve, scored_runs
+    from experiments.pipeline.tracking.commands import log_comparisons
 
     check_stored(resolve(targets, set or []).targets)
     runs, named, left_out = scored_runs(targets, set or [])
@@ -36,6 +37,8 @@ def compare(targets: Targets, set: Sets = None) -> None:
     output().explain(explanation(comparisons))
     output().record(comparisons=records(comparisons))
     output().left_out(left_out)
+    if (tracked := log_comparisons(comparisons)) is not None:
+        output().unsynced([tracked])
 
 
 def transfer(
@@ -63,6 +66,7 @@ def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
     found = loaded(studies, set)
     from experiments.pipeline.looks import study_folder
+    from experiments.pipeline.tracking.commands import log_verdict
     from experiments.report.figures.verdict_figure import draw_verdict
     from experiments.report.verdict_tables import as_markdown, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
@@ -81,3 +85,7 @@ def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
             names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged, width)]
         output().append("verdicts", judgement.to_dict())
         output().written(folder / name for name in names)
+        if (workspace := log_verdict(judgement, folder, names)) is not None:
+            if workspace:
+                output().say(f"workspace in W&B: {workspace}")
+            output().unsynced([folder])

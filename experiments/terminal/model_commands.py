@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from experiments.terminal.arguments import Targets
 from experiments.terminal.output import output
 from semcal.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from experiments.pipeline.progress import Steps
+    from experiments.train.checkpoints import Progress
 
 
 def intervene(
@@ -140,12 +146,27 @@ def train(
         from experiments.pipeline.progress import Steps
 
         stage = stage or "base"
-        settings = settings_of(stage, preset, **given)
-        with Steps(output().console, settings.steps) as bar:
+        settings, lineage = settings_of(stage, preset, **given), out or Path("runs/atlas")
+        with Steps(output().console, settings.steps) as bar, _tracked(f"atlas {stage}", lineage, bar) as step:
             before = None if start is None else Path(start)
-            folder = train_stage(stage, settings, out or Path("runs/atlas"), start=before, on_progress=bar.step)
+            folder = train_stage(stage, settings, lineage, start=before, on_progress=step)
     output().say(f"final checkpoint: {folder}")
     output().record(checkpoint=folder)
+    output().unsynced([folder.parent])
+
+
+@contextmanager
+def _tracked(name: str, folder: Path, bar: Steps) -> Iterator[Callable[[Progress], None]]:
+    """A step of training for the bar and for W&B."""
+    from experiments.pipeline.tracking.commands import training_tracked
+
+    with training_tracked(name, folder) as log:
+
+        def step(progress: Progress) -> None:
+            bar.step(progress)
+            log(progress)
+
+        yield step
 
 
 def _train_from(
@@ -174,8 +195,9 @@ def _train_from(
 
     made_here = (Path(start) / RECORD).is_file()
     lineage = Path(start).resolve().parent if made_here else Path("runs") / slug(Path(start).name)
-    with Steps(output().console, settings.steps) as bar:
-        folder = train_from(start, stage, dataset, settings, out or lineage, on_progress=bar.step, tell=bar.tell)
+    into = out or lineage
+    with Steps(output().console, settings.steps) as bar, _tracked(f"{stage} {dataset}", into, bar) as step:
+        folder = train_from(start, stage, dataset, settings, into, on_progress=step, tell=bar.tell)
         bar.note(f"weights are merged; name {folder / 'trained.jsonl'} as exclude of a study's dataset")
     return folder
 

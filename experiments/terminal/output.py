@@ -102,6 +102,13 @@ class Output:
             self.append("left_out", reason)
             self.verbatim(f"left out: {reason}", style="yellow")
 
+    def unsynced(self, folders: Iterable[Path]) -> None:
+        """The command that sends what W&B does not have yet of what lies in these folders."""
+        from experiments.pipeline.tracking.session import sync_line
+
+        if line := sync_line(folders):
+            self.tell(f"not sent to W&B yet: {line}")
+
     def hint(self, *commands: str) -> None:
         """What can be typed next, to be pasted as it is."""
         for command in commands:

@@ -115,6 +115,7 @@ def _summary(prepared: Prepared) -> None:
     folder = prepared.study.folder
     output().append("studies", {"study": prepared.study.name, "folder": folder, "runs": run_records(rows)})
     output().say(f"runs, figures and report.html: {folder}")
+    output().unsynced(run.folder for run in prepared.runs)
 
 
 def _plan(studies: list[Study]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pipeline.own_questions import study_of_questions
+from experiments.sample.own_questions import study_of_questions
 from semcal import LanguageModel, UserError
 
 

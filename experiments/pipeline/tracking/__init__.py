@@ -1,0 +1,1 @@
+"""What Weights & Biases receives while a study runs; see docs/tracking.md."""
