@@ -8,7 +8,7 @@ from rich.table import Table
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
 from experiments.config.run_folder import FACTORS, differing
 from experiments.config.study import Cell
-from experiments.report.html_page import title
+from experiments.report.page.html_page import title
 from experiments.report.summary_table import interval, number, p_text, text_table
 from semcal.calibration.inference.paired import Difference, smallest_difference
 from semcal.calibration.measures.scores import signed_gap, weighted_mean

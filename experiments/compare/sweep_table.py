@@ -11,7 +11,7 @@ from rich.table import Table
 from experiments.compare.coarser_semantics import Swept
 from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
-from experiments.report.html_page import save_figures
+from experiments.report.page.html_page import save_figures
 from experiments.report.summary_table import interval
 from experiments.verdict.rules import SMALL_GAP
 from probes.plots.semantics_scatter import semantics_scatter

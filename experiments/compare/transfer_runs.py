@@ -15,7 +15,7 @@ from rich.table import Table
 from experiments.compare.pairs import Scored
 from experiments.probe.open_classes import MOST_POOLED, features_of
 from experiments.probe.probed import probe_device
-from experiments.report.html_page import save_figures
+from experiments.report.page.html_page import save_figures
 from experiments.report.summary_table import interval, labels, number
 from experiments.sample.models import Models
 from probes.plots.heatmaps import transfer_matrix

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, probe_table
 from experiments.config.study import Cell
-from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
+from experiments.report.page.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.checks_table import TITLES, check_rows, cost_of_checks, failed_checks, files_check
-from experiments.report.html_page import (
+from experiments.report.page.html_page import (
     HtmlTable,
     cell_text,
     gallery,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments.report.html_page import save_figures
+from experiments.report.page.html_page import save_figures
 from experiments.report.summary_table import interval, markdown_table, number, p_text, text_table
 from experiments.verdict.rules import CLAIMS, Part, Verdict
 from experiments.verdict.study_verdict import Judgement

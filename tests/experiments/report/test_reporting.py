@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import load_study
-from experiments.report.html_page import gallery, html_table, templates
+from experiments.report.page.html_page import gallery, html_table, templates
 from experiments.report.pages import models, predictability
 from experiments.report.summary_table import headline, remarks, summary_rows, text_table
 from experiments.verdict.study_verdict import judge_study

@@ -25,7 +25,10 @@ _NAMES = {
     "spearman": "Spearman",
 }  # fmt: skip
 templates = Environment(
-    loader=PackageLoader("experiments.report"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    loader=PackageLoader("experiments.report.page"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
 )
 
 
