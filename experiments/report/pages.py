@@ -22,8 +22,10 @@ from experiments.report.page.html_page import (
     save_figures,
     shown_path,
     title,
+    without_constants,
     write_page,
 )
+from experiments.report.page.run_data import run_data
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
 from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
@@ -42,8 +44,12 @@ PROPER = ("base", "sft")  # stages trained by a proper loss
 def write_report(cell: Cell, run: Run) -> list[str]:
     """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
 
-    They replace the old ones together. Figures that the run no longer has are removed.
+    They replace the old ones together. Figures that the run no longer has are removed. A run that is not scored yet gets
+    a page of what there is.
     """
+    if not run.calibration():
+        _write_unfinished(cell, run)
+        return []
     with run.replacing() as new:
         pictures = save_figures(run_figures(cell, new), new.place("figures"))
         changed = save_figures(intervention_figures(cell, new), new.place("figures"))
@@ -59,15 +65,18 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
     values = _frame(rest).iloc[0]
     titles, (cells,) = summary_rows([(cell, run)])
     checks = _checks(run)
+    probes, same = without_constants(run.probes())
     write_page(
         run.place("report.html"),
         "run.html",
+        lambda taken: run_data(cell, run, taken),
         title=cell.label,
         facts=_facts(cell, run),
         remarks=[*failed_checks(checks[-1:]), *remarks(cell, run)],
         headline=html_table(pd.DataFrame([cells[1:]], columns=pd.Index(titles[1:]))),
+        legend=legend(titles),
+        browsable=True,
         figures=gallery(pictures, CAPTIONS),
-        first=_first_question(run),
         sections=_sections(run),
         interventions=_interventions(run),
         changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
@@ -75,10 +84,45 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
         calibration=html_table(
             pd.DataFrame({"figure": list(map(title, values.index)), "value": values.to_numpy(object)})
         ),
-        probes=html_table(run.probes()),
+        probes=html_table(probes),
+        same_for_all=same,
         checks=html_table(pd.DataFrame(check_rows(checks), columns=list(TITLES))),
         cost_of_checks=cost_of_checks(run.manifest()["sampling_work"]),
     )
+
+
+def _write_unfinished(cell: Cell, run: Run) -> None:
+    """The page of a run that is not scored yet: what was asked, and the answers that are there. It does not take part
+    in `Run.replacing`, since another process may be at work on the run."""
+    checks = run.manifest().get("checks", [])
+    asked, there = run.questions(), (run.folder / "questions.parquet").is_file()
+    write_page(
+        run.folder / "report.html",
+        "run.html",
+        lambda taken: run_data(cell, run, taken),
+        title=cell.label,
+        facts=f"{len(asked)} questions; model {shown_path(cell.model.path, run.folder)}.",
+        remarks=[f"Not finished: {state(run)}. `semcal run` its study goes on, and draws this page again."],
+        headline=None,
+        browsable=there,
+        figures=[],
+        sections=[],
+        interventions=[],
+        calibration=html_table(pd.DataFrame()),
+        checks=html_table(pd.DataFrame(check_rows(checks), columns=list(TITLES))),
+        cost_of_checks=cost_of_checks(run.manifest().get("sampling_work", [])),
+    )
+
+
+def state(run: Run) -> str:
+    """How far a run is that is not scored, in words."""
+    asked = len(run.questions())
+    return f"{run.samples_so_far()['question_id'].nunique()} of {asked} questions are answered, none is scored"
+
+
+def started(run: Run) -> bool:
+    """Whether a run that is not scored has something to show."""
+    return all((run.folder / name).is_file() for name in ("config.yaml", "questions.parquet"))
 
 
 def _checks(run: Run) -> list[dict[str, Any]]:
@@ -105,15 +149,6 @@ def _facts(cell: Cell, run: Run) -> str:
     )
 
 
-def _first_question(run: Run) -> dict[str, Any]:
-    first = run.questions().iloc[0]
-    samples, classes = run.samples(), run.classes()
-    answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
-    classes = classes.loc[classes["question_id"] == first["id"], ["class", "count", "mass", "gold"]].head(5)
-    tables = {"answers": html_table(answers), "classes": html_table(classes)}
-    return {"id": first["id"], "prompt": first["prompt"], **tables}
-
-
 def _interventions(run: Run) -> list[HtmlTable]:
     """One table per set of questions that was intervened on."""
     rows, tables = run.interventions(), []
@@ -132,7 +167,7 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     if chains := found.get("chains"):
         found["chains"] = {name: value for name, value in chains.items() if name != "warning"}  # a remark says it
     return [
-        {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
+        {"id": key.replace("_", "-"), "title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()
         if found.get(key)
     ]
