@@ -392,11 +392,14 @@ def gate(
 def verdict(studies: Studies, set: Sets = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
+    from experiments.config.run_folder import stored_cell
     from experiments.config.study import load_study
     from experiments.pipeline.looks import study_folder
+    from experiments.report.pages import write_study
     from experiments.report.verdict_tables import as_markdown, draw_verdict, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
     from semcal.runs.files import replacing
+    from semcal.runs.run import Run
 
     for study in [load_study(path, set or []) for path in studies]:
         with complaints.status("reading runs") as status:
@@ -409,6 +412,9 @@ def verdict(studies: Studies, set: Sets = None) -> None:
         folder = study_folder(study, set or [])
         with replacing(folder) as staged:
             names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
+        if (folder / "report.html").is_file():  # its page shows the verdicts
+            rows = [(stored_cell(one), one) for one in (Run(Path(c.folder)) for c in study.cells()) if one.calibration()]
+            write_study(study.name, rows, folder)
         _print_written(folder / name for name in names)
 
 

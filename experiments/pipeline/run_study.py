@@ -19,7 +19,7 @@ from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
-from experiments.report.pages import write_report, write_study
+from experiments.report.pages import started, write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
 from experiments.sample.sample_cell import sample_cell
@@ -247,26 +247,29 @@ def _record(cell: Cell, new: Run, stage: str) -> None:
 def report_on(
     target: Target, overrides: Sequence[str] = (), tell: Callable[[Cell, str], None] = lambda *_: None
 ) -> tuple[Path, list[Path]]:
-    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all.
+    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all. A run that is
+    not finished gets a page of what there is.
 
     Args:
         overrides: what was set of the study; see `study_folder`.
 
     Returns:
-        The page, and the run folders left out because they have not been scored.
+        The page, and the run folders whose figures are left out because they have not been scored.
 
     Raises:
-        UserError: no run was scored.
+        UserError: no run was started.
     """
     rows = [(stored_cell(run), run) for run in target.runs if run.calibration()]
+    unfinished = [(stored_cell(run), run) for run in target.runs if not run.calibration() and started(run)]
     into = target.folder if target.study is None else study_folder(target.study, overrides)
-    if not rows:
+    if not rows + unfinished:
         raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
-    for cell, run in rows:
+    for cell, run in rows + unfinished:
         tell(cell, "drawing")
         write_report(cell, run)
-    if not target.is_run:
-        write_study(target.folder.resolve().name, rows, into)
+    if target.is_run:
+        return into / "report.html", []
+    write_study(target.folder.resolve().name, rows, into, unfinished)
     return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 

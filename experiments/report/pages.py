@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,9 +27,14 @@ from experiments.report.page.html_page import (
     write_page,
 )
 from experiments.report.page.run_data import run_data
+from experiments.report.page.stored_verdict import stored_verdict
+from experiments.report.page.study_data import study_data
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
 from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
+from experiments.report.verdict_tables import CELLS, DETAIL, cell_rows, detail_rows
+from experiments.report.verdict_tables import summary_rows as verdict_rows
+from experiments.verdict.rules import CLAIMS
 from probes.plots.measures import GAP
 from probes.plots.predictability import emergence_curve, predictability_scatter
 from probes.targets.closed import MOST_POOLED
@@ -189,33 +195,79 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return cell_text(value) if math.isnan(low) else f"{cell_text(value)} [{cell_text(low)}, {cell_text(high)}]"
 
 
-def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path) -> None:
+def write_study(
+    name: str, rows: Sequence[tuple[Cell, Run]], folder: Path, unfinished: Sequence[tuple[Cell, Run]] = ()
+) -> None:
     """Write report.html (runs, with a link to each) and figures/ (over runs) into the folder of a study.
 
     Args:
         rows: The scored runs, in the order of the page.
+        unfinished: Runs that are not scored, to be listed with how far they are.
     """
     figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
-    names = labels([cell for cell, _ in rows])
-    # Relative, so that the folder may be moved or served.
-    links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
-    titles, cells = summary_rows(rows)
+    names, cells = labels([cell for cell, _ in rows]), [cell for cell, _ in rows]
+    links = [_link(run, folder) for _, run in rows]
+    titles, figures_of = summary_rows(rows)
+    data = study_data(rows, links)
     with replacing(folder) as staged:
         pictures = save_figures({name: f for name, f in figures.items() if f is not None}, staged / "figures")
         write_page(
             staged / "report.html",
             "study.html",
+            lambda _: data,
             title=name,
-            facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
-            summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
+            facts=f"{len(rows)} runs: {_grid(cells)}." if rows else "No run is scored yet.",
+            summary=html_table(pd.DataFrame(figures_of, columns=pd.Index(titles)), links=links),
             legend=legend(titles),
+            unfinished=[
+                {"name": cell.label, "link": _link(run, folder), "state": state(run)} for cell, run in unfinished
+            ],
+            browsable=bool(data["sets"]),
             figures=gallery(pictures, CAPTIONS),
             runs=[
                 {"name": n, "link": link, "facts": _short_facts(cell, run, folder), "figures": _pictures(run)}
                 for n, link, (cell, run) in zip(names, links, rows, strict=True)
             ],
             remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
+            **_verdicts(rows, links, folder),
         )
+
+
+def _link(run: Run, folder: Path) -> str:
+    """From the page of a study to that of a run: relative, so that the folder may be moved, served or sent."""
+    return quote(Path(os.path.relpath(run.folder / "report.html", folder)).as_posix())
+
+
+def _verdicts(rows: Sequence[tuple[Cell, Run]], links: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What `semcal verdict` decided on the study, each hypothesis with its evidence; no verdicts where it did not."""
+    stored = stored_verdict(folder)
+    if stored is None:
+        return {"verdicts": [], "decided": "", "outdated": []}
+    link_of = {cell.label: link for (cell, _), link in zip(rows, links, strict=True)}
+    shown = [
+        {
+            "id": verdict.finding.key.replace(" ", "-"),
+            "key": verdict.finding.key,
+            "claim": CLAIMS[verdict.finding.key],
+            "decision": verdict.decision,
+            "why": why,
+            "parts": html_table(pd.DataFrame(detail_rows(verdict), columns=pd.Index(("part", *DETAIL[1:])))),
+            "cells": html_table(
+                pd.DataFrame(cell_rows(verdict), columns=pd.Index(CELLS)),
+                links=[link_of.get(cell.label, "") for cell in verdict.finding.cells],
+            ),
+            "runs": [{"name": label, "link": link_of.get(label, "")} for label in verdict.finding.runs],
+        }
+        for verdict, (_, _, _, why, *_) in zip(stored.verdicts, verdict_rows(stored.verdicts), strict=True)
+    ]
+    later = [cell.label for cell, run in rows if _scored_at(run) > stored.written]
+    said = [f"Scored since these verdicts: {', '.join(later)}. `semcal verdict` decides again."] if later else []
+    return {"verdicts": shown, "decided": stored.decided, "outdated": said}
+
+
+def _scored_at(run: Run) -> float:
+    path = run.folder / "calibration.json"
+    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:

@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.compare.probe_rows import layer_rows, probe_table, whole_model
 from experiments.config.study import Cell
 from experiments.report.page.embedded import as_json, cut, digits
-from probes.evaluation.result import BASELINE, MARGINAL
+from probes.evaluation.result import BASELINE, CANDIDATES, LINEAR, MARGINAL
 from probes.plots.style import short_names
 from semcal.calibration.measures.smece import smooth_curve
 from semcal.positions import LAST_PROMPT_TOKEN
@@ -126,8 +126,8 @@ def _curve(run: Run) -> list[list[float | None]]:
 
 
 def _gaps(run: Run, ids: Sequence[str]) -> dict[str, Any]:
-    """KL gaps of the class probe: one entry per layer, and one for LoRA, with its interval and each question's gap;
-    what the marginal misses, and the range of a perfect predictor. Empty where there are none."""
+    """KL gaps of the class probe: one entry per layer, and one for LoRA, with its interval and each question's gap; and
+    the gaps of baselines. Empty where there are none."""
     probes, losses = probe_table(run), run.probe_losses()
     if probes.empty or "gap_nats" not in losses:
         return {}
@@ -149,8 +149,17 @@ def _gaps(run: Run, ids: Sequence[str]) -> dict[str, Any]:
             {"name": name, "layer": row["layer"], "rung": row["rung"], "whole": row is whole, **figures}
             | {"gaps": list(map(digits, own))}
         )
-    marginal = here.loc[here["rung"] == f"{BASELINE}{MARGINAL}", "gap"].max()
-    return {"layers": curve, "marginal": digits(marginal), "floor": digits(here["gap_floor"].max())} if curve else {}
+    return {"layers": curve, "references": _references(here, rows)} if curve else {}
+
+
+def _references(probes: pd.DataFrame, rows: pd.DataFrame) -> list[list[Any]]:
+    """What is the same for all questions, or reads the text alone: names and KL gaps, as in the static figure."""
+    gaps = dict(zip(probes["rung"].str.removeprefix(BASELINE), probes["gap"], strict=True))
+    if set(rows["rung"]) == {LINEAR}:  # which knows no candidates
+        gaps.pop(CANDIDATES, None)
+    same = next(([name] for name in (CANDIDATES, MARGINAL) if name in gaps), [])
+    words = {CANDIDATES: "candidates alone", MARGINAL: "the marginal", "tfidf": "TF-IDF"}
+    return [[words[name], digits(gaps[name])] for name in (*same, "tfidf") if name in gaps]
 
 
 def _short(layer: str) -> str:

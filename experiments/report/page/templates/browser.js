@@ -54,16 +54,16 @@ class Browser {
       value: (row) => q.correct[row], cell: (row) => element("span", { class: q.correct[row] >= 0.5 ? "right-text" : "wrong-text" }, q.correct[row] === 1 ? "right" : q.correct[row] === 0 ? "wrong" : number(q.correct[row])) };
     const gap = { key: "gap", title: "KL gap", width: 7, hint: "nats that the probe of the layer chosen in the plot misses of this question's class distribution", kind: "number",
       cell: (row) => number(data.layers[this.layer].gaps[row]), value: (row) => data.layers[this.layer].gaps[row] };
-    const unparsed = { ...figure("unparsed", "un-parsed", "share of the samples without an answer"), cell: (row) => q.unparsed[row] ? number(q.unparsed[row]) : "0" };
+    const unparsed = { ...figure("unparsed", "un\u00adparsed", "share of the samples without an answer"), cell: (row) => q.unparsed[row] ? number(q.unparsed[row]) : "0" };
     const answered = { key: "answered", title: "distinct answers", width: 12, kind: "number", cell: (row) => String(data.samples[row].length), value: (row) => data.samples[row].length };
     return [
       text("text", "question", 30, "what was asked", true), text("gold", "gold", 11, "the gold answer"),
-      ...(scored ? [text("answer", "answer", 11, "the most frequent class"), figure("confidence", "confi-dence", "share of the samples in the top class (plug-in)")] : [answered]),
+      ...(scored ? [text("answer", "answer", 11, "the most frequent class"), figure("confidence", "confi\u00addence", "share of the samples in the top class (plug-in)")] : [answered]),
       ...(q.by_mass ? [figure("by_mass", "by mass", "confidence by the log-probabilities of the samples")] : []),
       ...(scored ? [right, unparsed] : []),
       ...(data.layers ? [gap] : []),
       ...(q.probe_answer ? [text("probe_answer", "probe", 9, "the class that the probe predicts, read before the first token"),
-        figure("probe_confidence", "probe confi-dence", "what the probe gives its class"), figure("probe_sampled", "its share", "the share of the samples in the probe's class")] : []),
+        figure("probe_confidence", "probe confi\u00addence", "what the probe gives its class"), figure("probe_sampled", "its share", "the share of the samples in the probe's class")] : []),
     ];
   }
 
@@ -96,7 +96,7 @@ class Browser {
       open: (row) => this.open(row, true), sorted: (key, down) => change({ key, down })(),
     });
     const sorts = element("select", { "aria-label": "sort by", onchange: () => change({ key: sorts.value, down: this.state.down })() },
-      element("option", { value: "order" }, "order asked"), this.table.columns.map(({ key, title }) => element("option", { value: key }, title.replace("-", ""))));
+      element("option", { value: "order" }, "order asked"), this.table.columns.map(({ key, title }) => element("option", { value: key }, title)));
     this.sorts = sorts;
     tools.append(element("label", { class: "narrow" }, "sort", sorts), element("button", { type: "button", class: "narrow", onclick: () => change({ down: !this.state.down })() }, "reverse"));
     this.chip = element("button", { type: "button", hidden: true, title: "remove this filter", onclick: change({ range: null }) });
@@ -112,12 +112,12 @@ class Browser {
     const choose = (field, low, high) => { this.state.range = { field, low, high }; this.refresh(); };
     this.plotHost.replaceChildren();
     this.plots = { confidence: [reliabilityPlot(this.plotHost, { rows, q, curve: data.reliability, choose })] };
-    this.bars = histogram(this.plotHost, { rows, q, choose });
+    this.bars = histogram(this.plotHost, { rows, q, m: data.enumerated ? null : data.m, choose });
     this.plots.confidence.push(this.bars);
     if (!data.layers) return;
     const layer = data.layers[this.layer];
     this.plots.gap = [gapPlot(this.plotHost, { rows, q, layer, choose })].filter(Boolean);
-    layerPlot(this.plotHost, { layers: data.layers, marginal: data.marginal, chosen: this.layer, choose: (at) => {
+    layerPlot(this.plotHost, { layers: data.layers, references: data.references, chosen: this.layer, choose: (at) => {
       this.layer = at;
       if (this.state.range?.field === "gap") this.state.range = null;
       this.drawPlots();

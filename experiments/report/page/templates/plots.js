@@ -139,18 +139,20 @@ function reliabilityPlot(host, { rows, q, curve, choose }) {
   return plot;
 }
 
-function histogram(host, { rows, q, choose }) {
-  const edges = evenly(20);
+/** Of M samples a bar for each share k / M, so that no edge splits one; else 25 even bins. */
+function histogram(host, { rows, q, m, choose }) {
+  const edges = m && m <= 60 ? Array.from({ length: m + 2 }, (_, k) => (k - 0.5) / m) : evenly(25);
+  const named = (at) => (m && m <= 60 ? number(at / m) : `${number(edges[at])} to ${number(edges[at + 1])}`);
   const value = (row) => q.confidence[row];
   const bins = binned(rows, value, edges);
   const most = Math.max(1, ...bins.map((bin) => bin.length));
-  const plot = new Plot(host, "Confidence", { x: [0, 1], y: [0, most], xTitle: "confidence", yTitle: "questions",
+  const plot = new Plot(host, "Confidence", { x: [edges[0], edges[edges.length - 1]], y: [0, most], xTitle: "confidence", yTitle: "questions",
     hint: "Blue: right, orange: wrong, of the questions listed below; grey: all others. Click or drag to filter." });
   plot.areas(edges, (at) => {
     const right = bins[at].filter((row) => q.correct[row] >= 0.5).length;
-    return `confidence ${number(edges[at])} to ${number(edges[at + 1])}: ${ask(bins[at].length)}, ${right} right, ${bins[at].length - right} wrong`;
+    return `confidence ${named(at)}: ${ask(bins[at].length)}, ${right} right, ${bins[at].length - right} wrong`;
   }, (low, high) => choose("confidence", low, high));
-  const width = plot.px(edges[1]) - plot.px(0) - 1;
+  const width = Math.max(1, plot.px(edges[1]) - plot.px(edges[0]) - 1);
   /** Draw the shares of the listed rows anew. */
   plot.update = (listed) => {
     plot.inner.replaceChildren(...binned(listed, value, edges).flatMap((bin, at) => {
@@ -187,17 +189,17 @@ function gapPlot(host, { rows, q, layer, choose }) {
 
 function layerName(layer) { return layer.whole ? "LoRA" : layer.name === "emb." ? "embedding" : `layer ${layer.name}`; }
 
-function layerPlot(host, { layers, marginal, chosen, choose }) {
-  const figures = layers.flatMap(({ gap, low, high }) => [gap, low, high]).concat(marginal).filter((one) => one !== null);
+function layerPlot(host, { layers, references, chosen, choose }) {
+  const figures = layers.flatMap(({ gap, low, high }) => [gap, low, high]).concat(references.map(([, gap]) => gap)).filter((one) => one !== null);
   const top = Math.max(0.02, ...figures) * 1.06;
   const plot = new Plot(host, "KL gap by layer", { x: [-0.5, layers.length - 0.5], y: [Math.min(0, ...figures), top],
     xTitle: `${layers[0].rung} probe of layer`, yTitle: "KL gap, nats", xTicks: false,
-    hint: "What the probe of a layer misses of the class distribution; dashed: the marginal. A click shows that layer's gaps in the table." });
+    hint: `What the probe of a layer misses of the class distribution; dashed: ${references.map(([name, gap]) => `${name} ${number(gap)}`).join(", ")}. A click shows that layer's gaps in the table.` });
   const every = Math.ceil(layers.length / 9);
   layers.forEach((layer, at) => {
     if (at % every === 0) plot.svg.append(shape("text", { x: plot.px(at), y: HIGH - BOTTOM + 14, "text-anchor": "middle" }, layer.name));
   });
-  if (marginal !== null) plot.inner.append(shape("line", { class: "dashed", x1: LEFT, x2: WIDE - RIGHT, y1: plot.py(marginal), y2: plot.py(marginal) }));
+  plot.inner.append(...references.map(([, gap]) => shape("line", { class: "dashed", x1: LEFT, x2: WIDE - RIGHT, y1: plot.py(gap), y2: plot.py(gap) })));
   const own = layers.filter((layer) => !layer.whole);
   const point = (key) => (layer) => `${plot.px(layers.indexOf(layer))},${plot.py(layer[key])}`;
   const bounded = own.filter((layer) => layer.low !== null && layer.high !== null);
