@@ -413,7 +413,9 @@ def verdict(studies: Studies, set: Sets = None) -> None:
         with replacing(folder) as staged:
             names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged)]
         if (folder / "report.html").is_file():  # its page shows the verdicts
-            rows = [(stored_cell(one), one) for one in (Run(Path(c.folder)) for c in study.cells()) if one.calibration()]
+            rows = [
+                (stored_cell(one), one) for one in (Run(Path(c.folder)) for c in study.cells()) if one.calibration()
+            ]
             write_study(study.name, rows, folder)
         _print_written(folder / name for name in names)
 

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.compare.probe_rows import WHOLE_MODEL, last_layer, last_row, probe_table
 from experiments.config.study import Cell
-from experiments.report.page.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.checks_table import TITLES, check_rows, cost_of_checks, failed_checks, files_check
+from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
+from experiments.report.page.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.page.html_page import (
     HtmlTable,
     cell_text,
@@ -29,7 +30,6 @@ from experiments.report.page.html_page import (
 from experiments.report.page.run_data import run_data
 from experiments.report.page.stored_verdict import stored_verdict
 from experiments.report.page.study_data import study_data
-from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_figures, intervention_rows
 from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
 from experiments.report.verdict_tables import CELLS, DETAIL, cell_rows, detail_rows
@@ -204,7 +204,9 @@ def write_study(
         rows: The scored runs, in the order of the page.
         unfinished: Runs that are not scored, to be listed with how far they are.
     """
-    figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
+    figures = {}
+    if rows:
+        figures = {"models": models(rows), "predictability": predictability(rows), "emergence": emergence(rows)}
     names, cells = labels([cell for cell, _ in rows]), [cell for cell, _ in rows]
     links = [_link(run, folder) for _, run in rows]
     titles, figures_of = summary_rows(rows)
@@ -216,7 +218,7 @@ def write_study(
             "study.html",
             lambda _: data,
             title=name,
-            facts=f"{len(rows)} runs: {_grid(cells)}." if rows else "No run is scored yet.",
+            facts=f"{len(rows)} run{'s'[: len(rows) > 1]}: {_grid(cells)}." if rows else "No run is scored yet.",
             summary=html_table(pd.DataFrame(figures_of, columns=pd.Index(titles)), links=links),
             legend=legend(titles),
             unfinished=[

@@ -6,7 +6,7 @@ class Comparison {
   constructor(host, data) {
     Object.assign(this, { data, host });
     this.state = { filter: "all", search: "", range: null, key: "spread", down: true };
-    const list = element("select", { onchange: () => this.take(Number(list.value)) },
+    const list = element("select", { class: "broad", onchange: () => this.take(Number(list.value)) },
       data.sets.map(({ name, varied }, at) => element("option", { value: at }, `${varied}: ${name}`)));
     this.search = element("input", { type: "search", placeholder: "search questions and answers", "aria-label": "search questions and answers", oninput: () => { this.state.search = this.search.value; this.refresh(); } });
     this.runs = element("div", { class: "tools", role: "group", "aria-label": "runs shown" });
@@ -146,7 +146,7 @@ class Comparison {
       element("td", { class: run.correct[row] >= 0.5 ? "right-text" : "wrong-text" }, run.correct[row] === 1 ? "right" : run.correct[row] === 0 ? "wrong" : number(run.correct[row]))));
     this.detail.replaceChildren(element("h3", {}, visible(this.q.id[row])), element("p", { class: "ask answer" }, whole(this.q.text[row])),
       element("p", { class: "note" }, "gold: ", element("span", { class: "answer" }, whole(this.q.gold[row]))),
-      element("div", { class: "pair" }, element("div", {}, element("table", {}, element("thead", {}, element("tr", {}, [["run, opened at this question", "text"], ["answer", "text"], ["confidence", ""], ["", ""]].map(([title, kind]) => element("th", { class: kind, scope: "col" }, title)))), element("tbody", {}, lines)))));
+      element("div", { class: "pair" }, element("div", {}, element("table", {}, element("thead", {}, element("tr", {}, [["run", "text"], ["answer", "text"], ["confidence", ""], ["", ""]].map(([title, kind]) => element("th", { class: kind, scope: "col" }, title)))), element("tbody", {}, lines)))));
     if (NARROW.matches) this.detail.scrollIntoView();
   }
 }

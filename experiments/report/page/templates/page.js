@@ -27,10 +27,11 @@ function whole(text) {
   return `${visible(text.cut)} … [cut here: ${text.cut.length.toLocaleString("en")} of ${text.length.toLocaleString("en")} characters]`;
 }
 
-/** The same on one line, for a cell of a table. */
+/** Its beginning on one line, for a cell of a table. */
 function oneLine(text) {
   if (text === null || text === undefined) return "";
-  return visible(typeof text === "string" ? text : `${text.cut} …`).replace(/\n/g, "⏎");
+  const start = text.cut ?? text;
+  return visible(start.length > 300 || text.cut ? `${start.slice(0, 300)} …` : start).replace(/\n/g, "⏎");
 }
 
 function number(value, digits = 2) {
