@@ -247,8 +247,8 @@ def _record(cell: Cell, new: Run, stage: str) -> None:
 def report_on(
     target: Target, overrides: Sequence[str] = (), tell: Callable[[Cell, str], None] = lambda *_: None
 ) -> tuple[Path, list[Path]]:
-    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all. A run that is
-    not finished gets a page of what there is.
+    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all. A run that
+    is not finished gets a page of what there is.
 
     Args:
         overrides: what was set of the study; see `study_folder`.

@@ -50,8 +50,8 @@ PROPER = ("base", "sft")  # stages trained by a proper loss
 def write_report(cell: Cell, run: Run) -> list[str]:
     """Write figures/*.png and *.svg, and report.html with everything in it; returns the names of the figures.
 
-    They replace the old ones together. Figures that the run no longer has are removed. A run that is not scored yet gets
-    a page of what there is.
+    They replace the old ones together. Figures that the run no longer has are removed. A run that is not scored yet
+    gets a page of what there is.
     """
     if not run.calibration():
         _write_unfinished(cell, run)

@@ -110,7 +110,7 @@ def without_constants(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(frame) < 2:
         return frame, ""
     full = frame.dropna(axis="columns", how="all")
-    same = [name for name in full if full[name].nunique(dropna=False) == 1]
+    same = [name for name in full if len(set(map(cell_text, full[name].tolist()))) == 1]
     words = ", ".join(f"{title(name)} {cell_text(full[name].iloc[0])}" for name in same)
     return full.drop(columns=same), words
 

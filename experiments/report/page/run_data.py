@@ -4,7 +4,6 @@ curves of the linked plots. Columns rather than records, so that a thousand ques
 Draws nothing, and shows what there is: a run that is not scored has no classes, one without probes no gaps.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +71,9 @@ def _questions(questions: pd.DataFrame) -> dict[str, list[Any]]:
 
 def _prompts(prompts: Sequence[str]) -> dict[str, Any]:
     """Prompts as what all begin with, and paragraphs that are stored once and named by number."""
-    prefix = os.path.commonprefix(list(prompts)) if len(prompts) > 1 else ""
+    first, last = min(prompts, default=""), max(prompts, default="")
+    same = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    prefix = first[: next(same, min(len(first), len(last)))] if len(prompts) > 1 else ""
     numbers: dict[str, int] = {}
     rest = [
         [numbers.setdefault(part, len(numbers)) for part in prompt[len(prefix) :].split("\n\n")] for prompt in prompts
@@ -82,24 +83,26 @@ def _prompts(prompts: Sequence[str]) -> dict[str, Any]:
 
 def _scored(run: Run) -> dict[str, list[Any]]:
     """The figures of each question; columns that are empty in all are left out."""
-    table, classes = run.table(), run.classes()
-    enumerated = run.class_table().enumerated
-    weight = classes["mass"] if enumerated else classes["count"].astype(float)
-    shares = weight / weight.groupby(classes["question_id"]).transform("sum")
-    keyed = pd.Series(shares.to_numpy(), index=[*map(tuple, classes[["question_id", "class"]].to_numpy())])
-    unparsed = shares.where(classes["unparsed"], 0.0).groupby(classes["question_id"]).sum()
-    asked = list(zip(table["question_id"], table["probe_class"], strict=True))
+    table, classes = run.table(), run.class_table()
+    shares = [
+        dict(zip(labels, row.tolist(), strict=False))
+        for labels, row in zip(classes.classes, classes.shares, strict=True)
+    ]
+    unparsed = [
+        row[column] if column >= 0 else 0.0 for row, column in zip(classes.shares, classes.unparsed, strict=True)
+    ]
+    predicted = zip(table["probe_class"], shares, strict=True)
     columns = {
         "answer": [cut(label, _CLASS) for label in table["top_class"]],
         "confidence": list(map(digits, table["confidence"])),
         "by_mass": list(map(digits, table["confidence_by_mass"])),
         "correct": list(map(digits, table["correct"])),
         "tied": table["tied"].astype(int).tolist(),
-        "unparsed": [digits(share) for share in unparsed.reindex(table["question_id"])],
+        "unparsed": list(map(digits, unparsed)),
         "seen_mass": list(map(digits, table["seen_mass"])),
         "probe_answer": [None if label is None else cut(label, _CLASS) for label in table["probe_class"]],
         "probe_confidence": list(map(digits, table["probe_confidence"])),
-        "probe_sampled": [None if label is None else digits(keyed.get((q, label), 0.0)) for q, label in asked],
+        "probe_sampled": [None if label is None else digits(of.get(label, 0.0)) for label, of in predicted],
     }
     return {name: column for name, column in columns.items() if any(value is not None for value in column)}
 

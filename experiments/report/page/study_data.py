@@ -23,8 +23,8 @@ def study_data(rows: Sequence[tuple[Cell, Run]], links: Sequence[str]) -> dict[s
         rows: Scored runs. Those that were kept without their texts are left out.
         links: Of the page of each run.
     """
-    rows = [(cell, run, link) for (cell, run), link in zip(rows, links, strict=True)]
-    known = [row for row in rows if not row[1].manifest().get(WITHOUT_TEXTS)]
+    linked = [(cell, run, link) for (cell, run), link in zip(rows, links, strict=True)]
+    known = [row for row in linked if not row[1].manifest().get(WITHOUT_TEXTS)]
     sets = sets_of([cell for cell, _, _ in known])
     if not sets:
         return {"runs": [], "questions": {}, "sets": []}

@@ -40,6 +40,9 @@ def test_a_page_holds_every_question_as_the_run_has_it(run):
     assert data["questions"]["id"] == list(questions["id"])
     for name, column in (("confidence", "confidence"), ("by_mass", "confidence_by_mass"), ("correct", "correct")):
         assert data["questions"][name] == pytest.approx(list(table[column]), rel=0.01)
+    own = run.classes().assign(lost=lambda c: c["count"].where(c["unparsed"], 0)).groupby("question_id")["lost"].sum()
+    assert data["questions"]["unparsed"] == pytest.approx([own[name] / 8 for name in questions["id"]], abs=0.001)
+    assert sum(data["questions"]["unparsed"]) > 0
     paragraphs = data["paragraphs"]
     prompts = [data["prefix"] + "\n\n".join(paragraphs[at] for at in parts) for parts in data["prompts"]]
     assert prompts == list(questions["prompt"])
@@ -142,13 +145,13 @@ def test_report_of_half_done_runs_draws_pages_and_lists_them(monkeypatch, capsys
     code, out, err = semcal(monkeypatch, capsys, "report", half)
     assert code == 0, err
     assert "Not finished: 48 of 48 questions are answered, none is scored" in (half / "report.html").read_text()
-    code, out, err = semcal(monkeypatch, capsys, "report", study)
+    code, _, err = semcal(monkeypatch, capsys, "report", study)
     assert code == 0, err
     text = (study / "report.html").read_text()
     assert "1 run:" in text
     assert re.search(rf'<li><a href="{half.name}/report.html">[^<]*</a>: 48 of 48 questions', text)
     (done / "calibration.json").unlink()
-    code, out, err = semcal(monkeypatch, capsys, "report", study)
+    code, _, err = semcal(monkeypatch, capsys, "report", study)
     assert code == 0, err
     assert "No run is scored yet" in (study / "report.html").read_text()
 
