@@ -142,7 +142,7 @@ def test_report_of_half_done_runs_draws_pages_and_lists_them(monkeypatch, capsys
     for name in ("calibration.json", "report.html"):
         (half / name).unlink()
     monkeypatch.setattr("experiments.report.pages.run_figures", lambda *_: {})
-    code, out, err = semcal(monkeypatch, capsys, "report", half)
+    code, _, err = semcal(monkeypatch, capsys, "report", half)
     assert code == 0, err
     assert "Not finished: 48 of 48 questions are answered, none is scored" in (half / "report.html").read_text()
     code, _, err = semcal(monkeypatch, capsys, "report", study)
