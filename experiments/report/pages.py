@@ -28,13 +28,10 @@ from experiments.report.page.html_page import (
     write_page,
 )
 from experiments.report.page.run_data import run_data
-from experiments.report.page.stored_verdict import stored_verdict
 from experiments.report.page.study_data import study_data
+from experiments.report.page.verdict_section import verdict_section
 from experiments.report.run_figures import run_figures
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
-from experiments.report.verdict_tables import CELLS, DETAIL, cell_rows, detail_rows
-from experiments.report.verdict_tables import summary_rows as verdict_rows
-from experiments.verdict.rules import CLAIMS
 from probes.plots.measures import GAP
 from probes.plots.predictability import emergence_curve, predictability_scatter
 from probes.targets.closed import MOST_POOLED
@@ -231,45 +228,13 @@ def write_study(
                 for n, link, (cell, run) in zip(names, links, rows, strict=True)
             ],
             remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
-            **_verdicts(rows, links, folder),
+            **verdict_section(rows, links, folder),
         )
 
 
 def _link(run: Run, folder: Path) -> str:
     """From the page of a study to that of a run: relative, so that the folder may be moved, served or sent."""
     return quote(Path(os.path.relpath(run.folder / "report.html", folder)).as_posix())
-
-
-def _verdicts(rows: Sequence[tuple[Cell, Run]], links: Sequence[str], folder: Path) -> dict[str, Any]:
-    """What `semcal verdict` decided on the study, each hypothesis with its evidence; no verdicts where it did not."""
-    stored = stored_verdict(folder)
-    if stored is None:
-        return {"verdicts": [], "decided": "", "outdated": []}
-    link_of = {cell.label: link for (cell, _), link in zip(rows, links, strict=True)}
-    shown = [
-        {
-            "id": verdict.finding.key.replace(" ", "-"),
-            "key": verdict.finding.key,
-            "claim": CLAIMS[verdict.finding.key],
-            "decision": verdict.decision,
-            "why": why,
-            "parts": html_table(pd.DataFrame(detail_rows(verdict), columns=pd.Index(("part", *DETAIL[1:])))),
-            "cells": html_table(
-                pd.DataFrame(cell_rows(verdict), columns=pd.Index(CELLS)),
-                links=[link_of.get(cell.label, "") for cell in verdict.finding.cells],
-            ),
-            "runs": [{"name": label, "link": link_of.get(label, "")} for label in verdict.finding.runs],
-        }
-        for verdict, (_, _, _, why, *_) in zip(stored.verdicts, verdict_rows(stored.verdicts), strict=True)
-    ]
-    later = [cell.label for cell, run in rows if _scored_at(run) > stored.written]
-    said = [f"Scored since these verdicts: {', '.join(later)}. `semcal verdict` decides again."] if later else []
-    return {"verdicts": shown, "decided": stored.decided, "outdated": said}
-
-
-def _scored_at(run: Run) -> float:
-    path = run.folder / "calibration.json"
-    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def predictability(rows: Sequence[tuple[Cell, Run]]) -> Figure | None:
