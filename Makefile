@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real clean
+.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real clean
 
 install: $(STAMP)
 
@@ -13,6 +13,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch" numpy
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
+
+# Chromium, in which the pages are tested: Debian's, where there is none and apt-get and root are at hand. Without it those
+# tests are skipped.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit; done; \
+	test "$$(id -u)" = 0 && export DEBIAN_FRONTEND=noninteractive && timeout 120 apt-get update -qq >/dev/null 2>&1 && \
+		timeout 600 apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null 2>&1 || \
+		echo "no Chromium here, and none could be installed: the tests of the pages are skipped"
 
 # The main job on the bundled model: six cells of 1,000 questions.
 demo: $(STAMP)

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
 from experiments.config.run_folder import FACTORS, differing
 from experiments.config.study import Cell
-from experiments.report.html_page import title
+from experiments.report.page.html_page import title
 from experiments.report.summary_table import interval, number, p_text, text_table
 from experiments.terminal.fitted_table import FittedTable
 from semcal.calibration.inference.paired import Difference, smallest_difference

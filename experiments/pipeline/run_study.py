@@ -21,7 +21,7 @@ from experiments.pipeline.tracking.tracker import tracking
 from experiments.probe.intervene import remeasure
 from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
-from experiments.report.pages import write_report, write_study
+from experiments.report.pages import started, write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
 from experiments.sample.sample_cell import sample_cell
@@ -322,27 +322,30 @@ def report_on(
     tell: Callable[[Cell, str], None] = lambda *_: None,
     width: float | None = None,
 ) -> tuple[Path, list[Path]]:
-    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all.
+    """Draw the page of a run; or, of a study or a folder of runs, the page of each run and one page of all. A run that
+    is not finished gets a page of what there is.
 
     Args:
         overrides: what was set of the study; see `study_folder`.
         width: of the figures, inches; None for their own.
 
     Returns:
-        The page, and the run folders left out because they have not been scored.
+        The page, and the run folders whose figures are left out because they have not been scored.
 
     Raises:
-        UserError: no run was scored.
+        UserError: no run was started.
     """
     rows = [(stored_cell(run), run) for run in target.runs if run.calibration()]
+    unfinished = [(stored_cell(run), run) for run in target.runs if not run.calibration() and started(run)]
     into = target.folder if target.study is None else study_folder(target.study, overrides)
-    if not rows:
+    if not rows + unfinished:
         raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
-    for cell, run in rows:
+    for cell, run in rows + unfinished:
         tell(cell, "drawing")
         write_report(cell, run, width)
-    if not target.is_run:
-        write_study(target.folder.resolve().name, rows, into, width)
+    if target.is_run:
+        return into / "report.html", []
+    write_study(target.folder.resolve().name, rows, into, width, unfinished)
     return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 

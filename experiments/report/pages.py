@@ -6,25 +6,30 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from experiments.config.study import Cell
-from experiments.report.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.checks_table import TITLES, check_rows, cost_of_checks, failed_checks, files_check
 from experiments.report.figures.figure_files import save_figures
 from experiments.report.figures.run_figures import intervention_figures, run_figures
 from experiments.report.figures.study_figures import study_figures
-from experiments.report.html_page import (
+from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
+from experiments.report.page.captions import CAPTIONS, INTERVENTION, SECTIONS
+from experiments.report.page.html_page import (
     HtmlTable,
     cell_text,
     gallery,
     html_table,
     shown_path,
     title,
+    without_constants,
     write_page,
 )
-from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
+from experiments.report.page.run_data import run_data
+from experiments.report.page.study_data import study_data
+from experiments.report.page.verdict_section import verdict_section
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
 from semcal.runs.files import replacing
 from semcal.runs.run import Run
@@ -35,9 +40,12 @@ HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has
 def write_report(cell: Cell, run: Run, width: float | None = None) -> list[str]:
     """Write figures/*.png, *.svg and *.pdf, and report.html with everything in it; returns the names of the figures.
 
-    They replace the old ones together; figures that the run no longer has are removed. `width` of the figures is in
-    inches, None for their own.
+    They replace the old ones together; figures that the run no longer has are removed. A run that is not scored yet
+    gets a page of what there is. `width` of the figures is in inches, None for their own.
     """
+    if not run.calibration():
+        _write_unfinished(cell, run)
+        return []
     with run.replacing() as new:
         pictures = save_figures(run_figures(new, width), new.place("figures"))
         changed = save_figures(intervention_figures(new, width), new.place("figures"))
@@ -53,15 +61,18 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
     values = _frame(rest).iloc[0]
     titles, (cells,) = summary_rows([(cell, run)])
     checks = _checks(run)
+    probes, same = without_constants(run.probes())
     write_page(
         run.place("report.html"),
         "run.html",
+        lambda taken: run_data(cell, run, taken),
         title=cell.label,
         facts=_facts(cell, run),
         remarks=[*failed_checks(checks[-1:]), *remarks(cell, run)],
         headline=html_table(pd.DataFrame([cells[1:]], columns=pd.Index(titles[1:]))),
+        legend=legend(titles),
+        browsable=True,
         figures=gallery(pictures, CAPTIONS),
-        first=_first_question(run),
         sections=_sections(run),
         interventions=_interventions(run),
         changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
@@ -69,10 +80,45 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
         calibration=html_table(
             pd.DataFrame({"figure": list(map(title, values.index)), "value": values.to_numpy(object)})
         ),
-        probes=html_table(run.probes()),
+        probes=html_table(probes),
+        same_for_all=same,
         checks=html_table(pd.DataFrame(check_rows(checks), columns=list(TITLES))),
         cost_of_checks=cost_of_checks(run.manifest()["sampling_work"]),
     )
+
+
+def _write_unfinished(cell: Cell, run: Run) -> None:
+    """The page of a run that is not scored yet: what was asked, and the answers that are there. It does not take part
+    in `Run.replacing`, since another process may be at work on the run."""
+    checks = run.manifest().get("checks", [])
+    asked, there = run.questions(), (run.folder / "questions.parquet").is_file()
+    write_page(
+        run.folder / "report.html",
+        "run.html",
+        lambda taken: run_data(cell, run, taken),
+        title=cell.label,
+        facts=f"{len(asked)} questions; model {shown_path(cell.model.path, run.folder)}.",
+        remarks=[f"Not finished: {state(run)}. `semcal run` its study goes on, and draws this page again."],
+        headline=None,
+        browsable=there,
+        figures=[],
+        sections=[],
+        interventions=[],
+        calibration=html_table(pd.DataFrame()),
+        checks=html_table(pd.DataFrame(check_rows(checks), columns=list(TITLES))),
+        cost_of_checks=cost_of_checks(run.manifest().get("sampling_work", [])),
+    )
+
+
+def state(run: Run) -> str:
+    """How far a run is that is not scored, in words."""
+    asked = len(run.questions())
+    return f"{run.samples_so_far()['question_id'].nunique()} of {asked} questions are answered, none is scored"
+
+
+def started(run: Run) -> bool:
+    """Whether a run that is not scored has something to show."""
+    return all((run.folder / name).is_file() for name in ("config.yaml", "questions.parquet"))
 
 
 def _checks(run: Run) -> list[dict[str, Any]]:
@@ -99,15 +145,6 @@ def _facts(cell: Cell, run: Run) -> str:
     )
 
 
-def _first_question(run: Run) -> dict[str, Any]:
-    first = run.questions().iloc[0]
-    samples, classes = run.samples(), run.classes()
-    answers = samples.loc[samples["question_id"] == first["id"], ["text", "count", "logprob", "finish"]].head(5)
-    classes = classes.loc[classes["question_id"] == first["id"], ["class", "count", "mass", "gold"]].head(5)
-    tables = {"answers": html_table(answers), "classes": html_table(classes)}
-    return {"id": first["id"], "prompt": first["prompt"], **tables}
-
-
 def _interventions(run: Run) -> list[HtmlTable]:
     """One table per set of questions that was intervened on."""
     rows, tables = run.interventions(), []
@@ -126,7 +163,7 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     if chains := found.get("chains"):
         found["chains"] = {name: value for name, value in chains.items() if name != "warning"}  # a remark says it
     return [
-        {"title": heading, "words": words, "table": html_table(_frame(found[key]))}
+        {"id": key.replace("_", "-"), "title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()
         if found.get(key)
     ]
@@ -148,34 +185,52 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return cell_text(value) if math.isnan(low) else f"{cell_text(value)} [{cell_text(low)}, {cell_text(high)}]"
 
 
-def write_study(name: str, rows: Sequence[tuple[Cell, Run]], folder: Path, width: float | None = None) -> None:
+def write_study(
+    name: str,
+    rows: Sequence[tuple[Cell, Run]],
+    folder: Path,
+    width: float | None = None,
+    unfinished: Sequence[tuple[Cell, Run]] = (),
+) -> None:
     """Write report.html (runs, with a link to each) and figures/ (over runs) into the folder of a study.
 
     Args:
         rows: The scored runs, in the order of the page.
         width: Of the figures, inches; None for their own.
+        unfinished: Runs that are not scored, to be listed with how far they are.
     """
-    figures = study_figures(rows, width)
-    names = labels([cell for cell, _ in rows])
-    # Relative, so that the folder may be moved or served.
-    links = [Path(os.path.relpath(run.folder / "report.html", folder)).as_posix() for _, run in rows]
-    titles, cells = summary_rows(rows)
+    figures = study_figures(rows, width) if rows else {}
+    names, cells = labels([cell for cell, _ in rows]), [cell for cell, _ in rows]
+    links = [_link(run, folder) for _, run in rows]
+    titles, figures_of = summary_rows(rows)
+    data = study_data(rows, links)
     with replacing(folder) as staged:
         pictures = save_figures(figures, staged / "figures")
         write_page(
             staged / "report.html",
             "study.html",
+            lambda _: data,
             title=name,
-            facts=f"{len(rows)} runs: {_grid([cell for cell, _ in rows])}.",
-            summary=html_table(pd.DataFrame(cells, columns=pd.Index(titles)), links=links),
+            facts=f"{len(rows)} run{'s'[: len(rows) > 1]}: {_grid(cells)}." if rows else "No run is scored yet.",
+            summary=html_table(pd.DataFrame(figures_of, columns=pd.Index(titles)), links=links),
             legend=legend(titles),
+            unfinished=[
+                {"name": cell.label, "link": _link(run, folder), "state": state(run)} for cell, run in unfinished
+            ],
+            browsable=bool(data["sets"]),
             figures=gallery(pictures, CAPTIONS),
             runs=[
                 {"name": n, "link": link, "facts": _short_facts(cell, run, folder), "figures": _pictures(run)}
                 for n, link, (cell, run) in zip(names, links, rows, strict=True)
             ],
             remarks=[f"{n}: {said}" for n, row in zip(names, rows, strict=True) for said in remarks(*row)],
+            **verdict_section(rows, links, folder),
         )
+
+
+def _link(run: Run, folder: Path) -> str:
+    """From the page of a study to that of a run: relative, so that the folder may be moved, served or sent."""
+    return quote(Path(os.path.relpath(run.folder / "report.html", folder)).as_posix())
 
 
 def _short_facts(cell: Cell, run: Run, folder: Path) -> str:

@@ -65,12 +65,15 @@ def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided or not tested. With
     other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
     found = loaded(studies, set)
+    from experiments.config.run_folder import stored_cell
     from experiments.pipeline.looks import study_folder
     from experiments.pipeline.tracking.commands import log_verdict
     from experiments.report.figures.verdict_figure import draw_verdict
+    from experiments.report.pages import write_study
     from experiments.report.verdict_tables import as_markdown, verdict_tables
     from experiments.verdict.study_verdict import judge_study, write_verdict
     from semcal.runs.files import replacing
+    from semcal.runs.run import Run
 
     for _, study in found:
         with output().status("reading runs") as status:
@@ -83,6 +86,9 @@ def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
         folder = study_folder(study, set or [])
         with replacing(folder) as staged:
             names = [*write_verdict(judgement, as_markdown(judgement), staged), draw_verdict(judgement, staged, width)]
+        if (folder / "report.html").is_file():  # its page shows the verdicts
+            runs = [run for run in (Run(cell.folder) for cell in study.cells()) if run.calibration()]
+            write_study(study.name, [(stored_cell(run), run) for run in runs], folder, width)
         output().append("verdicts", judgement.to_dict())
         output().written(folder / name for name in names)
         if (workspace := log_verdict(judgement, folder, names)) is not None:

@@ -380,6 +380,16 @@ class Run:
             raise UserError(f"{self.folder}: {error}; files were changed or lost: restore them, or run again") from None
         return found
 
+    def samples_so_far(self) -> pd.DataFrame:
+        """As `samples`, of the questions that are answered by now: in finished shards, or on the way to one."""
+        tables = [pd.DataFrame(columns=list(SAMPLE_COLUMNS))]
+        for key in self.shard_keys():
+            if is_whole(self._path("samples", f"{key}.parquet")):
+                tables.append(self._parquet(f"samples/{key}.parquet"))
+            else:
+                tables += [pd.DataFrame(rows) for portion in self.partial(key) for rows in portion.values()]
+        return pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+
     def activations(self, position: str, layers: Sequence[str] | None = None) -> StoredActivations:
         """Activations at a position, or those of its heads at `POSITION/attn_z`; questions in the order of
         `questions()`. Values are read from disk when asked for: all of `layers`, or one at a time by `.layer(name)`.

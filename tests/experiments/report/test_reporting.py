@@ -15,7 +15,7 @@ from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import load_study
 from experiments.report.figures.study_figures import models, predictability
-from experiments.report.html_page import gallery, html_table, templates
+from experiments.report.page.html_page import gallery, html_table, templates, without_constants
 from experiments.report.summary_table import headline, remarks, summary_rows, text_table
 from experiments.verdict.study_verdict import judge_study
 from semcal import Run
@@ -79,7 +79,7 @@ def test_a_study_has_a_page_with_a_table_a_figure_and_a_link_to_each_run(tmp_pat
         assert (folder / name).is_file(), name
     assert shown(folder / "report.html") == ["predictability"] + ["reliability", "layers"] * 2
     text = (folder / "report.html").read_text()
-    links = re.findall(r'<a href="([^"]+)">', text)
+    links = re.findall(r'<a href="([^#"][^"]*)">', text)
     assert {(folder / link).resolve() for link in links} == {run.folder.resolve() / "report.html" for run in grid}
     for run in grid:
         smece = run.calibration()["smece"]
@@ -180,11 +180,24 @@ def test_what_cannot_be_reported_is_one_line(monkeypatch, capsys, tmp_path, stud
 def test_a_table_aligns_words_and_numbers_and_escapes_both() -> None:
     frame = pd.DataFrame({"run": ["a <b>", "c"], "x": [0.25, None], "y": ["1 % [0, 2]", "—"], "z": ["", "+0.1, p .5"]})
     text = parts().table(html_table(frame, links=["a/report.html", "c/report.html"], minor=[False, True]))
-    assert '<td class="text"><a href="a/report.html">a &lt;b&gt;</a></td>' in text
-    assert re.findall(r'<th class="(\w+)">', text) == ["text", "number", "number", "number"]
-    assert '<td class="number">0.250</td>' in text
+    assert '<td class="text" data-title="run"><a href="a/report.html">a &lt;b&gt;</a></td>' in text
+    assert re.findall(r'<th class="(\w+)"', text) == ["text", "number", "number", "number"]
+    assert '<td class="number" data-title="x">0.250</td>' in text
     assert '<tr class="minor">' in text
     assert text.count("—") == 2
+
+
+def test_a_long_table_says_once_what_is_the_same_in_all_rows() -> None:
+    frame = pd.DataFrame({"target": ["classes"] * 2, "gap": [0.1, 0.2], "control": [None, None], "n": [300, 300]})
+    shown, same = without_constants(frame)
+    assert list(shown) == ["gap"]
+    assert same == "target classes, n 300"
+    assert without_constants(frame.head(1))[0].shape == (1, 4)
+
+
+def test_wide_tables_become_cards() -> None:
+    shapes = [html_table(pd.DataFrame([range(columns)])).shape for columns in (7, 8, 12, 13)]
+    assert shapes == ["", "wide", "wide", "cards"]
 
 
 def test_figures_are_shown_at_one_scale_with_their_captions() -> None:
