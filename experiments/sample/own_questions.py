@@ -9,6 +9,7 @@ from experiments.config.settings import slug
 from experiments.config.study import ModelConfig, Study, load_study
 from experiments.sample.models import model_to_look_at
 from semcal.errors import UserError
+from semcal.questions.load_dataset import read_table
 from semcal.runs.files import write_atomically
 
 KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -36,6 +37,7 @@ def study_of_questions(table: Path, model: str, overrides: Sequence[str] = ()) -
     """
     if not table.is_file():
         raise UserError(f"no file {table}; expected a table of questions ({', '.join(KINDS)}) or a study file")
+    read_table(table)  # before the model is looked for: a mistake in it is said at once
     named = ModelConfig(path=model)
     if named.is_served:
         raise UserError(f"{model} is a server, which needs more settings; write a study file (docs/engines.md)")

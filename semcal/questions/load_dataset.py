@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import chain
 from numbers import Number
 from pathlib import Path
@@ -32,6 +33,7 @@ NEEDED = ("question", "answers")
 FIELDS = ("id", *NEEDED, "choices", "group", "incorrect", "others", "worked")
 _HTML = re.compile(r"&(amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d\d+")
+_MISSPELT = 0.75  # likeness of a column's title to one of FIELDS from which it is no column of the user's own
 LISTS = ("answers", "choices", "incorrect", "others")
 
 
@@ -205,8 +207,6 @@ def read_table(path: Path) -> list[Question]:
             has (naming file and row), a number that a spreadsheet has rounded, or an unreadable file.
     """
     rows = _titled([row for row in read_rows(path) if not all(map(missing, row.values.values()))])
-    if unread := dict.fromkeys(name for row in rows for name in row.values if name.strip() and name not in FIELDS):
-        logger.warning("%s: columns that are not read: %s", path, ", ".join(unread))
     if not rows:
         raise UserError(f"{path} has no rows with anything in them; check the dataset's path")
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -219,6 +219,8 @@ def read_table(path: Path) -> list[Question]:
         rows = [_parsed(row) for row in _unfloated(path, rows)]
     questions = [_question(row) for row in rows]
     _apart(questions, rows)
+    if unread := dict.fromkeys(name for row in rows for name in row.values if name not in FIELDS):
+        logger.warning("%s: columns that are not read: %s", path, ", ".join(unread))
     if encoded := [q.id for q in questions if any(map(_HTML.search, q.answers))]:
         logger.warning(
             "%s: answers of %d questions hold characters as HTML writes them, such as &amp; (%s); a model writes them "
@@ -310,8 +312,8 @@ def _question(row: Row) -> Question:
     for name in row.values:
         if not name.strip():
             raise row.error("a column has no name; remove it (pandas: to_csv(..., index=False))")
-        if name not in FIELDS and (meant := nearest(name, FIELDS)):
-            raise row.error(f"unknown field {name!r}{meant}; expected {', '.join(sorted(FIELDS))}")
+        if name not in FIELDS and (meant := get_close_matches(name.lower(), FIELDS, n=1, cutoff=_MISSPELT)):
+            raise row.error(f"unknown field {name!r}, did you mean {meant[0]!r}?; expected {', '.join(sorted(FIELDS))}")
     values = {name: value for name, value in row.values.items() if name in NEEDED or not missing(value)}
     if "id" in row.values and missing(row.values["id"]):
         raise row.error("the id is empty; give every question an id of its own, or none")

@@ -156,6 +156,6 @@ def test_a_column_that_is_missing_or_unknown_is_named_with_those_there_are(tmp_p
 
 
 def test_columns_of_ones_own_are_left_out_and_named(tmp_path, caplog):
-    (question,) = read_table(write(tmp_path / "q.csv", "question,answer,Checked by\nWho?,Ada,me\n"))
+    (question,) = read_table(write(tmp_path / "q.csv", "question,answer,Checked by,Notes\nWho?,Ada,me,n\n"))
     assert question.answers == ("Ada",)
-    assert "q.csv: columns that are not read: Checked by" in caplog.text
+    assert "q.csv: columns that are not read: Checked by, Notes" in caplog.text
