@@ -10,12 +10,12 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from experiments.cluster.share import Share
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
 from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
-from experiments.pipeline.share import Share
 from experiments.pipeline.signals import Stopped
 from experiments.pipeline.targets import Target
 from experiments.probe.intervene import remeasure

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from experiments.cluster.share import Share
 from experiments.config.study import load_study
 from experiments.pipeline import run_study as pipeline
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import merge_study, prepare_study, run_study
-from experiments.pipeline.share import Share
 from semcal import Run, UserError
 from semcal.runs.claims import CLAIMS, WRITING
 from tests.experiments.conftest import write_study

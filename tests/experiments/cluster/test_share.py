@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.pipeline.share import Share, share_of
+from experiments.cluster.share import Share, share_of
 from semcal import UserError
 
 SLURM = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "7", "SLURM_ARRAY_TASK_STEP": "2"}
