@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,7 @@ def submit(study: Path, arguments: Sequence[str], options: SlurmOptions, jobs: i
     )
     worker = Worker(tuple(arguments), str(study))
     try:
-        with executor.batch():
+        with redirect_stderr(StringIO()), executor.batch():  # what it copies there is in its error
             queued = [executor.submit(worker) for _ in range(jobs)]
     except Exception as error:  # submitit's own, with what sbatch said
         raise UserError(f"Slurm refused: {_said(str(error)) or type(error).__name__}") from error
