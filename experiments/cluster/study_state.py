@@ -21,7 +21,7 @@ import psutil
 
 from semcal.runs.claims import CLAIMS, LEASE_S, LOCK, SUFFIX, holder
 from semcal.runs.files import newest
-from semcal.runs.partial_shard import read_partial
+from semcal.runs.partial_shard import questions_in
 
 WORKERS = "workers"  # in a study's folder: a file for each process of a job, which names its log
 _SAMPLES, _ACTIVATIONS, _PARTIAL = ".parquet", ".safetensors", ".partial.jsonl"
@@ -163,14 +163,14 @@ def _names(folder: Path) -> set[str]:
 def _partly_answered(path: Path) -> int:
     try:
         at = path.stat()
-        return _questions_in(path, at.st_size, at.st_mtime_ns)
+        return _questions_as_of(path, at.st_size, at.st_mtime_ns)
     except OSError:  # finished meanwhile
         return 0
 
 
 @lru_cache(maxsize=10_000)
-def _questions_in(path: Path, *_: int) -> int:
-    return sum(map(len, read_partial(path)))
+def _questions_as_of(path: Path, *_: int) -> int:
+    return questions_in(path)
 
 
 def _held(folder: Path) -> tuple[Held, ...]:
