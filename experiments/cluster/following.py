@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.cluster.shared_folder import NOT_SHARED, not_shared
-from experiments.cluster.slurm import COMPLETED, PENDING, Job, Submitted, cancel, jobs_of
+from experiments.cluster.slurm import COMPLETED, GONE, PENDING, Job, Submitted, cancel, jobs_of
 from experiments.cluster.study_state import CellState, StudyState, last_words
 from experiments.pipeline.forecast import duration
 from experiments.pipeline.signals import Stopped
@@ -75,7 +75,8 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
             else:
                 console.print(on, highlight=False, markup=False, soft_wrap=True)
             raise
-    if not any(job.state == COMPLETED for job in jobs):
+    forgotten = all(job.state == GONE for job in jobs) and now.finished == len(now.cells)
+    if not forgotten and not any(job.state == COMPLETED for job in jobs):
         raise UserError(_unfinished(array, jobs, now))
 
 
@@ -144,7 +145,7 @@ class _Told:
                 self._line(f"{cell.folder.name}: {held.by} died over {what}, which another one takes over{log}")
 
     def regularly(self, words: str) -> None:
-        if time.monotonic() - self._at >= SILENT_AT_MOST_S - LOOK_S:
+        if time.monotonic() - self._at >= SILENT_AT_MOST_S - 2 * LOOK_S:
             self._line(words)
             self._at = time.monotonic()
 

@@ -32,7 +32,8 @@ FOLDER = "slurm"  # in a study's folder
 _SUBMITTED = "submitted.json"
 _WARNING_S = 120  # at most, from Slurm's warning to the time limit
 _TIMEOUTS = 1000  # how often a job may run into its time limit
-_PATIENCE_S = 60.0  # for an answer of Slurm
+_PATIENCE_S = 5.0  # for an answer of Slurm to a look; the next look asks again
+_LONG_S = 60.0
 _COLUMNS = "JobArrayID:60,State:24,exit_code:12,RestartCnt:12,NodeList:200"
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
@@ -151,7 +152,7 @@ def submitted(study: Path) -> Submitted | None:
     """The jobs that were submitted for a study and have not all ended; None where there are none.
 
     Raises:
-        UserError: Slurm is not here.
+        UserError: Slurm is not here, or does not answer.
     """
     check_slurm()
     study = study.resolve()
@@ -159,8 +160,9 @@ def submitted(study: Path) -> Submitted | None:
         found = Submitted(study, tuple(json.loads((study / FOLDER / _SUBMITTED).read_text(encoding="utf-8"))))
     except (OSError, ValueError):
         return None
-    jobs = jobs_of(found)
-    return found if jobs is None or not all(job.ended for job in jobs) else None
+    if (jobs := jobs_of(found, _LONG_S)) is None:
+        raise UserError(f"Slurm does not say whether the jobs of array {found.array} have ended; try again in a minute")
+    return None if all(job.ended for job in jobs) else found
 
 
 def check_slurm() -> None:
@@ -179,9 +181,10 @@ def check_slurm() -> None:
         raise UserError(f"--slurm needs {error.name}; pip install 'semcal[slurm]'") from error
 
 
-def jobs_of(array: Submitted) -> tuple[Job, ...] | None:
-    """The jobs of an array as Slurm sees them; None where Slurm does not answer."""
-    asked = _slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={array.array}", "-O", _COLUMNS)
+def jobs_of(array: Submitted, patience_s: float = _PATIENCE_S) -> tuple[Job, ...] | None:
+    """The jobs of an array as Slurm sees them; None where Slurm does not answer in time."""
+    which = ("--noheader", "--array", "--states=all", f"--jobs={array.array}")
+    asked = _slurm("squeue", *which, "-O", _COLUMNS, patience_s=patience_s)
     if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
         return None
     found = dict(_job(line) for line in asked.stdout.splitlines() if len(line.split()) >= 4)
@@ -199,10 +202,10 @@ def _job(line: str) -> tuple[str, Job]:
     return name, Job(name, state, status >> 8, status & 127, int(restarts), *node[:1])
 
 
-def _slurm(*command: str) -> subprocess.CompletedProcess[str] | None:
+def _slurm(*command: str, patience_s: float = _PATIENCE_S) -> subprocess.CompletedProcess[str] | None:
     """What a command of Slurm answers; None where it takes too long."""
     with suppress(subprocess.TimeoutExpired, OSError):
-        keep: dict[str, Any] = {"capture_output": True, "text": True, "timeout": _PATIENCE_S, "check": False}
+        keep: dict[str, Any] = {"capture_output": True, "text": True, "timeout": patience_s, "check": False}
         return subprocess.run(command, **keep)
     return None
 

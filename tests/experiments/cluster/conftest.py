@@ -121,7 +121,7 @@ def _munge(folder: Path, stack: ExitStack) -> None:
 
 
 def _start(command: Sequence[str | None], stack: ExitStack) -> None:
-    words = [word for word in command if word is not None]
+    words = ["setpriv", "--pdeathsig", "TERM", *(word for word in command if word is not None)]  # if pytest is killed
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stack.callback(_stop, process)
 

@@ -42,9 +42,14 @@ def test_the_state_of_a_cell_follows_its_files(run):
     gone, half = run.shard_keys()[2:4]
     (run.folder / "activations" / f"{gone}.safetensors").unlink()
     (run.folder / "samples" / f"{half}.parquet").unlink()
-    kept = {q: [r | {"token_ids": list(map(int, r["token_ids"]))} for r in rows[q]] for q in list(rows)[:3]}
+    kept = {
+        q: [r | {"text": '[{"question_id":', "token_ids": list(map(int, r["token_ids"]))} for r in rows[q]]
+        for q in list(rows)[:3]
+    }
     with run.open_partial(half) as partial:
         partial.append(kept)
+    with (run.folder / "samples" / f"{half}.partial.jsonl").open("a") as stream:
+        stream.write('{"cut": [{"question_id":"cut"')
     cell = only(study_state([run.folder]))
     assert (cell.answered, cell.finished) == (48 - 16 + 3, 4)
     assert cell.answered == run.questions_saved()
