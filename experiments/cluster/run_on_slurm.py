@@ -13,6 +13,7 @@ from experiments.cluster.slurm_options import slurm_options
 from experiments.cluster.study_state import study_state
 from experiments.pipeline.run_study import Prepared
 from semcal.errors import UserError
+from semcal.runs.claims import writing
 
 
 def run_on_slurm(prepared: Prepared, arguments: Sequence[str], options: str, jobs: int, console: Console) -> None:
@@ -29,12 +30,13 @@ def run_on_slurm(prepared: Prepared, arguments: Sequence[str], options: str, job
     asked, study = slurm_options(options), prepared.study.folder
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: expected 1 or more")
-    if found := submitted(study):
-        words = f"{len(found.ids)} jobs of array {found.array} are at work on it already; following these"
-    else:
-        study.mkdir(parents=True, exist_ok=True)
-        found = submit(study, arguments, asked, jobs)
-        words = f"submitted {jobs} jobs as array {found.array}; logs: {found.log(found.ids[0]).parent}"
+    study.mkdir(parents=True, exist_ok=True)
+    with writing(study):  # two people may submit it
+        if found := submitted(study):
+            words = f"{len(found.ids)} jobs of array {found.array} are at work on it already; following these"
+        else:
+            found = submit(study, arguments, asked, jobs)
+            words = f"submitted {jobs} jobs as array {found.array}; logs: {found.log(found.ids[0]).parent}"
     console.print(f"{prepared.study.name}: {words}", highlight=False, markup=False, soft_wrap=True)
     folders = [Path(cell.folder) for cell in prepared.cells]
     questions = [len(prepared.datasets[cell.dataset.name].questions) for cell in prepared.cells]

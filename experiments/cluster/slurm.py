@@ -141,7 +141,7 @@ def submit(study: Path, arguments: Sequence[str], options: SlurmOptions, jobs: i
     try:
         with redirect_stderr(StringIO()), executor.batch():  # what it copies there is in its error
             queued = [executor.submit(worker) for _ in range(jobs)]
-    except Exception as error:  # submitit's own, with what sbatch said
+    except RuntimeError as error:  # submitit's own, with what sbatch said
         raise UserError(f"Slurm refused: {_said(str(error)) or type(error).__name__}") from error
     found = Submitted(study, tuple(job.job_id for job in queued))
     write_atomically(folder / _SUBMITTED, lambda path: path.write_text(json.dumps(found.ids), encoding="utf-8"))
