@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real clean
+.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm clean
 
 install: $(STAMP)
 
@@ -134,6 +134,13 @@ real: $(STAMP)
 test-real: $(STAMP)
 	$(BIN)/python -m experiments.sample.real_models
 	$(BIN)/python -m pytest -n 0 -m real
+
+# The tests on a Slurm cluster that they start on this machine, as root; Debian's packages are installed where they are
+# missing and apt-get is there.
+test-slurm: $(STAMP)
+	{ command -v slurmctld && command -v munged; } >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+		(apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge)
+	$(BIN)/python -m pytest -n 0 -m slurm
 
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.

@@ -55,11 +55,15 @@ MORE_CONFIGS = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of the real models take minutes and are run only where they are asked for."""
+    """Tests of the real models and of Slurm take minutes and are run only where they are asked for."""
     if "real" not in (config.getoption("markexpr") or ""):
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason="needs the real models; run `make test-real`"))
+    if "slurm" not in (config.getoption("markexpr") or ""):
+        for item in items:
+            if item.get_closest_marker("slurm"):
+                item.add_marker(pytest.mark.skip(reason="starts a Slurm cluster; run `make test-slurm`"))
 
 
 def data_folder() -> Path:

@@ -1,1 +1,1 @@
-"""Studies on several machines: shares of an array, and what schedules them."""
+"""Many machines on one study: shares of an array, Slurm's jobs, and how far they all are."""

@@ -10,7 +10,7 @@ import typer
 
 from experiments.terminal.arguments import Sets, Studies, loaded
 from experiments.terminal.headline_figures import print_summary, run_records
-from experiments.terminal.output import output
+from experiments.terminal.output import complaints, output
 from semcal.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ def run(
         typer.Option(help="Ask this model a table of questions; writes runs/NAME/study.yaml."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every cell; count tokens and memory.")] = False,
+    slurm: Annotated[
+        str | None, typer.Option(help="Submit jobs to Slurm and follow them: partition=gpu,gpus=1,time=4:00:00.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="With --slurm: how many jobs share the study.")] = 8,
     shard: Annotated[
         str | None,
         typer.Option(help="Only sample the share i/n, i from 0 to n-1, or auto: of a Slurm array or torchrun."),
@@ -65,6 +69,8 @@ def run(
     from experiments.cluster.share import share_of
 
     share = None if shard is None else share_of(shard, os.environ)
+    if slurm is not None and share is not None:
+        raise UserError("--slurm shares the work among its jobs itself; leave --shard out")
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a dry run must not wait for a network
     found = loaded(studies, set, model)
@@ -83,18 +89,27 @@ def run(
     for path, prepared in [(path, prepare_study(study)) for path, study in found]:
         for dataset in prepared.datasets.values():
             output().tell(dataset.summary)
+        if slurm is not None:
+            from experiments.cluster.run_on_slurm import run_on_slurm
+
+            run_on_slurm(prepared, ["run", str(path), *_sets(set)], slurm, jobs, complaints)
+            continue
         with output().screen(len(prepared.cells)) as screen:
             run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
         if share is not None:
             output().say(f"share {share} of {prepared.study.name} is sampled")
-            output().hint(pasted("merge", path, *(part for one in set or [] for part in ("--set", one))))
+            output().hint(pasted("merge", path, *_sets(set)))
             continue
         _summary(prepared)
         rows, folder = prepared.cells, prepared.study.folder
         if any(model.stage for model in prepared.study.models):
-            output().hint(pasted("verdict", path, *(part for one in set or [] for part in ("--set", one))))
+            output().hint(pasted("verdict", path, *_sets(set)))
         if len({cell.dataset.name for cell in rows}) < len(rows):  # some share their questions
             output().hint(pasted("compare", folder))
+
+
+def _sets(overrides: list[str] | None) -> list[str]:
+    return [part for one in overrides or [] for part in ("--set", one)]
 
 
 def merge(studies: Studies, set: Sets = None) -> None:

@@ -14,6 +14,7 @@ from semcal.runs.files import disk_error, write_atomically
 
 SAMPLE_COLUMNS = ("question_id", "text", "token_ids", "count", "logprob", "finish")
 FINISHES = ("stop", "length")
+_BEGINS = b'[{"question_id":'  # the rows of a question; within a text, the quotation marks would be escaped
 Rows = list[dict[str, Any]]
 Portion = Mapping[str, Rows]  # question -> the rows of its distinct answers
 
@@ -83,6 +84,17 @@ def read_partial(path: Path) -> list[Portion]:
         if line.endswith(b"\n") and isinstance(portion, dict) and all(map(_is_answer, portion, portion.values())):
             found.append(portion)
     return found
+
+
+def questions_in(path: Path) -> int:
+    """How many questions the portions of a file hold, by a glance at its text: a hundred times faster than reading it.
+
+    Portions that `read_partial` leaves out count too, but for a line that was cut short.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return sum(line.count(_BEGINS) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
 
 
 def _line(portion: Portion) -> bytes:
