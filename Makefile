@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real clean
+.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-ray clean
 
 install: $(STAMP)
 
@@ -125,6 +125,11 @@ real: $(STAMP)
 test-real: $(STAMP)
 	$(BIN)/python -m experiments.sample.real_models
 	$(BIN)/python -m pytest -n 0 -m real
+
+# A study on a real cluster of three nodes on this machine, whose nodes and drivers are killed.
+test-ray: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -n 0 -m ray tests/experiments/cluster/test_ray_study.py
 
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.

@@ -217,7 +217,7 @@ def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporte
         if by := _held_by(run, [key for key in run.missing_shards() if share.holds(number, key)]):
             reporter.stage(cell, f"sampled by {by}")
             return False
-        if not run.sampled or _other_weights(cell.model, run):
+        if not run.sampled or other_weights(cell.model, run):
             model = models.of(cell.model)
             job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
             job = replace(job, todo=tuple(key for key in job.todo if share.holds(number, key)))
@@ -226,16 +226,22 @@ def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporte
                 sample_cell(job, model, reporter.answered)
             if any(share.holds(number, key) for key in run.missing_shards()):
                 return False
-        if share.of == 1:
-            with claimed(run.folder) as ours:
-                if not ours:
-                    reporter.stage(cell, f"analysed by {holder(run.folder)}")
-                    return False
-                analyse(cell, run, reporter, models)
-                if cell.tracking.wandb != "disabled":
-                    reporter.stage(cell, "tracking")
-                    track(cell, run)
+        if share.of == 1 and not finish_cell(cell, run, models, reporter):
+            return False
         reporter.finished(cell)
+    return True
+
+
+def finish_cell(cell: Cell, run: Run, models: Models, reporter: Reporter) -> bool:
+    """Analyse and track a cell that is sampled; returns whether no other process is at it."""
+    with claimed(run.folder) as ours:
+        if not ours:
+            reporter.stage(cell, f"analysed by {holder(run.folder)}")
+            return False
+        analyse(cell, run, reporter, models)
+        if cell.tracking.wandb != "disabled":
+            reporter.stage(cell, "tracking")
+            track(cell, run)
     return True
 
 
@@ -341,7 +347,7 @@ def report_on(
     return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 
-def _other_weights(config: ModelConfig, run: Run) -> bool:
+def other_weights(config: ModelConfig, run: Run) -> bool:
     """Whether a local folder or file holds weights, or settings of the model, that the run was not made with; a Hub
     commit cannot change."""
     path, manifest = model_path(config), run.manifest()

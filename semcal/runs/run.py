@@ -11,7 +11,7 @@ is written or read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -339,6 +339,16 @@ class Run:
         for name in [f"samples/{key}.parquet", *([f"activations/{key}.safetensors"] if with_activations else [])]:
             other._read(name, lambda source, name=name: self._write(name, lambda p: link_or_copy(source, p)))
         return True
+
+    def contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Those of these files that are there, to be carried to another machine; `take` writes them there."""
+        there = [name for name in names if self._path(*name.split("/")).is_file()]
+        return {name: self._read(name, lambda p: p.read_bytes()) for name in there}
+
+    def take(self, contents: Mapping[str, bytes]) -> None:
+        """Write files that `contents` returned on another machine, in their order."""
+        for name, content in contents.items():
+            self._write(name, lambda p, content=content: p.write_bytes(content))
 
     def shard_keys(self) -> list[str]:
         """The shards this run consists of, in order, written or not."""

@@ -1,0 +1,1 @@
+"""A study on several machines: who samples which shard, on which of them."""
