@@ -153,9 +153,8 @@ def test_without_a_shared_folder_results_come_back_as_bytes(cluster, file, alone
 
 
 @ON_A_CLUSTER
-def test_what_a_worker_refuses_names_its_log(cluster, file, checkpoint):
+def test_what_a_worker_refuses_names_its_log(cluster, file):
     raw = yaml.safe_load(file.read_text())
-    raw["sampling"]["exact"] = None
     raw["capture"] = {"hooks": ["blocks.99.hook_resid_post"]}
     with pytest.raises(UserError, match=r"blocks\.99.* \(on .*, log /.*\)"):
         ray_study.run_on_ray(prepare_study(load_study(write_study(file.parent, raw))), Reporter(), cluster.address)
