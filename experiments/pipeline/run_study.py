@@ -25,7 +25,7 @@ from experiments.report.pages import write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
 from experiments.sample.sample_cell import sample_cell
-from experiments.sample.sampling_job import prepare, refresh_gold, saved
+from experiments.sample.sampling_job import gold_key, prepare, refresh_gold, saved
 from experiments.score.score import score
 from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
@@ -74,8 +74,9 @@ def prepare_study(study: Study) -> Prepared:
     for model in needed.values():
         check_weights_reachable(model)
     runs = [open_cell(c) for c in cells]
+    keys = {name: gold_key(dataset) for name, dataset in datasets.items()}
     for cell, run in zip(cells, runs, strict=True):
-        refresh_gold(run, datasets[cell.dataset.name])
+        refresh_gold(run, datasets[cell.dataset.name], keys[cell.dataset.name])
     return Prepared(study, tuple(cells), tuple(runs), datasets)
 
 
