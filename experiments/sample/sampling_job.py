@@ -42,8 +42,8 @@ def gold_key(dataset: Dataset) -> str:
 
 def refresh_gold(run: Run, dataset: Dataset, key: str) -> None:
     """Take over gold answers, groups and aliases that were corrected since the run started; its results are then out
-    of date, and the next analysis replaces them. `key` is that of the dataset; a run that was compared with it before is
-    not read again.
+    of date, and the next analysis replaces them. `key` is that of the dataset; a run that was compared with it before
+    is not read again.
 
     Raises:
         UserError: a question of the run is gone or asks something else now.
