@@ -39,10 +39,10 @@ def bench(
     from experiments.bench.open_cases import Cost, Recovery, open_probe_cases, planted_open_cases
     from experiments.bench.probe_cases import probes_cases
     from experiments.bench.real.real_cases import real_cases
-    from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
-    from experiments.bench.semantics_cases import semantics_cases
     from experiments.bench.runs.scale_cases import Scaled, scale_cases
     from experiments.bench.runs.stop_cases import Stop, stop_cases
+    from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
+    from experiments.bench.semantics_cases import semantics_cases
     from experiments.bench.timing import Skipped
     from experiments.bench.validity.validity_cases import Validity, validity_cases
     from experiments.report.summary_table import text_table

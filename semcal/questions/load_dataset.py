@@ -3,10 +3,12 @@
 `build` makes a Dataset of any list of questions: duplicates, groups, exemplars, the order of options, the choice of n.
 """
 
+import gc
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
@@ -34,6 +36,18 @@ FIELDS = ("id", *NEEDED, "choices", "group", "incorrect", "others", "worked")
 _HTML = re.compile(r"&(amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d\d+")
 LISTS = ("answers", "choices", "incorrect", "others")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Millions of records without a cycle among them, which Python would look through again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def load_dataset(
@@ -92,6 +106,7 @@ def load_dataset(
     return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed, trained=trained)
 
 
+@_uncollected()
 def build(
     name: str,
     questions: Sequence[Question],
@@ -199,6 +214,7 @@ def _options_shuffled(name: str, question: Question, seed: int) -> Question:
 # ---- a table of your own -------------------------------------------------------------------------------------------
 
 
+@_uncollected()
 def read_table(path: Path) -> list[Question]:
     """The questions of a file with columns question, answers[, id, group, choices, others, incorrect, worked].
 

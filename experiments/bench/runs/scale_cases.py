@@ -116,7 +116,8 @@ def simulated(shards: int = SHARDS) -> Scaled:
         if not early and done >= shards // 4:
             early = process.memory_info().rss
         if (found := left.next(held[worker], holding)) is not None:
-            holding -= Counter([held[worker]] if held[worker] else [])
+            if (before := held[worker]) is not None:
+                holding[before] -= 1
             held[worker] = found[0]
             holding[found[0]] += 1
         heapq.heappush(events, (now + chance.expovariate(1.0), worker, found and found[1]))
