@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm clean
+.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray clean
 
 install: $(STAMP)
 
@@ -141,6 +141,11 @@ test-slurm: $(STAMP)
 	{ command -v slurmctld && command -v munged; } >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
 		(apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge)
 	$(BIN)/python -m pytest -n 0 -m slurm
+
+# A study on a real cluster of three nodes on this machine, whose nodes and drivers are killed.
+test-ray: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -n 0 -m ray tests/experiments/cluster/test_ray_study.py
 
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.

@@ -54,16 +54,20 @@ MORE_CONFIGS = {
 }
 
 
+ASKED_FOR = {
+    "real": "needs the real models; run `make test-real`",
+    "ray": "starts a cluster of Ray; run `make test-ray`",
+    "slurm": "starts a Slurm cluster; run `make test-slurm`",
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of the real models and of Slurm take minutes and are run only where they are asked for."""
-    if "real" not in (config.getoption("markexpr") or ""):
-        for item in items:
-            if item.get_closest_marker("real"):
-                item.add_marker(pytest.mark.skip(reason="needs the real models; run `make test-real`"))
-    if "slurm" not in (config.getoption("markexpr") or ""):
-        for item in items:
-            if item.get_closest_marker("slurm"):
-                item.add_marker(pytest.mark.skip(reason="starts a Slurm cluster; run `make test-slurm`"))
+    """Tests that take minutes are run only where they are asked for."""
+    for marker, reason in ASKED_FOR.items():
+        if marker not in (config.getoption("markexpr") or ""):
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def data_folder() -> Path:

@@ -19,7 +19,7 @@ def bench(
         str,
         typer.Argument(
             help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, generative, "
-            "validity, stops"
+            "validity, stops, scale"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
@@ -30,7 +30,8 @@ def bench(
     the tests of this project err on models with a planted truth, and exit with 1 if one errs too often; for
     open-probes, exit with 1 if a large run takes too long or too much memory; for generative, exit with 1 if a known
     distribution is not learnt; or, for stops, stop a run of a
-    real model at random moments, and exit with 1 if too much is lost."""
+    real model at random moments, and exit with 1 if too much is lost; for scale, exit with 1 if a large study costs its
+    driver too much."""
     from transformers.utils.logging import disable_progress_bar
 
     from experiments.bench.calibration_cases import calibration_cases
@@ -38,9 +39,10 @@ def bench(
     from experiments.bench.open_cases import Cost, Recovery, open_probe_cases, planted_open_cases
     from experiments.bench.probe_cases import probes_cases
     from experiments.bench.real.real_cases import real_cases
+    from experiments.bench.runs.scale_cases import Scaled, scale_cases
+    from experiments.bench.runs.stop_cases import Stop, stop_cases
     from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
     from experiments.bench.semantics_cases import semantics_cases
-    from experiments.bench.stop_cases import Stop, stop_cases
     from experiments.bench.timing import Skipped
     from experiments.bench.validity.validity_cases import Validity, validity_cases
     from experiments.report.summary_table import text_table
@@ -58,6 +60,7 @@ def bench(
         "generative": generative_cases,
         "validity": validity_cases,
         "stops": stop_cases,
+        "scale": scale_cases,
     }
     if name not in benches:
         raise typer.BadParameter(f"unknown bench {name!r}; expected one of {', '.join(benches)}")
@@ -78,7 +81,7 @@ def bench(
         for columns, alike in groupby(rows, key=list):  # one table for all cases with the same figures
             cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in alike]
             console.print(text_table(columns, cells))
-    if not all(case.holds for case in cases if isinstance(case, Validity | Stop | Recovery | Cost | Emitted)):
+    if not all(case.holds for case in cases if isinstance(case, Validity | Stop | Scaled | Recovery | Cost | Emitted)):
         raise typer.Exit(1)
 
 

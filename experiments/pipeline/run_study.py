@@ -25,7 +25,7 @@ from experiments.report.pages import started, write_report, write_study
 from experiments.report.summary_table import headline
 from experiments.sample.models import Models, check_weights_reachable, model_path
 from experiments.sample.sample_cell import sample_cell
-from experiments.sample.sampling_job import prepare, refresh_gold, saved
+from experiments.sample.sampling_job import gold_key, prepare, refresh_gold, saved
 from experiments.score.score import score
 from experiments.terminal.run_list import KL
 from probes.evaluation.folds import too_few_groups
@@ -75,8 +75,9 @@ def prepare_study(study: Study) -> Prepared:
     for model in needed.values():
         check_weights_reachable(model)
     runs = [open_cell(c) for c in cells]
+    keys = {name: gold_key(dataset) for name, dataset in datasets.items()}
     for cell, run in zip(cells, runs, strict=True):
-        refresh_gold(run, datasets[cell.dataset.name])
+        refresh_gold(run, datasets[cell.dataset.name], keys[cell.dataset.name])
     return Prepared(study, tuple(cells), tuple(runs), datasets)
 
 
@@ -220,7 +221,7 @@ def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporte
         if by := _held_by(run, [key for key in run.missing_shards() if share.holds(number, key)]):
             reporter.stage(cell, f"sampled by {by}")
             return False
-        if not run.sampled or _other_weights(cell.model, run):
+        if not run.sampled or other_weights(cell.model, run):
             model = models.of(cell.model)
             job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
             job = replace(job, todo=tuple(key for key in job.todo if share.holds(number, key)))
@@ -229,13 +230,19 @@ def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporte
                 sample_cell(job, model, reporter.answered)
             if any(share.holds(number, key) for key in run.missing_shards()):
                 return False
-        if share.of == 1:
-            with claimed(run.folder) as ours:
-                if not ours:
-                    reporter.stage(cell, f"analysed by {holder(run.folder)}")
-                    return False
-                analyse(cell, run, reporter, models)
+        if share.of == 1 and not finish_cell(cell, run, models, reporter):
+            return False
         reporter.finished(cell)
+    return True
+
+
+def finish_cell(cell: Cell, run: Run, models: Models, reporter: Reporter) -> bool:
+    """Analyse a cell that is sampled; returns whether no other process is at it."""
+    with claimed(run.folder) as ours:
+        if not ours:
+            reporter.stage(cell, f"analysed by {holder(run.folder)}")
+            return False
+        analyse(cell, run, reporter, models)
     return True
 
 
@@ -349,7 +356,7 @@ def report_on(
     return into / "report.html", [run.folder for run in target.runs if not run.calibration()]
 
 
-def _other_weights(config: ModelConfig, run: Run) -> bool:
+def other_weights(config: ModelConfig, run: Run) -> bool:
     """Whether a local folder or file holds weights, or settings of the model, that the run was not made with; a Hub
     commit cannot change."""
     path, manifest = model_path(config), run.manifest()

@@ -192,6 +192,15 @@ def activations_check(model: LanguageModel, keys: Sequence[str], captured: Captu
     return Check.of(ACTIVATIONS, apart, math.sqrt(single) + math.sqrt(2 * depth) * own, why)
 
 
+def together(manifest: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of sampling (its checks, its seconds, its work), after some more of it."""
+    return {
+        "checks": merged(manifest.get("checks", []), [Check(**check) for check in further.get("checks", [])]),
+        "sampling_seconds": manifest.get("sampling_seconds", 0.0) + further.get("sampling_seconds", 0.0),
+        "sampling_work": [*manifest.get("sampling_work", []), *further.get("sampling_work", [])],
+    }
+
+
 def merged(earlier: Sequence[Mapping[str, Any]], now: Sequence[Check]) -> list[dict[str, Any]]:
     """The checks of a run that was resumed: the latest of each, but a law that failed once stays failed, and what could
     be made before stays made."""

@@ -18,7 +18,7 @@ from experiments.sample.asked import Asked
 from experiments.sample.capturing import Capturing
 from experiments.sample.models import Answerer
 from experiments.sample.portions import Portions
-from experiments.sample.run_checks import RunChecks, merged
+from experiments.sample.run_checks import RunChecks, together
 from experiments.sample.sampling_job import SamplingJob, saved
 from semcal.errors import NonFiniteError, NotFromModelError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
@@ -111,16 +111,8 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
         spent = {"cpu_seconds": time.process_time() - cpu, "check_cpu_seconds": checks.cpu_seconds}
         done = work | spent | _peak_memory(model)
         if began_any:
-            job.run.change_manifest(
-                lambda manifest: (
-                    manifest
-                    | {
-                        "checks": merged(manifest.get("checks", []), made),
-                        "sampling_seconds": manifest.get("sampling_seconds", 0.0) + seconds,
-                        "sampling_work": [*manifest["sampling_work"], done],
-                    }
-                )
-            )
+            further = {"checks": [asdict(c) for c in made], "sampling_seconds": seconds, "sampling_work": [done]}
+            job.run.change_manifest(lambda manifest: manifest | together(manifest, further))
     for check in made:
         if check.outcome == FAILED:
             shown = (job.cell.label, check.name, check.figure, check.limit, check.why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from typing import Any
@@ -33,14 +33,22 @@ PACKAGES = ("semcal", "torch", "transformers", "transformer-lens", "numpy", "sci
 log = logging.getLogger(__name__)
 
 
-def refresh_gold(run: Run, dataset: Dataset) -> None:
+def gold_key(dataset: Dataset) -> str:
+    """16 digits that change when a question, its gold answer, its group or an alias does."""
+    questions = dataset.questions
+    texts = [(q.id, q.text) for q in questions]
+    return content_key(texts, _gold_columns(questions), asdict(known_aliases(dataset)))
+
+
+def refresh_gold(run: Run, dataset: Dataset, key: str) -> None:
     """Take over gold answers, groups and aliases that were corrected since the run started; its results are then out
-    of date, and the next analysis replaces them.
+    of date, and the next analysis replaces them. `key` is that of the dataset; a run that was compared with it before
+    is not read again.
 
     Raises:
         UserError: a question of the run is gone or asks something else now.
     """
-    if not run.manifest():
+    if not (manifest := run.manifest()) or manifest.get("gold_key") == key:
         return
     check_questions(run, dataset)
     table, asked_now = run.questions(), {q.id: q for q in dataset.questions}
@@ -54,7 +62,9 @@ def refresh_gold(run: Run, dataset: Dataset) -> None:
         new = {"written": now, "written_ids": ids}
         with run.replacing() as replaced:
             replaced.write_questions(table.assign(**_gold_columns(known), **new), aliases)
-            replaced.write_manifest(run.manifest() | {"analysed": {}})
+            replaced.write_manifest(run.manifest() | {"analysed": {}, "gold_key": key})
+    else:
+        run.change_manifest(lambda manifest: manifest | {"gold_key": key})
 
 
 def check_questions(run: Run, dataset: Dataset) -> None:
@@ -150,6 +160,7 @@ def _start(run: Run, dataset: Dataset, model: Answerer, job: SamplingJob, key: s
         _new_manifest(cell, model, job.settings, key, [a.question.id for a in asked])
         | {
             "exact": cell.sampling.exact and cell.sampling.exact.model_dump(),
+            "gold_key": gold_key(dataset),
             "exemplars": None if not shown else "pool" if shown[0] in pool() else "dataset",
             # Whether exemplars in cot, which are then questions with options, show no chain of thought.
             "cot_without_steps": cell.style == "cot" and any("cot" not in e.worked for e in shown),

@@ -59,6 +59,9 @@ def run(
         str | None, typer.Option(help="Submit jobs to Slurm and follow them: partition=gpu,gpus=1,time=4:00:00.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --slurm: how many jobs share the study.")] = 8,
+    ray: Annotated[
+        str | None, typer.Option(help="Let actors of Ray share the study: the address of a cluster, or local.")
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(help="Only sample the share i/n, i from 0 to n-1, or auto: of a Slurm array or torchrun."),
@@ -69,8 +72,8 @@ def run(
     from experiments.cluster.share import share_of
 
     share = None if shard is None else share_of(shard, os.environ)
-    if slurm is not None and share is not None:
-        raise UserError("--slurm shares the work among its jobs itself; leave --shard out")
+    if sum(way is not None for way in (slurm, ray, share)) > 1:
+        raise UserError("--slurm, --ray and --shard each share the work in a way of their own; name one")
     if dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when `datasets` is imported; a dry run must not wait for a network
     found = loaded(studies, set, model)
@@ -95,7 +98,12 @@ def run(
             run_on_slurm(prepared, ["run", str(path), *_sets(set)], slurm, jobs, complaints)
             continue
         with output().screen(len(prepared.cells)) as screen:
-            run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
+            if ray is not None:
+                from experiments.cluster.ray_study import run_on_ray
+
+                run_on_ray(prepared, screen, None if ray == "local" else ray)
+            else:
+                run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
         if share is not None:
             output().say(f"share {share} of {prepared.study.name} is sampled")
             output().hint(pasted("merge", path, *_sets(set)))

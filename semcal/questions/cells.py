@@ -18,6 +18,8 @@ _EXACT = 2**53  # whole numbers up to here are floats without loss
 def missing(value: Any) -> bool:
     """Whether a cell has no value: None, NaN, pandas' NA and NaT, or a text of which nothing can be seen."""
     if isinstance(value, str):
+        if value and "!" <= value[0] <= "~":  # most are begun so
+            return False
         return all(char.isspace() or char in INVISIBLE for char in value)
     if isinstance(value, Number) and not isinstance(value, complex):
         return math.isnan(value)  # pyright: ignore[reportArgumentType]
@@ -26,6 +28,8 @@ def missing(value: Any) -> bool:
 
 def look(text: str) -> str:
     """What a label looks like: composed, single spaces, nothing invisible."""
+    if text.isascii():
+        return " ".join(text.split())
     return " ".join(unicodedata.normalize("NFC", "".join(c for c in text if c not in INVISIBLE)).split())
 
 
@@ -40,7 +44,7 @@ def as_text(value: Any) -> str:
             beyond 2^53, which need not be the number that was meant; or anything else that is neither text nor number.
     """
     if isinstance(value, str):
-        if odd := _CONTROL.search(value):
+        if not value.isprintable() and (odd := _CONTROL.search(value)):
             raise ValueError(f"holds the character U+{ord(odd[0]):04X}; remove it, and double the backslashes of JSON")
         return value
     if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):

@@ -16,7 +16,8 @@ def touched(questions: Sequence[Question], trained: Iterable[Question]) -> list[
 
     The label of a question that is a group of its own is its id, which says nothing in another dataset.
     """
-    trained = list(trained)
+    if not (trained := list(trained)):
+        return [False] * len(questions)
     texts = {bare_text(q.text) for q in trained}
     labels = {q.group for q in trained if q.group != q.id}
     return [bare_text(q.text) in texts or q.group in labels for q in questions]

@@ -3,12 +3,15 @@
 `build` makes a Dataset of any list of questions: duplicates, groups, exemplars, the order of options, the choice of n.
 """
 
+import gc
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import chain
 from numbers import Number
 from pathlib import Path
@@ -35,6 +38,18 @@ _HTML = re.compile(r"&(amp|lt|gt|quot|nbsp|apos|#\d+|#x[0-9a-fA-F]+);")
 _ROUNDED = re.compile(r"-?\d([.,]\d+)?E\+\d\d+")
 _MISSPELT = 0.75  # likeness of a column's title to one of FIELDS from which it is no column of the user's own
 LISTS = ("answers", "choices", "incorrect", "others")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Millions of records without a cycle among them, which Python would look through again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def load_dataset(
@@ -93,6 +108,7 @@ def load_dataset(
     return build(file.stem, read_table(file), n=n, exemplars=exemplars, seed=seed, trained=trained)
 
 
+@_uncollected()
 def build(
     name: str,
     questions: Sequence[Question],
@@ -125,7 +141,8 @@ def build(
                 "give each an id of its own"
             )
     distinct = list(by_id.values())
-    pool = held_out(_grouped(name, distinct), touched(distinct, trained))
+    texts = {q.id: bare_text(q.text) for q in distinct}
+    pool = held_out(_grouped(name, distinct, texts), touched(distinct, trained))
     if not pool:
         raise UserError(f"{name}: a model was trained on all of its questions; exclude fewer, or ask others")
     shown = [q for q in pool if q.worked or q.choices]  # what an exemplar can be made of
@@ -146,10 +163,17 @@ def build(
         raise UserError(f"{name}: no question is left to evaluate after {len(aside)} exemplars; lower exemplars")
     lists = () if aliases else gold_lists(questions)
     evaluated = tuple(rest[:n])
-    return Dataset(name, evaluated, tuple(aside) if shown else unasked(evaluated), aliases or {}, lists, len(questions))
+    return Dataset(
+        name,
+        evaluated,
+        tuple(aside) if shown else unasked(texts[q.id] for q in evaluated),
+        aliases or {},
+        lists,
+        len(questions),
+    )
 
 
-def _grouped(name: str, questions: list[Question]) -> list[Question]:
+def _grouped(name: str, questions: list[Question], texts: Mapping[str, str]) -> list[Question]:
     """The questions, with one group label for all that share a text or a label, directly or through others.
 
     The first label of a group is kept (union-find).
@@ -166,7 +190,7 @@ def _grouped(name: str, questions: list[Question]) -> list[Question]:
     label_of_look: dict[str, str] = {}
     repeats = []
     for question in questions:
-        text = bare_text(question.text)
+        text = texts[question.id]
         if text in label_of_text:
             repeats.append(question.id)
         own = root(question.group)
@@ -177,7 +201,8 @@ def _grouped(name: str, questions: list[Question]) -> list[Question]:
     if repeats:
         some = ", ".join(repeats[:3]) + (", …" if len(repeats) > 3 else "")
         logger.warning("%s: %d questions repeat another's text and join its group (%s)", name, len(repeats), some)
-    return [replace(question, group=root(question.group)) for question in questions]
+    roots = [root(question.group) for question in questions]
+    return [q if q.group == label else replace(q, group=label) for q, label in zip(questions, roots, strict=True)]
 
 
 def _options_shuffled(name: str, question: Question, seed: int) -> Question:
@@ -191,6 +216,7 @@ def _options_shuffled(name: str, question: Question, seed: int) -> Question:
 # ---- a table of your own -------------------------------------------------------------------------------------------
 
 
+@_uncollected()
 def read_table(path: Path) -> list[Question]:
     """The questions of a file with columns question, answers[, id, group, choices, others, incorrect, worked].
 
@@ -221,7 +247,7 @@ def read_table(path: Path) -> list[Question]:
     _apart(questions, rows)
     if unread := dict.fromkeys(name for row in rows for name in row.values if name not in FIELDS):
         logger.warning("%s: columns that are not read: %s", path, ", ".join(unread))
-    if encoded := [q.id for q in questions if any(map(_HTML.search, q.answers))]:
+    if encoded := [q.id for q in questions if any("&" in a and _HTML.search(a) for a in q.answers)]:
         logger.warning(
             "%s: answers of %d questions hold characters as HTML writes them, such as &amp; (%s); a model writes them "
             "otherwise: decode them",
@@ -236,7 +262,7 @@ def _titled(rows: list[Row]) -> list[Row]:
     Raises:
         UserError: a row has two columns of one field.
     """
-    return [replace(row, values=_fields_of(row)) for row in rows]
+    return [Row(_fields_of(row), row.where, row.number) for row in rows]
 
 
 def _fields_of(row: Row) -> dict[str, Any]:
@@ -244,12 +270,17 @@ def _fields_of(row: Row) -> dict[str, Any]:
     for title, value in row.values.items():
         if missing(title) and missing(value):
             continue
-        name = title.strip().lower()
-        name = "answers" if name == "answer" else name if name in FIELDS else title
+        name = _field(title)
         if name in fields:
             raise row.error(f"columns {fields[name][0]!r} and {title!r} mean the same; rename or remove one")
         fields[name] = title, value
     return {name: value for name, (_, value) in fields.items()}
+
+
+@lru_cache(maxsize=1024)
+def _field(title: str) -> str:
+    name = title.strip().lower()
+    return "answers" if name == "answer" else name if name in FIELDS else title
 
 
 def _unfloated(path: Path, rows: list[Row]) -> list[Row]:
@@ -328,7 +359,7 @@ def _question(row: Row) -> Question:
         worked=_worked(row) if "worked" in values else {},
     )
     wrong = set(map(normalise, question.incorrect))
-    if all(normalise(form) in wrong for form in chain(question.answers, *question.others)):
+    if wrong and all(normalise(form) in wrong for form in chain(question.answers, *question.others)):
         raise row.error(f"question {question.id!r} lists every gold answer as incorrect, too; remove it from one list")
     if len(set(map(normalise, question.choices))) < len(question.choices):
         raise row.error(f"question {question.id!r} has options that differ in case, punctuation or articles only")
@@ -339,7 +370,7 @@ def _forms(row: Row, name: str) -> tuple[str, ...]:
     """Several texts; a single one, or a number, is a list of one."""
     value = row.values[name]
     one = isinstance(value, str | Number) and not missing(value)
-    return replace(row, values={name: [value]}).texts(name) if one else row.texts(name)
+    return Row({name: [value]}, row.where, row.number).texts(name) if one else row.texts(name)
 
 
 def _others(row: Row) -> tuple[tuple[str, ...], ...]:

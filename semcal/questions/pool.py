@@ -28,7 +28,7 @@ def pool() -> tuple[Question, ...]:
     )
 
 
-def unasked(evaluated: Iterable[Question]) -> tuple[Question, ...]:
-    """The questions of the pool whose text none of the evaluated questions has."""
-    texts = {bare_text(q.text) for q in evaluated}
+def unasked(evaluated: Iterable[str]) -> tuple[Question, ...]:
+    """The questions of the pool whose text none of the evaluated questions has, given as `bare_text` writes them."""
+    texts = set(evaluated)
     return tuple(q for q in pool() if bare_text(q.text) not in texts)

@@ -12,7 +12,7 @@ from typing import ClassVar
 from semcal.errors import UserError
 from semcal.questions.pool import unasked
 from semcal.questions.question import CONTINUATION, Dataset, Question
-from semcal.questions.wording import natural_form
+from semcal.questions.wording import bare_text, natural_form
 from semcal.seeds import keyed_generator
 
 Messages = list[dict[str, str]]  # of a conversation: role and content
@@ -85,7 +85,7 @@ def exemplars_for(dataset: Dataset, style: str) -> tuple[Question, ...]:
     In cot these are its exemplars with a worked chain of thought, and questions with options.
     """
     own = tuple(e for e in dataset.exemplars if style != "cot" or e.choices or "cot" in e.worked)
-    return own if own or not dataset.exemplars else unasked(dataset.questions)
+    return own if own or not dataset.exemplars else unasked(bare_text(q.text) for q in dataset.questions)
 
 
 def few_shot(

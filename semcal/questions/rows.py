@@ -23,6 +23,7 @@ from semcal.questions.cells import as_text, missing
 from semcal.questions.question import Question
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
+_NESTED = (list, dict)
 _REPEATED = "\0repeated key"  # marks an object of JSON in which a key occurs twice; no key can be written so
 # ['a', 'b'] as Python and NumPy print lists, ("a", "b") as tuples, {'a', 'b'} as sets.
 _WRITTEN_LIST = re.compile(r"""\s*(?:\[\s*['"].*['"]\s*\]|[({]\s*(['"]).*\1\s*,.*[)}])\s*$""", re.DOTALL)
@@ -66,7 +67,7 @@ class Row:
         value = self.value(*names)
         if missing(value):
             raise self.error(f"column {self._name(names)!r} is empty; expected a list of texts")
-        if not isinstance(value, list) or any(isinstance(v, list | dict) for v in value):
+        if not isinstance(value, list) or any(isinstance(v, _NESTED) for v in value):
             raise self.error(f"column {self._name(names)!r} must be a list of texts, got {value!r:.60}")
         found = tuple(self._as_text(v, names) for v in value if not missing(v))
         if written := next(filter(_WRITTEN_LIST.match, found), None):
@@ -188,13 +189,18 @@ def decoded(text: str) -> Any:
     Raises:
         json.JSONDecodeError: not JSON.
     """
-    return json.loads(text, object_pairs_hook=_marked)
+    return _DECODER.decode(text)
 
 
 def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    twice = next((key for key, n in Counter(key for key, _ in pairs).items() if n > 1), None)
-    return values if twice is None else values | {_REPEATED: twice}
+    if len(values) == len(pairs):
+        return values
+    twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+    return values | {_REPEATED: twice}
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_marked)
 
 
 def _csv(path: Path, delimiter: str | None = None) -> list[Row]:
@@ -314,7 +320,8 @@ def repeated(value: Any) -> str | None:
     if isinstance(value, dict) and _REPEATED in value:
         return value[_REPEATED]
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((twice for v in inside if (twice := repeated(v)) is not None), None)
+    deeper = [v for v in inside if isinstance(v, _NESTED)]
+    return next((twice for v in deeper if (twice := repeated(v)) is not None), None)
 
 
 def _line(error: Exception) -> str:

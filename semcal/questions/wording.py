@@ -23,6 +23,7 @@ _THOUSANDS = re.compile(
 _LIST = re.compile(r"(?<=\d)[,;](?=\d)")  # 1,2 is 1, 2
 _POINT = re.compile(r"(?<![\w.])\.(?=\d)")  # .5 is 0.5
 _SPACED = re.compile(r"(?<=\d)\s+([-+/:*^=])\s+(?=\d)")  # 1914 - 1918 is 1914-1918
+_MAY_JOIN = re.compile(r"\d[,;'’]\d|\.\d|\d\s+[-+/:*^=]\s+\d")  # without any, none of these four changes a text
 # The marks that are part of what a word or a number says.
 _TELLING = "|".join(
     (
@@ -34,6 +35,8 @@ _TELLING = "|".join(
 )
 _SILENT = re.compile(rf"(?P<kept>{_TELLING})|{_MARK}")
 _GAP = re.compile(rf"(?P<kept>{_TELLING})|\W")
+_WORD = re.compile(r"\w+")
+_MAY_TELL = re.compile(rf"[-+#]|(?<=\d){_MARK}+(?=\d)")  # without any, no mark of _TELLING is in a text
 _ARTICLE = re.compile(r"(?<![\w+#-])(?:a|an|the)(?![\w+#-])")
 
 
@@ -56,7 +59,9 @@ def normalise(text: str) -> str:
 
 def bare_text(text: str) -> str:
     """The words and numbers of a text, without case and other marks; the text itself if it has none."""
-    return " ".join(_GAP.sub(_kept_or(" "), _plain(text)).casefold().split()) or text
+    plain = _plain(text)
+    words = _GAP.sub(_kept_or(" "), plain).split() if _MAY_TELL.search(plain) else _WORD.findall(plain)
+    return " ".join(" ".join(words).casefold().split()) or text
 
 
 def mention(form: str) -> str:
@@ -70,8 +75,11 @@ def mention(form: str) -> str:
 
 def _plain(text: str) -> str:
     """In lower case and NFC, with one character for each look and one form for each number."""
-    lowered = " ".join(unicodedata.normalize("NFC", text.lower()).translate(_ALIKE).split())
-    if not any(map(str.isdigit, lowered)):
+    lowered = text.lower()
+    if not lowered.isascii():
+        lowered = unicodedata.normalize("NFC", lowered).translate(_ALIKE)
+    lowered = " ".join(lowered.split())
+    if not _MAY_JOIN.search(lowered):
         return lowered
     joined = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), lowered)
     return _SPACED.sub(r"\1", _POINT.sub("0.", _LIST.sub(" ", joined)))

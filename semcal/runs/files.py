@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; no half-written file is left.
     """
-    temporary = path.with_name(_temporary(f".{path.name}"))
+    temporary = path.with_name(temporary_name(f".{path.name}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -49,8 +49,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def _temporary(name: str) -> str:
-    """A name by which `sweep` knows whose file this is."""
+def temporary_name(name: str) -> str:
+    """A name by which `sweep` knows whose file this is, so that it goes when its process is gone."""
     return f"{name}.{os.getpid()}@{socket.gethostname()}.tmp"
 
 
@@ -99,7 +99,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     are to be read by `newest`, which finds them there as long as they have not been moved to their places. If the block
     fails, the old ones stay.
     """
-    staged = folder / _temporary(STAGED)
+    staged = folder / temporary_name(STAGED)
     shutil.rmtree(staged, ignore_errors=True)  # of a killed process with the same number
     try:
         yield staged

@@ -14,7 +14,8 @@ import yaml
 from experiments.bench import calibration_cases as calibration_bench
 from experiments.bench import probe_cases as probes_bench
 from experiments.bench import sampler_cases as sampler_bench
-from experiments.bench import stop_cases as stop_bench
+from experiments.bench.runs import scale_cases as scale_bench
+from experiments.bench.runs import stop_cases as stop_bench
 from experiments.bench.timing import Case, side_by_side
 from semcal.sampling.records import Prompt
 
@@ -123,3 +124,16 @@ def test_without_the_real_model_no_stop_is_measured_and_a_line_says_so(tmp_path,
     monkeypatch.setenv("SEMCAL_MODELS", str(tmp_path))
     assert list(stop_bench.stop_cases()) == []
     assert "left out: real:gemma-3-270m is not here" in capsys.readouterr().err
+
+
+def test_a_large_study_is_held_to_what_it_may_cost_its_driver(monkeypatch):
+    found = scale_bench.simulated(shards=2000)
+    assert found.units == 2000
+    assert found.per_unit_ms == pytest.approx(found.cpu_s / 2)
+    for name, value in {"MODELS": 2, "DATASETS": 1, "QUESTIONS": 20}.items():
+        monkeypatch.setattr(scale_bench, name, value)
+    grid = scale_bench.resolved()
+    assert grid.units == 6
+    assert not scale_bench.in_process("a", 1, lambda: sum(range(10**6)), cpu_s=0.0).holds
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        scale_bench.in_process("a", 1, lambda: 1 / 0)

@@ -106,7 +106,7 @@ def stop(study: Path, number: int, how: signal.Signals, after_s: float) -> Stop:
     began = study.with_suffix(".began")
     began.unlink(missing_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.bench.stop_cases", str(study)], stderr=subprocess.PIPE
+        [sys.executable, "-m", "experiments.bench.runs.stop_cases", str(study)], stderr=subprocess.PIPE
     )
     while not began.is_file():
         _check_alive(process)

@@ -1,0 +1,1 @@
+"""What whole runs cost: when they are stopped, when many workers share them, when they are large."""

@@ -1,0 +1,389 @@
+"""A study on a cluster of Ray: an actor per GPU, or per share of the cores, samples shards; the driver hands them out,
+writes what comes back as bytes, and analyses each cell once it is whole.
+
+Ray starts the workers and tells which have died; what a worker had in hand goes to another one. What is on disk is all
+that the driver knows, so that one that is started again continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, place_for
+from experiments.cluster.ray_worker import START, Answer, Joined, Orders, ShardWorker
+from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
+from experiments.config.study import Cell
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import WAIT_S, Prepared, finish_cell, other_weights
+from experiments.pipeline.signals import Stopped
+from experiments.report.pages import write_study
+from experiments.sample.models import Models
+from experiments.sample.run_checks import together
+from semcal.errors import UserError
+from semcal.runs.files import sweep, temporary_name
+
+TRIES = 3  # of a piece of work whose workers die
+_LOOK_S = 1.0  # at what the threads and Ray have to say
+_PATIENCE_S = 60.0  # until a user is told that no worker has begun
+_JOIN_S = 10.0  # between looks at whether more workers fit
+_CARRIED = ("SEMCAL_MODELS", "SEMCAL_DATA")
+log = logging.getLogger(__name__)
+
+
+def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = None, *, cores: int | None = None) -> None:
+    """Sample, capture, score, probe, report and track every cell that is not finished, sampling on a cluster of Ray.
+
+    Args:
+        address: HOST:PORT of the cluster; None: that of RAY_ADDRESS or of this machine, or else one that is started
+            here and ends with the study.
+        cores: Of a worker; None: its share of a node.
+
+    Raises:
+        UserError: no cluster, or of another version; too few GPUs for a model; workers that die again and again;
+            whatever a stage cannot go on with.
+    """
+    rows = list(zip(prepared.cells, prepared.runs, strict=True))
+    sweep(prepared.study.folder)
+    try:
+        with _Analyses(rows, reporter) as analyses:
+            todo = [n for n, (cell, run) in enumerate(rows) if not run.sampled or other_weights(cell.model, run)]
+            for number in set(range(len(rows))) - set(todo):
+                analyses.add(number)
+            if todo:
+                with connected(address), _token(prepared.study.folder) as token:
+                    _sample_all(prepared, todo, (token, cores), analyses)
+            analyses.finish()
+    except Stopped as stopped:
+        shards = [(len(run.shard_keys()), len(run.missing_shards())) for run in prepared.runs]
+        there = sum(n - missing for n, missing in shards)
+        begun = f"{sum(n for n, _ in shards)} shards of the cells that were begun"
+        stopped.saved = f"{there} of {begun} are saved, and the same command continues"
+        raise
+    write_study(prepared.study.name, rows, prepared.study.folder)
+
+
+def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | None], analyses: _Analyses) -> None:
+    """Sample these cells: first those of the models that take most GPUs, so that GPUs never have to be put together."""
+    import ray
+
+    token, cores = how
+    takes = gpus_of(prepared.study, [prepared.cells[n] for n in todo], nodes())
+    datasets = {name: ray.put(dataset) for name, dataset in prepared.datasets.items()}
+    for gpus in sorted(set(takes.values()), reverse=True):
+        groups = _groups(prepared, [n for n in todo if takes[prepared.cells[n].model.name] == gpus])
+        orders = Orders(
+            cells=prepared.cells,
+            folders=tuple(str(run.folder.resolve()) for run in prepared.runs),
+            datasets=datasets,
+            cwd=os.getcwd(),
+            environ={name: os.environ[name] for name in _CARRIED if name in os.environ},
+            several=gpus > 1,
+        )
+        if groups:
+            _Crew(prepared, ShardQueue(groups), place_for(gpus, nodes(), cores), orders, token).work(analyses)
+
+
+def _groups(prepared: Prepared, numbers: Sequence[int]) -> list[Alike]:
+    """The cells that differ in B alone share their samples."""
+
+    def key(number: int) -> tuple[str, str, str]:
+        cell = prepared.cells[number]
+        return cell.model.name, cell.dataset.name, cell.style
+
+    found = []
+    for (model, dataset, _), some in groupby(numbers, key):
+        cells = tuple(some)
+        size = prepared.cells[cells[0]].sampling.shard_size
+        found.append(Alike(model, cells, -(-len(prepared.datasets[dataset].questions) // size)))
+    return found
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[str]:
+    """A file by which workers know that the folder of the study is theirs, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / temporary_name(f".shared-{secrets.token_hex(8)}")
+    path.touch()
+    try:
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+# ---- workers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Worker:
+    """An actor. `joined` is None until it says so; `model` is what it holds, by name, or is about to load."""
+
+    actor: Any
+    joined: Joined | None = None
+    model: str | None = None
+    doing: Work | None = None
+    rests_until: float = 0.0
+
+
+class _Crew:
+    """The workers of one size, and what they are at."""
+
+    def __init__(self, prepared: Prepared, left: ShardQueue, place: Place, orders: Orders, token: str) -> None:
+        import ray
+
+        self._prepared, self._left, self._place, self._token = prepared, left, place, token
+        self._orders = ray.put(orders)
+        self._workers: list[_Worker] = []
+        self._calls: dict[Any, _Worker] = {}  # by what Ray is to answer
+        self._deaths: Counter[Work] = Counter()
+        self._lost = 0  # workers that died before they did anything, one after the other
+        self._looked, self._began, self._told = 0.0, time.monotonic(), False
+
+    def work(self, analyses: _Analyses) -> None:
+        """Until all is sampled."""
+        import ray
+
+        try:
+            while not self._left.finished:
+                self._hire()
+                self._hand_out()
+                analyses.tell()
+                if not self._calls:  # all rest, or wait for a cell to be begun
+                    time.sleep(_LOOK_S / 10)
+                    continue
+                for call in ray.wait(list(self._calls), timeout=_LOOK_S)[0]:
+                    self._take(call, analyses)
+        finally:
+            for worker in self._workers:
+                ray.kill(worker.actor)
+
+    def _hire(self) -> None:
+        """As many workers as fit into the nodes that are there now."""
+        import ray
+
+        if time.monotonic() - self._looked < _JOIN_S:
+            return
+        self._looked = time.monotonic()
+        actor = ray.remote(ShardWorker).options(num_cpus=self._place.cpus, num_gpus=self._place.gpus, max_restarts=0)
+        idle = sum(w.doing is None for w in self._workers)
+        more = min(fitting(self._place, nodes()) - len(self._workers), self._left.waiting - idle)
+        for _ in range(more):
+            worker = _Worker(actor.remote(self._orders))
+            self._workers.append(worker)
+            self._calls[worker.actor.join.remote(self._token)] = worker
+        if time.monotonic() - self._began > _PATIENCE_S and not self._told and not any(w.joined for w in self._workers):
+            log.warning("no worker of the cluster has begun yet; `ray status` shows who holds its cores and GPUs")
+            self._told = True
+        if not self._workers and self._left.waiting:
+            has = "no GPU" if self._place.gpus else "fewer cores"
+            raise UserError(
+                f"no worker of {self._place.cpus} cores and {self._place.gpus} GPUs fits into the cluster, of which "
+                f"each node has {has}; `ray status` shows what it has"
+            )
+
+    def _hand_out(self) -> None:
+        for worker in self._workers:
+            free = worker.joined is not None and worker.doing is None and time.monotonic() >= worker.rests_until
+            holding = Counter(w.model for w in self._workers if w.model is not None)
+            if not free or (found := self._left.next(worker.model, holding)) is None:
+                continue
+            worker.model, worker.doing = found
+            self._calls[self._call(worker, worker.doing)] = worker
+
+    def _call(self, worker: _Worker, work: Work) -> Any:
+        run = self._prepared.runs[work.cell]
+        assert worker.joined is not None
+        start = {} if worker.joined.shared or not run.manifest() else run.contents(START)
+        if isinstance(work, Begin):
+            return worker.actor.begin.remote(work.cell, start)
+        return worker.actor.sample.remote(work.cell, work.shard, start)
+
+    def _take(self, call: Any, analyses: _Analyses) -> None:
+        """What Ray answers to a call, or that its worker died."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        worker = self._calls.pop(call)
+        try:
+            answer: Any = ray.get(call)
+        except RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+        except RayActorError as error:
+            self._bury(worker, error)
+            return
+        if isinstance(answer, Joined):
+            self._lost, worker.joined = 0, answer
+            _check_version(answer)
+        else:
+            self._done(worker, answer, analyses)
+
+    def _bury(self, worker: _Worker, error: Exception) -> None:
+        """Its work goes to another one.
+
+        Raises:
+            UserError: it has killed several.
+        """
+        self._workers.remove(worker)
+        self._looked = 0.0
+        why = " ".join(str(error).split())[:300]
+        if (work := worker.doing) is None:
+            self._lost += 1
+            if self._lost >= TRIES:
+                raise UserError(f"workers die before they begin ({why}); is semcal installed on every node?")
+            return
+        assert worker.joined is not None
+        cell, where = self._prepared.cells[work.cell], f"{worker.joined.host}, log {worker.joined.log or 'unknown'}"
+        what = f"{cell.label}, shard {work.shard}" if isinstance(work, Sample) else cell.label
+        self._deaths[work] += 1
+        if self._deaths[work] >= TRIES:
+            raise UserError(f"{what}: {TRIES} workers died of it, the last on {where}; {why}")
+        log.warning("%s: its worker died on %s; another one goes on with it", what, where)
+        self._left.back(work)
+
+    def _done(self, worker: _Worker, answer: Answer, analyses: _Analyses) -> None:
+        work, worker.doing = worker.doing, None
+        assert work is not None
+        assert worker.joined is not None
+        cell, run = self._prepared.cells[work.cell], self._prepared.runs[work.cell]
+        for warning in answer.warnings:
+            log.warning("%s", warning)
+        if answer.refused:
+            raise UserError(f"{answer.refused} (on {worker.joined.host}, log {worker.joined.log or 'unknown'})")
+        if not answer.done:  # another process is at it
+            worker.rests_until = time.monotonic() + WAIT_S
+            self._left.back(work)
+            return
+        run.take(answer.files)
+        if answer.record:
+            run.change_manifest(lambda manifest: manifest | together(manifest, answer.record))
+        if isinstance(work, Begin):
+            missing = self._missing(work.cell)
+            analyses.began(work.cell)
+            whole = self._left.begun(work, missing)
+        else:
+            size = cell.sampling.shard_size
+            at, questions = int(work.shard.partition("-")[0]), run.manifest()["questions"]
+            analyses.answered(work.cell, min(size, questions - at * size))
+            whole = self._left.sampled(work)
+        if whole:
+            analyses.add(work.cell)
+
+    def _missing(self, number: int) -> list[str]:
+        """The shards of a cell that was begun which it cannot take over from another cell either."""
+        cell, run = self._prepared.cells[number], self._prepared.runs[number]
+        alike = [
+            other
+            for c, other in zip(self._prepared.cells, self._prepared.runs, strict=True)
+            if (c.model.name, c.dataset.name, c.style) == (cell.model.name, cell.dataset.name, cell.style)
+        ]
+        captured = bool(cell.capture.positions)
+        return [
+            key
+            for key in run.missing_shards()
+            if not any(run.adopt_shard(other, key, with_activations=captured) for other in alike)
+        ]
+
+
+def _check_version(joined: Joined) -> None:
+    from importlib.metadata import version
+
+    if joined.semcal != (ours := version("semcal")):
+        raise UserError(f"{joined.host} has semcal {joined.semcal}, here is {ours}; install the same on every node")
+
+
+# ---- analysis --------------------------------------------------------------------------------------------------------
+
+
+class _Analyses:
+    """Analyses cells one after the other in a thread, so that workers need not wait; what it reports, and what it
+    raises, comes out in the main thread."""
+
+    def __init__(self, rows: Sequence[tuple[Cell, Any]], reporter: Reporter) -> None:
+        self._rows, self._reporter = rows, reporter
+        self._waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)  # what it leaves half done is not missed
+        self._shown: int | None = None
+
+    def __enter__(self) -> _Analyses:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._waiting.put(None)
+
+    def began(self, number: int) -> None:
+        cell, run = self._rows[number]
+        self._reporter.sampling(cell, run.manifest()["questions"], run.questions_saved())
+        self._shown = number
+
+    def answered(self, number: int, questions: int) -> None:
+        if self._shown != number:
+            cell, run = self._rows[number]
+            total = run.manifest()["questions"]
+            self._reporter.sampling(cell, total, run.questions_saved() - questions)
+            self._shown = number
+        self._reporter.answered(questions)
+
+    def add(self, number: int) -> None:
+        """A cell is whole."""
+        self._waiting.put(number)
+
+    def tell(self) -> None:
+        """Report what has happened since.
+
+        Raises:
+            UserError: what an analysis could not go on with.
+        """
+        while not self._said.empty():
+            self._said.get()()
+
+    def finish(self) -> None:
+        """Wait until all cells are analysed."""
+        self._waiting.put(None)
+        while self._thread.is_alive():
+            self.tell()
+            self._thread.join(_LOOK_S / 10)
+        self.tell()
+
+    def _work(self) -> None:
+        models, later = Models(), _Later(self._said)
+        later.inner = self._reporter
+        try:
+            while (number := self._waiting.get()) is not None:
+                cell, run = self._rows[number]
+                while not finish_cell(cell, run, models, later):
+                    time.sleep(WAIT_S)
+                later.finished(cell)
+        except BaseException as error:  # whatever it is, the main thread raises it
+            self._said.put(lambda error=error: _raise(error))
+
+
+class _Later(Reporter):
+    """Passes everything on to a reporter, when it is asked to."""
+
+    inner: Reporter
+
+    def __init__(self, said: queue.SimpleQueue[Callable[[], None]]) -> None:
+        self._said = said
+
+    def stage(self, cell: Cell, what: str) -> None:
+        self._said.put(lambda: self.inner.stage(cell, what))
+
+    def finished(self, cell: Cell) -> None:
+        self._said.put(lambda: self.inner.finished(cell))
+
+
+def _raise(error: BaseException) -> None:
+    raise error
