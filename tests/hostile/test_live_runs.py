@@ -70,7 +70,6 @@ COMMANDS = {
     "probe of a run": ["probe", "LIVE"],
     "compare": ["compare", "STUDY"],
     "verdict": ["verdict", "STUDY"],
-    "run": ["run", "STUDY"],
     "transfer": ["transfer", "RUNS"],
     "intervene": ["intervene", "LIVE", "-n", "4"],
 }
@@ -151,8 +150,6 @@ def test_commands_on_a_study_in_progress_are_right_or_one_line(study, alone, mon
         assert first.calibration() == before[0], where
         pd.testing.assert_frame_equal(first.samples(), before[1])
         assert said["ls"][0] == said["report"][0] == 0
-        assert said["run"][0] == 2
-        assert "in use by process" in said["run"][1]
         for name in ("score of a run", "probe of a run"):
             assert said[name][0] == 2
             assert ("not fully sampled" if where == "sampling" else "in use by process") in said[name][1], said[name]
