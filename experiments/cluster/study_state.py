@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Sequence
@@ -17,9 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from semcal.runs.claims import CLAIMS, LEASE_S, LOCK, SUFFIX, holder
+from semcal.runs.claims import CLAIMS, LOCK, SUFFIX, holder, is_alive
 from semcal.runs.files import newest
 from semcal.runs.partial_shard import questions_in
 
@@ -186,14 +183,7 @@ def _claim(folder: Path, name: str) -> Held | None:
         return None
     by = holder(folder, name)
     shard = "" if name == LOCK else name.removeprefix(f"{CLAIMS}/").removesuffix(SUFFIX)
-    return Held(shard, by, silent, _is_dead(by, silent), log_of(folder.parent, by))
-
-
-def _is_dead(by: str, silent: float) -> bool:
-    found = re.fullmatch(r"process (\d+) on (.+)", by)
-    if found and found[2] == socket.gethostname():
-        return not psutil.pid_exists(int(found[1]))
-    return silent > LEASE_S
+    return Held(shard, by, silent, not is_alive(folder, name), log_of(folder.parent, by))
 
 
 # ---- logs of workers -------------------------------------------------------------------------------------------------

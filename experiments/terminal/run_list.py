@@ -11,13 +11,13 @@ import json
 import math
 import os
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semcal.errors import UserError
+from semcal.runs.claims import CLAIMS, LOCK, SUFFIX, is_alive
 from semcal.runs.digests import DIGESTS, changed, digest, read_digests
 from semcal.runs.files import newest
 
@@ -112,22 +112,9 @@ def _saved(folder: Path, manifest: dict[str, Any]) -> int:
 
 
 def _at_work(folder: Path) -> bool:
-    """Whether the process that a lock names is alive; of another machine's, that is not known, and it is believed."""
-    try:
-        found = re.match(r"process (\d+) on (.+)", (folder / ".lock").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        return False
-    if found is None:
-        return False
-    if found[2] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether a process holds the run, or a part of it."""
+    parts = (f"{CLAIMS}/{path.name}" for path in (folder / CLAIMS).glob(f"*{SUFFIX}"))
+    return any(is_alive(folder, name) for name in (LOCK, *parts))
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

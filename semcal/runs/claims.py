@@ -10,11 +10,15 @@ is protected has to come out alike whoever does it.
 from __future__ import annotations
 
 import re
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, SoftFileLease, Timeout
+import psutil
+from filelock import SoftFileLease, Timeout
 
 from semcal.errors import UserError
 
@@ -23,6 +27,7 @@ CLAIMS = "claims"  # folder of the claims on parts of a run
 WRITING = ".writing"  # held for moments, while files are read, changed and written again
 SUFFIX = ".claim"
 LEASE_S = 120.0
+_MOMENT: dict[str, Any] = {"is_singleton": True, "poll_interval": 0.02}  # a process may hold it several times at once
 _TRIES = 2  # the first one may only find out that the holder is dead
 _WAITED: dict[Path, SoftFileLease] = {}  # how long a claim has not been touched is known to the object that watches it
 
@@ -86,6 +91,19 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_alive(folder: Path, name: str = LOCK) -> bool:
+    """Whether a claim is there and its holder seems alive: a process of this machine that is there, or one of another
+    that touched the claim not long ago, by this machine's clock."""
+    try:
+        silent = time.time() - (folder / name).stat().st_mtime
+    except OSError:
+        return False
+    found = re.fullmatch(r"process (\d+) on (.+)", holder(folder, name))
+    if found and found[2] == socket.gethostname():
+        return psutil.pid_exists(int(found[1]))
+    return silent <= LEASE_S
+
+
 def holder(folder: Path, name: str = LOCK) -> str:
     """Who has a claim, in words."""
     with suppress(OSError, UnicodeDecodeError):
@@ -103,5 +121,5 @@ def writing(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         with suppress(OSError):  # not to be written: whoever writes there is told
             if folder.is_dir():
-                held.enter_context(FileLock(folder / WRITING, is_singleton=True))
+                held.enter_context(SoftFileLease(folder / WRITING, lease_duration=LEASE_S, **_MOMENT))
         yield

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from experiments.pipeline.signals import CONTINUE, SIGNALS
 from experiments.sample import portions
-from semcal import UserError
+from semcal.runs.claims import holder, part
 from tests.experiments.conftest import write_study
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ class Waiting(progress.Screen):
             wait()
         super().stage(cell, what)
 
-cli.Screen = Waiting
+progress.Screen = Waiting
 cli.main()
 """
 # A command whose code loses the exception, as one long matrix product does for a while.
@@ -146,14 +147,15 @@ def test_an_analysis_that_is_stopped_says_that_the_samples_are_saved(study):
     assert not run.calibration()
 
 
-def test_a_second_run_is_told_of_the_first_and_goes_on_when_that_was_stopped(study, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(study, monkeypatch):
     def ignoring() -> None:
         heard()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     process = started(SLOWED, "sampling", "run", str(study), before=ignoring)
-    with pytest.raises(UserError, match=f"is in use by process {process.pid} on"):
-        run_study(prepare_study(load_study(study)), Reporter())
+    (run,) = prepare_study(load_study(study)).runs
+    (shard,) = run.missing_shards()
+    assert holder(run.folder, part(shard)) == f"process {process.pid} on {socket.gethostname()}"
     process.send_signal(signal.SIGHUP)  # as it was started with `nohup`, this stays ignored
     time.sleep(0.3)
     assert process.poll() is None

@@ -100,9 +100,9 @@ def _scored(run: Run) -> dict[str, list[Any]]:
         "tied": table["tied"].astype(int).tolist(),
         "unparsed": list(map(digits, unparsed)),
         "seen_mass": list(map(digits, table["seen_mass"])),
-        "probe_answer": [None if label is None else cut(label, _CLASS) for label in table["probe_class"]],
+        "probe_answer": [cut(label, _CLASS) if isinstance(label, str) else None for label in table["probe_class"]],
         "probe_confidence": list(map(digits, table["probe_confidence"])),
-        "probe_sampled": [None if label is None else digits(of.get(label, 0.0)) for label, of in predicted],
+        "probe_sampled": [digits(of.get(label, 0.0)) if isinstance(label, str) else None for label, of in predicted],
     }
     return {name: column for name, column in columns.items() if any(value is not None for value in column)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -76,7 +77,6 @@ def test_names_on_the_command_line():
             {"datasets": [{"kind": "truthfulqa"}], "semantics": [{"kind": "exact"}]},
             "truthfulqa is not read by exact, since its answers are whole sentences",
         ),
-        ({"prompting": {"shots": 2, "exemplars": 500}}, "exemplars is 500, but there are only"),
     ],
 )
 def test_one_line_before_a_model_loads(monkeypatch, capsys, tmp_path, study_dict, change, message):
@@ -200,7 +200,7 @@ def test_unparsed_answers_have_a_range_on_the_page_and_in_the_study(tmp_path, st
     assert f"between {found['least_smece']:.3f} and {found['most_smece']:.3f}" in said
     assert "Above 5%, no hypothesis is decided" in said
     page, study = (folder / "report.html" for folder in (run.folder, run.folder.parent))
-    assert "<h2>Unparsed answers</h2>" in page.read_text()
+    assert re.search(r"<h2[^>]*>Unparsed answers", page.read_text())
     assert all("Over four readings of them" in path.read_text() for path in (page, study))
 
 
@@ -237,6 +237,7 @@ def test_a_run_whose_b_knew_golds_own_aliases_is_taken_over_by_running_its_study
     off = {"capture": {"positions": []}, "probes": {"enabled": False}}
     (run,) = run_dict(tmp_path, study_dict | off)
     samples, before, known = run.samples(), run.calibration(), run.aliases()
+    run.change_manifest(lambda manifest: {key: value for key, value in manifest.items() if key != "gold_key"})
     (run.folder / "digests.json").unlink()
     (run.folder / "aliases.json").write_text("{}")
     with pytest.raises(UserError, match="`semcal run` its study again, which takes them over and keeps the samples"):

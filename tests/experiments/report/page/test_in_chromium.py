@@ -184,7 +184,7 @@ def test_plots_say_their_numbers_and_filter_the_questions(browser, run):
     plots.nth(3).locator(".hit").first.focus()
     page.keyboard.press("Enter")
     assert opened.rows("KL gap") != before
-    assert "embedding" in page.locator(".plots figure h3").nth(2).inner_text()
+    assert "embed" in page.locator(".plots figure h3").nth(2).inner_text()
     assert opened.complaints == []
 
 
