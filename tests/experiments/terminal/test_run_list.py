@@ -58,7 +58,7 @@ def test_probes_that_the_configuration_hides_are_not_shown(run):
 
 
 def lock(run: Path, process: int) -> None:
-    (run / ".lock").write_text(f"process {process} on {socket.gethostname()}")
+    (run / ".lock").write_text(f"filelock/2\npid={process}\nhost={socket.gethostname()}\nmode=lease\n")
 
 
 def test_a_finished_run(run):
