@@ -47,7 +47,7 @@ def connected(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--ray needs a package: pip install 'semcal[ray]'") from None
     _check_answers(address or os.environ.get("RAY_ADDRESS"))
@@ -91,7 +91,7 @@ def _refused(address: str | None, error: Exception) -> UserError:
 
 def nodes() -> list[Node]:
     """The nodes that are alive."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     return [
         Node(n["NodeID"], int(n["Resources"].get("CPU", 0)), int(n["Resources"].get("GPU", 0)))
@@ -173,8 +173,8 @@ def _memory_of_a_gpu(alive: Sequence[Node]) -> int:
     Raises:
         UserError: none is free.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
     looks: list[Any] = [
         ray.remote(_gpu_memory)

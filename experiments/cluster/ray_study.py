@@ -76,7 +76,7 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
 
 def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | None], analyses: _Analyses) -> None:
     """Sample these cells: first those of the models that take most GPUs, so that GPUs never have to be put together."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     token, cores = how
     takes = gpus_of(prepared.study, [prepared.cells[n] for n in todo], nodes())
@@ -140,7 +140,7 @@ class _Crew:
     """The workers of one size, and what they are at."""
 
     def __init__(self, prepared: Prepared, left: ShardQueue, place: Place, orders: Orders, token: str) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self._prepared, self._left, self._place, self._token = prepared, left, place, token
         self._orders = ray.put(orders)
@@ -152,7 +152,7 @@ class _Crew:
 
     def work(self, analyses: _Analyses) -> None:
         """Until all is sampled."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         try:
             while not self._left.finished:
@@ -170,7 +170,7 @@ class _Crew:
 
     def _hire(self) -> None:
         """As many workers as fit into the nodes that are there now."""
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         if time.monotonic() - self._looked < _JOIN_S:
             return
@@ -211,8 +211,8 @@ class _Crew:
 
     def _take(self, call: Any, analyses: _Analyses) -> None:
         """What Ray answers to a call, or that its worker died."""
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayActorError, RayTaskError  # pyright: ignore[reportMissingImports]
 
         worker = self._calls.pop(call)
         try:

@@ -160,7 +160,7 @@ class ShardWorker:
 
 
 def _from_ray(reference: Any) -> Dataset:
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     return ray.get(reference)
 

@@ -188,7 +188,7 @@ class _Idle:
 def ray_calls(shards: int = CALLS) -> Scaled | Skipped:
     """A call to an actor of Ray on this machine and its answer: CPU of the driver, which waits for each."""
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         return Skipped("Ray", "pip install 'semcal[ray]'")
     with connected(None):
