@@ -37,6 +37,7 @@ from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.files import sweep
 from semcal.runs.folder_lock import locked
 from semcal.runs.run import Run, content_key
+from semcal.sampling.vllm.interpreter import vllm_python
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ def check_models(study: Study) -> None:
     for model in (m for m in study.models if not m.is_served):
         check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle, adapter=model.adapter)
         check_probes(study.probes, model)
+        if model.engine == "vllm":
+            vllm_python(model.python)
 
 
 def warn_of_groups(study: Study, dataset: str, groups: int) -> None:

@@ -47,14 +47,16 @@ class RunChecks:
 
     Attributes:
         watch: For the sampler; None where nothing is drawn here.
+        law: Of an engine in another process, which was tested before; None where there is none.
         cpu_seconds: What `timed` blocks have taken so far.
     """
 
     def __init__(self, job: SamplingJob, model: Answerer) -> None:
         self.job, self.model = job, model
-        drawn_here = isinstance(model, LanguageModel) and not job.cell.enumerated
+        drawn_here = isinstance(model, LanguageModel) and not job.cell.enumerated and job.cell.model.engine == "hf"
         self.watch = LawWatch(job.settings) if drawn_here else None
         self.ends = AnswerEnds(model, job.settings) if isinstance(model, LanguageModel) else None
+        self.law: Check | None = None
         self.cpu_seconds = 0.0
         self._questions, self._answers, self._tokens = 0, 0, 0
         self._compared: list[Check] = []
@@ -158,6 +160,8 @@ class RunChecks:
     def _law(self) -> Check:
         if self.watch is not None:
             return self.watch.check()
+        if self.law is not None:
+            return self.law
         return Check.not_made(LAW, ENUMERATED if self.job.cell.enumerated else SERVED)
 
     def _read_at(self) -> Check:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class PipedScript:
             env=dict(env),
             start_new_session=True,
         )
+        self._cpu_seconds = 0.0
         self.tell(begin)
 
     def __enter__(self) -> PipedScript:
@@ -66,11 +68,9 @@ class PipedScript:
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send one message; a script that has ended says why when it is heard."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass
 
     def hear(self) -> dict[str, Any]:
         """The next message.
@@ -92,7 +92,15 @@ class PipedScript:
         """CPU time so far of the process and its children, which do the work."""
         root = psutil.Process(self._process.pid)
         times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
-        return sum(t.user + t.system for t in times)
+        self._cpu_seconds = sum(t.user + t.system for t in times)
+        return self._cpu_seconds
+
+    def last_cpu_seconds(self) -> float:
+        """The same; as last known where the process has ended."""
+        try:
+            return self.cpu_seconds()
+        except psutil.Error:
+            return self._cpu_seconds
 
     def close(self) -> None:
         """End the process and its children."""
@@ -102,10 +110,8 @@ class PipedScript:
             tree = []
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         self._process.kill()  # it holds nothing that is not on disk
         self._process.wait()
         for process in tree:

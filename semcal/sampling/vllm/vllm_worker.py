@@ -7,6 +7,9 @@ and the process ends; with any other error it ends and the traceback is on stand
 goes. Activations are left as safetensors files in the folder that a request names.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# vLLM and its torch are in another environment.
+
 import ctypes
 import inspect
 import json
