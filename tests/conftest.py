@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from semcal import LanguageModel
+from semcal.errors import UserError
+from semcal.sampling.vllm.interpreter import vllm_python
 
 torch.set_num_threads(1)
 os.environ["COLUMNS"] = "160"  # tables are as wide in a worker of pytest-xdist as in a terminal
@@ -55,11 +57,17 @@ MORE_CONFIGS = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of the real models take minutes and are run only where they are asked for."""
+    """Tests of the real models take minutes and are run only where they are asked for; those of vLLM where it is."""
     if "real" not in (config.getoption("markexpr") or ""):
         for item in items:
             if item.get_closest_marker("real"):
                 item.add_marker(pytest.mark.skip(reason="needs the real models; run `make test-real`"))
+    try:
+        vllm_python()
+    except UserError as error:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason=f"{error}; or run `make test-vllm`"))
 
 
 def data_folder() -> Path:

@@ -198,8 +198,10 @@ class VllmEngine:
             yield prompt, reply["answers"]
 
     def _replies(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        assert self._script is not None, "fit comes before"
+        if self._script is None:  # an error ended it
+            self._start()
         script = self._script
+        assert script is not None
         script.tell(request)
         try:
             while not (reply := self._heard(script)).get("done"):

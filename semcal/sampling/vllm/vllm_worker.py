@@ -26,6 +26,7 @@ import torch
 # Only whole blocks of a prompt are shared among its samples. On a CPU vLLM's default of 128 positions would share
 # nothing of most prompts; it asks for a multiple of 32 there.
 CPU_BLOCK = 32
+CPU_TOKENS = 4096  # of one pass
 CPU_CACHE = 2**31  # bytes of keys and values; more answers than fit wait for their turn
 MOST_STATED = 20  # tokens whose probability vLLM states beside the drawn one
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -168,7 +169,14 @@ def _load(asked: dict[str, Any]) -> Any:
     if cuda:
         here = {"tensor_parallel_size": torch.cuda.device_count() if asked["device"] == "balanced" else 1}
     else:
-        here = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE, "block_size": CPU_BLOCK}
+        here = {
+            "enforce_eager": True,  # compiling takes minutes
+            "kv_cache_memory_bytes": CPU_CACHE,
+            "block_size": CPU_BLOCK,
+            # After a part of a prompt, vLLM 0.32 takes back the draw of a seeded request, which CPU generators cannot.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_TOKENS, asked["max_model_len"]),
+        }
     settings = {
         "model": asked["model"],
         "revision": asked["revision"],
