@@ -17,11 +17,12 @@ from experiments.bench import __main__ as command
 from experiments.bench import sampler_cases as sampler_bench
 from experiments.bench.real import real_cases as bench
 from experiments.bench.real.matrix_throughput import matrix_throughput, token_flops
-from experiments.bench.real.vllm_process import Vllm, vllm_python
+from experiments.bench.real.vllm_process import Vllm
 from experiments.bench.sampler_cases import Subject
 from experiments.bench.timing import Case, Skipped, spent
 from semcal import UserError
 from semcal.sampling.records import Prompt
+from semcal.sampling.vllm.interpreter import PYTHON, vllm_python
 
 # What vllm_answers.py uses of vLLM, by plain sampling; it talks on standard output, as vLLM does.
 STAND_IN = """
@@ -167,11 +168,11 @@ def test_the_throughput_is_at_least_that_of_plain_products(tiny):
 
 def test_what_is_not_here_is_skipped_with_a_line_that_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("SEMCAL_MODELS", str(tmp_path))
-    monkeypatch.delenv("SEMCAL_VLLM", raising=False)
+    monkeypatch.delenv(PYTHON, raising=False)
     found = list(bench.real_cases("cpu"))
     assert all(isinstance(case, Skipped) for case in found)
     lines = [case.line for case in found]
-    assert "set it to the python of an environment that has vLLM" in lines[0]
+    assert "engine vllm needs an environment with vLLM" in lines[0]
     assert [line.partition(":")[0] for line in lines[1:]] == [
         "real/gemma-concise, real/gemma-sentence",
         "real/smollm2-concise",
@@ -181,13 +182,13 @@ def test_what_is_not_here_is_skipped_with_a_line_that_says_how_to_get_it(monkeyp
 
 def test_an_interpreter_that_is_none_is_refused(monkeypatch, tmp_path):
     for wrong in (tmp_path, tmp_path / "absent"):
-        monkeypatch.setenv("SEMCAL_VLLM", str(wrong))
+        monkeypatch.setenv(PYTHON, str(wrong))
         with pytest.raises(UserError, match="which is no program"):
             vllm_python()
 
 
 def test_an_environment_without_vllm_and_a_vllm_that_dies_end_in_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"No module named 'vllm'.*SEMCAL_VLLM"):
+    with pytest.raises(UserError, match=r"No module named 'vllm'.*SEMCAL_VLLM_PYTHON"):
         Vllm(Path(sys.executable), tmp_path, "float32", device="cpu", threads=1)
     vllm = Vllm(interpreter(tmp_path, dies=True), tmp_path, "float32", device="cpu", threads=1)
     with pytest.raises(UserError, match="RuntimeError: Out of luck"):

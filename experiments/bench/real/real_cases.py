@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from experiments.bench.real.matrix_throughput import matrix_throughput, token_flops
-from experiments.bench.real.vllm_process import Vllm, vllm_python
+from experiments.bench.real.vllm_process import Vllm
 from experiments.bench.sampler_cases import M, Subject, generate, homogeneity, ours
 from experiments.bench.timing import Case, Skipped, Spent, spent
 from experiments.config.study import NamedConfig, PromptingConfig, load_dataset
@@ -30,6 +30,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import STOPS, few_shot
 from semcal.sampling.engine import Sampler
 from semcal.sampling.records import Prompt
+from semcal.sampling.vllm.interpreter import vllm_python
 
 CASES = (
     ("real/gemma-concise", "gemma-3-270m", "concise"),
