@@ -19,7 +19,7 @@ def bench(
         str,
         typer.Argument(
             help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, generative, "
-            "validity, stops"
+            "validity, stops, engines"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
@@ -37,6 +37,7 @@ def bench(
     from experiments.bench.generative.generative_cases import Emitted, generative_cases
     from experiments.bench.open_cases import Cost, Recovery, open_probe_cases, planted_open_cases
     from experiments.bench.probe_cases import probes_cases
+    from experiments.bench.real.engine_cases import engine_cases
     from experiments.bench.real.real_cases import real_cases
     from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
     from experiments.bench.semantics_cases import semantics_cases
@@ -58,6 +59,7 @@ def bench(
         "generative": generative_cases,
         "validity": validity_cases,
         "stops": stop_cases,
+        "engines": engine_cases,
     }
     if name not in benches:
         raise typer.BadParameter(f"unknown bench {name!r}; expected one of {', '.join(benches)}")

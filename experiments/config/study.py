@@ -543,6 +543,11 @@ class Study(Settings):
     def _possible_in_vllm(self, model: ModelConfig) -> None:
         if self.sampling.exact:
             raise ValueError(f"models: {model.name!r} has engine vllm, which can only sample; leave sampling.exact out")
+        if self.sampling.temperature > 2:
+            raise ValueError(
+                f"models: {model.name!r} has engine vllm, which samples at temperatures up to 2; lower it, or "
+                "set engine to hf"
+            )
         if later := [position for position in self.capture.positions if in_answer(position)]:
             raise ValueError(
                 f"models: {model.name!r} has engine vllm, which shows no activations after the prompt; leave "

@@ -81,7 +81,7 @@ def interpreter(folder: Path, *, dies: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm(tiny, tmp_path_factory):
-    vllm = bench._start_vllm(interpreter(tmp_path_factory.mktemp("vllm")), tiny)
+    vllm = bench.start_vllm(interpreter(tmp_path_factory.mktemp("vllm")), tiny)
     yield vllm
     vllm.close()
 
@@ -97,7 +97,7 @@ def subject(tiny, monkeypatch):
 
 def test_all_three_are_compared_and_end_their_answers_at_the_same_tokens(subject, vllm):
     case = bench.compare(subject, vllm)
-    found = bench._asked(vllm, subject, subject.prompts)
+    found = bench.asked_vllm(vllm, subject, subject.prompts)
     assert vllm.cpu_seconds() > 0
     figures = json.loads(json.dumps(case.to_dict()))
     assert figures["ratio"] > 0
@@ -106,9 +106,9 @@ def test_all_three_are_compared_and_end_their_answers_at_the_same_tokens(subject
     assert figures["rows_plain"] >= figures["rows_decoded"] > 0
     assert figures["share"] == pytest.approx(figures["gflop"] / figures["ours_s"] / figures["gflops"])
     assert "vLLM" in case.line
-    generated = bench._generated(subject, subject.prompts)
-    ends = set(bench._ends(subject))
-    for answers in (found, generated, bench._drawn_by(sampler_bench.ours(subject), subject.prompts)):
+    generated = bench.generated(subject, subject.prompts)
+    ends = set(bench.ends_of(subject))
+    for answers in (found, generated, bench.drawn_by(sampler_bench.ours(subject), subject.prompts)):
         assert answers.keys() == {p.key for p in subject.prompts}
         for drawn in answers.values():
             assert drawn.total() == bench.M
@@ -118,9 +118,9 @@ def test_all_three_are_compared_and_end_their_answers_at_the_same_tokens(subject
 
 
 def test_one_that_draws_something_else_is_not_reported(subject, vllm, monkeypatch):
-    honest = bench._asked
+    honest = bench.asked_vllm
     monkeypatch.setattr(
-        bench, "_asked", lambda v, s, prompts: honest(v, s, [Prompt(p.key, p.ids[::-1]) for p in prompts])
+        bench, "asked_vllm", lambda v, s, prompts: honest(v, s, [Prompt(p.key, p.ids[::-1]) for p in prompts])
     )
     with pytest.raises(AssertionError, match="tiny: vllm draws from a different distribution"):
         bench.compare(subject, vllm)

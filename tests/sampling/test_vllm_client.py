@@ -109,7 +109,7 @@ def test_memory_that_no_halving_helps_ends_in_one_line(engine, monkeypatch):
 
 def test_a_model_that_vllm_cannot_serve_is_said_in_one_line(engine):
     with pytest.raises(
-        UserError, match=r"does not start with unknown: ValueError: Model .* not supported.*engine hf"
+        UserError, match=r"unknown is not served: .*ValueError: Model .* not supported.*engine to hf"
     ) as e:
         engine("unknown").fit(100)
     assert "\n" not in str(e.value)

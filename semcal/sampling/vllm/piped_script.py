@@ -128,4 +128,4 @@ class PipedScript:
         errors = [text for text in words if any(sign in text for sign in _SIGNS)]
         if code < 0 and not errors:
             return f"killed by signal {-code}"
-        return (errors or words or ["it said nothing"])[-1][-200:]
+        return (errors or words or ["it said nothing"])[-1].removeprefix("[rank0]: ")[-200:]

@@ -156,6 +156,10 @@ class VllmEngine:
             found[reply["question"]] = dict(reply["drawn"]), dict(reply["stated"])
         return found
 
+    def forget(self) -> None:
+        """Empty vLLM's cache of prompts, so that what was asked before is asked as if for the first time."""
+        list(self._replies({"do": "forget"}))
+
     def _sampled(
         self, prompts: list[Prompt], settings: Sampling, rule: StopRule, reader: Reader | None
     ) -> Iterator[Answered]:
@@ -216,7 +220,7 @@ class VllmEngine:
         except Ended as ended:
             if ended.killed:
                 raise OutOfMemory(str(ended)) from ended
-            raise
+            raise UserError(f"{ended}; set engine to hf if it cannot serve this model") from ended
         if "memory" in reply:
             raise OutOfMemory(reply["memory"])
         return reply
@@ -228,12 +232,11 @@ class VllmEngine:
         script = PipedScript(self.python, _WORKER, asked, env)
         try:
             ready = self._heard(script)
-        except (OutOfMemory, Ended) as error:
+        except (OutOfMemory, UserError) as error:
             script.close()
             raise UserError(
-                f"vLLM of {self.python} does not start with {self.model.model}: {_reason(str(error))}; use engine hf "
-                "if it cannot serve this model, or see docs/engines.md"
-            ) from None
+                f"{self.model.model} is not served: {error}; {self.python} is its environment (docs/engines.md)"
+            ) from error
         except BaseException:
             script.close()
             raise
@@ -301,7 +304,3 @@ def _checked(key: str, found: dict[Outcome, int]) -> Answered:
         refuse(key, 0)
     order = sorted(found.items(), key=lambda item: (-item[1], item[0].ids))
     return Answered(key, tuple(Sample(s.ids, s.logprob, s.finish, count) for s, count in order))
-
-
-def _reason(said: str) -> str:
-    return said.removeprefix("vLLM ended by itself (").removesuffix(")")

@@ -1,10 +1,10 @@
 """vLLM with one model, asked over standard input and output; run by the interpreter of vLLM's own environment.
 
-Imports nothing of semcal's. Every message is one line of JSON. The first one says what to load (`_load`), and vLLM's
-answer that it is ready; then come requests with a field `do`, "sample" or "first_tokens" (see the functions of these
-names), each answered by a line a question and one more, `{"done": true}`. Out of memory is answered by `{"memory": …}`,
-and the process ends; with any other error it ends and the traceback is on standard error, where all that vLLM prints
-goes. Activations are left as safetensors files in the folder that a request names.
+Imports nothing of semcal's. Every message is one line of JSON. The first one says what to load (`_load`), and vLLM
+answers that it is ready; then come requests with a field `do`, "sample", "first_tokens" or "forget" (see the functions
+of these names), each answered by a line a question and one more, `{"done": true}`. Out of memory is answered by
+`{"memory": …}`, and the process ends; with any other error it ends and the traceback is on standard error, where all
+that vLLM prints goes. Activations are left as safetensors files in the folder that a request names.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
@@ -287,6 +287,11 @@ def first_tokens(engine: Any, asked: dict[str, Any], replies: TextIO) -> None:
                 _send(replies, {"question": int(_number(output.request_id))} | found)
 
 
+def forget(engine: Any, _asked: dict[str, Any], _replies: TextIO) -> None:
+    """Empty the cache of prompts."""
+    engine.reset_prefix_cache()
+
+
 def _send(replies: TextIO, message: dict[str, Any]) -> None:
     replies.write(json.dumps(message) + "\n")
     replies.flush()
@@ -308,7 +313,9 @@ def serve() -> None:
         _send(replies, ready | {"device": llm.llm_engine.vllm_config.device_config.device_type})
         for line in sys.stdin:
             asked = json.loads(line)
-            {"sample": sample, "first_tokens": first_tokens}[asked["do"]](llm.llm_engine, asked, replies)
+            {"sample": sample, "first_tokens": first_tokens, "forget": forget}[asked["do"]](
+                llm.llm_engine, asked, replies
+            )
             _send(replies, {"done": True})
     except (RuntimeError, MemoryError, OSError) as error:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):

@@ -85,6 +85,7 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
         ({"models": [{"path": "http://localhost:1/v1", "engine": "vllm"}]}, "a server has its own engine"),
         ({"models": [{"path": "x", "python": "y"}]}, "python names the interpreter of engine vllm; leave it out"),
         (VLLM | {"sampling": {"exact": {"epsilon": 0.1}}}, "has engine vllm, which can only sample"),
+        (VLLM | {"sampling": {"temperature": 2.5}}, "has engine vllm, which samples at temperatures up to 2"),
         (
             VLLM | {"capture": {"positions": ["after_4_tokens"]}},
             "no activations after the prompt; leave after_4_tokens",

@@ -108,8 +108,7 @@ def test_a_run_in_vllm_has_the_records_of_any_other(room, checkpoint):
     assert max(engine["compared"]["layers"].values()) < 1e-3
     assert engine["compared"]["nats"] < 1e-3
     assert set(ours.probes().columns) == set(theirs.probes().columns)
-    low, high = ours.calibration()["ci_low"], ours.calibration()["ci_high"]
-    assert low <= high
+    assert set(ours.calibration()) == set(theirs.calibration())
     assert "vllm" in (ours.folder / "report.html").read_text()
     assert ours.manifest()["sampling_work"][0]["cpu_seconds"] > 0
 
@@ -167,7 +166,7 @@ def test_tokens_that_are_not_drawn_as_stated_stop_the_run(room, checkpoint, monk
 
     def warmer(self, prompts, settings):
         stated = drawn(self, prompts, settings)
-        hot = drawn(self, prompts, replace(settings, temperature=3.0))
+        hot = drawn(self, prompts, replace(settings, temperature=2.0))
         return [(d, {**dict.fromkeys(d, -9.0), **s}) for (d, _), (_, s) in zip(hot, stated, strict=True)]
 
     monkeypatch.setattr(VllmEngine, "first_tokens", warmer)
@@ -180,7 +179,7 @@ def test_a_model_that_vllm_cannot_serve_ends_in_one_line(tmp_path):
     AutoModelForCausalLM.from_config(CONFIGS["llama"]()).save_pretrained(tmp_path / "small")  # heads of 8 features
     word_tokenizer().save_pretrained(tmp_path / "small")
     ready = prepared(tmp_path, study_in(tmp_path, tmp_path / "small", "small"))
-    with pytest.raises(UserError, match=r"does not start with .*small: .*; use engine hf") as refused:
+    with pytest.raises(UserError, match=r"vLLM ended by itself \(.*head_dim=8.*\); set engine to hf if") as refused:
         run_study(ready, Reporter())
     assert "\n" not in str(refused.value)
 
