@@ -6,6 +6,7 @@ with `answers` [prompt][sample][token], the last token of an answer being the on
 says that vLLM is ready. Whatever vLLM prints goes to standard error.
 """
 
+import ctypes
 import json
 import os
 import sys
@@ -18,6 +19,8 @@ CPU_BLOCK = 32
 
 def serve() -> None:
     """Answer requests until standard input ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # ends with the process that started it, however that ends
     begin = json.loads(sys.stdin.readline())
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
