@@ -68,7 +68,7 @@ class VllmSampler:
         self.settings, self.rule = job.settings, model.stop_rule(job.settings.stop)
         prompts = sorted((a.prompt for a in job.asked), key=lambda p: len(p.ids))
         self._spent = engine.cpu_seconds()
-        engine.fit(len(prompts[-1].ids) + job.settings.max_new_tokens)
+        engine.fit(len(prompts[-1].ids) + job.settings.max_new_tokens, model.context)
         compared = prompts if len(prompts) < 2 else [prompts[0], prompts[-1]]
         apart, limit, layers = self._compare(compared)
         work = asdict(Work(path=PATH, apart=apart or 0.0, apart_limit=limit))
@@ -95,7 +95,7 @@ class VllmSampler:
             UserError: further than rounding explains, naming the layer.
         """
         model, capture = self.model, self.capture
-        few = replace(self.settings, m=2, max_new_tokens=_NEW_TOKENS)
+        few = replace(self.settings, m=2, max_new_tokens=min(_NEW_TOKENS, self.settings.max_new_tokens))
         found = {a.key: a for a in self.engine.sample(prompts, few, self.rule, capture)}
         plain = None
         if capture is not None:
@@ -175,6 +175,8 @@ def engine_of(model: LanguageModel, config: ModelConfig, rows: int | None) -> Vl
     asked for."""
     engine = _ENGINES.get(model.model)
     if engine is None:
+        for other in list(_ENGINES.values()):  # its model may not be gone yet, and holds most of the GPU
+            other.stop()
         python = vllm_python(config.python)
         where = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
         if _is_read_by_vllm(model, config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -147,6 +148,8 @@ def test_longer_prompts_start_it_with_more_room_and_shorter_ones_do_not(engine):
     one.fit(129)
     assert one.pid != before
     assert one.facts["settings"]["max_model_len"] == 192
+    one.fit(200, context=210)  # not beyond what the model can attend to
+    assert one.facts["settings"]["max_model_len"] == 210
 
 
 def test_seeds_depend_on_study_and_question():
@@ -194,6 +197,9 @@ def test_a_device_of_several_is_the_only_one_that_is_seen(tmp_path):
     assert environment_of(tmp_path / "bin" / "python", "cuda:1", 1)["CUDA_VISIBLE_DEVICES"] == "1"
     cpu = environment_of(tmp_path / "bin" / "python", "cpu", 3)
     assert (cpu["CUDA_VISIBLE_DEVICES"], cpu["OMP_NUM_THREADS"]) == ("", "3")
+    anywhere = environment_of(tmp_path / "bin" / "python", "auto", 3)
+    assert anywhere["OMP_NUM_THREADS"] == "3"
+    assert anywhere.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 # ---- its law -------------------------------------------------------------------------------------------------------

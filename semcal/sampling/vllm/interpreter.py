@@ -48,10 +48,11 @@ def environment_of(python: Path, device: str, threads: int) -> dict[str, str]:
     env.pop("PYTHONPATH", None)
     if device.startswith("cuda:"):
         return env | {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]}
-    if device != "cpu":
+    if device not in ("cpu", "auto"):
         return env
-    env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
-    env |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    env |= {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    env |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     openmp = python.parent.parent / "lib" / "libiomp5.so"  # which vLLM's manual asks for
     return env | {"LD_PRELOAD": str(openmp)} if openmp.exists() else env
 

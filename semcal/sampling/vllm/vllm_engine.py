@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -91,20 +92,31 @@ class VllmEngine:
         self._length, self._rows = 0, model.rows
         self._spent = 0.0  # CPU seconds of processes that have ended
 
-    def fit(self, length: int) -> None:
+    def fit(self, length: int, context: int | None = None) -> None:
         """Start vLLM, or start it again if it has no room for sequences of so many tokens.
+
+        Args:
+            length: Tokens of the longest prompt and its answer.
+            context: The most that the model can attend to; None where that is far away.
 
         Raises:
             UserError: it does not start, as with a model that it cannot serve.
         """
         if self._script is not None and length <= self._length:
             return
-        self._length = -(-length // _LENGTHS) * _LENGTHS
+        self._length = min(-(-length // _LENGTHS) * _LENGTHS, context or sys.maxsize)
         self._start()
 
+    def stop(self) -> None:
+        """End the process, and with it what it holds of a GPU; it starts again when it is asked next."""
+        if self._script is not None:
+            self._spent += self._script.last_cpu_seconds()
+            self._script.close()
+            self._script = None
+
     def close(self) -> None:
-        """End the process; nothing is left of it."""
-        self._end()
+        """End the process for good; nothing is left of it."""
+        self.stop()
         self._folder.cleanup()
 
     @property
@@ -211,7 +223,7 @@ class VllmEngine:
             while not (reply := self._heard(script)).get("done"):
                 yield reply
         except BaseException:
-            self._end()  # it may be in the middle of this request
+            self.stop()  # it may be in the middle of this request
             raise
 
     def _heard(self, script: PipedScript) -> dict[str, Any]:
@@ -226,7 +238,7 @@ class VllmEngine:
         return reply
 
     def _start(self) -> None:
-        self._end()
+        self.stop()
         asked = asdict(self.model) | {"max_model_len": self._length, "max_num_seqs": self._rows}
         env = environment_of(self.python, self.model.device, torch.get_num_threads())
         script = PipedScript(self.python, _WORKER, asked, env)
@@ -256,12 +268,6 @@ class VllmEngine:
         log.warning("vLLM ended (%s), perhaps out of memory: starting it with %d answers at once", error, self._rows)
         self.restarts += 1
         self._start()
-
-    def _end(self) -> None:
-        if self._script is not None:
-            self._spent += self._script.last_cpu_seconds()
-            self._script.close()
-            self._script = None
 
 
 def _seed(settings: Sampling, key: str) -> int:

@@ -184,6 +184,18 @@ def test_a_model_that_vllm_cannot_serve_ends_in_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_in_bfloat16_rounding_is_allowed_for(room, checkpoint):
+    study = study_in(room, checkpoint, "bfloat16")
+    study["models"][0]["dtype"] = "bfloat16"
+    study["datasets"][0]["n"] = 8
+    ready = prepared(room, study)
+    run_study(ready, Reporter())
+    manifest = Run.open(ready.cells[0].folder).manifest()
+    assert max(manifest["engine"]["compared"]["layers"].values()) < 1e-3  # 1 minus the cosine
+    assert manifest["dtype"] == "bfloat16"
+    assert {check["outcome"] for check in manifest["checks"]} == {"passed"}
+
+
 def test_weights_that_only_this_side_can_read_are_written_out_for_vllm(room, checkpoint, tmp_path):
     model = LanguageModel.load(checkpoint, device="cpu", dtype="float32")
     unmark(model.model)
