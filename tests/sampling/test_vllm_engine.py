@@ -193,11 +193,11 @@ def test_a_chat_template_begins_with_one_bos(both):
 def test_stop_strings_across_tokens_end_an_answer_where_they_are_complete(both):
     """Any two of the likely words with a space between them: no token holds it."""
     prompts = prompts_of(4)
-    free = both.sample(prompts, m=200, max_new_tokens=8)
+    free = both.sample(prompts, m=200, max_new_tokens=8, temperature=2.0)
     texts = [both.model.decode(s.ids) for a in free.values() for s in a.samples]
     pairs = Counter(f"{a} {b}" for text in texts for a, b in zip(text.split(), text.split()[1:], strict=False))
     stop = max(pairs, key=lambda pair: sum(pair in text for text in texts))  # some words are parted by a line break
-    found = both.sample(prompts, m=200, max_new_tokens=8, stop=(stop,))
+    found = both.sample(prompts, m=200, max_new_tokens=8, temperature=2.0, stop=(stop,))
     for key, answered in found.items():
         assert sum(s.count for s in answered.samples) == 200
         expected = Counter()
