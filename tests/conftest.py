@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from semcal import LanguageModel
+from semcal.errors import UserError
+from semcal.sampling.vllm.interpreter import vllm_python
 
 torch.set_num_threads(1)
 os.environ["COLUMNS"] = "160"  # tables are as wide in a worker of pytest-xdist as in a terminal
@@ -62,12 +64,18 @@ ASKED_FOR = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that take minutes are run only where they are asked for."""
+    """Tests that take minutes are run only where they are asked for, those of vLLM where it is."""
     for marker, reason in ASKED_FOR.items():
         if marker not in (config.getoption("markexpr") or ""):
             for item in items:
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.skip(reason=reason))
+    try:
+        vllm_python()
+    except UserError as error:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason=f"{error}; or run `make test-vllm`"))
 
 
 def data_folder() -> Path:

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from experiments.bench.real.vllm_process import environment_of, vllm_python
 from semcal.errors import UserError
+from semcal.sampling.vllm.interpreter import environment_of, vllm_python
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def transformers_serve(log: Path, *arguments: str) -> Iterator[str]:
 @contextmanager
 def vllm_serve(log: Path, folder: Path, *arguments: str) -> Iterator[str]:
     """The address of a real vLLM on the CPU, which takes minutes to start; its output goes to `log`. Skips without the
-    environment that SEMCAL_VLLM names."""
+    environment that SEMCAL_VLLM_PYTHON names."""
     try:
         python = vllm_python()
     except UserError as error:

@@ -19,7 +19,7 @@ def bench(
         str,
         typer.Argument(
             help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, generative, "
-            "validity, stops, scale"
+            "validity, stops, scale, engines"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
@@ -38,6 +38,7 @@ def bench(
     from experiments.bench.generative.generative_cases import Emitted, generative_cases
     from experiments.bench.open_cases import Cost, Recovery, open_probe_cases, planted_open_cases
     from experiments.bench.probe_cases import probes_cases
+    from experiments.bench.real.engine_cases import engine_cases
     from experiments.bench.real.real_cases import real_cases
     from experiments.bench.runs.scale_cases import Scaled, scale_cases
     from experiments.bench.runs.stop_cases import Stop, stop_cases
@@ -61,6 +62,7 @@ def bench(
         "validity": validity_cases,
         "stops": stop_cases,
         "scale": scale_cases,
+        "engines": engine_cases,
     }
     if name not in benches:
         raise typer.BadParameter(f"unknown bench {name!r}; expected one of {', '.join(benches)}")

@@ -35,6 +35,8 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "allow_pickle": "also load weights that exist only as pickles",
         "trust_remote_code": "run code that ships with the checkpoint",
         "adapter": "an adapter that lies beside full weights: apply, or ignore",
+        "engine": "hf (this process) or vllm (an environment of its own samples)",
+        "python": "for engine vllm: its interpreter; none: SEMCAL_VLLM_PYTHON",
         "served": "for the address of a server",
     },
     "ServedConfig": {

@@ -121,7 +121,8 @@ def sampling_part(cell: Cell) -> dict[str, Any]:
     """What the samples and activations depend on: a run folder holds one configuration of these."""
     parts = {"model", "dataset", "style", "seed", "on_long_prompt", "prompting", "capture"}
     whole = cell.model_dump(mode="json", include=parts)
-    for key in ("device", *LABELS):
+    # Unfinished runs are not continued by another engine (`prepare`); finished ones may be analysed with it.
+    for key in ("device", "engine", "python", *LABELS):
         whole["model"].pop(key)
     whole["dataset"].pop("in_distribution")  # a label: no sample depends on it
     sampling = cell.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
@@ -158,7 +159,7 @@ def differing(a: Cell, b: Cell) -> list[str]:
 def _facts(cell: Cell) -> dict[str, Any]:
     sampling = cell.sampling.model_dump(exclude={"m", "max_rows", "shard_size", "temperature"})
     return {
-        "model": cell.model.model_dump(exclude={"name", "device", *LABELS}),
+        "model": cell.model.model_dump(exclude={"name", "device", "python", *LABELS}),
         "style": cell.style,
         "B": cell.semantics.model_dump(exclude={"device", "url", "concurrency", "cache"}),
         "temperature": cell.sampling.temperature,

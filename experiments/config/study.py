@@ -30,6 +30,7 @@ from semcal.positions import (
     LAST_PROMPT_TOKEN,
     check_hook,
     check_position,
+    in_answer,
     reads_heads_only,
     reads_residual,
 )
@@ -65,7 +66,8 @@ class ModelConfig(Settings):
     `stage`, `lineage` (shared by models that descend from one base), `step` (of training) and `arm` (of models of one
     lineage that were trained alike but for one thing) tell `semcal verdict` which models to compare; no sample depends
     on them. The bundled organism brings its own stage and lineage. `adapter` says whether an adapter that lies beside
-    full weights is merged into them or left out.
+    full weights is merged into them or left out. With `engine: vllm` answers are sampled by vLLM in an environment of its
+    own, whose interpreter `python` names.
     """
 
     path: str
@@ -81,6 +83,8 @@ class ModelConfig(Settings):
     allow_pickle: bool = False
     trust_remote_code: bool = False
     adapter: Literal["apply", "ignore"] | None = None
+    engine: Literal["hf", "vllm"] = "hf"
+    python: str | None = None
     served: ServedConfig = ServedConfig()
 
     @property
@@ -93,6 +97,10 @@ class ModelConfig(Settings):
             raise ValueError(f"served needs the address of a server as path, got {self.path!r}; leave served out")
         if self.is_served and self.adapter:
             raise ValueError("a server has its own adapters; leave adapter out")
+        if self.is_served and self.engine != "hf":
+            raise ValueError("a server has its own engine; leave engine out, or give the checkpoint as path")
+        if self.python is not None and self.engine != "vllm":
+            raise ValueError(f"python names the interpreter of engine vllm; leave it out of engine {self.engine}")
         if self.is_served and self.prompt == "chat":
             raise ValueError("a served model has only a completions endpoint; set its prompt to few-shot")
         stage = self.path.removeprefix("atlas:")
@@ -508,6 +516,8 @@ class Study(Settings):
                 )
             if self.sampling.exact:
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
+        for model in (m for m in self.models if m.engine == "vllm"):
+            self._possible_in_vllm(model)
         if not self.capture.positions and self.probes.enabled and not self.probes.activations:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         if self.probes.enabled and reads_heads_only(self.capture.hooks):
@@ -534,6 +544,26 @@ class Study(Settings):
             )
         self._published_in_the_grid()
         return self
+
+    def _possible_in_vllm(self, model: ModelConfig) -> None:
+        if self.sampling.exact:
+            raise ValueError(f"models: {model.name!r} has engine vllm, which can only sample; leave sampling.exact out")
+        if self.sampling.temperature > 2:
+            raise ValueError(
+                f"models: {model.name!r} has engine vllm, which samples at temperatures up to 2; lower it, or "
+                "set engine to hf"
+            )
+        if later := [position for position in self.capture.positions if in_answer(position)]:
+            raise ValueError(
+                f"models: {model.name!r} has engine vllm, which shows no activations after the prompt; leave "
+                f"{later[0]} out of capture.positions, or set engine to hf"
+            )
+        if self.probes.enabled and (trained := [r for r in self.probes.rungs if r in ("generative", "lora")]):
+            raise ValueError(
+                f"models: {model.name!r} has engine vllm, which trains nothing; leave {trained[0]} out of probes.rungs "
+                f"and run `semcal probe RUN --set probes.rungs=[{','.join(self.probes.rungs)}]` afterwards, which uses "
+                "the same samples"
+            )
 
     def _published_in_the_grid(self) -> None:
         for i, figure in enumerate(self.published):

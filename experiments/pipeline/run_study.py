@@ -40,6 +40,7 @@ from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.claims import claimed, holder, part
 from semcal.runs.files import sweep
 from semcal.runs.run import Run, content_key
+from semcal.sampling.vllm.interpreter import vllm_python
 
 WAIT_S = 2.0  # where all that is left is in the hands of other processes
 log = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ def check_models(study: Study) -> None:
     for model in (m for m in study.models if not m.is_served):
         check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle, adapter=model.adapter)
         check_probes(study.probes, model)
+        if model.engine == "vllm":
+            vllm_python(model.python)
 
 
 def warn_of_groups(study: Study, dataset: str, groups: int) -> None:

@@ -13,6 +13,8 @@ from experiments.sample.asked import Asked
 from experiments.sample.sampling_job import SamplingJob
 from probes.activations.capture import Places, ResidualCapture
 from probes.activations.chains import Chain, choose, read_chains
+from probes.activations.engine_capture import EngineCapture, readable_layers
+from probes.activations.hooks import choose_hooks
 from semcal.models.checkpoint import LanguageModel
 from semcal.positions import LAST_PROMPT_TOKEN, in_answer, of_question
 from semcal.runs.partial_shard import Rows
@@ -24,7 +26,8 @@ class Capturing:
     """Observes the prefills of a job, then reads answers, shard by shard.
 
     Attributes:
-        observer: For the sampler; None if nothing is captured in prompts.
+        observer: For the sampler, which it watches or, of vLLM, is told what was read; None if nothing is captured in
+            prompts.
         first_token: The first position that must be observed in any prompt, and so cannot be in the shared prefix.
     """
 
@@ -36,7 +39,12 @@ class Capturing:
         # Where only answers are read, float16 still shows at the first prompts whether it holds these activations.
         self.watched = self.in_prompt or ([LAST_PROMPT_TOKEN] if captured.dtype == "float16" else [])
         self.where = {a.question.id: _places(a, self.watched) for a in job.asked}
-        self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype) if self.watched else None
+        self.observer: ResidualCapture | EngineCapture | None = None
+        if self.watched and job.cell.model.engine == "vllm":
+            layers = readable_layers([hook.name for hook in choose_hooks(model.model, captured.hooks)])
+            self.observer = EngineCapture(layers, self.where, captured.dtype)
+        elif self.watched:
+            self.observer = ResidualCapture(captured.hooks, self.where, captured.dtype)
         self.first_token = first_watched(job.asked, captured.positions)
         self._portions: list[Mapping[str, Activations]] = []  # of the shard that is being sampled
 
@@ -46,6 +54,8 @@ class Capturing:
             return
         keys = [a.question.id for a in asked]
         watched = {p: self.observer.take(keys, p) for p in self.watched}
+        if isinstance(self.observer, EngineCapture):
+            self.observer.forget(keys)
         found = {p: at for p, at in watched.items() if p in self.in_prompt}
         if keep and found:
             self.job.run.write_partial_activations(shard.key, number, keys, found)

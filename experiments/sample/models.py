@@ -4,6 +4,7 @@ Knows configurations and run folders; knows no question.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,6 +22,7 @@ from semcal.runs.run import Run
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
 
+log = logging.getLogger(__name__)
 Answerer: TypeAlias = "LanguageModel | ServedModel"
 
 
@@ -44,7 +46,11 @@ class Models:
         Raises:
             UserError: it is served, or its weights, tokenizer or settings differ from those in the run's manifest.
         """
-        model, manifest = self.of(cell.model), run.manifest()
+        config = cell.model
+        if config.engine == "vllm" and config != self._config:  # no answers are drawn, so nothing runs in vLLM
+            log.info("%s was sampled by vLLM; its model is loaded by Hugging Face, for the same samples", run.folder)
+            config = config.model_copy(update={"engine": "hf", "python": None})
+        model, manifest = self.of(config), run.manifest()
         if not isinstance(model, LanguageModel):
             raise UserError(f"{run.folder}: {cell.model.name} is served, and activations need a local model")
         if model.weights_hash != manifest["weights_hash"] or model.tokenizer_hash != manifest["tokenizer_hash"]:
@@ -71,6 +77,8 @@ def load_model(config: ModelConfig) -> Answerer:
             ) from error
         return ServedModel.connect(Endpoint(config.path, **config.served.model_dump()))
     how = config.model_dump(include={"revision", "dtype", "device", "allow_pickle", "trust_remote_code", "adapter"})
+    if config.engine == "vllm":
+        how["device"] = "cpu"  # the device is vLLM's
     _check_trained_on(config)
     model = LanguageModel.load(model_path(config), **how)
     _check_chat(config, model)

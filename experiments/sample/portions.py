@@ -38,9 +38,11 @@ class Portions:
     reread: bool = False
 
     @classmethod
-    def of(cls, model: LanguageModel, *, worst: int, prefix: int, path: str) -> Portions:
-        rate = OPERATIONS_PER_S.get(model.device.type, OPERATIONS_PER_S["cpu"])
-        if model.device.type == "cpu":
+    def of(cls, model: LanguageModel, *, worst: int, prefix: int, path: str, device: str = "") -> Portions:
+        """Args as below; `device` is where another process samples the model, if one does."""
+        device = device or model.device.type
+        rate = OPERATIONS_PER_S.get(device, OPERATIONS_PER_S["cpu"])
+        if device == "cpu":
             rate *= torch.get_num_threads()
         # Two operations, a product and a sum, for each parameter and token.
         return cls(TARGET_S * rate / (2 * model.model.num_parameters()), worst, prefix, path == REREAD)

@@ -20,6 +20,7 @@ from experiments.sample.models import Answerer
 from experiments.sample.portions import Portions
 from experiments.sample.run_checks import RunChecks, together
 from experiments.sample.sampling_job import SamplingJob, saved
+from probes.activations.engine_capture import EngineCapture
 from semcal.errors import NonFiniteError, NotFromModelError, UserError
 from semcal.models.checkpoint import Answer, LanguageModel
 from semcal.runs.claims import claimed, part
@@ -31,6 +32,7 @@ from semcal.sampling.decoding.paths import SHARED, ChosenPath, choose_path
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt
+from semcal.sampling.vllm.vllm_engine import PATH
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel
@@ -108,7 +110,8 @@ def sample_cell(job: SamplingJob, model: Answerer, on_answered: Callable[[int], 
     finally:
         ours.close()
         made, seconds = checks.made(), time.monotonic() - began
-        spent = {"cpu_seconds": time.process_time() - cpu, "check_cpu_seconds": checks.cpu_seconds}
+        elsewhere = work.pop("engine_cpu_seconds", 0.0)
+        spent = {"cpu_seconds": time.process_time() - cpu + elsewhere, "check_cpu_seconds": checks.cpu_seconds}
         done = work | spent | _peak_memory(model)
         if began_any:
             further = {"checks": [asdict(c) for c in made], "sampling_seconds": seconds, "sampling_work": [done]}
@@ -208,12 +211,15 @@ def _asking(
     on_answered: Callable[[int], None],
     work: dict[str, Any],
 ) -> Asking:
-    """How this cell gets answers: a server, exact enumeration or the sampler. `work` is updated with what was done."""
+    """How this cell gets answers: a server, vLLM, exact enumeration or the sampler. `work` is updated as it is done."""
     if not isinstance(model, LanguageModel):
         return Asking(_ask_server(job, model, on_answered, work), None)
+    if job.cell.model.engine == "vllm":
+        return _ask_vllm(job, model, capturing, checks, on_answered, work)
     settings, exact = job.settings, job.cell.sampling.exact
     rule = model.stop_rule(settings.stop)
     observer, first_token = (capturing.observer, capturing.first_token) if capturing else (None, None)
+    assert not isinstance(observer, EngineCapture)
     prompts = [a.prompt for a in job.asked]  # those of finished shards too: a resumed run shares the same prefix
     prefix = prompts[0].ids[: shared_prefix(prompts)][:first_token]
     with checks.timed():
@@ -276,6 +282,35 @@ def _path_of(model: LanguageModel, prompts: Sequence[Prompt]) -> ChosenPath:
         chosen = choose_path(model.model, model.device, prompts)
         _FOUND[model.model] = longest, chosen
     return chosen
+
+
+def _ask_vllm(
+    job: SamplingJob,
+    model: LanguageModel,
+    capturing: Capturing | None,
+    checks: RunChecks,
+    on_answered: Callable[[int], None],
+    work: dict[str, Any],
+) -> Asking:
+    from experiments.sample.vllm_cell import VllmSampler, engine_of
+
+    capture = capturing.observer if capturing else None
+    assert capture is None or isinstance(capture, EngineCapture)
+    engine = engine_of(model, job.cell.model, job.cell.sampling.max_rows)
+    with checks.timed():
+        sampler = VllmSampler(engine, model, job, capture)
+    checks.law = sampler.law
+    work.update(sampler.work)
+    said = {"engine": engine.facts | {"compared": sampler.parity}}
+    job.run.change_manifest(lambda manifest: manifest | said)
+
+    def sample_all(asked: Sequence[Asked]) -> Iterator[tuple[str, Rows]]:
+        for answered in sampler.sample([a.prompt for a in asked], on_answered):
+            work.update(sampler.work)
+            yield answered.key, _rows(answered.key, model.in_words(answered, job.settings.stop))
+
+    worst = job.settings.m * job.settings.max_new_tokens
+    return Asking(sample_all, Portions.of(model, worst=worst, prefix=0, path=PATH, device=engine.facts["device"]))
 
 
 def _ask_server(job: SamplingJob, model: ServedModel, on_answered: Callable[[int], None], work: dict[str, Any]) -> Ask:

@@ -121,7 +121,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     )
     exact = cell.sampling.exact and cell.sampling.exact.model_dump()
     key = content_key(
-        settings.to_dict() | ({"exact": exact} if cell.enumerated else {}),
+        settings.to_dict() | ({"exact": exact} if cell.enumerated else {}) | _of_engine(cell),
         [(a.question.id, a.ids_hash) for a in asked],
         model.weights_hash,
         model.tokenizer_hash,
@@ -131,7 +131,7 @@ def prepare(cell: Cell, run: Run, dataset: Dataset, model: Answerer, siblings: S
     with writing(run.folder):  # another process may start it, too
         if not (manifest := run.manifest()):
             _start(run, dataset, model, SamplingJob(run, cell, tuple(asked), settings, ()), key)
-    if manifest and (other := _other_than(manifest, model, key)):
+    if manifest and (other := _other_than(manifest, cell, model, key)):
         raise UserError(
             f"{run.folder} was started with {other}; delete the folder, or give this study another name or output"
         )
@@ -168,8 +168,15 @@ def _start(run: Run, dataset: Dataset, model: Answerer, job: SamplingJob, key: s
     )
 
 
-def _other_than(manifest: Mapping[str, Any], model: Answerer, key: str) -> str:
+def _of_engine(cell: Cell) -> dict[str, str]:
+    """What samples are known by beside their settings: another engine draws other ones of the same law."""
+    return {} if cell.model.engine == "hf" else {"engine": cell.model.engine}
+
+
+def _other_than(manifest: Mapping[str, Any], cell: Cell, model: Answerer, key: str) -> str:
     """What has changed since a run was started, in words; "" if nothing has."""
+    if (engine := manifest.get("engine", {}).get("name", "hf")) != cell.model.engine:
+        return f"engine {engine}"
     if manifest["weights_hash"] != model.weights_hash:
         return "different weights"
     if manifest["tokenizer_hash"] != model.tokenizer_hash:
@@ -225,6 +232,7 @@ def _new_manifest(cell: Cell, model: Answerer, settings: Sampling, key: str, ids
         "computation": model.computation if isinstance(model, LanguageModel) else {},
         "tokenizer_hash": model.tokenizer_hash,
         "quantised": model.quantised if isinstance(model, LanguageModel) else "",
+        "engine": {"name": cell.model.engine},
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "sampling": settings.to_dict(),

@@ -47,7 +47,7 @@ _OF_MANIFEST = (
         "device",
     ),
     *("sampling", "sampling_work", "sampling_seconds", "questions", "python", "packages", "exact", "exemplars"),
-    *("cot_without_steps", "checks"),
+    *("engine", "cot_without_steps", "checks"),
 )
 _OF_LOSSES = ["question_id", "position", "rung", "layer", "gap_nats"]
 _FINGERPRINT = re.compile("sha256:[0-9a-f]{16}")

@@ -46,6 +46,14 @@ class StopRule:
             done[r] = any(s in text for s in self.stop)
         return done
 
+    def end(self, ids: Sequence[int]) -> int | None:
+        """Number of tokens of an answer up to the one that ends it; None if none does."""
+        drawn = torch.tensor(ids, dtype=torch.long)
+        for at in torch.nonzero(self.certain[drawn] | self.suspect[drawn]).flatten().tolist():
+            if self.certain[ids[at]] or any(s in self.decode(ids[: at + 1]) for s in self.stop):
+                return at + 1
+        return None
+
 
 def cut(text: str, stop: Sequence[str]) -> str:
     """The text before its first stop string."""

@@ -17,11 +17,12 @@ from experiments.bench import __main__ as command
 from experiments.bench import sampler_cases as sampler_bench
 from experiments.bench.real import real_cases as bench
 from experiments.bench.real.matrix_throughput import matrix_throughput, token_flops
-from experiments.bench.real.vllm_process import Vllm, vllm_python
+from experiments.bench.real.vllm_process import Vllm
 from experiments.bench.sampler_cases import Subject
 from experiments.bench.timing import Case, Skipped, spent
 from semcal import UserError
 from semcal.sampling.records import Prompt
+from semcal.sampling.vllm.interpreter import PYTHON, vllm_python
 
 # What vllm_answers.py uses of vLLM, by plain sampling; it talks on standard output, as vLLM does.
 STAND_IN = """
@@ -80,7 +81,7 @@ def interpreter(folder: Path, *, dies: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm(tiny, tmp_path_factory):
-    vllm = bench._start_vllm(interpreter(tmp_path_factory.mktemp("vllm")), tiny)
+    vllm = bench.start_vllm(interpreter(tmp_path_factory.mktemp("vllm")), tiny)
     yield vllm
     vllm.close()
 
@@ -96,7 +97,7 @@ def subject(tiny, monkeypatch):
 
 def test_all_three_are_compared_and_end_their_answers_at_the_same_tokens(subject, vllm):
     case = bench.compare(subject, vllm)
-    found = bench._asked(vllm, subject, subject.prompts)
+    found = bench.asked_vllm(vllm, subject, subject.prompts)
     assert vllm.cpu_seconds() > 0
     figures = json.loads(json.dumps(case.to_dict()))
     assert figures["ratio"] > 0
@@ -105,9 +106,9 @@ def test_all_three_are_compared_and_end_their_answers_at_the_same_tokens(subject
     assert figures["rows_plain"] >= figures["rows_decoded"] > 0
     assert figures["share"] == pytest.approx(figures["gflop"] / figures["ours_s"] / figures["gflops"])
     assert "vLLM" in case.line
-    generated = bench._generated(subject, subject.prompts)
-    ends = set(bench._ends(subject))
-    for answers in (found, generated, bench._drawn_by(sampler_bench.ours(subject), subject.prompts)):
+    generated = bench.generated(subject, subject.prompts)
+    ends = set(bench.ends_of(subject))
+    for answers in (found, generated, bench.drawn_by(sampler_bench.ours(subject), subject.prompts)):
         assert answers.keys() == {p.key for p in subject.prompts}
         for drawn in answers.values():
             assert drawn.total() == bench.M
@@ -117,9 +118,9 @@ def test_all_three_are_compared_and_end_their_answers_at_the_same_tokens(subject
 
 
 def test_one_that_draws_something_else_is_not_reported(subject, vllm, monkeypatch):
-    honest = bench._asked
+    honest = bench.asked_vllm
     monkeypatch.setattr(
-        bench, "_asked", lambda v, s, prompts: honest(v, s, [Prompt(p.key, p.ids[::-1]) for p in prompts])
+        bench, "asked_vllm", lambda v, s, prompts: honest(v, s, [Prompt(p.key, p.ids[::-1]) for p in prompts])
     )
     with pytest.raises(AssertionError, match="tiny: vllm draws from a different distribution"):
         bench.compare(subject, vllm)
@@ -167,11 +168,11 @@ def test_the_throughput_is_at_least_that_of_plain_products(tiny):
 
 def test_what_is_not_here_is_skipped_with_a_line_that_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("SEMCAL_MODELS", str(tmp_path))
-    monkeypatch.delenv("SEMCAL_VLLM", raising=False)
+    monkeypatch.delenv(PYTHON, raising=False)
     found = list(bench.real_cases("cpu"))
     assert all(isinstance(case, Skipped) for case in found)
     lines = [case.line for case in found]
-    assert "set it to the python of an environment that has vLLM" in lines[0]
+    assert "engine vllm needs an environment with vLLM" in lines[0]
     assert [line.partition(":")[0] for line in lines[1:]] == [
         "real/gemma-concise, real/gemma-sentence",
         "real/smollm2-concise",
@@ -181,13 +182,13 @@ def test_what_is_not_here_is_skipped_with_a_line_that_says_how_to_get_it(monkeyp
 
 def test_an_interpreter_that_is_none_is_refused(monkeypatch, tmp_path):
     for wrong in (tmp_path, tmp_path / "absent"):
-        monkeypatch.setenv("SEMCAL_VLLM", str(wrong))
+        monkeypatch.setenv(PYTHON, str(wrong))
         with pytest.raises(UserError, match="which is no program"):
             vllm_python()
 
 
 def test_an_environment_without_vllm_and_a_vllm_that_dies_end_in_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"No module named 'vllm'.*SEMCAL_VLLM"):
+    with pytest.raises(UserError, match=r"No module named 'vllm'.*SEMCAL_VLLM_PYTHON"):
         Vllm(Path(sys.executable), tmp_path, "float32", device="cpu", threads=1)
     vllm = Vllm(interpreter(tmp_path, dies=True), tmp_path, "float32", device="cpu", threads=1)
     with pytest.raises(UserError, match="RuntimeError: Out of luck"):

@@ -1,4 +1,4 @@
-"""A real vLLM on loopback whose checkpoint changes what is drawn by its generation config. Needs SEMCAL_VLLM."""
+"""A real vLLM on loopback whose checkpoint changes what is drawn by its generation config. Needs SEMCAL_VLLM_PYTHON."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.experiments.conftest import write_study
 from tests.hostile.test_transformers_serve import law_of
 from tests.servers import vllm_serve
 
+pytestmark = pytest.mark.vllm
 TEXTS = ("green answer two", "two answer one", "red blue", "the answer is", "one two three", "yes no")
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.8, "top_k": 3, "repetition_penalty": 1.8, "min_p": 0.2}
 M = 200

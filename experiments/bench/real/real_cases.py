@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, groupby, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from experiments.bench.real.matrix_throughput import matrix_throughput, token_flops
-from experiments.bench.real.vllm_process import Vllm, vllm_python
+from experiments.bench.real.vllm_process import Vllm
 from experiments.bench.sampler_cases import M, Subject, generate, homogeneity, ours
 from experiments.bench.timing import Case, Skipped, Spent, spent
 from experiments.config.study import NamedConfig, PromptingConfig, load_dataset
@@ -29,7 +29,8 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import STOPS, few_shot
 from semcal.sampling.engine import Sampler
-from semcal.sampling.records import Prompt
+from semcal.sampling.records import Answered, Prompt
+from semcal.sampling.vllm.interpreter import vllm_python
 
 CASES = (
     ("real/gemma-concise", "gemma-3-270m", "concise"),
@@ -123,13 +124,13 @@ def _of_model(
 ) -> Iterator[Case | Skipped]:
     dtype = "bfloat16" if torch.cuda.is_available() and device != "cpu" else "float32"
     threads, vllm = torch.get_num_threads(), None
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(cores())
     left = [case for case, _ in cases]
     try:
         model = LanguageModel.load(real_model(name), dtype=dtype, device=device)
         subjects = [real_subject(case, model, style) for case, style in cases]
         if python:
-            vllm = _start_vllm(python, model)
+            vllm = start_vllm(python, model)
         for subject in subjects:
             yield compare(subject, vllm)
             left.remove(subject.name)
@@ -153,20 +154,20 @@ def real_subject(case: str, model: LanguageModel, style: str) -> Subject:
     return Subject(case, model, prompts, NEW_TOKENS[style], STOPS[style])
 
 
-def _start_vllm(python: Path, model: LanguageModel) -> Vllm:
+def start_vllm(python: Path, model: LanguageModel) -> Vllm:
     """vLLM with the weights of a model, which it reads from a folder."""
     with tempfile.TemporaryDirectory() as folder:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
         dtype = str(model.dtype).removeprefix("torch.")
-        return Vllm(python, Path(folder), dtype, device=model.device.type, threads=_cores())
+        return Vllm(python, Path(folder), dtype, device=model.device.type, threads=cores())
 
 
 def _questions(model: LanguageModel) -> dict[str, int]:
     return QUESTIONS["cuda" if model.device.type == "cuda" else "cpu"]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -178,10 +179,10 @@ def compare(subject: Subject, vllm: Vllm | None) -> RealCase:
         AssertionError: their answers come from different distributions.
     """
     sampler, at_once = ours(subject), _questions(subject.model)
-    mine = Side(lambda prompts: _drawn_by(sampler, prompts), len(subject.prompts))
-    theirs = {"generate": Side(lambda prompts: _generated(subject, prompts), at_once["generate"])}
+    mine = Side(lambda prompts: drawn_by(sampler, prompts), len(subject.prompts))
+    theirs = {"generate": Side(lambda prompts: generated(subject, prompts), at_once["generate"])}
     if vllm:
-        theirs["vllm"] = Side(lambda prompts: _asked(vllm, subject, prompts), at_once["vllm"], vllm.cpu_seconds)
+        theirs["vllm"] = Side(lambda prompts: asked_vllm(vllm, subject, prompts), at_once["vllm"], vllm.cpu_seconds)
     for side in (mine, *theirs.values()):
         side.answers(subject.prompts[-2:])  # warm up
     work = sampler.work
@@ -236,12 +237,17 @@ def agreement(one: Answers, other: Answers) -> float:
     return min(homogeneity(*firsts), homogeneity(*lengths))
 
 
-def _drawn_by(sampler: Sampler, prompts: Sequence[Prompt]) -> Answers:
-    return {a.key: Counter({s.ids: s.count for s in a.samples}) for a in sampler.sample(prompts)}
+def drawn_by(sampler: Sampler, prompts: Sequence[Prompt]) -> Answers:
+    return counted(sampler.sample(prompts))
 
 
-def _generated(subject: Subject, prompts: Sequence[Prompt]) -> Answers:
-    ends = frozenset(_ends(subject))
+def counted(found: Iterable[Answered]) -> Answers:
+    """How often each answer was drawn."""
+    return {a.key: Counter({s.ids: s.count for s in a.samples}) for a in found}
+
+
+def generated(subject: Subject, prompts: Sequence[Prompt]) -> Answers:
+    ends = frozenset(ends_of(subject))
     return {p.key: Counter(_ended(ids, ends) for ids in generate(subject, p, M).tolist()) for p in prompts}
 
 
@@ -250,11 +256,11 @@ def _ended(ids: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
     return tuple(ids[: next((at + 1 for at, i in enumerate(ids) if i in ends), len(ids))])
 
 
-def _asked(vllm: Vllm, subject: Subject, prompts: Sequence[Prompt]) -> Answers:
-    found = vllm.ask([p.ids for p in prompts], M, subject.new_tokens, _ends(subject))
+def asked_vllm(vllm: Vllm, subject: Subject, prompts: Sequence[Prompt]) -> Answers:
+    found = vllm.ask([p.ids for p in prompts], M, subject.new_tokens, ends_of(subject))
     return {p.key: Counter(tuple(ids) for ids in answers) for p, answers in zip(prompts, found, strict=True)}
 
 
-def _ends(subject: Subject) -> tuple[int, ...]:
+def ends_of(subject: Subject) -> tuple[int, ...]:
     """The tokens that end an answer; `generate` is given the same."""
     return (*subject.model.eos_ids, *subject.ending_tokens)

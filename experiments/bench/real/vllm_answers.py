@@ -1,11 +1,12 @@
 """Answers of vLLM over standard input and output; run by the interpreter of vLLM's own environment.
 
-The first argument is the folder of a model, the second a dtype. Each line of standard input is one request in JSON:
+The first line of standard input names the `folder` of a model and a `dtype`, in JSON. Each other line is one request:
 `prompts` (token ids), `n`, `max_tokens` and `ends` (the token ids that end an answer). Each is answered by one line
 with `answers` [prompt][sample][token], the last token of an answer being the one that ended it. The very first line
 says that vLLM is ready. Whatever vLLM prints goes to standard error.
 """
 
+import ctypes
 import json
 import os
 import sys
@@ -16,15 +17,18 @@ from typing import Any, TextIO
 CPU_BLOCK = 32
 
 
-def serve(folder: str, dtype: str) -> None:
+def serve() -> None:
     """Answer requests until standard input ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # ends with the process that started it, however that ends
+    begin = json.loads(sys.stdin.readline())
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
     llm = LLM(
-        model=folder,
-        dtype=dtype,
+        model=begin["folder"],
+        dtype=begin["dtype"],
         skip_tokenizer_init=True,
         generation_config="vllm",  # not the checkpoint's
         enable_prefix_caching=True,
@@ -64,4 +68,4 @@ def _send(replies: TextIO, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    serve()

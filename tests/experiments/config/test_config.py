@@ -8,6 +8,8 @@ from experiments.config.study import load_study
 from semcal import UserError
 from tests.experiments.conftest import write_study
 
+VLLM = {"models": [{"path": "x", "engine": "vllm"}]}
+
 
 def refused(tmp_path, study, *overrides):
     with pytest.raises(UserError) as caught:
@@ -80,6 +82,15 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
         ({"models": [{"path": "http://localhost:1/v1", "prompt": "chat"}]}, "completions endpoint; set its prompt"),
         ({"models": [{"path": "http://localhost:1/v1", "adapter": "apply"}]}, "a server has its own adapters"),
         ({"models": [{"path": "x", "adapter": "merge"}]}, "models.0.adapter: 'merge' is not valid"),
+        ({"models": [{"path": "http://localhost:1/v1", "engine": "vllm"}]}, "a server has its own engine"),
+        ({"models": [{"path": "x", "python": "y"}]}, "python names the interpreter of engine vllm; leave it out"),
+        (VLLM | {"sampling": {"exact": {"epsilon": 0.1}}}, "has engine vllm, which can only sample"),
+        (VLLM | {"sampling": {"temperature": 2.5}}, "has engine vllm, which samples at temperatures up to 2"),
+        (
+            VLLM | {"capture": {"positions": ["after_4_tokens"]}},
+            "no activations after the prompt; leave after_4_tokens",
+        ),
+        (VLLM | {"probes": {"rungs": ["linear", "lora"]}}, r"leave lora out .* --set probes.rungs=\[linear,lora\]"),
         ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served needs the address of a server as path"),
         (
             {"models": [{"path": "x", "dtype": "fp16"}]},
