@@ -66,8 +66,8 @@ class ModelConfig(Settings):
     `stage`, `lineage` (shared by models that descend from one base), `step` (of training) and `arm` (of models of one
     lineage that were trained alike but for one thing) tell `semcal verdict` which models to compare; no sample depends
     on them. The bundled organism brings its own stage and lineage. `adapter` says whether an adapter that lies beside
-    full weights is merged into them or left out. With `engine: vllm` answers are sampled by vLLM in an environment of its
-    own, whose interpreter `python` names.
+    full weights is merged into them or left out. With `engine: vllm` answers are sampled by vLLM in an environment of
+    its own, whose interpreter `python` names.
     """
 
     path: str
