@@ -107,6 +107,12 @@ def model_to_look_at(config: ModelConfig, *, cached: bool = False) -> LanguageMo
     return model
 
 
+def has_chat_template(config: ModelConfig) -> bool:
+    """Whether a checkpoint can be asked by chat."""
+    model = model_to_look_at(config)
+    return model is not None and model.has_chat_template
+
+
 def _check_trained_on(config: ModelConfig) -> None:
     """Refuse a checkpoint of `semcal train --from` whose base model has been replaced since.
 

@@ -47,10 +47,11 @@ def loaded(named: list[str], overrides: list[str] | None, model: str | None = No
         raise UserError("--model goes with a table of questions; a study names its models itself")
     if model is None:
         return [(Path(name), load_swept(name, overrides or [])) for name in named]
-    from experiments.sample.own_questions import STUDY, study_of_questions
+    from experiments.config.own_questions import STUDY, study_of_questions
+    from experiments.sample.models import has_chat_template
 
     studies = {
-        name: study_of_questions(Path(name), model, overrides or [])
+        name: study_of_questions(Path(name), model, has_chat_template, overrides or [])
         if name in tables
         else load_swept(name, overrides or [])
         for name in named

@@ -1,13 +1,12 @@
 """The study of a file of questions: one model, short answers, everything else as by default."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
 from experiments.config.settings import slug
 from experiments.config.study import ModelConfig, Study, load_study
-from experiments.sample.models import model_to_look_at
 from semcal.errors import UserError
 from semcal.questions.load_dataset import read_table
 from semcal.runs.files import write_atomically
@@ -22,7 +21,9 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in KINDS
 
 
-def study_of_questions(table: Path, model: str, overrides: Sequence[str] = ()) -> Study:
+def study_of_questions(
+    table: Path, model: str, has_chat_template: Callable[[ModelConfig], bool], overrides: Sequence[str] = ()
+) -> Study:
     """Write the study that asks a model the questions of a table, `runs/NAME/study.yaml`, and read it.
 
     A model with a chat template is asked through it, another by few-shot prompts. A study file that is there is kept if
@@ -31,6 +32,7 @@ def study_of_questions(table: Path, model: str, overrides: Sequence[str] = ()) -
     Args:
         table: A file that `semcal.questions.load_dataset.read_table` reads.
         model: A `path` of a study's `models`; not a server's address.
+        has_chat_template: Looks the model up.
 
     Raises:
         UserError: no such table or model; the study there asks something else.
@@ -41,8 +43,7 @@ def study_of_questions(table: Path, model: str, overrides: Sequence[str] = ()) -
     named = ModelConfig(path=model)
     if named.is_served:
         raise UserError(f"{model} is a server, which needs more settings; write a study file (docs/engines.md)")
-    look = model_to_look_at(named)
-    prompt = "chat" if look is not None and look.has_chat_template else "few-shot"
+    prompt = "chat" if has_chat_template(named) else "few-shot"
     study = {
         "name": slug(f"{table.stem}-{named.name}"),
         "models": [{"path": model, "prompt": prompt}],
