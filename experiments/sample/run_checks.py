@@ -129,10 +129,7 @@ class RunChecks:
             stated = stated_apart(model.model, model.device, settings, drawn, observer)
         compared = [reference_check(work, stated if exact else None, len(few))]
         if observer is not None and captured is not None:
-            often = (
-                2 if self.job.cell.model.engine == "vllm" else 1
-            )  # another library's kernels round in other places, too
-            compared.append(activations_check(model, [a.question.id for a in few], captured, observer, often))
+            compared.append(activations_check(model, [a.question.id for a in few], captured, observer))
         return compared
 
     def made(self) -> list[Check]:
@@ -176,13 +173,11 @@ class RunChecks:
         return why if isinstance(self.model, LanguageModel) else SERVED
 
 
-def activations_check(
-    model: LanguageModel, keys: Sequence[str], captured: Captured, plain: ResidualCapture, often: int = 1
-) -> Check:
+def activations_check(model: LanguageModel, keys: Sequence[str], captured: Captured, plain: ResidualCapture) -> Check:
     """Whether what was captured in prompts is what plain passes showed, relative to the largest number of a layer.
 
     Each of the 2 L additions to the stream of L layers rounds once: their sum is off by about √(2 L) epsilon, and the
-    sums in single precision by the root of theirs (see `semcal.sampling.decoding.paths.tolerance`); `often` as much.
+    sums in single precision by the root of theirs (see `semcal.sampling.decoding.paths.tolerance`).
     """
     apart = 0.0
     for position in {position for key in keys for position in captured.where[key]}:
@@ -198,7 +193,7 @@ def activations_check(
     depth = model.model.config.get_text_config().num_hidden_layers
     single, own = (torch.finfo(dtype).eps for dtype in (torch.float32, model.dtype))
     why = f"{len(keys)} prompts against passes without cache and padding, relative to the largest number of a layer"
-    return Check.of(ACTIVATIONS, apart, math.sqrt(single) + often * math.sqrt(2 * depth) * own, why)
+    return Check.of(ACTIVATIONS, apart, math.sqrt(single) + math.sqrt(2 * depth) * own, why)
 
 
 def together(manifest: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
