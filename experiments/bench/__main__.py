@@ -19,7 +19,7 @@ def bench(
         str,
         typer.Argument(
             help="sampler, capture, growth, semantics, calibration, probes, open-probes, planted-open, generative, "
-            "validity, stops, scale, engines"
+            "validity, stops, scale, engines, page"
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
@@ -40,6 +40,7 @@ def bench(
     from experiments.bench.probe_cases import probes_cases
     from experiments.bench.real.engine_cases import engine_cases
     from experiments.bench.real.real_cases import real_cases
+    from experiments.bench.runs.page_cases import page_cases
     from experiments.bench.runs.scale_cases import Scaled, scale_cases
     from experiments.bench.runs.stop_cases import Stop, stop_cases
     from experiments.bench.sampler_cases import capture_cases, draw, growth_cases, sampler_cases
@@ -63,6 +64,7 @@ def bench(
         "stops": stop_cases,
         "scale": scale_cases,
         "engines": engine_cases,
+        "page": page_cases,
     }
     if name not in benches:
         raise typer.BadParameter(f"unknown bench {name!r}; expected one of {', '.join(benches)}")

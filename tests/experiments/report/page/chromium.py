@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from experiments.bench.runs.page_cases import CHROMIUM
+
 SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
 
 
@@ -18,7 +19,7 @@ SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
 def chromium() -> Iterator[Any]:
     """A browser; the test is skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the pages are tested with playwright")
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium is installed; `make browser` installs it")
     with playwright.sync_playwright() as driver:
