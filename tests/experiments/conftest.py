@@ -71,12 +71,13 @@ def write_study(folder: Path, study: dict[str, Any]) -> Path:
 
 
 def run_dict(folder: Path, study: dict[str, Any], *overrides: str, drawn: bool = False):
-    """Run a study given as a dictionary; returns its runs. Pages are written only if asked for."""
+    """Run a study given as a dictionary; returns its runs. Their pages, and pictures of the study, only if asked for."""
     parsed: Study = load_study(write_study(folder, study), overrides)
     prepared = prepare_study(parsed)
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
             patch.setattr("experiments.pipeline.run_study.write_report", _no_report)
+            patch.setattr("experiments.report.pages.study_figures", lambda *_: {})
         run_study(prepared, Reporter())
     return prepared.runs
 
