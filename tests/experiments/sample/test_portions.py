@@ -94,7 +94,7 @@ def portioned(study_dict, monkeypatch):
     slow_machine(monkeypatch)
     positions = ["last_prompt_token", "all_question_tokens", "after_2_tokens"]
     return study_dict | {
-        "sampling": {"m": 20, "max_new_tokens": 6, "shard_size": 64, "max_rows": 60},
+        "sampling": {"m": 20, "max_new_tokens": 6, "shard_size": 64, "max_rows": 16},
         "capture": {"positions": positions, "hooks": ["blocks.*.hook_resid_post", "blocks.1.attn.hook_z"]},
     }
 
@@ -201,7 +201,7 @@ def without_activations(checkpoint, tmp_path_factory) -> tuple[Path, dict]:
         "datasets": [{"kind": "jsonl", "path": str(folder / "colours.jsonl")}],
         "styles": ["concise"],
         "output": str(folder / "runs"),
-        "sampling": {"m": 20, "max_new_tokens": 6, "max_rows": 60},
+        "sampling": {"m": 20, "max_new_tokens": 6, "max_rows": 16},
         "prompting": {"shots": 0, "exemplars": 0},
         "capture": {"positions": []},
         "probes": {"enabled": False},
