@@ -15,6 +15,15 @@ from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have no pictures: drawing them takes twice as long as a study of this size. Tests of pictures are marked
+    so; fixtures of a module draw them."""
+    if not request.node.get_closest_marker("pictures"):
+        for name in ("run_figures", "study_figures"):
+            monkeypatch.setattr(f"experiments.report.pages.{name}", lambda *_: {})
+
+
 @pytest.fixture
 def questions_file(tmp_path: Path) -> Path:
     return questions_in(tmp_path)
@@ -48,7 +57,7 @@ def study_of(checkpoint: Path, questions: Path, folder: Path) -> dict[str, Any]:
         "datasets": [{"kind": "jsonl", "path": str(questions), "n": 48}],
         "styles": ["concise"],
         "output": str(folder / "runs"),
-        "sampling": {"m": 8, "max_new_tokens": 4, "max_rows": 4, "shard_size": 8},
+        "sampling": {"m": 8, "max_new_tokens": 4, "max_rows": 16, "shard_size": 8},
         "prompting": {"shots": 2, "exemplars": 4},
         "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},
         "probes": {"permutations": 2, "folds": 3, "targets": ["classes", "b_confidence"]},
@@ -62,12 +71,13 @@ def write_study(folder: Path, study: dict[str, Any]) -> Path:
 
 
 def run_dict(folder: Path, study: dict[str, Any], *overrides: str, drawn: bool = False):
-    """Run a study given as a dictionary; returns its runs. Figures and pages take half of the time: only if asked for."""
+    """Run a study given as a dictionary; returns its runs. Their pages, and pictures of the study, only if asked for."""
     parsed: Study = load_study(write_study(folder, study), overrides)
     prepared = prepare_study(parsed)
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
             patch.setattr("experiments.pipeline.run_study.write_report", _no_report)
+            patch.setattr("experiments.report.pages.study_figures", lambda *_: {})
         run_study(prepared, Reporter())
     return prepared.runs
 

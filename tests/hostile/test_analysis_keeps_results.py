@@ -57,7 +57,9 @@ def finished(checkpoint, tmp_path_factory) -> Path:
             "tracking": {"wandb": "disabled"},
         },
     )
-    run_study(prepare_study(load_study(path)), Reporter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.report.pages.run_figures", lambda *_: {})
+        run_study(prepare_study(load_study(path)), Reporter())
     return path
 
 
@@ -65,12 +67,6 @@ def finished(checkpoint, tmp_path_factory) -> Path:
 def study(finished, tmp_path) -> Path:
     shutil.copytree(finished.parent / "runs", tmp_path / "runs")
     return write_study(tmp_path, yaml.safe_load(finished.read_text()) | {"output": str(tmp_path / "runs")})
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    """Drawing takes most of the time."""
-    monkeypatch.setattr("experiments.report.pages.run_figures", lambda *_: {})
 
 
 def run_of(study: Path) -> Run:

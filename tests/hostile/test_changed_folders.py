@@ -16,7 +16,7 @@ from semcal import Question, Run, UserError, collapse
 from semcal.models.checkpoint import Answer
 from semcal.runs.digests import DIGESTS
 from tests.experiments.pipeline.test_cli import semcal
-from tests.hostile.test_analysis_keeps_results import finished, run_of, study, without_pictures  # noqa: F401
+from tests.hostile.test_analysis_keeps_results import finished, run_of, study  # noqa: F401
 
 held = pytest.mark.held_before
 

@@ -40,13 +40,14 @@ def finished(checkpoint, tmp_path_factory) -> Path:
             "tracking": {"wandb": "disabled"},
         },
     )
-    run_study(prepare_study(load_study(path)), Reporter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.report.pages.run_figures", lambda *_: {})
+        run_study(prepare_study(load_study(path)), Reporter())
     return path
 
 
 @pytest.fixture
-def study(finished, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("experiments.report.pages.run_figures", lambda *_: {})  # drawing takes most of the time
+def study(finished, tmp_path) -> Path:
     shutil.copytree(finished.parent / "runs", tmp_path / "runs")
     return write_study(tmp_path, yaml.safe_load(finished.read_text()) | {"output": str(tmp_path / "runs")})
 

@@ -23,7 +23,7 @@ from semcal.runs import files
 from semcal.runs.digests import DIGESTS
 from semcal.runs.stored_activations import StoredActivations
 from tests.experiments.pipeline.test_cli import semcal
-from tests.hostile.test_analysis_keeps_results import finished, run_of, study, without_pictures  # noqa: F401
+from tests.hostile.test_analysis_keeps_results import finished, run_of, study  # noqa: F401
 from tests.hostile.test_changed_folders import each
 
 Change = Callable[[Path], None]

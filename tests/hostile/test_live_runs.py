@@ -23,7 +23,7 @@ from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run
 from tests.experiments.conftest import write_study
 from tests.experiments.pipeline.test_cli import semcal
-from tests.hostile.test_analysis_keeps_results import finished, without_pictures  # noqa: F401
+from tests.hostile.test_analysis_keeps_results import finished  # noqa: F401
 
 # Runs a study and waits, each time that something has happened so many times in its second cell, until it is told to go
 # on.

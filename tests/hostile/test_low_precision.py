@@ -84,7 +84,7 @@ def test_padding_is_judged_as_in_float32(name):
 @pytest.mark.parametrize("dtype", LOW)
 def test_every_check_of_a_run_passes(tmp_path, study_dict, dtype):  # noqa: F811
     study_dict["models"][0]["dtype"] = dtype
-    (run,) = run_dict(tmp_path, study_dict | {"probes": {"enabled": False}}, drawn=True)
+    (run,) = run_dict(tmp_path, study_dict | {"probes": {"enabled": False}})
     checks = {check["name"]: check for check in run.manifest()["checks"]}
     assert {check["outcome"] for check in checks.values()} == {"passed"}
     assert "in single precision" in checks["equality with plain passes"]["why"]

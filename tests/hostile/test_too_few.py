@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from experiments.config.study import load_study
 from experiments.pipeline.dry_run import dry_run
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run
 from tests.conftest import WORDS
 from tests.experiments.conftest import write_study
@@ -65,6 +69,15 @@ FEW = {
 }
 
 
+@pytest.fixture
+def in_one_format(monkeypatch) -> None:
+    """Whatever is drawn of so little is drawn; the other formats of it take most of the time."""
+    monkeypatch.setattr("experiments.report.figures.figure_files._UNDATED", {"png": {}})
+    monkeypatch.setattr("experiments.report.figures.figure_files.DPI", 50)
+
+
+@pytest.mark.pictures
+@pytest.mark.usefixtures("in_one_format")
 @pytest.mark.parametrize("case", FEW)
 def test_the_run_ends_well_and_names_what_it_could_not_compute(monkeypatch, capsys, tmp_path, checkpoint, case):
     rows, changes, said = FEW[case]
@@ -93,8 +106,6 @@ def test_enough_is_probed(monkeypatch, capsys, tmp_path, checkpoint):
 
 
 def test_it_is_said_before_sampling_and_by_a_dry_run_alike(tmp_path, checkpoint, caplog):
-    from experiments.pipeline.run_study import prepare_study
-
     study = load_study(a_study(tmp_path, checkpoint, asked(2)))
     dry_run(study)
     (first,) = caplog.messages
@@ -112,13 +123,26 @@ def test_probes_asked_for_by_name_are_refused_with_the_reason(monkeypatch, capsy
     assert "2 groups of questions cannot be split into 2 folds" in err
 
 
-@pytest.mark.parametrize("command", ["score", "report", "verdict"])
-def test_the_commands_after_a_run_of_one_question(monkeypatch, capsys, tmp_path, checkpoint, command):
+@pytest.fixture(scope="module")
+def of_one_question(checkpoint, tmp_path_factory) -> Path:
+    """The folder of a finished study of two models and one question, to be copied."""
+    folder = tmp_path_factory.mktemp("one")
     models = [{"path": str(checkpoint), "name": name, "device": "cpu", "stage": "base"} for name in ("a", "b")]
-    monkeypatch.setattr("experiments.verdict.measured_run.NULL_DRAWS", 20)
     models[1]["lineage"] = "b"
-    study = a_study(tmp_path, checkpoint, asked(1), models=models)
-    assert semcal(monkeypatch, capsys, "run", study)[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.report.pages.run_figures", lambda *_: {})
+        run_study(prepare_study(load_study(a_study(folder, checkpoint, asked(1), models=models))), Reporter())
+    return folder
+
+
+@pytest.mark.pictures
+@pytest.mark.usefixtures("in_one_format")
+@pytest.mark.parametrize("command", ["score", "report", "verdict"])
+def test_the_commands_after_a_run_of_one_question(monkeypatch, capsys, tmp_path, of_one_question, command):
+    monkeypatch.setattr("experiments.verdict.measured_run.NULL_DRAWS", 20)
+    shutil.copytree(of_one_question / "runs", tmp_path / "runs")
+    settings = yaml.safe_load((of_one_question / "study.yaml").read_text())
+    study = write_study(tmp_path, settings | {"output": str(tmp_path / "runs")})
     code, _, err = semcal(monkeypatch, capsys, command, study)
     assert code == 0 or (code == 2 and "unparsed" in err), err
 

@@ -122,9 +122,9 @@ def test_keys_and_values_of_prompts_do_not_depend_on_m(tmp_path):
 def test_a_longer_run_holds_no_more_at_once(tmp_path):
     model = load(tmp_path)
     rng = np.random.default_rng(0)
-    many = [Prompt(f"k{i}", (*SHOTS, *rng.integers(3, 20, rng.integers(1, 6)).tolist())) for i in range(300)]
+    many = [Prompt(f"k{i}", (*SHOTS, *rng.integers(3, 20, rng.integers(1, 6)).tolist())) for i in range(160)]
     peaks = []
-    for prompts in (many[:60], many):
+    for prompts in (many[:40], many):
         sampler = sampler_of(model, path=SHARED, max_rows=100)
         list(sampler.sample(prompts))
         peaks.append(sampler.work.peak_kv_bytes)

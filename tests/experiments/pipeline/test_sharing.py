@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import merge_study, prepare_study, run_study
 from semcal import Run, UserError
 from semcal.runs.claims import CLAIMS, WRITING
-from tests.experiments.conftest import write_study
+from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded once
 
@@ -50,21 +51,27 @@ def answered(log: Path) -> dict[str, int]:
     return lines.astype({"n": int}).groupby("who")["n"].sum().to_dict()
 
 
+@pytest.fixture(scope="module")
+def alone(checkpoint, tmp_path_factory) -> dict[str, Any]:
+    """A study of two cells of 48 questions in 12 shards each, finished by one process; not to be changed."""
+    folder = tmp_path_factory.mktemp("alone")
+    study = study_of(checkpoint, questions_in(folder), folder) | {"styles": ["concise", "sentence"]}
+    study["sampling"]["shard_size"] = 4
+    study["probes"]["enabled"] = False
+    run_dict(folder, study)
+    return study
+
+
 @pytest.fixture
-def study(study_dict, tmp_path):
-    """Two cells of 48 questions in 12 shards each; its tables, made by one process; and the file, for others."""
-    study_dict["sampling"]["shard_size"] = 4
-    study_dict["styles"] = ["concise", "sentence"]
-    study_dict["probes"]["enabled"] = False
-    write_study(tmp_path, study_dict | {"name": "alone"})
-    work(tmp_path / "study.yaml", tmp_path / "alone.log", "alone", 0.0)
-    return write_study(tmp_path, study_dict)
+def study(alone, tmp_path) -> Path:
+    """The same study in another folder, where nothing has been done."""
+    return write_study(tmp_path, alone | {"output": str(tmp_path / "runs")})
 
 
-def assert_as_alone(folder: Path) -> None:
+def assert_as_alone(folder: Path, study: dict[str, Any]) -> None:
     runs = sorted(p for p in (folder / "runs" / "small").glob("*__*"))
     assert len(runs) == 2
-    for shared, alone in ((Run.open(p), Run.open(folder / "runs" / "alone" / p.name)) for p in runs):
+    for shared, alone in ((Run.open(p), Run.open(Path(study["output"]) / "small" / p.name)) for p in runs):
         pd.testing.assert_frame_equal(shared.samples(), alone.samples())
         pd.testing.assert_frame_equal(shared.table(), alone.table())
         assert shared.calibration() == alone.calibration()
@@ -78,7 +85,7 @@ def assert_as_alone(folder: Path) -> None:
     assert {p.name for p in left} <= {WRITING}
 
 
-def test_two_processes_share_the_shards_of_a_study(study, tmp_path):
+def test_two_processes_share_the_shards_of_a_study(study, alone, tmp_path):
     log = tmp_path / "shared.log"
     processes = [start(study, log, str(i), slow=0.02) for i in range(2)]
     for process in processes:
@@ -87,10 +94,10 @@ def test_two_processes_share_the_shards_of_a_study(study, tmp_path):
     done = answered(log)
     assert sum(done.values()) == 96, "nothing is done twice"
     assert min(done.values()) >= 24, done
-    assert_as_alone(tmp_path)
+    assert_as_alone(tmp_path, alone)
 
 
-def test_processes_that_are_killed_lose_nothing(study, tmp_path):
+def test_processes_that_are_killed_lose_nothing(study, alone, tmp_path):
     log, draw = tmp_path / "shared.log", pd.Series([0.31, 0.12, 0.22, 0.05, 0.4, 0.17])
     workers = [start(study, log, str(i), slow=0.01) for i in range(3)]
     for kill, wait in enumerate(draw):
@@ -103,11 +110,11 @@ def test_processes_that_are_killed_lose_nothing(study, tmp_path):
     for worker in workers:
         worker.join()
     assert [w.exitcode for w in workers] == [0, 0, 0]
-    assert_as_alone(tmp_path)
+    assert_as_alone(tmp_path, alone)
     assert sum(answered(log).values()) <= 96 + 6 * 4, "at most a shard is repeated for each kill"
 
 
-def test_jobs_of_an_array_each_sample_their_share_and_merging_does_the_rest(study, tmp_path):
+def test_jobs_of_an_array_each_sample_their_share_and_merging_does_the_rest(study, alone, tmp_path):
     log = tmp_path / "shared.log"
     for i in (0, 2):
         work(study, log, str(i), 0.0, Share(i, 3))
@@ -119,4 +126,4 @@ def test_jobs_of_an_array_each_sample_their_share_and_merging_does_the_rest(stud
         work(study, log, f"again-{i}", 0.0, Share(i, 4))
     merge_study(prepared, Reporter())
     assert sum(answered(log).values()) == 96
-    assert_as_alone(tmp_path)
+    assert_as_alone(tmp_path, alone)

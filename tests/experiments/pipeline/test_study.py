@@ -167,7 +167,7 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, stud
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1200,  # on a busy machine too
         check=False,
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
     )
@@ -422,6 +422,7 @@ def test_more_folds_than_groups_is_said_before_sampling_and_the_rest_is_measured
     assert run.probes().empty
 
 
+@pytest.mark.pictures
 def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_path, study_dict):
     exact = study_dict | {"sampling": study_dict["sampling"] | {"exact": {"epsilon": 0.02}, "max_new_tokens": 3}}
     (run,) = run_dict(tmp_path, exact | {"name": "exact"}, drawn=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,19 +21,26 @@ from experiments.probe.intervention_plan import Halves, Wanted
 from experiments.score.score import score
 from probes.plots.dose_response import dose_response
 from semcal import Run, UserError
-from tests.experiments.conftest import run_dict
+from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
 
 ABLATE = Wanted("ablate", ranks=(2,), random=2)
 
 
-@pytest.fixture
-def run(tmp_path, study_dict) -> Run:
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("captured")
+    study = study_of(checkpoint, questions_in(folder), folder)
     captured = {"positions": ["last_prompt_token", "question_mean", "after_1_tokens"]}
-    sampling = study_dict["sampling"] | {"max_rows": 200, "shard_size": 48}
-    study = study_dict | {"capture": captured, "sampling": sampling, "probes": {"enabled": False}}
-    (made,) = run_dict(tmp_path, study)
+    sampling = study["sampling"] | {"max_rows": 200, "shard_size": 48}
+    (made,) = run_dict(folder, study | {"capture": captured, "sampling": sampling, "probes": {"enabled": False}})
     return made
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Run:
+    """A copy of it, to be changed."""
+    return Run(Path(shutil.copytree(finished.folder, tmp_path / finished.folder.name)))
 
 
 def test_an_intervention_is_kept_in_the_run_with_its_controls(run):

@@ -14,12 +14,13 @@ from rich.console import Console
 from experiments.compare.probe_rows import last_layer
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import load_study
+from experiments.report.figures.run_figures import run_figures
 from experiments.report.figures.study_figures import models, predictability
 from experiments.report.page.html_page import gallery, html_table, templates, without_constants
 from experiments.report.summary_table import headline, remarks, summary_rows, text_table
 from experiments.verdict.study_verdict import judge_study
 from semcal import Run
-from tests.experiments.conftest import run_dict, write_study
+from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 from tests.experiments.pipeline.test_cli import semcal
 
 
@@ -30,6 +31,7 @@ def shown(page: Path) -> list[str]:
     return re.findall(r'<img alt="([^"]+)"', text)
 
 
+@pytest.mark.pictures
 def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_path, study_dict):
     capture = {
         "positions": ["last_prompt_token", "question_mean", "chain_50", "chain_100", "after_1_tokens", "before_answer"]
@@ -46,31 +48,28 @@ def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_pat
     assert "Interventions" not in page
 
 
-def test_one_position_and_one_rung_have_no_figures_over_them(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict, drawn=True)
-    names = shown(run.folder / "report.html")
-    assert "layers" in names
-    assert not {"layers-positions", "rungs", "commitment"} & set(names)
-
-
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> Path:
-    """Where the first test that needs it leaves a finished study for the others."""
-    return tmp_path_factory.mktemp("grid") / "study"
+def finished(checkpoint, tmp_path_factory) -> Path:
+    """The folder of a finished study of two runs, to be copied."""
+    folder = tmp_path_factory.mktemp("grid")
+    study = study_of(checkpoint, questions_in(folder), folder)
+    run_dict(folder, study | {"styles": ["concise", "sentence"]}, drawn=True)
+    return folder
 
 
 @pytest.fixture
-def grid(kept, tmp_path, study_dict) -> list[Run]:
-    """A copy of a finished study of two runs."""
-    if not kept.exists():
-        run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, drawn=True)
-        kept.mkdir()
-        shutil.copytree(tmp_path / "runs", kept / "runs")
-        shutil.copy(tmp_path / "study.yaml", kept)
-    else:
-        shutil.copytree(kept / "runs", tmp_path / "runs")
-        write_study(tmp_path, yaml.safe_load((kept / "study.yaml").read_text()) | {"output": str(tmp_path / "runs")})
+def grid(finished, tmp_path) -> list[Run]:
+    """A copy of it."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    study = yaml.safe_load((finished / "study.yaml").read_text())
+    write_study(tmp_path, study | {"output": str(tmp_path / "runs")})
     return [Run.open(folder) for folder in sorted((tmp_path / "runs" / "small").glob("*__*"))]
+
+
+def test_one_position_and_one_rung_have_no_figures_over_them(grid):
+    names = shown(grid[0].folder / "report.html")
+    assert "layers" in names
+    assert not {"layers-positions", "rungs", "commitment"} & set(names)
 
 
 def test_a_study_has_a_page_with_a_table_a_figure_and_a_link_to_each_run(tmp_path, grid):
@@ -125,13 +124,6 @@ def test_the_summary_keeps_names_and_digits_in_a_narrow_window(grid):
     assert "…" not in text.replace("[…]", "")
 
 
-@pytest.fixture
-def without_pictures(monkeypatch) -> None:
-    """Where pages count, drawing takes most of the time."""
-    monkeypatch.setattr("experiments.report.pages.run_figures", lambda *_: {})
-
-
-@pytest.mark.usefixtures("without_pictures")
 def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path, grid):
     folder, study = tmp_path / "runs" / "small", tmp_path / "study.yaml"
     pages = [folder / "report.html", *(run.folder / "report.html" for run in grid)]
@@ -154,7 +146,7 @@ def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path,
     assert "Fewer than two runs" in (folder / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("grid", "without_pictures")
+@pytest.mark.usefixtures("grid")
 def test_a_study_scored_again_has_its_page_drawn_again(monkeypatch, capsys, tmp_path):
     page = tmp_path / "runs" / "small" / "report.html"
     page.write_text("old")
@@ -224,9 +216,11 @@ def test_no_page_shows_where_this_machine_keeps_its_files(tmp_path, grid):
         assert str(tmp_path.parent) not in page.read_text()  # of all tests
 
 
-def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, capsys, tmp_path, study_dict):
-    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]}, "probes.permutations=0")
-    for run in runs:
+@pytest.mark.pictures
+def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, capsys, tmp_path, grid):
+    drawn = "experiments.report.pages.run_figures"
+    monkeypatch.setattr(drawn, lambda run, *_: {"layers": run_figures(run)["layers"]})  # the others know no gap
+    for run in grid:
         probes, losses = run.probes(), run.probe_losses()
         later = [name for name in probes if name == "pooled" or name.startswith("gap")]
         run.write_probes(probes.drop(columns=later))
@@ -238,11 +232,11 @@ def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, 
         if command == "ls":
             assert "KL gap" in out
             assert all(line.rstrip().endswith("—") for line in out.splitlines() if "finished" in line)
-    rows = [(stored_cell(run), run) for run in runs]
+    rows = [(stored_cell(run), run) for run in grid]
     assert predictability(rows) is None
-    assert "layers" in shown(runs[0].folder / "report.html")  # the share explained alone
+    assert "layers" in shown(grid[0].folder / "report.html")  # the share explained alone
     said = [remark for remark in remarks(*rows[0]) if "KL gap" in remark]
     assert said == ["No KL gap: the probes are of an earlier version of semcal; `semcal probe RUN` computes it."]
-    study = load_study(write_study(tmp_path, study_dict | {"styles": ["concise", "sentence"]}))
+    study = load_study(tmp_path / "study.yaml")
     monkeypatch.setattr("experiments.verdict.study_verdict.check_parsed", lambda _: None)
     assert [line.partition(": ")[2][:23] for line in judge_study(study).missing] == ["probed without a KL gap"] * 2

@@ -88,6 +88,7 @@ def test_every_position_holds_what_hugging_face_computes_there(tmp_path, capturi
     assert (lengths.iloc[some.samples] >= 4).all()
 
 
+@pytest.mark.pictures
 def test_probes_have_rows_for_each_position_on_the_questions_that_have_it(tmp_path, capturing):
     positions = ["all_question_tokens", "last_prompt_token", "after_4_tokens", "after_1_tokens"]
     study = capturing | {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +23,22 @@ from semcal.questions.prompts import SENTENCES
 from semcal.sampling.records import Prompt
 from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint, word_tokenizer
-from tests.experiments.conftest import run_dict
+from tests.experiments.conftest import questions_in, run_dict, study_of
+
+ANSWERS_ALONE: dict[str, Any] = {"capture": {"positions": []}, "probes": {"enabled": False}}
 
 
 @pytest.fixture
 def study_dict(study_dict):
-    return study_dict | {"capture": {"positions": []}, "probes": {"enabled": False}}
+    return study_dict | ANSWERS_ALONE
+
+
+@pytest.fixture(scope="module")
+def runs(checkpoint, tmp_path_factory) -> list[Run]:
+    """A concise run and one in sentences, not to be changed."""
+    folder = tmp_path_factory.mktemp("profiled")
+    study = study_of(checkpoint, questions_in(folder), folder) | ANSWERS_ALONE
+    return run_dict(folder, study | {"styles": ["concise", "sentence"]})
 
 
 def profile_of(run: Run):
@@ -36,8 +49,7 @@ def profile_of(run: Run):
     return profile(cell, run.questions(), read, table, own), own
 
 
-def test_questions_hold_their_gold_as_the_style_writes_it(tmp_path, study_dict, checkpoint):
-    runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
+def test_questions_hold_their_gold_as_the_style_writes_it(runs, checkpoint):
     model = LanguageModel.load(checkpoint, device="cpu")
     for run, shown in zip(runs, (["{answer}"], SENTENCES), strict=True):
         for row in run.questions().to_dict("records"):
@@ -47,16 +59,16 @@ def test_questions_hold_their_gold_as_the_style_writes_it(tmp_path, study_dict, 
             assert len(row["written_ids"]) == len(row["written"].split())
 
 
-def test_a_profile_has_a_row_for_each_b_and_its_last_is_the_run(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_a_profile_has_a_row_for_each_b_and_its_last_is_the_run(runs):
+    run = runs[0]
     rows, whole = profile_of(run)
     assert [r.name for r in rows] == ["first token", "first word", "length in words", "meaning (exact)"]
     assert {r.n for r in rows} == {48}
     assert (rows[-1].smece, rows[-1].accuracy, rows[-1].null_mean) == (whole.smece, whole.accuracy, whole.null_mean)
 
 
-def test_first_token_is_read_off_the_ids(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_first_token_is_read_off_the_ids(runs):
+    run = runs[0]
     questions = run.questions()
     counts = {q: Counter() for q in questions["id"]}
     for its in run.samples().to_dict("records"):
@@ -79,8 +91,8 @@ def test_answers_that_all_were_cut_are_right_about_a_gold_that_would_be_too(tmp_
     assert (row.name, row.accuracy) == ("length in words", 1.0)
 
 
-def test_the_profile_uses_the_gold_answers_whose_ids_are_known(tmp_path, study_dict):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_the_profile_uses_the_gold_answers_whose_ids_are_known(tmp_path, runs):
+    run = Run(Path(shutil.copytree(runs[0].folder, tmp_path / "copy")))
     table = run.questions()
     some = [[] if i % 2 else list(ids) for i, ids in enumerate(table["written_ids"])]
     run.write_questions(table.assign(written_ids=some), Aliases())
@@ -143,8 +155,8 @@ def test_in_a_chat_the_template_says_how_an_answer_begins(tmp_path, study_dict, 
         assert tokenizer.convert_ids_to_tokens(list(row["written_ids"])) == expected
 
 
-def test_what_shares_a_token_with_its_prompt_or_is_served_has_no_ids(tmp_path, study_dict, tiny):
-    (run,) = run_dict(tmp_path, study_dict)
+def test_what_shares_a_token_with_its_prompt_or_is_served_has_no_ids(runs, tiny):
+    run = runs[0]
     cell, question = stored_cell(run), run.question_records()[0]
     shared = Asked(question, "Answer", Prompt("q", (*tiny.encode("Answer:"), 5)))
     assert gold_ids(cell, tiny, shared) == ()

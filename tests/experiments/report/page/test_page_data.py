@@ -160,6 +160,7 @@ def test_verdicts_are_on_the_page_with_their_evidence(monkeypatch, capsys, drawn
     folder = shutil.copytree(drawn, tmp_path / "runs" / "small")
     asked = yaml.safe_load((drawn.parent.parent / "study.yaml").read_text())
     study = write_study(tmp_path, asked | {"output": str(tmp_path / "runs")})
+    monkeypatch.setattr("experiments.verdict.measured_run.NULL_DRAWS", 20)
     monkeypatch.setattr("experiments.verdict.study_verdict.check_parsed", lambda _: None)
     code, _, err = semcal(monkeypatch, capsys, "verdict", study)
     assert code == 0, err
