@@ -170,10 +170,7 @@ def progress(state: StudyState, jobs: Sequence[Job], rate: float) -> str:
 
 def working(state: StudyState) -> list[tuple[str, str]]:
     """Each process, and what it is at work on, in words."""
-    return [
-        (by, ", ".join(f"{c.folder.name} {h.what}" for c, h in held))
-        for by, held in sorted(state.workers.items())
-    ]
+    return [(by, ", ".join(f"{c.folder.name} {h.what}" for c, h in held)) for by, held in sorted(state.workers.items())]
 
 
 def screen(state: StudyState, jobs: Sequence[Job], rate: float) -> Group:

@@ -40,6 +40,7 @@ TRIES = 3  # of a piece of work whose workers die
 _LOOK_S = 1.0  # at what the threads and Ray have to say
 _PATIENCE_S = 60.0  # until a user is told that no worker has begun
 _JOIN_S = 10.0  # between looks at whether more workers fit
+_OF_NODE = "its node has died"  # what Ray says of a worker that died with its node
 _CARRIED = ("SEMCAL_MODELS", "SEMCAL_DATA")
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class _Crew:
         self._workers: list[_Worker] = []
         self._calls: dict[Any, _Worker] = {}  # by what Ray is to answer
         self._deaths: Counter[Work] = Counter()
-        self._lost = 0  # workers that died before they did anything, one after the other
+        self._lost = 0  # workers that died before they did anything, by themselves, one after the other
         self._looked, self._began, self._told = 0.0, time.monotonic(), False
 
     def work(self, analyses: _Analyses) -> None:
@@ -240,7 +241,7 @@ class _Crew:
         self._looked = 0.0
         why = " ".join(str(error).split())[:300]
         if (work := worker.doing) is None:
-            self._lost += 1
+            self._lost += _OF_NODE not in why
             if self._lost >= TRIES:
                 raise UserError(f"workers die before they begin ({why}); is semcal installed on every node?")
             return

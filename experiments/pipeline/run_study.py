@@ -40,6 +40,7 @@ from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.claims import claimed, holder, part
 from semcal.runs.files import sweep
+from semcal.runs.made_by import again
 from semcal.runs.run import Run, content_key
 from semcal.sampling.vllm.interpreter import vllm_python
 
@@ -204,7 +205,7 @@ def merge_study(prepared: Prepared, reporter: Reporter) -> None:
         more = f", and {len(missing) - 3} more cells" if len(missing) > 3 else ""
         raise UserError(
             f"{prepared.study.name}: not all is sampled: {'; '.join(missing[:3])}{more}; run the jobs that sample them "
-            "again, or `semcal run` the study"
+            f"again, or {again(prepared.runs[0].folder)}"
         )
 
 
@@ -311,7 +312,7 @@ def analyse(
 def why_not_probed(cell: Cell, run: Run) -> str:
     """Why a run has no probes, and what to do; "" where it is to have some."""
     if not cell.probes.enabled:
-        return f"{run.folder}: probes.enabled is false; set it to true in the study and `semcal run` it"
+        return f"{run.folder}: probes.enabled is false; set it to true in the study, then {again(run.folder)}"
     reason = too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)
     return reason and f"{run.folder}: {reason}"
 
@@ -354,7 +355,7 @@ def report_on(
     unfinished = [(stored_cell(run), run) for run in target.runs if not run.calibration() and started(run)]
     into = target.folder if target.study is None else study_folder(target.study, overrides)
     if not rows + unfinished:
-        raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
+        raise UserError(f"{target.folder}: none of its runs has been scored; {again(target.runs[0].folder)} first")
     for cell, run in rows + unfinished:
         tell(cell, "drawing")
         write_report(cell, run, width)

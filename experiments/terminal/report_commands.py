@@ -12,6 +12,7 @@ from experiments.terminal.fitted_table import FittedTable
 from experiments.terminal.output import output
 from experiments.terminal.run_list import TITLES, Listed, at_work, listed, rows_of, run_folders
 from semcal.errors import UserError
+from semcal.runs.made_by import again
 
 
 def report(targets: Targets, set: Sets = None, width: Width = None) -> None:
@@ -31,7 +32,7 @@ def report(targets: Targets, set: Sets = None, width: Width = None) -> None:
                 continue
             reported.append(report_on(target, set or [], screen.stage, width))
     if not reported:
-        raise UserError(f"{without[0]} has not been scored; `semcal run` its study first")
+        raise UserError(f"{without[0]} has not been scored; {again(without[0])} first")
     output().written(page for page, _ in reported)
     output().left_out([*found.left_out, *not_scored([*without, *(f for _, left in reported for f in left)])])
 
@@ -81,4 +82,6 @@ def _of_study(file: Path) -> list[Path]:
 def _record(run: Listed) -> dict[str, Any]:
     held = [{"what": h.what, "by": h.by, "silent_s": h.silent_s, "dead": h.dead, "log": h.log} for h in run.held]
     also = {"problem": run.problem, "failed": run.failed, "held": held}
-    return {"folder": run.folder, "state": run.state, **run.figures} | {key: value for key, value in also.items() if value}
+    return {"folder": run.folder, "state": run.state, **run.figures} | {
+        key: value for key, value in also.items() if value
+    }

@@ -20,6 +20,7 @@ from experiments.cluster.study_state import Held, failure_of, held_of, last_word
 from semcal.errors import UserError
 from semcal.runs.digests import DIGESTS, changed, digest, read_digests
 from semcal.runs.files import newest
+from semcal.runs.made_by import again
 
 KEPT = "results kept, no texts"
 _INSIDE = ("wandb", "looks")  # folders of a run that hold no further runs
@@ -180,8 +181,8 @@ class _Files:
         try:
             found = json.loads(self.read(name))
         except ValueError as error:
-            again = "delete it, and `semcal run` its study makes it again"
-            raise UserError(f"{self.path(name)} cannot be read ({error}); {again}") from None
+            remedy = f"delete it, and {again(self.folder)} makes it again"
+            raise UserError(f"{self.path(name)} cannot be read ({error}); {remedy}") from None
         return found if isinstance(found, dict) else {}
 
 

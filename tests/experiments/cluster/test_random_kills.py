@@ -30,6 +30,7 @@ from tests.experiments.conftest import questions_in, study_of, write_study
 pytestmark = pytest.mark.faults
 SERVER = multiprocessing.get_context("forkserver")  # loads torch once, and knows nothing of the threads of Ray
 SERVER.set_forkserver_preload([__name__, "experiments.cluster.ray_study"])
+STARTED: list[Any] = []
 KILLS, REPETITIONS, PATIENCE_S = 30, 20, 120.0
 QUESTIONS, CELLS = 48, 4
 SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -60,9 +61,20 @@ def work(file: Path, slow: float, drawn: bool, address: str | None = None) -> No
         ray_study.run_on_ray(prepared, Reporter(), address)
 
 
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    """Processes of a test that failed end with it."""
+    yield
+    for process in STARTED:
+        if process.is_alive():
+            process.kill()
+    STARTED.clear()
+
+
 def start(*args: Any) -> Any:
     process = SERVER.Process(target=work, args=args)
     process.start()
+    STARTED.append(process)
     return process
 
 
@@ -156,6 +168,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+    quick |= {"worker_niceness": 0}
     started = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": quick})
     try:
         for _ in range(2):
@@ -191,23 +204,29 @@ def found_within(seconds: float, look: Callable[[], list[int]]) -> list[int]:
 
 
 def test_thirty_random_kills_of_workers_nodes_drivers_and_lock_holders(cluster, checkpoint, four_alone, tmp_path):
-    """Shards are let go a few at a time, so that there is work at hand whenever something is killed."""
+    """Shards are let go a few at a time, so that there is work at hand whenever something is killed, and the last one of
+    each cell at the end, so that nothing ends before."""
     chance = np.random.default_rng(20)
     file, folder = write_study(tmp_path, four_cells(checkpoint, tmp_path)), tmp_path / "runs" / "small"
     runs = prepare_study(load_study(file)).runs
     with ExitStack() as held:
-        shards = [(run.folder, part(key)) for run in runs for key in Run(four_alone / run.name).shard_keys()]
-        kept = [held.enter_context(ExitStack()) for _ in shards]
-        for stack, claim in zip(kept, shards, strict=True):
-            assert stack.enter_context(claimed(*claim))
+        kept = []
+        for run in runs:
+            *keys, last = Run(four_alone / run.name).shard_keys()
+            assert held.enter_context(claimed(run.folder, part(last)))
+            for key in keys:
+                kept.append(held.enter_context(ExitStack()))
+                assert kept[-1].enter_context(claimed(run.folder, part(key)))
         chance.shuffle(kept)
         lived = Life(cluster, file, folder, chance)
         kinds = ["worker"] * 9 + ["holder"] * 9 + ["ray worker"] * 4 + ["node"] * 4 + ["driver"] * 4
+        began = time.monotonic()
         for number, kind in enumerate(chance.permutation(kinds)):
             for stack in kept[number * len(kept) // KILLS : (number + 1) * len(kept) // KILLS]:
                 stack.close()
             time.sleep(chance.uniform(0, 1))
             lived.kill(kind)
+            print(f"{number + 1}. {kind} after {time.monotonic() - began:.0f} s")
     join_all([*lived.workers, lived.driver])
     work(file, 0.0, False)  # the same command once more clears away what those left that were killed last
     assert lived.killed == KILLS
