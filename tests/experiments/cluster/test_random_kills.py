@@ -220,13 +220,11 @@ def test_thirty_random_kills_of_workers_nodes_drivers_and_lock_holders(cluster, 
         chance.shuffle(kept)
         lived = Life(cluster, file, folder, chance)
         kinds = ["worker"] * 9 + ["holder"] * 9 + ["ray worker"] * 4 + ["node"] * 4 + ["driver"] * 4
-        began = time.monotonic()
         for number, kind in enumerate(chance.permutation(kinds)):
             for stack in kept[number * len(kept) // KILLS : (number + 1) * len(kept) // KILLS]:
                 stack.close()
             time.sleep(chance.uniform(0, 1))
             lived.kill(kind)
-            print(f"{number + 1}. {kind} after {time.monotonic() - began:.0f} s")
     join_all([*lived.workers, lived.driver])
     work(file, 0.0, False)  # the same command once more clears away what those left that were killed last
     assert lived.killed == KILLS
