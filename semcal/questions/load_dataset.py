@@ -19,7 +19,7 @@ from typing import Any
 
 from semcal.errors import UserError, above, nearest
 from semcal.questions.alias_lists import gold_lists
-from semcal.questions.cells import as_text, look, missing, plain
+from semcal.questions.cells import as_text, look, missing
 from semcal.questions.held_out import held_out, touched
 from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import unasked
