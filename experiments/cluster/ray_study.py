@@ -41,6 +41,7 @@ _LOOK_S = 1.0  # at what the threads and Ray have to say
 _PATIENCE_S = 60.0  # until a user is told that no worker has begun
 _JOIN_S = 10.0  # between looks at whether more workers fit
 _OF_NODE = "its node has died"  # what Ray says of a worker that died with its node
+_MEMORY = "low on memory"  # of one that it killed, so that its node keeps working
 _CARRIED = ("SEMCAL_MODELS", "SEMCAL_DATA")
 log = logging.getLogger(__name__)
 
@@ -215,14 +216,15 @@ class _Crew:
     def _take(self, call: Any, analyses: _Analyses) -> None:
         """What Ray answers to a call, or that its worker died."""
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayActorError, RayTaskError  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
 
         worker = self._calls.pop(call)
         try:
             answer: Any = ray.get(call)
         except RayTaskError as error:
             raise error.as_instanceof_cause() from None
-        except RayActorError as error:
+        except RayError as error:  # it died, with its node or alone, or Ray killed it where memory ran short
+            ray.kill(worker.actor)
             self._bury(worker, error)
             return
         if isinstance(answer, Joined):
@@ -243,7 +245,8 @@ class _Crew:
         if (work := worker.doing) is None:
             self._lost += _OF_NODE not in why
             if self._lost >= TRIES:
-                raise UserError(f"workers die before they begin ({why}); is semcal installed on every node?")
+                remedy = "free some there" if _MEMORY in why else "is semcal installed on every node?"
+                raise UserError(f"workers die before they begin ({why}); {remedy}")
             return
         assert worker.joined is not None
         cell, where = self._prepared.cells[work.cell], f"{worker.joined.host}, log {worker.joined.log or 'unknown'}"

@@ -53,6 +53,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+    quick |= {"worker_niceness": 0, "memory_monitor_refresh_ms": 0}  # what else runs here is not to matter
     started = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": quick})
     try:
         for _ in range(2):
