@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray vllm test-vllm clean
+.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray test-kills test-faults vllm test-vllm clean
 
 install: $(STAMP)
 
@@ -140,12 +140,23 @@ test-real: $(STAMP)
 test-slurm: $(STAMP)
 	{ command -v slurmctld && command -v munged; } >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
 		(apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge)
-	$(BIN)/python -m pytest -n 0 -m slurm
+	$(BIN)/python -m pytest -n 0 -m slurm tests/experiments/cluster/test_on_slurm.py
 
 # A study on a real cluster of three nodes on this machine, whose nodes and drivers are killed.
 test-ray: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -n 0 -m ray tests/experiments/cluster/test_ray_study.py
+
+# 30 kills at random moments of processes, nodes, drivers and holders of claims that work on one study; its tables are
+# then those of one process.
+test-kills: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -n 0 -m faults tests/experiments/cluster/test_random_kills.py -k thirty
+
+# These, and 20 repetitions with 2 and with 4 processes.
+test-faults: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -n 0 -m faults tests/experiments/cluster/test_random_kills.py
 
 # vLLM in an environment of its own, which pins other versions; three packages of it are CUDA builds that break its
 # import on a machine without a GPU. And the tests that need it.

@@ -60,6 +60,7 @@ ASKED_FOR = {
     "real": "needs the real models; run `make test-real`",
     "ray": "starts a cluster of Ray; run `make test-ray`",
     "slurm": "starts a Slurm cluster; run `make test-slurm`",
+    "faults": "kills processes for minutes; run `make test-faults`",
 }
 
 

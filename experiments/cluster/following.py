@@ -141,8 +141,7 @@ class _Told:
             if (held.by, held.shard) not in self._dead:
                 self._dead.add((held.by, held.shard))
                 log = f"; its log: {held.log}" if held.log else ""
-                what = f"shard {held.shard.partition('-')[0]}" if held.shard else "the analysis"
-                self._line(f"{cell.folder.name}: {held.by} died over {what}, which another one takes over{log}")
+                self._line(f"{cell.folder.name}: {held.by} died over {held.what}, which another one takes over{log}")
 
     def regularly(self, words: str) -> None:
         if time.monotonic() - self._at >= SILENT_AT_MOST_S - 2 * LOOK_S:
@@ -171,10 +170,7 @@ def progress(state: StudyState, jobs: Sequence[Job], rate: float) -> str:
 
 def working(state: StudyState) -> list[tuple[str, str]]:
     """Each process, and what it is at work on, in words."""
-    return [
-        (by, ", ".join(f"{c.folder.name} {f'shard {h.shard[:5]}' if h.shard else 'analysis'}" for c, h in held))
-        for by, held in sorted(state.workers.items())
-    ]
+    return [(by, ", ".join(f"{c.folder.name} {h.what}" for c, h in held)) for by, held in sorted(state.workers.items())]
 
 
 def screen(state: StudyState, jobs: Sequence[Job], rate: float) -> Group:

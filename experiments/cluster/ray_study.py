@@ -24,10 +24,12 @@ from typing import Any
 from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, place_for
 from experiments.cluster.ray_worker import START, Answer, Joined, Orders, ShardWorker
 from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
+from experiments.cluster.study_state import clear_failure, write_failure
 from experiments.config.study import Cell
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import WAIT_S, Prepared, finish_cell, other_weights
 from experiments.pipeline.signals import Stopped
+from experiments.pipeline.tracking.tracker import tracking
 from experiments.report.pages import write_study
 from experiments.sample.models import Models
 from experiments.sample.run_checks import together
@@ -38,6 +40,8 @@ TRIES = 3  # of a piece of work whose workers die
 _LOOK_S = 1.0  # at what the threads and Ray have to say
 _PATIENCE_S = 60.0  # until a user is told that no worker has begun
 _JOIN_S = 10.0  # between looks at whether more workers fit
+_OF_NODE = "its node has died"  # what Ray says of a worker that died with its node
+_MEMORY = "low on memory"  # of one that it killed, so that its node keeps working
 _CARRIED = ("SEMCAL_MODELS", "SEMCAL_DATA")
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
     rows = list(zip(prepared.cells, prepared.runs, strict=True))
     sweep(prepared.study.folder)
     try:
-        with _Analyses(rows, reporter) as analyses:
+        with tracking(prepared.cells, reporter) as reporter, _Analyses(rows, reporter) as analyses:
             todo = [n for n, (cell, run) in enumerate(rows) if not run.sampled or other_weights(cell.model, run)]
             for number in set(range(len(rows))) - set(todo):
                 analyses.add(number)
@@ -147,7 +151,7 @@ class _Crew:
         self._workers: list[_Worker] = []
         self._calls: dict[Any, _Worker] = {}  # by what Ray is to answer
         self._deaths: Counter[Work] = Counter()
-        self._lost = 0  # workers that died before they did anything, one after the other
+        self._lost = 0  # workers that died before they did anything, by themselves, one after the other
         self._looked, self._began, self._told = 0.0, time.monotonic(), False
 
     def work(self, analyses: _Analyses) -> None:
@@ -212,14 +216,15 @@ class _Crew:
     def _take(self, call: Any, analyses: _Analyses) -> None:
         """What Ray answers to a call, or that its worker died."""
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayActorError, RayTaskError  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
 
         worker = self._calls.pop(call)
         try:
             answer: Any = ray.get(call)
         except RayTaskError as error:
             raise error.as_instanceof_cause() from None
-        except RayActorError as error:
+        except RayError as error:  # it died, with its node or alone, or Ray killed it where memory ran short
+            ray.kill(worker.actor)
             self._bury(worker, error)
             return
         if isinstance(answer, Joined):
@@ -238,16 +243,17 @@ class _Crew:
         self._looked = 0.0
         why = " ".join(str(error).split())[:300]
         if (work := worker.doing) is None:
-            self._lost += 1
+            self._lost += _OF_NODE not in why
             if self._lost >= TRIES:
-                raise UserError(f"workers die before they begin ({why}); is semcal installed on every node?")
+                remedy = "free some there" if _MEMORY in why else "is semcal installed on every node?"
+                raise UserError(f"workers die before they begin ({why}); {remedy}")
             return
         assert worker.joined is not None
         cell, where = self._prepared.cells[work.cell], f"{worker.joined.host}, log {worker.joined.log or 'unknown'}"
         what = f"{cell.label}, shard {work.shard}" if isinstance(work, Sample) else cell.label
         self._deaths[work] += 1
         if self._deaths[work] >= TRIES:
-            raise UserError(f"{what}: {TRIES} workers died of it, the last on {where}; {why}")
+            raise self._failed(work, f"{what}: {TRIES} workers died of it, the last on {where}; {why}")
         log.warning("%s: its worker died on %s; another one goes on with it", what, where)
         self._left.back(work)
 
@@ -259,7 +265,8 @@ class _Crew:
         for warning in answer.warnings:
             log.warning("%s", warning)
         if answer.refused:
-            raise UserError(f"{answer.refused} (on {worker.joined.host}, log {worker.joined.log or 'unknown'})")
+            where = f"on {worker.joined.host}, log {worker.joined.log or 'unknown'}"
+            raise self._failed(work, f"{answer.refused} ({where})")
         if not answer.done:  # another process is at it
             worker.rests_until = time.monotonic() + WAIT_S
             self._left.back(work)
@@ -272,12 +279,15 @@ class _Crew:
             analyses.began(work.cell)
             whole = self._left.begun(work, missing)
         else:
-            size = cell.sampling.shard_size
-            at, questions = int(work.shard.partition("-")[0]), run.manifest()["questions"]
-            analyses.answered(work.cell, min(size, questions - at * size))
+            analyses.answered(work.cell, int(work.shard.partition("-")[0]), cell.sampling.shard_size)
             whole = self._left.sampled(work)
         if whole:
             analyses.add(work.cell)
+
+    def _failed(self, work: Work, why: str) -> UserError:
+        """The error to raise, which is left in the run folder, too."""
+        write_failure(self._prepared.runs[work.cell].folder, why)
+        return UserError(why)
 
     def _missing(self, number: int) -> list[str]:
         """The shards of a cell that was begun which it cannot take over from another cell either."""
@@ -315,6 +325,7 @@ class _Analyses:
         self._said: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)  # what it leaves half done is not missed
         self._shown: int | None = None
+        self._counted: dict[int, tuple[int, int]] = {}  # cell -> questions asked, and answered so far
 
     def __enter__(self) -> _Analyses:
         self._thread.start()
@@ -324,17 +335,24 @@ class _Analyses:
         self._waiting.put(None)
 
     def began(self, number: int) -> None:
-        cell, run = self._rows[number]
-        self._reporter.sampling(cell, run.manifest()["questions"], run.questions_saved())
-        self._shown = number
+        """Workers begin with a cell."""
+        _, run = self._rows[number]
+        clear_failure(run.folder)
+        self._counted[number] = run.manifest()["questions"], run.questions_saved()
+        self._show(number)
 
-    def answered(self, number: int, questions: int) -> None:
+    def answered(self, number: int, shard: int, size: int) -> None:
+        """A shard of so many questions, or what is left for the last one, is sampled."""
+        asked, done = self._counted[number]
+        questions = min(size, asked - shard * size)
         if self._shown != number:
-            cell, run = self._rows[number]
-            total = run.manifest()["questions"]
-            self._reporter.sampling(cell, total, run.questions_saved() - questions)
-            self._shown = number
+            self._show(number)
+        self._counted[number] = asked, done + questions
         self._reporter.answered(questions)
+
+    def _show(self, number: int) -> None:
+        self._reporter.sampling(self._rows[number][0], *self._counted[number])
+        self._shown = number
 
     def add(self, number: int) -> None:
         """A cell is whole."""
@@ -380,6 +398,9 @@ class _Later(Reporter):
 
     def stage(self, cell: Cell, what: str) -> None:
         self._said.put(lambda: self.inner.stage(cell, what))
+
+    def left(self, cell: Cell, what: str) -> None:
+        self._said.put(lambda: self.inner.left(cell, what))
 
     def finished(self, cell: Cell) -> None:
         self._said.put(lambda: self.inner.finished(cell))

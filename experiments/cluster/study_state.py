@@ -20,6 +20,7 @@ from semcal.runs.claims import CLAIMS, LOCK, SUFFIX, holder, is_alive
 from semcal.runs.files import newest
 from semcal.runs.partial_shard import questions_in
 
+FAILED = "failed.txt"  # in a run folder
 WORKERS = "workers"  # in a study's folder: a file for each process of a job, which names its log
 _SAMPLES, _ACTIVATIONS, _PARTIAL = ".parquet", ".safetensors", ".partial.jsonl"
 
@@ -42,6 +43,11 @@ class Held:
     silent_s: float
     dead: bool
     log: Path | None
+
+    @property
+    def what(self) -> str:
+        """What is held, in words."""
+        return f"shard {self.shard.partition('-')[0]}" if self.shard else "analysis"
 
 
 @dataclass(frozen=True)
@@ -137,9 +143,9 @@ def _cell_state(folder: Path, questions: int) -> CellState:
     answered = sum(min(size, asked - i * size) for i in finished)
     for key in keys:
         if key not in whole and f"{key}{_PARTIAL}" in samples:
-            answered += _partly_answered(folder / "samples" / f"{key}{_PARTIAL}")
+            answered += partly_answered(folder, key)
     drawn = bool(manifest.get("analysed", {}).get("drawn")) and (folder / "report.html").is_file()
-    return CellState(folder, asked, answered, len(keys), len(finished), drawn, _held(folder))
+    return CellState(folder, asked, answered, len(keys), len(finished), drawn, held_of(folder))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -157,7 +163,9 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _partly_answered(path: Path) -> int:
+def partly_answered(folder: Path, shard: str) -> int:
+    """How many questions of an unfinished shard of a run are on disk."""
+    path = newest(folder, "samples", f"{shard}{_PARTIAL}")
     try:
         at = path.stat()
         return _questions_as_of(path, at.st_size, at.st_mtime_ns)
@@ -170,7 +178,8 @@ def _questions_as_of(path: Path, *_: int) -> int:
     return questions_in(path)
 
 
-def _held(folder: Path) -> tuple[Held, ...]:
+def held_of(folder: Path) -> tuple[Held, ...]:
+    """Who is at work on a run or on a part of it, or died over it."""
     names = [f"{CLAIMS}/{name}" for name in sorted(_names(folder / CLAIMS)) if name.endswith(SUFFIX)]
     found = [_claim(folder, name) for name in (LOCK, *names)]
     return tuple(held for held in found if held is not None)
@@ -184,6 +193,30 @@ def _claim(folder: Path, name: str) -> Held | None:
     by = holder(folder, name)
     shard = "" if name == LOCK else name.removeprefix(f"{CLAIMS}/").removesuffix(SUFFIX)
     return Held(shard, by, silent, not is_alive(folder, name), log_of(folder.parent, by))
+
+
+# ---- what failed -----------------------------------------------------------------------------------------------------
+
+
+def write_failure(folder: Path, why: str) -> None:
+    """Leave in a run folder what this process could not go on with, for whoever looks; `clear_failure` removes it."""
+    by, when = f"process {os.getpid()} on {socket.gethostname()}", time.strftime("%Y-%m-%d %H:%M")
+    with suppress(OSError):  # a disk that is full, perhaps
+        (folder / FAILED).write_text(f"{by}, {when}: {' '.join(why.split())}\n", encoding="utf-8")
+
+
+def clear_failure(folder: Path) -> None:
+    """Its work is taken up again."""
+    with suppress(OSError):
+        (folder / FAILED).unlink(missing_ok=True)
+
+
+def failure_of(folder: Path) -> str:
+    """Who failed over a run, when and why, in a line; "" where nobody did since its work was taken up last."""
+    try:
+        return (folder / FAILED).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 # ---- logs of workers -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -35,11 +36,36 @@ class Reporter:
 
     def stage(self, cell: Cell, what: str) -> None: ...
 
+    def left(self, cell: Cell, what: str) -> None:
+        """What remains of a cell is in the hands of other processes; `what` names one."""
+        self.stage(cell, what)
+
     def finished(self, cell: Cell) -> None: ...
 
 
+@dataclass
+class _Shown:
+    """One cell on the screen.
+
+    Attributes:
+        name: How it is called.
+        began: When it was first heard of.
+        stages: What has been said of it so far, without how far that is.
+        sampling_began: When its questions were first counted.
+        asked, done, before: Questions in all, answered, and answered before they were counted.
+    """
+
+    name: str
+    began: float
+    stages: set[str] = field(default_factory=set)
+    sampling_began: float = 0.0
+    asked: int = 0
+    done: int = 0
+    before: int = 0
+
+
 class Screen(Reporter):
-    """Shows the cell at work.
+    """Shows the cell at work; of several, the one that was last heard of.
 
     Args:
         cells: How many there are; 0 where that is not known.
@@ -47,10 +73,8 @@ class Screen(Reporter):
     """
 
     def __init__(self, cells: int = 0, *, quiet: bool = False, console: Console = complaints) -> None:
-        self._cells, self._seen = cells, list[str]()
-        self._stage = self._cell = ""
-        self._began = self._began_cell = 0.0  # of the stage and of the cell
-        self._asked = self._done = self._before = 0
+        self._cells, self._shown = cells, dict[str, _Shown]()  # by folder
+        self._sampled: _Shown | None = None
         self._view = _Silence() if quiet else _Bar(console) if animated(console) else _Lines(console)
 
     def __enter__(self) -> Screen:
@@ -61,39 +85,43 @@ class Screen(Reporter):
         self._view.__exit__(*error)
 
     def sampling(self, cell: Cell, questions: int, done: int) -> None:
-        self._asked, self._done, self._before = questions, done, done
-        self._begin(cell, "sampling")
-        self._show("sampling", done, questions)
+        self._sampled = shown = self._begin(cell, "sampling")
+        if not shown.sampling_began:
+            shown.sampling_began, shown.before = time.monotonic(), done
+        shown.asked, shown.done = questions, done
+        self._show(shown, "sampling", done, questions)
 
     def answered(self, questions: int) -> None:
-        self._done += questions
-        seconds = time.monotonic() - self._began
-        rate = f", {(self._done - self._before) / seconds:.1f} questions/s" if seconds > 1 else ""
-        self._show(f"sampling{rate}", self._done, self._asked)
+        if (shown := self._sampled) is None:
+            return
+        shown.done += questions
+        seconds = time.monotonic() - shown.sampling_began
+        rate = f", {(shown.done - shown.before) / seconds:.1f} questions/s" if seconds > 1 else ""
+        self._show(shown, f"sampling{rate}", shown.done, shown.asked)
 
     def stage(self, cell: Cell, what: str) -> None:
-        self._begin(cell, what)
         far = _FAR.search(what)
         done, of = (int(n.replace(",", "")) for n in far.groups()) if far else (0, 0)
-        self._show(what, done, of)
+        self._show(self._begin(cell, what), what, done, of)
 
     def finished(self, cell: Cell) -> None:
-        self._begin(cell, "finished")
-        self._view.close(f"{self._cell}: finished after {_clock(time.monotonic() - self._began_cell)}")
+        shown = self._begin(cell, "finished")
+        self._view.close(f"{shown.name}: finished after {_clock(time.monotonic() - shown.began)}")
 
-    def _begin(self, cell: Cell, what: str) -> None:
-        """Start the clock of a stage, and that of a cell, which are known by name and folder."""
-        if cell.folder not in self._seen:
-            self._seen.append(cell.folder)
-            self._began_cell, self._stage = time.monotonic(), ""
-        at = self._seen.index(cell.folder) + 1
-        self._cell = f"cell {at}/{self._cells} · {cell.label}" if self._cells > 1 else cell.label
-        if (stage := re.split(r"[,\d]", what)[0].strip()) != self._stage:
-            self._stage, self._began = stage, time.monotonic()
-            self._view.open(self._cell)
+    def _begin(self, cell: Cell, what: str) -> _Shown:
+        """The cell, known by its folder; a stage that is new to it is opened."""
+        if cell.folder not in self._shown:
+            at = len(self._shown) + 1
+            name = f"cell {at}/{self._cells} · {cell.label}" if self._cells > 1 else cell.label
+            self._shown[cell.folder] = _Shown(name, time.monotonic())
+        shown = self._shown[cell.folder]
+        if (stage := re.split(r"[,\d]", what)[0].strip()) not in shown.stages:
+            shown.stages.add(stage)
+            self._view.open(shown.name)
+        return shown
 
-    def _show(self, what: str, done: int, of: int) -> None:
-        self._view.show(f"{self._cell}: {what}", done, of)
+    def _show(self, shown: _Shown, what: str, done: int, of: int) -> None:
+        self._view.show(f"{shown.name}: {what}", done, of)
 
 
 class _Silence:

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from experiments.cluster.share import Share
+from experiments.cluster.study_state import clear_failure, write_failure
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
@@ -39,6 +40,7 @@ from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.claims import claimed, holder, part
 from semcal.runs.files import sweep
+from semcal.runs.made_by import again
 from semcal.runs.run import Run, content_key
 from semcal.sampling.vllm.interpreter import vllm_python
 
@@ -203,26 +205,25 @@ def merge_study(prepared: Prepared, reporter: Reporter) -> None:
         more = f", and {len(missing) - 3} more cells" if len(missing) > 3 else ""
         raise UserError(
             f"{prepared.study.name}: not all is sampled: {'; '.join(missing[:3])}{more}; run the jobs that sample them "
-            "again, or `semcal run` the study"
+            f"again, or {again(prepared.runs[0].folder)}"
         )
 
 
 def _missing(cell: Cell, run: Run) -> str:
     if not (keys := run.shard_keys()):
         return f"{cell.label} was not begun"
-    by = _held_by(run, run.missing_shards())
-    return f"{cell.label} lacks {len(run.missing_shards())} of {len(keys)} shards" + (
-        f", sampled by {by}" if by else ""
-    )
+    missing = run.missing_shards()
+    by = _held_by(run, missing)
+    return f"{cell.label} lacks {len(missing)} of {len(keys)} shards" + (f", sampled by {by}" if by else "")
 
 
 def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporter, share: Share) -> bool:
     """Do of a cell what is in this share and no other process is at work on; returns whether nothing of it is left."""
     cell, run = prepared.cells[number], prepared.runs[number]
-    with _saying_what_is_saved(cell, run):
+    with _saying_what_is_there(cell, run):
         run.tidy()
         if by := _held_by(run, [key for key in run.missing_shards() if share.holds(number, key)]):
-            reporter.stage(cell, f"sampled by {by}")
+            reporter.left(cell, f"sampled by {by}")
             return False
         if not run.sampled or other_weights(cell.model, run):
             model = models.of(cell.model)
@@ -243,7 +244,7 @@ def finish_cell(cell: Cell, run: Run, models: Models, reporter: Reporter) -> boo
     """Analyse a cell that is sampled; returns whether no other process is at it."""
     with claimed(run.folder) as ours:
         if not ours:
-            reporter.stage(cell, f"analysed by {holder(run.folder)}")
+            reporter.left(cell, f"analysed by {holder(run.folder)}")
             return False
         analyse(cell, run, reporter, models)
     return True
@@ -261,11 +262,16 @@ def _held_by(run: Run, shards: Iterable[str]) -> str:
 
 
 @contextmanager
-def _saying_what_is_saved(cell: Cell, run: Run) -> Iterator[None]:
+def _saying_what_is_there(cell: Cell, run: Run) -> Iterator[None]:
+    """Say what is saved to whoever stops the block; and of what it fails to whoever looks at the run."""
+    clear_failure(run.folder)
     try:
         yield
     except Stopped as stopped:
         stopped.saved = f"{cell.label}: {saved(run)}"
+        raise
+    except Exception as error:
+        write_failure(run.folder, str(error) or type(error).__name__)
         raise
 
 
@@ -306,7 +312,7 @@ def analyse(
 def why_not_probed(cell: Cell, run: Run) -> str:
     """Why a run has no probes, and what to do; "" where it is to have some."""
     if not cell.probes.enabled:
-        return f"{run.folder}: probes.enabled is false; set it to true in the study and `semcal run` it"
+        return f"{run.folder}: probes.enabled is false; set it to true in the study, then {again(run.folder)}"
     reason = too_few_groups(len(set(run.questions()["group"])), cell.probes.folds)
     return reason and f"{run.folder}: {reason}"
 
@@ -349,7 +355,7 @@ def report_on(
     unfinished = [(stored_cell(run), run) for run in target.runs if not run.calibration() and started(run)]
     into = target.folder if target.study is None else study_folder(target.study, overrides)
     if not rows + unfinished:
-        raise UserError(f"{target.folder}: none of its runs has been scored; `semcal run` its study first")
+        raise UserError(f"{target.folder}: none of its runs has been scored; {again(target.runs[0].folder)} first")
     for cell, run in rows + unfinished:
         tell(cell, "drawing")
         write_report(cell, run, width)

@@ -9,6 +9,7 @@ from experiments.config.run_folder import LOOKS, check_folder, check_has_samples
 from experiments.config.study import Cell, Study, is_study_file, load_study
 from experiments.terminal.named_paths import matching, no_run, pasted
 from semcal.errors import UserError
+from semcal.runs.made_by import again
 from semcal.runs.run import Run
 
 
@@ -100,15 +101,15 @@ def sampled_rows(named: Sequence[str], overrides: Sequence[str]) -> tuple[list[t
 
 def _sampled(cell: Cell | None, run: Run, file: Path | None) -> Cell:
     """The cell of a run, as its study describes it or as it was run."""
-    again = f"`{pasted('run', file)}`" if file else "`semcal run` its study"
+    command = f"`{pasted('run', file)}`" if file else again(run.folder)
     if not (run.folder / "config.yaml").is_file():
-        raise UserError(f"{run.folder} has not been run yet; {again} first")
+        raise UserError(f"{run.folder} has not been run yet; {command} first")
     check_has_samples(run)
     cell = cell or stored_cell(run)
     check_folder(cell)
     if not run.sampled:
         missing = len(run.missing_shards()) or "all"
-        raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); {again}")
+        raise UserError(f"{run.folder} is not fully sampled ({missing} shards missing); {command}")
     return cell
 
 

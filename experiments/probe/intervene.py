@@ -32,6 +32,7 @@ from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN, in_answer, 
 from semcal.questions.prompts import question_span
 from semcal.questions.question import Question
 from semcal.runs.files import content_key
+from semcal.runs.made_by import again
 from semcal.runs.run import Run
 from semcal.sampling.records import Prompt, Sampling
 from semcal.semantics.class_table import ClassTable
@@ -120,7 +121,7 @@ def _check(cell: Cell, run: Run, layers: Sequence[str], position: str) -> list[s
         )
     check_has_samples(run)
     if not run.sampled or not run.calibration():
-        raise UserError(f"{run.folder} is not finished; `semcal run` its study first")
+        raise UserError(f"{run.folder} is not finished; {again(run.folder)} first")
     if not cell.capture.positions:
         raise UserError(f"{run.folder} has no activations; run its study under another name with capture.positions set")
     if in_answer(position) or position == ALL_QUESTION_TOKENS:

@@ -32,6 +32,7 @@ from experiments.report.page.study_data import study_data
 from experiments.report.page.verdict_section import verdict_section
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
 from semcal.runs.files import replacing
+from semcal.runs.made_by import again
 from semcal.runs.run import Run
 
 HEADLINES = ("reliability", "layers", "commitment")  # of each run, where it has them
@@ -98,7 +99,7 @@ def _write_unfinished(cell: Cell, run: Run) -> None:
         lambda taken: run_data(cell, run, taken),
         title=cell.label,
         facts=f"{len(asked)} questions; model {shown_path(cell.model.path, run.folder)}.",
-        remarks=[f"Not finished: {state(run)}. `semcal run` its study goes on, and draws this page again."],
+        remarks=[f"Not finished: {state(run)}. {again(run.folder)} goes on, and draws this page again."],
         headline=None,
         browsable=there,
         figures=[],

@@ -160,6 +160,7 @@ def gate(
     from experiments.score.score import RISKS
     from semcal.calibration.inference.risk_control import Guarantee
     from semcal.runs.files import write_atomically
+    from semcal.runs.made_by import again
 
     risks = risk or [*RISKS]
     if guarantee not in get_args(Guarantee):
@@ -170,7 +171,7 @@ def gate(
     named = [run for target in found.targets for run in target.runs]
     runs = [run for run in named if run.calibration()]
     if not runs:
-        raise UserError(f"{targets[0]}: none of its runs has been scored; `semcal run` its study first")
+        raise UserError(f"{targets[0]}: none of its runs has been scored; {again(named[0].folder)} first")
     for run in runs:
         rows = gates(sources(run), risks, delta=delta, guarantee=guarantee)  # pyright: ignore[reportArgumentType]
         output().rule(run.name)

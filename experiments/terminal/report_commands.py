@@ -10,8 +10,9 @@ import typer
 from experiments.terminal.arguments import Sets, Targets, Width
 from experiments.terminal.fitted_table import FittedTable
 from experiments.terminal.output import output
-from experiments.terminal.run_list import TITLES, Listed, listed, rows_of, run_folders
+from experiments.terminal.run_list import TITLES, Listed, at_work, listed, rows_of, run_folders
 from semcal.errors import UserError
+from semcal.runs.made_by import again
 
 
 def report(targets: Targets, set: Sets = None, width: Width = None) -> None:
@@ -31,7 +32,7 @@ def report(targets: Targets, set: Sets = None, width: Width = None) -> None:
                 continue
             reported.append(report_on(target, set or [], screen.stage, width))
     if not reported:
-        raise UserError(f"{without[0]} has not been scored; `semcal run` its study first")
+        raise UserError(f"{without[0]} has not been scored; {again(without[0])} first")
     output().written(page for page, _ in reported)
     output().left_out([*found.left_out, *not_scored([*without, *(f for _, left in reported for f in left)])])
 
@@ -41,12 +42,14 @@ def ls(
         list[str] | None, typer.Argument(help="Folders to search, run folders, study files, globs; default: runs.")
     ] = None,
 ) -> None:
-    """List runs, their state and headline figures."""
+    """List runs, their state and headline figures; who is at work on them; what failed, and why."""
     found, left_out = _named(folders or ["runs"])
     table = FittedTable(TITLES, left=2, first_out=("n", "KL gap", "excess"))
     for cells in rows_of(found):
         table.add_row(*cells)
     output().show(table)
+    for line in at_work(found):
+        output().explain(line)
     output().record(runs=[_record(run) for run in found])
     output().left_out([run.problem for run in found if run.problem] + left_out)
 
@@ -77,4 +80,8 @@ def _of_study(file: Path) -> list[Path]:
 
 
 def _record(run: Listed) -> dict[str, Any]:
-    return {"folder": run.folder, "state": run.state, **run.figures} | ({"problem": run.problem} if run.problem else {})
+    held = [{"what": h.what, "by": h.by, "silent_s": h.silent_s, "dead": h.dead, "log": h.log} for h in run.held]
+    also = {"problem": run.problem, "failed": run.failed, "held": held}
+    return {"folder": run.folder, "state": run.state, **run.figures} | {
+        key: value for key, value in also.items() if value
+    }

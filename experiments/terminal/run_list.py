@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.cluster.study_state import Held, failure_of, held_of, last_words, partly_answered
 from semcal.errors import UserError
-from semcal.runs.claims import CLAIMS, LOCK, SUFFIX, is_alive
 from semcal.runs.digests import DIGESTS, changed, digest, read_digests
 from semcal.runs.files import newest
+from semcal.runs.made_by import again
 
 KEPT = "results kept, no texts"
 _INSIDE = ("wandb", "looks")  # folders of a run that hold no further runs
@@ -35,12 +36,16 @@ class Listed:
         state: In words.
         figures: n, smece, smece_low, smece_high, excess, kl_gap, kl_gap_low, kl_gap_high; None where unknown.
         problem: Why it cannot be read; "" where it can.
+        held: Who is at work on it or on a part of it, or died over it.
+        failed: Who failed over it since, when and why; "" where nobody did.
     """
 
     folder: Path
     state: str
     figures: dict[str, float | None]
     problem: str = ""
+    held: tuple[Held, ...] = ()
+    failed: str = ""
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -61,7 +66,10 @@ def listed(folder: Path) -> Listed:
         files = _Files.of(folder)
         manifest, calibration = files.json("manifest.json"), files.json("calibration.json")
         figures = {key: calibration.get(key) for key in ("n", "smece", "smece_low", "smece_high", "excess")}
-        return Listed(folder, _state(folder, manifest, calibration), figures | _kl(files, manifest))
+        held, figures = held_of(folder), figures | _kl(files, manifest)
+        at_work = any(not h.dead for h in held)
+        state = _state(folder, manifest, calibration, at_work)
+        return Listed(folder, state, figures, held=held, failed="" if at_work else failure_of(folder))
     except UserError as error:
         return Listed(folder, "unreadable", {}, str(error))
 
@@ -69,10 +77,10 @@ def listed(folder: Path) -> Listed:
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 
-def _state(folder: Path, manifest: dict[str, Any], calibration: dict[str, Any]) -> str:
+def _state(folder: Path, manifest: dict[str, Any], calibration: dict[str, Any], at_work: bool) -> str:
+    """`at_work`: whether a process is at work on the run, or on a part of it."""
     if manifest.get("without_texts"):
         return KEPT
-    at_work = _at_work(folder)
     if not manifest.get("shards"):
         return "starting" if at_work else "started"
     failed = ", CHECK FAILED" if any(c["outcome"] == "failed" for c in manifest.get("checks", [])) else ""
@@ -105,16 +113,8 @@ def _saved(folder: Path, manifest: dict[str, Any]) -> int:
         if _is_there(folder, manifest, key):
             saved += manifest.get("questions", 0) - i * size if last else size
         else:
-            from semcal.runs.partial_shard import read_partial
-
-            saved += sum(map(len, read_partial(newest(folder, "samples", f"{key}.partial.jsonl"))))
+            saved += partly_answered(folder, key)
     return saved
-
-
-def _at_work(folder: Path) -> bool:
-    """Whether a process holds the run, or a part of it."""
-    parts = (f"{CLAIMS}/{path.name}" for path in (folder / CLAIMS).glob(f"*{SUFFIX}"))
-    return any(is_alive(folder, name) for name in (LOCK, *parts))
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ class _Files:
         try:
             found = json.loads(self.read(name))
         except ValueError as error:
-            again = "delete it, and `semcal run` its study makes it again"
-            raise UserError(f"{self.path(name)} cannot be read ({error}); {again}") from None
+            remedy = f"delete it, and {again(self.folder)} makes it again"
+            raise UserError(f"{self.path(name)} cannot be read ({error}); {remedy}") from None
         return found if isinstance(found, dict) else {}
 
 
@@ -206,6 +206,25 @@ def rows_of(runs: Sequence[Listed]) -> Iterator[tuple[str, ...]]:
             "—" if (excess := f.get("excess")) is None else f"{excess:+.3f}",
             _with_interval(f, "kl_gap"),
         )
+
+
+def at_work(runs: Sequence[Listed]) -> Iterator[str]:
+    """A line for each process at work, each one that died over its work, and each failure."""
+    alive: dict[str, list[str]] = {}
+    for run in runs:
+        for held in run.held:
+            if not held.dead:
+                alive.setdefault(held.by, []).append(f"{run.folder} {held.what}")
+    for by, doing in sorted(alive.items()):
+        yield f"{by}: {', '.join(doing)}"
+    for run in runs:
+        for held in run.held:
+            if held.dead:
+                said = f": {words}" if held.log and (words := last_words(held.log)) else ""
+                log = f"; its log: {held.log}{said}" if held.log else ""
+                yield f"{run.folder}: {held.by} died over {held.what}, which the next process takes over{log}"
+        if run.failed:
+            yield f"{run.folder} failed: {run.failed}"
 
 
 def _with_interval(figures: dict[str, float | None], name: str) -> str:

@@ -88,10 +88,12 @@ def run(
     from experiments.pipeline.forecast import Forecast
     from experiments.pipeline.run_study import prepare_study, run_study
     from experiments.terminal.named_paths import pasted
+    from semcal.runs.made_by import write_command
 
     for path, prepared in [(path, prepare_study(study)) for path, study in found]:
         for dataset in prepared.datasets.values():
             output().tell(dataset.summary)
+        write_command(prepared.study.folder, pasted("run", path, *_sets(set)))
         if slurm is not None:
             from experiments.cluster.run_on_slurm import run_on_slurm
 

@@ -26,6 +26,11 @@ def missing(value: Any) -> bool:
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
+def plain(value: Any) -> bool:
+    """Whether a cell is a text that `as_text` leaves as it is, by a glance: most are, and the others may be."""
+    return type(value) is str and value.isprintable() and "!" <= value[:1] <= "~"
+
+
 def look(text: str) -> str:
     """What a label looks like: composed, single spaces, nothing invisible."""
     if text.isascii():

@@ -135,7 +135,7 @@ def build(
     by_id: dict[str, Question] = {}
     for question in questions:
         known = by_id.setdefault(question.id, question)
-        if known != question:
+        if known is not question and known != question:
             raise UserError(
                 f"{name}: two questions have the id {question.id!r} ({known.text[:40]!r} and {question.text[:40]!r}); "
                 "give each an id of its own"
@@ -262,7 +262,13 @@ def _titled(rows: list[Row]) -> list[Row]:
     Raises:
         UserError: a row has two columns of one field.
     """
-    return [Row(_fields_of(row), row.where, row.number) for row in rows]
+    return [row if _are_fields(tuple(row.values)) else Row(_fields_of(row), row.where, row.number) for row in rows]
+
+
+@lru_cache(maxsize=1024)  # most rows have the same columns
+def _are_fields(titles: tuple[str, ...]) -> bool:
+    """Whether each title is one of FIELDS already."""
+    return set(titles) <= set(FIELDS)
 
 
 def _fields_of(row: Row) -> dict[str, Any]:
@@ -310,7 +316,7 @@ def _apart(questions: Sequence[Question], rows: Sequence[Row]) -> None:
         first, place = known.setdefault(look(question.id), (question, row))
         if first.id != question.id:
             raise row.error(f"id {question.id!r} looks like {first.id!r} of {place.where}; give each an id of its own")
-        if first != question:
+        if first is not question and first != question:
             raise row.error(
                 f"two questions have the id {question.id!r}, this one and that of {place.where}; "
                 "give each an id of its own"
@@ -337,31 +343,32 @@ def _parsed(row: Row) -> Row:
 
 
 def _question(row: Row) -> Question:
+    values = row.values
     for name in NEEDED:
-        if name not in row.values:
-            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(row.values)}")
-    for name in row.values:
+        if name not in values:
+            raise row.error(f"field {name!r} is missing; expected {', '.join(NEEDED)}, found {', '.join(values)}")
+    for name in () if _are_fields(tuple(values)) else values:
         if not name.strip():
             raise row.error("a column has no name; remove it (pandas: to_csv(..., index=False))")
         if name not in FIELDS and (meant := get_close_matches(name.lower(), FIELDS, n=1, cutoff=_MISSPELT)):
             raise row.error(f"unknown field {name!r}, did you mean {meant[0]!r}?; expected {', '.join(sorted(FIELDS))}")
-    values = {name: value for name, value in row.values.items() if name in NEEDED or not missing(value)}
-    if "id" in row.values and missing(row.values["id"]):
+    there = {name for name in values if name not in NEEDED and not missing(values[name])}
+    if "id" in values and "id" not in there:
         raise row.error("the id is empty; give every question an id of its own, or none")
     question = row.question(
-        id=row.text("id") if "id" in row.values else str(row.number),
+        id=row.text("id") if "id" in values else str(row.number),
         text=row.text("question"),
         answers=_forms(row, "answers"),
-        group=row.text("group") if "group" in values else "",
-        choices=row.texts("choices") if "choices" in values else (),
-        others=_others(row) if "others" in values else (),
-        incorrect=_forms(row, "incorrect") if "incorrect" in values else (),
-        worked=_worked(row) if "worked" in values else {},
+        group=row.text("group") if "group" in there else "",
+        choices=row.texts("choices") if "choices" in there else (),
+        others=_others(row) if "others" in there else (),
+        incorrect=_forms(row, "incorrect") if "incorrect" in there else (),
+        worked=_worked(row) if "worked" in there else {},
     )
     wrong = set(map(normalise, question.incorrect))
     if wrong and all(normalise(form) in wrong for form in chain(question.answers, *question.others)):
         raise row.error(f"question {question.id!r} lists every gold answer as incorrect, too; remove it from one list")
-    if len(set(map(normalise, question.choices))) < len(question.choices):
+    if question.choices and len(set(map(normalise, question.choices))) < len(question.choices):
         raise row.error(f"question {question.id!r} has options that differ in case, punctuation or articles only")
     return question
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from semcal.questions.cells import as_text, missing
+from semcal.questions.cells import as_text, missing, plain
 
 STYLES = ("concise", "sentence", "cot")
 POOL = "pool-"  # how the ids of the project's own exemplars begin
@@ -113,4 +113,6 @@ class Dataset:
 
 
 def _present(answers: Iterable[object]) -> tuple[str, ...]:
+    if type(answers) is tuple and all(map(plain, answers)):
+        return answers
     return tuple(as_text(answer) for answer in answers if not missing(answer))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from semcal.errors import UserError
-from semcal.questions.cells import as_text, missing
+from semcal.questions.cells import as_text, missing, plain
 from semcal.questions.question import Question
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
@@ -58,6 +58,8 @@ class Row:
     def text(self, *names: str) -> str:
         """The same as text; a number is written in its shortest decimal form."""
         value = self.value(*names)
+        if plain(value):
+            return value
         if missing(value) and not isinstance(value, str):
             raise self.error(f"column {self._name(names)!r} is empty; expected text")
         return self._as_text(value, names)
@@ -69,7 +71,8 @@ class Row:
             raise self.error(f"column {self._name(names)!r} is empty; expected a list of texts")
         if not isinstance(value, list) or any(isinstance(v, _NESTED) for v in value):
             raise self.error(f"column {self._name(names)!r} must be a list of texts, got {value!r:.60}")
-        found = tuple(self._as_text(v, names) for v in value if not missing(v))
+        as_they_are = all(map(plain, value))
+        found = tuple(value if as_they_are else (self._as_text(v, names) for v in value if not missing(v)))
         if written := next(filter(_WRITTEN_LIST.match, found), None):
             raise self.error(
                 f"column {self._name(names)!r} holds a list as one text ({written:.40}); "
@@ -319,9 +322,10 @@ def repeated(value: Any) -> str | None:
     """A key that occurs twice in an object of JSON, as `decoded` marks it, or in one within; None if there is none."""
     if isinstance(value, dict) and _REPEATED in value:
         return value[_REPEATED]
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    deeper = [v for v in inside if isinstance(v, _NESTED)]
-    return next((twice for v in deeper if (twice := repeated(v)) is not None), None)
+    for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(inside, _NESTED) and (twice := repeated(inside)) is not None:
+            return twice
+    return None
 
 
 def _line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from semcal.errors import UserError
 from semcal.runs.claims import writing
 from semcal.runs.files import write_atomically
+from semcal.runs.made_by import again
 
 DIGESTS = "digests.json"
 Digests = dict[str, list[str]]
@@ -117,13 +118,13 @@ def changed(path: Path, name: str, run: Path) -> UserError:
 
 def _remedy(name: str, run: Path) -> str:
     if name in ("questions.parquet", "prompts.parquet", "aliases.json"):
-        return "delete it and manifest.json, and `semcal run` its study makes both again"
+        return f"delete it and manifest.json, and {again(run)} makes both again"
     command = next((made for start, made in _MADE_BY.items() if name.startswith(start)), None)
     if command == "intervene":
         return f"delete it, and `semcal intervene {run}` makes it again"
     if command is not None:
         return f"`semcal {command} {run}` makes it again"
-    return "delete it, and `semcal run` its study makes it again"
+    return f"delete it, and {again(run)} makes it again"
 
 
 def _unreadable(path: Path) -> UserError:

@@ -27,6 +27,7 @@ from semcal.questions.question import Question
 from semcal.runs.claims import writing
 from semcal.runs.digests import DIGESTS, Unchanged, changed, compare, digest, read_digests, write_recorded
 from semcal.runs.files import content_key, finish, is_whole, link_or_copy, newest, plain, replacing, write_atomically
+from semcal.runs.made_by import again
 from semcal.runs.partial_shard import SAMPLE_COLUMNS, PartialShard, Portion, read_partial
 from semcal.runs.stored_activations import Activations, StoredActivations, load, save
 from semcal.runs.stored_samples import check_samples
@@ -151,7 +152,7 @@ class Run:
             except FileNotFoundError:
                 continue  # another process moves it to its place
         if not path.is_file():
-            raise UserError(f"{path} is missing; `semcal run` its study makes it again")
+            raise UserError(f"{path} is missing; {again(self.folder)} makes it again")
         raise changed(path, name, self.folder)
 
     def unchanged(self) -> Unchanged:
@@ -175,7 +176,7 @@ class Run:
         except (yaml.YAMLError, UnicodeDecodeError):
             found = None
         if not isinstance(found, dict):
-            raise UserError(f"{path} holds no configuration; delete it, and `semcal run` its study writes it again")
+            raise UserError(f"{path} holds no configuration; delete it, and {again(self.folder)} writes it again")
         return found
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -250,7 +251,7 @@ class Run:
         if stored.keys() != {f.name for f in fields(Aliases)}:
             raise UserError(
                 f"{self.folder} was sampled by an earlier version of semcal, which kept no aliases of all questions; "
-                "`semcal run` its study again, which takes them over and keeps the samples"
+                f"{again(self.folder)} again, which takes them over and keeps the samples"
             )
         return Aliases(**stored)
 
@@ -597,11 +598,11 @@ class Run:
     def _parquet(self, name: str) -> pd.DataFrame:
         path = self._path(name)
         if not path.is_file():
-            raise UserError(f"{self.folder} has no {name} yet; `semcal run` its study first")
+            raise UserError(f"{self.folder} has no {name} yet; {again(self.folder)} first")
         try:
             return self._read(name, pd.read_parquet)
         except (pyarrow.ArrowInvalid, OSError) as error:
-            raise _unreadable(path, error) from error
+            raise self._unreadable(path, error) from error
 
     def _json_if_any(self, name: str) -> dict[str, Any]:
         path = self._path(name)
@@ -610,15 +611,14 @@ class Run:
                 return {}
             return self._read(name, lambda p: json.loads(p.read_text(encoding="utf-8")))
         except ValueError as error:
-            raise _unreadable(path, error) from error
+            raise self._unreadable(path, error) from error
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
         self._write(name, lambda p: p.write_text(text, encoding="utf-8"))
 
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    # Written once, with the manifest; whole shards are found again by their names.
-    asked = path.name in ("questions.parquet", "prompts.parquet", "aliases.json")
-    what = f"it and {path.parent / 'manifest.json'}" if asked else "it"
-    return UserError(f"{path} cannot be read ({error}); delete {what}, and `semcal run` its study makes it again")
+    def _unreadable(self, path: Path, error: Exception) -> UserError:
+        # Written once, with the manifest; whole shards are found again by their names.
+        asked = path.name in ("questions.parquet", "prompts.parquet", "aliases.json")
+        what = f"it and {path.parent / 'manifest.json'}" if asked else "it"
+        return UserError(f"{path} cannot be read ({error}); delete {what}, and {again(self.folder)} makes it again")

@@ -53,6 +53,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+    quick |= {"worker_niceness": 0, "memory_monitor_refresh_ms": 0}  # what else runs here is not to matter
     started = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": quick})
     try:
         for _ in range(2):
@@ -104,6 +105,8 @@ def assert_as_alone(file: Path, alone: Path) -> None:
 @ON_A_CLUSTER
 def test_a_node_that_is_killed_loses_nothing(cluster, file, alone):
     victim = sorted(cluster.worker_nodes, key=str)[0]
+    raw = yaml.safe_load(file.read_text()) | {"tracking": {"wandb": "offline"}}
+    write_study(file.parent, raw)
     reporter = Counting(at=20, do=lambda: cluster.remove_node(victim, allow_graceful=False))
     try:
         ray_study.run_on_ray(prepare_study(load_study(file)), reporter, cluster.address)
@@ -111,6 +114,8 @@ def test_a_node_that_is_killed_loses_nothing(cluster, file, alone):
         cluster.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
     assert reporter.questions == CELLS * QUESTIONS, "nothing is counted twice"
     assert_as_alone(file, alone)
+    tracked = [p.parent.parent.name for p in file.parent.glob("runs/small/*/wandb/offline-run-*")]
+    assert sorted(tracked) == sorted(p.name for p in alone.glob("*__*")), "each cell is a run of W&B"
 
 
 @ON_A_CLUSTER

@@ -91,3 +91,22 @@ def test_a_single_cell_is_not_counted():
     with Screen(1, console=on) as screen:
         screen.stage(cell("a"), "scoring")
     assert shown(on) == "a: scoring\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_cells_that_are_sampled_by_turns_are_told_apart(terminal):
+    on = console(terminal, 200)
+    with Screen(2, console=on) as screen:
+        for done in (0, 2):
+            for name in ("a", "b"):
+                screen.sampling(cell(name), 8, done)
+                screen.answered(2)
+        screen.stage(cell("a"), "scoring")
+        screen.answered(2)  # of b, while a is scored
+        shown_last = screen._view._bar.tasks[0].description if terminal else screen._view._last  # pyright: ignore
+    assert shown_last.startswith("cell 2/2 · b: sampling")
+    if not terminal:
+        assert shown_last.endswith("6 of 8")
+        assert shown(on).splitlines() == [
+            *("cell 1/2 · a: sampling, 0 of 8", "cell 2/2 · b: sampling, 0 of 8", "cell 1/2 · a: scoring"),
+        ]

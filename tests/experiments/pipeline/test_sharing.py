@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments.cluster.share import Share
+from experiments.cluster.study_state import failure_of
 from experiments.config.study import load_study
 from experiments.pipeline import run_study as pipeline
 from experiments.pipeline.progress import Reporter
@@ -127,3 +128,18 @@ def test_jobs_of_an_array_each_sample_their_share_and_merging_does_the_rest(stud
     merge_study(prepared, Reporter())
     assert sum(answered(log).values()) == 96
     assert_as_alone(tmp_path, alone)
+
+
+def test_what_a_cell_failed_of_is_left_in_its_folder_until_it_is_taken_up_again(study):
+    class Fails(Reporter):
+        def answered(self, questions: int) -> None:  # noqa: ARG002
+            raise RuntimeError("no memory is left")
+
+    prepared = prepare_study(load_study(study))
+    with pytest.raises(RuntimeError):
+        run_study(prepared, Fails())
+    first, second = prepared.runs
+    assert failure_of(first.folder).endswith(": no memory is left")
+    assert failure_of(second.folder) == ""
+    run_study(prepared, Reporter())
+    assert failure_of(first.folder) == ""

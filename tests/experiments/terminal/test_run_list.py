@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
 
+from experiments.cluster.study_state import clear_failure, write_failure
 from experiments.report.summary_table import headline
-from experiments.terminal.run_list import KEPT, listed, run_folders
+from experiments.terminal.run_list import KEPT, at_work, listed, run_folders
 from semcal import Run
+from semcal.runs.claims import CLAIMS, claimed, holder, part
 from semcal.runs.digests import DIGESTS
 from tests.experiments.conftest import questions_in, run_dict, study_of
 
@@ -94,6 +97,26 @@ def test_what_is_left_to_be_done_is_told(run):
 def test_a_failed_check_is_told(run):
     edit(run, checks=[{"name": "a", "outcome": "failed", "figure": 1, "limit": 0, "why": ""}])
     assert listed(run).state == "finished, CHECK FAILED"
+
+
+def test_who_is_at_work_who_died_and_what_failed_is_told(run, tmp_path):
+    shards = sorted(path.stem for path in (run / "samples").glob("*.parquet"))
+    write_failure(run, "out of\n  memory")
+    found = listed(run)
+    assert re.search(r"^process \d+ on .*, \d{4}-\d\d-\d\d \d\d:\d\d: out of memory$", found.failed)
+    assert list(at_work([found])) == [f"{run} failed: {found.failed}"]
+    with claimed(run, part(shards[1])), claimed(run):
+        here = holder(run)
+        assert list(at_work([listed(run)])) == [f"{here}: {run} analysis, {run} shard 00001"]
+    clear_failure(run)
+    (run / CLAIMS).mkdir(exist_ok=True)
+    (run / part(shards[2])).write_text(f"filelock/2\npid={2**22 + 1}\nhost={socket.gethostname()}\n")
+    (log := tmp_path / "job.log").write_text("Killed\n")
+    (run.parent / "workers").mkdir()
+    (run.parent / "workers" / f"process {2**22 + 1} on {socket.gethostname()}").write_text(str(log))
+    (line,) = at_work([listed(run)])
+    assert f"process {2**22 + 1} on {socket.gethostname()} died over shard 00002" in line
+    assert line.endswith(f"its log: {log}: Killed")
 
 
 def test_a_changed_file_is_told(run):

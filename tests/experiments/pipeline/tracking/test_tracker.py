@@ -219,6 +219,54 @@ def test_a_stopped_cell_is_closed_and_resumed_above_its_last_line(tmp_path, stud
     assert min(line["_step"] for line in second.history) > max([0, *(line["_step"] for line in first.history)])
 
 
+def test_of_two_processes_at_a_cell_one_feeds_its_run(copied):
+    """Each has a tracker; what is in a cell is no matter to them."""
+    _, run = copied
+    run.change_manifest(lambda manifest: manifest | {"tracked": None})
+    cell = stored_cell(run)
+    before, (first, second) = records(run), (Tracker(Reporter()), Tracker(Reporter()))
+    for tracker in (first, second):
+        tracker.sampling(cell, 48, 0)
+    for tracker in (second, first):
+        tracker.answered(48)
+    second.finished(cell)
+    assert run.manifest()["tracked"] is None, "the other one still feeds the run, and comes by"
+    first.left(cell, "analysed by process 1 on a")
+    second.finished(cell)
+    first.finished(cell)
+    fed, logged = records(run)[len(before) :]
+    fed, logged = Logged.read(fed), Logged.read(logged)
+    assert fed.run.run_id == logged.run.run_id
+    assert [line["sampling/questions"] for line in fed.history if "sampling/questions" in line] == [48]
+    assert not [line for line in logged.history if "sampling/questions" in line]
+    assert [line for line in logged.history if "tables/questions/nrows" in line]
+    assert min(line["_step"] for line in logged.history) > max(line["_step"] for line in fed.history)
+
+
+def test_several_cells_are_fed_at_once(copied, tmp_path):
+    """As where workers of a cluster sample them by turns."""
+    _, run = copied
+    other = Run(shutil.copytree(run.folder, tmp_path / "runs" / "small" / "other"))
+    shutil.rmtree(other.folder / "wandb")
+    other.change_manifest(lambda manifest: manifest | {"tracking_id": None, "tracked": None})
+    cells, tracker = (
+        [stored_cell(run), stored_cell(other)],
+        Tracker(Reporter(), clock=iter(range(0, 10_000, 3)).__next__),
+    )
+    before = records(run)
+    for done in (0, 8, 16):
+        for cell in cells:
+            tracker.sampling(cell, 48, done)
+            tracker.answered(8)
+    for cell in cells:
+        tracker.finished(cell)
+    for record in (*records(run)[len(before) :], *records(other)):
+        found = Logged.read(record)
+        assert [line["sampling/questions"] for line in found.history if "sampling/questions" in line] == [8, 16, 24]
+    assert len(records(run)) == len(before) + 1
+    assert len(records(other)) == 1
+
+
 def test_samples_beyond_the_limit_are_left_out_rarest_first(tracked, monkeypatch):
     _, run = tracked
     monkeypatch.setattr(capped_tables, "MOST_ROWS", 50)

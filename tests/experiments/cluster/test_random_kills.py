@@ -1,0 +1,272 @@
+"""Processes that are killed at random moments lose no question, do none twice, and leave no torn file. Run by
+`make test-kills` (30 kills, of everything that works on a study at once) and `make test-faults` (these, and 20
+repetitions with 2 and 4 processes)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from experiments.config.study import load_study
+from experiments.pipeline import run_study as pipeline
+from experiments.pipeline.progress import Reporter
+from experiments.pipeline.run_study import prepare_study, run_study
+from semcal import Run
+from semcal.runs.claims import CLAIMS, LOCK, WRITING, claimed, part
+from tests.experiments.conftest import questions_in, study_of, write_study
+
+pytestmark = pytest.mark.faults
+SERVER = multiprocessing.get_context("forkserver")  # loads torch once, and knows nothing of the threads of Ray
+SERVER.set_forkserver_preload([__name__, "experiments.cluster.ray_study"])
+STARTED: list[Any] = []
+KILLS, REPETITIONS, PATIENCE_S = 30, 20, 120.0
+QUESTIONS, CELLS = 48, 4
+SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+class Slow(Reporter):
+    """Takes its time over what is answered, while its shard is claimed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def answered(self, questions: int) -> None:  # noqa: ARG002
+        time.sleep(self._seconds)
+
+
+def work(file: Path, slow: float, drawn: bool, address: str | None = None) -> None:
+    """Run a study as one process of several; with an address, as the driver of its cluster of Ray."""
+    if not drawn:
+        pipeline.write_report = lambda _, run: (run.folder / "report.html").write_text("not drawn in this test")
+    prepared = prepare_study(load_study(file))
+    if address is None:
+        pipeline.WAIT_S = 0.05
+        run_study(prepared, Slow(slow))
+    else:
+        from experiments.cluster import ray_study
+
+        ray_study.WAIT_S = 0.05
+        ray_study.run_on_ray(prepared, Reporter(), address)
+
+
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    """Processes of a test that failed end with it."""
+    yield
+    for process in STARTED:
+        if process.is_alive():
+            process.kill()
+    STARTED.clear()
+
+
+def start(*args: Any) -> Any:
+    process = SERVER.Process(target=work, args=args)
+    process.start()
+    STARTED.append(process)
+    return process
+
+
+def kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def join_all(processes: list[Any]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    assert [p.exitcode for p in processes] == [0] * len(processes)
+
+
+def assert_as_alone(folder: Path, alone: Path) -> None:
+    """Every table and every activation is what one process made of the study, and no file is torn or left over."""
+    runs = sorted(folder.glob("*__*"))
+    assert [r.name for r in runs] == sorted(p.name for p in alone.glob("*__*"))
+    for ours, theirs in ((Run.open(p), Run.open(alone / p.name)) for p in runs):
+        assert ours.samples().groupby("question_id")["count"].sum().eq(theirs.config()["sampling"]["m"]).all()
+        for name in ("samples", "questions", "classes", "table", "probes", "probe_losses"):
+            pd.testing.assert_frame_equal(getattr(ours, name)(), getattr(theirs, name)(), obj=f"{ours.name} {name}")
+        assert ours.calibration() == theirs.calibration()
+        assert ours.unchanged().changed == ours.unchanged().unknown == ()
+        assert ours.shard_keys() == theirs.shard_keys()
+        assert {p.stem for p in (ours.folder / "samples").iterdir()} == set(ours.shard_keys())
+        for hook in theirs.activations("last_prompt_token").layers:
+            a, b = (run.activations("last_prompt_token").layer(hook) for run in (ours, theirs))
+            assert (a == b).all()
+    left = [p for p in folder.rglob("*") if p.is_file() and (CLAIMS in p.parts or p.name[0] == ".")]
+    assert {p.name for p in left} <= {WRITING}
+
+
+def as_alone(checkpoint: Path, folder: Path, settings: Callable[[Path, Path], dict[str, Any]]) -> Path:
+    """The folder of a study that one process has run."""
+    work(write_study(folder, settings(checkpoint, folder)), 0.0, False)
+    return folder / "runs" / "small"
+
+
+# ---- processes that share a folder -----------------------------------------------------------------------------------
+
+
+def two_cells(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """In 12 shards each."""
+    found = study_of(checkpoint, questions_in(folder), folder)
+    found["sampling"] |= {"shard_size": 4}
+    return found | {"styles": ["concise", "sentence"], "probes": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def two_alone(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_alone(checkpoint, tmp_path_factory.mktemp("alone"), two_cells)
+
+
+@pytest.mark.parametrize("seed", range(REPETITIONS))
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_killed_at_random_moments_lose_nothing(processes, seed, checkpoint, two_alone, tmp_path):
+    chance = np.random.default_rng([processes, seed])
+    how = (write_study(tmp_path, two_cells(checkpoint, tmp_path)), 0.01, False)
+    workers = [start(*how) for _ in range(processes)]
+    for _ in range(chance.integers(2, 6)):
+        time.sleep(chance.uniform(0, 1.5))
+        victim = workers.pop(chance.integers(len(workers)))
+        kill(victim.pid)
+        victim.join()
+        workers.append(start(*how))
+    join_all(workers)
+    assert_as_alone(tmp_path / "runs" / "small", two_alone)
+
+
+# ---- workers, nodes, drivers and lock holders ------------------------------------------------------------------------
+
+
+def four_cells(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """In 24 shards each, which two and two cells share; with probes."""
+    found = study_of(checkpoint, questions_in(folder), folder)
+    found["sampling"] |= {"shard_size": 2, "m": 30}
+    return found | {"styles": ["concise", "sentence"], "semantics": [{"kind": "exact"}, {"kind": "mention"}]}
+
+
+@pytest.fixture(scope="module")
+def four_alone(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_alone(checkpoint, tmp_path_factory.mktemp("alone"), four_cells)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without cores, and two nodes with one each."""
+    pytest.importorskip("ray", reason="needs the extra: pip install 'semcal[ray]'")
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
+    quick |= {"worker_niceness": 0, "memory_monitor_refresh_ms": 0}  # what else runs here is not to matter
+    started = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": quick})
+    try:
+        for _ in range(2):
+            started.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
+        yield started
+    finally:
+        started.shutdown()
+
+
+def holders(folder: Path, name: str) -> list[int]:
+    """The processes, other than this one, that have claims of a name or pattern on runs or parts of them."""
+    found = set()
+    for path in folder.glob(f"*__*/{name}"):
+        with suppress(OSError):
+            found |= {int(pid) for pid in re.findall(r"^pid=(\d+)$", path.read_text(), re.MULTILINE)}
+    return sorted(found - {os.getpid()})
+
+
+def ray_workers() -> list[int]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ShardWorker"):
+                found.append(process.pid)
+    return found
+
+
+def found_within(seconds: float, look: Callable[[], list[int]]) -> list[int]:
+    until = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < until:
+        time.sleep(0.005)
+    return found
+
+
+def test_thirty_random_kills_of_workers_nodes_drivers_and_lock_holders(cluster, checkpoint, four_alone, tmp_path):
+    """Shards are let go a few at a time, so that there is work at hand whenever something is killed, and the last one of
+    each cell at the end, so that nothing ends before."""
+    chance = np.random.default_rng(20)
+    file, folder = write_study(tmp_path, four_cells(checkpoint, tmp_path)), tmp_path / "runs" / "small"
+    runs = prepare_study(load_study(file)).runs
+    with ExitStack() as held:
+        kept = []
+        for run in runs:
+            *keys, last = Run(four_alone / run.name).shard_keys()
+            assert held.enter_context(claimed(run.folder, part(last)))
+            for key in keys:
+                kept.append(held.enter_context(ExitStack()))
+                assert kept[-1].enter_context(claimed(run.folder, part(key)))
+        chance.shuffle(kept)
+        lived = Life(cluster, file, folder, chance)
+        kinds = ["worker"] * 9 + ["holder"] * 9 + ["ray worker"] * 4 + ["node"] * 4 + ["driver"] * 4
+        for number, kind in enumerate(chance.permutation(kinds)):
+            for stack in kept[number * len(kept) // KILLS : (number + 1) * len(kept) // KILLS]:
+                stack.close()
+            time.sleep(chance.uniform(0, 1))
+            lived.kill(kind)
+    join_all([*lived.workers, lived.driver])
+    work(file, 0.0, False)  # the same command once more clears away what those left that were killed last
+    assert lived.killed == KILLS
+    assert_as_alone(folder, four_alone)
+
+
+class Life:
+    """Two processes and a driver of Ray that work on a study; each that is killed is started again."""
+
+    def __init__(self, cluster: Any, file: Path, folder: Path, chance: np.random.Generator) -> None:
+        self._cluster, self._folder, self._chance = cluster, folder, chance
+        self._worker, self._driver = (file, 0.1, False), (file, 0.0, False, cluster.address)
+        self.workers = [start(*self._worker) for _ in range(2)]
+        self.driver = start(*self._driver)
+        self.killed = 0
+
+    def kill(self, kind: str) -> None:
+        self.killed += 1
+        if kind == "node":
+            self._at_work_on_ray()
+            self._cluster.remove_node(self._chance.choice(sorted(self._cluster.worker_nodes, key=str)), False)
+            self._cluster.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
+        elif kind == "driver":
+            self._at_work_on_ray()
+            kill(self.driver.pid)
+        elif kind == "ray worker" and (found := self._at_work_on_ray()):
+            kill(self._chance.choice(found))
+        else:
+            name = self._chance.choice([f"{CLAIMS}/*", WRITING, LOCK])
+            found = found_within(1.0, lambda: holders(self._folder, name)) if kind == "holder" else []
+            kill(self._chance.choice(found or [w.pid for w in self.workers]))
+        self._replace()
+
+    def _at_work_on_ray(self) -> list[int]:
+        return found_within(20.0, lambda: sorted({*holders(self._folder, f"{CLAIMS}/*")} & {*ray_workers()}))
+
+    def _replace(self) -> None:
+        time.sleep(0.05)
+        for at, worker in enumerate(self.workers):
+            if worker.exitcode is not None:
+                assert worker.exitcode == -signal.SIGKILL
+                self.workers[at] = start(*self._worker)
+        if self.driver.exitcode is not None:
+            assert self.driver.exitcode == -signal.SIGKILL
+            self.driver = start(*self._driver)
