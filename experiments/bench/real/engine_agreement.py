@@ -3,9 +3,9 @@
     semcal run experiments/studies/engines.yaml
     python -m experiments.bench.real.engine_agreement runs/engines/sampler__* runs/engines/vllm__*
 
-Compared are the questions that both runs hold. Samples are drawn anew by each engine, so calibration must agree within its
-intervals alone, and so does a probe of what was sampled; a probe of one run's samples from the other's activations
-shows what the activations do to it. Ends with code 1 where something does not agree.
+Compared are the questions that both runs hold. Each engine draws its own samples, so calibration need only agree within
+its intervals; a probe of one run's samples from the other's activations shows what the activations alone change. Ends
+with code 1 where something does not agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from probes.activations.layers import Layers
 from probes.evaluation.layerwise import CrossValidation, evaluate_all
 from probes.targets.scalars import scalar_target
 from semcal.calibration.resampling import Resampling
-from semcal.calibration.summary import calibrate
+from semcal.calibration.summary import Calibration, calibrate
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
@@ -86,12 +86,14 @@ def compared(one: Run, other: Run) -> Iterator[Compared]:
 
 
 def _in_common(one: Run, other: Run) -> list[str]:
-    mine, theirs = (run.questions().set_index("id")["prompt_hash"] for run in (one, other))
-    questions = [q for q in mine.index if q in theirs.index]
+    mine, theirs = (dict(run.questions()[["id", "prompt_hash"]].to_numpy().tolist()) for run in (one, other))
+    questions = [q for q in mine if q in theirs]
     if not questions:
         raise UserError(f"{one.folder} and {other.folder} have no question in common; name two runs of one dataset")
-    if wrong := next((q for q in questions if mine[q] != theirs[q]), None):
-        raise UserError(f"question {wrong!r} has another prompt in {other.folder}; name runs with the same prompting")
+    if wrong := [q for q in questions if mine[q] != theirs[q]]:
+        raise UserError(
+            f"question {wrong[0]!r} has another prompt in {other.folder}; name runs with the same prompting"
+        )
     return questions
 
 
@@ -101,16 +103,19 @@ def _rows(held: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
 
 def _calibration(mine: ClassTable, theirs: ClassTable) -> Iterator[Compared]:
-    a, b = (calibrate(table).to_dict() for table in (mine, theirs))
+    a, b = calibrate(mine), calibrate(theirs)
     for name in FIGURES:
-        ours, others = ([found[f"{name}{end}"] for end in ("", "_low", "_high")] for found in (a, b))
-        if np.isnan([ours[0], others[0]]).any():  # as the AUROC is where no answer is right
-            yield Compared(
-                name, interval(*ours), interval(*others), number(None), np.isnan(ours[0]) == np.isnan(others[0])
-            )
-            continue
-        within = others[1] <= ours[0] <= others[2] and ours[1] <= others[0] <= ours[2]
-        yield Compared(name, interval(*ours), interval(*others), f"{abs(ours[0] - others[0]):.3f}", within)
+        ours, others = _with_interval(a, name), _with_interval(b, name)
+        apart = abs(ours[0] - others[0])
+        if np.isnan(apart):  # as the AUROC is undefined where no answer is right
+            within = np.isnan(ours[0]) == np.isnan(others[0])
+        else:
+            within = others[1] <= ours[0] <= others[2] and ours[1] <= others[0] <= ours[2]
+        yield Compared(name, interval(*ours), interval(*others), number(apart), bool(within))
+
+
+def _with_interval(found: Calibration, name: str) -> tuple[float, float, float]:
+    return getattr(found, name), getattr(found, f"{name}_low"), getattr(found, f"{name}_high")
 
 
 def _streams(position: str, mine: Layers, theirs: Layers) -> Iterator[Compared]:
