@@ -1,6 +1,6 @@
 """How far apart two engines are that sampled the same questions with the same model:
 
-    semcal run experiments/studies/engines.yaml
+    semcal run experiments/bench/real/both_engines.yaml
     python -m experiments.bench.real.engine_agreement runs/engines/sampler__* runs/engines/vllm__*
 
 Compared are the questions that both runs hold. Each engine draws its own samples, so calibration need only agree within
