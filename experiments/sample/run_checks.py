@@ -26,7 +26,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.positions import in_answer
 from semcal.runs.stored_activations import Activations
 from semcal.sampling.checks import FAILED, NOT_MADE, Check, LawWatch, reference_check, stated_apart
-from semcal.sampling.decoding.rounding import remedy
+from semcal.sampling.decoding.rounding import ROOM, is_low, remedy, rounded_once_more
 from semcal.sampling.records import LENGTH, Outcome
 
 if TYPE_CHECKING:
@@ -118,18 +118,22 @@ class RunChecks:
         """Answers and activations of a few prompts against one plain pass over each prompt with an answer."""
         model, settings = self.model, self.job.settings
         assert isinstance(model, LanguageModel)
-        observer = None
+        observer = moved = None
         if captured is not None and captured.where:
             places = {a.question.id: captured.where[a.question.id] for a in few}
             observer = ResidualCapture(self.job.cell.capture.hooks, places)
+            moved = ResidualCapture(self.job.cell.capture.hooks, places) if is_low(model.dtype) else None
         exact = settings.top_k is None and settings.top_p is None
+        drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few]
         stated = None
         if exact or observer:
-            drawn = [(a.prompt, _likeliest(rows[a.question.id])) for a in few]
             stated = stated_apart(model.model, model.device, settings, drawn, observer)
+        if moved is not None:
+            with rounded_once_more(model.model):
+                stated_apart(model.model, model.device, settings, drawn, moved)
         compared = [reference_check(work, stated if exact else None, len(few))]
         if observer is not None and captured is not None:
-            compared.append(activations_check(model, [a.question.id for a in few], captured, observer))
+            compared.append(activations_check(model, [a.question.id for a in few], captured, observer, moved))
         return compared
 
     def made(self) -> list[Check]:
@@ -173,27 +177,50 @@ class RunChecks:
         return why if isinstance(self.model, LanguageModel) else SERVED
 
 
-def activations_check(model: LanguageModel, keys: Sequence[str], captured: Captured, plain: ResidualCapture) -> Check:
-    """Whether what was captured in prompts is what plain passes showed, relative to the largest number of a layer.
+def activations_check(
+    model: LanguageModel, keys: Sequence[str], captured: Captured, plain: ResidualCapture, moved: ResidualCapture | None
+) -> Check:
+    """Whether what was captured in prompts is what plain passes showed: at each layer, the length of the difference
+    relative to that of the layer's numbers, where it is largest.
 
-    Each of the 2 L additions to the stream of L layers rounds once: their sum is off by about √(2 L) epsilon, and the
-    sums in single precision by the root of theirs (see `semcal.sampling.decoding.paths.tolerance`).
+    In single precision, each of the 2 L additions to the stream of L layers rounds once, and their sum is off by about
+    √(2 L) epsilon, the sums in a product by the root of epsilon. In 16 bits that would bound another batch of the same
+    kernels alone: on random Llama, Qwen2 and Gemma 3 models, vLLM's stream was as far from that of Hugging Face's sdpa
+    kernels as is Hugging Face's own eager pass (2 % of its length after four layers), and nearer than both to a pass in
+    64 bits. So there the limit is measured on the same tokens, as it is for log-probabilities: twice what plain passes
+    move when each module is rounded once more.
+
+    Args:
+        moved: What plain passes showed that were rounded once more; None in single precision.
     """
-    apart = 0.0
+    depth = model.model.config.get_text_config().num_hidden_layers
+    single = torch.finfo(torch.float32).eps
+    least = math.sqrt(single) + math.sqrt(2 * depth) * single
+    apart, limit = 0.0, least
     for position in {position for key in keys for position in captured.where[key]}:
         expected, at = plain.take(keys, position), captured.found[position]
+        once_more = moved.take(keys, position) if moved else expected
         first = at.rows.cumsum() - at.rows
         read = [at.keys.index(key) for key in keys]
         chosen = np.concatenate([np.arange(first[i], first[i] + at.rows[i]) for i in read])
-        for ours, theirs in ((at.values[chosen], expected.values), (at.heads[chosen], expected.heads)):
+        for ours, theirs, rounded in (
+            (at.values[chosen], expected.values, once_more.values),
+            (at.heads[chosen], expected.heads, once_more.heads),
+        ):
             if ours.size:
-                across = tuple(range(2, ours.ndim))
-                scale = np.abs(theirs).max(across) + 1e-30
-                apart = max(apart, float((np.abs(ours - theirs).max(across) / scale).max()))
-    depth = model.model.config.get_text_config().num_hidden_layers
-    single, own = (torch.finfo(dtype).eps for dtype in (torch.float32, model.dtype))
-    why = f"{len(keys)} prompts against passes without cache and padding, relative to the largest number of a layer"
-    return Check.of(ACTIVATIONS, apart, math.sqrt(single) + math.sqrt(2 * depth) * own, why)
+                found, allowed = _off(ours, theirs), least + ROOM * _off(rounded, theirs)
+                worst = int((found / allowed).argmax())
+                if found[worst] / allowed[worst] > apart / limit:
+                    apart, limit = float(found[worst]), float(allowed[worst])
+    why = f"{len(keys)} prompts against passes without cache and padding, relative to the length of a layer's numbers"
+    return Check.of(ACTIVATIONS, apart, limit, why)
+
+
+def _off(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """[row, layer, ...] -> [layer] the largest relative length of a row's difference."""
+    theirs = theirs.astype(np.float64).reshape(*theirs.shape[:2], -1)
+    difference = ours.reshape(theirs.shape) - theirs
+    return (np.linalg.norm(difference, axis=-1) / (np.linalg.norm(theirs, axis=-1) + 1e-30)).max(0)
 
 
 def together(manifest: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from experiments.sample.capturing import Captured
+from experiments.sample.run_checks import activations_check
+from probes.activations.capture import ResidualCapture
 from semcal import LanguageModel
+from semcal.positions import LAST_PROMPT_TOKEN
+from semcal.sampling.checks import FAILED, PASSED
 from semcal.sampling.decoding import decoders, tree_attention
-from semcal.sampling.decoding.paths import SHARED, choose_path, may_be_padded
-from semcal.sampling.decoding.rounding import SINGLE, difference, in_single, in_single_precision
+from semcal.sampling.decoding.paths import SHARED, choose_path, may_be_padded, observe_all
+from semcal.sampling.decoding.rounding import SINGLE, difference, in_single, in_single_precision, rounded_once_more
 from semcal.sampling.records import Prompt
 from tests.conftest import ROPE, save_checkpoint
 from tests.experiments.conftest import questions_file, run_dict, study_dict  # noqa: F401
@@ -88,6 +93,38 @@ def test_every_check_of_a_run_passes(tmp_path, study_dict, dtype):  # noqa: F811
     checks = {check["name"]: check for check in run.manifest()["checks"]}
     assert {check["outcome"] for check in checks.values()} == {"passed"}
     assert "in single precision" in checks["equality with plain passes"]["why"]
+
+
+def captured_by(model, kernels: str, asked, *, lost: float = 0.0):
+    """What a model shows at its last prompt tokens; `lost` is the share of the first layer's stream that is left out of
+    the last one's."""
+    model.model.set_attn_implementation(kernels)
+    capture = ResidualCapture(where={p.key: {LAST_PROMPT_TOKEN: (len(p.ids) - 1,)} for p in asked})
+    observe_all(model.model, CPU, asked, capture, padded=False)
+    found = capture.take([p.key for p in asked])
+    found.values[:, -1] -= lost * found.values[:, 1]
+    return found
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_activations_from_other_kernels_differ_by_rounding_and_a_lost_part_of_the_stream_does_not(
+    tmp_path, architecture, dtype
+):
+    model = LanguageModel.load(save_checkpoint(tmp_path / "m", architecture), device="cpu", dtype=dtype)
+    asked = prompts(0)
+    keys, where = [p.key for p in asked], {p.key: {LAST_PROMPT_TOKEN: (len(p.ids) - 1,)} for p in asked}
+
+    def check(found):
+        plain, moved = ResidualCapture(where=where), ResidualCapture(where=where)
+        model.model.set_attn_implementation("sdpa")
+        observe_all(model.model, CPU, asked, plain, padded=False)
+        with rounded_once_more(model.model):
+            observe_all(model.model, CPU, asked, moved, padded=False)
+        return activations_check(model, keys, Captured({LAST_PROMPT_TOKEN: found}, None, {}, where), plain, moved)
+
+    assert check(captured_by(model, "eager", asked)).outcome == PASSED
+    assert check(captured_by(model, "eager", asked, lost=0.5)).outcome == FAILED
 
 
 # ---- errors are refused ----------------------------------------------------------------------------------------------

@@ -219,6 +219,7 @@ def cut_at(both: Both, ids: tuple[int, ...], stop: str) -> tuple[int, ...]:
     return next((ids[:k] for k in range(1, len(ids)) if stop in both.model.decode(ids[:k])), ids)
 
 
+@pytest.mark.parametrize("both", ["llama"], indirect=True)  # each kill costs a start of vLLM
 def test_a_process_that_is_killed_is_replaced_and_no_question_is_lost_or_doubled(both):
     prompts = prompts_of(12)
     how = Sampling(m=8, max_new_tokens=40)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Sums over positions and features are accumulated in single precision, in an order that depends on the kernel, which
 # may cost half of its digits; and logits of up to 32 are rounded by one spacing each.
 SINGLE = math.sqrt(torch.finfo(torch.float32).eps) + 64 * torch.finfo(torch.float32).eps  # nats, 0.00035
-_ROOM = 2.0  # right paths moved log-probabilities by at most 1.02 times what one more rounding does
+ROOM = 2.0  # right paths moved log-probabilities by at most 1.02 times what one more rounding does
 _LIKELY = -10.0  # nats; rarer tokens are not compared, but for those as likely as any
 
 T = TypeVar("T")
@@ -49,10 +49,10 @@ def rounding(model: PreTrainedModel, plain: torch.Tensor, passes: Callable[[], t
         plain: [..., vocab] logits of plain passes.
         passes: Makes them again; called where the dtype is lower than float32.
     """
-    if not _is_low(model.dtype):
+    if not is_low(model.dtype):
         return SINGLE
-    with _rounded_once_more(model):
-        return SINGLE + _ROOM * difference(plain, passes())
+    with rounded_once_more(model):
+        return SINGLE + ROOM * difference(plain, passes())
 
 
 def in_single(model: PreTrainedModel, compute: Callable[[], T]) -> T | None:
@@ -60,7 +60,7 @@ def in_single(model: PreTrainedModel, compute: Callable[[], T]) -> T | None:
 
     It cannot where its weights are quantised, where memory is short, or where its attention knows no float32.
     """
-    if not _is_low(model.dtype) or getattr(model, "is_quantized", False):
+    if not is_low(model.dtype) or getattr(model, "is_quantized", False):
         return None
     try:
         with in_single_precision(model):
@@ -106,7 +106,7 @@ class _Converted:
         made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
         for module in self.modules:
             for name, weight in module._parameters.items():
-                if weight is not None and _is_low(weight.dtype):
+                if weight is not None and is_low(weight.dtype):
                     if weight not in made:
                         made[weight] = torch.nn.Parameter(weight.float(), requires_grad=False)
                     self.held.append((module._parameters, name, weight))
@@ -123,7 +123,7 @@ def remedy(model: PreTrainedModel) -> str:
     if getattr(model, "is_quantized", False):
         elsewhere = ", or device cpu, where most methods are dequantised" if model.device.type == "cuda" else ""
         return f"its weights are quantised in memory; use the model before quantisation{elsewhere}"
-    return "try dtype float32" if _is_low(model.dtype) else "choose another model"
+    return "try dtype float32" if is_low(model.dtype) else "choose another model"
 
 
 def _layers(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -135,7 +135,7 @@ def _layers(module: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def _rounded_once_more(model: PreTrainedModel) -> Iterator[None]:
+def rounded_once_more(model: PreTrainedModel) -> Iterator[None]:
     """A context in which what each module with weights returns is moved by up to one spacing, at random, and rounded.
 
     This is two to four times what its own rounding does, since the last bit is off by half a spacing at most; products
@@ -145,7 +145,7 @@ def _rounded_once_more(model: PreTrainedModel) -> Iterator[None]:
     drawn: dict[torch.Size, torch.Tensor] = {}  # what is moved by the same shares lies in other layers
 
     def move(_: torch.nn.Module, __: object, out: object) -> torch.Tensor | None:
-        if not isinstance(out, torch.Tensor) or not _is_low(out.dtype):
+        if not isinstance(out, torch.Tensor) or not is_low(out.dtype):
             return None
         if out.shape not in drawn:
             share = torch.rand(out.shape, generator=random).mul_(2).sub_(1)
@@ -160,5 +160,5 @@ def _rounded_once_more(model: PreTrainedModel) -> Iterator[None]:
             hook.remove()
 
 
-def _is_low(dtype: torch.dtype) -> bool:
+def is_low(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
