@@ -61,8 +61,10 @@ def explanation(found: Swept, delta: float) -> str:
     return said
 
 
-def write_sweep(cell: Cell, run: Run, found: Swept, relations: Mapping[str, Relation]) -> list[Path]:
-    """Write FILES to looks/ of a run; returns their paths."""
+def write_sweep(
+    cell: Cell, run: Run, found: Swept, relations: Mapping[str, Relation], width: float | None = None
+) -> list[Path]:
+    """Write FILES to looks/ of a run, the figure `width` inches wide if given; returns their paths."""
     whole = relations["all"]
     rho = interval(whole.rho, whole.rho_low, whole.rho_high, digits=2)
     figure = semantics_scatter(
@@ -71,6 +73,7 @@ def write_sweep(cell: Cell, run: Run, found: Swept, relations: Mapping[str, Rela
         corner=f"Spearman ρ = {rho}, {whole.bs} Bs",
         small_gap=SMALL_GAP,
         delta=cell.calibration.delta,
+        width=width,
     )
     record = {"relations": {name: asdict(one) for name, one in relations.items()}, "left_out": found.left_out}
     text = json.dumps(plain(record | {"constant": found.constant, "alike": found.alike}), indent=1) + "\n"

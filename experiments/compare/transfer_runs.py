@@ -225,8 +225,8 @@ def explanation(found: Transferred) -> str:
     return said
 
 
-def write_transfer(found: Transferred, folder: Path) -> None:
-    """Write transfer.csv, and transfer.png, .svg and .pdf."""
+def write_transfer(found: Transferred, folder: Path, width: float | None = None) -> None:
+    """Write transfer.csv, and transfer.png, .svg and .pdf, `width` inches wide if given."""
     n = len(found.layers)
     table = pd.DataFrame([asdict(cell) for cell in found.cells]).assign(
         probe=found.probe,
@@ -235,7 +235,7 @@ def write_transfer(found: Transferred, folder: Path) -> None:
         tested_layer=found.layers * n,
     )
     title = f"{found.probe.capitalize()} probes, last prompt token\n{', '.join(dict.fromkeys(found.layers))}"
-    figure = transfer_matrix(found.cells, title=title, without=found.without)
+    figure = transfer_matrix(found.cells, title=title, without=found.without, width=width)
     with replacing(folder) as staged:
         write_atomically(staged / "transfer.csv", lambda path: table.to_csv(path, index=False))
         save_figures({"transfer": figure}, staged)

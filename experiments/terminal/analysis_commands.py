@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.terminal.arguments import Sets, Targets
+from experiments.terminal.arguments import Sets, Targets, Width
 from experiments.terminal.headline_figures import print_summary, run_records
 from experiments.terminal.output import output
 from semcal.errors import UserError, nearest
@@ -25,13 +25,18 @@ def score(
             "them, to looks/."
         ),
     ] = None,
+    width: Width = None,
 ) -> None:
     """Collapse and calibrate again, without the model, and replace the old results once the new ones are complete; with
     other settings by --set, beside them in looks/. Or compare collapsing functions."""
+    if width is not None and semantics != "sweep":
+        raise UserError(
+            "--width is for the figure of --semantics sweep; `semcal report RUN --width` draws those of a run"
+        )
     if semantics is None:
         _again(targets, set or [], "score")
     elif semantics == "sweep":
-        _sweep(targets, set or [])
+        _sweep(targets, set or [], width)
     else:
         _under(semantics, targets, set or [])
 
@@ -58,7 +63,7 @@ def _under(semantics: str, targets: list[str], overrides: list[str]) -> None:
     output().left_out(left_out)
 
 
-def _sweep(targets: list[str], overrides: list[str]) -> None:
+def _sweep(targets: list[str], overrides: list[str], width: float | None) -> None:
     """Every run under many Bs."""
     from experiments.compare.coarser_semantics import relations, sweep
     from experiments.compare.sweep_table import explanation, sweep_table, write_sweep
@@ -78,7 +83,7 @@ def _sweep(targets: list[str], overrides: list[str]) -> None:
         output().show(sweep_table(found, over))
         output().explain(explanation(found, delta))
         output().append("runs", {"folder": run.folder, "semantics": found.frame, "relations": over})
-        output().written(write_sweep(cell, run, found, over))
+        output().written(write_sweep(cell, run, found, over, width))
     output().left_out(left_out)
 
 

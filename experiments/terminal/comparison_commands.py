@@ -46,6 +46,7 @@ def transfer(
     layer: Annotated[str | None, typer.Option(help="Hook name in the first run; default: its last layer.")] = None,
     target: Annotated[str, typer.Option(help="classes or b_confidence.")] = "classes",
     out: Annotated[Path, typer.Option(help="Folder for transfer.csv, .png, .svg and .pdf.")] = Path("runs/transfer"),
+    width: Width = None,
 ) -> None:
     """Train a probe on each run, test it on every run: what do datasets, styles, checkpoints and models share?"""
     from experiments.compare.transfer_runs import explanation, transfer_runs, transfer_table, write_transfer
@@ -56,7 +57,7 @@ def transfer(
     output().show(transfer_table(found))
     output().explain(explanation(found))
     output().record(transfer=found)
-    write_transfer(found, out)
+    write_transfer(found, out, width)
     output().written(out / f"transfer.{suffix}" for suffix in ("csv", "png", "svg", "pdf"))
     output().left_out(left_out)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments.compare import coarser_semantics
 from experiments.compare.coarser_semantics import sweep
 from experiments.config.run_folder import stored_cell
+from experiments.report.figures.figure_files import DPI
 from semcal.errors import UserError
 from tests.experiments.conftest import run_dict
 from tests.experiments.pipeline.test_cli import semcal
@@ -22,8 +24,9 @@ def run(tmp_path, study_dict, monkeypatch):
 
 def test_a_run_is_read_under_many_bs_and_keeps_its_results(monkeypatch, capsys, run):
     before = {p: p.read_bytes() for p in run.folder.iterdir() if p.is_file()}
-    code, said, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep")
+    code, said, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep", "--width", "3")
     assert code == 0, err
+    assert matplotlib.image.imread(run.folder / "looks/sweep/sweep.png").shape[1] == 3 * DPI
     assert {p: p.read_bytes() for p in run.folder.iterdir() if p.is_file()} == before
     for word in ("kind of B", "hash", "clusters of meanings", "all", "given granularity"):
         assert word in said, word
@@ -42,6 +45,9 @@ def test_a_run_is_read_under_many_bs_and_keeps_its_results(monkeypatch, capsys, 
 
 def test_too_few_questions_with_one_gold_class(monkeypatch, capsys, run):
     monkeypatch.setattr(coarser_semantics, "FEWEST_QUESTIONS", 500)
+    code, _, err = semcal(monkeypatch, capsys, "score", run.folder, "--width", "3")
+    assert code == 2
+    assert "semcal report RUN --width" in err
     code, _, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep")
     assert code == 2
     assert "48 questions with one gold class; a sweep over B needs 500" in err

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from experiments.config.study import ProbesConfig
 from experiments.pipeline.targets import scored_runs
 from experiments.probe.confidence_of_probes import costs, probe_confidence
 from experiments.probe.probed import Probed
+from experiments.report.figures.figure_files import DPI
 from probes.targets.open import open_entropies
 from semcal import Run
 from tests.conftest import CONFIGS, ROPE, save_checkpoint
@@ -57,7 +59,7 @@ def smaller(folder, lean):
 def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
     out = tmp_path / "out"
     folders = [run.folder for run in styles]
-    code, said, err = semcal(monkeypatch, capsys, "transfer", *folders, "--out", out)
+    code, said, err = semcal(monkeypatch, capsys, "transfer", *folders, "--out", out, "--width", "3")
     assert code == 0, err
     for word in ("trained on", "concise", "sentence", "activations add", "perfect", LAST, "cross-validated"):
         assert word in said, word
@@ -72,7 +74,7 @@ def test_two_styles_on_each_other(monkeypatch, capsys, tmp_path, styles):
     assert (table["low"] <= table["gap"]).to_numpy().all()
     np.testing.assert_allclose(table["added"], table["alone"] - table["gap"])
     assert (table["n"] == 48).all()
-    assert (out / "transfer.png").stat().st_size > 1000
+    assert matplotlib.image.imread(out / "transfer.png").shape[1] == 3 * DPI
     assert (out / "transfer.svg").is_file()
 
 
