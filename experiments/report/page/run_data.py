@@ -30,7 +30,8 @@ def run_data(cell: Cell, run: Run, taken: int = 0) -> dict[str, Any]:
 
     Args:
         taken: Bytes of the page that figures and tables take. If all samples do not fit into the rest, each question
-            keeps its most frequent ones, as many as fit; `samples_left_out` says how many were left out.
+            keeps its most frequent ones, as many as fit; `samples_left_out` says how many were left out. If all classes
+            do not fit either, the rarer ones of each question become one entry.
     """
     questions = run.questions()
     ids = questions["id"].tolist()
@@ -43,8 +44,11 @@ def run_data(cell: Cell, run: Run, taken: int = 0) -> dict[str, Any]:
     }
     if run.calibration():
         data["questions"] |= _scored(run)
-        data |= {"classes": _classes(run, ids), "reliability": _curve(run)} | _gaps(run, ids)
+        data |= {"reliability": _curve(run)} | _gaps(run, ids)
     room = PAGE * max(1.0, len(ids) / SIZED) - taken - len(as_json(data).encode())
+    if run.calibration():
+        data["classes"] = _that_fit(_classes(run, ids), room)
+        room -= len(as_json(data["classes"]).encode())
     samples = run.samples() if run.sampled else run.samples_so_far()
     return data | _samples(samples, ids, room)
 
@@ -117,6 +121,22 @@ def _classes(run: Run, ids: Sequence[str]) -> list[list[list[Any]]]:
         flags = GOLD * bool(gold) + UNPARSED * bool(unparsed)
         found[question].append([cut(label, _CLASS), count, digits(mass), *([flags] if flags else [])])
     return list(found.values())
+
+
+def _that_fit(classes: list[list[list[Any]]], room: float) -> list[list[list[Any]]]:
+    """The classes of every question, or the most frequent that fit and an entry for the rest of them."""
+    kept = _ranks_that_fit(classes, room)
+    return [of if len(of) <= kept + 1 else [*of[:kept], _others(of[kept:])] for of in classes]
+
+
+def _others(classes: Sequence[Sequence[Any]]) -> list[Any]:
+    """Several classes as one entry: how many they are, their counts and masses together, what any of them is."""
+    counts, masses = ([entry[at] for entry in classes if entry[at] is not None] for at in (1, 2))
+    flags = 0
+    for entry in classes:
+        flags |= entry[3] if len(entry) > 3 else 0
+    label, count = f"({len(classes)} rarer classes)", sum(counts) if counts else None
+    return [label, count, digits(sum(masses)), *([flags] if flags else [])]
 
 
 def _curve(run: Run) -> list[list[float | None]]:

@@ -13,7 +13,7 @@ import yaml
 from experiments.config.run_folder import stored_cell
 from experiments.config.study import Cell
 from experiments.report.page.embedded import as_json, cut, data_element, digits
-from experiments.report.page.run_data import run_data
+from experiments.report.page.run_data import GOLD, run_data
 from experiments.report.page.stored_verdict import stored_verdict
 from experiments.report.page.study_data import sets_of, study_data
 from semcal import Run
@@ -75,6 +75,20 @@ def test_answers_that_do_not_fit_are_left_out_rarest_first_and_counted(run):
         assert fewer == all_of_it[: len(fewer)]
         assert [row[1] for row in all_of_it] == sorted((row[1] for row in all_of_it), reverse=True)
     assert all(run_data(cell, run, taken=10**9)["samples"])  # the most frequent one stays
+
+
+def test_classes_that_do_not_fit_become_one_entry_with_their_counts_and_masses(run):
+    cell = stored_cell(run)
+    everything, least = run_data(cell, run)["classes"], run_data(cell, run, taken=10**9)["classes"]
+    assert any(len(of) > 2 for of in everything)
+    for fewer, all_of_it in zip(least, everything, strict=True):
+        assert len(fewer) == min(2, len(all_of_it))
+        assert fewer[0] == all_of_it[0]
+        assert sum(entry[1] for entry in fewer) == sum(entry[1] for entry in all_of_it)
+        assert sum(entry[2] for entry in fewer) == pytest.approx(sum(entry[2] for entry in all_of_it), rel=0.01)
+        assert any(entry[3] & GOLD for entry in fewer if len(entry) > 3) == any(
+            entry[3] & GOLD for entry in all_of_it if len(entry) > 3
+        )
 
 
 def test_a_run_without_probes_lacks_their_columns(run):
