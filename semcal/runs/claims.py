@@ -2,9 +2,10 @@
 
 A claim is a file that its holder touches every 40 s (filelock's SoftFileLease). It ends with its block. After a process
 that was killed, the next one takes it over: at once on the same machine, elsewhere when nobody touched it for two
-minutes, by the clock of the one who waits. It needs a file system on which a file can be created by one process only,
-and no locks of that file system. A holder that was suspended so long may find that another one did its work, too: what
-is protected has to come out alike whoever does it.
+minutes, by the clock of the one who waits. A claim that names nobody, of a process that was killed before it had written
+its name, is removed after some seconds. It needs a file system on which a file can be created by one process only, and
+no locks of that file system. A holder that was suspended so long may find that another one did its work, too: what is
+protected has to come out alike whoever does it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ WRITING = ".writing"  # held for moments, while files are read, changed and writ
 SUFFIX = ".claim"
 LEASE_S = 120.0
 _MOMENT: dict[str, Any] = {"is_singleton": True, "poll_interval": 0.02}  # a process may hold it several times at once
+UNNAMED_S = 5.0  # how long a claim may name nobody: the moment between making the file and writing into it
 _TRIES = 2  # the first one may only find out that the holder is dead
+_UNNAMED: dict[Path, tuple[tuple[int, int], float]] = {}  # claims that name nobody: which file, and seen since when
 _WAITED: dict[Path, SoftFileLease] = {}  # how long a claim has not been touched is known to the object that watches it
 
 
@@ -45,6 +48,7 @@ def claimed(folder: Path, name: str = LOCK) -> Iterator[bool]:
             _take(lease)
     except Timeout:
         _WAITED[path] = lease
+        _remove_unnamed(path)
         yield False
         return
     except OSError:
@@ -73,6 +77,24 @@ def _take(lease: SoftFileLease) -> None:
         except Timeout:
             if attempt == _TRIES - 1:
                 raise
+
+
+def _remove_unnamed(path: Path) -> None:
+    """Remove a claim that has named nobody for UNNAMED_S; SoftFileLease waits for such a one forever."""
+    try:
+        found = path.stat()
+        key = found.st_ino, found.st_ctime_ns
+        if found.st_size:
+            _UNNAMED.pop(path, None)
+            return
+        seen, since = _UNNAMED.setdefault(path, (key, time.monotonic()))
+        if seen != key:
+            _UNNAMED[path] = key, time.monotonic()
+        elif time.monotonic() - since >= UNNAMED_S:
+            path.unlink()
+            del _UNNAMED[path]
+    except OSError:  # it is gone, and with it what was to be removed
+        _UNNAMED.pop(path, None)
 
 
 @contextmanager
@@ -121,5 +143,21 @@ def writing(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         with suppress(OSError):  # not to be written: whoever writes there is told
             if folder.is_dir():
-                held.enter_context(SoftFileLease(folder / WRITING, lease_duration=LEASE_S, **_MOMENT))
+                held.enter_context(_moment(folder / WRITING))
         yield
+
+
+@contextmanager
+def _moment(path: Path) -> Iterator[None]:
+    """A claim for which one waits."""
+    lease = SoftFileLease(path, lease_duration=LEASE_S, **_MOMENT)
+    while True:
+        try:
+            lease.acquire(timeout=UNNAMED_S)
+            break
+        except Timeout:
+            _remove_unnamed(path)
+    try:
+        yield
+    finally:
+        lease.release()

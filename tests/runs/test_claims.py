@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from semcal import UserError
 from semcal.runs import claims
-from semcal.runs.claims import LOCK, claimed, locked, part, writing
+from semcal.runs.claims import LOCK, WRITING, claimed, locked, part, writing
 from semcal.runs.claims import holder as holder_of
 from semcal.runs.files import is_whole, replacing, sweep, write_atomically
 
@@ -86,6 +86,32 @@ def test_a_claim_from_another_machine_is_taken_over_when_nobody_touches_it(tmp_p
     time.sleep(0.9)
     with claimed(tmp_path) as ours:
         assert ours
+
+
+def test_a_claim_that_names_nobody_is_left_for_a_moment_and_then_taken_over(tmp_path, monkeypatch):
+    """Its process was killed between making the file and writing its name."""
+    monkeypatch.setattr(claims, "UNNAMED_S", 0.3)
+    for name in (LOCK, WRITING):
+        (tmp_path / name).touch()
+    with claimed(tmp_path) as ours:
+        assert not ours
+    with claimed(tmp_path) as ours:
+        assert not ours, "its name may still come"
+    time.sleep(0.35)
+    with claimed(tmp_path) as ours:
+        assert not ours, "this one removes it"
+    with claimed(tmp_path) as ours, writing(tmp_path):
+        assert ours
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_is_not_removed_once_it_names_its_holder(tmp_path, monkeypatch, holder):
+    monkeypatch.setattr(claims, "UNNAMED_S", 0.1)
+    for _ in range(4):
+        with claimed(tmp_path) as ours:
+            assert not ours
+        time.sleep(0.1)
+    assert holder_of(tmp_path) == f"process {holder.pid} on {socket.gethostname()}"
 
 
 @pytest.mark.parametrize("how", ["not to be written", "not there"])

@@ -157,6 +157,7 @@ def test_what_was_kept_of_another_configuration_decides_nothing(place):
         judge_study(load_study("study.yaml", ["sampling.temperature=0.5"]))
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     "command",
