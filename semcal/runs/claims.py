@@ -2,10 +2,10 @@
 
 A claim is a file that its holder touches every 40 s (filelock's SoftFileLease). It ends with its block. After a process
 that was killed, the next one takes it over: at once on the same machine, elsewhere when nobody touched it for two
-minutes, by the clock of the one who waits. A claim that names nobody, of a process that was killed before it had written
-its name, is removed after some seconds. It needs a file system on which a file can be created by one process only, and
-no locks of that file system. A holder that was suspended so long may find that another one did its work, too: what
-is protected has to come out alike whoever does it.
+minutes, by the clock of the one who waits. A claim that names nobody, of a process that was killed before it had
+written its name, is removed after some seconds. It needs a file system on which a file can be created by one process
+only, and no locks of that file system. A holder that was suspended so long may find that another one did its work, too:
+what is protected has to come out alike whoever does it.
 """
 
 from __future__ import annotations
