@@ -24,7 +24,6 @@ from typing import Any
 from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, place_for
 from experiments.cluster.ray_worker import START, Answer, Joined, Orders, ShardWorker
 from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
-from experiments.cluster.study_state import clear_failure, write_failure
 from experiments.config.study import Cell
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import WAIT_S, Prepared, finish_cell, other_weights
@@ -34,6 +33,7 @@ from experiments.report.pages import write_study
 from experiments.sample.models import Models
 from experiments.sample.run_checks import together
 from semcal.errors import UserError
+from semcal.runs.failure import clear_failure, write_failure
 from semcal.runs.files import sweep, temporary_name
 
 TRIES = 3  # of a piece of work whose workers die

@@ -20,7 +20,6 @@ from semcal.runs.claims import CLAIMS, LOCK, SUFFIX, holder, is_alive
 from semcal.runs.files import newest
 from semcal.runs.partial_shard import questions_in
 
-FAILED = "failed.txt"  # in a run folder
 WORKERS = "workers"  # in a study's folder: a file for each process of a job, which names its log
 _SAMPLES, _ACTIVATIONS, _PARTIAL = ".parquet", ".safetensors", ".partial.jsonl"
 
@@ -193,30 +192,6 @@ def _claim(folder: Path, name: str) -> Held | None:
     by = holder(folder, name)
     shard = "" if name == LOCK else name.removeprefix(f"{CLAIMS}/").removesuffix(SUFFIX)
     return Held(shard, by, silent, not is_alive(folder, name), log_of(folder.parent, by))
-
-
-# ---- what failed -----------------------------------------------------------------------------------------------------
-
-
-def write_failure(folder: Path, why: str) -> None:
-    """Leave in a run folder what this process could not go on with, for whoever looks; `clear_failure` removes it."""
-    by, when = f"process {os.getpid()} on {socket.gethostname()}", time.strftime("%Y-%m-%d %H:%M")
-    with suppress(OSError):  # a disk that is full, perhaps
-        (folder / FAILED).write_text(f"{by}, {when}: {' '.join(why.split())}\n", encoding="utf-8")
-
-
-def clear_failure(folder: Path) -> None:
-    """Its work is taken up again."""
-    with suppress(OSError):
-        (folder / FAILED).unlink(missing_ok=True)
-
-
-def failure_of(folder: Path) -> str:
-    """Who failed over a run, when and why, in a line; "" where nobody did since its work was taken up last."""
-    try:
-        return (folder / FAILED).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 # ---- logs of workers -------------------------------------------------------------------------------------------------

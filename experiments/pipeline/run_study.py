@@ -10,7 +10,6 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from experiments.cluster.share import Share
-from experiments.cluster.study_state import clear_failure, write_failure
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
@@ -39,6 +38,7 @@ from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
 from semcal.questions.question import CONTINUATION, Dataset
 from semcal.runs.claims import claimed, holder, part
+from semcal.runs.failure import clear_failure, write_failure
 from semcal.runs.files import sweep
 from semcal.runs.made_by import again
 from semcal.runs.run import Run, content_key

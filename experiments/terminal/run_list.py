@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.study_state import Held, failure_of, held_of, last_words, partly_answered
+from experiments.cluster.study_state import Held, held_of, last_words, partly_answered
 from semcal.errors import UserError
 from semcal.runs.digests import DIGESTS, changed, digest, read_digests
+from semcal.runs.failure import failure_of
 from semcal.runs.files import newest
 from semcal.runs.made_by import again
 

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 
 from experiments.cluster.share import Share
-from experiments.cluster.study_state import failure_of
 from experiments.config.study import load_study
 from experiments.pipeline import run_study as pipeline
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import merge_study, prepare_study, run_study
 from semcal import Run, UserError
 from semcal.runs.claims import CLAIMS, WRITING
+from semcal.runs.failure import failure_of
 from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded once

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cluster.study_state import clear_failure, write_failure
 from experiments.report.summary_table import headline
 from experiments.terminal.run_list import KEPT, at_work, listed, run_folders
 from semcal import Run
 from semcal.runs.claims import CLAIMS, claimed, holder, part
 from semcal.runs.digests import DIGESTS
+from semcal.runs.failure import clear_failure, write_failure
 from tests.experiments.conftest import questions_in, run_dict, study_of
 
 EVIDENCE = Path(__file__).parents[3] / "docs" / "results" / "evidence"
