@@ -25,6 +25,7 @@ from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run
 from semcal.runs.claims import CLAIMS, LOCK, WRITING, claimed, part
+from tests.experiments.cluster.ray_nodes import SMALL, two_nodes
 from tests.experiments.conftest import questions_in, study_of, write_study
 
 pytestmark = pytest.mark.faults
@@ -33,7 +34,6 @@ SERVER.set_forkserver_preload([__name__, "experiments.cluster.ray_study"])
 STARTED: list[Any] = []
 KILLS, REPETITIONS, PATIENCE_S = 30, 20, 120.0
 QUESTIONS, CELLS = 48, 4
-SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 class Slow(Reporter):
@@ -163,19 +163,9 @@ def four_alone(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head without cores, and two nodes with one each."""
     pytest.importorskip("ray", reason="needs the extra: pip install 'semcal[ray]'")
-    from ray.cluster_utils import Cluster
-
-    quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
-    quick |= {"worker_niceness": 0, "memory_monitor_refresh_ms": 0}  # what else runs here is not to matter
-    started = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": quick})
-    try:
-        for _ in range(2):
-            started.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
+    with two_nodes() as started:
         yield started
-    finally:
-        started.shutdown()
 
 
 def holders(folder: Path, name: str) -> list[int]:

@@ -25,12 +25,12 @@ from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run, UserError
 from semcal.runs.claims import WRITING
+from tests.experiments.cluster.ray_nodes import SMALL, two_nodes
 from tests.experiments.conftest import questions_in, study_of, write_study
 
 pytest.importorskip("ray", reason="needs the extra: pip install 'semcal[ray]'")
 ON_A_CLUSTER = pytest.mark.ray
 CELLS, QUESTIONS = 2, 48
-SMALL: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 class Counting(Reporter):
@@ -48,20 +48,11 @@ class Counting(Reporter):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without cores, and two nodes with one each."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 4}
-    quick |= {"worker_niceness": 0, "memory_monitor_refresh_ms": 0}  # what else runs here is not to matter
-    started = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "_system_config": quick})
-    try:
-        for _ in range(2):
-            started.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
+    with two_nodes() as started:
         yield started
-    finally:
         ray.shutdown()
-        started.shutdown()
 
 
 @pytest.fixture(scope="module")
