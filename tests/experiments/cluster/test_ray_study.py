@@ -3,8 +3,6 @@ refused in a line. Run by `make test-ray`."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -111,7 +109,8 @@ def test_a_node_that_is_killed_loses_nothing(cluster, file, alone):
 
 @ON_A_CLUSTER
 def test_a_driver_that_is_killed_is_continued_by_the_next(cluster, file, alone):
-    driver = subprocess.Popen([sys.executable, __file__, str(file), cluster.address])
+    command = [sys.executable, "-m", "tests.experiments.cluster.test_ray_study", str(file), cluster.address]
+    driver = subprocess.Popen(command, cwd=Path(__file__).parents[3])
     saved = 0
     try:
         while saved < 6:
@@ -119,7 +118,7 @@ def test_a_driver_that_is_killed_is_continued_by_the_next(cluster, file, alone):
             saved = len(list(file.parent.glob("runs/small/*/samples/*.parquet")))
             time.sleep(0.01)
     finally:
-        os.kill(driver.pid, signal.SIGKILL)
+        driver.kill()
         driver.wait()
     reporter = Counting()
     ray_study.run_on_ray(prepare_study(load_study(file)), reporter, cluster.address)
