@@ -76,6 +76,7 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
         stopped.saved = f"{there} of {begun} are saved, and the same command continues"
         raise
     write_study(prepared.study.name, rows, prepared.study.folder)
+    sweep(prepared.study.folder)  # what workers left that died with their node
 
 
 def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | None], analyses: _Analyses) -> None:

@@ -185,6 +185,7 @@ def run_study(prepared: Prepared, reporter: Reporter, share: Share | None = None
             left = held
     if share is None:
         write_study(prepared.study.name, rows, prepared.study.folder)
+        sweep(prepared.study.folder)  # what others left that were killed in the meantime
 
 
 def merge_study(prepared: Prepared, reporter: Reporter) -> None:
