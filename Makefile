@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install browser demo demo-smoke organism-probes test lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray test-kills test-faults vllm test-vllm clean
+.PHONY: install browser demo demo-smoke organism-probes test test-long lint figures checkpoints horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray test-kills test-faults vllm test-vllm clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ organism-probes: $(STAMP) demo
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n auto --dist loadscope
+
+# Those that take longest: hundreds of simulated worlds, trainings, studies that are stopped in the middle.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadscope -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

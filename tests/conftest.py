@@ -57,6 +57,7 @@ MORE_CONFIGS = {
 
 
 ASKED_FOR = {
+    "long": "takes long; run `make test-long`",
     "real": "needs the real models; run `make test-real`",
     "ray": "starts a cluster of Ray; run `make test-ray`",
     "slurm": "starts a Slurm cluster; run `make test-slurm`",

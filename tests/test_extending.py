@@ -53,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_new_dataset_and_a_new_b(folder):
     follow("A dataset", folder)
     (cell,) = (folder / "runs" / "rivers").glob("atlas*")
@@ -63,6 +64,7 @@ def test_a_new_dataset_and_a_new_b(folder):
     assert "initial" in agreement.read_text()
 
 
+@pytest.mark.long
 def test_a_new_rung(folder):
     follow("A rung", folder)
     (found,) = (folder / "runs" / "neighbours").glob("*/probes.parquet")

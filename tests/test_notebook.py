@@ -58,6 +58,7 @@ def executed(notebook: dict[str, Any]) -> dict[str, Any]:
     return notebook
 
 
+@pytest.mark.long
 def test_the_notebook_runs_and_shows_what_it_computes(tmp_path, monkeypatch):
     stored = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     kinds = [[output["output_type"] for output in cell.get("outputs", ())] for cell in stored["cells"]]

@@ -82,7 +82,7 @@ def _predictions(short: Rows, thinking: Rows) -> list[str]:
         f"{1 - LEAST_RIGHT:.0%} of its questions are answered correctly.",
     ]
     if found.left_out:
-        said += ["", "Cells that count for none:", "", *(f"- {label}: {why}" for label, why in found.left_out.items())]
+        said += ["", "Cells that count for none:", "", *(f"- {label}: {why}" for label, why in found.left_out)]
     return [*said, *behind]
 
 

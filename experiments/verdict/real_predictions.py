@@ -53,11 +53,11 @@ class Predictions:
     """
     Attributes:
         verdicts: One a prediction, in their order.
-        left_out: Label of a run -> why it counts for none.
+        left_out: Label of a run, in parentheses its study if that is `real-cot`, and why it counts for none.
     """
 
     verdicts: tuple[Verdict, ...]
-    left_out: dict[str, str]
+    left_out: tuple[tuple[str, str], ...]
 
 
 def predictions(short: Sequence[Measured], thinking: Sequence[Measured], law: Law) -> Predictions:
@@ -67,7 +67,8 @@ def predictions(short: Sequence[Measured], thinking: Sequence[Measured], law: La
         short: Runs of the study `real`.
         thinking: Runs of the study `real-cot`.
     """
-    left_out = {r.label: why for r in (*short, *thinking) if (why := why_left_out(r))}
+    named = [*((r.label, r) for r in short), *((f"{r.label} (real-cot)", r) for r in thinking)]
+    left_out = tuple((label, why) for label, run in named if (why := why_left_out(run)))
     kept, kept_thinking = ([r for r in runs if not why_left_out(r)] for runs in (short, thinking))
     findings = (base_calibrated(kept, law), tuned_miscalibrated(kept, law), thinking_harms(kept_thinking, law))
     return Predictions(tuple(decide(findings, law.alpha)), left_out)

@@ -100,6 +100,7 @@ def test_the_peak_counts_what_was_given_back():
     assert grown > 30_000_000
 
 
+@pytest.mark.long
 def test_a_stop_of_a_real_run_is_measured_and_held_to_its_limits(checkpoint, tmp_path, monkeypatch):
     """On a model small enough for a test, which is stopped while it samples thousands of questions."""
     study = stop_bench._study(str(tmp_path), "cpu")

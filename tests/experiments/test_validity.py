@@ -43,12 +43,14 @@ def test_a_miscalibrated_model_is_rejected():
     assert sum(rejected(Planted(1.0, 50, 10, shift=-0.1), True, study) for study in range(10)) >= 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shift", [-0.05, 0.05])
 def test_equivalence_does_not_rule_out_the_error_that_a_model_has(shift):
     hits = sum(accepted(Planted(0.3, 50, 0, shift=shift), study) for study in range(STUDIES))
     assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT
 
 
+@pytest.mark.long
 def test_a_pair_that_differs_in_wordings_alone_is_not_told_apart():
     hits = sum(told_apart(Planted(1.0, 50, 1), Planted(1.0, 50, 0), study) for study in range(STUDIES))
     assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT

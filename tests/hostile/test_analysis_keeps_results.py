@@ -202,6 +202,7 @@ def state(run: Run) -> dict:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fail", [full, interrupted], ids=["full disk", "Ctrl-C"])
 def test_a_failure_at_any_write_leaves_one_whole_result(study, fail):
     run = run_of(study)

@@ -132,6 +132,7 @@ def alone(study) -> list:
     return results(runs_of(path))
 
 
+@pytest.mark.long
 def test_commands_on_a_study_in_progress_are_right_or_one_line(study, alone, monkeypatch, capsys):
     top = study.parent / "runs"
 

@@ -137,6 +137,7 @@ def test_a_process_that_cannot_be_interrupted_ends_itself(number):
     assert stopped(started(HANGING), number) == f"semcal: {CONTINUE}"
 
 
+@pytest.mark.long
 def test_an_analysis_that_is_stopped_says_that_the_samples_are_saved(study):
     line = stopped(started(SLOWED, "scoring", "run", str(study)), signal.SIGINT)
     found = re.fullmatch(SAVED, line)
@@ -147,6 +148,7 @@ def test_an_analysis_that_is_stopped_says_that_the_samples_are_saved(study):
     assert not run.calibration()
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(study, monkeypatch):
     def ignoring() -> None:
         heard()

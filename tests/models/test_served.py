@@ -37,6 +37,7 @@ def transformers_server(tmp_path_factory):
         yield url, folder
 
 
+@pytest.mark.long
 def test_transformers_serve_draws_from_the_model_itself(transformers_server):
     url, folder = transformers_server
     model = ServedModel.connect(Endpoint(url, str(folder), concurrency=2))

@@ -43,6 +43,7 @@ print(json.dumps({"before": before, "peak": peak, "kv": sampler.work.peak_kv_byt
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a part of a run")
 def test_no_more_is_taken_than_is_counted():
     config, m, n, length = LlamaConfig(**SIZES, **ROPE, vocab_size=2 * LARGE), 10, 40, 6

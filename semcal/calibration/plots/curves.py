@@ -102,7 +102,8 @@ def risk_coverage_curve(
 def _draw_bounds(axes: Axes, coverage: FloatArray, error_rate: float) -> None:
     """The best possible order, and no order."""
     right = 1 - error_rate
-    best = np.concatenate([[coverage[0], right], coverage[coverage > right]])  # 0 until all right answers are given
+    turn = max(right, coverage[0])  # the risk is 0 until all right answers are given
+    best = np.concatenate([[coverage[0], turn], coverage[coverage > turn]])
     style = {"color": GREY, "lw": 1.2, "zorder": 1.5}
     axes.axhline(error_rate, **style, ls=(0, (6, 3)), label="no information: the error rate")
     axes.plot(

@@ -39,6 +39,7 @@ def test_what_granularity_alone_brings_disappears_given_granularity():
     assert abs(found.rho_given) < 0.3
 
 
+@pytest.mark.long
 def test_unrelated_bs_rarely_exclude_zero():
     outside = {"rho": 0, "rho_given": 0, "slope": 0}
     for seed in range(40):

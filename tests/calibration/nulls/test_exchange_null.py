@@ -47,6 +47,7 @@ def by_exchange(gold):
     return lambda counts, **settings: exchange_null(counts, gold, **settings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("m", [5, 50])
 def test_p_value_is_uniform_for_calibrated_models_at_any_m(m):
     spread, said = [], []
@@ -114,6 +115,7 @@ def test_several_correct_classes_are_simulated():
     np.testing.assert_array_equal(several.values, simulated_null(counts, null_draws=20, seed=0).values)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accuracy", [-0.25, 0.12])
 def test_equivalence_to_the_true_error_is_accepted_no_more_often_than_its_level(accuracy):
     accepted, within = [], []

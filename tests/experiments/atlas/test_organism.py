@@ -24,6 +24,7 @@ def test_checkpoints_are_log_spaced_from_nothing_to_the_end():
     assert ratios.max() / ratios.min() < 1.2
 
 
+@pytest.mark.long
 def test_training_writes_checkpoints_that_load_and_is_repeatable(tmp_path):
     settings = TrainingSettings(
         steps=3, batch_size=2, hidden_size=32, intermediate_size=48, layers=2, heads=2, kv_heads=1, checkpoints=3

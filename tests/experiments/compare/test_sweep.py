@@ -22,6 +22,7 @@ def run(tmp_path, study_dict, monkeypatch):
     return run_dict(tmp_path, study_dict | {"probes": {"enabled": False, "folds": 3}})[0]
 
 
+@pytest.mark.long
 def test_a_run_is_read_under_many_bs_and_keeps_its_results(monkeypatch, capsys, run):
     before = {p: p.read_bytes() for p in run.folder.iterdir() if p.is_file()}
     code, said, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep", "--width", "3")

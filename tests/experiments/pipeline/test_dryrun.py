@@ -91,6 +91,7 @@ def test_published_figures_are_shown_with_their_cells():
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("vary", "positions"), [("question", ["last_prompt_token"]), ("run", ["last_prompt_token", "last_question_token"])]
 )

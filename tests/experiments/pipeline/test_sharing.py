@@ -98,6 +98,7 @@ def test_two_processes_share_the_shards_of_a_study(study, alone, tmp_path):
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.long
 def test_processes_that_are_killed_lose_nothing(study, alone, tmp_path):
     log, draw = tmp_path / "shared.log", pd.Series([0.31, 0.12, 0.22, 0.05, 0.4, 0.17])
     workers = [start(study, log, str(i), slow=0.01) for i in range(3)]

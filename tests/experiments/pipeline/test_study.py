@@ -157,6 +157,7 @@ assert os.waitpid(attempt("broken"), 0)[1] == 0
 """
 
 
+@pytest.mark.long
 def test_killed_at_ten_random_moments_it_ends_as_if_never_touched(tmp_path, study_dict):
     rate, portion = 1.5e6, 6  # three shards, each in portions of at most six questions
     slower = {"m": 40, "max_new_tokens": 12, "shard_size": 20, "max_rows": 20}
@@ -422,6 +423,7 @@ def test_more_folds_than_groups_is_said_before_sampling_and_the_rest_is_measured
     assert run.probes().empty
 
 
+@pytest.mark.long
 @pytest.mark.pictures
 def test_enumerated_answers_go_through_every_stage_and_agree_with_samples(tmp_path, study_dict):
     exact = study_dict | {"sampling": study_dict["sampling"] | {"exact": {"epsilon": 0.02}, "max_new_tokens": 3}}

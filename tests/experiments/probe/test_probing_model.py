@@ -124,6 +124,7 @@ def test_no_model_is_loaded_where_no_rung_reads_it(run, monkeypatch):
     probed(run, rungs=["linear", "mlp"], baselines=["tfidf"])
 
 
+@pytest.mark.long
 def test_a_study_lends_the_model_that_it_has_sampled_with_and_loads_one_for_a_finished_run(
     tmp_path, study_dict, monkeypatch
 ):
@@ -324,6 +325,7 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     assert not unfinished(run).exists()
 
 
+@pytest.mark.long
 def test_a_look_that_was_stopped_goes_on_with_its_training(run):
     writable(run)
     probes = ProbesConfig(folds=2, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
@@ -347,6 +349,7 @@ def test_a_look_that_was_stopped_goes_on_with_its_training(run):
     assert not unfinished(run).exists()
 
 
+@pytest.mark.long
 def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run, caplog):
     writable(run)
     settings = {"target": "open", "targets": ["classes", "b_confidence"], "rungs": ["linear", "density", "mlp"]}

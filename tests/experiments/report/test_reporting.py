@@ -31,6 +31,7 @@ def shown(page: Path) -> list[str]:
     return re.findall(r'<img alt="([^"]+)"', text)
 
 
+@pytest.mark.long
 @pytest.mark.pictures
 def test_positions_along_the_answer_and_several_rungs_have_their_figures(tmp_path, study_dict):
     capture = {
@@ -66,6 +67,7 @@ def grid(finished, tmp_path) -> list[Run]:
     return [Run.open(folder) for folder in sorted((tmp_path / "runs" / "small").glob("*__*"))]
 
 
+@pytest.mark.long
 def test_one_position_and_one_rung_have_no_figures_over_them(grid):
     names = shown(grid[0].folder / "report.html")
     assert "layers" in names

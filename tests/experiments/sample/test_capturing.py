@@ -88,6 +88,7 @@ def test_every_position_holds_what_hugging_face_computes_there(tmp_path, capturi
     assert (lengths.iloc[some.samples] >= 4).all()
 
 
+@pytest.mark.long
 @pytest.mark.pictures
 def test_probes_have_rows_for_each_position_on_the_questions_that_have_it(tmp_path, capturing):
     positions = ["all_question_tokens", "last_prompt_token", "after_4_tokens", "after_1_tokens"]
@@ -106,6 +107,7 @@ def test_probes_have_rows_for_each_position_on_the_questions_that_have_it(tmp_pa
     assert (run.folder / "figures" / "layers.png").is_file()
 
 
+@pytest.mark.long
 def test_killed_between_activations_and_samples_a_shard_is_made_again_whole(tmp_path, capturing, monkeypatch):
     (whole,) = run_dict(tmp_path, capturing, "name=whole")
     written = []

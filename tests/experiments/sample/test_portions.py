@@ -230,6 +230,7 @@ def test_what_is_wrong_in_a_partial_file_is_asked_again(tmp_path, monkeypatch, w
     pd.testing.assert_frame_equal(whole.samples(), run.samples(), check_exact=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["gone", "cut short", "of other questions"])
 def test_a_portion_without_its_activations_is_asked_again(tmp_path, portioned, damage):
     whole = sample(tmp_path, portioned, "whole")

@@ -124,6 +124,7 @@ def test_twelve_cells_of_four_models_are_judged_by_their_mean(off, expected):
     assert decision != "fails" if expected == "not fails" else decision == expected
 
 
+@pytest.mark.long
 def test_a_mean_error_of_delta_is_seldom_called_smaller():
     """At the boundary the size is at most alpha; 4 of 30 or fewer keeps a test of size 5 % in 98 of 100 cases."""
     wrong = []
@@ -228,6 +229,7 @@ def test_few_questions_leave_a_small_harm_undecided():
     assert finding.parts[0].reach > 0.02
 
 
+@pytest.mark.long
 def test_a_raise_of_delta_is_seldom_ruled_out_though_noise_hides_half_of_it():
     found = []
     for seed in range(12):
@@ -239,6 +241,7 @@ def test_a_raise_of_delta_is_seldom_ruled_out_though_noise_hides_half_of_it():
     assert np.mean([f.parts[0].p_against <= 0.05 for f in found]) <= 0.1
 
 
+@pytest.mark.long
 def test_under_no_effect_tuning_and_thinking_seldom_harm():
     harmed, thought = [], []
     for seed in range(40):
@@ -275,10 +278,12 @@ def test_thinking_that_harms_is_found_with_its_sign():
 # ---- H4: predictability ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_planted_relation_is_found():
     assert [decided(predictability_helps(mechanism(s), LAW))[0] for s in range(2)] == ["holds"] * 2
 
 
+@pytest.mark.long
 def test_an_easily_predictable_cell_that_is_miscalibrated_contradicts_the_mechanism():
     for seed in range(2):
         runs = mechanism(seed, truth=lambda gap: 0.15 if gap < 0.1 else 0.0)
@@ -317,6 +322,7 @@ def test_cells_of_different_n_are_weighed_and_not_refused():
 arms = cache(planted_runs.arms)
 
 
+@pytest.mark.long
 def test_calibration_that_follows_the_gap_is_called_so():
     finding = training_moves(arms(0.1, 0), LAW)
     assert decided(finding) == ["holds"]

@@ -62,12 +62,13 @@ def test_what_says_nothing_is_left_out_and_named():
         replace(runs[1], correct=np.zeros_like(runs[1].correct)),
         replace(runs[2], correct=np.ones_like(runs[2].correct)),
     ]
-    found = predictions([*bad, *runs[3:]], [], LAW)
-    assert found.left_out == {
-        runs[0].label: "17% of the samples are truncated",
-        runs[1].label: "0.0% of the questions are answered correctly",
-        runs[2].label: "100.0% of the questions are answered correctly",
-    }
+    found = predictions([*bad, *runs[3:]], [replace(runs[0], truncated=0.06)], LAW)
+    assert found.left_out == (
+        (runs[0].label, "17% of the samples are truncated"),
+        (runs[1].label, "0.0% of the questions are answered correctly"),
+        (runs[2].label, "100.0% of the questions are answered correctly"),
+        (f"{runs[0].label} (real-cot)", "6% of the samples are truncated"),
+    )
     assert not {r.label for r in bad} & {label for v in found.verdicts for label in v.finding.runs}
     assert not why_left_out(runs[3])
 

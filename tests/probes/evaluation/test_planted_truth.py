@@ -68,6 +68,7 @@ def measured(strength: str, seen: str) -> pd.DataFrame:
 CASES = [("faint", "all"), ("strong", "half")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("strength", "seen"), CASES)
 def test_the_interval_covers_the_planted_share(strength: str, seen: str) -> None:
     """At 1,200 questions. A probe that learns from fewer falls visibly short of the best read-out: with 300 questions by
@@ -110,6 +111,7 @@ def false_positives(worlds: int) -> float:
     return float(np.mean(found))
 
 
+@pytest.mark.long
 def test_where_there_is_no_signal_a_twentieth_of_worlds_shows_some() -> None:
     """60 worlds: more than 8 false positives happen once in 300 times if each has a chance of 5 %."""
     assert false_positives(60) <= 8 / 60

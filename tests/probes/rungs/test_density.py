@@ -54,6 +54,7 @@ def predicted(world: World) -> DensityPrediction:
     return world.predicted()
 
 
+@pytest.mark.long
 def test_a_planted_mixture_is_found(world: World, predicted: DensityPrediction) -> None:
     prior, gap = world.gap(predicted.log_prior).gap, world.gap(predicted.log_q).gap
     assert prior > 1.5
@@ -73,6 +74,7 @@ def test_without_a_signal_it_is_the_candidate_only_model_or_as_good() -> None:
     assert world.gap(found.log_q).gap == pytest.approx(world.gap(found.log_prior).gap, abs=0.1)
 
 
+@pytest.mark.long
 def test_two_planted_modes_are_found() -> None:
     """Gaussians that all start broad and alike would leave 0.7 to 1.6 nats, and one alone 1.9."""
     world = World(modes=2)

@@ -143,6 +143,7 @@ def learnt(model: LanguageModel, planted: Planted, scratch: Path, how: Training 
     return found, float((cross_entropies(planted.target, found.log_q) - planted.entropies).mean())
 
 
+@pytest.mark.long
 def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(
     organism: LanguageModel, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teache
     assert not (tmp_path / "scratch").exists()
 
 
+@pytest.mark.long
 def test_a_constant_distribution_leaves_no_gap(organism: LanguageModel, tmp_path: Path) -> None:
     _, gap = learnt(organism, by_wording(organism, TOWNS, 24, wordings=1), tmp_path, replace(PLANTED, steps=12))
     assert 0 <= gap < CLOSE
