@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from matplotlib.figure import Figure
 
 NOTEBOOK = Path(__file__).parents[1] / "docs/notebook.ipynb"
