@@ -59,6 +59,7 @@ COMMANDS = {
     "checkpoints": ["make checkpoints"],
     "ablation": ["make ablation"],
     "mechanism": ["make mechanism"],
+    "along-training": ["make along-training"],
     "real": ["make real"],
     "real-lineage": ["make real-lineage MODEL=FOLDER-OR-HUB-ID"],
 }

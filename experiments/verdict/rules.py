@@ -71,6 +71,7 @@ H6  base models as in H1: the mean over cells of the loss gap is below that of a
 - holds: adjusted p <= alpha. Otherwise fails: adjusted p against <= alpha. Otherwise undecided, with the effect this
   study could have found. Not tested: there are no runs for it, or not for all of its parts.
 - Among checkpoints of one stage of a lineage, the finished model, or else the last one, represents it; H4 takes all.
+  `lag_claims.py` says beside it whether the KL gap falls before the error does, which decides nothing.
 - Errors by questions and models add the variance of model means to that by questions, which is in it already: they err
   on the large side.
 """

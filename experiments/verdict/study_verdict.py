@@ -17,6 +17,7 @@ from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.run_folder import run_of
 from experiments.config.study import LABELS, Cell, Study
 from experiments.verdict.calibration_claims import Law, base_calibrated, loss_left, thinking_harms, tuning_harms
+from experiments.verdict.lag_claims import with_lag
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import predictability_helps
 from experiments.verdict.rules import CLAIMS, MOST_UNPARSED, Finding, Verdict, decide
@@ -86,7 +87,7 @@ def judge_study(study: Study, tell: Callable[[str], None] = lambda _: None) -> J
         "H2": lambda: tuning_harms(runs, law, "chat"),
         "H2 same prompt": lambda: tuning_harms(runs, law, "few-shot"),
         "H3": lambda: thinking_harms(runs, law),
-        "H4": lambda: predictability_helps(runs, law),
+        "H4": lambda: with_lag(predictability_helps(runs, law), runs, law),
         "H5": lambda: training_moves(runs, law),
         "H6": lambda: loss_left(runs, law),
     }

@@ -143,10 +143,10 @@ def emergence_curve(
     width: float | None = None,
 ) -> Figure:
     """Above, what a probe misses of a model's class distribution after so many training steps; below, how far the model
-    is from calibrated. One line per dataset and style; step 0 is left of a logarithmic axis.
+    is from calibrated. One line per dataset, style and lineage, lineages alike; step 0 is left of a logarithmic axis.
 
     Args:
-        frame: columns line (its name), step; gap, gap_low, gap_high; excess, excess_low, excess_high, as
+        frame: columns line (its name), lineage, step; gap, gap_low, gap_high; excess, excess_low, excess_high, as
             `predictability_scatter` has them. NaN leaves a gap.
         title: above the figure.
         probe: whose KL gap it is, in words.
@@ -169,14 +169,15 @@ def emergence_curve(
         axes.axhline(0, color=INK, lw=0.8)
         if limit is not None:
             axes.axhline(limit, **TOLERANCE | {"color": MUTED if axes is panels[0] else TOLERANCE["color"]}, label=what)
-        for name, rows in frame.groupby("line", sort=False):
+        for name, of_line in frame.groupby("line", sort=False):
             colour, dash, marker = lines[str(name)]
-            own = rows.sort_values("step")
-            x, y = own["step"].to_numpy(float), own[value].to_numpy(float)
-            spread = np.abs(own[[low, high]].to_numpy(float).T - y)
             style = {"color": colour, "ls": dash, "marker": marker, "elinewidth": 0.9}
             size = {"ms": 4.5 * sheet.scale, "lw": 1.6 * sheet.scale}
-            axes.errorbar(x, y, yerr=spread, label=str(name), **style, **size)
+            for number, (_, rows) in enumerate(of_line.groupby("lineage", sort=False)):
+                own = rows.sort_values("step")
+                x, y = own["step"].to_numpy(float), own[value].to_numpy(float)
+                spread = np.abs(own[[low, high]].to_numpy(float).T - y)
+                axes.errorbar(x, y, yerr=spread, label=None if number else str(name), **style, **size)
         axes.set_ylabel(label)
         tidy(axes)
     positive = steps[steps > 0]

@@ -59,6 +59,10 @@ def _lineage(cell: Cell) -> str:
     return cell.model.lineage
 
 
+def _step(cell: Cell) -> int | None:
+    return cell.model.step
+
+
 def _model(cell: Cell) -> str:
     return cell.model.name
 
@@ -111,7 +115,8 @@ def emergence(rows: Rows, width: float | None = None) -> Figure | None:
         return None
     found = _places(stepped)
     lines = [f"{cell.dataset.name} · {cell.style}" for cell, _ in stepped]
-    frame = found.frame.assign(step=[cell.model.step for cell, _ in stepped], line=lines)
+    steps, lineages = ([of(cell) for cell, _ in stepped] for of in (_step, _lineage))
+    frame = found.frame.assign(step=steps, lineage=lineages, line=lines)
     how = {"probe": found.probe, "width": width}
     return emergence_curve(frame, title="KL gap and calibration error along training", **_limits(stepped), **how)
 

@@ -173,7 +173,11 @@ FIGURES: dict[str, Callable[[float | None], Figure]] = {
         of_runs()[:6].assign(label="atlas-routes · sentence"), title=TITLE, probe="linear probe", width=w, **LIMITS
     ),
     "emergence": lambda w: emergence_curve(
-        pd.concat([of_runs().assign(step=s) for s in STEPS]), title=TITLE, probe="bilinear probe", width=w, **LIMITS
+        pd.concat([of_runs().assign(step=s, lineage="") for s in STEPS]),
+        title=TITLE,
+        probe="bilinear probe",
+        width=w,
+        **LIMITS,
     ),
     "sweep": of_sweep,
 }

@@ -13,7 +13,14 @@ from probes.plots.predictability import emergence_curve
 
 def frame(steps: list[int]) -> pd.DataFrame:
     rows = [
-        {"line": line, "step": step, "gap": 0.1 * i, "gap_low": 0.1 * i - 0.02, "gap_high": 0.1 * i + 0.02}
+        {
+            "line": line,
+            "lineage": "",
+            "step": step,
+            "gap": 0.1 * i,
+            "gap_low": 0.1 * i - 0.02,
+            "gap_high": 0.1 * i + 0.02,
+        }
         | {"excess": 0.2 - 0.02 * i, "excess_low": 0.18 - 0.02 * i, "excess_high": 0.22 - 0.02 * i}
         for line in ("facts · concise", "routes · cot")
         for i, step in enumerate(steps)
@@ -32,6 +39,14 @@ def test_every_line_runs_over_its_steps_in_order_in_both_panels():
     assert top.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.2, 0.0])
     assert bottom.containers[0].lines[0].get_ydata().tolist() == pytest.approx([0.18, 0.16, 0.2])
     figure.savefig(io.BytesIO())
+
+
+def test_lineages_have_lines_of_their_own_and_one_name():
+    both = pd.concat([frame([0, 16]), frame([0, 16]).assign(lineage="seed-1")])
+    top, _ = emergence_curve(both, title="t", probe="linear probe").axes
+    assert len(top.containers) == 4
+    assert top.get_legend_handles_labels()[1] == ["facts · concise", "routes · cot"]
+    assert top.containers[0].lines[0].get_color() == top.containers[2].lines[0].get_color()
 
 
 def test_a_run_without_predictability_leaves_a_gap():
