@@ -46,7 +46,7 @@ def test_lineages_have_lines_of_their_own_and_one_name():
     top, _ = emergence_curve(both, title="t", probe="linear probe").axes
     assert len(top.containers) == 4
     assert top.get_legend_handles_labels()[1] == ["facts · concise", "routes · cot"]
-    assert top.containers[0].lines[0].get_color() == top.containers[2].lines[0].get_color()
+    assert top.containers[0].lines[0].get_color() == top.containers[1].lines[0].get_color()
 
 
 def test_a_run_without_predictability_leaves_a_gap():
