@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install browser demo demo-smoke organism-probes test test-long lint figures checkpoints along-training horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray test-kills test-faults vllm test-vllm clean
+.PHONY: install browser demo demo-smoke organism-probes test test-long lint figures checkpoints three-seeds along-training difficulty horizon lineage mechanism real real-lineage ablation test-real test-slurm test-ray test-kills test-faults vllm test-vllm clean
 
 install: $(STAMP)
 
@@ -75,12 +75,15 @@ checkpoints: $(STAMP)
 	$(BIN)/semcal verdict $(STUDIES)/checkpoints.yaml
 	$(BIN)/python -m experiments.report.gallery
 
-# Along three trainings from three seeds: does the KL gap fall before the calibration error does?
-along-training: $(STAMP)
+# Three trainings of the base model from three seeds, with checkpoints. Along them: does the KL gap fall before the
+# calibration error does? At their end: the error against the KL gap over questions of graded difficulty.
+three-seeds: $(STAMP)
 	for s in 0 1 2; do $(BIN)/semcal train atlas --seed $$s --set checkpoints=13 --out runs/along/$$s || exit; done
-	$(BIN)/semcal run $(STUDIES)/probes/along-training.yaml
-	$(BIN)/semcal verdict $(STUDIES)/probes/along-training.yaml
-	$(BIN)/python -m experiments.report.results along-training
+
+along-training difficulty: three-seeds
+	$(BIN)/semcal run $(STUDIES)/probes/$@.yaml
+	$(BIN)/semcal verdict $(STUDIES)/probes/$@.yaml
+	$(BIN)/python -m experiments.report.results $@
 
 # The whole lineage, trained from scratch with another seed, measured and decided: make lineage SEED=1
 SEED ?= 1

@@ -26,6 +26,7 @@ from semcal.questions.prompts import SENTENCES
 from semcal.questions.question import STYLES, Question
 from semcal.seeds import keyed_generator
 
+EXPOSURES = OFTEN, RARELY, NEVER = "often", "rarely", "never"
 LINES = {"routes": slice(None), "rings": slice(0, None, 2), "shuffles": slice(1, None, 2)}  # families -> their lines
 
 
@@ -34,7 +35,9 @@ def world_of(family: str, seed: int) -> World:
     return World(seed, RINGS if family in ("rings", "shuffles") else NEARBY)
 
 
-def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Question]:
+def atlas_questions(
+    world: World, family: str, n: int, *, seed: int, stops: int | None = None, exposure: str | None = None
+) -> list[Question]:
     """n distinct questions of a family, each included with probability proportional to its frequency in training text.
 
     So a mean over them is a mean over the training distribution, except for questions so frequent that n draws would
@@ -45,14 +48,21 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
     `myths`, which asks for birthplaces, it is the truth, which no text reports for half of the persons. Questions about
     one person share a group, as do those about one line from one town.
 
+    Args:
+        stops: of routes, rings and shuffles, those with so many stops alone.
+        exposure: of facts and myths, one of EXPOSURES alone: the quarter of the known persons that training text names
+            most, that which it names least, or persons whom it never names.
+
     Raises:
         UserError: there are fewer than n questions.
     """
     rng = keyed_generator(seed, "atlas", str(world.seed), family)
-    strangers = 0 if family in LINES else round(n * STRANGER_SHARE)
-    queries, weights = _known_queries(world, family)
+    shares = {None: STRANGER_SHARE, NEVER: 1.0}
+    strangers = 0 if family in LINES else round(n * shares.get(exposure, 0.0))
+    queries, weights = _known_queries(world, family, stops, exposure)
     if n - strangers > len(queries):
-        raise UserError(f"atlas has only {len(queries)} {family}, and n with the exemplars is {n}; lower n")
+        kind = f" of {stops} stops" if stops else f" of persons named {exposure}" if exposure else ""
+        raise UserError(f"atlas has only {len(queries)} {family}{kind}, and n with the exemplars is {n}; lower n")
     drawn = {query_id(queries[i]): queries[i] for i in draw_in_proportion(weights, n - strangers, rng)}
     while len(drawn) < n:
         person = world.stranger(rng, unseen=True)
@@ -62,17 +72,24 @@ def atlas_questions(world: World, family: str, n: int, *, seed: int) -> list[Que
     return [_question(world, query, rng) for query in drawn.values()]
 
 
-def _known_queries(world: World, family: str) -> tuple[Sequence[Query], np.ndarray]:
-    """All questions that recur in training text, with their frequency."""
+def _known_queries(
+    world: World, family: str, stops: int | None, exposure: str | None
+) -> tuple[Sequence[Query], np.ndarray]:
+    """All questions that recur in training text, or those of one difficulty, with their frequency."""
     if family in LINES:
         lines = range(len(world.lines))[LINES[family]]
-        routes = itertools.product(lines, range(len(world.towns)), range(1, MAX_STOPS + 1))
+        many = [stops] if stops else range(1, MAX_STOPS + 1)
+        routes = itertools.product(lines, range(len(world.towns)), many)
         frequencies = world.line_frequencies[LINES[family]]
-        return [Route(*r) for r in routes], np.repeat(frequencies, len(world.towns) * MAX_STOPS)
+        return [Route(*r) for r in routes], np.repeat(frequencies, len(world.towns) * len(many))
+    frequencies, quarter = world.person_frequencies, len(world.known) // 4
+    which = {None: slice(None), OFTEN: slice(quarter), RARELY: slice(-quarter, None), NEVER: slice(0)}[exposure]
+    kept = np.argsort(-frequencies, kind="stable")[which]
+    persons, frequencies = [world.known[i] for i in np.sort(kept)], frequencies[np.sort(kept)]
     if family == "myths":
-        return [Birthplace(person) for person in world.known], world.person_frequencies
-    facts = [Fact(person, relation) for person in world.known for relation in RELATIONS]
-    return facts, np.repeat(world.person_frequencies, len(RELATIONS))
+        return [Birthplace(person) for person in persons], frequencies
+    facts = [Fact(person, relation) for person in persons for relation in RELATIONS]
+    return facts, np.repeat(frequencies, len(RELATIONS))
 
 
 def draw_in_proportion(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from experiments.atlas.world import MAX_STOPS
 from experiments.atlas.world_questions import as_written, atlas_questions, world_of
 from experiments.config.collapsing_functions import REGISTRY, CollapseConfig, ExactConfig, SemanticsConfig
 from experiments.config.settings import Settings, slug
@@ -207,14 +208,30 @@ class ContinuationConfig(_Dataset):
 
 class AtlasConfig(_Dataset):
     """Questions about the bundled world. The training texts of the organism state half of the `myths` wrongly; `rings`
-    and `shuffles` are routes of another world, which only the arms of `semcal train atlas --stage arm` know."""
+    and `shuffles` are routes of another world, which only the arms of `semcal train atlas --stage arm` know.
+
+    One difficulty alone: `stops` of routes, rings and shuffles; of facts and myths `exposure`, the quarter of persons
+    whom training text names most often or most rarely, or persons whom it never names.
+    """
 
     kind: Literal["atlas"]
     family: Literal["facts", "routes", "myths", "rings", "shuffles"]
+    stops: Annotated[int, Field(ge=1, le=MAX_STOPS)] | None = None
+    exposure: Literal["often", "rarely", "never"] | None = None
     world_seed: int = 0
 
+    @model_validator(mode="after")
+    def _of_its_family(self) -> AtlasConfig:
+        of_persons = self.family in ("facts", "myths")
+        if self.stops is not None and of_persons:
+            raise ValueError(f"stops is of routes, rings and shuffles; {self.family} have exposure")
+        if self.exposure is not None and not of_persons:
+            raise ValueError(f"exposure is of facts and myths; {self.family} have stops (1 to {MAX_STOPS})")
+        return self
+
     def default_name(self) -> str:
-        return f"atlas-{self.family}"
+        which = f"-{self.stops}-stop" if self.stops else f"-{self.exposure}" if self.exposure else ""
+        return f"atlas-{self.family}{which}"
 
     def is_in_distribution(self) -> bool:
         return self.family != "myths"
@@ -240,7 +257,8 @@ def load_dataset(config: DatasetConfig, prompting: PromptingConfig) -> Dataset:
     if isinstance(config, AtlasConfig):
         world, n = world_of(config.family, config.world_seed), config.n or 1000
         # An exemplar takes the other questions of its group with it, hence the surplus.
-        questions = atlas_questions(world, config.family, n + 10 * exemplars, seed=config.seed)
+        which = config.model_dump(include={"seed", "stops", "exposure"})
+        questions = atlas_questions(world, config.family, n + 10 * exemplars, **which)
         built = build(config.name, questions, n=n, exemplars=exemplars, seed=config.seed, aliases=world.aliases)
         return replace(built, exemplars=tuple(as_written(world, e, config.seed) for e in built.exemplars))
     if isinstance(config, ContinuationConfig):

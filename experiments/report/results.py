@@ -60,6 +60,7 @@ COMMANDS = {
     "ablation": ["make ablation"],
     "mechanism": ["make mechanism"],
     "along-training": ["make along-training"],
+    "difficulty": ["make difficulty"],
     "real": ["make real"],
     "real-lineage": ["make real-lineage MODEL=FOLDER-OR-HUB-ID"],
 }

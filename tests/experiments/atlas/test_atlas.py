@@ -22,7 +22,7 @@ from experiments.atlas.world import (
     Route,
     World,
 )
-from experiments.atlas.world_questions import atlas_questions, draw_in_proportion, query_of
+from experiments.atlas.world_questions import EXPOSURES, atlas_questions, draw_in_proportion, query_of
 from experiments.config.study import AtlasConfig, PromptingConfig, load_dataset
 from semcal import UserError
 from semcal.questions.question import STYLES
@@ -111,6 +111,30 @@ def test_routes_of_one_to_eight_stops_and_questions_that_are_distinct():
     assert len({q.id for q in routes}) == len({q.text for q in routes}) == 400
     assert [q.id for q in atlas_questions(WORLD, "routes", 400, seed=0)] == [q.id for q in routes]
     assert [q.id for q in atlas_questions(WORLD, "routes", 400, seed=1)] != [q.id for q in routes]
+
+
+@pytest.mark.parametrize("stops", [1, 8])
+def test_routes_of_one_difficulty(stops):
+    routes = [query_of(q.id) for q in atlas_questions(WORLD, "routes", 600, seed=0, stops=stops)]
+    assert {route.stops for route in routes} == {stops}
+    assert len(set(routes)) == 600
+    with pytest.raises(UserError, match=f"only 1200 routes of {stops} stops"):
+        atlas_questions(WORLD, "routes", 1201, seed=0, stops=stops)
+
+
+@pytest.mark.parametrize("family", ["facts", "myths"])
+def test_persons_of_one_exposure(family):
+    by_exposure = {
+        exposure: {query_of(q.id).person for q in atlas_questions(WORLD, family, 300, seed=0, exposure=exposure)}
+        for exposure in EXPOSURES
+    }
+    frequency = dict(zip(WORLD.known, WORLD.person_frequencies, strict=True))
+    often, rarely = ([frequency[p] for p in by_exposure[name]] for name in ("often", "rarely"))
+    assert min(often) > np.quantile(WORLD.person_frequencies, 0.74)
+    assert max(rarely) < np.quantile(WORLD.person_frequencies, 0.26)
+    assert all(WORLD.is_unseen(person) for person in by_exposure["never"])
+    with pytest.raises(UserError, match=f"{family} of persons named rarely"):
+        atlas_questions(WORLD, family, 1501, seed=0, exposure="rarely")
 
 
 def test_questions_are_asked_as_often_as_training_text_asks_them():
