@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from experiments.compare.by_gap import ByGap, by_gap
 from experiments.compare.pairs import Scored, check_comparable, sensible_pairs
 from experiments.compare.probe_rows import MUCH_POOLED, layer_rows, probe_table
+from experiments.config.run_folder import differing
 from experiments.config.study import Cell
+from experiments.verdict.stored_gaps import RUNGS
 from probes.evaluation.contrast import gap_difference
 from probes.evaluation.result import BASELINE, at_layer
 from semcal.calibration.estimators.finite_m import thin
@@ -65,6 +68,8 @@ class Comparison:
         predictability: rung -> the difference b - a of its KL gap, nats, at the last prompt token and last layer; empty
             where that cannot be compared.
         note: remarks on predictability, or why it is not compared.
+        by_gap: two styles in quarters of the questions by KL gap; None where predictability is not compared, the runs
+            differ in more than the style or in M, or the questions are too few.
     """
 
     a: Cell
@@ -73,6 +78,7 @@ class Comparison:
     differences: dict[str, Difference]
     predictability: dict[str, Difference]
     note: str
+    by_gap: ByGap | None = None
 
 
 def equalised(runs: Sequence[Scored]) -> Matched:
@@ -131,7 +137,20 @@ def compare(a: Scored, b: Scored) -> Comparison:
     }
     smece = differences.pop("smece")
     first = {"smece": smece, "excess": smece.minus(one.null_mean, two.null_mean)}
-    return Comparison(a.cell, b.cell, matched, first | differences, *_predictability(a, b))
+    predictability, note = _predictability(a, b)
+    quarters = _by_gap(a, b) if predictability and differing(a.cell, b.cell) == ["style"] else None
+    return Comparison(a.cell, b.cell, matched, first | differences, predictability, note, quarters)
+
+
+def _by_gap(a: Scored, b: Scored) -> ByGap | None:
+    """By the first rung that both have; `_predictability` found that they are alike."""
+    one, two = (_Gaps.of(Run(run.folder), LAST_PROMPT_TOKEN) for run in (a, b))
+    shared = [rung for rung in RUNGS if rung in one.nats.index and rung in two.nats.index]
+    if not shared or max(one.pooled, two.pooled) > MUCH_POOLED:
+        return None
+    known = [e.nats.loc[shared[0]].dropna() for e in (one, two)]
+    both = known[0].index.intersection(known[1].index)
+    return by_gap(a, b, shared[0], (known[0][both], known[1][both]))
 
 
 def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:

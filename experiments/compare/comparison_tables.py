@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from experiments.compare.by_gap import ByGap
 from experiments.compare.compare_runs import Comparison, Matched, adjusted
 from experiments.config.run_folder import FACTORS, differing
 from experiments.config.study import Cell
@@ -18,8 +20,15 @@ SIGNED = ("excess", "signed_gap")
 
 
 def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, FittedTable]]:
-    """A heading and a table per pair; p-values are adjusted over all of them."""
-    return [(_heading(c), _pair_table(c, holm)) for c, holm in zip(comparisons, adjusted(comparisons), strict=True)]
+    """A heading and a table per pair, p-values adjusted over all of them; then, of two styles, one of the questions by
+    KL gap."""
+    found = []
+    for c, holm in zip(comparisons, adjusted(comparisons), strict=True):
+        found.append((_heading(c), _pair_table(c, holm)))
+        if c.by_gap is not None:
+            what = f"the same questions, in quarters by the KL gap ({c.by_gap.rung}) of the {c.by_gap.sorted_by}"
+            found.append((what, _quarters_table(c, c.by_gap)))
+    return found
 
 
 def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -32,6 +41,7 @@ def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "matched": c.matched.note,
             "note": c.note,
             "figures": {name: vars(d) | {"holm": p[name]} for name, d in (c.differences | c.predictability).items()},
+            "by_gap": c.by_gap and asdict(c.by_gap),
         }
         for c, p in zip(comparisons, adjusted(comparisons), strict=True)
     ]
@@ -55,6 +65,12 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
         said += (
             " · KL gap: nats that a probe at the last prompt token and last layer misses of the class distribution, "
             "finite M taken off, paired by question; probes are not fitted again"
+        )
+    if any(c.by_gap for c in comparisons):
+        said += (
+            " · quarter: of the groups of questions, by the mean KL gap of the run that is harder to predict · excess: "
+            "smECE minus the mean of its null there · Holm: adjusted over the quarters. The theory expects that run to "
+            "be off where its gap is large, and not elsewhere"
         )
     return said
 
@@ -99,6 +115,23 @@ def _pair_table(c: Comparison, holm: dict[str, float]) -> FittedTable:
     table.add_section()
     for rung, d in c.predictability.items():
         table.add_row(f"KL gap, {rung}", *_cells(d, holm[rung], c, ""))
+    return table
+
+
+def _quarters_table(c: Comparison, found: ByGap) -> FittedTable:
+    runs = _columns(c)
+    titles = [f"{what}, {run}" for what in ("KL gap", "excess") for run in runs]
+    table = text_table(["quarter", "n", *titles, "difference", "Holm"], [])
+    for number_of, q in enumerate(found.quarters, start=1):
+        d = q.excess
+        table.add_row(
+            str(number_of),
+            str(q.n),
+            *(number(gap) for gap in q.gaps),
+            *(number(excess, "+") for excess in (d.a, d.b)),
+            interval(d.estimate, d.low, d.high, "+"),
+            p_text(q.holm),
+        )
     return table
 
 

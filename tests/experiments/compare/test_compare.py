@@ -119,6 +119,18 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     assert [holm[rung] for rung in found.predictability] == pytest.approx(holm_of(p))  # a family of their own
 
 
+def test_two_styles_are_compared_in_quarters_of_the_questions_too(monkeypatch, capsys, tmp_path, study_dict):
+    monkeypatch.setattr("experiments.compare.by_gap.FEWEST", 4)
+    probes = study_dict["probes"] | {"targets": ["classes"], "permutations": 0}
+    first, second = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"], "probes": probes})
+    code, out, err = semcal(monkeypatch, capsys, "compare", "--json", first.folder, second.folder)
+    assert code == 0, err
+    (found,) = json.loads(out)["comparisons"]
+    assert [q["n"] for q in found["by_gap"]["quarters"]] == [12] * 4
+    code, out, _ = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
+    assert "the same questions, in quarters by the KL gap (linear) of the" in " ".join(out.split())
+
+
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:
     table = ClassTable.from_frame(frame)
     (counts,) = thin(table.sampled_counts, 5, rng=np.random.default_rng(0), repeats=1)
