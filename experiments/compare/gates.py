@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from experiments.config.run_folder import LOOKS
+from experiments.report.figures.figure_files import save_figures
 from experiments.terminal.fitted_table import FittedTable
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.risk_control import Gate, Guarantee, gate
+from semcal.calibration.plots.gate_curve import gate_curve
 from semcal.errors import UserError
+from semcal.runs.files import replacing, write_atomically
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
+FILES = ("gates.csv", "gates.png", "gates.svg", "gates.pdf")
 TILTED = f"{LOOKS}/tilt/classes.parquet"  # the run's questions, asked again of tilted models (`semcal tilt`)
 
 
@@ -75,6 +80,36 @@ def gates(found: Mapping[str, Source], risks: Sequence[float], *, delta: float, 
     if all(row.found is None for row in rows):
         raise UserError(rows[-1].reason)
     return rows
+
+
+def write_gates(run: Run, rows: Sequence[Row], curve: Sequence[Row], guarantee: str, width: float | None) -> list[Path]:
+    """Write FILES to looks/ of a run; returns their paths.
+
+    Args:
+        rows: of the risks that were asked for.
+        curve: of those and of risks between, for the lines of the figure.
+        width: of the figure, inches; None for its own.
+    """
+    table = as_frame(curve).fillna({"coverage": 0.0})
+    figure = gate_curve(
+        table.assign(marked=table["risk"].isin({row.risk for row in rows})),
+        wrong=1 - float(run.class_table().by_count.correct.mean()),
+        guarantee=guarantee,
+        title=run.name.replace("__", " · "),
+        width=width,
+    )
+    folder = run.folder / LOOKS / "gates"
+    folder.parent.mkdir(exist_ok=True)
+    with replacing(folder) as staged:
+        write_atomically(staged / "gates.csv", lambda path: as_frame(rows).to_csv(path, index=False))
+        save_figures({"gates": figure}, staged)
+    return [folder / name for name in FILES]
+
+
+def between(risks: Sequence[float]) -> list[float]:
+    """These risks and thirty around them."""
+    top = min(1.5 * max(risks), 0.99)
+    return sorted({*risks, *np.linspace(top / 30, top, 30).tolist()})
 
 
 def gates_table(rows: Sequence[Row]) -> FittedTable:

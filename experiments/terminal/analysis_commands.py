@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -154,17 +154,16 @@ def gate(
     guarantee: Annotated[
         str, typer.Option(help='"of the answers" given, or "of the questions", answered or not.')
     ] = "of the answers",
+    width: Width = None,
 ) -> None:
     """Answer only when sure enough: the lowest threshold on each confidence of a run that keeps a risk, with a
     guarantee for questions to come. Without the model."""
     from typing import get_args
 
-    from experiments.compare.gates import as_frame, explanation, gates, gates_table, sources
-    from experiments.config.run_folder import LOOKS
+    from experiments.compare.gates import as_frame, between, explanation, gates, gates_table, sources, write_gates
     from experiments.pipeline.targets import not_scored, resolve
     from experiments.score.score import RISKS
     from semcal.calibration.inference.risk_control import Guarantee
-    from semcal.runs.files import write_atomically
     from semcal.runs.made_by import again
 
     risks = risk or [*RISKS]
@@ -178,13 +177,12 @@ def gate(
     if not runs:
         raise UserError(f"{targets[0]}: none of its runs has been scored; {again(named[0].folder)} first")
     for run in runs:
-        rows = gates(sources(run), risks, delta=delta, guarantee=guarantee)  # pyright: ignore[reportArgumentType]
+        promise: dict[str, Any] = {"delta": delta, "guarantee": guarantee}
+        rows = gates(confidences := sources(run), risks, **promise)
+        curve = gates(confidences, between(risks), **promise)
         output().rule(run.name)
         output().show(gates_table(rows))
         output().explain(explanation(rows, delta, guarantee))  # pyright: ignore[reportArgumentType]
         output().append("runs", {"folder": run.folder, "gates": as_frame(rows)})
-        table = run.folder / LOOKS / "gates.csv"
-        table.parent.mkdir(exist_ok=True)
-        write_atomically(table, lambda path, rows=rows: as_frame(rows).to_csv(path, index=False))
-        output().written([table])
+        output().written(write_gates(run, rows, curve, guarantee, width))
     output().left_out([*found.left_out, *not_scored(run.folder for run in named if run not in runs)])

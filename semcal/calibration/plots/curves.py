@@ -93,7 +93,7 @@ def risk_coverage_curve(
             _draw_bounds(axes, at, float(found.risk[-1]))
     axes.set(xlim=(0, 1.01), ylim=(0, 1.05 * highest or 1.0))
     axes.set(xlabel="coverage: share answered, the surest first", ylabel="risk: share of them wrong")
-    _tidy(axes)
+    tidy(axes)
     sheet.entitle(figure, title)
     sheet.legend(figure, [axes], 1)
     return sheet.letter(figure)
@@ -145,7 +145,7 @@ def m_curve_figure(curve: MCurve, *, title: str = "", width: float | None = None
     for axes in (left, right):
         axes.title.set_fontsize(sheet.small)
         axes.set_xlabel("samples per question M (linear in 1/√M)" if columns == 2 or axes is right else "")
-        _tidy(axes)
+        tidy(axes)
         axes.legend(loc="best", frameon=False, fontsize=sheet.small)
     sheet.entitle(figure, title)
     return sheet.letter(figure)
@@ -192,7 +192,7 @@ def _limit(name: str, limit: Interval | None, form: str) -> str:
     return f"{name} at M = ∞: {said}".replace("-", "−")
 
 
-def _tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
+def tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=FAINT, lw=0.7)
     axes.set_axisbelow(True)
@@ -241,7 +241,7 @@ def by_model(frame: pd.DataFrame, *, title: str = "", delta: float | None = None
         axes.axvline(0, color=INK, lw=0.8)
         axes.set_xlabel(label if columns > 1 else label.replace("\n", " "))
         axes.locator_params(axis="x", nbins=5)
-        _tidy(axes, grid="x")
+        tidy(axes, grid="x")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         for edge in np.arange(len(models) - 1) + 0.5:
@@ -275,7 +275,7 @@ def knowing_curve(tables: Mapping[str, pd.DataFrame], *, title: str = "", width:
         axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0, label="middle half of questions")
         axes.plot(tokens, curves.mean(), color=colour, ls=dashes, label=name if len(tables) > 1 else "mean")
     axes.set(xlabel="tokens generated", ylabel="expected largest\nclass probability", ylim=(0, 1.02))
-    _tidy(axes)
+    tidy(axes)
     sheet.entitle(figure, title)
     sheet.legend(figure, [axes], 3)
     return sheet.letter(figure)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.compare.gates import Source, gates
+from experiments.compare.gates import FILES, Source, gates
 from semcal.errors import UserError
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
@@ -55,8 +55,9 @@ def test_a_run_is_gated_without_its_model(monkeypatch, capsys, run):
     assert code == 0, err
     for word in ("B-confidence", "answer where", "50 %", "30 %", "guarantee"):
         assert word in said, word
-    table = pd.read_csv(run.folder / "looks/gates.csv")
+    table = pd.read_csv(run.folder / "looks/gates/gates.csv")
     assert table["risk"].tolist() == [0.5, 0.3]
+    assert all((run.folder / "looks/gates" / name).stat().st_size for name in FILES)
 
 
 @pytest.mark.parametrize(
