@@ -92,7 +92,7 @@ def write_gates(run: Run, rows: Sequence[Row], curve: Sequence[Row], guarantee: 
     """
     table = as_frame(curve).fillna({"coverage": 0.0})
     figure = gate_curve(
-        table.assign(marked=table["risk"].isin({row.risk for row in rows})),
+        table.assign(marked=table["risk"].isin([row.risk for row in rows])),
         wrong=1 - float(run.class_table().by_count.correct.mean()),
         guarantee=guarantee,
         title=run.name.replace("__", " · "),
