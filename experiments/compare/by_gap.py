@@ -85,7 +85,7 @@ def by_gap(a: Scored, b: Scored, rung: str, nats: tuple[pd.Series, pd.Series]) -
         )
         found.append((len(ids), (float(first[own].mean()), float(second[own].mean())), difference.minus(*nulls)))
     adjusted = holm([difference.p_value for *_, difference in found])
-    quarters = tuple(Quarter(*one, float(p)) for one, p in zip(found, adjusted, strict=True))
+    quarters = tuple(Quarter(n, gaps, d, float(p)) for (n, gaps, d), p in zip(found, adjusted, strict=True))
     return ByGap(rung, ("first", "second")[harder], quarters)
 
 
