@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.config.run_folder import LOOKS
+from experiments.atlas.world_questions import query_of, world_of
+from experiments.config.run_folder import LOOKS, stored_cell
+from experiments.config.study import AtlasConfig
 from experiments.report.figures.figure_files import save_figures
 from experiments.terminal.fitted_table import FittedTable
 from semcal.arrays import FloatArray
@@ -29,11 +31,14 @@ TILTED = f"{LOOKS}/tilt/classes.parquet"  # the run's questions, asked again of 
 
 @dataclass(frozen=True)
 class Source:
-    """A confidence that a run has: [question] how sure, how right, and labels of dependent questions."""
+    """A confidence that a run has: [question] how sure, how right, labels of dependent questions, and the question and
+    class that it is about (of tied classes the first)."""
 
     confidence: FloatArray
     correct: FloatArray
     group: list[str]
+    questions: Sequence[str] = ()
+    answers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,32 @@ def sources(run: Run) -> dict[str, Source]:
     if not (probe := run.probe_predictions()).empty:
         group = dict(zip(table.questions, table.groups.tolist(), strict=True))
         labels = [group[str(question)] for question in probe["question_id"]]
-        found["class probe"] = Source(probe["confidence"].to_numpy(float), probe["correct"].to_numpy(float), labels)
+        asked, said = probe["question_id"].astype(str).tolist(), probe["class"].tolist()
+        sure, right = (probe[name].to_numpy(float) for name in ("confidence", "correct"))
+        found["class probe"] = Source(sure, right, labels, asked, said)
     if (stored := run.folder / TILTED).is_file():
         found["tilted model"] = _of(ClassTable.from_frame(pd.read_parquet(stored)))
     return found
 
 
 def _of(table: ClassTable) -> Source:
-    return Source(table.by_count.plug_in, table.by_count.correct, table.groups.tolist())
+    sure, tops = table.by_count, [own[0] for own in table.classes]
+    return Source(sure.plug_in, sure.correct, table.groups.tolist(), table.questions, tops)
+
+
+def single_errors(run: Run, found: Mapping[str, Source]) -> dict[str, float]:
+    """Confidence -> how far it is from the true chance of its answer, as root mean square over questions; empty where
+    that chance is not known, as it is of the organism's questions (`World.truth`)."""
+    dataset = stored_cell(run).dataset
+    if not isinstance(dataset, AtlasConfig):
+        return {}
+    world = world_of(dataset.family, dataset.world_seed)
+    errors = {}
+    for name, own in found.items():
+        asked = zip(own.questions, own.answers, strict=True)
+        true = [world.truth(query_of(question)).get(answer, 0.0) for question, answer in asked]
+        errors[name] = float(np.sqrt(np.mean((own.confidence - np.array(true)) ** 2)))
+    return errors
 
 
 def gates(found: Mapping[str, Source], risks: Sequence[float], *, delta: float, guarantee: Guarantee) -> list[Row]:
@@ -127,8 +150,8 @@ def gates_table(rows: Sequence[Row]) -> FittedTable:
     return table
 
 
-def explanation(rows: Sequence[Row], delta: float, guarantee: Guarantee) -> str:
-    """What is guaranteed, printed below the table."""
+def explanation(rows: Sequence[Row], errors: Mapping[str, float], delta: float, guarantee: Guarantee) -> str:
+    """What is guaranteed, printed below the table, and how far off each confidence is on a single question."""
     if guarantee == "of the answers":
         said = (
             f"guarantee: with probability {1 - delta:g} over the questions calibrated on, at most the risk of the "
@@ -143,6 +166,9 @@ def explanation(rows: Sequence[Row], delta: float, guarantee: Guarantee) -> str:
         "; it holds for any confidence, calibrated or not, as long as groups to come are drawn like these: it says "
         "nothing of other questions · answered, wrong: of the questions calibrated on"
     )
+    if errors:
+        each = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+        said += f" · of a single question, confidence minus the true chance of its answer, root mean square: {each}"
     reasons = dict.fromkeys(row.reason for row in rows if row.found is None)
     return " · ".join([said, *reasons])
 

@@ -160,7 +160,16 @@ def gate(
     guarantee for questions to come. Without the model."""
     from typing import get_args
 
-    from experiments.compare.gates import as_frame, between, explanation, gates, gates_table, sources, write_gates
+    from experiments.compare.gates import (
+        as_frame,
+        between,
+        explanation,
+        gates,
+        gates_table,
+        single_errors,
+        sources,
+        write_gates,
+    )
     from experiments.pipeline.targets import not_scored, resolve
     from experiments.score.score import RISKS
     from semcal.calibration.inference.risk_control import Guarantee
@@ -182,7 +191,8 @@ def gate(
         curve = gates(confidences, between(risks), **promise)
         output().rule(run.name)
         output().show(gates_table(rows))
-        output().explain(explanation(rows, delta, guarantee))  # pyright: ignore[reportArgumentType]
-        output().append("runs", {"folder": run.folder, "gates": as_frame(rows)})
+        errors = single_errors(run, confidences)
+        output().explain(explanation(rows, errors, **promise))
+        output().append("runs", {"folder": run.folder, "gates": as_frame(rows), "single_errors": errors})
         output().written(write_gates(run, rows, curve, guarantee, width))
     output().left_out([*found.left_out, *not_scored(run.folder for run in named if run not in runs)])

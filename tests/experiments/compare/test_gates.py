@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.compare.gates import FILES, Source, gates
+from experiments.atlas.world_questions import query_of, world_of
+from experiments.compare.gates import FILES, Source, gates, single_errors, sources
 from semcal.errors import UserError
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
@@ -72,3 +73,31 @@ def test_settings_that_make_no_sense(monkeypatch, capsys, run, args, message):
     code, _, err = semcal(monkeypatch, capsys, "gate", run.folder, *args)
     assert code == 2
     assert message in err
+
+
+def test_of_the_organism_each_confidence_is_held_against_the_true_chance_of_its_answer(tmp_path):
+    study = {
+        "name": "single",
+        "models": [{"path": "atlas:base"}],
+        "datasets": [{"kind": "atlas", "family": "facts", "n": 40}],
+        "prompting": {"shots": 1, "exemplars": 4},
+        "styles": ["concise"],
+        "output": str(tmp_path),
+        "sampling": {"m": 10, "max_new_tokens": 8},
+        "calibration": {"bootstrap": 20, "null_draws": 20, "detail_draws": 10},
+        "capture": {"positions": []},
+        "probes": {"enabled": False},
+        "tracking": {"wandb": "disabled"},
+    }
+    (run,) = run_dict(tmp_path, study)
+    found, world = sources(run), world_of("facts", 0)
+    table = run.class_table()
+    true = [world.truth(query_of(q)).get(own[0], 0.0) for q, own in zip(table.questions, table.classes, strict=True)]
+    expected = np.sqrt(np.mean((table.by_count.plug_in - np.array(true)) ** 2))
+    assert single_errors(run, found) == pytest.approx({"B-confidence": expected})
+    known = Source(np.array(true), np.ones(40), [], table.questions, [own[0] for own in table.classes])
+    assert single_errors(run, {"known": known}) == pytest.approx({"known": 0.0})
+
+
+def test_of_other_questions_the_true_chance_is_not_known(run):
+    assert single_errors(run, sources(run)) == {}
