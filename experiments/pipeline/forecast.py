@@ -15,6 +15,7 @@ from experiments.pipeline.progress import Reporter
 from semcal.errors import UserError
 
 MEASURED_S, SETTLED_S = 60.0, 10.0
+ENOUGH, PATIENCE_S = 5, 300.0  # questions to tell a rate from, and how long they are waited for
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Forecast(Reporter):
         # Questions in flight count for nothing until they are answered, many at once: the best tick has the fewest.
         if seconds >= SETTLED_S and self._answered / seconds > self._best[1] / self._best[0]:
             self._best = (seconds, self._answered)
-        if seconds < MEASURED_S:
+        if seconds < MEASURED_S or (self._answered < ENOUGH and seconds < PATIENCE_S):
             return
         self._seen.add(cell.model.name)
         if self._planned is None:

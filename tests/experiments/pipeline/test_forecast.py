@@ -71,9 +71,9 @@ def test_it_is_told_once_a_model_after_a_minute_and_everything_is_passed_on():
     assert len(told) == 9
     watched.sampling(cells[4], 20, 0)  # the other model
     now[0] = 600.0
-    watched.answered(1)
+    watched.answered(5)
     assert len(told) == 18
-    assert heard == [2, 3, 1, 1]
+    assert heard == [2, 3, 1, 5]
 
 
 def test_questions_in_flight_do_not_make_the_forecast_longer():
@@ -86,6 +86,26 @@ def test_questions_in_flight_do_not_make_the_forecast_longer():
     assert told[1].strip().split(": ")[1] == duration(30.0 * 20 / 10)
 
 
+def test_the_first_of_many_in_flight_is_no_rate():
+    now, told = [0.0], []
+    watched = Forecast(study(), Reporter(), told.append, clock=lambda: now[0])
+    watched.sampling(study().cells()[0], 20, 0)
+    for seconds, answered in ((70.0, 1), (75.0, 9)):
+        now[0] = seconds
+        watched.answered(answered)
+        assert bool(told) is (seconds == 75.0)
+    assert told[1].strip().split(": ")[1] == duration(75.0 * 20 / 10)
+
+
+def test_a_slow_model_is_foreseen_from_what_there_is():
+    now, told = [0.0], []
+    watched = Forecast(study(), Reporter(), told.append, clock=lambda: now[0])
+    watched.sampling(study().cells()[0], 20, 0)
+    for now[0] in (150.0, 310.0):
+        watched.answered(1)
+    assert told[1].strip().split(": ")[1] == duration(310.0 * 20 / 2)
+
+
 def test_a_forecast_that_fails_stops_nothing(monkeypatch):
     def fails(_):
         raise UserError("no")
@@ -95,7 +115,7 @@ def test_a_forecast_that_fails_stops_nothing(monkeypatch):
     watched = Forecast(study(), Reporter(), told.append, clock=lambda: now[0])
     watched.sampling(study().cells()[0], 20, 0)
     now[0] = 100.0
-    watched.answered(1)
+    watched.answered(5)
     assert not told
 
 
