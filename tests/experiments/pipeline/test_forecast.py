@@ -103,7 +103,7 @@ def test_a_slow_model_is_foreseen_from_what_there_is():
     watched.sampling(study().cells()[0], 20, 0)
     for now[0] in (150.0, 310.0):
         watched.answered(1)
-    assert told[1].strip().split(": ")[1] == duration(310.0 * 20 / 2)
+    assert told[1].strip().split(": ")[1] == duration(150.0 * 20)
 
 
 def test_a_forecast_that_fails_stops_nothing(monkeypatch):
