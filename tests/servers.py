@@ -58,20 +58,24 @@ def _serving(command: list[str], environment: dict[str, str], log: Path, *, seco
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
-            for _ in range(int(seconds * 10)):
+            end = time.monotonic() + seconds
+            while not _answers(port):
                 if process.poll() is not None:
                     pytest.fail(f"the server ended: {log.read_text()[-2000:]}")
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            else:
-                pytest.fail(f"the server was not ready after {seconds:g} s: {log.read_text()[-2000:]}")
+                if time.monotonic() > end:
+                    pytest.fail(f"the server was not ready after {seconds:g} s: {log.read_text()[-2000:]}")
+                time.sleep(0.1)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
             process.wait(20)
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 class StandIns:
