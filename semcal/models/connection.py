@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from semcal.errors import UserError
@@ -91,6 +93,38 @@ class Connection:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
         raise UserError(self._failed(problem))
+
+    def exchange(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        read: Callable[[Any], Any] = lambda reply: reply,
+        headers: dict[str, str] | None = None,
+        once: bool = False,
+    ) -> Any:
+        """What `read` makes of the JSON at a path below the base address, or at a whole address.
+
+        Args:
+            body: What is posted there; None to get what is there.
+            read: As of `ask`.
+            once: Whether a failure is final.
+
+        Raises:
+            Refused, UserError: as `ask`.
+        """
+        client = self.client.with_options(max_retries=0) if once else self.client
+        how: dict[str, Any] = {"cast_to": httpx.Response, "options": {"headers": headers or {}}}
+
+        def create() -> SimpleNamespace:
+            reply = client.get(path, **how) if body is None else client.post(path, body=body, **how)
+            return SimpleNamespace(http_response=reply)
+
+        return self.ask(create, read)
+
+    def close(self) -> None:
+        """End all requests."""
+        self.client.close()
 
     def _failed(self, last: str) -> str:
         return (
