@@ -168,7 +168,8 @@ class VllmServer(VllmSampling):
                 f"`{self.command}`, or give the address as path, by which nothing is captured"
             )
         config = info.get("vllm_config", {})
-        settings = {key: config[part].get(key) for part, keys in _SETTINGS.items() if part in config for key in keys}
+        shown = {key: config.get(part, {}).get(key) for part, keys in _SETTINGS.items() for key in keys}
+        settings = {key: value for key, value in shown.items() if value is not None}
         self._check_settings(settings, config.get("model_config", {}).get("override_generation_config"))
         if said := beyond_tested(version):
             log.warning("%s", said)
