@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from semcal.errors import UserError
@@ -96,8 +97,15 @@ def _serving(
                 time.sleep(0.1)
             yield f"http://127.0.0.1:{port}/v1", process.pid
         finally:
+            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
-            process.wait(20)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:  # nothing is left running, whatever went wrong in it
+                for one in (*started, psutil.Process(process.pid)):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+                process.wait()
 
 
 def _answers(port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
+from probes.activations.engine_capture import EngineCapture
 from semcal import LanguageModel, Run
-from semcal.errors import NotFromModelError
+from semcal.errors import NotFromModelError, UserError
 from semcal.models import served
+from semcal.models.connection import Connection
 from semcal.models.served import Endpoint, ServedModel
 from semcal.models.stated_law import tokens_of
-from semcal.sampling.records import Sampling
+from semcal.sampling.checks import PASSED, stated_apart
+from semcal.sampling.records import Prompt, Sampling
+from semcal.sampling.vllm.stated_draws import stated_draws
+from semcal.sampling.vllm.vllm_server import Expected, VllmServer
 from tests.conftest import word_tokenizer
 from tests.experiments.conftest import write_study
 from tests.hostile.test_transformers_serve import law_of
@@ -165,6 +171,24 @@ def likeliest_prompt(local: LanguageModel, ids: list[int], stated: float) -> flo
         logprobs = local.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
         found.append(sum(float(logprobs[len(prompt) + k - 1, i]) for k, i in enumerate(ids)))
     return min(found, key=lambda p: abs(p - stated))
+
+
+def test_a_server_without_the_plugin_is_refused_what_it_cannot_show_and_samples_exactly(server, folder):
+    """Whatever the generation config of the checkpoint says."""
+    expected = Expected(str(folder), None, "float32", layers=2, width=64, vocabulary=32)
+    engine = VllmServer(lambda: Connection(server, tries=2, timeout=300, api_key_env="NONE"), expected)
+    engine.fit(100)
+    local = LanguageModel.load(folder, device="cpu")
+    prompts = [Prompt(text, local.encode(text)) for text in TEXTS]
+    rule, how = local.stop_rule(()), Sampling(m=8, max_new_tokens=5)
+    reader = EngineCapture(["blocks.1.hook_resid_post"], {p.key: {"last_prompt_token": [0]} for p in prompts})
+    with pytest.raises(UserError, match=r"shows no activations .*404.*; start it with the plugin, by `VLLM_SERVER_DEV"):
+        list(engine.sample(prompts, how, rule, reader))
+    drawn = [(next(p for p in prompts if p.key == a.key), a.samples[0]) for a in engine.sample(prompts, how, rule)]
+    assert len(drawn) == len(TEXTS)
+    assert stated_apart(local.model, local.device, how, drawn) < 1e-3
+    assert stated_draws(engine.first_tokens(prompts, replace(how, m=250))).outcome == PASSED
+    assert (engine.facts["server"], engine.facts["serves"]) == (server, str(folder))
 
 
 def test_a_run_goes_through_and_its_page_lists_the_checks(server, tmp_path):

@@ -76,7 +76,7 @@ class Reading:
         config = self.model_runner.model_config.hf_text_config  # type: ignore[attr-defined]
         return {
             **{"layers": config.num_hidden_layers, "width": config.hidden_size, "vocabulary": config.vocab_size},
-            **{"torch": torch.__version__, "device": self.model_runner.device.type},  # type: ignore[attr-defined]
+            **{"torch": str(torch.__version__), "device": self.model_runner.device.type},  # type: ignore[attr-defined]
         }
 
     def semcal_read(self, hooks: list[tuple[int, bool]], wanted: dict[str, list[int]]) -> None:
