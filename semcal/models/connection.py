@@ -73,8 +73,11 @@ class Connection:
             Refused: the server answers with an error.
             UserError: it cannot be reached, or its replies cannot be read, `tries` times.
         """
+        return self._ask(create, read, self.tries, body)
+
+    def _ask(self, create: Callable[..., Any], read: Callable[[Any], Any], tries: int, body: dict[str, Any]) -> Any:
         problem = ""
-        for attempt in range(self.tries):
+        for attempt in range(tries):
             with self._lock:
                 self.retries += attempt > 0
             try:
@@ -82,17 +85,17 @@ class Connection:
             except APIStatusError as error:
                 if error.status_code >= 500 or error.status_code in _TEMPORARY:
                     busy = error.status_code != 500  # a setting that a server cannot take may end in a 500
-                    raise Refused(self._failed(_complaint(error.response)), temporary=busy) from error
+                    raise Refused(self._failed(_complaint(error.response), tries), temporary=busy) from error
                 message = f"{self.url} refused a request: {_complaint(error.response)}"
                 raise Refused(message, temporary=False) from error
             except APIConnectionError as error:
                 cause = error.__cause__ or error
-                raise UserError(self._failed(f"{type(cause).__name__} {cause}".strip())) from error
+                raise UserError(self._failed(f"{type(cause).__name__} {cause}".strip(), tries)) from error
             try:
                 return read(_well_formed(response.content))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
-        raise UserError(self._failed(problem))
+        raise UserError(self._failed(problem, tries))
 
     def exchange(
         self,
@@ -120,17 +123,15 @@ class Connection:
             reply = client.get(path, **how) if body is None else client.post(path, body=body, **how)
             return SimpleNamespace(http_response=reply)
 
-        return self.ask(create, read)
+        return self._ask(create, read, 1 if once else self.tries, {})
 
     def close(self) -> None:
         """End all requests."""
         self.client.close()
 
-    def _failed(self, last: str) -> str:
-        return (
-            f"{self.url} failed {self.tries} times, last: {last}; check that the server is running and what it logs, "
-            "then run again"
-        )
+    def _failed(self, last: str, tries: int) -> str:
+        times = f"failed {tries} times, last" if tries > 1 else "failed"
+        return f"{self.url} {times}: {last}; check that the server is running and what it logs, then run again"
 
     def _count(self, request: Any) -> None:
         with self._lock:

@@ -196,7 +196,7 @@ def test_a_context_that_is_too_short_is_said(stand_ins):
 
 def test_an_address_where_nothing_listens_is_said():
     engine = VllmServer(lambda: Connection("http://127.0.0.1:9/v1", tries=2, timeout=5, api_key_env="NONE"), EXPECTED)
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1 failed .*; check that the server is running"):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1 failed: .*; check that the server is running"):
         engine.fit(10)
 
 
