@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -186,6 +187,15 @@ def test_a_server_that_is_not_fit_is_refused_with_the_command_that_starts_one(st
 def test_a_server_that_shows_neither_settings_nor_activations_may_sample(stand_ins):
     engine, _ = served(stand_ins, develops=False)
     assert sample(engine).keys() == {"a", "b"}
+
+
+def test_a_server_that_draws_what_the_checkpoint_does_not_know_is_refused(stand_ins):
+    engine, _ = served(stand_ins)
+    engine.model = replace(EXPECTED, vocabulary=6)
+    with pytest.raises(
+        UserError, match=r"serves elsewhere, which is not FOLDER \(it draws token [67] of 6\); start it by"
+    ):
+        sample(engine)
 
 
 def test_a_context_that_is_too_short_is_said(stand_ins):

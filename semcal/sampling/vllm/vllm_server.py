@@ -209,13 +209,15 @@ class VllmServer(VllmSampling):
                 "capture.positions to []"
             ) from error
         if other := [key for key, size in sizes.items() if size != getattr(self.model, key)]:
-            said = ", ".join(f"{key} {sizes[key]} for {getattr(self.model, key)}" for key in other)
-            raise UserError(
-                f"{url} serves {self.facts['serves']}, which is not {self.model.path} ({said}); start it by "
-                f"`{self.command}`"
-            )
+            raise self._other_model(", ".join(f"{key} {sizes[key]} for {getattr(self.model, key)}" for key in other))
         self.facts |= {"torch": found["torch"], "device": found["device"]}
         self._reads = True
+
+    def _other_model(self, said: str) -> UserError:
+        return UserError(
+            f"{self.facts['server']} serves {self.facts['serves']}, which is not {self.model.path} ({said}); start it "
+            f"by `{self.command}`"
+        )
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -288,7 +290,10 @@ class VllmServer(VllmSampling):
 
         asked = {key: value for key, value in fields.items() if key != "detokenize"}
         asked |= NEUTRAL | {"model": self.name, "return_token_ids": True}
-        return self._open().exchange("/completions", asked, read=read, headers={"X-Request-Id": name})
+        choices = self._open().exchange("/completions", asked, read=read, headers={"X-Request-Id": name})
+        if (largest := max(i for choice in choices for i in choice["token_ids"])) >= self.model.vocabulary:
+            raise self._other_model(f"it draws token {largest} of {self.model.vocabulary}")
+        return choices
 
     def _remote(self, method: str, *arguments: Any, once: bool = False) -> Any:
         """What the first worker returns."""
