@@ -35,8 +35,9 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "allow_pickle": "also load weights that exist only as pickles",
         "trust_remote_code": "run code that ships with the checkpoint",
         "adapter": "an adapter that lies beside full weights: apply, or ignore",
-        "engine": "hf (this process) or vllm (an environment of its own samples)",
+        "engine": "hf (this process) or vllm (an environment of its own, or a running server, samples)",
         "python": "for engine vllm: its interpreter; none: SEMCAL_VLLM_PYTHON",
+        "served_at": "for engine vllm: the address of a running `vllm serve` of the checkpoint at path",
         "served": "for the address of a server",
     },
     "ServedConfig": {

@@ -122,8 +122,10 @@ def sampling_part(cell: Cell) -> dict[str, Any]:
     parts = {"model", "dataset", "style", "seed", "on_long_prompt", "prompting", "capture"}
     whole = cell.model_dump(mode="json", include=parts)
     # Unfinished runs are not continued by another engine (`prepare`); finished ones may be analysed with it.
-    for key in ("device", "engine", "python", *LABELS):
+    for key in ("device", "engine", "python", "served_at", *LABELS):
         whole["model"].pop(key)
+    if not cell.model.is_served:  # how a running vLLM is asked changes no answer
+        whole["model"].pop("served")
     whole["dataset"].pop("in_distribution")  # a label: no sample depends on it
     sampling = cell.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
     lengths = {"max_new_tokens": cell.sampling.length(cell.style), "stop": cell.sampling.stop}
@@ -159,7 +161,7 @@ def differing(a: Cell, b: Cell) -> list[str]:
 def _facts(cell: Cell) -> dict[str, Any]:
     sampling = cell.sampling.model_dump(exclude={"m", "max_rows", "shard_size", "temperature"})
     return {
-        "model": cell.model.model_dump(exclude={"name", "device", "python", *LABELS}),
+        "model": cell.model.model_dump(exclude={"name", "device", "python", "served_at", *LABELS}),
         "style": cell.style,
         "B": cell.semantics.model_dump(exclude={"device", "url", "concurrency", "cache"}),
         "temperature": cell.sampling.temperature,

@@ -68,7 +68,7 @@ class ModelConfig(Settings):
     lineage that were trained alike but for one thing) tell `semcal verdict` which models to compare; no sample depends
     on them. The bundled organism brings its own stage and lineage. `adapter` says whether an adapter that lies beside
     full weights is merged into them or left out. With `engine: vllm` answers are sampled by vLLM in an environment of
-    its own, whose interpreter `python` names.
+    its own, whose interpreter `python` names, or by a running `vllm serve` whose address is `served_at`.
     """
 
     path: str
@@ -86,6 +86,7 @@ class ModelConfig(Settings):
     adapter: Literal["apply", "ignore"] | None = None
     engine: Literal["hf", "vllm"] = "hf"
     python: str | None = None
+    served_at: str | None = None
     served: ServedConfig = ServedConfig()
 
     @property
@@ -94,7 +95,7 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _named(self) -> ModelConfig:
-        if self.served != ServedConfig() and not self.is_served:
+        if self.served != ServedConfig() and not self.is_served and self.served_at is None:
             raise ValueError(f"served needs the address of a server as path, got {self.path!r}; leave served out")
         if self.is_served and self.adapter:
             raise ValueError("a server has its own adapters; leave adapter out")
@@ -102,6 +103,8 @@ class ModelConfig(Settings):
             raise ValueError("a server has its own engine; leave engine out, or give the checkpoint as path")
         if self.python is not None and self.engine != "vllm":
             raise ValueError(f"python names the interpreter of engine vllm; leave it out of engine {self.engine}")
+        if self.served_at is not None:
+            self._check_served_at(self.served_at)
         if self.is_served and self.prompt == "chat":
             raise ValueError("a served model has only a completions endpoint; set its prompt to few-shot")
         stage = self.path.removeprefix("atlas:")
@@ -110,9 +113,19 @@ class ModelConfig(Settings):
             object.__setattr__(self, "lineage", self.lineage or "atlas")
         if not self.name:
             revision = f"@{self.revision}" if self.revision else ""
-            base = Path(self.path).name if Path(self.path).exists() else self.served.model or self.path
+            named = self.served.model if self.is_served else ""
+            base = Path(self.path).name if Path(self.path).exists() else named or self.path
             object.__setattr__(self, "name", slug(base + revision))
         return self
+
+    def _check_served_at(self, address: str) -> None:
+        if self.engine != "vllm":
+            raise ValueError(f"served_at is the address of a vLLM; set engine to vllm (it is {self.engine})")
+        if not re.match(r"https?://[^/]", address):
+            raise ValueError(f"served_at is {address!r}, which is no address such as http://localhost:8000")
+        if self.python is not None or self.device != "auto":
+            key = "device" if self.python is None else "python"
+            raise ValueError(f"served_at names a running vLLM, which has its own {key}; leave {key} out")
 
 
 # ---- what is asked -------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def _memory(cell: Cell, read: Read, model: LanguageModel, hooks: int) -> dict[st
     """Activations of heads are taken to be as wide as the residual stream."""
     config, size, sampling = model.model.config.get_text_config(), _ITEMSIZE[cell.model.dtype], cell.sampling
     places = sum(read.question_tokens if p == ALL_QUESTION_TOKENS else 1 for p in cell.capture.positions)
-    needed = Footprint(config, size, _device(cell.model.device), sorts(sampling.top_k, sampling.top_p))
+    needed = Footprint(config, size, device_of(cell.model.device), sorts(sampling.top_k, sampling.top_p))
     weights, process = model.model.num_parameters() * size, psutil.Process().memory_info().rss
     rows = min(sampling.max_rows or needed.rows, read.n * sampling.m)
     tail, most = read.prompt_tokens_longest - read.prefix_tokens, sampling.length(cell.style)
@@ -166,7 +166,8 @@ def _memory(cell: Cell, read: Read, model: LanguageModel, hooks: int) -> dict[st
     }
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """The kind of device that a name means on this machine: "cpu", "cuda" or "mps"."""
     return pick_device("auto").type if name == "auto" else "cuda" if name == "balanced" else name.partition(":")[0]
 
 

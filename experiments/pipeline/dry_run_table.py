@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from experiments.pipeline.dry_run import OWN, STAND_IN, Planned
+from experiments.config.study import Cell
+from experiments.pipeline.dry_run import OWN, STAND_IN, Planned, device_of
 from experiments.terminal.fitted_table import FittedTable
 
 MOST_ROWS = 48  # beyond them, one row per model
@@ -53,6 +54,10 @@ def plan_notes(planned: Sequence[Planned]) -> list[str]:
         "memory: at most, of this process, weights, keys and values of all that is in flight with answers at their "
         "longest, logits and temporaries; disk: activations",
     ]
+    engines: dict[str, dict[str, None]] = {}
+    for p in planned:
+        engines.setdefault(engine_note(p.cell), {})[p.cell.model.name] = None
+    notes += [f"engine of {_some(list(names))}: {why}" for why, names in engines.items()]
     if names := dict.fromkeys(p.cell.model.name for p in planned if p.read.tokenizer == STAND_IN):
         notes.append(f"no tokenizer on this machine for {_some(list(names))}: tokens are those of a stand-in")
     if names := dict.fromkeys(p.cell.dataset.name for p in planned if not p.real):
@@ -62,6 +67,26 @@ def plan_notes(planned: Sequence[Planned]) -> list[str]:
         )
     published = [p.cell.published for p in planned if p.cell.published]
     return notes + [f"published for {' · '.join(f.cell)}: smECE {f.smece:.3f} ({f.source})" for f in published]
+
+
+def engine_note(cell: Cell) -> str:
+    """What answers the questions of a cell, and why that."""
+    model, own = cell.model, "the project's own sampler"
+    if model.is_served:
+        return "the server that path names"
+    if model.engine == "vllm":
+        return f"vLLM, as the study says; {f'that at {model.served_at}' if model.served_at else 'in its own process'}"
+    if cell.enumerated:
+        return f"{own}, the only one that enumerates"
+    device = device_of(model.device)
+    if device == "cpu":
+        return f"{own}, on a CPU faster than vLLM in every case measured (docs/engines.md names the command)"
+    if device == "cuda":
+        return (
+            f"{own}, by default; whether vLLM is faster on CUDA is not measured: `python -m experiments.bench engines` "
+            "measures it, and `engine: vllm` chooses it"
+        )
+    return f"{own}, by default; vLLM is not known to run on {device}"
 
 
 def plan_data(planned: Sequence[Planned]) -> dict[str, Any]:
@@ -78,6 +103,7 @@ def _record(planned: Planned, index: int) -> dict[str, Any]:
     cell, first = planned.cells[index], planned.cell
     facts = {
         "model": cell.model.name,
+        "engine": "served" if cell.model.is_served else cell.model.engine,
         "prompt_kind": cell.model.prompt,
         "dataset": cell.dataset.name,
         "style": cell.style,

@@ -92,7 +92,7 @@ def check_models(study: Study) -> None:
     for model in (m for m in study.models if not m.is_served):
         check_path(model_path(model), model.revision, allow_pickle=model.allow_pickle, adapter=model.adapter)
         check_probes(study.probes, model)
-        if model.engine == "vllm":
+        if model.engine == "vllm" and model.served_at is None:
             vllm_python(model.python)
 
 

@@ -49,7 +49,7 @@ class Models:
         config = cell.model
         if config.engine == "vllm" and config != self._config:  # no answers are drawn, so nothing runs in vLLM
             log.info("%s was sampled by vLLM; its model is loaded by Hugging Face, for the same samples", run.folder)
-            config = config.model_copy(update={"engine": "hf", "python": None})
+            config = config.model_copy(update={"engine": "hf", "python": None, "served_at": None})
         model, manifest = self.of(config), run.manifest()
         if not isinstance(model, LanguageModel):
             raise UserError(f"{run.folder}: {cell.model.name} is served, and activations need a local model")

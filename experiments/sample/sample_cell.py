@@ -32,7 +32,7 @@ from semcal.sampling.decoding.paths import SHARED, ChosenPath, choose_path
 from semcal.sampling.engine import Sampler
 from semcal.sampling.enumeration import SearchLimits, enumerate_answers
 from semcal.sampling.records import Prompt
-from semcal.sampling.vllm.vllm_engine import PATH
+from semcal.sampling.vllm.vllm_sampling import PATH
 
 if TYPE_CHECKING:  # it needs the extra `serve`
     from semcal.models.served import ServedModel

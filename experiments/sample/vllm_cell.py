@@ -31,7 +31,9 @@ from semcal.sampling.engine import Work
 from semcal.sampling.records import Answered, Prompt
 from semcal.sampling.vllm.interpreter import vllm_python
 from semcal.sampling.vllm.stated_draws import stated_draws
-from semcal.sampling.vllm.vllm_engine import PATH, VllmEngine, VllmModel
+from semcal.sampling.vllm.vllm_engine import VllmEngine, VllmModel
+from semcal.sampling.vllm.vllm_sampling import PATH, VllmSampling
+from semcal.sampling.vllm.vllm_server import Expected, VllmServer
 
 if TYPE_CHECKING:
     from experiments.config.study import ModelConfig
@@ -62,7 +64,7 @@ class VllmSampler:
     """
 
     def __init__(
-        self, engine: VllmEngine, model: LanguageModel, job: SamplingJob, capture: EngineCapture | None
+        self, engine: VllmSampling, model: LanguageModel, job: SamplingJob, capture: EngineCapture | None
     ) -> None:
         self.engine, self.model, self.capture = engine, model, capture
         self.settings, self.rule = job.settings, model.stop_rule(job.settings.stop)
@@ -104,16 +106,16 @@ class VllmSampler:
         drawn = [(p, found[p.key].samples[0]) for p in prompts]
         apart = stated_apart(model.model, model.device, few, drawn, plain) if exact or plain else None
         layers: dict[str, float] = {}
-        if capture is not None and plain is not None:
-            keys = [p.key for p in prompts]
-            for position in {position for key in keys for position in capture.where[key]}:
-                check_layers(capture.take(keys, position), plain.take(keys, position), model.dtype, layers)
         limit = max(NATS, self._rounding(prompts[:1]))
         if exact and apart is not None and apart > limit:
             raise UserError(
                 f"log-probabilities of vLLM {self.engine.facts['version']} differ from those of plain Hugging Face "
-                f"passes by {apart:.2g} nats (at most {limit:.2g} is rounding); use engine hf, and report this"
+                f"passes by {apart:.2g} nats (at most {limit:.2g} is rounding); {self.engine.remedy}"
             )
+        if capture is not None and plain is not None:
+            keys = [p.key for p in prompts]
+            for position in {position for key in keys for position in capture.where[key]}:
+                check_layers(capture.take(keys, position), plain.take(keys, position), model.dtype, layers)
         return (apart if exact else None), limit, layers
 
     @torch.inference_mode()
@@ -134,7 +136,7 @@ class VllmSampler:
         if check.outcome == FAILED:
             raise UserError(
                 f"vLLM {self.engine.facts['version']} does not draw as it states: {check.why} is {check.figure:.3g}, "
-                f"at most {check.limit:.3g} is right; use engine hf, and report this"
+                f"at most {check.limit:.3g} is right; {self.engine.remedy}"
             )
         return check
 
@@ -167,28 +169,60 @@ def check_layers(ours: Activations, theirs: Activations, dtype: torch.dtype, apa
 
 # ---- one engine a model ----------------------------------------------------------------------------------------------
 
-_ENGINES: WeakKeyDictionary[torch.nn.Module, VllmEngine] = WeakKeyDictionary()
+_ENGINES: WeakKeyDictionary[torch.nn.Module, VllmSampling] = WeakKeyDictionary()
 
 
-def engine_of(model: LanguageModel, config: ModelConfig, rows: int | None) -> VllmEngine:
-    """vLLM with a loaded model. It is kept as long as the model is, and for as many answers at once as it was first
-    asked for."""
+def engine_of(model: LanguageModel, config: ModelConfig, rows: int | None) -> VllmSampling:
+    """vLLM with a loaded model, a running server or a process of its own. It is kept as long as the model is, and a
+    process for as many answers at once as it was first asked for."""
     engine = _ENGINES.get(model.model)
     if engine is None:
         for other in list(_ENGINES.values()):  # its model may not be gone yet, and holds most of the GPU
             other.stop()
-        python = vllm_python(config.python)
-        where = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
-        if _is_read_by_vllm(model, config):
-            engine = VllmEngine(python, VllmModel(model_path(config), config.revision, rows=rows, **where))
-            weakref.finalize(model.model, engine.close)
-        else:
-            folder = tempfile.TemporaryDirectory(prefix="semcal-vllm-model-")
-            model.model.save_pretrained(folder.name)
-            model.tokenizer.save_pretrained(folder.name)
-            engine = VllmEngine(python, VllmModel(folder.name, rows=rows, **where))
-            weakref.finalize(model.model, _end, engine, folder)
+        engine = _server(model, config) if config.served_at else _process(model, config, rows)
         _ENGINES[model.model] = engine
+    return engine
+
+
+def _process(model: LanguageModel, config: ModelConfig, rows: int | None) -> VllmEngine:
+    python = vllm_python(config.python)
+    where = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
+    if _is_read_by_vllm(model, config):
+        engine = VllmEngine(python, VllmModel(model_path(config), config.revision, rows=rows, **where))
+        weakref.finalize(model.model, engine.close)
+        return engine
+    folder = tempfile.TemporaryDirectory(prefix="semcal-vllm-model-")
+    model.model.save_pretrained(folder.name)
+    model.tokenizer.save_pretrained(folder.name)
+    engine = VllmEngine(python, VllmModel(folder.name, rows=rows, **where))
+    weakref.finalize(model.model, _end, engine, folder)
+    return engine
+
+
+def _server(model: LanguageModel, config: ModelConfig) -> VllmServer:
+    address, served, sizes = config.served_at, config.served, model.model.config.get_text_config()
+    assert address is not None
+    try:
+        from semcal.models.connection import Connection
+    except ImportError as error:
+        raise UserError(f"{address} is a server, which needs {error.name}; pip install 'semcal[serve]'") from error
+    url, patience = f"{address.rstrip('/').removesuffix('/v1')}/v1", {"tries": served.tries, "timeout": served.timeout}
+    expected = Expected(
+        model_path(config),
+        config.revision,
+        config.dtype,
+        layers=sizes.num_hidden_layers,
+        width=sizes.hidden_size,
+        vocabulary=sizes.vocab_size,
+        trust_remote_code=config.trust_remote_code,
+    )
+    engine = VllmServer(
+        lambda: Connection(url, api_key_env="SEMCAL_API_KEY", **patience),
+        expected,
+        name=served.model,
+        concurrency=served.concurrency,
+    )
+    weakref.finalize(model.model, engine.stop)
     return engine
 
 

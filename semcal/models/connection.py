@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from semcal.errors import UserError
@@ -71,8 +73,11 @@ class Connection:
             Refused: the server answers with an error.
             UserError: it cannot be reached, or its replies cannot be read, `tries` times.
         """
+        return self._ask(create, read, self.tries, body)
+
+    def _ask(self, create: Callable[..., Any], read: Callable[[Any], Any], tries: int, body: dict[str, Any]) -> Any:
         problem = ""
-        for attempt in range(self.tries):
+        for attempt in range(tries):
             with self._lock:
                 self.retries += attempt > 0
             try:
@@ -80,23 +85,53 @@ class Connection:
             except APIStatusError as error:
                 if error.status_code >= 500 or error.status_code in _TEMPORARY:
                     busy = error.status_code != 500  # a setting that a server cannot take may end in a 500
-                    raise Refused(self._failed(_complaint(error.response)), temporary=busy) from error
+                    raise Refused(self._failed(_complaint(error.response), tries), temporary=busy) from error
                 message = f"{self.url} refused a request: {_complaint(error.response)}"
                 raise Refused(message, temporary=False) from error
             except APIConnectionError as error:
                 cause = error.__cause__ or error
-                raise UserError(self._failed(f"{type(cause).__name__} {cause}".strip())) from error
+                raise UserError(self._failed(f"{type(cause).__name__} {cause}".strip(), tries)) from error
             try:
                 return read(_well_formed(response.content))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = f"an unreadable reply ({error}): {response.text[:80]!r}"
-        raise UserError(self._failed(problem))
+        raise UserError(self._failed(problem, tries))
 
-    def _failed(self, last: str) -> str:
-        return (
-            f"{self.url} failed {self.tries} times, last: {last}; check that the server is running and what it logs, "
-            "then run again"
-        )
+    def exchange(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        read: Callable[[Any], Any] = lambda reply: reply,
+        headers: dict[str, str] | None = None,
+        once: bool = False,
+    ) -> Any:
+        """What `read` makes of the JSON at a path below the base address, or at a whole address.
+
+        Args:
+            body: What is posted there; None to get what is there.
+            read: As of `ask`.
+            once: Whether a failure is final.
+
+        Raises:
+            Refused, UserError: as `ask`.
+        """
+        client = self.client.with_options(max_retries=0) if once else self.client
+        how: dict[str, Any] = {"cast_to": httpx.Response, "options": {"headers": headers or {}}}
+
+        def create() -> SimpleNamespace:
+            reply = client.get(path, **how) if body is None else client.post(path, body=body, **how)
+            return SimpleNamespace(http_response=reply)
+
+        return self._ask(create, read, 1 if once else self.tries, {})
+
+    def close(self) -> None:
+        """End all requests."""
+        self.client.close()
+
+    def _failed(self, last: str, tries: int) -> str:
+        times = f"failed {tries} times, last" if tries > 1 else "failed"
+        return f"{self.url} {times}: {last}; check that the server is running and what it logs, then run again"
 
     def _count(self, request: Any) -> None:
         with self._lock:

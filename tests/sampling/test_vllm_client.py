@@ -17,7 +17,7 @@ from semcal.errors import NonFiniteError
 from semcal.sampling.checks import FAILED, NOT_MADE, PASSED
 from semcal.sampling.records import Prompt, Sampling
 from semcal.sampling.stopping import StopRule
-from semcal.sampling.vllm import interpreter, vllm_engine
+from semcal.sampling.vllm import interpreter, vllm_engine, vllm_sampling
 from semcal.sampling.vllm.interpreter import PYTHON, beyond_tested, environment_of, vllm_python
 from semcal.sampling.vllm.stated_draws import stated_draws
 from semcal.sampling.vllm.vllm_engine import VllmEngine, VllmModel
@@ -153,16 +153,16 @@ def test_longer_prompts_start_it_with_more_room_and_shorter_ones_do_not(engine):
 
 
 def test_seeds_depend_on_study_and_question():
-    seeds = {vllm_engine._seed(Sampling(seed=s), k) for s in (0, 1) for k in ("a", "b")}
+    seeds = {vllm_sampling._seed(Sampling(seed=s), k) for s in (0, 1) for k in ("a", "b")}
     assert len(seeds) == 4
-    assert vllm_engine._seed(Sampling(seed=1, m=9), "a") in seeds
+    assert vllm_sampling._seed(Sampling(seed=1, m=9), "a") in seeds
 
 
 # ---- what is left to the rule, and what vLLM is told ---------------------------------------------------------------
 
 
 def test_only_strings_that_may_cross_tokens_are_left_to_the_text():
-    assert vllm_engine._across_tokens(rule("\n", "ab", "é", " ")) == ["ab", "é", " "]
+    assert vllm_sampling._across_tokens(rule("\n", "ab", "é", " ")) == ["ab", "é", " "]
 
 
 @pytest.mark.parametrize("stop", [(), ("56",), ("4", "78"), ("9",)])
@@ -236,6 +236,6 @@ def test_prompts_that_leave_no_choice_show_nothing():
 
 
 def test_messages_to_the_worker_are_plain_json():
-    assert json.loads(json.dumps(vllm_engine._law(Sampling(temperature=0.7)))) == {
+    assert json.loads(json.dumps(vllm_sampling._law(Sampling(temperature=0.7)))) == {
         "n": 50, "temperature": 0.7, "top_k": 0, "top_p": 1.0,
     }  # fmt: skip

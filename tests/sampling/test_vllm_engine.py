@@ -1,11 +1,12 @@
 """A real vLLM on the CPU with tiny random checkpoints, against plain passes of the same weights. Takes minutes: each
-checkpoint has one engine, which all tests share."""
+checkpoint has one engine, which all tests share; one of them is behind a server."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qw
 from probes.activations.capture import ResidualCapture
 from probes.activations.engine_capture import EngineCapture
 from semcal import LanguageModel
+from semcal.models.connection import Connection
 from semcal.sampling.checks import FAILED, PASSED, stated_apart
 from semcal.sampling.decoding.paths import observe_all
 from semcal.sampling.records import Answered, Prompt, Sampling
 from semcal.sampling.vllm.interpreter import vllm_python
 from semcal.sampling.vllm.stated_draws import stated_draws
 from semcal.sampling.vllm.vllm_engine import VllmEngine, VllmModel
+from semcal.sampling.vllm.vllm_sampling import VllmSampling
+from semcal.sampling.vllm.vllm_server import Expected, VllmServer, serve_command
 from tests.conftest import word_tokenizer
+from tests.servers import vllm_by
 
 pytestmark = pytest.mark.vllm
 SIZE: dict[str, Any] = {
@@ -64,7 +69,7 @@ def write_checkpoint(name: str, folder: Path) -> Path:
 class Both:
     """One checkpoint, in vLLM and as plain passes."""
 
-    engine: VllmEngine
+    engine: VllmSampling
     model: LanguageModel
 
     def sample(
@@ -74,15 +79,22 @@ class Both:
         return {a.key: a for a in self.engine.sample(prompts, how, self.model.stop_rule(how.stop), capture)}
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=[*CHECKPOINTS, "served"])
 def both(request, tmp_path_factory) -> Iterator[Both]:
-    folder = write_checkpoint(request.param, tmp_path_factory.mktemp("vllm") / request.param)
-    engine = VllmEngine(vllm_python(), VllmModel(str(folder), device="cpu"))
-    try:
+    room = tmp_path_factory.mktemp("vllm")
+    with ExitStack() as stack:
+        if request.param == "served":
+            folder = write_checkpoint("llama", room / "llama")
+            expected = Expected(str(folder), None, "float32", layers=4, width=64, vocabulary=32)
+            url, _ = stack.enter_context(vllm_by(serve_command(expected, 256), room / "log"))
+            engine = VllmServer(lambda: Connection(url, tries=2, timeout=300, api_key_env="NONE"), expected)
+            stack.callback(engine.stop)
+        else:
+            folder = write_checkpoint(request.param, room / request.param)
+            engine = VllmEngine(vllm_python(), VllmModel(str(folder), device="cpu"))
+            stack.callback(engine.close)
         engine.fit(256)
         yield Both(engine, LanguageModel.load(folder, device="cpu"))
-    finally:
-        engine.close()
 
 
 def prompts_of(n: int, *, shared: int = 0, length: int = 80) -> list[Prompt]:
@@ -224,6 +236,7 @@ def test_a_process_that_is_killed_is_replaced_and_no_question_is_lost_or_doubled
     prompts = prompts_of(12)
     how = Sampling(m=8, max_new_tokens=40)
     undisturbed = both.sample(prompts, max_new_tokens=40)
+    assert isinstance(both.engine, VllmEngine)
     found, before = [], both.engine.pid
     for answered in both.engine.sample(prompts, how, both.model.stop_rule(())):
         found.append(answered)

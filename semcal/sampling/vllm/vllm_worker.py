@@ -5,18 +5,24 @@ answers that it is ready; then come requests with a field `do`, "sample", "first
 of these names), each answered by a line a question and one more, `{"done": true}`. Out of memory is answered by
 `{"memory": …}`, and the process ends; with any other error it ends and the traceback is on standard error, where all
 that vLLM prints goes. Activations are left as safetensors files in the folder that a request names.
+
+A server has its own process; there `Reading` alone is used, and HTTP takes the place of the lines (`vllm_server`).
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 # vLLM and its torch are in another environment.
 
+import base64
 import ctypes
 import inspect
 import json
 import os
 import re
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +35,22 @@ CPU_BLOCK = 32
 CPU_TOKENS = 4096  # of one pass
 CPU_CACHE = 2**31  # bytes of keys and values; more answers than fit wait for their turn
 MOST_STATED = 20  # tokens whose probability vLLM states beside the drawn one
+NEUTRAL = {
+    **{"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
+    "ignore_eos": True,  # what ends an answer is among the stop tokens
+}
+_FORGOTTEN_S = 3600.0  # after which whoever wanted to read something is gone
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+
+
+@dataclass
+class _Wanted:
+    """What is to be read of a prompt, and what was: place -> (stream [hook, d_model], token id)."""
+
+    hooks: list[tuple[int, bool]]
+    places: set[int]
+    since: float = field(default_factory=time.monotonic)
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 class Reading:
@@ -38,37 +59,68 @@ class Reading:
     The stream is read by hooks on the layers, in the passes that compute a wanted token and in no other. vLLM carries
     it in two parts, what the last block adds and the sum of all before, which kernels add up in place: so the sum is
     taken inside the hook. Where a pass is read, layers run as they are, neither compiled nor replayed from a graph.
+
+    A question has a name, "q" and hexadecimal digits, which the name of its request holds.
     """
+
+    def semcal_facts(self) -> dict[str, Any]:
+        """What is loaded: `layers`, `width`, `vocabulary`, `torch`, `device`.
+
+        Raises:
+            RuntimeError: nothing can be read here.
+        """
+        parallel = self.vllm_config.parallel_config  # type: ignore[attr-defined]
+        if parallel.pipeline_parallel_size > 1 or parallel.data_parallel_size > 1:
+            raise RuntimeError("Error: nothing can be captured under pipeline or data parallelism")
+        self._semcal_attach()
+        config = self.model_runner.model_config.hf_text_config  # type: ignore[attr-defined]
+        return {
+            **{"layers": config.num_hidden_layers, "width": config.hidden_size, "vocabulary": config.vocab_size},
+            **{"torch": str(torch.__version__), "device": self.model_runner.device.type},  # type: ignore[attr-defined]
+        }
 
     def semcal_read(self, hooks: list[tuple[int, bool]], wanted: dict[str, list[int]]) -> None:
         """Read places of prompts when they are computed.
 
         Args:
             hooks: (number of the layer, whether to look at what goes into it).
-            wanted: Number of a question -> places of tokens.
+            wanted: Name of a question -> places of tokens.
         """
-        if not hasattr(self, "semcal_wanted"):
-            self.semcal_wanted: dict[str, set[int]] = {}
-            self.semcal_found: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
-            self._semcal_attach()
-        self.semcal_hooks = hooks
-        for number, places in wanted.items():
-            self.semcal_wanted[number] = set(places)
-            self.semcal_found[number] = {}
+        self._semcal_attach()
+        for name, asked in list(self.semcal_wanted.items()):
+            if time.monotonic() - asked.since > _FORGOTTEN_S:
+                del self.semcal_wanted[name]
+        for name, places in wanted.items():
+            self.semcal_wanted[name] = _Wanted([(layer, before) for layer, before in hooks], set(places))
 
-    def semcal_missing(self, number: str) -> list[int]:
-        """The places of a question that were not computed, since their keys and values were there already."""
-        return sorted(self.semcal_wanted[number])
-
-    def semcal_take(self, number: str) -> tuple[np.ndarray, np.ndarray]:
-        """What was read of a question: [place, hook, d_model] float32 and [place] token ids; and forget it."""
-        found = self.semcal_found.pop(number)
-        self.semcal_wanted.pop(number)
-        rows = [found[place] for place in sorted(found)]
+    def semcal_take(self, name: str) -> dict[str, Any]:
+        """What was read of a question, which is then forgotten: `values` [place, hook, d_model] float32 and `token_ids`
+        [place]; or, as `missing`, the places that were not computed, since their keys and values were there already."""
+        asked = self.semcal_wanted[name]
+        if asked.places:
+            return {"missing": sorted(asked.places)}
+        del self.semcal_wanted[name]
+        rows = [asked.found[place] for place in sorted(asked.found)]
         values, ids = (torch.stack(part).cpu().numpy() for part in zip(*rows, strict=True))
-        return values, ids.astype(np.int64)
+        return {"missing": [], "values": values, "token_ids": ids.astype(np.int64)}
+
+    def semcal_take_coded(self, name: str) -> dict[str, Any]:
+        """The same in JSON, from the first worker: `values` are base64 of little-endian numbers of a `shape`."""
+        found = self.semcal_take(name)
+        if found["missing"] or self.rank:  # type: ignore[attr-defined]
+            return {"missing": found["missing"]}
+        values = found["values"].astype("<f4")
+        coded = base64.b64encode(values.tobytes()).decode()
+        return {"missing": [], "values": coded, "shape": list(values.shape), "token_ids": found["token_ids"].tolist()}
+
+    def semcal_forget(self, names: list[str]) -> None:
+        """Read no more of these questions."""
+        for name in names:
+            getattr(self, "semcal_wanted", {}).pop(name, None)
 
     def _semcal_attach(self) -> None:
+        if hasattr(self, "semcal_wanted"):
+            return
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         for name in ("_model_forward", "input_batch", "query_start_loc", "input_ids"):
             if not hasattr(runner, name):
@@ -85,10 +137,13 @@ class Reading:
             if not rows:
                 return plain(*args, **kwargs)
             at = torch.tensor([row for _, _, row in rows], device=runner.input_ids.gpu.device)
-            seen: dict[int, torch.Tensor] = {}
+            seen: dict[tuple[int, bool], torch.Tensor] = {}
+            hooks = list(dict.fromkeys(hook for asked, _, _ in rows for hook in asked.hooks))
             handles = [
-                _attach(stacks[0][layer], before, lambda stream, i=i: seen.__setitem__(i, stream), at)
-                for i, (layer, before) in enumerate(self.semcal_hooks)
+                _attach(
+                    stacks[0][layer], before, lambda stream, hook=(layer, before): seen.__setitem__(hook, stream), at
+                )
+                for layer, before in hooks
             ]
             try:
                 _run_as_it_is()
@@ -96,32 +151,35 @@ class Reading:
             finally:
                 for handle in handles:
                     handle.remove()
-            values = torch.stack([seen[i] for i in range(len(self.semcal_hooks))], 1)  # [row, hook, d_model]
+            values = torch.stack([seen[hook] for hook in hooks], 1)  # [row, hook, d_model]
             ids = runner.input_ids.gpu[at].clone()
-            for i, (number, place, _) in enumerate(rows):
-                self.semcal_found[number][place] = values[i], ids[i]
-                self.semcal_wanted[number].discard(place)
+            for i, (asked, place, _) in enumerate(rows):
+                own = values[i] if asked.hooks == hooks else values[i][[hooks.index(hook) for hook in asked.hooks]]
+                asked.found[place] = own, ids[i]
+                asked.places.discard(place)
             return output
 
         runner._model_forward = forward
+        self.semcal_wanted: dict[str, _Wanted] = {}
 
-    def _semcal_rows(self, runner: Any) -> list[tuple[str, int, int]]:
-        """(number, place, row of the pass) of what is wanted and is computed in this pass, each place once."""
+    def _semcal_rows(self, runner: Any) -> list[tuple[_Wanted, int, int]]:
+        """(what is wanted, place, row of the pass) of what is computed in this pass, each place once."""
         starts, computed, rows = runner.query_start_loc.np, runner.input_batch.num_computed_tokens_cpu, []
         taken: set[tuple[str, int]] = set()
         for i, request in enumerate(runner.input_batch.req_ids):
-            number = _number(request)
+            asked = self.semcal_wanted.get(name := _name(request))
             first, n = int(computed[i]), int(starts[i + 1] - starts[i])
-            for place in self.semcal_wanted.get(number, ()):
-                if first <= place < first + n and (number, place) not in taken:
-                    taken.add((number, place))
-                    rows.append((number, place, int(starts[i]) + place - first))
+            for place in asked.places if asked else ():
+                if first <= place < first + n and (name, place) not in taken:
+                    taken.add((name, place))
+                    rows.append((asked, place, int(starts[i]) + place - first))
         return rows
 
 
-def _number(request: str) -> str:
-    """The number of a question from vLLM's name of one of its samples, such as 3_q17-5d0c2a9b."""
-    found = re.fullmatch(r"(?:\d+_)?q(\d+)(?:-.*)?", request)
+def _name(request: str) -> str:
+    """The name of a question from vLLM's name of one of its samples, such as 3_q17-5d0c2a9b, or, behind a server,
+    3_cmpl-q17-0-5d0c2a9b; "" of other requests."""
+    found = re.fullmatch(r"(?:\d+_)?(?:cmpl-)?(q[0-9a-f]+)(?:-.*)?", request)
     return found[1] if found else ""
 
 
@@ -209,18 +267,13 @@ def sample(engine: Any, asked: dict[str, Any], replies: TextIO) -> None:
     from vllm.sampling_params import RequestOutputKind
 
     questions, answers = asked["questions"], dict[int, list[Any]]()
-    wanted = {str(i): q["read"] for i, q in enumerate(questions) if q["read"]}
+    wanted = {f"q{i}": q["read"] for i, q in enumerate(questions) if q["read"]}
     if wanted:
         engine.collective_rpc("semcal_read", args=(asked["hooks"], wanted))
 
     def add(number: int, **other: Any) -> None:
         params = SamplingParams(
-            **asked["params"] | {"seed": questions[number]["seed"]} | other,
-            min_p=0.0,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repetition_penalty=1.0,
-            ignore_eos=True,  # what ends an answer is among the stop tokens
+            **asked["params"] | {"seed": questions[number]["seed"]} | NEUTRAL | other,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -232,33 +285,39 @@ def sample(engine: Any, asked: dict[str, Any], replies: TextIO) -> None:
         for output in engine.step():
             if not output.finished:
                 continue
-            number = int(_number(output.request_id))
-            answers.setdefault(number, _merged(output.outputs))
-            if str(number) in wanted and engine.collective_rpc("semcal_missing", args=(str(number),))[0]:
-                add(number, n=1, max_tokens=1, skip_reading_prefix_cache=True)
-                continue
-            file = _written(engine, number, asked["folder"]) if str(number) in wanted else None
+            number, file = int(_name(output.request_id)[1:]), None
+            answers.setdefault(number, merged(map(_stated, output.outputs)))
+            if f"q{number}" in wanted:
+                read = engine.collective_rpc("semcal_take", args=(f"q{number}",))[0]
+                if read["missing"]:
+                    add(number, n=1, max_tokens=1, skip_reading_prefix_cache=True)
+                    continue
+                file = _written(read, Path(asked["folder"]) / f"{number}.safetensors")
             _send(replies, {"question": number, "answers": answers.pop(number), "read": file})
 
 
-def _merged(outputs: list[Any]) -> list[Any]:
-    """The distinct answers of a question: [token ids, log-probabilities, count], in the order in which they come."""
+def merged(answers: Iterable[tuple[Sequence[int], Sequence[float]]]) -> list[Any]:
+    """The distinct answers of a question: [token ids, log-probabilities, count], in the order in which they come.
+
+    Args:
+        answers: Token ids and the log-probability of each.
+    """
     stated: dict[tuple[int, ...], list[float]] = {}
     counts = Counter[tuple[int, ...]]()
-    for output in outputs:
-        ids = tuple(output.token_ids)
-        counts[ids] += 1
-        if ids not in stated:
-            stated[ids] = [at[i].logprob for i, at in zip(ids, output.logprobs, strict=True)]
+    for ids, logprobs in answers:
+        counts[tuple(ids)] += 1
+        stated.setdefault(tuple(ids), list(logprobs))
     return [[list(ids), stated[ids], count] for ids, count in counts.items()]
 
 
-def _written(engine: Any, number: int, folder: str) -> str:
+def _stated(output: Any) -> tuple[Sequence[int], list[float]]:
+    return output.token_ids, [at[i].logprob for i, at in zip(output.token_ids, output.logprobs, strict=True)]
+
+
+def _written(read: dict[str, Any], file: Path) -> str:
     from safetensors.numpy import save_file
 
-    values, ids = engine.collective_rpc("semcal_take", args=(str(number),))[0]
-    file = Path(folder) / f"{number}.safetensors"
-    save_file({"values": np.ascontiguousarray(values), "token_ids": ids}, file)
+    save_file({"values": np.ascontiguousarray(read["values"]), "token_ids": read["token_ids"]}, file)
     return str(file)
 
 
@@ -276,7 +335,7 @@ def first_tokens(engine: Any, asked: dict[str, Any], replies: TextIO) -> None:
 
     for number, prompt in enumerate(asked["prompts"]):
         how = {"max_tokens": 1, "logprobs": MOST_STATED, "seed": prompt["seed"], "detokenize": False}
-        params = SamplingParams(**asked["params"] | how, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY)
+        params = SamplingParams(**asked["params"] | NEUTRAL | how, output_kind=RequestOutputKind.FINAL_ONLY)
         engine.add_request(f"q{number}", {"prompt_token_ids": prompt["ids"]}, params)
     while engine.has_unfinished_requests():
         for output in engine.step():
@@ -284,7 +343,7 @@ def first_tokens(engine: Any, asked: dict[str, Any], replies: TextIO) -> None:
                 stated = {token: one.logprob for o in output.outputs for token, one in o.logprobs[0].items()}
                 drawn = Counter(o.token_ids[0] for o in output.outputs)
                 found = {"drawn": list(drawn.items()), "stated": list(stated.items())}
-                _send(replies, {"question": int(_number(output.request_id))} | found)
+                _send(replies, {"question": int(_name(output.request_id)[1:])} | found)
 
 
 def forget(engine: Any, _asked: dict[str, Any], _replies: TextIO) -> None:

@@ -9,6 +9,7 @@ from semcal import UserError
 from tests.experiments.conftest import write_study
 
 VLLM = {"models": [{"path": "x", "engine": "vllm"}]}
+VLLM_AT = {"models": [{"path": "x", "engine": "vllm", "served_at": "http://localhost:1"}]}
 
 
 def refused(tmp_path, study, *overrides):
@@ -84,6 +85,16 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
         ({"models": [{"path": "x", "adapter": "merge"}]}, "models.0.adapter: 'merge' is not valid"),
         ({"models": [{"path": "http://localhost:1/v1", "engine": "vllm"}]}, "a server has its own engine"),
         ({"models": [{"path": "x", "python": "y"}]}, "python names the interpreter of engine vllm; leave it out"),
+        (
+            {"models": [{"path": "x", "served_at": "http://localhost:1"}]},
+            "served_at is the address of a vLLM; set engine",
+        ),
+        (
+            VLLM_AT | {"models": [VLLM_AT["models"][0] | {"served_at": "localhost:1"}]},
+            "no address such as http://local",
+        ),
+        (VLLM_AT | {"models": [VLLM_AT["models"][0] | {"python": "y"}]}, "has its own python; leave python out"),
+        (VLLM_AT | {"models": [VLLM_AT["models"][0] | {"device": "cuda"}]}, "has its own device; leave device out"),
         (VLLM | {"sampling": {"exact": {"epsilon": 0.1}}}, "has engine vllm, which can only sample"),
         (VLLM | {"sampling": {"temperature": 2.5}}, "has engine vllm, which samples at temperatures up to 2"),
         (

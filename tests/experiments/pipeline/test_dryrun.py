@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -291,3 +292,19 @@ def test_a_chat_model_here_without_a_template_is_refused(tmp_path, study_dict):
     study_dict["models"] = [{"path": str(folder), "name": "plain", "prompt": "chat"}]
     with pytest.raises(UserError, match="plain has no chat template"):
         dry_run(load_study(write_study(tmp_path, study_dict)))
+
+
+def test_the_engine_of_every_model_is_named_with_the_reason(tmp_path, study_dict):
+    here, python = study_dict["models"][0]["path"], sys.executable
+    study_dict["models"] += [
+        {"path": here, "name": "in-a-process", "engine": "vllm", "python": python},
+        {"path": here, "name": "at-an-address", "engine": "vllm", "served_at": "http://127.0.0.1:9"},
+        {"path": here, "name": "on-a-gpu", "device": "cuda"},
+    ]
+    found = dry_run(load_study(write_study(tmp_path, study_dict)))
+    said = {note.split(":")[0]: note for note in plan_notes(found) if note.startswith("engine of")}
+    assert "sampler, on a CPU faster than vLLM in every case measured" in said["engine of llama"]
+    assert "vLLM, as the study says; in its own process" in said["engine of in-a-process"]
+    assert "vLLM, as the study says; that at http://127.0.0.1:9" in said["engine of at-an-address"]
+    assert "CUDA is not measured: `python -m experiments.bench engines`" in said["engine of on-a-gpu"]
+    assert [record["engine"] for record in plan_data(found)["cells"]] == ["hf", "vllm", "vllm", "hf"]
