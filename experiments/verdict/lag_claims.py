@@ -121,5 +121,5 @@ def lag(steps: Sequence[int], gaps: Sequence[Leaves], errors: Sequence[Leaves]) 
 def _row(what: str, terms: list[tuple[float, Leaves]], means: Sequence[float], law: Law) -> Part:
     found = by_questions_and_models(terms, means)
     reach = found.detectable(law.alpha)
-    tested = {"p": found.p_above(0.0), "p_against": found.p_below(0.0), "reach": reach if isfinite(reach) else nan}
-    return Part(what, _UNIT, found.estimate, *found.interval(law.level), **tested)
+    part = Part(what, _UNIT, found.estimate, *found.interval(law.level), reach=reach if isfinite(reach) else nan)
+    return replace(part, p=found.p_above(0.0), p_against=found.p_below(0.0))
