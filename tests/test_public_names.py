@@ -53,7 +53,7 @@ def write_scored_run(folder: Path) -> None:
         LanguageModel.of,
         sample,
         collapse,
-        run_study,
+        pytest.param(run_study, marks=pytest.mark.long),
         Run,
         semcal.calibrate,
         semcal.calibration.smece,

@@ -27,12 +27,14 @@ from experiments.bench.validity.validity_cases import (
 STUDIES = 60
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("planted", [Planted(1.0, 20, 1), Planted(1.0, 50, 0), Planted(0.3, 5, 10)], ids=str)
 def test_the_null_by_mass_rejects_calibrated_models_as_seldom_as_it_says(planted):
     hits = sum(rejected(planted, True, study) for study in range(STUDIES))
     assert clopper_pearson(hits, STUDIES)[0] <= SIZE_LIMIT
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_mass", [False, True])
 def test_gold_shared_within_groups_does_not_reject_more(by_mass):
     hits = sum(rejected(Planted(1.0, 20, 3, group=10), by_mass, study) for study in range(STUDIES))

@@ -95,6 +95,7 @@ LOOKS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", LOOKS, ids=str)
 def test_a_look_leaves_every_byte(monkeypatch, capsys, study, command):
     before = files(study)

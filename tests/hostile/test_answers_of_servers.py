@@ -90,6 +90,7 @@ class Reporting(Sampler):
         return choice
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("top", [1, 2, 3, 4])
 @pytest.mark.parametrize("echo", [True, False])
 def test_an_honest_server_that_lists_fewer_tokens_is_not_accused(serve, top, echo):

@@ -133,6 +133,7 @@ def test_a_result_of_earlier_settings_that_is_put_back_is_refused(study):
         run.classes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "command"),
     [

@@ -79,6 +79,7 @@ def agrees(server: str, folder: Path, text: str) -> float:
 RIGHT_BEFORE = {"repetition_penalty", "no_repeat_ngram_size", "min_p", "top_k"}  # the version before sent these
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.held_before) if name in RIGHT_BEFORE else name for name in NEUTRALISED],

@@ -271,6 +271,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "settings"),
     [pytest.param(wrong, [], id=name) for name, wrong in ELSEWHERE.items()]

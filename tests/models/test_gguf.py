@@ -63,6 +63,7 @@ def test_a_look_at_prompts_loads_no_weights(written, loaded):
     assert look.encode("a b c") == loaded.encode("a b c")
 
 
+@pytest.mark.long
 def test_a_study_runs_on_it_and_the_manifest_says_how_it_was_quantised(written, tmp_path):
     study = {
         "name": "gguf",

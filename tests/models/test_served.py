@@ -244,6 +244,7 @@ def test_unknown_servers_and_models_are_refused_with_the_nearest_name(serve):
         ServedModel.connect(Endpoint(serve(Script(200)), "n", server="vllm"))
 
 
+@pytest.mark.long
 def test_a_study_of_a_served_model_from_questions_to_report(serve, tmp_path):
     from tests.experiments.conftest import run_dict
 

@@ -36,6 +36,7 @@ def test_many_samples_lead_to_the_exact_figures():
     assert np.isnan(exact.split_half_gap)
 
 
+@pytest.mark.long
 def test_the_p_value_of_a_calibrated_model_is_uniform():
     p = []
     for seed in range(200):

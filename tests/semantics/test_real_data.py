@@ -39,6 +39,7 @@ def whole(kind):
     return build(kind, questions, n=None, exemplars=0, seed=0).questions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("style", ["concise", "sentence", "cot"])
 def test_gold_written_in_a_style_is_in_a_gold_class_of_the_datasets_own_b(kind, style):

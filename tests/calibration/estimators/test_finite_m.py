@@ -34,6 +34,7 @@ def truth_of(pi, gold) -> dict[str, float]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharpness", [1.0, 0.5])
 def test_limit_recovers_the_truth_within_its_interval(sharpness):
     inside = {name: [] for name in ("confidence", "accuracy", "signed_gap", "smece")}

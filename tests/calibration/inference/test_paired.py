@@ -32,6 +32,7 @@ def two_runs(seed: int, n: int = 150, groups: int | None = None, shift: float = 
     return run(0.0), run(shift), label
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["signed_gap", "confidence", "accuracy", "brier", "auroc"])
 @pytest.mark.parametrize("groups", [None, 25])
 def test_where_the_runs_are_alike_both_tests_keep_their_level(name, groups):
@@ -84,6 +85,7 @@ def test_a_swap_tests_exchangeability_and_the_t_test_the_statistic():
     assert sum(d.p_value <= 0.05 for d in found) <= 3
 
 
+@pytest.mark.long
 def test_calibrated_runs_are_not_found_different_in_smece():
     found = []
     for seed in range(16):
@@ -114,6 +116,7 @@ def test_a_difference_of_floors_is_in_smece_and_hardly_in_its_excess():
     assert abs(np.mean(excess)) < np.mean(raw) / 2
 
 
+@pytest.mark.long
 def test_power_grows_with_the_number_of_questions():
     def power(n: int) -> float:
         found = [two_runs(seed, n, shift=0.06) for seed in range(60)]

@@ -39,6 +39,7 @@ def uniform_p(p_value: float, draws: int, rng: np.random.Generator) -> float:
 # ---- under calibration ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("m", [5, 50])
 def test_p_values_of_classes_and_of_their_mean_are_uniform_under_calibration(m):
     rng, draws = np.random.default_rng(m), 9
@@ -77,6 +78,7 @@ def test_groups_that_share_their_gold_answer_are_not_taken_for_miscalibration():
     assert rejected["skce, independent"] > 60
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", ["laplacian", "gaussian"])
 @pytest.mark.parametrize("m", [5, 50, None])
 def test_skce_is_unbiased_and_its_p_values_uniform_under_calibration(m, kernel):

@@ -63,6 +63,7 @@ def test_a_tilt_changes_the_log_loss_as_a_recalibration_changes_the_binary_one()
     np.testing.assert_allclose(loss_change(confidence, correct, tau), binary, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [150, 600])
 def test_nothing_is_recovered_from_a_calibrated_model(n):
     rng = np.random.default_rng(n)

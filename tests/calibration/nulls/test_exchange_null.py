@@ -142,6 +142,7 @@ def test_equivalence_holds_for_a_calibrated_model_with_enough_questions():
     assert few.within > found.within
 
 
+@pytest.mark.long
 def test_equivalence_of_counts_is_not_deceived_by_what_few_samples_overstate():
     """At M = 4 the largest share overstates the largest probability, which hides that this model is underconfident."""
     accepted, errors = [], []

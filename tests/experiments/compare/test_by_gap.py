@@ -78,6 +78,7 @@ def test_a_run_that_is_off_where_its_gap_is_large_is_off_there_alone():
     assert abs(found.quarters[0].excess.b) < 0.03
 
 
+@pytest.mark.long
 def test_sorting_a_calibrated_run_by_its_own_samples_makes_no_error():
     drawn = [quarters(answered(2 * seed), answered(2 * seed + 1)).quarters for seed in range(12)]
     means = np.mean([[q.excess.b for q in own] for own in drawn], axis=0)

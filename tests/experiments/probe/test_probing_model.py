@@ -247,6 +247,7 @@ def test_a_missing_checkpoint_before_training_is_refused_before_sampling(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_first_token_wants_the_last_block_and_offers_the_nearest(tmp_path, study_dict, monkeypatch, capsys):
     capture_two = {"hooks": ["blocks.1.hook_resid_post"]}
     probes = study_dict["probes"] | {"baselines": ["first-token"], "targets": ["classes"]}
@@ -298,6 +299,7 @@ def test_a_class_that_neither_answers_nor_the_tokenizer_can_write_is_refused_by_
         probed(run, rungs=["generative"])
 
 
+@pytest.mark.long
 def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(run):
     """B has taken the colon off "Question:", and the tokenizer has no such word."""
     labels = {label for own in run.class_table().classes for label in own}
@@ -305,6 +307,7 @@ def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(
     assert list(probed(run, rungs=["generative"])["rung"]) == ["generative", "baseline:marginal"]
 
 
+@pytest.mark.long
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
     writable(run)
     cell, said = stored_cell(run), []

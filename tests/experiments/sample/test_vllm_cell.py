@@ -23,7 +23,7 @@ from semcal.models.formats.gguf import unmark
 from semcal.sampling.vllm.vllm_engine import VllmEngine
 from tests.conftest import CONFIGS, word_tokenizer
 from tests.experiments.conftest import questions_in, study_of, write_study
-from tests.sampling.vllm.test_vllm_engine import write_checkpoint
+from tests.sampling.in_vllm.test_vllm_engine import write_checkpoint
 
 pytestmark = pytest.mark.vllm
 

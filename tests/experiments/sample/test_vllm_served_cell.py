@@ -19,7 +19,7 @@ from semcal import Run, UserError
 from semcal.sampling.vllm.vllm_server import Expected, serve_command
 from tests.experiments.conftest import write_study
 from tests.experiments.sample.test_vllm_cell import study_in
-from tests.sampling.vllm.test_vllm_engine import write_checkpoint
+from tests.sampling.in_vllm.test_vllm_engine import write_checkpoint
 from tests.servers import vllm_by
 
 pytestmark = pytest.mark.vllm

@@ -100,6 +100,7 @@ def test_grpo_raises_its_reward(monkeypatch, sft, questions, tmp_path):
     assert np.mean(rewards[-2:]) > 1.5 * np.mean(rewards[:2]) + 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
 def test_a_halted_training_ends_with_the_weights_of_one_that_was_not(
     stage, base, sft, questions, monkeypatch, tmp_path

@@ -90,6 +90,7 @@ def test_nothing_is_decided_on_nothing():
 # ---- H1, H6: base models calibrated, no loss left --------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_calibrated_base_is_called_so_where_n_is_large():
     finding = base_calibrated(lineage({"base": 0.0}, n=3000), LAW)
     assert decided(finding) == ["holds"]
@@ -105,6 +106,7 @@ def test_a_calibrated_base_of_few_questions_is_undecided_and_says_what_could_be_
     assert finding.parts[0].reach > 0.05
 
 
+@pytest.mark.long
 def test_one_miscalibrated_cell_is_listed_and_does_not_decide_the_mean():
     runs = [*lineage({"base": 0.0}, n=3000), made("base", "concise", "third", off=0.12, n=3000)]
     finding = base_calibrated(runs, LAW)
@@ -113,6 +115,7 @@ def test_one_miscalibrated_cell_is_listed_and_does_not_decide_the_mean():
     assert decided(base_calibrated(lineage({"base": 0.12}), LAW)) == ["fails"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("off", "expected"), [(0.0, "holds"), (0.01, "not fails"), (0.10, "fails")])
 def test_twelve_cells_of_four_models_are_judged_by_their_mean(off, expected):
     """Planted truth."""
@@ -134,6 +137,7 @@ def test_a_mean_error_of_delta_is_seldom_called_smaller():
     assert sum(wrong) <= 4
 
 
+@pytest.mark.long
 def test_models_count_as_a_sample():
     """One model of two that is off leaves the mean undecided, however many questions there are."""
     runs = [made(m, s, off=off, n=3000, stage="base") for m, off in (("a", 0.0), ("b", 0.04)) for s in SHORT]
@@ -175,6 +179,7 @@ def test_a_model_calibrated_whenever_it_answers_is_not_said_to_be_harmed_by_thin
     )
 
 
+@pytest.mark.long
 def test_a_base_that_is_off_by_delta_is_seldom_called_calibrated():
     law = replace(LAW, null_draws=40)
     wrong = [
@@ -198,6 +203,7 @@ def test_loss_is_left_by_the_tuned_alone():
 # ---- H2: tuning ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_tuning_that_harms_is_found_and_prompt_and_weights_are_told_apart():
     off = {"base": 0.0, "sft": 0.0, "dpo": 0.12, "sft-few-shot": 0.0, "dpo-few-shot": 0.0}
     stages = {"sft-few-shot": "sft", "dpo-few-shot": "dpo"}
@@ -208,6 +214,7 @@ def test_tuning_that_harms_is_found_and_prompt_and_weights_are_told_apart():
     assert {p.what for p in chat.context} >= {"dpo · facts · concise − base", "sft · routes · sentence − base"}
 
 
+@pytest.mark.long
 def test_tuning_is_not_blamed_where_sft_harms_as_much():
     assert decided(tuning_harms(lineage({"base": 0.0, "sft": 0.12, "dpo": 0.12}), LAW, "chat")) == ["fails"]
 
@@ -334,10 +341,12 @@ def test_calibration_that_follows_the_gap_is_called_so():
     assert len(finding.cells) == 18
 
 
+@pytest.mark.long
 def test_a_gap_that_moves_without_an_error_contradicts_it():
     assert decided(training_moves(arms(0.0, 1), LAW)) == ["fails"]
 
 
+@pytest.mark.long
 def test_an_arm_whose_accuracy_differs_decides_nothing():
     """Chance agreement of confidence and accuracy in weaker models is no mechanism."""
     runs = [replace(r, correct=r.correct * (np.arange(1000) % 5 > 0)) if r.arm == "closed" else r for r in arms(0.1, 0)]
@@ -347,6 +356,7 @@ def test_an_arm_whose_accuracy_differs_decides_nothing():
     assert apart.estimate < -0.05
 
 
+@pytest.mark.long
 def test_arms_that_do_not_move_the_gap_decide_nothing():
     alike = [with_gap(r, 0.3, "generative") for r in arms(0.1, 0)]
     finding = training_moves(alike, LAW)

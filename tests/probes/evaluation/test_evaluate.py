@@ -154,6 +154,7 @@ def test_scalars_are_explained_where_they_are_planted() -> None:
     assert abs(frame.loc["planted", "control"]) < 0.1
 
 
+@pytest.mark.long
 def test_the_null_is_not_beaten_by_chance() -> None:
     """Under no relation at all the smallest p-value over layers is uniform: here, rarely small in 20 worlds."""
     smallest = []

@@ -77,6 +77,7 @@ def test_held_out_predictions_are_kept_and_give_the_score() -> None:
     assert np.isnan(found.frame["control"].item())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rung", rungs_reading("layer"))
 def test_every_rung_finds_a_planted_read_out_and_not_the_control_task(rung: str) -> None:
     X, target = planted()
@@ -164,6 +165,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line() -> None:
 # ---- the p-value without refitting -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_p_value_is_uniform_where_activations_know_nothing() -> None:
     found = []
     for seed in range(150):

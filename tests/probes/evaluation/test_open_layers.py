@@ -91,6 +91,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_other_layers_there_are() 
     np.testing.assert_array_equal(two.candidate_log_q, one.candidate_log_q)
 
 
+@pytest.mark.long
 def test_without_signal_few_studies_find_one_though_questions_of_a_group_are_alike() -> None:
     """24 studies of three layers; `python -m experiments.bench planted-open` counts 200."""
     found = sum(false_positive(study) for study in range(24))

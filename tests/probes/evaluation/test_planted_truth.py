@@ -79,6 +79,7 @@ def test_the_interval_covers_the_planted_share(strength: str, seen: str) -> None
     assert found["explained"].mean() == pytest.approx(linear, abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("strength", "seen"), CASES)
 def test_the_ceiling_is_what_the_true_distributions_explain(strength: str, seen: str) -> None:
     found, (_, exact) = measured(strength, seen), truth(strength, seen)

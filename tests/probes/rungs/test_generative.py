@@ -211,6 +211,7 @@ def whole(tiny: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Gene
     return generated(tiny, tmp_path_factory.mktemp("whole"), IN_PARTS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stops", [(2, 1), (5, 7), (12, 8, 1)])
 def test_a_stop_changes_nothing(
     tiny: LanguageModel, whole: Generated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: Sequence[int]
