@@ -26,6 +26,8 @@ from tests.experiments.pipeline.test_cli import semcal
 from tests.hostile.test_analysis_keeps_results import finished, run_of, study  # noqa: F401
 from tests.hostile.test_changed_folders import each
 
+pytestmark = pytest.mark.long
+
 Change = Callable[[Path], None]
 
 
@@ -133,7 +135,6 @@ def test_a_result_of_earlier_settings_that_is_put_back_is_refused(study):
         run.classes()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "command"),
     [

@@ -22,6 +22,8 @@ from tests.conftest import ROPE, save_checkpoint
 from tests.experiments.conftest import questions_file, run_dict, study_dict  # noqa: F401
 from tests.hostile.test_architectures import CAUSAL, random_model
 
+pytestmark = pytest.mark.long
+
 LOW = ["bfloat16", "float16"]
 CPU = torch.device("cpu")
 

@@ -17,6 +17,8 @@ from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 from tests.servers import transformers_serve
 
+pytestmark = pytest.mark.long
+
 TEXT = "green answer two"  # continued by "green" in most samples
 ENDS = "two answer one"  # at which most answers end at once
 M = 60
@@ -79,7 +81,6 @@ def agrees(server: str, folder: Path, text: str) -> float:
 RIGHT_BEFORE = {"repetition_penalty", "no_repeat_ngram_size", "min_p", "top_k"}  # the version before sent these
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.held_before) if name in RIGHT_BEFORE else name for name in NEUTRALISED],

@@ -20,6 +20,8 @@ from semcal.sampling.records import Prompt, Sampling
 from tests.conftest import save_checkpoint
 from tests.servers import StandIns, free_port, transformers_serve
 
+pytestmark = pytest.mark.long
+
 TEXT = "the answer is red"
 
 
@@ -37,7 +39,6 @@ def transformers_server(tmp_path_factory):
         yield url, folder
 
 
-@pytest.mark.long
 def test_transformers_serve_draws_from_the_model_itself(transformers_server):
     url, folder = transformers_server
     model = ServedModel.connect(Endpoint(url, str(folder), concurrency=2))
@@ -244,7 +245,6 @@ def test_unknown_servers_and_models_are_refused_with_the_nearest_name(serve):
         ServedModel.connect(Endpoint(serve(Script(200)), "n", server="vllm"))
 
 
-@pytest.mark.long
 def test_a_study_of_a_served_model_from_questions_to_report(serve, tmp_path):
     from tests.experiments.conftest import run_dict
 

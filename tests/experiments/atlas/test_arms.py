@@ -18,6 +18,8 @@ from experiments.atlas.world import RINGS, Route, World
 from experiments.atlas.world_questions import atlas_questions, query_of, world_of
 from semcal import LanguageModel, UserError
 
+pytestmark = pytest.mark.long
+
 WORLD = World(0, RINGS)
 TINY = {
     "steps": 2,
@@ -97,7 +99,6 @@ def test_the_channel_is_closed_from_the_end_of_each_question_to_that_of_its_prom
     assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 4, False, False, *[True] * 4]]
 
 
-@pytest.mark.long
 def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path):
     made = {arm: train_arm(ArmSettings(arm=arm, **TINY), tmp_path / arm) for arm in ARMS}
     hashes = {arm: LanguageModel.load(folder, device="cpu").weights_hash for arm, folder in made.items()}
@@ -110,7 +111,6 @@ def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path):
         train_arm(ArmSettings(arm="direct", **TINY), tmp_path / "closed")
 
 
-@pytest.mark.long
 def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path):
     settings = ArmSettings(arm="closed", **TINY | {"steps": 4})
 

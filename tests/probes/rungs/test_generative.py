@@ -38,6 +38,8 @@ from semcal.questions.prompts import Chat, FewShot
 from semcal.questions.question import Question
 from tests.conftest import CONFIGS, MORE_CONFIGS, save_checkpoint
 
+pytestmark = pytest.mark.long
+
 CLASSES = ("(unparsed)", "blue", "red", "red blue", "red one", "two")
 BASE = FewShot("concise", shots=2)
 FAST = Training(rates=(2e-2,), epochs=2, steps=1, draws=4, folds=2, curve=())
@@ -143,7 +145,6 @@ def learnt(model: LanguageModel, planted: Planted, scratch: Path, how: Training 
     return found, float((cross_entropies(planted.target, found.log_q) - planted.entropies).mean())
 
 
-@pytest.mark.long
 def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teaches_less(
     organism: LanguageModel, tmp_path: Path
 ) -> None:
@@ -155,7 +156,6 @@ def test_a_planted_generator_is_recovered_and_a_fraction_of_the_questions_teache
     assert not (tmp_path / "scratch").exists()
 
 
-@pytest.mark.long
 def test_a_constant_distribution_leaves_no_gap(organism: LanguageModel, tmp_path: Path) -> None:
     _, gap = learnt(organism, by_wording(organism, TOWNS, 24, wordings=1), tmp_path, replace(PLANTED, steps=12))
     assert 0 <= gap < CLOSE
@@ -211,7 +211,6 @@ def whole(tiny: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Gene
     return generated(tiny, tmp_path_factory.mktemp("whole"), IN_PARTS)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("stops", [(2, 1), (5, 7), (12, 8, 1)])
 def test_a_stop_changes_nothing(
     tiny: LanguageModel, whole: Generated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: Sequence[int]

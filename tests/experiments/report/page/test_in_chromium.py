@@ -12,6 +12,8 @@ from semcal import Run
 from tests.experiments.report.page.chromium import SIZES, Opened
 from tests.experiments.report.page.conftest import HOSTILE, IDS
 
+pytestmark = pytest.mark.long
+
 LOOKS = [(size, theme) for size in SIZES for theme in ("light", "dark")]
 
 

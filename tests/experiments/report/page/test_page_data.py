@@ -20,6 +20,8 @@ from semcal import Run
 from tests.experiments.conftest import write_study
 from tests.experiments.pipeline.test_cli import semcal
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("text", ["</script>", "<!--", "a\u202eb", "\0", "\u2028", "é 漢 🙂", "\ud83d", "a&b"])
 def test_text_survives_as_json_and_cannot_leave_its_element(text):
