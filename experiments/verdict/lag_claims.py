@@ -47,8 +47,8 @@ def falls_first(runs: Sequence[Measured], law: Law) -> list[Part]:
     for (lineage, dataset, style), own in cells.items():
         gaps, errors = [run.kl_gaps[rung] for run in own], [run.excess for run in own]
         name = f"{lineage} · {dataset} · {style}"
-        if level := [what for what, curve in (("KL gap", gaps), ("error", errors)) if not certainly_falls(curve, law)]:
-            rows.append(Part(f"{name}: its {' and its '.join(level)} does not certainly fall", _UNIT, nan, nan, nan))
+        if flat := [what for what, curve in (("KL gap", gaps), ("error", errors)) if not certainly_falls(curve, law)]:
+            rows.append(Part(f"{name}: its {' and its '.join(flat)} does not certainly fall", _UNIT, nan, nan, nan))
             continue
         found = lag([run.step or 0 for run in own], gaps, errors)
         lags.setdefault(lineage, []).append(found)
@@ -58,7 +58,7 @@ def falls_first(runs: Sequence[Measured], law: Law) -> list[Part]:
         return rows
     means = [float(np.mean([one.estimate for one in own])) for own in lags.values()]
     many = f"{counted(len(every), 'cell')} of {counted(len(lags), 'lineage')}"
-    what = f"the KL gap ({rung}) falls before the error by, mean of {many}"
+    what = f"half fall of the error minus that of the KL gap ({rung}), mean of {many}"
     mean = _row(what, [(1 / len(every), one) for one in every], means, law)
     return [mean, *rows]
 
