@@ -25,7 +25,7 @@ def gate_curve(
     Args:
         frame: columns source (name of a confidence), risk, coverage (0 where no threshold keeps it) and marked, whether
             the risk was asked for.
-        wrong: share of all questions answered wrongly; at this risk everything may be answered.
+        wrong: share of all questions answered wrongly, the risk of answering every one of these.
         guarantee: what the risk is a share of, for the label of its axis.
         title: above the figure.
         width: of the figure, inches; None for its own.
