@@ -28,8 +28,8 @@ def test_a_run_agrees_with_itself_in_every_line(runs):
     rows = list(compared(*runs))
     assert [r.what for r in rows[:4]] == ["accuracy", "confidence", "smece", "auroc"]
     assert any("1 minus the cosine" in r.what for r in rows)
-    assert sum("explained of" in r.what for r in rows) == 4
-    assert all(r.agrees for r in rows)
+    assert sum("explained of" in r.what for r in rows) == 6
+    assert [r.agrees for r in rows] == [True] * (len(rows) - 2) + [None] * 2
 
 
 def test_a_layer_that_is_off_is_named(runs, monkeypatch):
@@ -44,8 +44,16 @@ def test_a_layer_that_is_off_is_named(runs, monkeypatch):
         return Layers.of(values, layers.names)
 
     monkeypatch.setattr(Shared, "layers", one_part_is_lost)
-    found = [r for r in compared(*runs) if not r.agrees]
+    found = [r for r in compared(*runs) if r.agrees is False]
     assert {r.other for r in found if "of the stream" in r.what} == {"blocks.1.hook_resid_post"}
+
+
+def test_halves_of_a_run_hold_all_of_its_samples_once(runs):
+    shared = Shared(runs[0], runs[0].questions()["id"].tolist())
+    one, other = shared.halves()
+    sampled = shared.table.sampled_counts
+    assert (one.sampled_counts + other.sampled_counts == sampled).all()
+    assert (one.sampled_counts.sum(1) == sampled.sum(1) // 2).all()
 
 
 def test_runs_with_other_prompts_are_not_compared(runs, tmp_path, study_dict):
