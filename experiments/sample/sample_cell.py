@@ -243,7 +243,9 @@ def _asking(
                 work["rows_decoded"] += enumerated.rows
                 yield enumerated.key, _rows(enumerated.key, model.in_words(enumerated, settings.stop))
 
-        portions = Portions.of(model, worst=exact.row_budget, prefix=len(prefix), path=chosen.path)
+        longest = settings.max_new_tokens
+        worst = (longest,) * max(1, exact.row_budget // longest)
+        portions = Portions.of(model, worst=worst, prefix=len(prefix), path=chosen.path)
         return Asking(enumerate_all, portions)
     sampler = Sampler(
         model.model,
@@ -262,7 +264,7 @@ def _asking(
             work.update(asdict(sampler.work))
             yield answered.key, _rows(answered.key, model.in_words(answered, settings.stop))
 
-    worst = settings.m * settings.max_new_tokens
+    worst = (settings.max_new_tokens,) * settings.m
     shared = len(prefix) if chosen.path == SHARED else 0
     return Asking(sample_all, Portions.of(model, worst=worst, prefix=shared, path=chosen.path))
 
@@ -309,7 +311,7 @@ def _ask_vllm(
             work.update(sampler.work)
             yield answered.key, _rows(answered.key, model.in_words(answered, job.settings.stop))
 
-    worst = job.settings.m * job.settings.max_new_tokens
+    worst = (job.settings.max_new_tokens,) * job.settings.m
     return Asking(sample_all, Portions.of(model, worst=worst, prefix=0, path=PATH, device=engine.facts["device"]))
 
 

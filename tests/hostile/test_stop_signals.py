@@ -35,7 +35,7 @@ from experiments import cli
 from experiments.pipeline import progress
 from experiments.pipeline.signals import CONTINUE, SIGNALS
 from experiments.sample import portions
-portions.OPERATIONS_PER_S = {"cpu": 6e5}
+portions.OPERATIONS_PER_S = {"cpu": 3.6e5}
 where, answered = sys.argv.pop(1), []
 
 def wait():
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(study, mo
     assert process.poll() is None
     found = re.fullmatch(SAVED, stopped(process, signal.SIGTERM))
     assert found
-    monkeypatch.setattr(portions, "OPERATIONS_PER_S", {"cpu": 6e5})
+    monkeypatch.setattr(portions, "OPERATIONS_PER_S", {"cpu": 3.6e5})
     broken, whole = (prepare_study(load_study(study, overrides)) for overrides in ([], ["name=whole"]))
     assert 0 < broken.runs[0].questions_saved() == int(found[1]) < 48
     for prepared in (broken, whole):

@@ -21,7 +21,7 @@ from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from experiments.sample import portions as portions_module
-from experiments.sample.portions import GROWTH, TARGET_S, Portions
+from experiments.sample.portions import GROWTH, OPERATIONS_PER_S, STEP, TARGET_S, Cost, Portions
 from semcal import LanguageModel, Run, UserError
 from semcal.runs.stored_activations import Activations, joined, load, save
 from semcal.sampling.engine import Sampler
@@ -30,6 +30,7 @@ from tests.experiments.conftest import write_study
 pytestmark = pytest.mark.long
 
 lengths = st.lists(st.integers(1, 4000), min_size=1, max_size=300)
+costs = st.lists(st.builds(Cost, st.floats(0, 1e6), st.integers(0, 1000)), max_size=300)
 
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
@@ -37,9 +38,9 @@ lengths = st.lists(st.integers(1, 4000), min_size=1, max_size=300)
 
 @given(
     tokens=st.floats(1e-3, 1e9),
-    worst=st.integers(1, 10**6),
+    worst=st.lists(st.integers(1, 10**4), min_size=1, max_size=60).map(tuple),
     prompts=lengths,
-    before=st.lists(st.floats(0, 1e6), max_size=300),
+    before=costs,
     reread=st.booleans(),
 )
 def test_a_portion_has_at_least_one_question_and_at_most_what_fits(tokens, worst, prompts, before, reread):
@@ -47,37 +48,53 @@ def test_a_portion_has_at_least_one_question_and_at_most_what_fits(tokens, worst
     n = rule.next(before, prompts)
     assert 1 <= n <= len(prompts)
     if n > 1:
-        expected = sum(before) / len(before) if before else rule.cost(max(prompts), [worst])
-        assert n * expected <= tokens * (1 + 1e-9) or expected < 1
+        known = before or [rule.cost(max(prompts), worst)]
+        expected, steps = sum(c.tokens for c in known) / len(known), max(c.steps for c in known)
+        assert n * max(expected, 1) + STEP * steps <= tokens * (1 + 1e-9)
         assert not before or n <= GROWTH * len(before)
 
 
-def test_the_work_of_a_portion_is_a_minute_of_slow_cores(tiny):
+def test_the_work_of_a_portion_is_that_of_slow_cores_in_less_than_two_minutes(tiny):
     threads, parameters = torch.get_num_threads(), sum(p.numel() for p in tiny.model.parameters())
-    rule = Portions.of(tiny, worst=400, prefix=3, path="shared-prefix")
-    assert rule.tokens == pytest.approx(TARGET_S * 2e10 * threads / (2 * parameters))
-    # Gemma 3 270M on two cores, prompts of 150 tokens, 50 answers of 3.5 tokens of which 160 may be: one question,
-    # then three times as many as before, then as many as two slow cores read and decode.
-    gemma = Portions(TARGET_S * 2e10 * 2 / (2 * 268e6), worst=50 * 160, prefix=0)
+    vocabulary = tiny.model.get_output_embeddings().weight.numel()
+    assert not tiny.model.config.tie_word_embeddings
+    rule = Portions.of(tiny, worst=(8,) * 50, prefix=3, path="shared-prefix")
+    decoded = parameters - vocabulary
+    assert rule.tokens == pytest.approx(TARGET_S * OPERATIONS_PER_S["cpu"] * threads / (2 * decoded))
+    assert rule.reading == pytest.approx((decoded - vocabulary) / decoded)
+    assert TARGET_S < 120
+    # Gemma 3 270M on two slow cores, prompts of 150 tokens, 50 answers of 3.5 tokens on average, of which 160 may be, and
+    # of each question one is: one question, then three times as many as before, then as many as these read and decode.
+    gemma = Portions(TARGET_S * 2e10 * 2 / (2 * 268e6), worst=(160,) * 50, prefix=0, reading=0.37)
     before, sizes = [], []
     while len(before) < 256:
         sizes.append(gemma.next(before, [150] * (256 - len(before))))
-        before += [gemma.cost(150, [3, 4] * 25)] * sizes[-1]
+        before += [gemma.cost(150, [3] * 49 + [160])] * sizes[-1]
     assert sizes[:4] == [1, 3, 12, 13]
     assert set(sizes[3:-1]) == {13}
+
+
+def test_where_the_longest_answers_alone_take_all_the_time_there_is_a_question_at_a_time():
+    rule = Portions(tokens=1000, worst=(100,) * 10, prefix=0)
+    assert rule.next([Cost(10, steps=1000 // STEP + 1)] * 20, [5] * 20) == 1
+    assert rule.next([Cost(10, steps=10)] * 20, [5] * 100) == 60
 
 
 @pytest.mark.parametrize(("prompt", "new_tokens", "m"), [(800, 12, 50), (100, 48, 50), (100, 32, 50)])
 def test_a_small_model_has_one_portion_a_shard(prompt, new_tokens, m):
     parameters = sum(p.numel() for p in LanguageModel.load(bundled("base"), device="cpu").model.parameters())
-    rule = Portions(TARGET_S * 2e10 / (2 * parameters), worst=m * new_tokens, prefix=0)
+    rule = Portions(TARGET_S * 2e10 / (2 * parameters), worst=(new_tokens,) * m, prefix=0)
     assert rule.next([], [prompt] * 256) == 256
 
 
 def test_a_sequence_that_is_read_again_for_each_token_costs_more():
-    once, again = (Portions(1e6, 1, prefix=40, reread=r) for r in (False, True))
-    assert once.cost(100, [10, 5]) == 60 + 15
-    assert again.cost(100, [10, 5]) == 100 + 10 * 105 + 5 * 102.5
+    once, again = (Portions(1e6, (1,), prefix=40, reread=r) for r in (False, True))
+    assert once.cost(100, [10, 5]) == Cost(60 + 15, 10)
+    assert again.cost(100, [10, 5]) == Cost(100 + 10 * 105 + 5 * 102.5, 10)
+
+
+def test_a_prompt_costs_less_than_answers_as_it_needs_no_output_layer():
+    assert Portions(1e6, (1,), prefix=40, reading=0.5).cost(100, [10, 5]) == Cost(30 + 15, 10)
 
 
 # ---- what a run keeps ------------------------------------------------------------------------------------------------
@@ -85,7 +102,7 @@ def test_a_sequence_that_is_read_again_for_each_token_costs_more():
 
 def slow_machine(patch: pytest.MonkeyPatch) -> None:
     """A shard has several portions, and nothing is analysed."""
-    patch.setattr(portions_module, "OPERATIONS_PER_S", {"cpu": 6e5})
+    patch.setattr(portions_module, "OPERATIONS_PER_S", {"cpu": 3.6e5})
     patch.setattr("experiments.pipeline.run_study.analyse", lambda *_, **__: None)
     patch.setattr("experiments.pipeline.run_study.write_study", lambda *_: None)
 

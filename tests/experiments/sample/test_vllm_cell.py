@@ -114,7 +114,7 @@ def test_a_run_in_vllm_has_the_records_of_any_other(room, checkpoint):
 
 
 def test_a_run_that_is_stopped_goes_on_with_the_same_answers(room, checkpoint, monkeypatch):
-    monkeypatch.setitem(portions.OPERATIONS_PER_S, "cpu", 6e5)  # so slow that a shard has several portions
+    monkeypatch.setitem(portions.OPERATIONS_PER_S, "cpu", 3.6e5)  # so slow that a shard has several portions
     ready = prepared(room, study_in(room, checkpoint, "stopped"))
     with pytest.raises(Stop):
         run_study(ready, StopsAfter(30))

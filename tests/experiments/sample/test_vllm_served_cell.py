@@ -97,7 +97,7 @@ def test_a_run_behind_an_address_has_the_activations_of_hugging_face_and_names_t
 def test_a_server_that_is_killed_leaves_finished_questions_and_the_same_command_continues(
     room, checkpoint, server, command, monkeypatch
 ):
-    monkeypatch.setitem(portions.OPERATIONS_PER_S, "cpu", 6e5)  # so slow that a shard has several portions
+    monkeypatch.setitem(portions.OPERATIONS_PER_S, "cpu", 3.6e5)  # so slow that a shard has several portions
     whole = run_in(room, served_in(room, checkpoint, "served", server[0]))
     study = served_in(room, checkpoint, "killed", server[0])
     with pytest.raises(UserError, match=r"failed 2 times.* questions are saved, and the same command continues"):
