@@ -47,6 +47,7 @@ def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
         reason = f"its cells share no rung; fit one of {', '.join(RUNGS)} in every cell"
         return Finding("H4", context=tuple(context), reason=reason, runs=labels(cells))
     gaps = [kl_gap(r, rung) for r in cells]
+    context += within_styles(cells, rung, law)
     context += [_gap_row(r, gap, law, rung) for r, gap in zip(cells, gaps, strict=True)]
     context += [row(r.label, "excess smECE", [(1.0, r.excess)], law) for r in cells]
     pooled = [r for r in probed if not telling_rungs(r)]
@@ -74,7 +75,18 @@ def shared_rung(cells: Sequence[Measured]) -> str | None:
 def mechanism_parts(cells: Sequence[Measured], rung: str, law: Law) -> tuple[Part, Part]:
     """To be shown: no cell with a small KL gap is miscalibrated, and the error grows with the gap."""
     gaps = [kl_gap(r, rung) for r in cells]
-    return _small_gaps(cells, gaps, law), _slope(cells, gaps, law, rung)
+    return _small_gaps(cells, law), _slope(cells, gaps, law, rung)
+
+
+def within_styles(cells: Sequence[Measured], rung: str, law: Law) -> list[Part]:
+    """The slope among the cells of each style that has enough of them, where style cannot explain it."""
+    found = []
+    for style in STYLES:
+        own = [r for r in cells if r.style == style]
+        if FEWEST <= len(own) < len(cells):
+            part = _slope(own, [kl_gap(r, rung) for r in own], law, rung)
+            found.append(replace(part, what=f"{style}: {part.what}", shown=""))
+    return found
 
 
 def _too_few(probed: Sequence[Measured], cells: Sequence[Measured]) -> str:
@@ -108,20 +120,22 @@ def kl_gap(run: Measured, rung: str) -> Contrast:
     return replace(found, estimate=max(found.estimate, 0.0))
 
 
-def _highest(gap: Contrast, law: Law) -> float:
-    """Its one-sided upper bound; infinite where no error is known."""
-    if not gap.standard_error > 0:
-        return float("inf")
-    return gap.estimate + float(t.ppf(law.level, gap.freedom)) * gap.standard_error
+def _highest(run: Measured, law: Law) -> float:
+    """One-sided upper bound of the KL gap of the best predictor that was fitted: the least bound of its rungs, each at
+    alpha over their number; infinite where no error is known."""
+    gaps = [kl_gap(run, rung) for rung in telling_rungs(run)]
+    level = 1 - law.alpha / len(gaps)
+    bounds = [g.estimate + float(t.ppf(level, g.freedom)) * g.standard_error for g in gaps if g.standard_error > 0]
+    return min(bounds, default=float("inf"))
 
 
 def _gap_row(run: Measured, gap: Contrast, law: Law, rung: str) -> Part:
     return Part(run.label, f"KL gap ({rung}), nats", gap.estimate, *gap.interval(law.level))
 
 
-def _small_gaps(cells: Sequence[Measured], gaps: Sequence[Contrast], law: Law) -> Part:
+def _small_gaps(cells: Sequence[Measured], law: Law) -> Part:
     """Cells that are easily predictable: their mean error is below delta, and none is certainly above it."""
-    small = [r for r, gap in zip(cells, gaps, strict=True) if _highest(gap, law) < SMALL_GAP]
+    small = [r for r in cells if _highest(r, law) < SMALL_GAP]
     what, shown = f"{len(small)} of {len(cells)} cells with a gap < {SMALL_GAP:g}", f"mean < {law.delta:g}, none above"
     if not small:
         return Part(what, "excess smECE", nan, nan, nan, shown)

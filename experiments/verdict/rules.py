@@ -29,26 +29,29 @@ H2  in short styles, each tuned run under chat paired with its base model's few-
 H2 same prompt  the same with the tuned models under the base's few-shot prompt: the effect of the weights alone.
 H3  for base models on datasets in distribution, paired, mean over models and datasets: excess in cot > mean excess in
     short styles, and the same of smECE; contradicted by a raise < delta.
-H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean, in
-    nats, of the held-out cross-entropy of the model's class distribution and what a probe predicts, minus the entropy
-    of that distribution, with the bias of finite M taken off, and at least 0. The probe is the first of generative
-    LoRA, LoRA on closed classes, bilinear and linear that every cell has; one fitted at several layers is read at the
-    layer that does best on one half of the groups, measured on the other half, and the reverse. A gap is small
-    if its one-sided upper bound is below SMALL_GAP. Shown if the mean error of cells with a small gap is < delta as in
-    H1 (a) and none of them has an excess certainly above delta (Holm), and the slope of excess on gap, with errors in
-    both, is > 0 (jackknife over lineages, or over cells where there are fewer than three; checkpoints of fewer than
-    three lineages drift together and show no slope). Contradicted by a cell with a small gap and an excess certainly
-    above delta. Where more than MOST_POOLED of the mass lies in the pooled class of a closed target, the gap of its
-    probes says how much is pooled; such a cell needs a rung over open classes, or is left out.
+H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean, in nats,
+    of the held-out cross-entropy of the model's class distribution and what a probe predicts, minus the entropy of that
+    distribution, with the bias of finite M taken off, and at least 0. The probe is the first of generative LoRA, LoRA
+    on closed classes, bilinear and linear that every cell has; one fitted at several layers is read at the layer that
+    does best on one half of the groups, measured on the other half, and the reverse. A gap is small if its one-sided
+    upper bound is below SMALL_GAP, by any of these probes, at alpha over their number: each bounds from above what a
+    best predictor misses. Shown if the mean error of cells with a small gap is < delta as in H1 (a) and none of them
+    has an excess certainly above delta (Holm), and the slope of excess on gap, with errors in both, is > 0 (jackknife
+    over lineages, or over cells where there are fewer than three; checkpoints of fewer than three lineages drift
+    together and show no slope). Beside it, untested: the slope among the cells of one style. Contradicted by a cell
+    with a small gap and an excess certainly above delta. Where more than MOST_POOLED of the mass lies in the pooled
+    class of a closed target, the gap of its probes says how much is pooled; such a cell needs a rung over open classes,
+    or is left out.
 H5  base models of one lineage (a training seed) that were trained alike but for one thing (`arm`), in cot. Contrasts:
     every other arm less the arm `direct`, mean over lineages and datasets; and, within `direct`, datasets on which the
     end of a chain cannot be computed in one pass less those on which it can (HARDER, trained on alike). A contrast
     moves the gap if the mean raise of the KL gap, on the first rung as in H4 that every cell has, is > 0 by a test and
-    at least SMALL_GAP. Its accuracy is alike if its mean differs by at most ALIKE. Of the contrasts that move the gap
-    at like accuracy, each is to be shown: excess raised, and smECE alike; contradicted by a raise < delta. Errors by
-    questions and lineages, of which there have to be three. Cannot be decided where no contrast moves the gap, or none
-    at like accuracy. Ablating activations (`semcal intervene`) describes a model and says nothing of the mechanism: a
-    log-linear model that is calibrated by construction "holds" or "fails" by the rank of the ablation alone.
+    at least SMALL_GAP. Its accuracy is alike if it differs by at most ALIKE in every lineage. Of the contrasts that
+    move the gap at like accuracy, have three lineages, and no cell of which too much is unparsed, each is to be shown:
+    excess raised, and smECE alike; contradicted by a raise < delta. Errors by questions and lineages. Cannot be decided
+    where there is no such contrast. Ablating activations (`semcal intervene`) describes a model and says nothing of the
+    mechanism: a log-linear model that is calibrated by construction "holds" or "fails" by the rank of the ablation
+    alone.
 H6  base models as in H1: the mean over cells of the loss gap is below that of a model off by delta (neither the fitted
     tilts nor those that would fix an even error of delta recover as much); contradicted by the error alone, as H1,
     since a loss gap above 2 delta² does not imply an error above delta. Mean loss gap of preference-tuned cells in

@@ -307,6 +307,26 @@ def test_without_an_easily_predictable_cell_the_mechanism_is_not_shown():
     assert decided(predictability_helps(runs, LAW)) == ["undecided"]
 
 
+def test_a_gap_is_small_if_any_probe_finds_it_so():
+    """A weaker rung that predicts well is as good a witness; the slope is still that of the rung that all share."""
+    runs = [with_gap(r, 0.3 + r.excess.estimate) for r in mechanism(0)]
+    rung = next(iter(runs[0].kl_gaps))
+    both = [replace(r, kl_gaps={**r.kl_gaps, "linear": with_gap(r, 0.0, "linear").kl_gaps["linear"]}) for r in runs]
+    assert rung != "linear"
+    parts = predictability_helps([both[0], *runs[1:]], LAW).parts
+    assert "1 of 18 cells" in parts[0].what
+    assert f"({rung})" in parts[1].what
+
+
+def test_the_slope_within_a_style_is_beside_that_of_all():
+    runs = mechanism(0)
+    finding = predictability_helps(runs, LAW)
+    beside = [p for p in finding.context if "slope on the KL gap" in p.what]
+    styles = {r.style for r in runs}
+    assert [p.what.split(":")[0] for p in beside] == [s for s in ("concise", "sentence", "cot") if s in styles]
+    assert all(not p.shown for p in beside)
+
+
 def test_cells_of_different_n_are_weighed_and_not_refused():
     runs = mechanism(0)
     mixed = [*runs[:9], *mechanism(0, n=300)[9:]]
@@ -339,8 +359,32 @@ def test_an_arm_whose_accuracy_differs_decides_nothing():
     runs = [replace(r, correct=r.correct * (np.arange(1000) % 5 > 0)) if r.arm == "closed" else r for r in arms(0.1, 0)]
     finding = training_moves(runs, LAW)
     assert "closed − direct" not in {p.what for p in finding.parts}
-    (apart,) = [p for p in finding.context if p.what == "closed − direct" and p.unit == "accuracy"]
-    assert apart.estimate < -0.05
+    apart = [p for p in finding.context if p.what.startswith("closed − direct, ") and p.unit == "accuracy"]
+    assert [p.what[-6:] for p in apart] == ["seed-0", "seed-1", "seed-2"]
+    assert max(p.estimate for p in apart) < -0.05
+
+
+def test_accuracies_that_differ_in_opposite_directions_are_not_alike():
+    """Where one seed has learnt the one arm and another seed the other, their mean is no match."""
+    third = np.arange(1000) % 3 == 0
+    worse = {("closed", "seed-0"), ("direct", "seed-1")}
+    runs = [replace(r, correct=r.correct * ~third) if (r.arm, r.lineage) in worse else r for r in arms(0.1, 0)]
+    finding = training_moves(runs, LAW)
+    assert "closed − direct" not in {p.what for p in finding.parts}
+
+
+def test_a_bad_cell_voids_its_own_contrast_alone():
+    cut = [replace(r, truncated=0.5) if r.arm == "closed" and r.lineage == "seed-1" else r for r in arms(0.1, 0)]
+    finding = training_moves(cut, LAW)
+    assert [p.what for p in finding.parts] == ["chains − direct", "atlas-shuffles − atlas-rings (direct)"]
+    assert decided(finding) == ["holds"]
+    every = [replace(r, truncated=0.5) for r in arms(0.1, 0)]
+    assert "truncated in" in training_moves(every, LAW).undecidable
+
+
+def test_a_contrast_of_two_lineages_shows_nothing():
+    runs = [r for r in arms(0.1, 0) if (r.arm, r.lineage) != ("closed", "seed-2")]
+    assert "closed − direct" not in {p.what for p in training_moves(runs, LAW).parts}
 
 
 def test_arms_that_do_not_move_the_gap_decide_nothing():
