@@ -85,14 +85,23 @@ class Training:
         checkpoints: Parent folder of `step-N`.
         final: Folder of the last checkpoint.
         written: How checkpoints are written.
+        noted: Written down beside `made`, and free to change, such as where a file lies.
 
     Raises:
         UserError: a run in the same folder was started with different settings.
     """
 
-    def __init__(self, made: Mapping[str, Any], *, checkpoints: Path, final: Path, written: Format) -> None:
+    def __init__(
+        self,
+        made: Mapping[str, Any],
+        *,
+        checkpoints: Path,
+        final: Path,
+        written: Format,
+        noted: Mapping[str, Any] | None = None,
+    ) -> None:
         self.made, self.checkpoints, self.final, self.steps = dict(made), checkpoints, final, made["steps"]
-        self.written = written
+        self.written, self.noted = written, dict(noted or {})
         self.kept_steps = set(checkpoint_steps(self.steps, made["checkpoints"]))
         self.saved_every = max(1, self.steps // 20)
         self._unfinished = checkpoints / "unfinished"
@@ -100,7 +109,7 @@ class Training:
         for file in (final / written.record, self._begun):
             if file.is_file():
                 earlier, ours = json.loads(file.read_text()), json.loads(_as_json(self.made))
-                for key in sorted(ours.keys() | (earlier.keys() - {"step", "tokens"})):
+                for key in sorted(ours.keys() | (earlier.keys() - {"step", "tokens", *self.noted})):
                     if ours.get(key) != earlier.get(key):
                         raise UserError(
                             f"{final} was made with {key} {earlier.get(key)!r}, not {ours.get(key)!r}; repeat these "
@@ -108,7 +117,7 @@ class Training:
                         )
         if not self.finished:
             self._unfinished.mkdir(parents=True, exist_ok=True)
-            self._begun.write_text(_as_json(self.made))
+            self._begun.write_text(_as_json(self.noted | self.made))
 
     @property
     def finished(self) -> bool:
@@ -181,7 +190,7 @@ class Training:
         """Write a checkpoint, then the settings that made it."""
         write(self._model, folder)
         self._tokenizer.save_pretrained(folder)
-        made = self.made | {"step": reached.step, "tokens": reached.tokens}
+        made = self.noted | self.made | {"step": reached.step, "tokens": reached.tokens}
         (folder / self.written.record).write_text(_as_json(made))
 
     def after_step(self, loss: float, reached: TrainingState) -> Progress:

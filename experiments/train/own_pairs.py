@@ -1,4 +1,5 @@
-"""Pairs for DPO: one correct and one wrong answer of the model's own, and the file that keeps them."""
+"""Pairs of one correct and one wrong answer of the model's own, and the file that keeps them: what DPO is trained on,
+and how GRPO finds questions whose answers can be told apart."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from experiments.train.conversations import Turn
 from experiments.train.preferences import Pair, pair_of
-from experiments.train.stage_settings import PairSettings
 from experiments.train.training_questions import right, shuffled
 from semcal.answers import sample
 from semcal.errors import UserError
@@ -21,11 +22,32 @@ from semcal.semantics.collapsing.collapse import Collapse
 
 Tell = Callable[[str], None]
 _AT_ONCE = 16  # questions whose answers are drawn before they are written down
+_OFTEN = 4  # times that a pair, or its question, is trained on at most
+
+
+class Drawing(Protocol):
+    """`pairs` are wanted, each out of `samples` answers of at most `longest` tokens to one question; there are fewer if
+    `questions` of these, or all, have been asked before."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def pairs(self) -> int: ...
+    @property
+    def questions(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
 
 
 def own_pairs(
     model: LanguageModel,
-    settings: PairSettings,
+    settings: Drawing,
     turns: Sequence[Turn],
     b: Collapse,
     file: Path,
@@ -38,7 +60,7 @@ def own_pairs(
     first, so that an interruption loses at most one batch of questions.
 
     Raises:
-        UserError: fewer pairs than one batch needs.
+        UserError: so few pairs that each would be trained on more than _OFTEN times.
     """
     order = list(islice(shuffled(turns, settings.seed, "dpo"), min(len(turns), settings.questions)))
     tried = _read_tried(file, order)
@@ -62,10 +84,11 @@ def own_pairs(
         left = (time.monotonic() - begun) * (1 - share) / (share - before) / 60
         tell(f"{pairs} of {settings.pairs} pairs from {len(tried)} questions · {left:.1f} min left")
     kept = [pair for pair in tried if pair is not None][: settings.pairs]
-    if len(kept) < settings.batch_size:
+    if len(kept) * _OFTEN < (needed := settings.steps * settings.batch_size):
         raise UserError(
-            f"only {len(kept)} of {len(tried)} questions were answered both right and wrong, fewer than one batch of "
-            f"{settings.batch_size}; raise samples, or train on easier questions"
+            f"only {len(kept)} of {len(tried)} questions were answered both right and wrong, and {needed // _OFTEN} "
+            f"are needed for {settings.steps} steps of {settings.batch_size}; raise questions ({settings.questions}) "
+            f"or samples ({settings.samples}), lower steps, or train on easier questions"
         )
     return kept
 

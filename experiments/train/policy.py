@@ -11,7 +11,7 @@ from experiments.train.conversations import Turn
 from experiments.train.tuning import Stage
 from semcal.answers import sample
 from semcal.models.checkpoint import LanguageModel
-from semcal.sampling.records import Prompt
+from semcal.sampling.records import STOP, Prompt
 
 Reward = Callable[[Turn, Sequence[str]], list[float]]  # of the answers to one question
 
@@ -44,9 +44,10 @@ def policy_stage(
 ) -> Stage:
     """Group-relative policy optimisation (Shao et al. 2024) of a chat model, on policy.
 
-    Rewards are not divided by their deviation in the group, nor losses by the length of an answer ("dr_grpo", Liu et
-    al. 2025), so that a step follows the gradient of the expected reward itself. Answers come from semcal's own
-    sampler, which decodes what they share once; trl's Hugging Face `generate` decodes every answer separately.
+    An answer that does not end within `longest` tokens is paid nothing. Rewards are not divided by their deviation in
+    the group, nor losses by the length of an answer ("dr_grpo", Liu et al. 2025), so that a step follows the gradient
+    of the expected reward itself. Answers come from semcal's own sampler, which decodes what they share once; trl's
+    Hugging Face `generate` decodes every answer separately.
 
     Args:
         model: What answers are drawn from: the model in training, or a copy that `before_sampling` brings up to date.
@@ -60,10 +61,12 @@ def policy_stage(
         resumed = settings.steps - trainer.args.max_steps
         return rollout(model, settings, prompts, resumed + trainer.state.global_step, longest)
 
-    def paid(completions: list[str], turn: list[int], **_: Any) -> list[float | None]:
+    def paid(completions: list[str], turn: list[int], ended: list[bool], **_: Any) -> list[float | None]:
         found: list[float | None] = []  # the answers to one question are adjacent
         for start in range(0, len(completions), settings.samples):
-            found += reward(turns[turn[start]], completions[start : start + settings.samples])
+            group = slice(start, start + settings.samples)
+            rewards = reward(turns[turn[start]], completions[group])
+            found += [r if e else 0.0 for r, e in zip(rewards, ended[group], strict=True)]
         return found
 
     arguments = {
@@ -89,7 +92,7 @@ def policy_stage(
 def rollout(
     model: LanguageModel, settings: PolicySettings, prompts: Sequence[str], step: int, longest: int
 ) -> dict[str, list[Any]]:
-    """Answers in trl's format; `prompts` holds each question `samples` times in a row."""
+    """Answers in trl's format, and whether each ended; `prompts` holds each question `samples` times in a row."""
     requests = [
         Prompt(f"{step}/{i}", model.encode_rendered(prompt)) for i, prompt in enumerate(prompts[:: settings.samples])
     ]
@@ -102,5 +105,6 @@ def rollout(
     return {
         "prompt_ids": [list(p.ids) for p, _ in each],
         "completion_ids": [list(a.ids) for _, a in each],
+        "ended": [a.finish == STOP for _, a in each],
         "logprobs": [[0.0] * len(a.ids) for _, a in each],  # required, but read only if answers come from vLLM
     }

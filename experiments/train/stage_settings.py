@@ -91,7 +91,7 @@ class PairSettings(AdapterSettings):
     """DPO: a batch is counted in pairs.
 
     `pairs` are wanted, each out of `samples` answers of at most `longest` tokens to one question; there are fewer if
-    `questions` of these, or all, have been asked before. Pairs are repeated as often as the steps need.
+    `questions` of these, or all, have been asked before. Pairs are repeated as the steps need.
     """
 
     steps: int = 60
@@ -107,12 +107,18 @@ class PairSettings(AdapterSettings):
 @dataclass(frozen=True)
 class RewardSettings(AdapterSettings):
     """GRPO: a batch is counted in questions, each with `samples` answers of at most `longest` tokens, of which
-    `at_once` are differentiated in one pass."""
+    `at_once` are differentiated in one pass.
 
-    steps: int = 40
+    Answers that are all right or all wrong teach nothing, so training is on questions that the initial model answers
+    both right and wrong in `samples` answers: on `pairs` of them, or as many as `questions` hold, over and over.
+    """
+
+    steps: int = 80
     batch_size: int = 8
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     beta: float = 0.0
+    pairs: int = 240
+    questions: int = 1000
     samples: int = 8
     longest: int = 32
     at_once: int = 16
@@ -131,7 +137,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "gpu": {
         "sft": {"dtype": "bfloat16", "steps": 500, "batch_size": 32},
         "dpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "pairs": 3200, "questions": 20000, "samples": 16},
-        "grpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "samples": 16, "at_once": 64},
+        "grpo": {"dtype": "bfloat16", "steps": 200, "batch_size": 32, "pairs": 3200, "questions": 20000, "samples": 16}
+        | {"at_once": 64},
     },
 }
 _LEAST = {"steps": 1, "batch_size": 1, "samples": 2, "rank": 1, "longest": 1, "at_once": 1, "pairs": 1, "questions": 1}

@@ -72,10 +72,11 @@ def train_from(
     _check_room(adapted, settings, folder)
 
     place = str(Path(start).resolve()) if Path(start).exists() else start
-    made = {"stage": stage, "from": place, "from_weights": model.weights_hash, "chat_template": template}
-    made |= {"dataset": dataset, "trained_on": len(questions.trained)} | asdict(settings)
+    made = {"stage": stage, "from_weights": model.weights_hash, "chat_template": template}
+    made |= {"trained_on": len(questions.trained), "trained_questions": questions.digest} | asdict(settings)
+    noted = {"from": place, "dataset": dataset}
     written = Format(RECORD, lambda _, to: adapted.write_adapter(to), lambda _, to: adapted.write_merged(to))
-    kept = Training(made, checkpoints=folder, final=folder, written=written)
+    kept = Training(made, checkpoints=folder, final=folder, written=written, noted=noted)
     if kept.finished:
         return kept.final
     earlier = Path(start) / TRAINED
@@ -158,10 +159,11 @@ def _stage(
         again = [pairs[i % len(pairs)].row for i in range(n)]
         return preference_stage(settings, again, plain.model)
     assert isinstance(settings, RewardSettings)
+    mixed = [pair.turn for pair in own_pairs(plain, settings, turns, b, folder / "pairs.jsonl", tell)]
     return policy_stage(
         settings,
         plain,
-        list(islice(shuffled(turns, settings.seed, "grpo"), n)),
+        list(islice(shuffled(mixed, settings.seed, "grpo"), n)),
         lambda turn, answers: correct(b, turn, answers),
         longest=settings.longest,
         passes=settings.batch_size * settings.samples // settings.at_once,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,12 @@ class TrainingQuestions:
                 "change held_out or use more questions"
             )
         return cls(config, dataset, trained)
+
+    @property
+    def digest(self) -> str:
+        """Of what is trained on: the same wherever the file lies."""
+        told = json.dumps([[q.id, q.text, *q.answers] for q in self.trained], ensure_ascii=False)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def collapse(self, styles: Sequence[str]) -> Collapse:
         """The dataset's own B.

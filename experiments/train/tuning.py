@@ -1,18 +1,21 @@
 """What every stage after the base shares: one loop through trl's trainers.
 
 A trainer is given the remaining rows in order and the restored optimiser, and writes nothing itself. So a stage that
-was interrupted ends with the same weights as one that was not.
+was interrupted ends with the same weights as one that was not. What it logs is kept in `steps.jsonl`, a line a step.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
@@ -20,6 +23,15 @@ from transformers import TrainingArguments as Arguments
 from experiments.train.checkpoints import Progress, Training, TrainingState
 from semcal.errors import NonFiniteError
 from semcal.seeds import keyed_generator
+
+LOG = "steps.jsonl"
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """What was logged of each step of a training, without a line that was not written to its end."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
 @dataclass(frozen=True)
@@ -93,14 +105,31 @@ def train_on(
             trainer.remove_callback(PrinterCallback)
             model.config.use_cache = True  # trl turns it off, and a checkpoint would keep it off
             try:
-                trainer.train()
+                with _labels_alone():
+                    trainer.train()
             except NonFiniteError as error:
                 raise kept.diverged(keeper.reached.step + 1, str(error)) from None
     return kept.finish(keeper.reached)
 
 
+@contextmanager
+def _labels_alone() -> Iterator[None]:
+    """trl puts every position, prompt and padding included, through the output layer where there is no Triton, lest
+    shapes vary; with a large vocabulary that is most of a step on a CPU. Here only labelled positions are."""
+    scoring, name = trl.trainer.utils, "_use_triton"
+    before = getattr(scoring, name, None)
+    if before is None:  # another version of trl
+        yield
+        return
+    setattr(scoring, name, lambda _: True)
+    try:
+        yield
+    finally:
+        setattr(scoring, name, before)
+
+
 class _Keeper(TrainerCallback):
-    """Watches the loss, keeps checkpoints and reports progress."""
+    """Watches the loss, keeps checkpoints and what is logged, and reports progress."""
 
     def __init__(
         self,
@@ -111,6 +140,9 @@ class _Keeper(TrainerCallback):
     ) -> None:
         self.kept, self.begun, self.reached = kept, reached, reached
         self.said, self.on_progress = said, on_progress
+        self.log = kept.checkpoints / LOG
+        earlier = read_log(self.log)[: reached.step]  # a step that is repeated is logged anew
+        self.log.write_text("".join(json.dumps(row) + "\n" for row in earlier))
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """What a step draws depends on the step alone, not on whether training was interrupted before it."""
@@ -121,5 +153,8 @@ class _Keeper(TrainerCallback):
         if logs is None or "loss" not in logs:  # the summary at the end
             return
         self.reached = TrainingState(self.reached.step + 1, self.begun.tokens + int(logs.get("num_tokens", 0)))
+        row = {"step": self.reached.step} | {k: v for k, v in logs.items() if isinstance(v, int | float)}
+        with self.log.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
         progress = self.kept.after_step(float(logs["loss"]), self.reached)
         self.on_progress(replace(progress, said=self.said(logs)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.train import train_from
+from experiments.train import train_from, tuning
 from experiments.train.conversations import CHAT_TEMPLATE, labelled
 from experiments.train.preferences import Pair
 from experiments.train.stage_settings import settings_for
 from experiments.train.training_questions import TrainingQuestions
+from experiments.train.tuning import read_log
 from semcal import LanguageModel, UserError
 from tests.experiments.train.conftest import FEW, Halted, halt_at
 
@@ -88,6 +90,7 @@ def test_dpo_starts_from_the_reference_and_comes_to_prefer_the_chosen(monkeypatc
 
 
 def test_grpo_raises_its_reward(monkeypatch, sft, questions, tmp_path):
+    monkeypatch.setattr(train_from, "own_pairs", lambda _, __, turns, *___: [Pair(t, "red", "blue") for t in turns])
     monkeypatch.setattr(train_from, "correct", lambda _b, _turn, answers: [text.count("red") for text in answers])
     seen = []
     settings = settings_for(
@@ -98,6 +101,21 @@ def test_grpo_raises_its_reward(monkeypatch, sft, questions, tmp_path):
     train_from.train_from(sft, "grpo", questions, settings, tmp_path, on_progress=seen.append)
     rewards = [float(p.said.removeprefix("reward ")) for p in seen]
     assert np.mean(rewards[-2:]) > 1.5 * np.mean(rewards[:2]) + 0.1
+    logged = read_log(tmp_path / "grpo" / "steps.jsonl")
+    assert [row["step"] for row in logged] == list(range(1, 13))
+    assert [round(row["reward"], 3) for row in logged] == rewards
+
+
+def test_scoring_labelled_positions_alone_is_the_same_training(monkeypatch, base, questions, tmp_path):
+    def losses(name: str) -> list[float]:
+        seen = []
+        settings = settings_for("sft", "cpu", **FEW | {"learning_rate": 1e-2})
+        train_from.train_from(base, "sft", questions, settings, tmp_path / name, on_progress=seen.append)
+        return [p.loss for p in seen]
+
+    ours = losses("labelled")
+    monkeypatch.setattr(tuning, "_labels_alone", nullcontext)
+    assert losses("all") == pytest.approx(ours, abs=1e-4)
 
 
 @pytest.mark.long
@@ -108,7 +126,7 @@ def test_a_halted_training_ends_with_the_weights_of_one_that_was_not(
     monkeypatch.setattr(train_from, "own_pairs", pairs_given)
     monkeypatch.setattr(train_from, "correct", lambda _b, _turn, answers: [text.count("red") for text in answers])
     start = base if stage == "sft" else sft
-    more = {"dpo": {"pairs": 8}, "grpo": {"samples": 4, "longest": 4, "at_once": 8}}.get(stage, {})
+    more = {"dpo": {"pairs": 8}, "grpo": {"samples": 8, "longest": 8, "at_once": 8}}.get(stage, {})
     settings = settings_for(stage, "cpu", **FEW | more | {"learning_rate": 1e-2})
     with pytest.raises(Halted):
         train_from.train_from(start, stage, questions, settings, tmp_path / "halted", on_progress=halt_at(3))
@@ -117,6 +135,9 @@ def test_a_halted_training_ends_with_the_weights_of_one_that_was_not(
     straight = train_from.train_from(start, stage, questions, settings, tmp_path / "straight", on_progress=whole.append)
     assert [p.step for p in seen] == [4]
     assert seen[0].loss == whole[3].loss
+    logs = [read_log(folder / "steps.jsonl") for folder in (halted, straight)]
+    assert [[row["step"] for row in log] for log in logs] == [[1, 2, 3, 4]] * 2
+    assert [[row["loss"] for row in log] for log in logs] == [[p.loss for p in whole]] * 2
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (halted, straight))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     begun = load_file(Path(start) / "model.safetensors")

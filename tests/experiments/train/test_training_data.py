@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +14,14 @@ from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study
 from experiments.train import own_pairs, policy, train_from
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
+from experiments.train.preferences import Pair
 from experiments.train.stage_settings import PairSettings, settings_for
 from experiments.train.training_questions import TrainingQuestions, right, shuffled
 from semcal import LanguageModel, Question, UserError
 from semcal.questions.load_dataset import read_table
 from semcal.semantics.collapsing.exact_match import ExactMatch
 from tests.experiments.conftest import write_study
-from tests.experiments.train.conftest import FEW, Halted, table
+from tests.experiments.train.conftest import FEW, Halted, halt_at, table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rollout_func")
 # ---- the questions ------------------------------------------------------------------------------------------------
@@ -58,12 +60,13 @@ def test_the_split_depends_on_the_label_of_a_group_alone(questions, tmp_path):
     assert {q.id for q in whole.trained} < {q.id for q in more.trained}
 
 
-def test_questions_of_earlier_stages_stay_on_record(sft, questions, tmp_path):
+def test_questions_of_earlier_stages_stay_on_record(sft, questions, monkeypatch, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(
         "\n".join(json.dumps({"id": f"o{i}", "question": f"two {i}", "answers": ["red"]}) for i in range(20))
     )
     settings = settings_for("grpo", "cpu", **FEW | {"steps": 1, "samples": 4, "longest": 2})
+    monkeypatch.setattr(train_from, "own_pairs", lambda _, __, turns, *___: [Pair(t, "red", "blue") for t in turns])
     folder = train_from.train_from(sft, "grpo", str(other), settings, tmp_path)
     recorded = {q.id for q in read_table(folder / "trained.jsonl")}
     assert recorded == {
@@ -124,7 +127,7 @@ def test_answers_end_where_the_chat_template_ends_them(base, questions, monkeypa
     monkeypatch.setattr(own_pairs, "sample", never_right)
     monkeypatch.setattr(policy, "sample", never_right)
     settings = PairSettings(pairs=2, samples=4, longest=4)
-    with pytest.raises(UserError, match="fewer than one batch"):
+    with pytest.raises(UserError, match="only 0 of 8 questions"):
         own_pairs.own_pairs(model, settings, turns, kept.collapse(("concise",)), tmp_path / "p.jsonl", lambda _: None)
     policy.rollout(model, settings_for("grpo", "cpu", **FEW), ["the red ?"], 0, 4)  # pyright: ignore[reportArgumentType]
     assert asked == [("<turn>",), ("<turn>",)]
@@ -156,7 +159,7 @@ def test_a_pair_is_a_right_and_a_wrong_answer_of_the_models_own(sft, questions, 
 
     monkeypatch.setattr(own_pairs, "sample", sample)
     monkeypatch.setattr(own_pairs, "_AT_ONCE", 8)
-    settings, halt = PairSettings(pairs=12, batch_size=4, seed=3), 0
+    settings, halt = PairSettings(steps=12, pairs=12, batch_size=4, seed=3), 0
     found = own_pairs.own_pairs(model, settings, turns, b, tmp_path / "straight.jsonl", lambda _: None)
     assert len(found) == 12
     for pair in found:  # red and blue are right for two questions of four; green never ended
@@ -176,11 +179,65 @@ def test_a_pair_is_a_right_and_a_wrong_answer_of_the_models_own(sft, questions, 
     assert (tmp_path / "halted.jsonl").read_text() == (tmp_path / "straight.jsonl").read_text()
     with pytest.raises(UserError, match="was drawn from other questions"):
         own_pairs.own_pairs(model, settings, turns[::-1], b, tmp_path / "halted.jsonl", lambda _: None)
-    few = PairSettings(pairs=100, batch_size=64, seed=3)
-    with pytest.raises(
-        UserError, match=r"only \d+ of \d+ questions were answered both right and wrong, fewer than one"
-    ):
+    few = PairSettings(steps=60, pairs=100, batch_size=64, seed=3)
+    message = (
+        r"only \d+ of \d+ questions were answered both right and wrong, and 960 are needed for 60 steps of 64; raise"
+    )
+    with pytest.raises(UserError, match=message):
         own_pairs.own_pairs(model, few, turns, b, tmp_path / "few.jsonl", lambda _: None)
+
+
+def test_an_answer_that_does_not_end_is_paid_nothing(sft, questions):
+    """Else a model is paid for a right first line, however long it goes on."""
+    model = LanguageModel.load(sft, device="cpu")
+    turns = TrainingQuestions.read(questions, 0.5).turns(("concise",), need_answer=False)[:2]
+    settings = settings_for("grpo", "cpu", **FEW | {"samples": 3, "at_once": 6})
+    stage = policy.policy_stage(settings, model, turns, lambda _, answers: [1.0] * len(answers), longest=4)  # pyright: ignore
+    paid = stage.given["reward_funcs"]
+    ended = [True, False, True, False, False, True]
+    assert paid(["red"] * 6, [0] * 3 + [1] * 3, ended=ended, prompts=[]) == [1, 0, 1, 0, 0, 1]
+    drawn = policy.rollout(model, settings, ["the red ?"] * 3, 0, 4)  # pyright: ignore[reportArgumentType]
+    for ids, end in zip(drawn["completion_ids"], drawn["ended"], strict=True):
+        assert end == (ids[-1] in model.eos_ids)
+        assert end or len(ids) == 4
+
+
+def test_policies_are_trained_on_questions_that_are_answered_both_right_and_wrong(
+    sft, questions, monkeypatch, tmp_path
+):
+    mixed = []
+
+    def some(_, settings, turns, b, file, tell):  # noqa: ARG001
+        mixed.extend(turns[3:7])
+        return [Pair(turn, "red", "blue") for turn in mixed]
+
+    asked = []
+    monkeypatch.setattr(train_from, "own_pairs", some)
+    monkeypatch.setattr(train_from, "correct", lambda _b, turn, answers: asked.append(turn) or [0.0] * len(answers))
+    settings = settings_for(
+        "grpo", "cpu", **FEW | {"steps": 4, "batch_size": 2, "samples": 4, "at_once": 8, "longest": 3}
+    )
+    train_from.train_from(sft, "grpo", questions, settings, tmp_path)
+    assert sorted(t.key for t in asked) == sorted(2 * [t.key for t in mixed])
+
+
+def test_a_training_goes_on_wherever_its_files_lie(base, questions, tmp_path):
+    """What decides is the weights and the questions, not what they are called."""
+    settings = settings_for("sft", "cpu", **FEW)
+    with pytest.raises(Halted):
+        train_from.train_from(base, "sft", questions, settings, tmp_path / "out", on_progress=halt_at(3))
+    moved = Path(shutil.copytree(base, tmp_path / "moved"))
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "colours.jsonl").write_bytes(Path(questions).read_bytes())
+    seen = []
+    how = {"on_progress": seen.append}
+    folder = train_from.train_from(str(moved), "sft", str(again / "colours.jsonl"), settings, tmp_path / "out", **how)
+    assert [p.step for p in seen] == [4]
+    assert json.loads((folder / "training.json").read_text())["from"] == str(moved)
+    other = table(tmp_path, n=70)
+    with pytest.raises(UserError, match=r"was made with trained_(questions|on)"):
+        train_from.train_from(base, "sft", str(other), settings, tmp_path / "out")
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------
@@ -263,5 +320,5 @@ def test_other_settings_or_questions_in_the_same_folder_are_refused(base, questi
     with pytest.raises(UserError, match="sft was made with steps 1, not 2; repeat these settings to resume, or choose"):
         train("sft", base, questions, tmp_path, steps=2)
     fewer = table(tmp_path, n=60)
-    with pytest.raises(UserError, match="sft was made with dataset"):
+    with pytest.raises(UserError, match="sft was made with trained_"):
         train("sft", base, str(fewer), tmp_path, steps=1)
