@@ -20,6 +20,7 @@ from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
+from experiments.report.training_table import training_section
 from probes.evaluation.result import BASELINE
 from probes.plots.rungs_figure import in_order
 from semcal.errors import UserError
@@ -62,7 +63,7 @@ COMMANDS = {
     "along-training": ["make along-training"],
     "difficulty": ["make difficulty"],
     "real": ["make real"],
-    "real-lineage": ["make real-lineage MODEL=FOLDER-OR-HUB-ID"],
+    "real-lineage": ["make real-lineage"],
 }
 
 
@@ -86,7 +87,9 @@ def results_page(name: str, runs: Path, into: Path) -> str | None:
         lines += side_by_side(by_name["real"], by_name.get("real-cot", []), Path("figures"), figures)
     lines += _verdicts([folder for folder, _ in parts])
     for folder, rows in parts:
-        lines += ["", f"## {folder.name}", "", _made(rows, kept / folder.name), *_sections(rows), *_verdict(folder)]
+        models = [(cell.model.name, cell.model.path) for cell, _ in rows]
+        lines += ["", f"## {folder.name}", "", _made(rows, kept / folder.name), *training_section(models)]
+        lines += [*_sections(rows), *_verdict(folder)]
     if shown := [p for p, place in pictures().items() if place.startswith(f"{name}/") and Path("figures", p).is_file()]:
         lines += ["", "## Figures", "", *(f"- [{picture}]({figures}/{picture})" for picture in shown)]
     return "\n".join(lines) + "\n"

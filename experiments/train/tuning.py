@@ -6,7 +6,6 @@ was interrupted ends with the same weights as one that was not. What it logs is 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,17 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers import TrainingArguments as Arguments
 
 from experiments.train.checkpoints import Progress, Training, TrainingState
+from experiments.train.step_log import LOG, add_to_log, cut_log
 from semcal.errors import NonFiniteError
 from semcal.seeds import keyed_generator
-
-LOG = "steps.jsonl"
-
-
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """What was logged of each step of a training, without a line that was not written to its end."""
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
 @dataclass(frozen=True)
@@ -141,8 +132,7 @@ class _Keeper(TrainerCallback):
         self.kept, self.begun, self.reached = kept, reached, reached
         self.said, self.on_progress = said, on_progress
         self.log = kept.checkpoints / LOG
-        earlier = read_log(self.log)[: reached.step]  # a step that is repeated is logged anew
-        self.log.write_text("".join(json.dumps(row) + "\n" for row in earlier))
+        cut_log(self.log, reached.step)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """What a step draws depends on the step alone, not on whether training was interrupted before it."""
@@ -153,8 +143,6 @@ class _Keeper(TrainerCallback):
         if logs is None or "loss" not in logs:  # the summary at the end
             return
         self.reached = TrainingState(self.reached.step + 1, self.begun.tokens + int(logs.get("num_tokens", 0)))
-        row = {"step": self.reached.step} | {k: v for k, v in logs.items() if isinstance(v, int | float)}
-        with self.log.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        add_to_log(self.log, self.reached.step, logs)
         progress = self.kept.after_step(float(logs["loss"]), self.reached)
         self.on_progress(replace(progress, said=self.said(logs)))

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.report.results import COMMANDS, main, results_page
+from experiments.report.training_table import training_section
+from experiments.train.step_log import add_to_log
 from probes.evaluation.result import COLUMNS
 from tests.experiments.conftest import run_dict
 
@@ -82,6 +84,23 @@ def table_of(page: str, heading: str) -> list[dict[str, str]]:
     lines = page.split(heading)[1].strip().split("\n")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def test_a_page_says_how_the_models_of_a_study_were_trained(tmp_path):
+    folder = tmp_path / "grpo"
+    folder.mkdir()
+    made = {"stage": "grpo", "trained_on": 1784, "dataset": "triviaqa", "steps": 20, "batch_size": 8}
+    (folder / "training.json").write_text(json.dumps(made | {"learning_rate": 2e-4}))
+    asked = [{"question": "a", "style": "concise", "chosen": c, "rejected": c} for c in ("red", None, None)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    for step in range(1, 21):
+        add_to_log(folder / "steps.jsonl", step, {"loss": 0.5, "reward": step / 20, "said": "no number"})
+    lines = training_section([("base", "real:gemma"), ("grpo", str(folder)), ("grpo-few-shot", str(folder))])
+    (row,) = [line for line in lines if line.startswith("| grpo")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["grpo", "grpo"]
+    assert cells[5:] == ["1 of 3", "0.500 → 0.500", "0.075 → 0.975"]
+    assert training_section([("base", "real:gemma")]) == []
 
 
 def test_what_was_decided_in_variants_stands_side_by_side(tmp_path, study_dict):

@@ -15,8 +15,8 @@ from experiments.train import train_from, tuning
 from experiments.train.conversations import CHAT_TEMPLATE, labelled
 from experiments.train.preferences import Pair
 from experiments.train.stage_settings import settings_for
+from experiments.train.step_log import read_log
 from experiments.train.training_questions import TrainingQuestions
-from experiments.train.tuning import read_log
 from semcal import LanguageModel, UserError
 from tests.experiments.train.conftest import FEW, Halted, halt_at
 
