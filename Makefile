@@ -78,7 +78,7 @@ checkpoints: $(STAMP)
 # Three trainings of the base model from three seeds, with checkpoints. Along them: does the KL gap fall before the
 # calibration error does? At their end: the error against the KL gap over questions of graded difficulty.
 three-seeds: $(STAMP)
-	for s in 0 1 2; do $(BIN)/semcal train atlas --seed $$s --set checkpoints=13 --out runs/along/$$s || exit; done
+	for s in 0 1 2; do $(BIN)/semcal train atlas --seed $$s --set checkpoints=26 --out runs/along/$$s || exit; done
 
 along-training difficulty: three-seeds
 	$(BIN)/semcal run $(STUDIES)/probes/$@.yaml

@@ -1,13 +1,14 @@
 """Along training, with a lag: does the KL gap of a cell fall before its calibration error does?
 
 The rule, written before any such study was measured. A cell is a lineage, a dataset and a style; its checkpoints, at
-least FEWEST_STEPS after step 0 and all asked the same questions, give two curves over log2(step): the KL gap of one
-rung, and the excess smECE. A curve is followed from its highest value on, since an untrained model answers the same to
-every question, which is easy to predict and not calibrated. Its end is the mean of the last ENDS checkpoints, and its
-half fall where it first comes half way down. A curve that does not certainly fall has none, and its cell says so. The
-lag is the half fall of the error minus that of the gap, in doublings of training, so it is > 0 where the gap falls
-first. Its mean over cells is tested against 0, by questions (the same blocks of them left out at all checkpoints) and
-by lineages, which are training seeds.
+least FEWEST_STEPS after step 0 and all asked the same questions, give two curves. A checkpoint of which more than
+MOST_UNPARSED is unparsed or truncated is left out: its error says that it cannot write answers yet. The curves are over
+log2(step): the KL gap of one rung, and the excess smECE. A curve is followed from its highest value on, since an
+untrained model answers the same to every question, which is easy to predict and not calibrated. Its end is the mean of
+the last ENDS checkpoints, and its half fall where it first comes half way down. A curve that does not certainly fall
+has none, and its cell says so. The lag is the half fall of the error minus that of the gap, in doublings of training,
+so it is > 0 where the gap falls first. Its mean over cells is tested against 0, by questions (the same blocks of them
+left out at all checkpoints) and by lineages, which are training seeds.
 
 Knows runs as `Measured` arrays, no files and no models.
 """
@@ -21,7 +22,7 @@ import numpy as np
 from experiments.verdict.calibration_claims import Law, counted
 from experiments.verdict.measured_run import Measured
 from experiments.verdict.mechanism_claims import shared_rung
-from experiments.verdict.rules import Finding, Part
+from experiments.verdict.rules import MOST_UNPARSED, Finding, Part
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.mean_error import by_questions_and_models
 from semcal.calibration.inference.paired import Leaves, contrast
@@ -64,13 +65,17 @@ def falls_first(runs: Sequence[Measured], law: Law) -> list[Part]:
 
 
 def trajectories(runs: Sequence[Measured]) -> dict[tuple[str, str, str], list[Measured]]:
-    """(lineage, dataset, style) -> the probed checkpoints of a base model in the order of training, without step 0,
-    where there are enough."""
+    """(lineage, dataset, style) -> the probed checkpoints of a base model that can write answers, in the order of
+    training, without step 0, where there are enough."""
     found: dict[tuple[str, str, str], list[Measured]] = {}
-    able = [r for r in runs if r.stage == "base" and r.step and r.kl_gaps and r.in_distribution]
+    able = [r for r in runs if r.stage == "base" and r.step and r.kl_gaps and r.in_distribution and _writes(r)]
     for run in sorted(able, key=lambda r: r.step or 0):
         found.setdefault((run.lineage or run.model, run.dataset, run.style), []).append(run)
     return {cell: own for cell, own in found.items() if len({r.step for r in own}) == len(own) >= FEWEST_STEPS}
+
+
+def _writes(run: Measured) -> bool:
+    return not (run.truncated > MOST_UNPARSED or run.unparsed_share > MOST_UNPARSED)  # NaN: nothing was truncated
 
 
 def half_fall(log_steps: FloatArray, values: FloatArray) -> FloatArray:

@@ -84,6 +84,15 @@ def test_too_few_checkpoints_and_what_is_no_base_in_distribution_say_nothing():
     assert falls_first([replace(r, kl_gaps={}) for r in runs], LAW) == []
 
 
+def test_a_checkpoint_that_cannot_write_answers_yet_is_left_out():
+    runs = along(gap=8.0, error=8.0, lineages=1, styles=("concise",))
+    early = replace(runs[0], step=8, label="early", truncated=0.3)
+    cell = ("seed-0", "facts", "concise")
+    assert len(trajectories([early, *runs])[cell]) == FEWEST_STEPS
+    assert len(trajectories([replace(early, truncated=0.01), *runs])[cell]) == FEWEST_STEPS + 1
+    assert falls_first([replace(runs[0], truncated=0.3), *runs[1:]], LAW) == []
+
+
 def test_it_is_context_of_h4_and_decides_nothing():
     before = Finding("H4", reason="whatever")
     after = with_lag(before, along(gap=7.0, error=9.0, lineages=1, styles=("concise",)), LAW)
