@@ -21,6 +21,13 @@ _CELLS = {
 }
 
 
+_PROBED = {  # study -> what it says beside that of the lineage
+    "mechanism": "base models trained alike but for what they could learn to anticipate",
+    "difficulty": "questions of graded difficulty, three styles, base models of three seeds",
+    "along-training": "base models of three seeds at fourteen steps of their training",
+}
+
+
 def pictures() -> dict[str, str]:
     """Name in figures/ -> path below the folder of runs, as a pattern that one file matches."""
     found = {}
@@ -47,8 +54,10 @@ def pictures() -> dict[str, str]:
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
     for study in ("lineage", "ablation"):
         found[f"models-{study}.png"] = f"{study}/figures/models.png"
-    found["predictability-lineage.png"] = "lineage/figures/predictability.png"
+    for study in ("lineage", *_PROBED):
+        found[f"predictability-{study}.png"] = f"{study}/figures/predictability.png"
     found["emergence.png"] = "checkpoints/figures/emergence.png"
+    found["emergence-along-training.png"] = "along-training/figures/emergence.png"
     for family in ("facts", "myths"):
         cell = f"base__atlas-{family}__concise__exact"
         found[f"reliability-shift-{family}.png"] = f"shift/{cell}/figures/reliability.png"
@@ -191,16 +200,32 @@ SHOWN = (
         "make ablation",
     ),
     Shown(
-        "predictability-*.png",
+        "predictability-lineage.png",
         "Predictable and calibrated",
-        "Excess smECE against the KL gap, 42 runs, with the tolerances of the rule.",
+        "Excess smECE against the KL gap, 42 runs, with the tolerances of the rule and the line through the runs of "
+        "models trained by a proper loss, fitted with errors in both directions.",
         _LINEAGE,
+    ),
+    *(
+        Shown(
+            f"predictability-{study}.png",
+            f"Predictable and calibrated: {study}",
+            f"The same of {says}.",
+            f"make {study}",
+        )
+        for study, says in _PROBED.items()
     ),
     Shown(
         "emergence.png",
         "Along training",
         "KL gap and excess smECE by training step, 300 questions per cell.",
         "make checkpoints",
+    ),
+    Shown(
+        "emergence-along-training.png",
+        "Along training, three seeds",
+        "KL gap of the generative LoRA and excess smECE by training step, 300 questions per cell.",
+        "make along-training",
     ),
     Shown(
         "verdict-*.png",

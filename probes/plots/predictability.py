@@ -11,16 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
-from scipy.stats import permutation_test, rankdata
 
 from probes.plots.measures import GAP
 from probes.plots.style import tidy
+from semcal.calibration.inference.errors_in_variables import slope
 from semcal.calibration.plots.palette import INK, MUTED, TOLERANCE, lines_of, styles_in_order, tolerance_name
 from semcal.calibration.plots.sheet import Sheet, inches
-from semcal.seeds import keyed_generator
 
-_FEWEST = 4  # runs; of three, even a perfect order happens by chance once in three
-_PERMUTATIONS = 9999
+_FEWEST = 4  # runs; a line through three says too little
+_NUMBERED = 48  # runs at most that are numbered and named
+_NORMAL = 1.96  # half the length of an interval of 95 %, in standard errors
 _EXCESS = ("excess", "excess_low", "excess_high")
 _FIGURES = (*GAP.columns, *_EXCESS)
 
@@ -32,25 +32,24 @@ def predictability_scatter(
     probe: str,
     delta: float | None = None,
     small_gap: float | None = None,
-    seed: int = 0,
     width: float | None = None,
 ) -> Figure:
-    """Excess calibration error against the KL gap, one numbered marker per run; marker and colour show the style, and
-    hollow markers are models that were not trained by a proper loss to the end.
+    """Excess calibration error against the KL gap, one marker per run, numbered where there are at most 48; marker and
+    colour show the style, and hollow markers are models that were not trained by a proper loss to the end.
 
-    In the corner is Spearman's rho with its two-sided permutation p-value, exact for few runs, where there are at
-    least 4 runs of models trained by a proper loss: the mechanism is a claim about these, and pooling others with them
-    reverses signs. It takes runs as exchangeable, which runs of one model or one dataset are not quite: read p as a
-    guide.
+    The line, with its slope in the corner, is fitted with errors in both directions (`errors_in_variables.slope`) to
+    runs of models trained by a proper loss, of which there have to be 4: the mechanism is a claim about these, and
+    pooling others with them reverses signs. The interval of the slope, of 95 %, is a jackknife over kin, such as
+    training seeds, where there are three or more; otherwise over runs, which says nothing of other models.
 
     Args:
-        frame: columns label, style; proper (a bool: base or SFT model); gap, gap_low, gap_high, in nats; excess,
-            excess_low, excess_high (smECE minus the mean of its null). Rows without gap or error are left out.
+        frame: columns label, style, kin; proper (a bool: base or SFT model); gap, gap_low, gap_high, in nats; excess,
+            excess_low, excess_high (smECE minus the mean of its null), intervals of 95 %. Rows without gap or error
+            are left out.
         title: above the figure.
         probe: whose gap it is, in words.
         delta, small_gap: the smallest calibration error that counts, and the KL gap (nats) below which a distribution
             is easy to predict, drawn as lines; None: not known.
-        seed: of the permutations.
         width: of the figure, inches; None for its own.
 
     Raises:
@@ -62,10 +61,11 @@ def predictability_scatter(
         raise ValueError("no run has both a KL gap and a calibration error; run probes and score first")
     figures, proper = shown[[*_FIGURES]].to_numpy(float).T, shown["proper"].to_numpy(bool)  # [figure, run], [run]
     sheet = Sheet.of(width, 6.4)
-    key = [f"{i}  {label}" for i, label in enumerate(shown["label"], start=1)]
-    wide = 2 * max(inches(line, sheet.small) for line in key) + 0.4
+    named = shown["label"] if len(shown) <= _NUMBERED else []
+    key = [f"{i}  {label}" for i, label in enumerate(named, start=1)]
+    wide = 2 * max((inches(line, sheet.small) for line in key), default=0.0) + 0.4
     columns = 2 if not sheet.narrow and wide < sheet.width else 1
-    rows = -(-len(shown) // columns)
+    rows = -(-len(key) // columns)
     figure = sheet.figure(0.55 * sheet.width + 0.8)
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, lw=0.8)
@@ -86,12 +86,12 @@ def predictability_scatter(
         axes.plot(
             [], [], "o", ls="none", ms=8 * sheet.scale, mfc="white", mec=MUTED, mew=1.4, label="hollow: not base or SFT"
         )
-    for index, place in enumerate(figures[[0, 3]].T, start=1):
+    for index, place in zip(range(1, len(key) + 1), figures[[0, 3]].T, strict=False):
         axes.annotate(str(index), place, (5, 4), textcoords="offset points", fontsize=sheet.small, color=INK)
-    if proper.sum() >= _FEWEST:
-        corner = _rank_correlation(figures[0, proper], figures[3, proper], seed)
+    if proper.sum() >= _FEWEST and (corner := _fitted(axes, figures[:, proper], shown.loc[proper, "kin"].tolist())):
+        said = corner if proper.all() else f"base and SFT: {corner}"
         axes.set_title(
-            corner if proper.all() else f"base and SFT: {corner}", loc="right", fontsize=sheet.small, color=MUTED
+            sheet.broken(said, sheet.small, sheet.width - 1.2), loc="right", fontsize=sheet.small, color=MUTED
         )
     sheet.entitle(figure, title)
     axes.set(xlabel=f"KL gap of the {probe}, nats", ylabel="smECE minus the mean of its null")
@@ -118,19 +118,28 @@ def _tolerances(axes: Axes, delta: float | None, small_gap: float | None) -> Non
         axes.axvline(small_gap, **style, label=f"{small_gap:g} nats: easy to predict below")
 
 
-def _rank_correlation(x: np.ndarray, y: np.ndarray, seed: int) -> str:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return f"n = {len(x)}"
+def _fitted(axes: Axes, figures: np.ndarray, kin: list[str]) -> str:
+    """Draw the line of excess on gap and say its slope; "" where an error is not known, or gaps do not differ.
 
-    first, second = ((ranks - ranks.mean()) / ranks.std() for ranks in (rankdata(x), rankdata(y)))
-
-    def rho(ranks: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (ranks * second).mean(axis)
-
-    rng = keyed_generator(seed, "predictability", "permutations")
-    settings = {"permutation_type": "pairings", "vectorized": True, "n_resamples": _PERMUTATIONS}
-    test = permutation_test((first,), rho, **settings, rng=rng)
-    return f"Spearman ρ = {test.statistic:.2f}, p = {test.pvalue:.2g}, n = {len(x)}".replace("-", "−", 1)
+    Args:
+        figures: [figure, run] in the order of `_FIGURES`.
+        kin: [run].
+    """
+    known = np.isfinite(figures).all(axis=0).reshape(-1)
+    x, x_low, x_high, y, y_low, y_high = figures[:, known]
+    if known.sum() < _FEWEST or np.ptp(x) == 0:
+        return ""
+    x_error, y_error = (x_high - x_low) / (2 * _NORMAL), (y_high - y_low) / (2 * _NORMAL)
+    of = [kin[i] for i in known.nonzero()[0]]
+    many = len(set(of)) >= 3
+    line = slope(x, y, x_error, y_error, cluster=of if many else None)
+    weight = 1 / (y_error**2 + (line.estimate * x_error) ** 2 + 1e-8)
+    middle = np.average(x, weights=weight), np.average(y, weights=weight)
+    ends = np.array([x.min(), x.max()])
+    axes.plot(ends, middle[1] + line.estimate * (ends - middle[0]), color=MUTED, lw=1.2, zorder=1)
+    low, high = line.interval(0.95)
+    by = f"{len(set(of))} lineages" if many else "one by one"
+    return f"slope {line.estimate:+.3f} [{low:+.3f}, {high:+.3f}] a nat, {len(x)} runs, {by}".replace("-", "−")
 
 
 def emergence_curve(

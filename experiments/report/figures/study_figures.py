@@ -77,7 +77,7 @@ def predictability(rows: Rows, width: float | None = None) -> Figure | None:
     if len(found.frame.dropna(subset=["gap", "excess"])) < 2:
         return None
     limits = _limits(rows)
-    how = {"probe": found.probe, "seed": rows[0][0].seed, "width": width}
+    how = {"probe": found.probe, "width": width}
     return predictability_scatter(found.frame, title="KL gap and calibration error, by run", **limits, **how)
 
 
@@ -148,7 +148,12 @@ def _places(rows: Rows) -> _Places:
             probe, found = _LORA[rung], whole
             break
     places = [
-        {"label": name, "style": cell.style, "proper": cell.model.stage in PROPER}
+        {
+            "label": name,
+            "style": cell.style,
+            "kin": _lineage(cell) or _model(cell),
+            "proper": cell.model.stage in PROPER,
+        }
         | {column: row.get(column, math.nan) for column in GAP.columns}
         | _excess(run)
         for name, (cell, run), row in zip(labels([cell for cell, _ in rows]), rows, found, strict=True)

@@ -26,7 +26,8 @@ def test_every_picture_is_of_a_cell_of_its_study():
         if name == BY_TRANSFER:
             assert cell == "transfer.png"
             continue
-        study = load_study(STUDIES / f"{name}.yaml", [])
+        (file,) = STUDIES.rglob(f"{name}.yaml")
+        study = load_study(file, [])
         assert cell == "figures" or cell in {Path(c.folder).name for c in study.cells()}, place
 
 

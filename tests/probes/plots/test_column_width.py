@@ -55,7 +55,11 @@ def of_runs() -> pd.DataFrame:
     table = pd.DataFrame({"label": [" · ".join(name) for name in names], "style": [s for *_, s in names]})
     figures = spread(n / 20, "gap") | spread(n / 200, "excess")
     return table.assign(
-        model=[m for m, *_ in names], line=[f"{d} · {s}" for _, d, s in names], proper=n % 3 > 0, **figures
+        model=[m for m, *_ in names],
+        kin=[m for m, *_ in names],
+        line=[f"{d} · {s}" for _, d, s in names],
+        proper=n % 3 > 0,
+        **figures,
     )
 
 
