@@ -38,14 +38,14 @@ def predictability_scatter(
     colour show the style, and hollow markers are models that were not trained by a proper loss to the end.
 
     The line, with its slope in the corner, is fitted with errors in both directions (`errors_in_variables.slope`) to
-    runs of models trained by a proper loss, of which there have to be 4: the mechanism is a claim about these, and
-    pooling others with them reverses signs. The interval of the slope, of 95 %, is a jackknife over kin, such as
-    training seeds, where there are three or more; otherwise over runs, which says nothing of other models.
+    the `fitted` runs, of which there have to be 4: those of models trained by a proper loss, about which the mechanism
+    is a claim; pooling others with them reverses signs. The interval of the slope, of 95 %, is a jackknife over kin,
+    such as training seeds, where there are three or more; otherwise over runs, which says nothing of other models.
 
     Args:
-        frame: columns label, style, kin; proper (a bool: base or SFT model); gap, gap_low, gap_high, in nats; excess,
-            excess_low, excess_high (smECE minus the mean of its null), intervals of 95 %. Rows without gap or error
-            are left out.
+        frame: columns label, style, kin; proper (a bool: base or SFT model), fitted (a bool); gap, gap_low, gap_high,
+            in nats; excess, excess_low, excess_high (smECE minus the mean of its null), intervals of 95 %. Rows without
+            gap or error are left out.
         title: above the figure.
         probe: whose gap it is, in words.
         delta, small_gap: the smallest calibration error that counts, and the KL gap (nats) below which a distribution
@@ -88,8 +88,9 @@ def predictability_scatter(
         )
     for index, place in zip(range(1, len(key) + 1), figures[[0, 3]].T, strict=False):
         axes.annotate(str(index), place, (5, 4), textcoords="offset points", fontsize=sheet.small, color=INK)
-    if proper.sum() >= _FEWEST and (corner := _fitted(axes, figures[:, proper], shown.loc[proper, "kin"].tolist())):
-        said = corner if proper.all() else f"base and SFT: {corner}"
+    fitted = shown["fitted"].to_numpy(bool)
+    if slope_said := _fitted(axes, figures[:, fitted], shown.loc[fitted, "kin"].tolist()):
+        said = slope_said if fitted.all() else f"base and SFT: {slope_said}"
         axes.set_title(
             sheet.broken(said, sheet.small, sheet.width - 1.2), loc="right", fontsize=sheet.small, color=MUTED
         )

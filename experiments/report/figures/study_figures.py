@@ -147,18 +147,25 @@ def _places(rows: Rows) -> _Places:
         if any(whole) and all(row for row, layer in zip(whole, layers, strict=True) if layer):
             probe, found = _LORA[rung], whole
             break
+    natural = {cell.model.path for cell, _ in rows if _is_natural(cell)}
     places = [
         {
             "label": name,
             "style": cell.style,
             "kin": _lineage(cell) or _model(cell),
             "proper": cell.model.stage in PROPER,
+            "fitted": cell.model.stage in PROPER and (_is_natural(cell) or cell.model.path not in natural),
         }
         | {column: row.get(column, math.nan) for column in GAP.columns}
         | _excess(run)
         for name, (cell, run), row in zip(labels([cell for cell, _ in rows]), rows, found, strict=True)
     ]
     return _Places(probe, pd.DataFrame(places))
+
+
+def _is_natural(cell: Cell) -> bool:
+    """Whether a model is asked as it was trained to be; as in the verdict, weights asked in two ways count once."""
+    return cell.model.prompt == ("few-shot" if cell.model.stage == "base" else "chat")
 
 
 def _legible(row: dict[str, Any] | None) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def runs(n: int) -> pd.DataFrame:
     x = np.linspace(0, 0.9, n)
     y = 0.1 - 0.1 * x + 0.02 * np.cos(7 * x)
     table = {"label": [f"run {i}" for i in range(n)], "style": ["concise", "cot"] * (n // 2) + ["cot"] * (n % 2)}
-    table |= {"gap": x, "gap_low": x - 0.02, "gap_high": x + 0.02, "proper": True, "kin": "a"}
+    table |= {"gap": x, "gap_low": x - 0.02, "gap_high": x + 0.02, "proper": True, "fitted": True, "kin": "a"}
     return pd.DataFrame(table | {"excess": y, "excess_low": y - 0.01, "excess_high": y + 0.03})
 
 
@@ -122,7 +122,9 @@ def test_the_slope_is_that_of_a_planted_line_and_its_error_that_of_seeds() -> No
         x = np.linspace(0, 1, 12)
         y = (0.1 + 0.05 * (seed - 1.5)) * x + rng.normal(0, 0.001, 12)
         known = {"gap_low": x - 0.002, "gap_high": x + 0.002, "excess_low": y - 0.002, "excess_high": y + 0.002}
-        parts.append(pd.DataFrame({"gap": x, "excess": y, "kin": f"seed-{seed}", "proper": True} | known))
+        parts.append(
+            pd.DataFrame({"gap": x, "excess": y, "kin": f"seed-{seed}", "proper": True, "fitted": True} | known)
+        )
     table = pd.concat(parts, ignore_index=True).assign(label="r", style="cot")
     widths = []
     for kin in (table["kin"], "one"):
@@ -157,7 +159,7 @@ def test_runs_without_probes_are_left_out_of_the_scatter() -> None:
 
 def test_tuned_models_are_hollow_and_no_part_of_the_line() -> None:
     base = runs(5).assign(excess=[0.01, 0.02, 0.03, 0.04, 0.05])
-    tuned = runs(5).assign(excess=[0.5, 0.4, 0.3, 0.2, 0.1], proper=False)
+    tuned = runs(5).assign(excess=[0.5, 0.4, 0.3, 0.2, 0.1], proper=False, fitted=False)
     table = pd.concat([base, tuned], ignore_index=True)
     axes = drawn(predictability_scatter(table, title="t", probe="generative LoRA")).axes[0]
     assert said(axes).startswith("base and SFT: slope +0.0")
