@@ -203,7 +203,9 @@ SHOWN = (
         "predictability-lineage.png",
         "Predictable and calibrated",
         "Excess smECE against the KL gap, 42 runs, with the tolerances of the rule and the line through the runs of "
-        "models trained by a proper loss, fitted with errors in both directions.",
+        "models trained by a proper loss, fitted with errors in both directions. It is that of the points shown, by "
+        "shares of samples and at the last layer; the verdict takes confidence by mass, and the layer that other "
+        "questions choose.",
         _LINEAGE,
     ),
     *(
