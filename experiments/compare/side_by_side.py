@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.compare.pairs import scored
-from experiments.config.study import Cell
+from experiments.config.study import Cell, load_study
 from experiments.report.figures.figure_files import DPI
 from experiments.report.summary_table import headline, interval, markdown_table, number, p_text
 from experiments.report.verdict_tables import detail_rows
-from experiments.verdict.calibration_claims import Law
+from experiments.verdict.calibration_claims import PREFERENCE, Law
 from experiments.verdict.real_predictions import LEAST_RIGHT, PREDICTIONS, predictions
 from experiments.verdict.rules import MOST_UNPARSED
 from experiments.verdict.study_verdict import measured
@@ -16,6 +16,7 @@ from semcal.calibration.plots.reliability_diagram import reliability_grid
 from semcal.runs.run import Run, write_atomically
 
 Rows = Sequence[tuple[Cell, Run]]
+STUDIES = Path(__file__).parents[1] / "studies"
 
 # What the paper (arXiv 2511.04869) publishes for base models: (dataset, style) -> model and smECE.
 PUBLISHED = {
@@ -57,12 +58,12 @@ def _predictions(short: Rows, thinking: Rows) -> list[str]:
     read = [[scored(run) for _, run in rows] for rows in (short, thinking)]
     by_mass = all(r.table.by_mass_left_out is not None for runs in read for r in runs)
     first, second = ([measured(r, by_mass) for r in runs] for runs in read)
-    found = predictions(first, second, law)
+    found = predictions(first, second, law, _unmeasured(short, thinking))
     rows, behind = [], []
     for v in found.verdicts:
         f, name = v.finding, PREDICTIONS[v.finding.key]
         figures = "; ".join(f"{p.what}: {p.unit} {interval(p.estimate, p.low, p.high, '+')}" for p in f.parts)
-        why = f.reason or f.undecidable or figures
+        why = f.reason or (f"{f.undecidable}; so far {figures}" if f.undecidable else figures)
         rows.append([name, v.decision, why, str(len(f.runs)), p_text(v.p_holm), p_text(v.p_against_holm)])
         if f.parts:
             behind += [
@@ -84,6 +85,16 @@ def _predictions(short: Rows, thinking: Rows) -> list[str]:
     if found.left_out:
         said += ["", "Cells that count for none:", "", *(f"- {label}: {why}" for label, why in found.left_out)]
     return [*said, *behind]
+
+
+def _unmeasured(short: Rows, thinking: Rows) -> dict[str, int]:
+    """Key of a prediction -> cells that its study asks for and that have no scored run."""
+    there = {(cell.study, run.name) for cell, run in (*short, *thinking)}
+    planned = {name: load_study(STUDIES / f"{name}.yaml", []).cells() for name in ("real", "real-cot")}
+    left = [cell for cells in planned.values() for cell in cells if (cell.study, Path(cell.folder).name) not in there]
+    stages = {"H1": ("base",), "H2": PREFERENCE}
+    found = {key: sum(cell.study == "real" and cell.model.stage in stages[key] for cell in left) for key in stages}
+    return found | {"H3": sum(cell.study == "real-cot" for cell in left)}
 
 
 def _beside_the_paper(rows: Rows) -> list[str]:

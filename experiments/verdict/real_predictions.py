@@ -13,11 +13,13 @@ smECE, excess, delta, level and the tests are those of `rules.py`.
 3  chain-of-thought breaks it: H3, on the base model's cells of the study `real-cot`.
 
 Each is said to hold, to fail or to be undecided as a hypothesis is (Holm over the three), and is not tested where no
-cell counts. Two models are no sample of models: all intervals are over questions. Differences between the two models
-are shown and not tested: they differ in size, training text and prompt as well as in tuning.
+cell counts. Nor is it decided before every cell that the two studies ask for has been measured, whatever those that are
+there say: who looks after each cell finds something by chance. Two models are no sample of models: all intervals are
+over questions. Differences between the two models are shown and not tested: they differ in size, training text and
+prompt as well as in tuning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +31,7 @@ from experiments.verdict.calibration_claims import (
     above,
     base_calibrated,
     cell_row,
+    counted,
     error,
     excess,
     gap,
@@ -60,18 +63,28 @@ class Predictions:
     left_out: tuple[tuple[str, str], ...]
 
 
-def predictions(short: Sequence[Measured], thinking: Sequence[Measured], law: Law) -> Predictions:
+def predictions(
+    short: Sequence[Measured], thinking: Sequence[Measured], law: Law, unmeasured: Mapping[str, int] | None = None
+) -> Predictions:
     """The three predictions.
 
     Args:
         short: Runs of the study `real`.
         thinking: Runs of the study `real-cot`.
+        unmeasured: Key of a prediction -> number of its cells that have not been measured yet.
     """
     named = [*((r.label, r) for r in short), *((f"{r.label} (real-cot)", r) for r in thinking)]
     left_out = tuple((label, why) for label, run in named if (why := why_left_out(run)))
     kept, kept_thinking = ([r for r in runs if not why_left_out(r)] for runs in (short, thinking))
-    findings = (base_calibrated(kept, law), tuned_miscalibrated(kept, law), thinking_harms(kept_thinking, law))
+    found = (base_calibrated(kept, law), tuned_miscalibrated(kept, law), thinking_harms(kept_thinking, law))
+    findings = [_unfinished(finding, (unmeasured or {}).get(finding.key, 0)) for finding in found]
     return Predictions(tuple(decide(findings, law.alpha)), left_out)
+
+
+def _unfinished(finding: Finding, unmeasured: int) -> Finding:
+    if not unmeasured or finding.reason:
+        return finding
+    return replace(finding, undecidable=f"{counted(unmeasured, 'cell')} not measured yet")
 
 
 def why_left_out(run: Measured) -> str:

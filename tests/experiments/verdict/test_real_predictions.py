@@ -73,6 +73,15 @@ def test_what_says_nothing_is_left_out_and_named():
     assert not why_left_out(runs[3])
 
 
+def test_nothing_is_decided_before_all_is_measured():
+    """Else the order in which cells are measured, and where one stops to look, would decide."""
+    runs = two_models(0.2, 0.2)
+    whole, some = (predictions(runs, [], LAW, {"H1": left, "H2": 0}).verdicts for left in (0, 3))
+    assert [v.decision for v in whole] == ["fails", "holds", "not tested"]
+    assert [v.decision for v in some] == ["cannot be decided", "holds", "not tested"]
+    assert some[0].finding.undecidable == "3 cells not measured yet"
+
+
 def test_nothing_that_counts_is_not_tested():
     runs = [replace(r, truncated=0.5) for r in two_models(0.0, 0.0)]
     assert decisions(runs) == ["not tested"] * 3
