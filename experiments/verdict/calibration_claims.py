@@ -15,7 +15,7 @@ from experiments.verdict.measured_run import Measured
 from experiments.verdict.rules import MOST_UNPARSED, CellRow, Finding, Part
 from semcal.calibration.inference.equivalence import LossMargins, loss_equivalence, loss_margins, p_of_error
 from semcal.calibration.inference.mean_error import ErrorCell, by_questions_and_models, mean_equivalence, p_of_models
-from semcal.calibration.inference.paired import Leaves, contrast, holm
+from semcal.calibration.inference.paired import Contrast, Leaves, contrast, holm
 from semcal.questions.question import CONTINUATION
 from semcal.seeds import keyed_generator
 
@@ -284,9 +284,21 @@ def thinking_harms(runs: Sequence[Measured], law: Law) -> Finding:
         reason = "no model of stage base has both cot and concise or sentence on one dataset that is in distribution"
         return Finding("H3", context=tuple(context), reason=reason)
     context = [row("cot − short, mean", "signed gap", _by_place(kept, gap), law), *context]
-    most = _by_place(kept, error, excess)
-    part = above("cot − short, mean", "excess smECE", _by_place(kept, excess), _by_place(kept, error), most, law)
+    raised, raw, most = (_over_models(kept, *of) for of in ((excess,), (error,), (error, excess)))
+    p, reach = max(raised.p_above(0.0), raw.p_above(0.0)), raised.detectable(law.alpha)
+    figures = (raised.estimate, *raised.interval(law.level))
+    tested = {"p": p, "p_against": most.p_below(law.delta), "reach": reach}
+    part = Part("cot − short, mean", "excess smECE", *figures, "> 0", **tested)
     return _found("H3", (part,), context, [run for pair in kept for run in pair], law)
+
+
+def _over_models(pairs: Sequence[Pair], figure: Figure, of_other: Figure | None = None) -> Contrast:
+    """The mean over models and datasets, its error by questions and by models: three seeds of one training are three
+    models, whose chances are not those of the questions."""
+    models = dict.fromkeys(cot.model for cot, _ in pairs)
+    own = [[pair for pair in pairs if pair[0].model == model] for model in models]
+    means = [contrast(_by_place(some, figure, of_other)).estimate for some in own]
+    return by_questions_and_models(_by_place(pairs, figure, of_other), means)
 
 
 def _thinking_pairs(runs: Sequence[Measured]) -> list[Pair]:

@@ -28,7 +28,7 @@ H2  in short styles, each tuned run under chat paired with its base model's few-
     by > base's + delta.
 H2 same prompt  the same with the tuned models under the base's few-shot prompt: the effect of the weights alone.
 H3  for base models on datasets in distribution, paired, mean over models and datasets: excess in cot > mean excess in
-    short styles, and the same of smECE; contradicted by a raise < delta.
+    short styles, and the same of smECE; contradicted by a raise < delta; errors by questions and models.
 H4  base and SFT models on datasets in distribution: small KL gap implies calibrated. The KL gap is the mean, in nats,
     of the held-out cross-entropy of the model's class distribution and what a probe predicts, minus the entropy of that
     distribution, with the bias of finite M taken off, and at least 0. The probe is the first of generative LoRA, LoRA

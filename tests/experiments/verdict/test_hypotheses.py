@@ -274,6 +274,24 @@ def test_thinking_that_harms_is_found_with_its_sign():
     assert decided(thinking_harms(lineage({"base": 0.0}), LAW)) == ["not tested"]
 
 
+def test_three_seeds_that_disagree_are_no_proof_that_thinking_harms():
+    """Thousands of questions say well what each of three models does, and little of a fourth."""
+
+    def asked(off: float, model: str) -> list[Measured]:
+        more = {"stage": "base", "n": 2000}
+        short = made(model, "concise", "facts", off=0.0, **more)
+        return [short, made(model, "cot", "facts", off=off, **more)]
+
+    alike, apart = (
+        thinking_harms([run for i, off in enumerate(offs) for run in asked(off, f"seed-{i}")], LAW)
+        for offs in ((0.1, 0.1, 0.1), (0.0, 0.02, 0.28))
+    )
+    assert decided(alike) == ["holds"]
+    assert decided(apart) == ["undecided"]
+    assert apart.parts[0].estimate == pytest.approx(alike.parts[0].estimate, abs=0.02)
+    assert apart.parts[0].low < 0 < alike.parts[0].low
+
+
 # ---- H4: predictability ----------------------------------------------------------------------------------------------
 
 
