@@ -138,12 +138,13 @@ def compare(a: Scored, b: Scored) -> Comparison:
     smece = differences.pop("smece")
     first = {"smece": smece, "excess": smece.minus(one.null_mean, two.null_mean)}
     predictability, note = _predictability(a, b)
-    quarters = _by_gap(a, b) if predictability and differing(a.cell, b.cell) == ["style"] else None
+    quarters = in_quarters(a, b) if predictability and differing(a.cell, b.cell) == ["style"] else None
     return Comparison(a.cell, b.cell, matched, first | differences, predictability, note, quarters)
 
 
-def _by_gap(a: Scored, b: Scored) -> ByGap | None:
-    """By the first rung that both have; `_predictability` found that they are alike."""
+def in_quarters(a: Scored, b: Scored) -> ByGap | None:
+    """Two runs of one study in quarters of their questions, by the KL gap of the first rung that both have; None where
+    they share none, or much is pooled."""
     one, two = (_Gaps.of(Run(run.folder), LAST_PROMPT_TOKEN) for run in (a, b))
     shared = [rung for rung in RUNGS if rung in one.nats.index and rung in two.nats.index]
     if not shared or max(one.pooled, two.pooled) > MUCH_POOLED:

@@ -13,13 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.compare.compare_runs import in_quarters
+from experiments.compare.pairs import scored
 from experiments.compare.probe_rows import bounds, last_layer, probe_table, rung_rows
 from experiments.compare.side_by_side import side_by_side
 from experiments.config.run_folder import EVIDENCE, kept_run, stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
-from experiments.report.summary_table import interval, legend, markdown_table, number, remarks, summary_rows
+from experiments.report.summary_table import (
+    interval,
+    legend,
+    markdown_table,
+    number,
+    p_text,
+    remarks,
+    summary_rows,
+)
 from experiments.report.training_table import training_section
 from probes.evaluation.result import BASELINE
 from probes.plots.rungs_figure import in_order
@@ -39,6 +49,12 @@ _DISTRIBUTIONS = (
 _TITLES = (
     *("run", "rung", "layer", "KL gap", "between", "top class", "rest", "perfect, 95 %", "best layer", "its gap"),
     *("n", "classes", "pooled", "seen mass"),
+)
+_TWO = ("concise", "cot")
+_QUARTERS = (
+    "Quarters of the groups of questions by the mean KL gap of the style whose gap is larger, from the smallest; "
+    "excess: smECE minus the mean of its null in that quarter. Where chains of thought break calibration because the "
+    "end of one cannot be foreseen, the difference is large where the gap is."
 )
 _SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
@@ -145,6 +161,7 @@ def _sections(rows: Rows) -> list[str]:
     lines += _class_distributions([(n, run) for n, (_, run) in zip(names, rows, strict=True)])
     for n, (_, run) in zip(names, rows, strict=True):
         lines += _interventions(n, run)
+    lines += _two_styles(rows)
     said = [f"- {n}: {remark}" for n, row in zip(names, rows, strict=True) for remark in remarks(*row)]
     return [*lines, *(["", "### Remarks", "", *said] if said else [])]
 
@@ -195,6 +212,31 @@ def _ladder(by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
     cells = [[n, *(gaps.get((n, rung), "—") for rung in rungs)] for n in by_run]
     titles = ("run", *(_rung({"rung": rung}) for rung in rungs))
     return ["", "KL gap in nats, by rung and baseline:", "", *markdown_table(titles, cells)]
+
+
+def _two_styles(rows: Rows) -> list[str]:
+    """The same questions of one model, answered at once and by a chain of thought, in quarters by KL gap."""
+    runs = {(cell.model.name, cell.dataset.name, cell.semantics.label, cell.style): run for cell, run in rows}
+    table = []
+    for (model, dataset, semantics, style), run in runs.items():
+        short = runs.get((model, dataset, semantics, "concise"))
+        if style != "cot" or short is None or (found := in_quarters(scored(short), scored(run))) is None:
+            continue
+        for number_of, q in enumerate(found.quarters, start=1):
+            d = q.excess
+            figures = (*map(number, q.gaps), number(d.a, "+"), number(d.b, "+"))
+            difference = interval(d.estimate, d.low, d.high, "+")
+            table.append(
+                [f"{model} · {dataset}", found.rung, str(number_of), str(q.n), *figures, difference, p_text(q.holm)]
+            )
+    if not table:
+        return []
+    titles = ("questions", "rung", "quarter", "n", *(f"{what}, {s}" for what in ("KL gap", "excess") for s in _TWO))
+    return [
+        *("", "### The same questions in two styles", ""),
+        *markdown_table((*titles, "difference", "p (Holm)"), table),
+        *("", _QUARTERS),
+    ]
 
 
 def _rung(row: dict[str, Any]) -> str:

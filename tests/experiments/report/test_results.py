@@ -86,6 +86,20 @@ def table_of(page: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
+def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, tmp_path, study_dict):
+    monkeypatch.setattr("experiments.compare.by_gap.FEWEST", 2)
+    run_dict(tmp_path, study_dict | {"styles": ["concise", "cot"]})
+    text = results_page("small", tmp_path / "runs", tmp_path)
+    assert text is not None
+    _, _, table = text.partition("### The same questions in two styles")
+    lines = [line for line in table.split("\n") if line.startswith("| llama")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [row[2] for row in rows] == ["1", "2", "3", "4"]
+    assert sum(int(row[3]) for row in rows) == 48
+    gaps = [[float(row[column]) for row in rows] for column in (4, 5)]
+    assert any(own == sorted(own) for own in gaps)  # of the style whose gap is larger
+
+
 def test_a_page_says_how_the_models_of_a_study_were_trained(tmp_path):
     folder = tmp_path / "grpo"
     folder.mkdir()
