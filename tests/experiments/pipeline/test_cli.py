@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from experiments.cli import main
+from experiments.train.preferences import Pair
 from tests.conftest import save_checkpoint
 from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 
@@ -140,7 +141,14 @@ def test_a_lineage_is_trained_and_said_where(monkeypatch, capsys, caplog, tmp_pa
     assert "has no chat template; the default one is used" in caplog.text
     assert "name runs/llama/sft/trained.jsonl as exclude" in out
     arguments = ["train", "--from", "runs/llama/sft", "--stage", "grpo", "--dataset", questions_file, *few]
-    code, out, err = semcal(monkeypatch, capsys, *arguments, "--set", "at_once=8", "--set", "longest=2")
+    arguments += ["--set", "at_once=8", "--set", "longest=2"]
+    code, out, err = semcal(monkeypatch, capsys, *arguments)  # a tiny model is never right
+    assert code == 2
+    assert "only 0 of" in err.splitlines()[-1]
+    assert "raise questions (1000)" in err.splitlines()[-1]
+    mixed = lambda _, __, turns, *___: [Pair(turn, "red", "blue") for turn in turns]  # noqa: E731
+    monkeypatch.setattr("experiments.train.train_from.own_pairs", mixed)
+    code, out, err = semcal(monkeypatch, capsys, *arguments)
     assert code == 0, err
     assert (tmp_path / "runs" / "llama" / "grpo" / "training.json").is_file()  # next to the stage before
 
