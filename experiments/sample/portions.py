@@ -18,9 +18,8 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.decoding.paths import REREAD
 
 TARGET_S = 100.0  # of a machine as slow as assumed here; one question may take longer
-# Of large products; on a CPU, of each thread.
 _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-OPERATIONS_PER_S = {"cpu": 4e10 if _WIDE else 2e10, "mps": 2e12, "cuda": 2e13}
+OPERATIONS_PER_S = {"cpu": 4e10 if _WIDE else 2e10, "mps": 2e12, "cuda": 2e13}  # on a CPU, of each thread
 STEP = 16  # tokens that could be decoded while the weights are read for a step
 GROWTH = 3  # a portion has at most so many times the questions before it
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 from experiments.train.conversations import Turn
 from experiments.train.preferences import Pair, pair_of
+from experiments.train.stage_settings import PairSettings, RewardSettings
 from experiments.train.training_questions import right, shuffled
 from semcal.answers import sample
 from semcal.errors import UserError
@@ -25,29 +25,9 @@ _AT_ONCE = 16  # questions whose answers are drawn before they are written down
 _OFTEN = 4  # times that a pair, or its question, is trained on at most
 
 
-class Drawing(Protocol):
-    """`pairs` are wanted, each out of `samples` answers of at most `longest` tokens to one question; there are fewer if
-    `questions` of these, or all, have been asked before."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def pairs(self) -> int: ...
-    @property
-    def questions(self) -> int: ...
-    @property
-    def samples(self) -> int: ...
-    @property
-    def longest(self) -> int: ...
-
-
 def own_pairs(
     model: LanguageModel,
-    settings: Drawing,
+    settings: PairSettings | RewardSettings,
     turns: Sequence[Turn],
     b: Collapse,
     file: Path,
