@@ -23,8 +23,6 @@ _THOUSANDS = re.compile(
 _LIST = re.compile(r"(?<=\d)[,;](?=\d)")  # 1,2 is 1, 2
 _POINT = re.compile(r"(?<![\w.])\.(?=\d)")  # .5 is 0.5
 _SPACED = re.compile(r"(?<=\d)\s+([-+/:*^=])\s+(?=\d)")  # 1914 - 1918 is 1914-1918
-# Without one of these two, none of the four above changes a text. A search is fast where a pattern has one beginning.
-_MAY_JOIN = re.compile(r"\d(?:[,;'’]\d|\s+[-+/:*^=]\s+\d)"), re.compile(r"\.\d")
 # The marks that are part of what a word or a number says.
 _TELLING = "|".join(
     (
@@ -37,8 +35,9 @@ _TELLING = "|".join(
 _SILENT = re.compile(rf"(?P<kept>{_TELLING})|{_MARK}")
 _GAP = re.compile(rf"(?P<kept>{_TELLING})|\W")
 _WORD = re.compile(r"\w+")
-# Without one of these two, no mark of _TELLING is in a text.
-_MAY_TELL = re.compile(r"[-+#]"), re.compile(rf"\d{_MARK}+\d")
+# Without one of these two, no mark of _TELLING is in a text, nor anything that _joined changes. A search is fast where
+# a pattern has one beginning.
+_OPERATOR, _BEFORE_DIGIT = re.compile(r"[-+#/:*^=]"), re.compile(rf"{_MARK}\d")
 _ARTICLE = re.compile(r"(?<![\w+#-])(?:a|an|the)(?![\w+#-])")
 
 
@@ -61,9 +60,10 @@ def normalise(text: str) -> str:
 
 def bare_text(text: str) -> str:
     """The words and numbers of a text, without case and other marks; the text itself if it has none."""
-    plain = _plain(text)
-    words = _GAP.sub(_kept_or(" "), plain).split() if _any_in(_MAY_TELL, plain) else _WORD.findall(plain)
-    return " ".join(" ".join(words).casefold().split()) or text
+    plain = _lowered(text)
+    words = _GAP.sub(_kept_or(" "), _joined(plain)).split() if _has_telling_marks(plain) else _WORD.findall(plain)
+    bare = " ".join(words)
+    return (bare if bare.isascii() else " ".join(bare.casefold().split())) or text
 
 
 def mention(form: str) -> str:
@@ -77,19 +77,25 @@ def mention(form: str) -> str:
 
 def _plain(text: str) -> str:
     """In lower case and NFC, with one character for each look and one form for each number."""
+    lowered = _lowered(text)
+    return _joined(lowered) if _has_telling_marks(lowered) else lowered
+
+
+def _lowered(text: str) -> str:
     lowered = text.lower()
     if not lowered.isascii():
         lowered = unicodedata.normalize("NFC", lowered).translate(_ALIKE)
-    lowered = " ".join(lowered.split())
-    if not _any_in(_MAY_JOIN, lowered):
-        return lowered
+    return " ".join(lowered.split())
+
+
+def _has_telling_marks(lowered: str) -> bool:
+    return _OPERATOR.search(lowered) is not None or _BEFORE_DIGIT.search(lowered) is not None
+
+
+def _joined(lowered: str) -> str:
+    """With one form for each number."""
     joined = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), lowered)
     return _SPACED.sub(r"\1", _POINT.sub("0.", _LIST.sub(" ", joined)))
-
-
-def _any_in(patterns: tuple[re.Pattern[str], re.Pattern[str]], text: str) -> bool:
-    first, second = patterns
-    return first.search(text) is not None or second.search(text) is not None
 
 
 def _kept_or(other: str) -> Callable[[re.Match[str]], str]:
