@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from experiments.config.study import load_study
 from experiments.pipeline import run_study as pipeline
@@ -33,7 +34,7 @@ SERVER = multiprocessing.get_context("forkserver")  # loads torch once, and know
 SERVER.set_forkserver_preload([__name__, "experiments.cluster.ray_study"])
 STARTED: list[Any] = []
 KILLS, REPETITIONS, PATIENCE_S = 30, 20, 120.0
-QUESTIONS, CELLS = 48, 4
+ON_RAY = ("ray worker", "node", "driver")
 
 
 class Slow(Reporter):
@@ -47,7 +48,11 @@ class Slow(Reporter):
 
 
 def work(file: Path, slow: float, drawn: bool, address: str | None = None) -> None:
-    """Run a study as one process of several; with an address, as the driver of its cluster of Ray."""
+    """Run a study as one process of several; with an address, as the driver of its cluster of Ray.
+
+    With one thread each, as Ray gives its workers: sums are rounded by their number.
+    """
+    torch.set_num_threads(1)
     if not drawn:
         pipeline.write_report = lambda _, run: (run.folder / "report.html").write_text("not drawn in this test")
     prepared = prepare_study(load_study(file))
@@ -78,9 +83,9 @@ def start(*args: Any) -> Any:
     return process
 
 
-def kill(process: int) -> None:
+def kill(process: int, by: signal.Signals = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, by)
 
 
 def join_all(processes: list[Any]) -> None:
@@ -97,7 +102,8 @@ def assert_as_alone(folder: Path, alone: Path) -> None:
     for ours, theirs in ((Run.open(p), Run.open(alone / p.name)) for p in runs):
         assert ours.samples().groupby("question_id")["count"].sum().eq(theirs.config()["sampling"]["m"]).all()
         for name in ("samples", "questions", "classes", "table", "probes", "probe_losses"):
-            pd.testing.assert_frame_equal(getattr(ours, name)(), getattr(theirs, name)(), obj=f"{ours.name} {name}")
+            same: dict[str, Any] = {"obj": f"{ours.name} {name}", "check_exact": True}
+            pd.testing.assert_frame_equal(getattr(ours, name)(), getattr(theirs, name)(), **same)
         assert ours.calibration() == theirs.calibration()
         assert ours.unchanged().changed == ours.unchanged().unknown == ()
         assert ours.shard_keys() == theirs.shard_keys()
@@ -209,16 +215,18 @@ def test_thirty_random_kills_of_workers_nodes_drivers_and_lock_holders(cluster, 
                 assert kept[-1].enter_context(claimed(run.folder, part(key)))
         chance.shuffle(kept)
         lived = Life(cluster, file, folder, chance)
-        kinds = ["worker"] * 9 + ["holder"] * 9 + ["ray worker"] * 4 + ["node"] * 4 + ["driver"] * 4
+        kinds = ["worker"] * 10 + ["holder"] * 11 + ["ray worker"] * 3 + ["node"] * 3 + ["driver"] * 3
         for number, kind in enumerate(chance.permutation(kinds)):
-            for stack in kept[number * len(kept) // KILLS : (number + 1) * len(kept) // KILLS]:
-                stack.close()
-            time.sleep(chance.uniform(0, 1))
-            lived.kill(kind)
+            lived.kill(kind, kept[number * len(kept) // KILLS : (number + 1) * len(kept) // KILLS])
     join_all([*lived.workers, lived.driver])
     work(file, 0.0, False)  # the same command once more clears away what those left that were killed last
     assert lived.killed == KILLS
     assert_as_alone(folder, four_alone)
+
+
+def let_go(kept: list[ExitStack]) -> None:
+    for claim in kept:
+        claim.close()
 
 
 class Life:
@@ -231,25 +239,38 @@ class Life:
         self.driver = start(*self._driver)
         self.killed = 0
 
-    def kill(self, kind: str) -> None:
+    def kill(self, kind: str, kept: list[ExitStack]) -> None:
+        """Kill one of a kind, once these shards are let go."""
         self.killed += 1
+        if kind in ON_RAY:
+            at_work = self._at_work_on_ray(kept)
+        else:
+            at_work = []
+            let_go(kept)
+            time.sleep(self._chance.uniform(0, 1))
         if kind == "node":
-            self._at_work_on_ray()
             self._cluster.remove_node(self._chance.choice(sorted(self._cluster.worker_nodes, key=str)), False)
             self._cluster.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
         elif kind == "driver":
-            self._at_work_on_ray()
             kill(self.driver.pid)
-        elif kind == "ray worker" and (found := self._at_work_on_ray()):
-            kill(self._chance.choice(found))
+        elif kind == "ray worker":
+            kill(self._chance.choice(at_work))
         else:
             name = self._chance.choice([f"{CLAIMS}/*", WRITING, LOCK])
             found = found_within(1.0, lambda: holders(self._folder, name)) if kind == "holder" else []
             kill(self._chance.choice(found or [w.pid for w in self.workers]))
         self._replace()
 
-    def _at_work_on_ray(self) -> list[int]:
-        return found_within(20.0, lambda: sorted({*holders(self._folder, f"{CLAIMS}/*")} & {*ray_workers()}))
+    def _at_work_on_ray(self, kept: list[ExitStack]) -> list[int]:
+        """The workers of Ray that are at work on these shards, which it alone can take."""
+        for worker in self.workers:
+            kill(worker.pid, signal.SIGSTOP)
+        let_go(kept)
+        found = found_within(PATIENCE_S, lambda: sorted({*holders(self._folder, f"{CLAIMS}/*")} & {*ray_workers()}))
+        for worker in self.workers:
+            kill(worker.pid, signal.SIGCONT)
+        assert found, f"no worker of Ray has begun a shard in {PATIENCE_S} s"
+        return found
 
     def _replace(self) -> None:
         time.sleep(0.05)
