@@ -37,7 +37,7 @@ demo-smoke: $(STAMP)
 organism-probes: $(STAMP) demo
 	$(BIN)/semcal run experiments/studies/probes/organism-probes.yaml
 
-test: $(STAMP) lint
+test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
 # Those that take longest: hundreds of simulated worlds, trainings, studies that are stopped in the middle.

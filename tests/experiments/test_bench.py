@@ -79,6 +79,7 @@ def test_a_measure_that_differs_is_not_timed(monkeypatch, measure, case, message
         case()
 
 
+@pytest.mark.long
 def test_the_grid_of_probes_is_timed_only_if_both_reach_the_same_objectives(monkeypatch):
     for name, value in {"LAYERS": 2, "N": 60, "WIDTH": 8, "CLASSES": 3, "FOLDS": 3}.items():
         monkeypatch.setattr(probes_bench, name, value)

@@ -119,6 +119,7 @@ def test_keys_and_values_of_prompts_do_not_depend_on_m(tmp_path):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.long
 def test_a_longer_run_holds_no_more_at_once(tmp_path):
     model = load(tmp_path)
     rng = np.random.default_rng(0)

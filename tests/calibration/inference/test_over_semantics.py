@@ -17,6 +17,7 @@ def planted(gap, excess, *, seed, error=0.005):
     return values[1], values[0], replicates[1], replicates[0]
 
 
+@pytest.mark.long
 def test_an_error_that_grows_with_the_gap_is_seen_with_its_slope():
     rng = np.random.default_rng(0)
     gap, granularity = rng.uniform(0, 2, BS), rng.uniform(0, 4, BS)

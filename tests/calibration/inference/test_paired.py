@@ -76,6 +76,7 @@ def opposite(seed: int, n: int = 300):
     return runs
 
 
+@pytest.mark.long
 def test_a_swap_tests_exchangeability_and_the_t_test_the_statistic():
     found = [
         paired_difference(STATISTICS["smece"], *opposite(seed), resampling=Resampling(bootstrap=39, seed=seed))

@@ -55,6 +55,7 @@ def test_p_values_of_classes_and_of_their_mean_are_uniform_under_calibration(m):
     assert np.mean(np.array(smallest) <= 0.3) < 0.38  # Holm: any of three at most so often; 0.3 is all they can reach
 
 
+@pytest.mark.long
 def test_groups_that_share_their_gold_answer_are_not_taken_for_miscalibration():
     """Twenty lots of six questions with one distribution and one gold answer, a hundred studies at 5 %. Pools of finite
     M differ within a lot, so that simulated gold answers agree less than the true ones, and 5 % is not quite kept."""

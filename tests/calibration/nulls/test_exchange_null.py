@@ -64,6 +64,7 @@ def test_p_value_is_uniform_for_calibrated_models_at_any_m(m):
     assert np.mean(np.array(said) <= 0.05) <= 0.075  # the p-value reported counts ties as above
 
 
+@pytest.mark.long
 def test_estimated_null_is_not_at_small_m():
     found = []
     for run in range(200):
@@ -72,6 +73,7 @@ def test_estimated_null_is_not_at_small_m():
     assert stats.kstest(found, "uniform").pvalue < 1e-4
 
 
+@pytest.mark.long
 def test_power_grows_with_n():
     power = []
     for n in (50, 200, 800):

@@ -97,6 +97,7 @@ def test_a_finished_study_is_not_run_again(tmp_path, copied, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.long
 def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
     sampled = study_dict | SAMPLED
     (one,) = run_dict(tmp_path, sampled, "name=one", "sampling.max_rows=1")

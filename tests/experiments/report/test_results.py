@@ -117,6 +117,7 @@ def test_a_page_says_how_the_models_of_a_study_were_trained(tmp_path):
     assert training_section([("base", "real:gemma")]) == []
 
 
+@pytest.mark.long
 def test_what_was_decided_in_variants_stands_side_by_side(tmp_path, study_dict):
     decided = {"small": ("holds", 0.004), "small-seed-1": ("fails", 0.9)}
     for name, (decision, p) in decided.items():
@@ -128,6 +129,7 @@ def test_what_was_decided_in_variants_stands_side_by_side(tmp_path, study_dict):
     assert "| H1 | Base models are calibrated | holds (p 0.004) | fails |" in page
 
 
+@pytest.mark.long
 def test_another_study_whose_name_begins_alike_is_no_variant(monkeypatch, tmp_path, study_dict):
     run_dict(tmp_path, study_dict)
     runs = tmp_path / "runs"

@@ -34,18 +34,22 @@ def decisions(short, thinking=()):
     return [v.decision for v in predictions(short, thinking, LAW).verdicts]
 
 
+@pytest.mark.long
 def test_a_calibrated_base_and_an_overconfident_tuned_model():
     assert decisions(two_models(0.0, 0.2))[:2] == ["holds", "holds"]
 
 
+@pytest.mark.long
 def test_both_the_other_way_round():
     assert decisions(two_models(0.2, 0.0))[:2] == ["fails", "fails"]
 
 
+@pytest.mark.long
 def test_few_questions_decide_nothing_of_a_calibrated_model():
     assert decisions(two_models(0.0, 0.0, n=40))[:2] == ["undecided", "undecided"]
 
 
+@pytest.mark.long
 def test_chain_of_thought_is_read_from_its_own_study():
     short = two_models(0.0, 0.2)
     thinking = [
@@ -73,6 +77,7 @@ def test_what_says_nothing_is_left_out_and_named():
     assert not why_left_out(runs[3])
 
 
+@pytest.mark.long
 def test_nothing_is_decided_before_all_is_measured():
     """Else the order in which cells are measured, and where one stops to look, would decide."""
     runs = two_models(0.2, 0.2)

@@ -89,6 +89,7 @@ def test_the_ceiling_is_what_the_true_distributions_explain(strength: str, seen:
     np.testing.assert_allclose(found["of_ceiling_high"], found["high"] / found["ceiling"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("strength", "seen"), CASES)
 def test_control_task_and_null_come_out_at_zero_and_the_planted_share_does_not(strength: str, seen: str) -> None:
     found = measured(strength, seen)
