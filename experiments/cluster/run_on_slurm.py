@@ -43,7 +43,7 @@ def run_on_slurm(prepared: Prepared, options: str, jobs: int, console: Console) 
             _check_same(prepared.study, found)
             words = f"{len(found.ids)} jobs of array {found.array} are at work on it already; following these"
         else:
-            found = submit(study, ["run", str(_save(prepared.study))], asked, jobs)
+            found = submit(study, ["run", str(save(prepared.study))], asked, jobs)
             words = f"submitted {jobs} jobs as array {found.array}; logs: {found.log(found.ids[0]).parent}"
     console.print(f"{prepared.study.name}: {words}", highlight=False, markup=False, soft_wrap=True)
     folders = [Path(cell.folder) for cell in prepared.cells]
@@ -56,8 +56,9 @@ def submitted_file(study: Study) -> Path:
     return (study.folder / FOLDER / "study.yaml").resolve()
 
 
-def _save(study: Study) -> Path:
-    """Relative paths in it begin where they did, at the working folder, in which the jobs start."""
+def save(study: Study) -> Path:
+    """Write the file that the jobs run. Relative paths in it begin where they did, at the working folder, in which the
+    jobs start."""
     path, settings = submitted_file(study), study.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

@@ -45,6 +45,7 @@ SlurmdParameters=config_overrides
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node1} CPUs=1
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node2} CPUs=1
 PartitionName=cpu Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=node[1-2] MaxTime=60 State=UP
 """
 
 
