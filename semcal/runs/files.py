@@ -21,7 +21,7 @@ from semcal.errors import UserError
 STAGED, COMPLETE = ".new", ".complete"  # folders in which a set of files is written, and from which it is moved
 _TEMPORARY = re.compile(r"\.(\d+)@(.+)\.tmp$")
 _ABANDONED_S = 86_400.0
-_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)
 
 
 def content_key(*parts: Any) -> str:

@@ -140,7 +140,7 @@ def _wait_for_nodes(cluster: Cluster) -> None:
     until, said = time.monotonic() + 30, ""
     while time.monotonic() < until:
         with suppress(subprocess.SubprocessError):
-            said = cluster.ask("sinfo", "--noheader", "--Node", "--format=%N %t")
+            said = cluster.ask("sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%N %t")
             if said.split() == ["node1", "idle", "node2", "idle"]:
                 return
         time.sleep(0.5)
