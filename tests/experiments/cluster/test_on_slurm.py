@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments.cli import main
 from experiments.cluster import run_on_slurm as submission
 from experiments.cluster.following import follow
 from experiments.cluster.run_on_slurm import run_on_slurm
@@ -140,18 +142,26 @@ def test_jobs_that_can_never_start_are_one_line(study):
     wait_for(lambda: submitted(prepared.study.folder) is None, "end of the jobs")
 
 
-def test_jobs_run_the_study_as_it_was_submitted(study, alone, monkeypatch):
-    prepared, console = prepare_study(load_study(study, ["styles=[concise]"])), Console(file=io.StringIO())
+def test_jobs_run_the_study_as_it_was_submitted(study, alone, monkeypatch, capsys):
+    prepared = prepare_study(load_study(study, ["styles=[concise]"]))
+    command = ["run", str(study), "--set", "styles=[concise]"]
 
     def after_an_edit(array: Any, *more: Any) -> None:
         other = prepare_study(load_study(study, ["styles=[concise]", "calibration.bootstrap=30"]))
         with pytest.raises(UserError, match=r"as it was submitted \(calibration.bootstrap was 20, is now 30\)"):
-            run_on_slurm(other, "partition=cpu,cpus=1,time=2", 1, console)
+            run_on_slurm(other, "partition=cpu,cpus=1,time=2", 1, Console(file=io.StringIO()))
         study.write_text(study.read_text().replace("name: small", "name: other"))
         follow(array, *more)
 
     monkeypatch.setattr(submission, "follow", after_an_edit)
-    run_on_slurm(prepared, "partition=cpu,cpus=1,time=2", 1, console)
+    monkeypatch.setattr("sys.argv", ["semcal", *command, "--slurm", "partition=cpu,cpus=1,time=2", "--jobs", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert "smECE" in out
+    assert f"runs, figures and report.html: {prepared.study.folder}" in "".join(out.splitlines())
+    assert shlex.split((prepared.study.folder / "command.txt").read_text()) == ["semcal", *command]
     assert "name: other" in study.read_text()
     assert not (prepared.study.folder.parent / "other").exists()
     assert_as_alone(prepared, alone[:1])
