@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from experiments.pipeline import run_study as pipeline
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import merge_study, prepare_study, run_study
 from semcal import Run, UserError
-from semcal.runs.claims import CLAIMS, WRITING
+from semcal.runs.claims import CLAIMS, WRITING, claimed, part
 from semcal.runs.failure import failure_of
 from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 
@@ -143,15 +144,29 @@ def with_two_bs(checkpoint, tmp_path_factory) -> dict[str, Any]:
     return study
 
 
-def test_what_cells_of_two_bs_share_is_sampled_once_by_two_processes(with_two_bs, tmp_path):
-    study, log = write_study(tmp_path, with_two_bs | {"output": str(tmp_path / "runs")}), tmp_path / "shared.log"
-    processes = [start(study, log, str(i), slow=0.02) for i in range(2)]
-    for process in processes:
-        process.join()
-    assert [p.exitcode for p in processes] == [0, 0]
-    done = answered(log)
-    assert sum(done.values()) == 96, done
-    assert len(done) == 2, done
+def test_what_cells_of_two_bs_share_is_not_sampled_for_the_second_while_another_is_at_it(
+    with_two_bs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "WAIT_S", 0.05)
+    prepared = prepare_study(load_study(write_study(tmp_path, with_two_bs | {"output": str(tmp_path / "runs")})))
+    first, second = prepared.runs[:2]
+    shard = Run.open(Path(with_two_bs["output"]) / "small" / first.name).shard_keys()[3]
+    another = ExitStack()
+    assert another.enter_context(claimed(first.folder, part(shard)))
+
+    class Hears(Reporter):
+        questions = 0
+
+        def answered(self, questions: int) -> None:
+            self.questions += questions
+
+        def left(self, cell: Any, what: str) -> None:
+            if cell == prepared.cells[0] and what.startswith("sampled by"):  # when everything else is done
+                assert not second.sampled
+                another.close()
+
+    run_study(prepared, reporter := Hears())
+    assert reporter.questions == 96
     assert_as_alone(tmp_path, with_two_bs)
 
 
