@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.cluster.shared_folder import NOT_SHARED, not_shared
-from experiments.cluster.slurm import COMPLETED, GONE, PENDING, Job, Submitted, cancel, jobs_of
+from experiments.cluster.slurm import COMPLETED, PENDING, Job, Submitted, cancel, jobs_of
 from experiments.cluster.study_state import CellState, StudyState, last_words
 from experiments.pipeline.forecast import duration
 from experiments.pipeline.signals import Stopped
@@ -49,7 +49,8 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
     """Show how far a study is until its jobs have ended. Jobs that still wait when it is done are cancelled.
 
     Raises:
-        UserError: all jobs ended before it was done; each with its log.
+        UserError: all jobs ended before it was done; each with its log. Slurm will never start those that are left,
+            which are cancelled.
     """
     pace, told, jobs = Pace(), _Told(console), tuple(Job(job, PENDING) for job in array.ids)
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -65,8 +66,12 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
                     told.regularly(" · ".join([progress(now, jobs, pace.rate), *at_work]))
                 if all(job.ended for job in jobs):
                     break
-                if any(job.state == COMPLETED for job in jobs) and any(job.state == PENDING for job in jobs):
+                done = now.finished == len(now.cells) and any(job.state == COMPLETED for job in jobs)
+                if done and any(job.state == PENDING for job in jobs):
                     cancel(array, waiting_only=True)
+                elif all(job.ended or job.hopeless for job in jobs):
+                    cancel(array, waiting_only=True)
+                    raise UserError(_never(array, jobs))
                 time.sleep(LOOK_S)
         except (Stopped, KeyboardInterrupt) as stopped:
             on = f"the jobs go on, and `scancel {array.array}` ends them; the same command follows them again"
@@ -75,14 +80,30 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
             else:
                 console.print(on, highlight=False, markup=False, soft_wrap=True)
             raise
-    forgotten = all(job.state == GONE for job in jobs) and now.finished == len(now.cells)
-    if not forgotten and not any(job.state == COMPLETED for job in jobs):
+    until = time.monotonic() + _UNTIL_LOG_S
+    while now.finished < len(now.cells) and any(job.state == COMPLETED for job in jobs) and time.monotonic() < until:
+        time.sleep(0.5)
+        now = state()
+    if now.finished < len(now.cells):
         raise UserError(_unfinished(array, jobs, now))
+
+
+def _never(array: Submitted, jobs: Sequence[Job]) -> str:
+    waiting = [job for job in jobs if job.hopeless]
+    return (
+        f"{array.study.name}: Slurm will never start {_counted(len(waiting), 'job')} of array {array.array} "
+        f"({waiting[0].reason}): --slurm asks for what it does not allow; they are cancelled, and `scontrol show "
+        "partition` shows what a job may ask for"
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _unfinished(array: Submitted, jobs: Sequence[Job], state: StudyState) -> str:
     left = len(state.cells) - state.finished
-    first = next((job for job in jobs if job.exit_code == NOT_SHARED), jobs[0])
+    first = max(jobs, key=lambda job: (job.exit_code == NOT_SHARED, job.state != COMPLETED))  # of several the first
     return (
         f"{array.study.name}: {left} of {len(state.cells)} cells are not finished, and every job has ended: "
         f"{outcome(array, first)}; the same command goes on with what is there"
@@ -163,7 +184,7 @@ def progress(state: StudyState, jobs: Sequence[Job], rate: float) -> str:
         share = f"{state.answered:,} of {state.questions:,} questions ({state.answered / state.questions:.0%})"
     left = (state.questions - state.answered) / rate if rate else 0
     speed = [f"{rate:.3g} questions/s", f"{duration(left)} of sampling left"] if left > 0 else []
-    by_state = Counter(job.state.lower() for job in jobs)
+    by_state = Counter(f"{job.state.lower()} ({job.reason})" if job.reason else job.state.lower() for job in jobs)
     queue = "jobs: " + ", ".join(f"{n} {name}" for name, n in by_state.most_common()) if jobs else ""
     return " · ".join(part for part in (cells, share, *speed, queue) if part)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.cluster.shared_folder import write_token
 from experiments.cluster.slurm_options import SlurmOptions
 from experiments.cluster.study_state import name_log
+from experiments.pipeline.tracking.sweeps import PARAMETERS
 from semcal.errors import UserError
 from semcal.runs.files import write_atomically
 
@@ -34,7 +36,13 @@ _WARNING_S = 120  # at most, from Slurm's warning to the time limit
 _TIMEOUTS = 1000  # how often a job may run into its time limit
 _PATIENCE_S = 5.0  # for an answer of Slurm to a look; the next look asks again
 _LONG_S = 60.0
-_COLUMNS = "JobArrayID:60,State:24,exit_code:12,RestartCnt:12,NodeList:200"
+_COLUMNS = {"JobArrayID": 60, "State": 24, "exit_code": 12, "RestartCnt": 12, "Reason": 100, "NodeList": 200}  # widths
+# Slurm's "Job Reason Codes" of requests that no waiting helps: a limit on one job, or what is not there or not allowed.
+# Not of limits on all jobs of a user, an account or a group, which are waited for.
+_HOPELESS = re.compile(
+    r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|QOSMin\w+"
+    r"|(Assoc|QOS)Max\w+Per(Job|Node)\w*|DependencyNeverSatisfied"
+)
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -57,6 +65,7 @@ class Worker:
         from submitit import JobEnvironment
 
         name_log(Path(self.study), JobEnvironment().paths.stdout)
+        os.environ.pop(PARAMETERS, None)  # the study that was saved is that of the point already
         sys.argv = ["semcal", *self.arguments]
         from experiments.cli import main
 
@@ -99,6 +108,7 @@ class Job:
         signal: the number of the signal that killed it, or 0.
         restarts: how often it was queued again.
         node: where it runs or ran; "" while it waits.
+        reason: why it waits, in Slurm's word; "" if it does not, or Slurm does not know yet.
     """
 
     id: str
@@ -107,10 +117,16 @@ class Job:
     signal: int = 0
     restarts: int = 0
     node: str = ""
+    reason: str = ""
 
     @property
     def ended(self) -> bool:
         return self.state in (*_ENDED, GONE)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it waits for what no waiting brings."""
+        return self.state == PENDING and _HOPELESS.fullmatch(self.reason) is not None
 
 
 def submit(study: Path, arguments: Sequence[str], options: SlurmOptions, jobs: int) -> Submitted:
@@ -184,10 +200,11 @@ def check_slurm() -> None:
 def jobs_of(array: Submitted, patience_s: float = _PATIENCE_S) -> tuple[Job, ...] | None:
     """The jobs of an array as Slurm sees them; None where Slurm does not answer in time."""
     which = ("--noheader", "--array", "--states=all", f"--jobs={array.array}")
-    asked = _slurm("squeue", *which, "-O", _COLUMNS, patience_s=patience_s)
+    columns = ",".join(f"{name}:{width}" for name, width in _COLUMNS.items())
+    asked = _slurm("squeue", *which, "-O", columns, patience_s=patience_s)
     if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
         return None
-    found = dict(_job(line) for line in asked.stdout.splitlines() if len(line.split()) >= 4)
+    found = {job.id: job for job in map(_job, filter(str.strip, asked.stdout.splitlines()))}
     return tuple(found.get(job, Job(job, GONE)) for job in array.ids)
 
 
@@ -196,10 +213,15 @@ def cancel(array: Submitted, *, waiting_only: bool = False) -> None:
     _slurm("scancel", *(["--state=PENDING"] if waiting_only else []), array.array)
 
 
-def _job(line: str) -> tuple[str, Job]:
-    name, state, code, restarts, *node = line.split()
+def _job(line: str) -> Job:
+    found, at = [], 0
+    for width in _COLUMNS.values():
+        found.append(line[at : at + width].strip())
+        at += width
+    name, state, code, restarts, reason, node = found
     status = int(code) if code.isdigit() else 0
-    return name, Job(name, state, status >> 8, status & 127, int(restarts), *node[:1])
+    waits_for = reason if state == PENDING and reason != "None" else ""
+    return Job(name, state, status >> 8, status & 127, int(restarts or 0), node, waits_for)
 
 
 def _slurm(*command: str, patience_s: float = _PATIENCE_S) -> subprocess.CompletedProcess[str] | None:

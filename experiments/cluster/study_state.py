@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,17 +87,29 @@ class CellState:
 
 @dataclass(frozen=True)
 class StudyState:
-    """All cells of a study at one moment."""
+    """All cells of a study at one moment.
+
+    Attributes:
+        groups: for each cell the number of its group, whose cells share their samples; empty where each has its own.
+    """
 
     cells: tuple[CellState, ...]
+    groups: tuple[int, ...] = ()
 
     @property
     def questions(self) -> int:
-        return sum(cell.questions for cell in self.cells)
+        """How many are to be answered; those of a group once."""
+        return self._once(lambda cell: cell.questions)
 
     @property
     def answered(self) -> int:
-        return sum(cell.answered for cell in self.cells)
+        return self._once(lambda cell: cell.answered)
+
+    def _once(self, count: Callable[[CellState], int]) -> int:
+        most: dict[int, int] = {}
+        for group, cell in zip(self.groups or range(len(self.cells)), self.cells, strict=True):
+            most[group] = max(most.get(group, 0), count(cell))
+        return sum(most.values())
 
     @property
     def finished(self) -> int:
@@ -120,13 +132,16 @@ class StudyState:
         return [(cell, held) for cell in self.cells for held in cell.held if held.dead]
 
 
-def study_state(folders: Sequence[Path], questions: Sequence[int] | None = None) -> StudyState:
+def study_state(
+    folders: Sequence[Path], questions: Sequence[int] | None = None, groups: Sequence[int] = ()
+) -> StudyState:
     """The state of a study from its run folders, which need not exist.
 
     Args:
         questions: how many each cell has, for cells that were not begun.
+        groups: see `StudyState`.
     """
-    return StudyState(tuple(map(_cell_state, folders, questions or [0] * len(folders))))
+    return StudyState(tuple(map(_cell_state, folders, questions or [0] * len(folders))), tuple(groups))
 
 
 def _cell_state(folder: Path, questions: int) -> CellState:

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from transformers import AutoConfig
 
-from experiments.cluster.share import Share
+from experiments.cluster.share import Share, groups
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
 from experiments.config.study import Cell, ModelConfig, Study, load_dataset
@@ -56,6 +57,11 @@ class Prepared:
     cells: tuple[Cell, ...]
     runs: tuple[Run, ...]
     datasets: dict[str, Dataset]
+
+    @cached_property
+    def groups(self) -> list[int]:
+        """For each cell the number of its group: cells of a group share their samples."""
+        return groups(self.cells)
 
 
 def prepare_study(study: Study) -> Prepared:
@@ -220,20 +226,33 @@ def _missing(cell: Cell, run: Run) -> str:
 
 def _run_cell(prepared: Prepared, number: int, models: Models, reporter: Reporter, share: Share) -> bool:
     """Do of a cell what is in this share and no other process is at work on; returns whether nothing of it is left."""
-    cell, run = prepared.cells[number], prepared.runs[number]
+    cell, run, group = prepared.cells[number], prepared.runs[number], prepared.groups[number]
+    first = prepared.groups.index(group)
+
+    def missing(run: Run) -> list[str]:
+        return [key for key in run.missing_shards() if share.holds(group, key)]
+
+    def is_there(run: Run) -> bool:
+        return bool(run.shard_keys()) and not missing(run)
+
     with _saying_what_is_there(cell, run):
         run.tidy()
-        if by := _held_by(run, [key for key in run.missing_shards() if share.holds(number, key)]):
+        if by := _held_by(run, missing(run)):
             reporter.left(cell, f"sampled by {by}")
             return False
+        if first != number and not run.sampled and not is_there(prepared.runs[first]):
+            reporter.left(cell, f"waits for the samples of {prepared.cells[first].label}")
+            return False
         if not run.sampled or other_weights(cell.model, run):
+            if not models.holds(cell.model):
+                reporter.stage(cell, f"loading {cell.model.name}")
             model = models.of(cell.model)
             job = prepare(cell, run, prepared.datasets[cell.dataset.name], model, prepared.runs)
-            job = replace(job, todo=tuple(key for key in job.todo if share.holds(number, key)))
+            job = replace(job, todo=tuple(key for key in job.todo if share.holds(group, key)))
             reporter.sampling(cell, len(job.asked), len(job.asked) - job.questions_left)
             if job.todo:
                 sample_cell(job, model, reporter.answered)
-            if any(share.holds(number, key) for key in run.missing_shards()):
+            if missing(run):
                 return False
         if share.of == 1 and not finish_cell(cell, run, models, reporter):
             return False

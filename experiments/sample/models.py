@@ -40,6 +40,10 @@ class Models:
             self._held, self._config = load_model(config), config
         return self._held
 
+    def holds(self, config: ModelConfig) -> bool:
+        """Whether the model of a configuration is there already."""
+        return self._held is not None and self._config == config
+
     def of_run(self, cell: Cell, run: Run) -> LanguageModel:
         """The model that a run was made with.
 

@@ -85,6 +85,7 @@ def run(
     if dry_run:
         _plan([study for _, study in found])
         return
+    from experiments.cluster.run_on_slurm import run_on_slurm, submitted_file
     from experiments.pipeline.forecast import Forecast
     from experiments.pipeline.run_study import prepare_study, run_study
     from experiments.terminal.named_paths import pasted
@@ -93,19 +94,18 @@ def run(
     for path, prepared in [(path, prepare_study(study)) for path, study in found]:
         for dataset in prepared.datasets.values():
             output().tell(dataset.summary)
-        write_command(prepared.study.folder, pasted("run", path, *_sets(set)))
+        if path.resolve() != submitted_file(prepared.study):  # by which a job of Slurm runs it
+            write_command(prepared.study.folder, pasted("run", path, *_sets(set)))
         if slurm is not None:
-            from experiments.cluster.run_on_slurm import run_on_slurm
+            run_on_slurm(prepared, slurm, jobs, complaints)
+        else:
+            with output().screen(len(prepared.cells)) as screen:
+                if ray is not None:
+                    from experiments.cluster.ray_study import run_on_ray
 
-            run_on_slurm(prepared, ["run", str(path), *_sets(set)], slurm, jobs, complaints)
-            continue
-        with output().screen(len(prepared.cells)) as screen:
-            if ray is not None:
-                from experiments.cluster.ray_study import run_on_ray
-
-                run_on_ray(prepared, screen, None if ray == "local" else ray)
-            else:
-                run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
+                    run_on_ray(prepared, screen, None if ray == "local" else ray)
+                else:
+                    run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
         if share is not None:
             output().say(f"share {share} of {prepared.study.name} is sampled")
             output().hint(pasted("merge", path, *_sets(set)))

@@ -21,6 +21,7 @@ from semcal.errors import UserError
 STAGED, COMPLETE = ".new", ".complete"  # folders in which a set of files is written, and from which it is moved
 _TEMPORARY = re.compile(r"\.(\d+)@(.+)\.tmp$")
 _ABANDONED_S = 86_400.0
+_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)
 
 
 def content_key(*parts: Any) -> str:
@@ -154,7 +155,9 @@ def disk_error(path: Path, error: BaseException) -> UserError | None:
     path = Path(*(part for part in path.parts if not part.startswith(STAGED)))  # the name that it was to have
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return UserError(f"disk full while writing {path}; free some space and run the same command again")
-    if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+    if code in (errno.ENOENT, errno.EEXIST) and not path.parent.is_dir():  # the latter: a link to nowhere
+        return UserError(f"cannot make the folder {path.parent} ({os.strerror(code)}); choose another output folder")
+    if code in _CANNOT_WRITE:
         return UserError(f"cannot write {path} ({os.strerror(code)}); choose another output folder")
     return None
 

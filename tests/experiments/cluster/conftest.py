@@ -45,6 +45,7 @@ SlurmdParameters=config_overrides
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node1} CPUs=1
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={node2} CPUs=1
 PartitionName=cpu Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=node[1-2] MaxTime=60 State=UP
 """
 
 
@@ -139,7 +140,7 @@ def _wait_for_nodes(cluster: Cluster) -> None:
     until, said = time.monotonic() + 30, ""
     while time.monotonic() < until:
         with suppress(subprocess.SubprocessError):
-            said = cluster.ask("sinfo", "--noheader", "--Node", "--format=%N %t")
+            said = cluster.ask("sinfo", "--noheader", "--Node", "--partition=cpu", "--format=%N %t")
             if said.split() == ["node1", "idle", "node2", "idle"]:
                 return
         time.sleep(0.5)

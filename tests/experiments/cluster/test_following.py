@@ -112,6 +112,47 @@ def test_a_worker_that_died_is_named_with_its_log(array, monkeypatch):
     assert text.count(line) == 1
 
 
+def test_a_job_that_completed_is_no_success_while_cells_are_unfinished(array, monkeypatch):
+    jobs = [Job("7_0", "COMPLETED"), Job("7_1", "FAILED", exit_code=2)]
+    text, cancelled = shown(array, [(jobs, HALF)], monkeypatch)
+    assert "1 of 2 cells are not finished, and every job has ended: job 7_1 failed (exit code 2)" in text
+    jobs = [Job("7_0", "COMPLETED"), Job("7_1", "PENDING")]
+    ended = [Job("7_0", "COMPLETED"), Job("7_1", "COMPLETED")]
+    text, cancelled = shown(array, [(jobs, HALF), (ended, HALF)], monkeypatch)
+    assert "1 of 2 cells are not finished, and every job has ended: job 7_0 completed" in text
+    assert not cancelled, "the one that waited may do the rest"
+
+
+def test_a_study_that_is_finished_is_a_success_however_its_jobs_ended(array, monkeypatch):
+    text, _ = shown(array, [([Job("7_0", "GONE"), Job("7_1", "GONE")], ALL)], monkeypatch)
+    assert "ERROR" not in text
+
+
+def test_the_reason_why_a_job_waits_is_shown():
+    jobs = [Job("7_0", "PENDING", reason="Resources"), Job("7_1", "RUNNING"), Job("7_2", "PENDING", reason="Resources")]
+    assert progress(HALF, jobs, 0.0).endswith("jobs: 2 pending (Resources), 1 running")
+
+
+@pytest.mark.parametrize(
+    ("reason", "hopeless"),
+    [
+        *((name, True) for name in ("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "InvalidQOS")),
+        *((name, True) for name in ("AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "QOSMinGRES")),
+        *((name, False) for name in ("AssocMaxJobsLimit", "QOSMaxJobsPerUserLimit", "AssocGrpGRES", "Resources", "")),
+    ],
+)
+def test_which_reasons_no_waiting_helps(reason, hopeless):
+    assert Job("7_0", "PENDING", reason=reason).hopeless == hopeless
+
+
+def test_jobs_that_can_never_start_are_cancelled_with_one_line_once_no_other_runs(array, monkeypatch):
+    never = Job("7_1", "PENDING", reason="PartitionTimeLimit")
+    looks = [([Job("7_0", "RUNNING"), never], HALF), ([Job("7_0", "FAILED", exit_code=1), never], HALF)]
+    text, cancelled = shown(array, looks, monkeypatch)
+    assert f"ERROR {array.study.name}: Slurm will never start 1 job of array 7 (PartitionTimeLimit): " in text
+    assert cancelled == [True]
+
+
 @pytest.mark.parametrize("stop", [Stopped(2), KeyboardInterrupt()])
 def test_ctrl_c_ends_the_display_and_says_how_to_cancel_the_jobs(array, monkeypatch, stop):
     def stopped() -> Iterator[None]:

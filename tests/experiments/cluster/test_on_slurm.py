@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -18,6 +19,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments.cli import main
+from experiments.cluster import run_on_slurm as submission
+from experiments.cluster.following import follow
 from experiments.cluster.run_on_slurm import run_on_slurm
 from experiments.cluster.slurm import FOLDER, submitted
 from experiments.cluster.study_state import log_of, study_state
@@ -94,7 +98,7 @@ def test_a_job_at_its_time_limit_and_a_killed_one_lose_nothing(cluster, study, a
     def follow() -> None:
         console = Console(file=text, width=400)
         try:
-            run_on_slurm(prepared, ["run", str(study)], "partition=cpu,cpus=1,time=1", 2, console)
+            run_on_slurm(prepared, "partition=cpu,cpus=1,time=1", 2, console)
         except BaseException as error:
             raised.append(error)
 
@@ -125,9 +129,42 @@ def test_what_slurm_refuses_is_one_line(study):
         ("gpus=1,time=2", r"Invalid generic resource \(gres\)"),
     ):
         with pytest.raises(UserError, match=f"Slurm refused: .*{said}") as refused:
-            run_on_slurm(prepared, ["run", str(study)], options, 2, console)
+            run_on_slurm(prepared, options, 2, console)
         assert "\n" not in str(refused.value)
     assert submitted(prepared.study.folder) is None
+
+
+def test_jobs_that_can_never_start_are_one_line(study):
+    prepared, console = prepare_study(load_study(study)), Console(file=(text := io.StringIO()), width=400)
+    with pytest.raises(UserError, match=r"Slurm will never start 2 jobs of array \d+ \(PartitionTimeLimit\)"):
+        run_on_slurm(prepared, "partition=short,time=100:00:00", 2, console)
+    assert "jobs: 2 pending (Partition" in text.getvalue()
+    wait_for(lambda: submitted(prepared.study.folder) is None, "end of the jobs")
+
+
+def test_jobs_run_the_study_as_it_was_submitted(study, alone, monkeypatch, capsys):
+    prepared = prepare_study(load_study(study, ["styles=[concise]"]))
+    command = ["run", str(study), "--set", "styles=[concise]"]
+
+    def after_an_edit(array: Any, *more: Any) -> None:
+        other = prepare_study(load_study(study, ["styles=[concise]", "calibration.bootstrap=30"]))
+        with pytest.raises(UserError, match=r"as it was submitted \(calibration.bootstrap was 20, is now 30\)"):
+            run_on_slurm(other, "partition=cpu,cpus=1,time=2", 1, Console(file=io.StringIO()))
+        study.write_text(study.read_text().replace("name: small", "name: other"))
+        follow(array, *more)
+
+    monkeypatch.setattr(submission, "follow", after_an_edit)
+    monkeypatch.setattr("sys.argv", ["semcal", *command, "--slurm", "partition=cpu,cpus=1,time=2", "--jobs", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert "smECE" in out
+    assert f"runs, figures and report.html: {prepared.study.folder}" in "".join(out.splitlines())
+    assert shlex.split((prepared.study.folder / "command.txt").read_text()) == ["semcal", *command]
+    assert "name: other" in study.read_text()
+    assert not (prepared.study.folder.parent / "other").exists()
+    assert_as_alone(prepared, alone[:1])
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(cluster, study):
@@ -136,7 +173,7 @@ def test_a_node_that_does_not_see_the_folder_says_so(cluster, study):
     with pytest.raises(
         UserError, match=r"every job has ended: job \d+ failed .* on node2: node2 does not see .*/small"
     ):
-        run_on_slurm(prepared, ["run", str(study)], "nodelist=node2,time=2", 1, console)
+        run_on_slurm(prepared, "nodelist=node2,time=2", 1, console)
     assert "choose a folder that all machines share" in text.getvalue()
 
 

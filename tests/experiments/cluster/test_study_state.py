@@ -31,6 +31,11 @@ def test_a_study_that_was_not_begun_has_the_questions_it_is_said_to_have(tmp_pat
     assert [cell.words for cell in state.cells] == ["not begun"] * 2
 
 
+def test_questions_of_cells_that_share_their_samples_are_counted_once(run, tmp_path):
+    state = study_state([run.folder, tmp_path / "same", tmp_path / "other"], [48, 48, 20], [0, 0, 1])
+    assert (state.questions, state.answered) == (48 + 20, 48)
+
+
 def test_the_state_of_a_cell_follows_its_files(run):
     cell = only(study_state([run.folder]))
     assert (cell.questions, cell.answered, cell.shards, cell.finished) == (48, 48, 6, 6)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from experiments.pipeline import run_study as pipeline
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import merge_study, prepare_study, run_study
 from semcal import Run, UserError
-from semcal.runs.claims import CLAIMS, WRITING
+from semcal.runs.claims import CLAIMS, WRITING, claimed, part
 from semcal.runs.failure import failure_of
 from tests.experiments.conftest import questions_in, run_dict, study_of, write_study
 
@@ -71,7 +72,7 @@ def study(alone, tmp_path) -> Path:
 
 def assert_as_alone(folder: Path, study: dict[str, Any]) -> None:
     runs = sorted(p for p in (folder / "runs" / "small").glob("*__*"))
-    assert len(runs) == 2
+    assert len(runs) == len(list((Path(study["output"]) / "small").glob("*__*")))
     for shared, alone in ((Run.open(p), Run.open(Path(study["output"]) / "small" / p.name)) for p in runs):
         pd.testing.assert_frame_equal(shared.samples(), alone.samples())
         pd.testing.assert_frame_equal(shared.table(), alone.table())
@@ -129,6 +130,66 @@ def test_jobs_of_an_array_each_sample_their_share_and_merging_does_the_rest(stud
     merge_study(prepared, Reporter())
     assert sum(answered(log).values()) == 96
     assert_as_alone(tmp_path, alone)
+
+
+@pytest.fixture(scope="module")
+def with_two_bs(checkpoint, tmp_path_factory) -> dict[str, Any]:
+    """A study of two styles and two Bs each, in 12 shards a style, finished by one process; not to be changed."""
+    folder = tmp_path_factory.mktemp("two-bs")
+    study = study_of(checkpoint, questions_in(folder), folder) | {"styles": ["concise", "sentence"]}
+    study["semantics"] = [{"kind": "exact"}, {"kind": "kth-word", "k": 1}]
+    study["sampling"]["shard_size"] = 4
+    study["probes"]["enabled"] = False
+    run_dict(folder, study)
+    return study
+
+
+def test_what_cells_of_two_bs_share_is_not_sampled_for_the_second_while_another_is_at_it(
+    with_two_bs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "WAIT_S", 0.05)
+    prepared = prepare_study(load_study(write_study(tmp_path, with_two_bs | {"output": str(tmp_path / "runs")})))
+    first, second = prepared.runs[:2]
+    shard = Run.open(Path(with_two_bs["output"]) / "small" / first.name).shard_keys()[3]
+    another = ExitStack()
+    assert another.enter_context(claimed(first.folder, part(shard)))
+
+    class Hears(Reporter):
+        questions = 0
+
+        def answered(self, questions: int) -> None:
+            self.questions += questions
+
+        def left(self, cell: Any, what: str) -> None:
+            if cell == prepared.cells[0] and what.startswith("sampled by"):  # when everything else is done
+                assert not second.sampled
+                another.close()
+
+    run_study(prepared, reporter := Hears())
+    assert reporter.questions == 96
+    assert_as_alone(tmp_path, with_two_bs)
+
+
+def test_what_cells_of_two_bs_share_is_in_one_share(with_two_bs, tmp_path):
+    study, log = write_study(tmp_path, with_two_bs | {"output": str(tmp_path / "runs")}), tmp_path / "shared.log"
+    for i in range(2):
+        work(study, log, str(i), 0.0, Share(i, 2))
+    assert answered(log) == {"0": 48, "1": 48}
+    merge_study(prepare_study(load_study(study)), Reporter())
+    assert_as_alone(tmp_path, with_two_bs)
+
+
+def test_a_model_that_is_loaded_is_said_to_be_once(study):
+    class Hears(Reporter):
+        def __init__(self) -> None:
+            self.stages = list[str]()
+
+        def stage(self, cell: Any, what: str) -> None:  # noqa: ARG002
+            self.stages.append(what)
+
+    run_study(prepare_study(load_study(study)), reporter := Hears())
+    assert reporter.stages[0] == "loading llama"
+    assert reporter.stages.count("loading llama") == 1
 
 
 def test_what_a_cell_failed_of_is_left_in_its_folder_until_it_is_taken_up_again(study):

@@ -376,6 +376,15 @@ def test_wandb_offline_is_logged_once(tmp_path, copied):
     assert list((run.folder / "wandb").glob("offline-run-*")) == logged
 
 
+def test_an_output_where_no_folder_can_be_made_is_one_line(tmp_path, study_dict):
+    nowhere = tmp_path / "scratch"
+    nowhere.symlink_to(tmp_path / "not-mounted")
+    for output in (nowhere, Path("/proc/x")):
+        file = write_study(tmp_path, study_dict | {"output": str(output)})
+        with pytest.raises(UserError, match=r"^cannot (write|make the folder) .*; choose another output folder$"):
+            prepare_study(load_study(file))
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, study_dict, monkeypatch):
     import errno
 
