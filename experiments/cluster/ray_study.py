@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, place_for
+from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, one_line, place_for
 from experiments.cluster.ray_worker import START, Answer, Joined, Orders, ShardWorker
 from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
 from experiments.config.study import Cell
@@ -66,8 +66,8 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
             for number in set(range(len(rows))) - set(todo):
                 analyses.add(number)
             if todo:
-                with connected(address), _token(prepared.study.folder) as token:
-                    _sample_all(prepared, todo, (token, cores), analyses)
+                with connected(address) as stop_if_asked, _token(prepared.study.folder) as token:
+                    _sample_all(prepared, todo, _How(token, cores, stop_if_asked), analyses)
             analyses.finish()
     except Stopped as stopped:
         shards = [(len(run.shard_keys()), len(run.missing_shards())) for run in prepared.runs]
@@ -79,12 +79,25 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
     sweep(prepared.study.folder)  # what workers left that died with their node
 
 
-def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | None], analyses: _Analyses) -> None:
+@dataclass(frozen=True)
+class _How:
+    """
+    Attributes:
+        token: A file in the folder of the study.
+        cores: Of a worker; None: its share of a node.
+        stop_if_asked: Raises what a signal is to raise, now and then.
+    """
+
+    token: str
+    cores: int | None
+    stop_if_asked: Callable[[], None]
+
+
+def _sample_all(prepared: Prepared, todo: Sequence[int], how: _How, analyses: _Analyses) -> None:
     """Sample these cells: first those of the models that take most GPUs, so that GPUs never have to be put together."""
     import ray  # pyright: ignore[reportMissingImports]
 
-    token, cores = how
-    takes = gpus_of(prepared.study, [prepared.cells[n] for n in todo], nodes())
+    takes = gpus_of(prepared.study, [prepared.cells[n] for n in todo], nodes(), how.stop_if_asked)
     datasets = {name: ray.put(dataset) for name, dataset in prepared.datasets.items()}
     for gpus in sorted(set(takes.values()), reverse=True):
         groups = _groups(prepared, [n for n in todo if takes[prepared.cells[n].model.name] == gpus])
@@ -97,7 +110,7 @@ def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | N
             several=gpus > 1,
         )
         if groups:
-            _Crew(prepared, ShardQueue(groups), place_for(gpus, nodes(), cores), orders, token).work(analyses)
+            _Crew(prepared, ShardQueue(groups), place_for(gpus, nodes(), how.cores), orders, how).work(analyses)
 
 
 def _groups(prepared: Prepared, numbers: Sequence[int]) -> list[Alike]:
@@ -144,10 +157,10 @@ class _Worker:
 class _Crew:
     """The workers of one size, and what they are at."""
 
-    def __init__(self, prepared: Prepared, left: ShardQueue, place: Place, orders: Orders, token: str) -> None:
+    def __init__(self, prepared: Prepared, left: ShardQueue, place: Place, orders: Orders, how: _How) -> None:
         import ray  # pyright: ignore[reportMissingImports]
 
-        self._prepared, self._left, self._place, self._token = prepared, left, place, token
+        self._prepared, self._left, self._place, self._how = prepared, left, place, how
         self._orders = ray.put(orders)
         self._workers: list[_Worker] = []
         self._calls: dict[Any, _Worker] = {}  # by what Ray is to answer
@@ -161,6 +174,7 @@ class _Crew:
 
         try:
             while not self._left.finished:
+                self._how.stop_if_asked()
                 self._hire()
                 self._hand_out()
                 analyses.tell()
@@ -186,7 +200,7 @@ class _Crew:
         for _ in range(more):
             worker = _Worker(actor.remote(self._orders))
             self._workers.append(worker)
-            self._calls[worker.actor.join.remote(self._token)] = worker
+            self._calls[worker.actor.join.remote(self._how.token)] = worker
         if time.monotonic() - self._began > _PATIENCE_S and not self._told and not any(w.joined for w in self._workers):
             log.warning("no worker of the cluster has begun yet; `ray status` shows who holds its cores and GPUs")
             self._told = True
@@ -217,15 +231,13 @@ class _Crew:
     def _take(self, call: Any, analyses: _Analyses) -> None:
         """What Ray answers to a call, or that its worker died."""
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
         worker = self._calls.pop(call)
         try:
             answer: Any = ray.get(call)
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from None
         except RayError as error:  # it died, with its node or alone, or Ray killed it where memory ran short
-            ray.kill(worker.actor)
+            ray.kill(worker.actor)  # or something unforeseen was raised in it, after which its GPU may be unusable
             self._bury(worker, error)
             return
         if isinstance(answer, Joined):
@@ -238,11 +250,13 @@ class _Crew:
         """Its work goes to another one.
 
         Raises:
-            UserError: it has killed several.
+            UserError: several have failed at it.
         """
+        from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
+
         self._workers.remove(worker)
         self._looked = 0.0
-        why = " ".join(str(error).split())[:300]
+        why = one_line(str(error))
         if (work := worker.doing) is None:
             self._lost += _OF_NODE not in why
             if self._lost >= TRIES:
@@ -252,10 +266,11 @@ class _Crew:
         assert worker.joined is not None
         cell, where = self._prepared.cells[work.cell], f"{worker.joined.host}, log {worker.joined.log or 'unknown'}"
         what = f"{cell.label}, shard {work.shard}" if isinstance(work, Sample) else cell.label
+        how = f"failed of {why}" if isinstance(error, RayTaskError) else "died"
         self._deaths[work] += 1
         if self._deaths[work] >= TRIES:
-            raise self._failed(work, f"{what}: {TRIES} workers died of it, the last on {where}; {why}")
-        log.warning("%s: its worker died on %s; another one goes on with it", what, where)
+            raise self._failed(work, f"{what}: {TRIES} workers failed at it, the last on {where}; {why}")
+        log.warning("%s: its worker %s on %s; another one goes on with it", what, how, where)
         self._left.back(work)
 
     def _done(self, worker: _Worker, answer: Answer, analyses: _Analyses) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -175,12 +176,16 @@ def _log_file() -> str:
 
 @contextmanager
 def _heard() -> Iterator[list[str]]:
-    """The warnings that are logged in the block."""
+    """The warnings that are logged in the block. The traceback of what is raised out of it goes to the log of this
+    process, as Ray writes it to none."""
     heard: list[str] = []
     hearing = logging.Handler(logging.WARNING)
     hearing.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger().addHandler(hearing)
     try:
         yield heard
+    except Exception:
+        traceback.print_exc()
+        raise
     finally:
         logging.getLogger().removeHandler(hearing)

@@ -166,7 +166,7 @@ def test_another_version_of_ray_is_named_with_the_remedy():
 
     with pytest.raises(RuntimeError) as found:
         check_version_info({"ray_version": "2.9.1", "python_version": sys.version.split()[0]}, "127.0.0.1")
-    assert "pip install 'ray==2.9.1'" in str(refused("127.0.0.1:6379", found.value))
+    assert "pip install 'ray==2.9.1'" in str(refused("127.0.0.1:6379", str(found.value)))
 
 
 @pytest.mark.parametrize(
