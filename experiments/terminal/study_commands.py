@@ -101,7 +101,7 @@ def run(
             continue
         with output().screen(len(prepared.cells)) as screen:
             if ray is not None:
-                from experiments.cluster.ray_study import run_on_ray
+                from experiments.cluster.on_ray.ray_study import run_on_ray
 
                 run_on_ray(prepared, screen, None if ray == "local" else ray)
             else:

@@ -21,9 +21,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, one_line, place_for
-from experiments.cluster.ray_worker import START, Answer, Joined, Orders, ShardWorker
-from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
+from experiments.cluster.on_ray.ray_places import Place, connected, fitting, gpus_of, nodes, one_line, place_for
+from experiments.cluster.on_ray.ray_worker import START, Answer, Joined, Orders, ShardWorker
+from experiments.cluster.on_ray.shard_queue import Alike, Begin, Sample, ShardQueue, Work
 from experiments.config.study import Cell
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import WAIT_S, Prepared, finish_cell, other_weights

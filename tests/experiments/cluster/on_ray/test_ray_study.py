@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.cluster import ray_study
-from experiments.cluster.ray_places import Node, Place, connected, fitting, gpus_for, place_for
-from experiments.cluster.ray_places import _refused as refused
+from experiments.cluster.on_ray import ray_study
+from experiments.cluster.on_ray.ray_places import Node, Place, connected, fitting, gpus_for, place_for
+from experiments.cluster.on_ray.ray_places import _refused as refused
 from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run, UserError
 from semcal.runs.claims import WRITING
-from tests.experiments.cluster.ray_nodes import SMALL, two_nodes
+from tests.experiments.cluster.on_ray.ray_nodes import SMALL, two_nodes
 from tests.experiments.conftest import questions_in, study_of, write_study
 
 pytest.importorskip("ray", reason="needs the extra: pip install 'semcal[ray]'")
@@ -109,8 +109,8 @@ def test_a_node_that_is_killed_loses_nothing(cluster, file, alone):
 
 @ON_A_CLUSTER
 def test_a_driver_that_is_killed_is_continued_by_the_next(cluster, file, alone):
-    command = [sys.executable, "-m", "tests.experiments.cluster.test_ray_study", str(file), cluster.address]
-    driver = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    command = [sys.executable, "-m", "tests.experiments.cluster.on_ray.test_ray_study", str(file), cluster.address]
+    driver = subprocess.Popen(command, cwd=Path(__file__).parents[4])
     saved = 0
     try:
         while saved < 6:
