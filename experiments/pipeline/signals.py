@@ -77,7 +77,8 @@ def held_back() -> Iterator[Callable[[], None]]:
     Yields a function for where the block may stop: it does what the signal would have done (`stopping`: raises
     `Stopped`), if there was one. So does the end of the block, unless it ends by an error.
     """
-    heard, before = list[int](), {number: signal.getsignal(number) for number in SIGNALS}
+    heard = list[int]()
+    before = {int(number): signal.getsignal(number) for number in SIGNALS}
 
     def stop_if_asked() -> None:
         if heard and callable(handler := before[heard[0]]):

@@ -60,7 +60,7 @@ def run(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --slurm: how many jobs share the study.")] = 8,
     ray: Annotated[
-        str | None, typer.Option(help="Let actors of Ray share the study: the address of a cluster, or local.")
+        str | None, typer.Option(help="Let actors of Ray share the study: HOST:PORT of a cluster, or local.")
     ] = None,
     shard: Annotated[
         str | None,
@@ -99,12 +99,14 @@ def run(
 
             run_on_slurm(prepared, ["run", str(path), *_sets(set)], slurm, jobs, complaints)
             continue
-        with output().screen(len(prepared.cells)) as screen:
-            if ray is not None:
-                from experiments.cluster.on_ray.ray_study import run_on_ray
+        if ray is not None:
+            from experiments.cluster.on_ray.ray_study import run_on_ray
+            from experiments.pipeline.progress import Reporter
 
-                run_on_ray(prepared, screen, None if ray == "local" else ray)
-            else:
+            shown = None if output().quiet else complaints
+            run_on_ray(prepared, Reporter(), None if ray == "local" else ray, console=shown)
+        else:
+            with output().screen(len(prepared.cells)) as screen:
                 run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
         if share is not None:
             output().say(f"share {share} of {prepared.study.name} is sampled")

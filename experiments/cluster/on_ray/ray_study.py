@@ -21,7 +21,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from experiments.cluster.on_ray.ray_places import Place, connected, fitting, gpus_of, nodes, one_line, place_for
+from experiments.cluster.on_ray.ray_progress import Crew, Worker, shown
 from experiments.cluster.on_ray.ray_worker import START, Answer, Joined, Orders, ShardWorker
 from experiments.cluster.on_ray.shard_queue import Alike, Begin, Sample, ShardQueue, Work
 from experiments.config.study import Cell
@@ -46,13 +49,21 @@ _CARRIED = ("SEMCAL_MODELS", "SEMCAL_DATA")
 log = logging.getLogger(__name__)
 
 
-def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = None, *, cores: int | None = None) -> None:
+def run_on_ray(
+    prepared: Prepared,
+    reporter: Reporter,
+    address: str | None = None,
+    *,
+    cores: int | None = None,
+    console: Console | None = None,
+) -> None:
     """Sample, capture, score, probe, report and track every cell that is not finished, sampling on a cluster of Ray.
 
     Args:
         address: HOST:PORT of the cluster; None: that of RAY_ADDRESS or of this machine, or else one that is started
             here and ends with the study.
         cores: Of a worker; None: its share of a node.
+        console: Where to show how far the whole study is; None: nowhere.
 
     Raises:
         UserError: no cluster, or of another version; too few GPUs for a model; workers that die again and again;
@@ -61,13 +72,17 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
     rows = list(zip(prepared.cells, prepared.runs, strict=True))
     sweep(prepared.study.folder)
     try:
-        with tracking(prepared.cells, reporter) as reporter, _Analyses(rows, reporter) as analyses:
+        with (
+            tracking(prepared.cells, reporter) as reporter,
+            shown(prepared, console) as crew,
+            _Analyses(rows, reporter) as analyses,
+        ):
             todo = [n for n, (cell, run) in enumerate(rows) if not run.sampled or other_weights(cell.model, run)]
             for number in set(range(len(rows))) - set(todo):
                 analyses.add(number)
             if todo:
                 with connected(address) as stop_if_asked, _token(prepared.study.folder) as token:
-                    _sample_all(prepared, todo, _How(token, cores, stop_if_asked), analyses)
+                    _sample_all(prepared, todo, _How(token, cores, stop_if_asked, crew), analyses)
             analyses.finish()
     except Stopped as stopped:
         shards = [(len(run.shard_keys()), len(run.missing_shards())) for run in prepared.runs]
@@ -86,11 +101,13 @@ class _How:
         token: A file in the folder of the study.
         cores: Of a worker; None: its share of a node.
         stop_if_asked: Raises what a signal is to raise, now and then.
+        crew: What is shown of the workers.
     """
 
     token: str
     cores: int | None
     stop_if_asked: Callable[[], None]
+    crew: Crew
 
 
 def _sample_all(prepared: Prepared, todo: Sequence[int], how: _How, analyses: _Analyses) -> None:
@@ -143,17 +160,6 @@ def _token(folder: Path) -> Iterator[str]:
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class _Worker:
-    """An actor. `joined` is None until it says so; `model` is what it holds, by name, or is about to load."""
-
-    actor: Any
-    joined: Joined | None = None
-    model: str | None = None
-    doing: Work | None = None
-    rests_until: float = 0.0
-
-
 class _Crew:
     """The workers of one size, and what they are at."""
 
@@ -162,8 +168,8 @@ class _Crew:
 
         self._prepared, self._left, self._place, self._how = prepared, left, place, how
         self._orders = ray.put(orders)
-        self._workers: list[_Worker] = []
-        self._calls: dict[Any, _Worker] = {}  # by what Ray is to answer
+        self._workers: list[Worker] = []
+        self._calls: dict[Any, Worker] = {}  # by what Ray is to answer
         self._deaths: Counter[Work] = Counter()
         self._lost = 0  # workers that died before they did anything, by themselves, one after the other
         self._looked, self._began, self._told = 0.0, time.monotonic(), False
@@ -172,6 +178,7 @@ class _Crew:
         """Until all is sampled."""
         import ray  # pyright: ignore[reportMissingImports]
 
+        self._how.crew.workers = self._workers
         try:
             while not self._left.finished:
                 self._how.stop_if_asked()
@@ -184,6 +191,7 @@ class _Crew:
                 for call in ray.wait(list(self._calls), timeout=_LOOK_S)[0]:
                     self._take(call, analyses)
         finally:
+            self._how.crew.workers = None
             for worker in self._workers:
                 ray.kill(worker.actor)
 
@@ -198,7 +206,7 @@ class _Crew:
         idle = sum(w.doing is None for w in self._workers)
         more = min(fitting(self._place, nodes()) - len(self._workers), self._left.waiting - idle)
         for _ in range(more):
-            worker = _Worker(actor.remote(self._orders))
+            worker = Worker(actor.remote(self._orders))
             self._workers.append(worker)
             self._calls[worker.actor.join.remote(self._how.token)] = worker
         if time.monotonic() - self._began > _PATIENCE_S and not self._told and not any(w.joined for w in self._workers):
@@ -220,7 +228,7 @@ class _Crew:
             worker.model, worker.doing = found
             self._calls[self._call(worker, worker.doing)] = worker
 
-    def _call(self, worker: _Worker, work: Work) -> Any:
+    def _call(self, worker: Worker, work: Work) -> Any:
         run = self._prepared.runs[work.cell]
         assert worker.joined is not None
         start = {} if worker.joined.shared or not run.manifest() else run.contents(START)
@@ -246,7 +254,7 @@ class _Crew:
         else:
             self._done(worker, answer, analyses)
 
-    def _bury(self, worker: _Worker, error: Exception) -> None:
+    def _bury(self, worker: Worker, error: Exception) -> None:
         """Its work goes to another one.
 
         Raises:
@@ -273,7 +281,7 @@ class _Crew:
         log.warning("%s: its worker %s on %s; another one goes on with it", what, how, where)
         self._left.back(work)
 
-    def _done(self, worker: _Worker, answer: Answer, analyses: _Analyses) -> None:
+    def _done(self, worker: Worker, answer: Answer, analyses: _Analyses) -> None:
         work, worker.doing = worker.doing, None
         assert work is not None
         assert worker.joined is not None

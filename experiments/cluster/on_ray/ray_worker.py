@@ -52,9 +52,11 @@ class Orders:
 
 @dataclass(frozen=True)
 class Joined:
-    """Who has joined. `log`: the file that it complains to; `shared`: whether it sees the driver's folder."""
+    """Who has joined. `pid`: its process; `log`: the file that it complains to; `shared`: whether it sees the driver's
+    folder."""
 
     host: str
+    pid: int
     log: str
     shared: bool
     semcal: str
@@ -97,7 +99,7 @@ class ShardWorker:
         while not (found := Path(token).is_file()) and Path(token).parent.is_dir() and time.monotonic() < until:
             time.sleep(0.1)
         self._shared = found
-        return Joined(socket.gethostname(), _log_file(), found, version("semcal"))
+        return Joined(socket.gethostname(), os.getpid(), _log_file(), found, version("semcal"))
 
     def begin(self, cell: int, start: dict[str, bytes]) -> Answer:
         """Write the questions of a cell. `start`: its files, where a run that is not shared was begun before."""

@@ -3,10 +3,15 @@ refused in a line. Run by `make test-ray`."""
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,20 +20,24 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments.cluster.on_ray import ray_study
-from experiments.cluster.on_ray.ray_places import Node, Place, connected, fitting, gpus_for, place_for
+from experiments.cluster.on_ray import ray_places, ray_study
+from experiments.cluster.on_ray.ray_places import Node, Place, connected, fitting, gpus_for, one_line, place_for
 from experiments.cluster.on_ray.ray_places import _refused as refused
+from experiments.cluster.on_ray.ray_worker import ShardWorker
 from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
+from experiments.sample.sample_cell import sample_cell
 from semcal import Run, UserError
 from semcal.runs.claims import WRITING
+from semcal.runs.failure import failure_of
 from tests.experiments.cluster.on_ray.ray_nodes import SMALL, two_nodes
 from tests.experiments.conftest import questions_in, study_of, write_study
 
 pytest.importorskip("ray", reason="needs the extra: pip install 'semcal[ray]'")
 ON_A_CLUSTER = pytest.mark.ray
 CELLS, QUESTIONS = 2, 48
+ROOT = Path(__file__).parents[4]
 
 
 class Counting(Reporter):
@@ -110,7 +119,7 @@ def test_a_node_that_is_killed_loses_nothing(cluster, file, alone):
 @ON_A_CLUSTER
 def test_a_driver_that_is_killed_is_continued_by_the_next(cluster, file, alone):
     command = [sys.executable, "-m", "tests.experiments.cluster.on_ray.test_ray_study", str(file), cluster.address]
-    driver = subprocess.Popen(command, cwd=Path(__file__).parents[4])
+    driver = subprocess.Popen(command, cwd=ROOT)
     saved = 0
     try:
         while saved < 6:
@@ -153,6 +162,163 @@ def test_what_a_worker_refuses_names_its_log(cluster, file):
     raw["capture"] = {"hooks": ["blocks.99.hook_resid_post"]}
     with pytest.raises(UserError, match=r"blocks\.99.* \(on .*, log /.*\)"):
         ray_study.run_on_ray(prepare_study(load_study(write_study(file.parent, raw))), Reporter(), cluster.address)
+
+
+@contextmanager
+def occupied(address: str) -> Iterator[None]:
+    """Within the block, someone else holds all cores of the cluster."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    try:
+        holding = [ray.remote(Holding).options(num_cpus=1).remote() for _ in range(2)]
+        ray.get([each.__ray_ready__.remote() for each in holding])
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Holding:
+    """Holds a core and does nothing."""
+
+
+@contextmanager
+def driven(file: Path, address: str) -> Iterator[subprocess.Popen[str]]:
+    """`semcal run` by itself; what it says goes to said.txt."""
+    command = [sys.executable, "-m", "experiments.cli", "run", str(file), "--ray", address]
+    with (file.parent / "said.txt").open("w") as said:
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, text=True)
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def wait_for(driver: subprocess.Popen[str], so_far: Callable[[], bool]) -> None:
+    while not so_far():
+        assert driver.poll() is None, "it ended too early"
+        time.sleep(0.05)
+
+
+@ON_A_CLUSTER
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_driver_with_a_line_and_the_same_command_continues(cluster, file, alone, number):
+    said = file.parent / "said.txt"
+    with occupied(cluster.address), driven(file, cluster.address) as driver:
+        wait_for(driver, lambda: "waiting for workers: 0 of 2 joined" in said.read_text())
+        assert ended(driver, number) == 128 + number
+    assert said.read_text().splitlines()[-1].startswith("semcal: stopped; ")
+    with driven(file, cluster.address) as driver:
+        wait_for(driver, lambda: len(list(file.parent.glob("runs/small/*/samples/*.parquet"))) > 2)
+        assert ended(driver, number) == 128 + number
+    text = said.read_text()
+    assert re.fullmatch(
+        r"semcal: stopped; \d+ of \d+ shards of the cells that were begun are saved, and the same command continues",
+        text.splitlines()[-1],
+    )
+    assert "Traceback" not in text
+    with driven(file, cluster.address) as driver:
+        assert driver.wait() == 0, said.read_text()
+    assert_as_alone(file, alone)
+
+
+def ended(driver: subprocess.Popen[str], number: int) -> int:
+    driver.send_signal(number)
+    return driver.wait()
+
+
+def breaking(log: Path, times: int) -> type:
+    """Workers of which so many fail over the first shard of a cell as nobody foresaw."""
+
+    class Breaking(ShardWorker):
+        def sample(self, cell: int, shard: str, start: dict[str, bytes]) -> Any:
+            from experiments.cluster.on_ray import ray_worker
+
+            def broken(*given: Any) -> None:
+                failures = log.read_text().count("\n") if log.exists() else 0
+                if shard.startswith("00000") and failures < times:
+                    with log.open("a") as stream:
+                        stream.write(f"{os.getpid()}\n")
+                    raise RuntimeError("CUDA error: device-side assert triggered")
+                sample_cell(*given)
+
+            ray_worker.sample_cell = broken
+            return super().sample(cell, shard, start)
+
+    return Breaking
+
+
+@ON_A_CLUSTER
+def test_what_nobody_foresaw_in_a_worker_is_tried_by_others_and_then_named(cluster, file, alone, monkeypatch, caplog):
+    failures = file.parent / "failures.txt"
+    monkeypatch.setattr(ray_study, "ShardWorker", breaking(failures, ray_study.TRIES))
+    said = r"shard 00000\S*: 3 workers failed at it, the last on .*, log (\S+); RuntimeError: CUDA error: device-side assert"
+    with pytest.raises(UserError, match=said) as found:
+        ray_study.run_on_ray(prepare_study(load_study(file)), Reporter(), cluster.address)
+    assert "Traceback" not in str(found.value)
+    workers = failures.read_text().split()
+    assert len(set(workers)) == ray_study.TRIES, "none was kept"
+    log = re.search(said, str(found.value))
+    assert log
+    assert "RuntimeError: CUDA error" in Path(log[1]).read_text()
+    assert any("device-side assert" in failure_of(p) for p in file.parent.glob("runs/small/*__*"))
+    ray_study.run_on_ray(prepare_study(load_study(file)), Reporter(), cluster.address)
+    assert_as_alone(file, alone)
+
+
+@ON_A_CLUSTER
+def test_a_cluster_that_asks_for_a_token_is_told_from_one_that_is_not_there(tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    for name, value in {"HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": "token"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = ["start", "--head", "--block", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # for paths of sockets
+        head = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), *start, f"--temp-dir={short}", "--disable-usage-stats"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            join = [sys.executable, "-c", JOIN, f"127.0.0.1:{port}"]
+            until = time.monotonic() + 60
+            while subprocess.run(join, cwd=ROOT, capture_output=True, check=False).returncode:
+                assert time.monotonic() < until, "a token does not help"
+            monkeypatch.delenv("RAY_AUTH_MODE")
+            tried = subprocess.run(join, cwd=ROOT, capture_output=True, text=True, check=False)
+        finally:
+            head.terminate()
+            head.wait()
+    assert "asks for a token" in tried.stderr
+    assert "RAY_AUTH_MODE=token" in tried.stderr
+
+
+JOIN = """
+import sys
+from experiments.cluster.on_ray.ray_places import connected, nodes
+with connected(sys.argv[1]):
+    assert nodes()
+"""
+
+
+def test_where_something_else_listens_a_line_says_so_in_time(monkeypatch):
+    monkeypatch.setattr(ray_places, "_JOINED_WITHIN_S", 2.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        said = r"something answers there, but no cluster of Ray within 2 s; .* `ray start --head`"
+        with pytest.raises(UserError, match=said):
+            connected(f"127.0.0.1:{other.getsockname()[1]}").__enter__()
+
+
+def test_of_a_traceback_the_last_line_is_told():
+    traced = "ray::ShardWorker.sample() (pid=1)\n  File x\nRuntimeError: CUDA error\n"
+    assert one_line(traced) == "RuntimeError: CUDA error"
+    assert one_line("The actor died.\n  Its node has died.") == "The actor died. Its node has died."
 
 
 def test_where_no_cluster_answers_a_line_says_so():
