@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,7 @@ def test_without_a_terminal_lines_say_how_far_all_is_and_that_workers_are_waited
     with shown(prepared, Console(file=text, width=300)) as crew:
         crew.workers = [Worker(None)]
         while "0 of 1 joined" not in text.getvalue():
-            pass
+            time.sleep(0.01)
     line = "0 of 1 cells finished · 40 of 100 questions (40%)"
     assert text.getvalue().startswith(line)
     assert f"{line} · waiting for workers: 0 of 1 joined\n" in text.getvalue()

@@ -169,6 +169,8 @@ def occupied(address: str) -> Iterator[None]:
     """Within the block, someone else holds all cores of the cluster."""
     import ray
 
+    class Holding: ...
+
     ray.init(address=address, log_to_driver=False)
     try:
         holding = [ray.remote(Holding).options(num_cpus=1).remote() for _ in range(2)]
@@ -176,10 +178,6 @@ def occupied(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-class Holding:
-    """Holds a core and does nothing."""
 
 
 @contextmanager
@@ -250,7 +248,7 @@ def breaking(log: Path, times: int) -> type:
 
 
 @ON_A_CLUSTER
-def test_what_nobody_foresaw_in_a_worker_is_tried_by_others_and_then_named(cluster, file, alone, monkeypatch, caplog):
+def test_what_nobody_foresaw_in_a_worker_is_tried_by_others_and_then_named(cluster, file, alone, monkeypatch):
     failures = file.parent / "failures.txt"
     monkeypatch.setattr(ray_study, "ShardWorker", breaking(failures, ray_study.TRIES))
     said = r"shard 00000\S*: 3 workers failed at it, the last on .*, log (\S+); RuntimeError: CUDA error: device-side assert"
