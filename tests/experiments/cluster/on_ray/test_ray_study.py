@@ -173,7 +173,8 @@ def occupied(address: str) -> Iterator[None]:
 
     ray.init(address=address, log_to_driver=False)
     try:
-        holding = [ray.remote(Holding).options(num_cpus=1).remote() for _ in range(2)]
+        actor: Any = ray.remote(Holding).options(num_cpus=1)
+        holding = [actor.remote() for _ in range(2)]
         ray.get([each.__ray_ready__.remote() for each in holding])
         yield
     finally:
