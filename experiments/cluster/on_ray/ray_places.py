@@ -136,7 +136,7 @@ def _refused(address: str | None, text: str) -> UserError:
 def one_line(text: str) -> str:
     """Of a traceback, its last line, which names the error; anything else as it is, but not longer than 300."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    traced = any(line.startswith(("Traceback (", "ray::")) for line in lines)
+    traced = "Traceback (" in text or "ray::" in text
     return " ".join((lines[-1] if traced else " ".join(lines)).split())[:300]
 
 
