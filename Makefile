@@ -159,7 +159,7 @@ test-slurm: $(STAMP)
 # A study on a real cluster of three nodes on this machine, whose nodes and drivers are killed.
 test-ray: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
-	$(BIN)/python -m pytest -n 0 -m ray tests/experiments/cluster/test_ray_study.py
+	$(BIN)/python -m pytest -n 0 -m ray tests/experiments/cluster/on_ray/test_ray_study.py
 
 # 30 kills at random moments of processes, nodes, drivers and holders of claims that work on one study; its tables are
 # then those of one process.

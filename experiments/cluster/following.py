@@ -52,13 +52,14 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
         UserError: all jobs ended before it was done; each with its log. Slurm will never start those that are left,
             which are cancelled.
     """
-    pace, told, jobs = Pace(), _Told(console), tuple(Job(job, PENDING) for job in array.ids)
+    pace, told, jobs = Pace(), Told(console), tuple(Job(job, PENDING) for job in array.ids)
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
             while True:
                 jobs, now = jobs_of(array) or jobs, state()
                 pace.look(time.monotonic(), now.answered)
-                told.changes(array, jobs, now)
+                told.ends(array, jobs)
+                told.changes(now)
                 if console.is_terminal:
                     live.update(screen(now, jobs, pace.rate), refresh=True)
                 else:
@@ -136,7 +137,7 @@ def _is_there(log: Path) -> bool:
     return log.is_file()
 
 
-class _Told:
+class Told:
     """Lines that stay: what has changed since the last look; and, where nothing moves, how far it is now and then."""
 
     def __init__(self, console: Console) -> None:
@@ -145,7 +146,7 @@ class _Told:
         self._cells: dict[Path, str] | None = None  # the first look is no change
         self._dead: set[tuple[str, str]] = set()
 
-    def changes(self, array: Submitted, jobs: Sequence[Job], state: StudyState) -> None:
+    def ends(self, array: Submitted, jobs: Sequence[Job]) -> None:
         for job in jobs:
             before = self._jobs.get(job.id, Job(job.id, PENDING))
             if job.restarts > before.restarts:
@@ -153,6 +154,8 @@ class _Told:
             if job.ended and not before.ended and job.state != COMPLETED:
                 self._line(outcome(array, job))
             self._jobs[job.id] = job
+
+    def changes(self, state: StudyState) -> None:
         cells = {cell.folder: _stage(cell) for cell in state.cells}
         for cell in state.cells if self._cells is not None else ():
             if cells[cell.folder] != (self._cells or {}).get(cell.folder):

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -67,6 +67,32 @@ def stopping() -> Iterator[threading.Event]:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(waking)
             os.close(writing)
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Within the block, a signal is noted and nothing else: for calls of foreign code that breaks off badly when
+    something is raised inside it, or that sets handlers of its own, which end with the block.
+
+    Yields a function for where the block may stop: it does what the signal would have done (`stopping`: raises
+    `Stopped`), if there was one. So does the end of the block, unless it ends by an error.
+    """
+    heard = list[int]()
+    before = {int(number): signal.getsignal(number) for number in SIGNALS}
+
+    def stop_if_asked() -> None:
+        if heard and callable(handler := before[heard[0]]):
+            handler(heard.pop(0), None)
+
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda n, _: heard.append(n))
+    try:
+        yield stop_if_asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    stop_if_asked()
 
 
 def _end_in_time(reading: int, told: threading.Event) -> None:

@@ -60,7 +60,7 @@ def run(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="With --slurm: how many jobs share the study.")] = 8,
     ray: Annotated[
-        str | None, typer.Option(help="Let actors of Ray share the study: the address of a cluster, or local.")
+        str | None, typer.Option(help="Let actors of Ray share the study: HOST:PORT of a cluster, or local.")
     ] = None,
     shard: Annotated[
         str | None,
@@ -98,14 +98,15 @@ def run(
             write_command(prepared.study.folder, pasted("run", path, *_sets(set)))
         if slurm is not None:
             run_on_slurm(prepared, slurm, jobs, complaints)
+        elif ray is not None:
+            from experiments.cluster.on_ray.ray_study import run_on_ray
+            from experiments.pipeline.progress import Reporter
+
+            shown = None if output().quiet else complaints
+            run_on_ray(prepared, Reporter(), None if ray == "local" else ray, console=shown)
         else:
             with output().screen(len(prepared.cells)) as screen:
-                if ray is not None:
-                    from experiments.cluster.ray_study import run_on_ray
-
-                    run_on_ray(prepared, screen, None if ray == "local" else ray)
-                else:
-                    run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
+                run_study(prepared, Forecast(prepared.study, screen, output().tell), share)
         if share is not None:
             output().say(f"share {share} of {prepared.study.name} is sampled")
             output().hint(pasted("merge", path, *_sets(set)))

@@ -24,9 +24,9 @@ import psutil
 import torch
 
 from experiments.bench.timing import Skipped
-from experiments.cluster.ray_places import connected
-from experiments.cluster.ray_worker import Answer
-from experiments.cluster.shard_queue import Alike, Begin, ShardQueue, Work
+from experiments.cluster.on_ray.ray_places import connected
+from experiments.cluster.on_ray.ray_worker import Answer
+from experiments.cluster.on_ray.shard_queue import Alike, Begin, ShardQueue, Work
 from experiments.config.study import Study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study

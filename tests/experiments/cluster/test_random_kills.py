@@ -26,12 +26,12 @@ from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import Run
 from semcal.runs.claims import CLAIMS, LOCK, WRITING, claimed, part
-from tests.experiments.cluster.ray_nodes import SMALL, two_nodes
+from tests.experiments.cluster.on_ray.ray_nodes import SMALL, two_nodes
 from tests.experiments.conftest import questions_in, study_of, write_study
 
 pytestmark = pytest.mark.faults
 SERVER = multiprocessing.get_context("forkserver")  # loads torch once, and knows nothing of the threads of Ray
-SERVER.set_forkserver_preload([__name__, "experiments.cluster.ray_study"])
+SERVER.set_forkserver_preload([__name__, "experiments.cluster.on_ray.ray_study"])
 STARTED: list[Any] = []
 KILLS, REPETITIONS, PATIENCE_S = 30, 20, 120.0
 ON_RAY = ("ray worker", "node", "driver")
@@ -60,7 +60,7 @@ def work(file: Path, slow: float, drawn: bool, address: str | None = None) -> No
         pipeline.WAIT_S = 0.05
         run_study(prepared, Slow(slow))
     else:
-        from experiments.cluster import ray_study
+        from experiments.cluster.on_ray import ray_study
 
         ray_study.WAIT_S = 0.05
         ray_study.run_on_ray(prepared, Reporter(), address)

@@ -21,9 +21,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from experiments.cluster.ray_places import Place, connected, fitting, gpus_of, nodes, place_for
-from experiments.cluster.ray_worker import START, Answer, Joined, Orders, ShardWorker
-from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
+from rich.console import Console
+
+from experiments.cluster.on_ray.ray_places import Place, connected, fitting, gpus_of, nodes, one_line, place_for
+from experiments.cluster.on_ray.ray_progress import Crew, Worker, shown
+from experiments.cluster.on_ray.ray_worker import START, Answer, Joined, Orders, ShardWorker
+from experiments.cluster.on_ray.shard_queue import Alike, Begin, Sample, ShardQueue, Work
 from experiments.config.study import Cell
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import WAIT_S, Prepared, finish_cell, other_weights
@@ -46,13 +49,21 @@ _CARRIED = ("SEMCAL_MODELS", "SEMCAL_DATA")
 log = logging.getLogger(__name__)
 
 
-def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = None, *, cores: int | None = None) -> None:
+def run_on_ray(
+    prepared: Prepared,
+    reporter: Reporter,
+    address: str | None = None,
+    *,
+    cores: int | None = None,
+    console: Console | None = None,
+) -> None:
     """Sample, capture, score, probe, report and track every cell that is not finished, sampling on a cluster of Ray.
 
     Args:
         address: HOST:PORT of the cluster; None: that of RAY_ADDRESS or of this machine, or else one that is started
             here and ends with the study.
         cores: Of a worker; None: its share of a node.
+        console: Where to show how far the whole study is; None: nowhere.
 
     Raises:
         UserError: no cluster, or of another version; too few GPUs for a model; workers that die again and again;
@@ -61,13 +72,17 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
     rows = list(zip(prepared.cells, prepared.runs, strict=True))
     sweep(prepared.study.folder)
     try:
-        with tracking(prepared.cells, reporter) as reporter, _Analyses(rows, reporter) as analyses:
+        with (
+            tracking(prepared.cells, reporter) as reporter,
+            shown(prepared, console) as crew,
+            _Analyses(rows, reporter) as analyses,
+        ):
             todo = [n for n, (cell, run) in enumerate(rows) if not run.sampled or other_weights(cell.model, run)]
             for number in set(range(len(rows))) - set(todo):
                 analyses.add(number)
             if todo:
-                with connected(address), _token(prepared.study.folder) as token:
-                    _sample_all(prepared, todo, (token, cores), analyses)
+                with connected(address) as stop_if_asked, _token(prepared.study.folder) as token:
+                    _sample_all(prepared, todo, _How(token, cores, stop_if_asked, crew), analyses)
             analyses.finish()
     except Stopped as stopped:
         shards = [(len(run.shard_keys()), len(run.missing_shards())) for run in prepared.runs]
@@ -79,12 +94,27 @@ def run_on_ray(prepared: Prepared, reporter: Reporter, address: str | None = Non
     sweep(prepared.study.folder)  # what workers left that died with their node
 
 
-def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | None], analyses: _Analyses) -> None:
+@dataclass(frozen=True)
+class _How:
+    """
+    Attributes:
+        token: A file in the folder of the study.
+        cores: Of a worker; None: its share of a node.
+        stop_if_asked: Raises what a signal is to raise, now and then.
+        crew: What is shown of the workers.
+    """
+
+    token: str
+    cores: int | None
+    stop_if_asked: Callable[[], None]
+    crew: Crew
+
+
+def _sample_all(prepared: Prepared, todo: Sequence[int], how: _How, analyses: _Analyses) -> None:
     """Sample these cells: first those of the models that take most GPUs, so that GPUs never have to be put together."""
     import ray  # pyright: ignore[reportMissingImports]
 
-    token, cores = how
-    takes = gpus_of(prepared.study, [prepared.cells[n] for n in todo], nodes())
+    takes = gpus_of(prepared.study, [prepared.cells[n] for n in todo], nodes(), how.stop_if_asked)
     datasets = {name: ray.put(dataset) for name, dataset in prepared.datasets.items()}
     for gpus in sorted(set(takes.values()), reverse=True):
         groups = _groups(prepared, [n for n in todo if takes[prepared.cells[n].model.name] == gpus])
@@ -97,21 +127,17 @@ def _sample_all(prepared: Prepared, todo: Sequence[int], how: tuple[str, int | N
             several=gpus > 1,
         )
         if groups:
-            _Crew(prepared, ShardQueue(groups), place_for(gpus, nodes(), cores), orders, token).work(analyses)
+            _Crew(prepared, ShardQueue(groups), place_for(gpus, nodes(), how.cores), orders, how).work(analyses)
 
 
 def _groups(prepared: Prepared, numbers: Sequence[int]) -> list[Alike]:
     """The cells that differ in B alone share their samples."""
-
-    def key(number: int) -> tuple[str, str, str]:
-        cell = prepared.cells[number]
-        return cell.model.name, cell.dataset.name, cell.style
-
     found = []
-    for (model, dataset, _), some in groupby(numbers, key):
+    for _, some in groupby(numbers, lambda number: prepared.groups[number]):
         cells = tuple(some)
-        size = prepared.cells[cells[0]].sampling.shard_size
-        found.append(Alike(model, cells, -(-len(prepared.datasets[dataset].questions) // size)))
+        first = prepared.cells[cells[0]]
+        questions = len(prepared.datasets[first.dataset.name].questions)
+        found.append(Alike(first.model.name, cells, -(-questions // first.sampling.shard_size)))
     return found
 
 
@@ -130,27 +156,16 @@ def _token(folder: Path) -> Iterator[str]:
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class _Worker:
-    """An actor. `joined` is None until it says so; `model` is what it holds, by name, or is about to load."""
-
-    actor: Any
-    joined: Joined | None = None
-    model: str | None = None
-    doing: Work | None = None
-    rests_until: float = 0.0
-
-
 class _Crew:
     """The workers of one size, and what they are at."""
 
-    def __init__(self, prepared: Prepared, left: ShardQueue, place: Place, orders: Orders, token: str) -> None:
+    def __init__(self, prepared: Prepared, left: ShardQueue, place: Place, orders: Orders, how: _How) -> None:
         import ray  # pyright: ignore[reportMissingImports]
 
-        self._prepared, self._left, self._place, self._token = prepared, left, place, token
+        self._prepared, self._left, self._place, self._how = prepared, left, place, how
         self._orders = ray.put(orders)
-        self._workers: list[_Worker] = []
-        self._calls: dict[Any, _Worker] = {}  # by what Ray is to answer
+        self._workers: list[Worker] = []
+        self._calls: dict[Any, Worker] = {}  # by what Ray is to answer
         self._deaths: Counter[Work] = Counter()
         self._lost = 0  # workers that died before they did anything, by themselves, one after the other
         self._looked, self._began, self._told = 0.0, time.monotonic(), False
@@ -159,8 +174,10 @@ class _Crew:
         """Until all is sampled."""
         import ray  # pyright: ignore[reportMissingImports]
 
+        self._how.crew.workers = self._workers
         try:
             while not self._left.finished:
+                self._how.stop_if_asked()
                 self._hire()
                 self._hand_out()
                 analyses.tell()
@@ -170,6 +187,7 @@ class _Crew:
                 for call in ray.wait(list(self._calls), timeout=_LOOK_S)[0]:
                     self._take(call, analyses)
         finally:
+            self._how.crew.workers = None
             for worker in self._workers:
                 ray.kill(worker.actor)
 
@@ -184,9 +202,9 @@ class _Crew:
         idle = sum(w.doing is None for w in self._workers)
         more = min(fitting(self._place, nodes()) - len(self._workers), self._left.waiting - idle)
         for _ in range(more):
-            worker = _Worker(actor.remote(self._orders))
+            worker = Worker(actor.remote(self._orders))
             self._workers.append(worker)
-            self._calls[worker.actor.join.remote(self._token)] = worker
+            self._calls[worker.actor.join.remote(self._how.token)] = worker
         if time.monotonic() - self._began > _PATIENCE_S and not self._told and not any(w.joined for w in self._workers):
             log.warning("no worker of the cluster has begun yet; `ray status` shows who holds its cores and GPUs")
             self._told = True
@@ -206,7 +224,7 @@ class _Crew:
             worker.model, worker.doing = found
             self._calls[self._call(worker, worker.doing)] = worker
 
-    def _call(self, worker: _Worker, work: Work) -> Any:
+    def _call(self, worker: Worker, work: Work) -> Any:
         run = self._prepared.runs[work.cell]
         assert worker.joined is not None
         start = {} if worker.joined.shared or not run.manifest() else run.contents(START)
@@ -217,15 +235,13 @@ class _Crew:
     def _take(self, call: Any, analyses: _Analyses) -> None:
         """What Ray answers to a call, or that its worker died."""
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
         worker = self._calls.pop(call)
         try:
             answer: Any = ray.get(call)
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from None
         except RayError as error:  # it died, with its node or alone, or Ray killed it where memory ran short
-            ray.kill(worker.actor)
+            ray.kill(worker.actor)  # or something unforeseen was raised in it, after which its GPU may be unusable
             self._bury(worker, error)
             return
         if isinstance(answer, Joined):
@@ -234,15 +250,17 @@ class _Crew:
         else:
             self._done(worker, answer, analyses)
 
-    def _bury(self, worker: _Worker, error: Exception) -> None:
+    def _bury(self, worker: Worker, error: Exception) -> None:
         """Its work goes to another one.
 
         Raises:
-            UserError: it has killed several.
+            UserError: several have failed at it.
         """
+        from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
+
         self._workers.remove(worker)
         self._looked = 0.0
-        why = " ".join(str(error).split())[:300]
+        why = one_line(str(error))
         if (work := worker.doing) is None:
             self._lost += _OF_NODE not in why
             if self._lost >= TRIES:
@@ -252,13 +270,14 @@ class _Crew:
         assert worker.joined is not None
         cell, where = self._prepared.cells[work.cell], f"{worker.joined.host}, log {worker.joined.log or 'unknown'}"
         what = f"{cell.label}, shard {work.shard}" if isinstance(work, Sample) else cell.label
+        how = f"failed of {why}" if isinstance(error, RayTaskError) else "died"
         self._deaths[work] += 1
         if self._deaths[work] >= TRIES:
-            raise self._failed(work, f"{what}: {TRIES} workers died of it, the last on {where}; {why}")
-        log.warning("%s: its worker died on %s; another one goes on with it", what, where)
+            raise self._failed(work, f"{what}: {TRIES} workers failed at it, the last on {where}; {why}")
+        log.warning("%s: its worker %s on %s; another one goes on with it", what, how, where)
         self._left.back(work)
 
-    def _done(self, worker: _Worker, answer: Answer, analyses: _Analyses) -> None:
+    def _done(self, worker: Worker, answer: Answer, analyses: _Analyses) -> None:
         work, worker.doing = worker.doing, None
         assert work is not None
         assert worker.joined is not None

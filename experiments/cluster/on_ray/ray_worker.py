@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -51,9 +52,11 @@ class Orders:
 
 @dataclass(frozen=True)
 class Joined:
-    """Who has joined. `log`: the file that it complains to; `shared`: whether it sees the driver's folder."""
+    """Who has joined. `pid`: its process; `log`: the file that it complains to; `shared`: whether it sees the driver's
+    folder."""
 
     host: str
+    pid: int
     log: str
     shared: bool
     semcal: str
@@ -96,7 +99,7 @@ class ShardWorker:
         while not (found := Path(token).is_file()) and Path(token).parent.is_dir() and time.monotonic() < until:
             time.sleep(0.1)
         self._shared = found
-        return Joined(socket.gethostname(), _log_file(), found, version("semcal"))
+        return Joined(socket.gethostname(), os.getpid(), _log_file(), found, version("semcal"))
 
     def begin(self, cell: int, start: dict[str, bytes]) -> Answer:
         """Write the questions of a cell. `start`: its files, where a run that is not shared was begun before."""
@@ -175,12 +178,16 @@ def _log_file() -> str:
 
 @contextmanager
 def _heard() -> Iterator[list[str]]:
-    """The warnings that are logged in the block."""
+    """The warnings that are logged in the block. The traceback of what is raised out of it goes to the log of this
+    process, as Ray writes it to none."""
     heard: list[str] = []
     hearing = logging.Handler(logging.WARNING)
     hearing.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger().addHandler(hearing)
     try:
         yield heard
+    except Exception:
+        traceback.print_exc()
+        raise
     finally:
         logging.getLogger().removeHandler(hearing)

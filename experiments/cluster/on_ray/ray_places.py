@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.config.study import Cell, Study
+from experiments.pipeline.signals import Stopped, held_back
 from semcal.errors import UserError
 
 CPU_ONLY = 0  # GPUs of a worker whose model needs none
 _KV_OF_WEIGHTS = 0.25  # room for keys and values that sampling is to have at least; it uses what there is
 _USABLE = 0.9  # of the memory of a GPU
-_REACHED_WITHIN_S, _LOOKED_WITHIN_S = 5.0, 120.0
+_REACHED_WITHIN_S, _JOINED_WITHIN_S, _LOOKED_WITHIN_S = 5.0, 60.0, 120.0
+_LOOK_S = 1.0  # at whether a signal has come
+_JOIN = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,11 @@ class Place:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[Callable[[], None]]:
     """Within the block, this process is a driver of the cluster at an address (HOST:PORT, or "auto"); without one, of
     the cluster of RAY_ADDRESS or of this machine, or else of one that is started here and ends with the block.
+
+    Signals are held back in the block, as Ray aborts if its calls are broken off; what is yielded lets them stop it.
 
     Raises:
         UserError: Ray is not installed, or of another version than the cluster's; no cluster at the address.
@@ -50,15 +59,22 @@ def connected(address: str | None) -> Iterator[None]:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--ray needs a package: pip install 'semcal[ray]'") from None
-    _check_answers(address or os.environ.get("RAY_ADDRESS"))
+    if known := address or os.environ.get("RAY_ADDRESS"):
+        _check_answers(known)
+        _check_joins(known)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
-    except Exception as error:  # Ray raises anything, Exception itself among them
-        raise _refused(address, error) from error
-    try:
-        yield
+        with held_back():
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+            except SystemExit:  # by the handler of SIGTERM that Ray sets
+                raise Stopped(signal.SIGTERM) from None
+            except Exception as error:  # Ray raises anything, Exception itself among them
+                raise _refused(address, str(error)) from error
+        with held_back() as stop_if_asked:  # a second time, since Ray has set that handler
+            yield stop_if_asked
     finally:
-        ray.shutdown()
+        with held_back():
+            ray.shutdown()
 
 
 def _check_answers(address: str | None) -> None:
@@ -71,12 +87,40 @@ def _check_answers(address: str | None) -> None:
     except OSError as error:
         raise UserError(
             f"--ray {address}: nothing answers there ({error.strerror or error}); start a cluster by `ray start "
-            "--head` and give the address that it shows, or leave the address out"
+            "--head` and give the address that it shows, or write --ray local"
         ) from None
 
 
-def _refused(address: str | None, error: Exception) -> UserError:
-    text = str(error)
+def _check_joins(address: str) -> None:
+    """Join in a process of its own, which can be ended: where something else answers, Ray waits for minutes, heeds no
+    signal, and may abort."""
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", _JOIN, address],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_JOINED_WITHIN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"--ray {address}: something answers there, but no cluster of Ray within {_JOINED_WITHIN_S:.0f} s; give "
+            "the address that `ray start --head` shows (its port is 6379 where none was chosen)"
+        ) from None
+    if tried.returncode:
+        raise _refused(address, tried.stderr)
+
+
+def _refused(address: str | None, text: str) -> UserError:
+    """What to do about what Ray says, which may be a whole traceback."""
+    if "InvalidAuthToken" in text or "AuthenticationError" in text:
+        return UserError(
+            f"--ray {address or 'local'}: the cluster asks for a token, as this process has none or another one; set "
+            "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the head's ~/.ray/auth_token if this account "
+            "has another"
+        )
     found = re.findall(r"Ray: ([\w.+]+)\s+Python: ([\w.]+)", text)
     if len(found) == 2 and found[0] != found[1]:
         (theirs, python), (ours, own) = found
@@ -84,9 +128,16 @@ def _refused(address: str | None, error: Exception) -> UserError:
             return UserError(f"the cluster runs Ray {theirs}, here is {ours}; pip install 'ray=={theirs}'")
         return UserError(f"the cluster runs Python {python}, here is {own}; install semcal with Python {python}")
     return UserError(
-        f"--ray {address or ''}: no cluster of Ray could be joined ({' '.join(text.split())[:160]}); `ray status` "
+        f"--ray {address or 'local'}: no cluster of Ray could be joined ({one_line(text)}); `ray status` "
         "shows whether one runs, `ray start --head` starts one"
     )
+
+
+def one_line(text: str) -> str:
+    """Of a traceback, its last line, which names the error; anything else as it is, but not longer than 300."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    traced = "Traceback (" in text or "ray::" in text
+    return " ".join((lines[-1] if traced else " ".join(lines)).split())[:300]
 
 
 def nodes() -> list[Node]:
@@ -114,7 +165,9 @@ def fitting(place: Place, alive: Sequence[Node]) -> int:
     return sum(min(n.cpus // place.cpus, n.gpus // place.gpus if place.gpus else n.cpus) for n in alive)
 
 
-def gpus_of(study: Study, cells: Sequence[Cell], alive: Sequence[Node]) -> dict[str, int]:
+def gpus_of(
+    study: Study, cells: Sequence[Cell], alive: Sequence[Node], stop_if_asked: Callable[[], None]
+) -> dict[str, int]:
     """Model -> number of GPUs that it takes, by the estimate of a dry run.
 
     Raises:
@@ -127,7 +180,7 @@ def gpus_of(study: Study, cells: Sequence[Cell], alive: Sequence[Node]) -> dict[
         if demanding := next((m for m in local if m.name in needed and m.device != "auto"), None):
             raise UserError(f"{demanding.name}: device is {demanding.device}, and no node of the cluster has a GPU")
         return found
-    memory = _memory_of_a_gpu(alive)
+    memory = _memory_of_a_gpu(alive, stop_if_asked)
     for name, parts in _estimates(study, needed).items():
         found[name] = gpus = gpus_for(parts, memory)
         if gpus > most:
@@ -167,7 +220,7 @@ def _estimates(study: Study, names: set[str]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _memory_of_a_gpu(alive: Sequence[Node]) -> int:
+def _memory_of_a_gpu(alive: Sequence[Node], stop_if_asked: Callable[[], None]) -> int:
     """Of the smallest one, in bytes.
 
     Raises:
@@ -183,7 +236,10 @@ def _memory_of_a_gpu(alive: Sequence[Node]) -> int:
         for n in alive
         if n.gpus
     ]
-    done, waiting = ray.wait(looks, num_returns=len(looks), timeout=_LOOKED_WITHIN_S)
+    until, done, waiting = time.monotonic() + _LOOKED_WITHIN_S, [], looks
+    while waiting and time.monotonic() < until:
+        done, waiting = ray.wait(looks, num_returns=len(looks), timeout=_LOOK_S)
+        stop_if_asked()
     for look in waiting:
         ray.cancel(look)
     if not done:

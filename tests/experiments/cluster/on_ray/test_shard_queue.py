@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments.cluster.shard_queue import Alike, Begin, Sample, ShardQueue, Work
+from experiments.cluster.on_ray.shard_queue import Alike, Begin, Sample, ShardQueue, Work
 
 
 def sampled_by(groups: list[Alike], shards: int, workers: int, *, deaths: float = 0.0, seed: int = 0):
