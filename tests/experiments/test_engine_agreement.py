@@ -15,6 +15,8 @@ from probes.activations.layers import Layers
 from semcal import Run, UserError
 from tests.experiments.conftest import run_dict
 
+pytestmark = pytest.mark.long
+
 PLAIN = {"probes": {"enabled": False}}
 
 

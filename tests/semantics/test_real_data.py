@@ -110,6 +110,7 @@ def classes(forms, form_of):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["triviaqa", "simpleqa", "nq-open", "popqa"])
 def test_version_4_of_exact_match_changes_few_classes(kind):
     questions = whole(kind)

@@ -91,7 +91,7 @@ def with_workers(state: StudyState, workers: Sequence[Worker]) -> StudyState:
         cell = cells[work.cell]
         if all((h.by, h.shard) != (held.by, held.shard) for h in cell.held):
             cells[work.cell] = replace(cell, held=(*cell.held, held))
-    return StudyState(tuple(cells))
+    return replace(state, cells=tuple(cells))
 
 
 def crew_words(workers: Sequence[Worker] | None) -> str:

@@ -94,6 +94,7 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     assert compare(one, two).differences["smece"].b == pytest.approx(smece(untouched.plug_in, untouched.correct))
 
 
+@pytest.mark.long
 def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp_path, study_dict):
     probes = study_dict["probes"] | {"rungs": ["linear", "ridge-logit"], "targets": ["classes"], "permutations": 0}
     hotter = save_checkpoint(tmp_path / "other", seed=1, scale=4.0)
@@ -119,6 +120,7 @@ def test_probed_runs_are_compared_in_predictability_too(monkeypatch, capsys, tmp
     assert [holm[rung] for rung in found.predictability] == pytest.approx(holm_of(p))  # a family of their own
 
 
+@pytest.mark.long
 def test_two_styles_are_compared_in_quarters_of_the_questions_too(monkeypatch, capsys, tmp_path, study_dict):
     monkeypatch.setattr("experiments.compare.by_gap.FEWEST", 4)
     probes = study_dict["probes"] | {"targets": ["classes"], "permutations": 0}

@@ -261,6 +261,7 @@ def test_a_glob_skips_what_is_no_run_and_says_so(monkeypatch, capsys, study, com
     assert str(runs / "figures") in line
 
 
+@pytest.mark.long
 def test_several_runs_are_intervened_on_and_those_that_allow_it_not_are_left_out(monkeypatch, capsys, study):
     runs = study.parent / "runs" / "small"
     bad, good = sorted(runs.glob("*__*"))

@@ -264,6 +264,7 @@ def test_two_published_figures_for_one_cell_are_refused(tmp_path, study_dict):
         load_study(write_study(tmp_path, study_dict | {"published": [FIGURE, FIGURE | {"smece": 0.2}]}))
 
 
+@pytest.mark.long
 def test_a_published_figure_is_shown_with_ours(tmp_path, study_dict):
     study = load_study(write_study(tmp_path, study_dict | {"published": [FIGURE]}))
     (run,) = run_dict(tmp_path, study_dict | {"published": [FIGURE]}, drawn=True)

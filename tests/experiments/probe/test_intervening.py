@@ -103,6 +103,7 @@ def test_every_kind_and_position(run, wanted, position, named):
         dose_response(found[found["kind"] == "none"], title="nothing")
 
 
+@pytest.mark.long
 def test_finished_interventions_are_kept_and_not_sampled_again(run, monkeypatch):
     real, seen = intervening.effect, []
 

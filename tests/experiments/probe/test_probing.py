@@ -57,6 +57,7 @@ def test_by_default_linear_probes_of_all_layers_are_compared_with_words_and_leng
     assert scalar["ceiling"].between(0, 1).all()
 
 
+@pytest.mark.long
 def test_every_rung_and_target_has_its_rows(run):
     targets = ["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
     rungs = ["linear", "ridge-logit", "low-rank", "mlp"]
@@ -110,6 +111,7 @@ def test_two_runs_are_compared_on_their_common_questions(tmp_path, study_dict, r
         compare_last_layers(run, other, "last_prompt_token", resampling=Resampling(bootstrap=20, level=0.95, seed=0))
 
 
+@pytest.mark.long
 def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):
     capture = {"positions": ["last_prompt_token", "all_question_tokens"]}
     probes = {"folds": 3, "permutations": 0, "targets": ["classes"], "rungs": ["linear", "attention"]}

@@ -148,6 +148,7 @@ def test_report_draws_again_what_the_folders_hold(monkeypatch, capsys, tmp_path,
     assert "Fewer than two runs" in (folder / "report.html").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("grid")
 def test_a_study_scored_again_has_its_page_drawn_again(monkeypatch, capsys, tmp_path):
     page = tmp_path / "runs" / "small" / "report.html"
@@ -218,6 +219,7 @@ def test_no_page_shows_where_this_machine_keeps_its_files(tmp_path, grid):
         assert str(tmp_path.parent) not in page.read_text()  # of all tests
 
 
+@pytest.mark.long
 @pytest.mark.pictures
 def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, capsys, tmp_path, grid):
     drawn = "experiments.report.pages.run_figures"

@@ -32,6 +32,7 @@ def test_a_page_has_valid_tables_with_the_figures_of_the_runs(tmp_path, study_di
     assert str(tmp_path) not in page
 
 
+@pytest.mark.long
 def test_every_rung_and_baseline_has_a_row_of_one_form_for_closed_and_open_classes(tmp_path, study_dict):
     runs = run_dict(tmp_path, study_dict | {"styles": ["concise", "sentence"]})
     opened = runs[1].probes()
@@ -86,6 +87,7 @@ def table_of(page: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
+@pytest.mark.long
 def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, tmp_path, study_dict):
     monkeypatch.setattr("experiments.compare.by_gap.FEWEST", 2)
     run_dict(tmp_path, study_dict | {"styles": ["concise", "cot"]})

@@ -81,6 +81,7 @@ def test_a_run_that_was_not_scored_has_no_figure(tmp_path):
         Run.open(tmp_path).plot.figures()
 
 
+@pytest.mark.long
 @pytest.mark.pictures
 def test_report_draws_all_figures_at_the_width_asked_for(runs, capsys):
     folder = runs["bare"].folder

@@ -20,6 +20,8 @@ from semcal.runs.without_texts import keep_without_texts
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
 
+pytestmark = pytest.mark.long
+
 KEPT = Path("docs/results/evidence")
 OTHER = "docs/results/evidence/small/two__atlas-facts__concise__exact"
 MODELS = [

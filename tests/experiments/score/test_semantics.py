@@ -137,6 +137,7 @@ def test_a_run_of_the_version_before_is_refused_with_the_command_that_scores_it(
     assert run.classes().equals(table)
 
 
+@pytest.mark.long
 def test_a_run_scored_by_a_judge_counts_its_failures(tmp_path, study_dict):
     with judge_server(lambda prompt: "no json" if "First" in prompt else '{"answer": "red"}') as (url, prompts):
         b = {"kind": "judge", "url": url, "model": "wise", "cache": str(tmp_path / "judge.jsonl")}

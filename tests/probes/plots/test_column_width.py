@@ -27,6 +27,8 @@ from semcal.calibration.plots.reliability_diagram import reliability_diagram, re
 from semcal.calibration.plots.sheet import COLUMN
 from tests.readable import complaints
 
+pytestmark = pytest.mark.long
+
 TITLE = "gemma-3-270m-instruct · lre-person_plays_pro_sport · concise · mention"
 LAYERS = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(18))]
 POSITIONS = ["last_question_token", "last_prompt_token", "chain_25", "chain_50", "chain_75", "before_answer"]

@@ -42,15 +42,22 @@ def test_a_worker_is_named_with_its_shard_whether_its_claim_is_to_be_seen_or_not
         assert working(with_workers(seen, [worker])) == [("process 5 on node7", "gemma__b shard 00003")]
 
 
+def test_questions_of_cells_that_share_their_samples_are_counted_once():
+    two = StudyState((*state().cells, *state().cells), (0, 0))
+    worker = Worker(None, JOINED, "gemma", Sample(0, "00003-abc"))
+    assert with_workers(two, [worker]).questions == 100
+
+
 def test_without_a_terminal_lines_say_how_far_all_is_and_that_workers_are_waited_for(monkeypatch):
     monkeypatch.setattr(ray_progress, "study_state", lambda *_: state())
     monkeypatch.setattr(ray_progress, "LOOK_S", 0.01)
     monkeypatch.setattr(following, "SILENT_AT_MOST_S", 0.0)
-    prepared: Any = SimpleNamespace(cells=[], datasets={})
+    prepared: Any = SimpleNamespace(cells=[], datasets={}, groups=[])
     text = io.StringIO()
     with shown(prepared, Console(file=text, width=300)) as crew:
         crew.workers = [Worker(None)]
-        while "0 of 1 joined" not in text.getvalue():
+        until = time.monotonic() + 30
+        while "0 of 1 joined" not in text.getvalue() and time.monotonic() < until:
             time.sleep(0.01)
     line = "0 of 1 cells finished · 40 of 100 questions (40%)"
     assert text.getvalue().startswith(line)

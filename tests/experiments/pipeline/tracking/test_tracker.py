@@ -397,6 +397,7 @@ def test_a_server_that_refuses_the_run_leaves_an_offline_record(server: StandIn,
     assert sync_line([run.folder]) == shlex.join(["wandb", "sync", str(run.folder / "wandb")])
 
 
+@pytest.mark.long
 def test_a_verdict_online_makes_one_workspace_of_the_study(server: StandIn, copied, tmp_path, monkeypatch):
     pytest.importorskip("wandb_workspaces")
     study, _ = copied
