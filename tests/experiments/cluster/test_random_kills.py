@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from tqdm import tqdm
 
 from experiments.config.study import load_study
 from experiments.pipeline import run_study as pipeline
@@ -53,6 +55,7 @@ def work(file: Path, slow: float, drawn: bool, address: str | None = None) -> No
     With one thread each, as Ray gives its workers: sums are rounded by their number.
     """
     torch.set_num_threads(1)
+    tqdm.set_lock(RLock())  # forked processes share the lock of progress bars, and one that is killed may hold it
     if not drawn:
         pipeline.write_report = lambda _, run: (run.folder / "report.html").write_text("not drawn in this test")
     prepared = prepare_study(load_study(file))

@@ -8,10 +8,12 @@ import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from experiments.cluster.share import Share
 from experiments.config.study import load_study
@@ -28,6 +30,7 @@ FORK = multiprocessing.get_context("fork")  # torch is loaded once
 
 def work(file: Path, log: Path, name: str, slow: float, share: Share | None = None) -> None:
     """Run a study as one of several processes; writes down how many questions it answered."""
+    tqdm.set_lock(RLock())  # forked processes share the lock of progress bars, and one that is killed may hold it
 
     class Counting(Reporter):
         def answered(self, questions: int) -> None:
