@@ -115,7 +115,9 @@ def test_the_batch_a_question_fell_into_does_not_matter(tmp_path, study_dict):
 # another folder that is killed at ten random moments and run to its end. Every answered question is written down.
 ZYGOTE = """
 import os, random, signal, sys, time
+from threading import RLock
 import torch
+from tqdm import tqdm
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from experiments.pipeline import run_study as pipeline
@@ -136,6 +138,7 @@ class Counting(Reporter):
 def attempt(name):
     child = os.fork()
     if child == 0:
+        tqdm.set_lock(RLock())  # which forked processes share, and a killed one may hold
         try:
             reporter = Counting() if name == "broken" else Reporter()
             run_study(prepare_study(load_study(sys.argv[1], ["name=" + name])), reporter)
