@@ -24,7 +24,7 @@ from semcal.errors import UserError
 LOOK_S = 5.0  # from one look to the next
 SILENT_AT_MOST_S = 30.0  # where the output is no terminal
 _WINDOW_S = 600.0  # over which the rate is taken
-_UNTIL_LOG_S = 10.0  # until what a job wrote is to be seen on another machine
+_SEEN_WITHIN_S = 10.0  # until what a job wrote is to be seen on another machine
 
 
 @dataclass
@@ -81,7 +81,7 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
             else:
                 console.print(on, highlight=False, markup=False, soft_wrap=True)
             raise
-    until = time.monotonic() + _UNTIL_LOG_S
+    until = time.monotonic() + _SEEN_WITHIN_S
     while now.finished < len(now.cells) and any(job.state == COMPLETED for job in jobs) and time.monotonic() < until:
         time.sleep(0.5)
         now = state()
@@ -92,14 +92,10 @@ def follow(array: Submitted, state: Callable[[], StudyState], console: Console) 
 def _never(array: Submitted, jobs: Sequence[Job]) -> str:
     waiting = [job for job in jobs if job.hopeless]
     return (
-        f"{array.study.name}: Slurm will never start {_counted(len(waiting), 'job')} of array {array.array} "
-        f"({waiting[0].reason}): --slurm asks for what it does not allow; they are cancelled, and `scontrol show "
+        f"{array.study.name}: Slurm will never start {len(waiting)} of the {len(jobs)} jobs of array {array.array} "
+        f"({waiting[0].reason}), as --slurm asks for more than it allows; they are cancelled, and `scontrol show "
         "partition` shows what a job may ask for"
     )
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _unfinished(array: Submitted, jobs: Sequence[Job], state: StudyState) -> str:
@@ -131,7 +127,7 @@ def _ending(job: Job) -> str:
 
 def _is_there(log: Path) -> bool:
     """Wait a little for a file that was written on another machine."""
-    until = time.monotonic() + _UNTIL_LOG_S
+    until = time.monotonic() + _SEEN_WITHIN_S
     while not log.is_file() and time.monotonic() < until:
         time.sleep(0.5)
     return log.is_file()

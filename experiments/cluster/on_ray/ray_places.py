@@ -117,7 +117,7 @@ def _refused(address: str | None, text: str) -> UserError:
     """What to do about what Ray says, which may be a whole traceback."""
     if "InvalidAuthToken" in text or "AuthenticationError" in text:
         return UserError(
-            f"--ray {address or 'local'}: the cluster asks for a token, as this process has none or another one; set "
+            f"--ray {address or 'local'}: the cluster asks for a token, and this process has none or another one; set "
             "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a copy of the head's ~/.ray/auth_token if this account "
             "has another"
         )

@@ -270,7 +270,7 @@ class _Crew:
         assert worker.joined is not None
         cell, where = self._prepared.cells[work.cell], f"{worker.joined.host}, log {worker.joined.log or 'unknown'}"
         what = f"{cell.label}, shard {work.shard}" if isinstance(work, Sample) else cell.label
-        how = f"failed of {why}" if isinstance(error, RayTaskError) else "died"
+        how = f"failed ({why})" if isinstance(error, RayTaskError) else "died"
         self._deaths[work] += 1
         if self._deaths[work] >= TRIES:
             raise self._failed(work, f"{what}: {TRIES} workers failed at it, the last on {where}; {why}")

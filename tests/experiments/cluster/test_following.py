@@ -31,7 +31,7 @@ ALL = StudyState((cell("a", 100, analysed=True), cell("b", 100, analysed=True)))
 @pytest.fixture
 def array(tmp_path, monkeypatch) -> Submitted:
     monkeypatch.setattr(following, "LOOK_S", 0.0)
-    monkeypatch.setattr(following, "_UNTIL_LOG_S", 0.0)
+    monkeypatch.setattr(following, "_SEEN_WITHIN_S", 0.0)
     found = Submitted(tmp_path, ("7_0", "7_1"))
     found.log("7_0").parent.mkdir()
     return found
@@ -149,7 +149,7 @@ def test_jobs_that_can_never_start_are_cancelled_with_one_line_once_no_other_run
     never = Job("7_1", "PENDING", reason="PartitionTimeLimit")
     looks = [([Job("7_0", "RUNNING"), never], HALF), ([Job("7_0", "FAILED", exit_code=1), never], HALF)]
     text, cancelled = shown(array, looks, monkeypatch)
-    assert f"ERROR {array.study.name}: Slurm will never start 1 job of array 7 (PartitionTimeLimit): " in text
+    assert f"ERROR {array.study.name}: Slurm will never start 1 of the 2 jobs of array 7 (PartitionTimeLimit): " in text
     assert cancelled == [True]
 
 

@@ -136,7 +136,7 @@ def test_what_slurm_refuses_is_one_line(study):
 
 def test_jobs_that_can_never_start_are_one_line(study):
     prepared, console = prepare_study(load_study(study)), Console(file=(text := io.StringIO()), width=400)
-    with pytest.raises(UserError, match=r"Slurm will never start 2 jobs of array \d+ \(PartitionTimeLimit\)"):
+    with pytest.raises(UserError, match=r"Slurm will never start 2 of the 2 jobs of array \d+ \(PartitionTimeLimit\)"):
         run_on_slurm(prepared, "partition=short,time=100:00:00", 2, console)
     assert "jobs: 2 pending (Partition" in text.getvalue()
     wait_for(lambda: submitted(prepared.study.folder) is None, "end of the jobs")
