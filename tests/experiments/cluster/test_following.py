@@ -149,7 +149,9 @@ def test_jobs_that_can_never_start_are_cancelled_with_one_line_once_no_other_run
     never = Job("7_1", "PENDING", reason="PartitionTimeLimit")
     looks = [([Job("7_0", "RUNNING"), never], HALF), ([Job("7_0", "FAILED", exit_code=1), never], HALF)]
     text, cancelled = shown(array, looks, monkeypatch)
-    assert f"ERROR {array.study.name}: Slurm will never start 1 of the 2 jobs of array 7 (PartitionTimeLimit), as " in text
+    assert (
+        f"ERROR {array.study.name}: Slurm will never start 1 of the 2 jobs of array 7 (PartitionTimeLimit), as " in text
+    )
     assert cancelled == [True]
 
 
