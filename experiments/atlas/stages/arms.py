@@ -6,8 +6,9 @@ many tokens of short answers:
 
 direct   half of the documents are chains, half are direct answers to the same kind of question
 chains   the direct answers are to another kind of question (about persons), so that none says where a route ends
-closed   as `direct`, but from the end of a question to the last token of its prompt, noise is added to the residual
-         stream after every layer but the last, in training only: what is worked out there does not come through
+closed   as `direct`, but in training nothing of a single question comes through the tokens at its end, from the number
+         of stops to the end of the prompt: after every layer but the last, each holds the mean over the batch of what
+         is held by tokens of the same id
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.atlas.stages.base import Around, Corpus, TrainingSettings, train_base
+from experiments.atlas.stages.base import Corpus, TrainingSettings, train_base
 from experiments.atlas.text import document_of
 from experiments.atlas.world import RINGS, World
 from experiments.train.checkpoints import Progress
@@ -29,12 +29,12 @@ from semcal.errors import UserError, nearest
 
 ARMS = {"direct": "routes", "chains": "facts", "closed": "routes"}  # arm -> what its direct answers are about
 CHAIN_SHARE = 0.5  # of the documents
-PROMPT_END = 4  # tokens: "?", the line's end, "Answer", ":"
+BEFORE, AFTER = 3, 3  # tokens around "?": the number, "stops", "on"; the line's end, "Answer", ":"
 
 
 @dataclass(frozen=True)
 class ArmSettings(TrainingSettings):
-    """`noise` is its standard deviation in units of the residual stream's own root mean square, for `closed`.
+    """Settings of a base model, and its arm.
 
     Raises:
         UserError: an unknown arm, or roads that `rings` and `shuffles` do not ask about.
@@ -42,7 +42,6 @@ class ArmSettings(TrainingSettings):
 
     checkpoints: int = 12
     arm: str = "direct"
-    noise: float = 1.0
     roads: str = RINGS
 
     def __post_init__(self) -> None:
@@ -62,7 +61,7 @@ def train_arm(
     """Train a base model of an arm; see `train_base`."""
     corpus = Corpus(World(settings.world_seed, settings.roads), arm_document(settings.arm))
     if settings.arm == "closed":
-        corpus = Corpus(corpus.world, corpus.document, _closed(settings))
+        corpus = Corpus(corpus.world, corpus.document, closed_channel)
     return train_base(settings, out, corpus=corpus, device=device, on_progress=on_progress)
 
 
@@ -77,33 +76,29 @@ def arm_document(arm: str) -> Callable[[World, np.random.Generator, int], str]:
 
 
 def prompt_ends(ids: torch.Tensor, question_mark: int) -> torch.Tensor:
-    """[batch, context] whether a token lies between the end of a question and that of its prompt, both included."""
+    """[batch, context] whether a token is one of those that end a question about a route, or its prompt."""
     found = ids.eq(question_mark)
     ends = found.clone()
-    for later in range(1, PROMPT_END):
-        ends[:, later:] |= found[:, :-later]
+    for away in range(1, BEFORE + 1):
+        ends[:, :-away] |= found[:, away:]
+    for away in range(1, AFTER + 1):
+        ends[:, away:] |= found[:, :-away]
     return ends
 
 
-def _closed(settings: ArmSettings) -> Around:
-    @contextmanager
-    def around(
-        model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, step: int
-    ) -> Iterator[None]:
-        """Noise at the ends of prompts; every step has a generator of its own, so a resumed run is exact."""
-        ends = rearrange(prompt_ends(ids, tokenizer.get_vocab()["?"]), "batch token -> batch token 1")
-        drawn = torch.Generator(ids.device).manual_seed(settings.seed * 1_000_003 + step)
+@contextmanager
+def closed_channel(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> Iterator[None]:
+    """A context in which the ends of questions say no more than which tokens they are; ids [batch, token]."""
+    ends = prompt_ends(ids, tokenizer.get_vocab()["?"])
+    _, kind, count = ids[ends].unique(return_inverse=True, return_counts=True)  # [end], [kind]
 
-        def noisy(_: torch.nn.Module, __: Any, x: torch.Tensor) -> torch.Tensor:  # x: [batch, token, d_model]
-            size = x.detach().square().mean(-1, keepdim=True).sqrt()
-            noise = torch.randn(x.shape, generator=drawn, device=x.device, dtype=x.dtype)
-            return x + ends * settings.noise * size * noise
+    def averaged(_: torch.nn.Module, __: Any, x: torch.Tensor) -> torch.Tensor:  # x: [batch, token, d_model]
+        sums = x.new_zeros(len(count), x.shape[-1]).index_add(0, kind, x[ends])
+        return x.index_put((ends,), (sums / count[:, None])[kind])
 
-        handles = [layer.register_forward_hook(noisy) for layer in model.model.layers[:-1]]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    return around
+    handles = [layer.register_forward_hook(averaged) for layer in model.model.layers[:-1]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

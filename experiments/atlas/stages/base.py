@@ -57,7 +57,7 @@ SMALL = {  # 13 M parameters, for a GPU
 }
 
 
-Around = Callable[[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor, int], AbstractContextManager[object]]
+Around = Callable[[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Corpus:
 
     Attributes:
         document: `document(world, rng, n)` writes n questions with their answers.
-        around: Wraps every forward pass of training, `around(model, tokenizer, ids [batch, context], step)`.
+        around: Wraps every forward pass of training, `around(model, tokenizer, ids [batch, context])`.
     """
 
     world: World
@@ -160,7 +160,7 @@ def train_base(
     for step in range(reached.step + 1, settings.steps + 1):
         ids = next(stream).to(model.device)
         targets = ids.masked_fill(ids.eq(SPECIAL.index(PAD)), -100)
-        with corpus.around(model, tokenizer, ids, step):
+        with corpus.around(model, tokenizer, ids):
             loss = model(input_ids=ids, labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.atlas.stages.arms import ARMS, ArmSettings, arm_document, prompt_ends, train_arm
+from experiments.atlas.stages.arms import ARMS, ArmSettings, arm_document, closed_channel, prompt_ends, train_arm
+from experiments.atlas.stages.base import Corpus, batches, new_model, train_tokenizer
 from experiments.atlas.stages.lineage import settings_of
 from experiments.atlas.stages.source import Source
 from experiments.atlas.text import document
@@ -94,17 +96,34 @@ def _documents(arm: str, n: int) -> list[str]:
     return [write(WORLD, rng, 4) for _ in range(n)]
 
 
-def test_the_channel_is_closed_from_the_end_of_each_question_to_that_of_its_prompt():
-    ids = torch.tensor([[5, 9, 1, 2, 3, 7, 8, 9, 1, 2, 3]])
-    assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 4, False, False, *[True] * 4]]
+def test_the_channel_is_closed_from_the_number_of_stops_to_the_end_of_the_prompt():
+    ids = torch.tensor([[5, 4, 6, 7, 9, 1, 2, 3, 7, 8, 4, 6, 7, 9, 1, 2, 3, 5]])
+    assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 7, False, False, *[True] * 7, False]]
+
+
+def test_nothing_of_a_single_question_comes_through_the_closed_channel():
+    settings = ArmSettings(**TINY)
+    tokenizer = train_tokenizer(WORLD, settings)
+    model = new_model(settings, tokenizer)
+    ids = next(batches(Corpus(WORLD, arm_document("closed")), tokenizer, settings, np.random.default_rng(0)))
+    ends = prompt_ends(ids, tokenizer.get_vocab()["?"])
+    assert re.fullmatch(r"( \d stops? on\?\nAnswer:)+", tokenizer.decode(ids[0, ends[0]]))
+    read: list[torch.Tensor] = []
+    model.model.layers[-1].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    with torch.no_grad(), closed_channel(model, tokenizer, ids):
+        model(input_ids=ids)
+    for token in ids[ends].unique():
+        held = read[0][ends & ids.eq(token)]
+        assert torch.equal(held, held[:1].expand_as(held))
+    assert len(read[0][~ends].unique(dim=0)) > 0.9 * int((~ends).sum())
 
 
 def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path):
     made = {arm: train_arm(ArmSettings(arm=arm, **TINY), tmp_path / arm) for arm in ARMS}
     hashes = {arm: LanguageModel.load(folder, device="cpu").weights_hash for arm, folder in made.items()}
-    assert len(set(hashes.values())) == 3  # noise and texts both matter
+    assert len(set(hashes.values())) == 3  # what is closed and what is read both matter
     again = train_arm(ArmSettings(arm="closed", **TINY), tmp_path / "again")
-    assert LanguageModel.load(again, device="cpu").weights_hash == hashes["closed"]  # noise has a seed
+    assert LanguageModel.load(again, device="cpu").weights_hash == hashes["closed"]
     assert json.loads((again / "atlas.json").read_text())["arm"] == "closed"
     assert Source.open(again, conversing=False).world == WORLD
     with pytest.raises(UserError, match="made with arm"):
