@@ -19,6 +19,7 @@ from semcal.sampling.decoding.paths import REREAD
 
 TARGET_S = 100.0  # of a machine as slow as assumed here; one question may take longer
 _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+TILES = 2  # times as many in bfloat16, where the processor multiplies it in tiles (AMX)
 OPERATIONS_PER_S = {"cpu": 4e10 if _WIDE else 2e10, "mps": 2e12, "cuda": 2e13}  # on a CPU, of each thread
 STEP = 16  # tokens that could be decoded while the weights are read for a step
 GROWTH = 3  # a portion has at most so many times the questions before it
@@ -62,6 +63,8 @@ class Portions:
         rate = OPERATIONS_PER_S.get(device, OPERATIONS_PER_S["cpu"])
         if device == "cpu":
             rate *= torch.get_num_threads()
+            if model.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+                rate *= TILES
         read, decoded = _weights(model)
         # Two operations, a product and a sum, for each weight and token.
         return cls(TARGET_S * rate / (2 * decoded), worst, prefix, read / decoded, path == REREAD)

@@ -21,7 +21,7 @@ from experiments.config.study import load_study
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.run_study import prepare_study, run_study
 from experiments.sample import portions as portions_module
-from experiments.sample.portions import GROWTH, OPERATIONS_PER_S, STEP, TARGET_S, Cost, Portions
+from experiments.sample.portions import GROWTH, OPERATIONS_PER_S, STEP, TARGET_S, TILES, Cost, Portions
 from semcal import LanguageModel, Run, UserError
 from semcal.runs.stored_activations import Activations, joined, load, save
 from semcal.sampling.engine import Sampler
@@ -52,6 +52,18 @@ def test_a_portion_has_at_least_one_question_and_at_most_what_fits(tokens, worst
         expected, steps = sum(c.tokens for c in known) / len(known), max(c.steps for c in known)
         assert n * max(expected, 1) + STEP * steps <= tokens * (1 + 1e-9)
         assert not before or n <= GROWTH * len(before)
+
+
+def test_in_bfloat16_a_portion_has_more_questions_only_where_the_processor_has_tiles(tiny, monkeypatch):
+    def tokens(tiles: bool) -> float:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+        return Portions.of(tiny, worst=(8,) * 50, prefix=3, path="shared-prefix").tokens
+
+    single = tokens(tiles=True)
+    assert tokens(tiles=False) == single
+    monkeypatch.setattr(LanguageModel, "dtype", torch.bfloat16)
+    assert tokens(tiles=False) == single
+    assert tokens(tiles=True) == TILES * single
 
 
 def test_the_work_of_a_portion_is_that_of_slow_cores_in_less_than_two_minutes(tiny):
