@@ -137,7 +137,7 @@ real: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/real.yaml
 	$(BIN)/semcal run $(STUDIES)/real-cot.yaml
 	$(BIN)/semcal run $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
-		--set capture.positions=[] --set 'models=[{path: "real:gemma-3-270m", name: gemma-3-270m, stage: base}]' \
+		--set 'models=[{path: "real:gemma-3-270m", dtype: bfloat16, name: gemma-3-270m, stage: base}]' \
 		--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
 	$(BIN)/semcal run $(STUDIES)/probes/real-probes.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real.yaml
