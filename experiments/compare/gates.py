@@ -18,13 +18,14 @@ from experiments.config.study import AtlasConfig
 from experiments.report.figures.figure_files import save_figures
 from experiments.terminal.fitted_table import FittedTable
 from semcal.arrays import FloatArray
-from semcal.calibration.inference.risk_control import Gate, Guarantee, gate
+from semcal.calibration.inference.risk_control import Gate, Guarantee, fewest_groups, gate
 from semcal.calibration.plots.gate_curve import gate_curve
 from semcal.errors import UserError
 from semcal.runs.files import replacing, write_atomically
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
+SAMPLED = "B-confidence"
 FILES = ("gates.csv", "gates.png", "gates.svg", "gates.pdf")
 TILTED = f"{LOOKS}/tilt/classes.parquet"  # the run's questions, asked again of tilted models (`semcal tilt`)
 
@@ -43,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """A threshold on one confidence; `reason`: why there is none."""
+    """A threshold on one confidence; `reason`: why there is none, or none that lets a question be answered."""
 
     source: str
     risk: float
@@ -54,7 +55,7 @@ class Row:
 def sources(run: Run) -> dict[str, Source]:
     """Name -> confidence: of the samples, and of the class probe and the tilted model where there is one."""
     table = run.class_table()
-    found = {"B-confidence": _of(table)}
+    found = {SAMPLED: _of(table)}
     if not (probe := run.probe_predictions()).empty:
         group = dict(zip(table.questions, table.groups.tolist(), strict=True))
         labels = [group[str(question)] for question in probe["question_id"]]
@@ -97,12 +98,25 @@ def gates(found: Mapping[str, Source], risks: Sequence[float], *, delta: float, 
         for risk in risks:
             try:
                 one = gate(own.confidence, own.correct, own.group, risk=risk, delta=delta, guarantee=guarantee)
-                rows.append(Row(name, risk, one))
+                never = np.isinf(one.threshold) and guarantee == "of the answers"
+                rows.append(Row(name, risk, one, _too_few(name, own, risk, delta) if never else ""))
             except UserError as error:
                 rows.append(Row(name, risk, None, str(error)))
     if all(row.found is None for row in rows):
         raise UserError(rows[-1].reason)
     return rows
+
+
+def _too_few(name: str, own: Source, risk: float, delta: float) -> str:
+    """Why a threshold was not found, where no order of the questions could have led to one; otherwise empty."""
+    groups = np.unique(own.group, return_inverse=True, return_counts=True)[1:]
+    right, needed = float((own.correct / groups[1][groups[0]]).sum()), fewest_groups(risk, delta)
+    if right >= needed:
+        return ""
+    return (
+        f"{name} is right on {right:.0f} groups of questions, and a risk of {risk:g} of the answers takes {needed}: "
+        "ask more questions, allow a larger risk, or bound the share of the questions"
+    )
 
 
 def write_gates(run: Run, rows: Sequence[Row], curve: Sequence[Row], guarantee: str, width: float | None) -> list[Path]:
@@ -166,10 +180,15 @@ def explanation(rows: Sequence[Row], errors: Mapping[str, float], delta: float, 
         "; it holds for any confidence, calibrated or not, as long as groups to come are drawn like these: it says "
         "nothing of other questions · answered, wrong: of the questions calibrated on"
     )
+    if {row.source for row in rows} - {SAMPLED}:
+        said += (
+            " · the class probe and the tilted model answer each question by a predictor fitted on the others, so for "
+            "them the guarantee is approximate"
+        )
     if errors:
         each = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
         said += f" · of a single question, confidence minus the true chance of its answer, root mean square: {each}"
-    reasons = dict.fromkeys(row.reason for row in rows if row.found is None)
+    reasons = dict.fromkeys(row.reason for row in rows if row.reason)
     return " · ".join([said, *reasons])
 
 

@@ -6,39 +6,59 @@ tilted model was trained on the other half. Knows class tables and run folders; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import nan
-from typing import Any
+from math import isnan, nan
 
 import numpy as np
 import pandas as pd
 
+from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
 from experiments.probe.confidence_of_probes import costs
 from experiments.report.summary_table import headline, interval, number
 from experiments.terminal.fitted_table import FittedTable
-from semcal.calibration.estimators.recalibration import remedies
-from semcal.calibration.inference.paired import STATISTICS, paired_difference
-from semcal.calibration.summary import calibrate
-from semcal.errors import UserError
+from probes.probe_confidence import Cost
+from semcal.arrays import FloatArray
+from semcal.calibration.estimators.recalibration import Method, recalibrated
+from semcal.calibration.inference.bootstrap import bootstrap_interval
+from semcal.calibration.inference.paired import STATISTICS, paired_difference, smallest_difference
+from semcal.calibration.measures.scores import auroc
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
-MAPS = ("temperature", "beta", "tilt")
-FIGURES = ("smece", "smece_low", "smece_high", "excess", "signed_gap", "accuracy", "auroc")
+MAPS: tuple[Method, ...] = ("temperature", "beta", "tilt")
 AS_SAMPLED, TILTED = "as sampled", "tilted model"
 
 
 @dataclass(frozen=True)
-class Remedied:
-    """One way to be sure.
+class Way:
+    """One way to be sure of an answer.
 
     Attributes:
         remedy: its name.
-        smece, smece_low, smece_high, excess, signed_gap, accuracy, auroc: as in `Calibration`, of the answer that the
-            confidence is about.
+        confidence, correct: [question] in [0, 1].
+        cost: of one question.
+    """
+
+    remedy: str
+    confidence: FloatArray
+    correct: FloatArray
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Remedied:
+    """How calibrated one way is.
+
+    Attributes:
+        remedy: its name.
+        smece, smece_low, smece_high: SmoothECE with its centred bootstrap interval over groups.
         change, change_low, change_high: smECE minus that as sampled, on the same questions.
+        reach: the change that would be found with power 0.8.
+        less, less_low, less_high: smECE minus that of the tilted model, on the same questions.
+        signed_gap, accuracy, auroc: of the answer that the confidence is about.
+        passes: forward passes for one question: of its prompt, and of every token generated.
         tokens: read and generated for one question, without sharing between answers; NaN where unknown.
     """
 
@@ -46,61 +66,90 @@ class Remedied:
     smece: float
     smece_low: float
     smece_high: float
-    excess: float
-    signed_gap: float
-    accuracy: float
-    auroc: float
     change: float
     change_low: float
     change_high: float
+    reach: float
+    less: float
+    less_low: float
+    less_high: float
+    signed_gap: float
+    accuracy: float
+    auroc: float
+    passes: float
     tokens: float
 
 
-def side_by_side(cell: Cell, run: Run, before: ClassTable, after: ClassTable) -> list[Remedied]:
-    """The run as it is, its confidence mapped, its probes' confidence if there is one, and the tilted model.
+def side_by_side(cell: Cell, run: Run, before: ClassTable, after: ClassTable) -> tuple[list[Remedied], list[str]]:
+    """The run as it is, its confidence mapped, its probes' confidence if there is one, and the tilted model; and why a
+    map is left out.
 
     Args:
         before, after: the same questions in the same order.
-
-    Raises:
-        UserError: all answers are right, or all wrong: there is nothing to recalibrate.
     """
-    resampling = cell.calibration.resampling(cell.seed)
-    sampling, probing = costs(run)
-    asked = sampling.prompt_tokens + sampling.generated_tokens
-    own = before.by_count
-    rows = [_of_table(AS_SAMPLED, cell, before, before, asked)]
-    try:
-        fixed = remedies(own.plug_in, own.correct, m=before.m, group=before.groups, resampling=resampling)
-    except ValueError as error:
-        raise UserError(f"{run.folder}: {error}") from error
-    mapped = [asdict(one) | {"remedy": one.method, "accuracy": rows[0].accuracy} for one in fixed if one.method in MAPS]
-    probed = [row | {"remedy": row["source"]} for row in run.probe_confidence().to_dict("records")]
-    for found, tokens in [
-        *((row, asked) for row in mapped),
-        *((row, probing.prompt_tokens) for row in probed if row["source"] != "samples"),
-    ]:
-        figures: dict[str, Any] = {name: float(found[name]) for name in FIGURES}
-        figures |= {"change": figures["smece"] - rows[0].smece, "change_low": nan, "change_high": nan}
-        rows.append(Remedied(remedy=found["remedy"], tokens=tokens, **figures))
-    return [*rows, _of_table(TILTED, cell, before, after, asked)]
+    ways, left_out = [_sampled(AS_SAMPLED, before, costs(run)[0])], []
+    for method in MAPS:
+        try:
+            ways.append(_mapped(cell, ways[0], method, before))
+        except ValueError as error:
+            left_out.append(f"{run.folder}: no {method} of the confidence: {error}")
+    ways += [*_probed(run, before), _sampled(TILTED, after, _tilted_cost(run))]
+    return [_measured(cell, way, ways, before.groups) for way in ways], left_out
 
 
-def _of_table(remedy: str, cell: Cell, before: ClassTable, table: ClassTable, tokens: float) -> Remedied:
-    resampling = cell.calibration.resampling(cell.seed)
-    found = calibrate(table, resampling=resampling)
-    change = (0.0, 0.0, 0.0)
-    if table is not before:
-        one, other = before.by_count, table.by_count
-        moved = paired_difference(
-            STATISTICS["smece"],
-            *((one.plug_in, one.correct), (other.plug_in, other.correct)),
-            group=before.groups,
-            resampling=resampling,
-        )
-        change = (moved.estimate, moved.low, moved.high)
-    figures = (found.smece, found.smece_low, found.smece_high, found.excess, found.signed_gap)
-    return Remedied(remedy, *figures, found.accuracy, found.auroc, *change, tokens)
+def _sampled(remedy: str, table: ClassTable, cost: Cost) -> Way:
+    return Way(remedy, table.by_count.plug_in, table.by_count.correct, cost)
+
+
+def _mapped(cell: Cell, sampled: Way, method: Method, table: ClassTable) -> Way:
+    """The confidence of the samples, each mapped by what was fitted on other groups."""
+    seed = cell.calibration.resampling(cell.seed).seed
+    fixed = recalibrated(sampled.confidence, sampled.correct, method, m=table.m, group=table.groups, seed=seed)
+    return Way(method, fixed, sampled.correct, sampled.cost)
+
+
+def _probed(run: Run, table: ClassTable) -> Iterator[Way]:
+    """What probes say of each question that were fitted on other groups."""
+    found, cost = run.probe_predictions(), costs(run)[1]
+    if found.empty:
+        return
+    found = found.set_index("question_id").loc[list(table.questions)]
+    yield Way("class probe", found["confidence"].to_numpy(float), found["correct"].to_numpy(float), cost)
+    if "confidence_in_mode" in found:
+        yield Way("confidence probe", found["confidence_in_mode"].to_numpy(float), table.by_count.correct, cost)
+
+
+def _tilted_cost(run: Run) -> Cost:
+    """Mean over both halves, which have the same number of groups."""
+    halves = [costs(Run(folder))[0] for folder in sorted((run.folder / LOOKS / "tilt").glob("half-*/run"))]
+    if not halves:
+        return Cost(nan, nan, nan, nan)
+    return Cost(**{name: float(np.mean([vars(half)[name] for half in halves])) for name in vars(halves[0])})
+
+
+def _measured(cell: Cell, way: Way, ways: Sequence[Way], group: np.ndarray) -> Remedied:
+    resampling, smece = cell.calibration.resampling(cell.seed), STATISTICS["smece"]
+
+    def moved_from(other: Way) -> tuple[float, float, float, float]:
+        if other is way:
+            return 0.0, 0.0, 0.0, nan
+        pairs = (other.confidence, other.correct), (way.confidence, way.correct)
+        found = paired_difference(smece, *pairs, group=group, resampling=resampling)
+        return found.estimate, found.low, found.high, smallest_difference(found.standard_error)
+
+    pair = [way.confidence, way.correct]
+    error = bootstrap_interval(smece, pair, group=group, resampling=resampling, centred=True, bounds=(0.0, 1.0))
+    return Remedied(
+        way.remedy,
+        *(error.estimate, error.low, error.high),
+        *moved_from(ways[0]),
+        *moved_from(ways[-1])[:3],
+        float(np.mean(way.confidence - way.correct)),
+        float(np.mean(way.correct)),
+        float(auroc(way.confidence, way.correct)),
+        1 + way.cost.generated_tokens,
+        way.cost.prompt_tokens + way.cost.generated_tokens,
+    )
 
 
 def as_frame(rows: Sequence[Remedied]) -> pd.DataFrame:
@@ -110,17 +159,18 @@ def as_frame(rows: Sequence[Remedied]) -> pd.DataFrame:
 
 def remedies_table(rows: Sequence[Remedied]) -> FittedTable:
     """One row per remedy."""
-    titles = ("remedy", "smECE", "change", "excess", "signed gap", "accuracy", "AUROC", "tokens per question")
+    titles = ("remedy", "smECE", "change", "less tilted", "signed gap", "accuracy", "AUROC", "passes", "tokens")
     table = FittedTable(titles)
     for r in rows:
         change = "" if r.remedy == AS_SAMPLED else interval(r.change, r.change_low, r.change_high, "+")
-        figures = (number(r.excess, "+"), number(r.signed_gap, "+"), number(r.accuracy), number(r.auroc, digits=2))
-        tokens = "unknown" if np.isnan(r.tokens) else f"{r.tokens:,.0f}"
-        table.add_row(r.remedy, interval(r.smece, r.smece_low, r.smece_high), change, *figures, tokens)
+        less = "" if r.remedy == TILTED else interval(r.less, r.less_low, r.less_high, "+")
+        figures = (number(r.signed_gap, "+"), number(r.accuracy), number(r.auroc, digits=2))
+        cost = ("unknown" if isnan(count) else f"{count:,.0f}" for count in (r.passes, r.tokens))
+        table.add_row(r.remedy, interval(r.smece, r.smece_low, r.smece_high), change, less, *figures, *cost)
     return table
 
 
-def explanation(run: Run, questions: Sequence[int], tokens: Sequence[int]) -> str:
+def explanation(run: Run, rows: Sequence[Remedied], questions: Sequence[int], tokens: Sequence[int]) -> str:
     """What the numbers are, and what the theory expects of them, printed below the table.
 
     Args:
@@ -130,8 +180,10 @@ def explanation(run: Run, questions: Sequence[int], tokens: Sequence[int]) -> st
         "every figure is of questions whose gold the remedy has not seen · temperature, beta, tilt: maps of the "
         "samples' confidence, which leave the answers as they are · tilted model: asked again with a rank-8 LoRA "
         f"trained by cross-entropy on the gold of the other half ({', '.join(f'{n} questions' for n in questions)}; "
-        f"{', '.join(f'{n:,} tokens' for n in tokens)} read in training) · change: smECE minus that as sampled, with "
-        "its interval over the same questions · tokens: read and generated for one question, nothing shared"
+        f"{', '.join(f'{n:,} tokens' for n in tokens)} read in training) · change, less tilted: smECE minus that as "
+        "sampled, and minus that of the tilted model, with intervals over the same questions; a change of the tilted "
+        f"model by {rows[-1].reach:.3f} would be found with power 0.8 · passes: of the prompt and of every token "
+        "generated for one question · tokens: read and generated for one question, nothing shared"
     )
     figures = headline(run)
     gap = figures["kl_lora_gap"] if figures["kl_lora_gap"] is not None else figures["kl_gap"]

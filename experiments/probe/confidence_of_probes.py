@@ -52,7 +52,7 @@ def probe_confidence(at: Probed, run: Run) -> None:
         confidence_row("confidence probe", sure, table.by_count.correct, **measured),
     ]
     predicted = {"question_id": table.questions, "class": answer.labels}
-    predicted |= {"confidence": answer.confidence, "correct": answer.correct}
+    predicted |= {"confidence": answer.confidence, "correct": answer.correct, "confidence_in_mode": sure}
     run.write_probe_predictions(pd.DataFrame(predicted))
     run.write_probe_confidence(pd.DataFrame(rows))
 

@@ -93,11 +93,12 @@ def tilt(targets: Targets) -> None:
         with output().screen() as screen:
             found = tilt_run(cell, run, screen)
             screen.stage(cell, "comparing")
-            remedied = side_by_side(cell, run, found.before, found.after)
+            remedied, missing = side_by_side(cell, run, found.before, found.after)
             screen.finished(cell)
         output().rule(cell.label)
         output().show(remedies_table(remedied))
-        output().explain(explanation(run, [one.questions for one in found.learnt], found.tokens))
+        output().explain(explanation(run, remedied, [one.questions for one in found.learnt], found.tokens))
+        left_out += missing
         output().append("runs", {"folder": run.folder, "remedies": as_frame(remedied)})
         table = found.adapters[0].parents[1] / "remedies.csv"
         write_atomically(table, lambda path, remedied=remedied: as_frame(remedied).to_csv(path, index=False))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments.atlas.world_questions import query_of, world_of
-from experiments.compare.gates import FILES, Source, gates, single_errors, sources
+from experiments.compare.gates import FILES, SAMPLED, Row, Source, explanation, gates, single_errors, sources
 from semcal.errors import UserError
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
@@ -49,6 +49,20 @@ def test_a_risk_that_so_few_groups_cannot_show_is_said_with_the_number():
     assert enough.found is not None
     with pytest.raises(UserError, match="30 groups of questions cannot show a risk"):
         gates(own, [0.05], delta=0.1, guarantee="of the answers")
+
+
+def test_a_gate_that_can_never_open_says_how_many_right_answers_it_would_take():
+    labels = [str(i) for i in range(200)]
+    own = {"B": Source(np.ones(200), np.repeat([1.0, 0.0], [40, 160]), labels)}
+    five, twenty = gates(own, [0.05, 0.2], delta=0.1, guarantee="of the answers")
+    assert five.found is not None
+    assert np.isinf(five.found.threshold)
+    assert "B is right on 40 groups of questions, and a risk of 0.05 of the answers takes 110" in five.reason
+    assert twenty.reason == ""  # forty would do, were they told apart
+    said = explanation([five, twenty], {}, 0.1, "of the answers")
+    assert five.reason in said
+    assert "approximate" in said
+    assert "approximate" not in explanation([Row(SAMPLED, 0.2, twenty.found)], {}, 0.1, "of the answers")
 
 
 def test_a_run_is_gated_without_its_model(monkeypatch, capsys, run):
