@@ -7,7 +7,7 @@ from experiments.compare.pairs import scored
 from experiments.config.study import Cell, load_study
 from experiments.report.figures.figure_files import DPI
 from experiments.report.summary_table import headline, interval, markdown_table, number, p_text
-from experiments.report.verdict_tables import detail_rows
+from experiments.report.verdict_tables import DETAIL, detail_rows
 from experiments.verdict.calibration_claims import PREFERENCE, Law
 from experiments.verdict.real_predictions import LEAST_RIGHT, PREDICTIONS, predictions
 from experiments.verdict.rules import MOST_UNPARSED
@@ -70,7 +70,7 @@ def _predictions(short: Rows, thinking: Rows) -> list[str]:
                 "",
                 f"{name}:",
                 "",
-                *markdown_table(("", "unit", "estimate", "", "p", "p against", "reach"), detail_rows(v)),
+                *markdown_table(DETAIL, detail_rows(v)),
             ]
     said = [
         "",
@@ -80,10 +80,11 @@ def _predictions(short: Rows, thinking: Rows) -> list[str]:
         "",
         "Rule, written before the study was run: `experiments/verdict/real_predictions.py`. A cell counts if at most "
         f"{MOST_UNPARSED:.0%} of its samples are unparsed or truncated and between {LEAST_RIGHT:.0%} and "
-        f"{1 - LEAST_RIGHT:.0%} of its questions are answered correctly.",
+        f"{1 - LEAST_RIGHT:.0%} of its questions are answered correctly. Figures of this section take confidence by "
+        "mass where every run has it; those of the tables below are by counts, and differ a little.",
     ]
     if found.left_out:
-        said += ["", "Cells that count for none:", "", *(f"- {label}: {why}" for label, why in found.left_out)]
+        said += ["", "Cells that count for no prediction:", "", *(f"- {label}: {why}" for label, why in found.left_out)]
     return [*said, *behind]
 
 

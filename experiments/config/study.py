@@ -547,8 +547,9 @@ class Study(Settings):
                 )
             if self.sampling.exact:
                 raise ValueError(f"models: {served.name!r} is served and can only be sampled; leave sampling.exact out")
-        for model in (m for m in self.models if m.engine == "vllm"):
-            self._possible_in_vllm(model)
+        for at, model in enumerate(self.models):
+            if model.engine == "vllm":
+                self._possible_in_vllm(at, model)
         if not self.capture.positions and self.probes.enabled and not self.probes.activations:
             raise ValueError("capture.positions is empty, so there is nothing to probe; set probes.enabled to false")
         if self.probes.enabled and reads_heads_only(self.capture.hooks):
@@ -576,7 +577,7 @@ class Study(Settings):
         self._published_in_the_grid()
         return self
 
-    def _possible_in_vllm(self, model: ModelConfig) -> None:
+    def _possible_in_vllm(self, at: int, model: ModelConfig) -> None:
         if self.sampling.exact:
             raise ValueError(f"models: {model.name!r} has engine vllm, which can only sample; leave sampling.exact out")
         if self.sampling.temperature > 2:
@@ -592,8 +593,8 @@ class Study(Settings):
         if self.probes.enabled and (trained := [r for r in self.probes.rungs if r in ("generative", "lora")]):
             raise ValueError(
                 f"models: {model.name!r} has engine vllm, which trains nothing; leave {trained[0]} out of probes.rungs "
-                f"and run `semcal probe RUN --set probes.rungs=[{','.join(self.probes.rungs)}]` afterwards, which uses "
-                "the same samples"
+                f"and run `semcal probe STUDY.yaml --set models.{at}.engine=hf --set 'probes.rungs="
+                f"[{','.join(self.probes.rungs)}]'` afterwards, which uses the same samples"
             )
 
     def _published_in_the_grid(self) -> None:

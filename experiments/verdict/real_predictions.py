@@ -82,9 +82,10 @@ def predictions(
 
 
 def _unfinished(finding: Finding, unmeasured: int) -> Finding:
-    if not unmeasured or finding.reason:
+    if not unmeasured:
         return finding
-    return replace(finding, undecidable=f"{counted(unmeasured, 'cell')} not measured yet")
+    left = f"{counted(unmeasured, 'cell')} not measured yet"
+    return replace(finding, reason=left) if finding.reason else replace(finding, undecidable=left)
 
 
 def why_left_out(run: Measured) -> str:

@@ -25,8 +25,8 @@ CAPTIONS = {
     "predictability": "Is a model calibrated where its own class distribution is easy to predict? One mark per run: "
     "horizontally, the KL gap of the probe that the axis names, at the last prompt token; vertically, the calibration "
     "error in excess of calibrated models. The claim is about models trained by a proper loss (base, SFT): others are "
-    "hollow and do not enter the rank correlation. Runs that pool over 20 % of the mass are left out. Bars are "
-    "bootstrap intervals by group.",
+    "hollow and do not enter the line, which is fitted with errors in both directions. Runs that pool over 20 % of the "
+    "mass are left out. Bars are bootstrap intervals by group.",
     "emergence": "The same two figures along training: does a small KL gap come before calibration?",
 }
 CAPTIONS["commitment-tokens"] = CAPTIONS["commitment"]
