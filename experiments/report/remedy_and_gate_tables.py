@@ -17,10 +17,10 @@ from semcal.runs.run import Run
 REMEDIES_TOLD = (
     "Written by `semcal tilt`; every figure is of questions whose gold answers the remedy has not seen. Temperature, "
     "beta and tilt map the confidence of the samples and leave the answers as they are; a probe reads its confidence "
-    "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other half "
-    "of the questions. Change: smECE minus that as sampled on the same questions; where its interval holds 0, or none "
-    "was computed, it is not shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens read "
-    "and generated, for one question. Intervals are over questions, not over repeated trainings of the adapter."
+    "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
+    "half of the questions. Change: smECE minus that as sampled on the same questions; where its interval holds 0, or "
+    "none was computed, it is not shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens "
+    "read and generated, for one question. Intervals are over questions, not over repeated trainings of the adapter."
 )
 GATES_TOLD = (
     "Written by `semcal gate`: the lowest threshold on each confidence that is known to keep the risk on questions to "

@@ -28,8 +28,8 @@ _TRAINED = ("sft", "dpo", "grpo")
 
 
 def training_section(rows: Sequence[tuple[Cell, Run]]) -> list[str]:
-    """Lines of Markdown, none where no model seems to be of `semcal train --from`. Of models that share a path, the first
-    is shown; those whose training is not known are named."""
+    """Lines of Markdown, none where no model seems to be of `semcal train --from`. Of models that share a path, the
+    first is shown; those whose training is not known are named."""
     names, known = dict[str, str](), dict[str, dict[str, Any]]()
     for cell, run in rows:
         found = training_of(cell, run)
