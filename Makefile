@@ -130,7 +130,7 @@ real-lineage: $(STAMP)
 	$(TUNE) --from $(TUNED)/sft --stage grpo
 	$(BIN)/semcal run $(REAL)
 	$(BIN)/semcal tilt $(CHAT)
-	$(BIN)/semcal gate $(CHAT) --risk 0.05 --risk 0.1 --risk 0.2 --guarantee "of the questions" --guarantee "of the answers"
+	$(BIN)/semcal gate $(CHAT) --risk 0.05 --risk 0.1 --risk 0.2 --guarantee "of the answers" --guarantee "of the questions"
 	$(BIN)/semcal report $(REAL)
 	$(BIN)/semcal verdict $(REAL)
 	$(BIN)/python -m experiments.report.results real-lineage

@@ -60,7 +60,7 @@ _QUARTERS = (
 _SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
 _CHAT = "'runs/real-lineage/dpo__*' 'runs/real-lineage/grpo__*'"
-_BOTH = '--guarantee "of the questions" --guarantee "of the answers"'
+_BOTH = '--guarantee "of the answers" --guarantee "of the questions"'
 COMMANDS = {
     "demo": [
         "make demo",
