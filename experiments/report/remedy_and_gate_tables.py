@@ -28,7 +28,7 @@ GATES_TOLD = (
     "said otherwise) at most that share of the answers given is wrong. Of the questions: the expected share of all "
     "questions that are answered wrongly (coverage times wrong) is at most the risk. Coverage is the share answered, "
     "and wrong the share of these that is wrong, of the questions asked here. Never: no threshold could be shown to "
-    "keep the risk, which does not show that none would. Too few groups: none could be, were every answer right."
+    "keep the risk, which does not show that none would. Too few groups: not even if every answer were right."
 )
 
 
