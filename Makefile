@@ -109,6 +109,8 @@ mechanism: $(STAMP)
 
 # A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):
 #   make real-lineage [MODEL=FOLDER-OR-HUB-ID] [DATA=FOLDER] [PRESET=gpu]
+# The run samples, scores and fits probes of the class distribution; on the runs of dpo and grpo under the chat template
+# `tilt` then trains adapters on gold and asks again, and `gate` looks for thresholds with a guarantee.
 # What is finished is left as it is; without MODEL it is Gemma 3 270M, fetched as by `make real`. The questions come from their original files below DATA, or else from the Hub.
 MODEL ?= real:gemma-3-270m
 DATA ?= $(or $(SEMCAL_DATA),../shared/data)
@@ -119,12 +121,17 @@ TUNED = runs/gemma
 TUNE = $(BIN)/semcal train --preset $(PRESET) --dataset triviaqa$(TRIVIAQA:%=:%) --out $(TUNED)
 REAL = $(STUDIES)/real-lineage.yaml --set models.0.path=$(MODEL) $(TRIVIAQA:%=--set datasets.0.path=%) \
 	$(POPQA:%=--set datasets.1.path=%)
+# The runs under the chat template on which the remedies and the gates are tried.
+CHAT = 'runs/real-lineage/dpo__*' 'runs/real-lineage/grpo__*'
 real-lineage: $(STAMP)
 	$(if $(filter real:%,$(MODEL)),$(BIN)/python -m experiments.sample.real_models $(MODEL:real:%=%))
 	$(TUNE) --from $(MODEL) --stage sft
 	$(TUNE) --from $(TUNED)/sft --stage dpo
 	$(TUNE) --from $(TUNED)/sft --stage grpo
 	$(BIN)/semcal run $(REAL)
+	$(BIN)/semcal tilt $(CHAT)
+	$(BIN)/semcal gate $(CHAT) --risk 0.05 --risk 0.1 --risk 0.2 --guarantee "of the answers" --guarantee "of the questions"
+	$(BIN)/semcal report $(REAL)
 	$(BIN)/semcal verdict $(REAL)
 	$(BIN)/python -m experiments.report.results real-lineage
 

@@ -30,6 +30,7 @@ from experiments.report.page.html_page import (
 from experiments.report.page.run_data import run_data
 from experiments.report.page.study_data import study_data
 from experiments.report.page.verdict_section import verdict_section
+from experiments.report.remedy_and_gate_tables import GATES_TOLD, REMEDIES_TOLD, gates_table, remedies_table
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
 from semcal.runs.files import replacing
 from semcal.runs.made_by import again
@@ -74,7 +75,7 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
         legend=legend(titles),
         browsable=True,
         figures=gallery(pictures, CAPTIONS),
-        sections=_sections(run),
+        sections=[*_sections(run), *_of_looks(run)],
         interventions=_interventions(run),
         changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
         explanation=EXPLANATION,
@@ -167,6 +168,19 @@ def _sections(run: Run) -> list[dict[str, Any]]:
         {"id": key.replace("_", "-"), "title": heading, "words": words, "table": html_table(_frame(found[key]))}
         for key, (heading, words) in SECTIONS.items()
         if found.get(key)
+    ]
+
+
+def _of_looks(run: Run) -> list[dict[str, Any]]:
+    """The same of what `semcal tilt` and `semcal gate` found, where they were called."""
+    tables = (
+        ("tilt", "Remedies, with a tilted model", REMEDIES_TOLD, remedies_table(run.remedies())),
+        ("gate", "Gates on each confidence", GATES_TOLD, gates_table(run.gates())),
+    )
+    return [
+        {"id": key, "title": heading, "words": words.replace("`", ""), "table": html_table(table)}
+        for key, heading, words, table in tables
+        if len(table)
     ]
 
 

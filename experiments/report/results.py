@@ -21,6 +21,7 @@ from experiments.config.run_folder import EVIDENCE, kept_run, stored_cell
 from experiments.config.study import Cell
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
+from experiments.report.remedy_and_gate_tables import gates_section, remedies_section
 from experiments.report.summary_table import (
     interval,
     legend,
@@ -58,6 +59,8 @@ _QUARTERS = (
 )
 _SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
+_CHAT = "'runs/real-lineage/dpo__*' 'runs/real-lineage/grpo__*'"
+_BOTH = '--guarantee "of the answers" --guarantee "of the questions"'
 COMMANDS = {
     "demo": [
         "make demo",
@@ -79,7 +82,12 @@ COMMANDS = {
     "along-training": ["make along-training"],
     "difficulty": ["make difficulty"],
     "real": ["make real"],
-    "real-lineage": ["make real-lineage"],
+    "real-lineage": [
+        "make real-lineage  # trains what is missing, and calls these and `semcal verdict`",
+        _RUN.format("real-lineage"),
+        f"semcal tilt {_CHAT}",
+        f"semcal gate {_CHAT} --risk 0.05 --risk 0.1 --risk 0.2 {_BOTH}",
+    ],
 }
 
 
@@ -103,8 +111,7 @@ def results_page(name: str, runs: Path, into: Path) -> str | None:
         lines += side_by_side(by_name["real"], by_name.get("real-cot", []), Path("figures"), figures)
     lines += _verdicts([folder for folder, _ in parts])
     for folder, rows in parts:
-        models = [(cell.model.name, cell.model.path) for cell, _ in rows]
-        lines += ["", f"## {folder.name}", "", _made(rows, kept / folder.name), *training_section(models)]
+        lines += ["", f"## {folder.name}", "", _made(rows, kept / folder.name), *training_section(rows)]
         lines += [*_sections(rows), *_verdict(folder)]
     if shown := [p for p, place in pictures().items() if place.startswith(f"{name}/") and Path("figures", p).is_file()]:
         lines += ["", "## Figures", "", *(f"- [{picture}]({figures}/{picture})" for picture in shown)]
@@ -158,10 +165,11 @@ def _sections(rows: Rows) -> list[str]:
         "seen mass: mean probability of the distinct answers seen; within: the smallest error that the equivalence "
         "test rules out; loss gap: nats per question that the best tilt of the top class would recover.",
     ]
-    lines += _class_distributions([(n, run) for n, (_, run) in zip(names, rows, strict=True)])
-    for n, (_, run) in zip(names, rows, strict=True):
+    named = [(n, run) for n, (_, run) in zip(names, rows, strict=True)]
+    lines += _class_distributions(named)
+    for n, run in named:
         lines += _interventions(n, run)
-    lines += _two_styles(rows)
+    lines += [*_two_styles(rows), *remedies_section(named), *gates_section(named)]
     said = [f"- {n}: {remark}" for n, row in zip(names, rows, strict=True) for remark in remarks(*row)]
     return [*lines, *(["", "### Remarks", "", *said] if said else [])]
 

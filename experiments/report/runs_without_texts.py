@@ -9,9 +9,11 @@ verdicts can be written again, and extended by further cells, on another machine
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from experiments.config.run_folder import EVIDENCE
+from experiments.config.run_folder import EVIDENCE, stored_cell
 from experiments.report.results import variants
+from experiments.report.training_table import training_of
 from semcal.errors import UserError
 from semcal.runs.run import Run
 from semcal.runs.without_texts import keep_without_texts
@@ -28,8 +30,15 @@ def keep(name: str, runs: Path, into: Path) -> list[Path]:
     if not scored:
         raise UserError(f"no scored run of {name} below {runs}; `semcal run` the study first")
     for run in scored:
-        keep_without_texts(run, into / run.folder.parent.name)
+        folder = into / run.folder.parent.name
+        keep_without_texts(run, folder, training_of(stored_cell(run), run) or _known(run, Run(folder / run.name)))
     return [into / run.folder.parent.name / run.name for run in scored]
+
+
+def _known(run: Run, kept: Run) -> dict[str, Any]:
+    """What was kept before of how its model was trained, if that had the same weights."""
+    same = kept.manifest().get("weights_hash") == run.manifest().get("weights_hash")
+    return kept.training() if same else {}
 
 
 def main() -> None:

@@ -152,8 +152,12 @@ def gate(
     risk: Annotated[list[float] | None, typer.Option(help="Share that may be wrong; repeatable.")] = None,
     delta: Annotated[float, typer.Option(help="Chance that the guarantee of the answers fails.")] = 0.1,
     guarantee: Annotated[
-        str, typer.Option(help='"of the answers" given, or "of the questions", answered or not.')
-    ] = "of the answers",
+        list[str] | None,
+        typer.Option(
+            help='"of the answers" given (default), or "of the questions", answered or not; repeatable, and the last '
+            "one is drawn."
+        ),
+    ] = None,
     width: Width = None,
 ) -> None:
     """Answer only when sure enough: the lowest threshold on each confidence of a run that keeps a risk, with a
@@ -175,9 +179,10 @@ def gate(
     from semcal.calibration.inference.risk_control import Guarantee
     from semcal.runs.made_by import again
 
-    risks = risk or [*RISKS]
-    if guarantee not in get_args(Guarantee):
-        raise UserError(f"unknown guarantee {guarantee!r}{nearest(guarantee, get_args(Guarantee))}")
+    risks, known = risk or [*RISKS], get_args(Guarantee)
+    if (other := next((one for one in guarantee or () if one not in known), None)) is not None:
+        raise UserError(f"unknown guarantee {other!r}{nearest(other, known)}")
+    promised: list[Any] = [*dict.fromkeys(guarantee or ["of the answers"])]
     if (odd := next((x for x in (*risks, delta) if not 0 < x < 1), None)) is not None:
         raise UserError(f"{odd:g} is no share; --risk and --delta lie between 0 and 1, such as 0.1")
     found = resolve(targets)
@@ -186,13 +191,14 @@ def gate(
     if not runs:
         raise UserError(f"{targets[0]}: none of its runs has been scored; {again(named[0].folder)} first")
     for run in runs:
-        promise: dict[str, Any] = {"delta": delta, "guarantee": guarantee}
-        rows = gates(confidences := sources(run), risks, **promise)
-        curve = gates(confidences, between(risks), **promise)
+        confidences = sources(run)
+        errors, rows = single_errors(run, confidences), []
         output().rule(run.name)
-        output().show(gates_table(rows))
-        errors = single_errors(run, confidences)
-        output().explain(explanation(rows, errors, **promise))
+        for one in promised:
+            rows += (own := gates(confidences, risks, delta=delta, guarantee=one))
+            output().show(gates_table(own))
+            output().explain(explanation(own, errors, delta, one))
         output().append("runs", {"folder": run.folder, "gates": as_frame(rows), "single_errors": errors})
-        output().written(write_gates(run, rows, curve, guarantee, width))
+        curve = gates(confidences, between(risks), delta=delta, guarantee=promised[-1])
+        output().written(write_gates(run, rows, curve, promised[-1], width))
     output().left_out([*found.left_out, *not_scored(run.folder for run in named if run not in runs)])

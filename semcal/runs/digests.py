@@ -31,6 +31,8 @@ _MADE_BY = {
     "probe": "probe",
     "learning_curve.parquet": "probe",
     "interventions": "intervene",
+    "looks/tilt": "tilt",
+    "looks/gates": "gate",
 }
 
 

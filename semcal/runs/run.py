@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _KEPT = ("*.yaml", "*.json", "*.parquet", "samples/*.parquet", "activations/*.safetensors", "interventions/*.parquet")
+REMEDIES, GATES = "looks/tilt/remedies.csv", "looks/gates/gates.csv"  # of `semcal tilt` and `semcal gate`
+TRAINING = "training.json"  # how the model was trained, in a run that was kept
 WITHOUT_TEXTS = "without_texts"  # key of the manifest of a run that `semcal.runs.without_texts` kept
 # Those of libyaml, where it is there, are ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -159,8 +161,9 @@ class Run:
         """All files of the run that are kept for results, compared with their digests; each is read."""
         kept = [p for pattern in _KEPT for p in sorted(self.folder.glob(pattern))]
         names = [p.relative_to(self.folder).as_posix() for p in kept if ".partial" not in p.name]
-        files = {name: self._path(*name.split("/")) for name in names if name != DIGESTS}
-        return compare(files, read_digests(self._path(DIGESTS)))
+        known = read_digests(self._path(DIGESTS))
+        names += [name for name in (REMEDIES, GATES) if name in known]
+        return compare({name: self._path(*name.split("/")) for name in names if name != DIGESTS}, known)
 
     # ---- configuration ---------------------------------------------------------------------------------------
 
@@ -581,6 +584,21 @@ class Run:
         fold; empty where it was not fitted."""
         return self._of_probes("learning_curve.parquet")
 
+    def remedies(self) -> pd.DataFrame:
+        """One row per remedy: calibration error, accuracy and cost; empty before `semcal tilt`."""
+        return self._csv_if_any(REMEDIES, "remedy", "tilt")
+
+    def gates(self) -> pd.DataFrame:
+        """One row per confidence and risk: the threshold that keeps it; empty before `semcal gate`."""
+        return self._csv_if_any(GATES, "source", "gate")
+
+    def write_training(self, summary: Mapping[str, Any]) -> None:
+        self._write_json(TRAINING, summary)
+
+    def training(self) -> dict[str, Any]:
+        """How the model was trained, in summary, of a run kept without its texts; empty where that is not known."""
+        return self._json_if_any(TRAINING)
+
     def write_compact(self, name: str, table: pd.DataFrame) -> None:
         """Write a table in as few bytes as parquet can."""
         floats, half = table.select_dtypes("float64"), len(table) / 2
@@ -603,6 +621,21 @@ class Run:
             return self._read(name, pd.read_parquet)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise self._unreadable(path, error) from error
+
+    def _csv_if_any(self, name: str, first: str, command: str) -> pd.DataFrame:
+        """A table with a column `first`, which a command writes."""
+        path = self._path(*name.split("/"))
+        if not path.is_file():
+            return pd.DataFrame()
+        try:
+            found = self._read(name, pd.read_csv)
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}); `semcal {command} {self.folder}` makes it again"
+            ) from error
+        if first not in found:
+            raise UserError(f"{path} has no column {first}; `semcal {command} {self.folder}` makes it again")
+        return found
 
     def _json_if_any(self, name: str) -> dict[str, Any]:
         path = self._path(name)

@@ -14,13 +14,15 @@ verdicts are computed from, so that they come out the same to the last digit:
   by both; text and gold answers as `fingerprint`s, by which runs of other machines are seen to ask the same.
 - `probes.parquet`, `probe_losses.parquet` (KL gaps at the last prompt token) and `interventions/rows.parquet` where the
   run has them.
+- `looks/tilt/remedies.csv` and `looks/gates/gates.csv` as they are, where `semcal tilt` and `semcal gate` were called,
+  and `training.json`, a few numbers on how the model was trained, where that is known.
 """
 
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import pandas as pd
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.files import replacing, sweep
-from semcal.runs.run import WITHOUT_TEXTS, Run
+from semcal.runs.run import GATES, REMEDIES, WITHOUT_TEXTS, Run
 from semcal.semantics.class_table import LOG_SEEN, UNEXPLORED, UNPARSED
 
 _NAMED = (UNPARSED, UNEXPLORED, "(other)")  # labels that mean something, and are no answers
@@ -74,15 +76,20 @@ def fingerprints(questions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def keep_without_texts(run: Run, into: Path) -> None:
+def keep_without_texts(run: Run, into: Path, training: Mapping[str, Any] | None = None) -> None:
     """Write a scored run to `into/NAME`, which is there whole or not at all; one that is there is replaced.
+
+    Args:
+        training: How its model was trained, in summary and without texts; None where that is not known.
 
     Raises:
         UserError: ids or groups of its questions are themselves texts; the disk is full or cannot be written.
     """
     sweep(into)
     with replacing(into) as staged:
-        _write(run, Run(staged / run.name))
+        _write(run, new := Run(staged / run.name))
+        if training:
+            new.write_training(without_folders(training))
         if (there := into / run.name).exists():
             os.rename(there, staged / ".old")
         os.rename(staged / run.name, there)
@@ -107,6 +114,7 @@ def _write(run: Run, new: Run) -> None:
     for name, table in tables.items():
         if not table.empty:
             new.write_compact(name, table)
+    new.take(run.contents((REMEDIES, GATES)))
     new.write_calibration(run.calibration())
 
 

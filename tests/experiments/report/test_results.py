@@ -9,10 +9,12 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments.config.study import Cell, Study, parse
 from experiments.report.results import COMMANDS, main, results_page
 from experiments.report.training_table import training_section
 from experiments.train.step_log import add_to_log
 from probes.evaluation.result import COLUMNS
+from semcal import Run, UserError
 from tests.experiments.conftest import run_dict
 
 
@@ -102,21 +104,41 @@ def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, 
     assert any(own == sorted(own) for own in gaps)  # of the style whose gap is larger
 
 
+def cell_of(name: str, path: str, stage: str) -> Cell:
+    model = {"path": path, "name": name, "stage": stage}
+    study = {"name": "small", "models": [model], "datasets": [{"kind": "triviaqa"}], "styles": ["concise"]}
+    return parse(Study, study, "study.yaml").cells()[0]
+
+
 def test_a_page_says_how_the_models_of_a_study_were_trained(tmp_path):
     folder = tmp_path / "grpo"
     folder.mkdir()
-    made = {"stage": "grpo", "trained_on": 1784, "dataset": "triviaqa", "steps": 20, "batch_size": 8}
+    made = {"stage": "grpo", "trained_on": 1784, "dataset": "triviaqa:/some/where/TriviaQA.csv"}
+    made |= {"steps": 20, "batch_size": 8}
     (folder / "training.json").write_text(json.dumps(made | {"learning_rate": 2e-4}))
     asked = [{"question": "a", "style": "concise", "chosen": c, "rejected": c} for c in ("red", None, None)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     for step in range(1, 21):
         add_to_log(folder / "steps.jsonl", step, {"loss": 0.5, "reward": step / 20, "said": "no number"})
-    lines = training_section([("base", "real:gemma"), ("grpo", str(folder)), ("grpo-few-shot", str(folder))])
+    run, base = Run(tmp_path / "run"), cell_of("base", "real:gemma", "base")
+    grpo, again = (cell_of(name, str(folder), "grpo") for name in ("grpo", "grpo-few-shot"))
+    lines = training_section([(base, run), (grpo, run), (again, run)])
     (row,) = [line for line in lines if line.startswith("| grpo")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:2] == ["grpo", "grpo"]
+    assert cells[:3] == ["grpo", "grpo", "1784 questions of triviaqa"]
     assert cells[5:] == ["1 of 3", "0.500 → 0.500", "0.075 → 0.975"]
-    assert training_section([("base", "real:gemma")]) == []
+    assert not [line for line in lines if "few-shot" in line or "is missing here" in line]
+    (folder / "training.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        training_section([(grpo, run)])
+
+
+def test_a_training_that_is_not_known_is_said_to_be_missing(tmp_path):
+    run = Run(tmp_path / "run")
+    said = "\n".join(training_section([(cell_of("dpo", "runs/nowhere/dpo", "dpo"), run)]))
+    assert "How these were trained is missing here: dpo." in said
+    others = [("base", "real:gemma", "base"), ("tuned", "org/tuned", "sft"), ("organism", "atlas:dpo", "dpo")]
+    assert training_section([(cell_of(*other), run) for other in others]) == []
 
 
 @pytest.mark.long

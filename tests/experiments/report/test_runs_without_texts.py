@@ -19,6 +19,7 @@ from semcal import Run, UserError
 from semcal.runs.without_texts import keep_without_texts
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
+from tests.experiments.report.test_remedy_and_gate_tables import add_looks
 
 pytestmark = pytest.mark.long
 
@@ -41,6 +42,7 @@ def measured(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setattr("experiments.pipeline.run_study.write_report", lambda *_: None)
         run_dict(folder, study)
+    add_looks(first_run(folder))
     return folder
 
 
@@ -89,6 +91,7 @@ def test_page_and_verdict_are_the_same_from_what_was_kept(place):
         assert text.count(where) == 1
         assert text.replace(where, "2 runs, sampled ") == before[0]
         assert verdict == before[1]
+    assert {"### Remedies", "### Gates"} <= set(whole[0].split("\n"))
     assert "KL gap in nats" in whole[0] or "Class distribution before the answer" in whole[0]
     assert Run.open(one).unchanged().same == len(contents(one)) - 1
 

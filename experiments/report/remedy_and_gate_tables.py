@@ -1,0 +1,110 @@
+"""What `semcal tilt` and `semcal gate` found on runs, as tables of a results page and of the page of a run.
+
+Reads the files that they left in `looks/`, and leaves out a column that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from experiments.report.summary_table import interval, markdown_table, number
+from semcal.runs.run import Run
+
+REMEDIES_TOLD = (
+    "Written by `semcal tilt`; every figure is of questions whose gold answers the remedy has not seen. Temperature, "
+    "beta and tilt map the confidence of the samples and leave the answers as they are; a probe reads its confidence "
+    "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
+    "half of the questions. Change: smECE minus that as sampled on the same questions; where its interval holds 0, or "
+    "none was computed, it is not shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens "
+    "read and generated, for one question. Intervals are over questions, not over repeated trainings of the adapter."
+)
+GATES_TOLD = (
+    "Written by `semcal gate`: the lowest threshold on each confidence that is known to keep the risk on questions to "
+    "come, if their groups are drawn like those asked here. Of the answers: with high probability (0.9 unless --delta "
+    "said otherwise) at most that share of the answers given is wrong. Of the questions: the expected share of all "
+    "questions that are answered wrongly (coverage times wrong) is at most the risk. Coverage is the share answered, "
+    "and wrong the share of these that is wrong, of the questions asked here. Never: no threshold could be shown to "
+    "keep the risk, which does not show that none would. Too few groups: not even if every answer were right."
+)
+
+
+def remedies_table(found: pd.DataFrame) -> pd.DataFrame:
+    """One row per remedy of a run (`Run.remedies`), as text under readable titles."""
+    columns: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+        "smece": ("smECE", lambda row: _with_interval(row, "smece")),
+        "change": ("change", _change),
+        "signed_gap": ("signed gap", lambda row: number(row["signed_gap"], "+")),
+        "accuracy": ("accuracy", lambda row: number(row["accuracy"])),
+        "auroc": ("AUROC", lambda row: number(row["auroc"], digits=2)),
+        "passes": ("passes", lambda row: _cost(row["passes"])),
+        "tokens": ("tokens", lambda row: _cost(row["tokens"])),
+    }
+    shown = [column for name, column in columns.items() if name in found]
+    rows = [{"remedy": row["remedy"], **{name: of(row) for name, of in shown}} for row in _records(found)]
+    return pd.DataFrame(rows)
+
+
+def gates_table(found: pd.DataFrame) -> pd.DataFrame:
+    """One row per confidence, guarantee and risk of a run (`Run.gates`), as text under readable titles."""
+    return pd.DataFrame([_gate(row) for row in _records(found)])
+
+
+def remedies_section(rows: Sequence[tuple[str, Run]]) -> list[str]:
+    """Lines of Markdown, none where no run has remedies.
+
+    Args:
+        rows: Name and run.
+    """
+    return _section("Remedies", REMEDIES_TOLD, [(name, remedies_table(run.remedies())) for name, run in rows])
+
+
+def gates_section(rows: Sequence[tuple[str, Run]]) -> list[str]:
+    """Lines of Markdown, none where no run has gates; rows as in `remedies_section`."""
+    return _section("Gates", GATES_TOLD, [(name, gates_table(run.gates())) for name, run in rows])
+
+
+def _section(title: str, told: str, tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
+    named = [table.assign(run=name) for name, table in tables if len(table)]
+    if not named:
+        return []
+    whole = pd.concat(named, ignore_index=True).fillna("—")
+    titles = ["run", *(name for name in whole if name != "run")]
+    return ["", f"### {title}", "", *markdown_table(titles, whole[titles].to_numpy().tolist()), "", told]
+
+
+def _records(found: pd.DataFrame) -> list[dict[Any, Any]]:
+    return found.to_dict("records")
+
+
+def _with_interval(row: Mapping[str, Any], name: str, sign: str = "") -> str:
+    return interval(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), sign)
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    """That of the run as it was sampled is 0 by definition."""
+    return "—" if row.get("change_low") == row.get("change_high") == 0 else _with_interval(row, "change", "+")
+
+
+def _cost(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _gate(row: Mapping[str, Any]) -> dict[str, str]:
+    threshold, guarantee = row.get("threshold", math.nan), row.get("guarantee")
+    where = "too few groups" if math.isnan(threshold) else "never" if math.isinf(threshold) else f"{threshold:.2f}"
+    return {
+        "confidence": row["source"],
+        "guarantee": guarantee if isinstance(guarantee, str) else "—",
+        "risk": f"{100 * row['risk']:g} %",
+        "answer where ≥": where,
+        "coverage": _share(row.get("coverage", math.nan)),
+        "wrong": _share(row.get("wrong", math.nan)),
+    }
+
+
+def _share(value: float) -> str:
+    return "—" if math.isnan(value) else f"{100 * value:.1f} %"
