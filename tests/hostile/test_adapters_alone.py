@@ -154,6 +154,25 @@ def test_the_dtype_is_the_one_asked_for(base, tmp_path, dtype):
     assert load(tmp_path / "adapter", dtype=dtype).dtype == getattr(torch, dtype)
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_an_adapter_is_added_in_single_precision_and_rounded_once(base, tmp_path, stored):
+    if stored == "bfloat16":
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    write(tmp_path / "adapter", base, LoraConfig(r=2, target_modules="all-linear"))
+    weights = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    added = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    merged = load(tmp_path / "adapter", dtype="bfloat16").model.state_dict()
+    scale = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_alpha"] / 2
+    changed = 0
+    for name, weight in weights.items():
+        a, b = (added.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight") for x in "AB")
+        if a is not None and b is not None:
+            weight = weight + scale * (b @ a)
+            changed += 1
+        assert torch.equal(merged[name], weight.to(torch.bfloat16)), name
+    assert changed > 10
+
+
 @pytest.mark.parametrize("name", ["{base}", "../base", "base"])
 def test_the_base_is_found_from_here_and_from_the_adapter(base, tmp_path, monkeypatch, name):
     write(tmp_path / "adapter", base)
