@@ -123,7 +123,7 @@ def warn_of_exemplars(study: Study, datasets: Iterable[Dataset]) -> None:
 def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
     """
     Raises:
-        UserError: a model of `semcal train --from` would be asked what it was trained on.
+        UserError: a model of `semcal train --from` or `semcal tilt` would be asked what it was trained on.
     """
     for model in (m for m in study.models if not m.is_served):
         for file in _trained_files(model):
@@ -137,8 +137,8 @@ def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
 
 
 def _trained_files(model: ModelConfig) -> list[Path]:
-    """What `semcal train --from` wrote of a model and of what it is an adapter to; a checkpoint along the way, step-N,
-    has it in the folder above."""
+    """The questions that a model, or what it is an adapter to, was trained on; a checkpoint along the way, step-N, has
+    them in the folder above."""
     parts = parts_of(model_path(model), model.revision, model.adapter)
     folders = [Path(model_path(model)), *parts.adapters, Path(parts.weights)]
     files = [
