@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from experiments.cluster.share import Share, groups
 from experiments.config.collapsing_functions import check_semantics
 from experiments.config.run_folder import analysis_part, open_cell, stored_cell
-from experiments.config.study import Cell, ModelConfig, Study, load_dataset
+from experiments.config.study import Cell, ModelConfig, NamedConfig, Study, TableConfig, load_dataset
 from experiments.pipeline.looks import study_folder
 from experiments.pipeline.progress import Reporter
 from experiments.pipeline.signals import Stopped
@@ -123,22 +123,24 @@ def warn_of_exemplars(study: Study, datasets: Iterable[Dataset]) -> None:
 def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
     """
     Raises:
-        UserError: a model of `semcal train --from` would be asked what it was trained on.
+        UserError: a model of `semcal train --from` or `semcal tilt` would be asked what it was trained on.
     """
+    excluding = {d.name for d in study.datasets if isinstance(d, NamedConfig | TableConfig)}
     for model in (m for m in study.models if not m.is_served):
         for file in _trained_files(model):
             trained = read_table(file)
             for name, dataset in datasets.items():
                 if known := sum(touched(dataset.questions, trained)):
+                    remedy = f"add exclude: {file} to the dataset, which leaves these and their groups out"
                     raise UserError(
-                        f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; add "
-                        f"exclude: {file} to the dataset, which leaves these and their groups out"
+                        f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; "
+                        + (remedy if name in excluding else f"ask it a dataset without those in {file}")
                     )
 
 
 def _trained_files(model: ModelConfig) -> list[Path]:
-    """What `semcal train --from` wrote of a model and of what it is an adapter to; a checkpoint along the way, step-N,
-    has it in the folder above."""
+    """The questions that a model, or what it is an adapter to, was trained on; a checkpoint along the way, step-N, has
+    them in the folder above."""
     parts = parts_of(model_path(model), model.revision, model.adapter)
     folders = [Path(model_path(model)), *parts.adapters, Path(parts.weights)]
     files = [

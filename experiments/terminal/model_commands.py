@@ -81,20 +81,28 @@ def intervene(
 
 
 def tilt(targets: Targets) -> None:
-    """Train a low-rank adapter on gold answers by a proper loss, ask again what it has not seen, and compare remedies:
-    maps of the confidence, probes, the tilted model. An adapter is a model: path: RUN/looks/tilt/half-1/adapter."""
+    """Train low-rank adapters on gold answers by a proper loss, each on half of the questions, ask each the other half,
+    and compare remedies: maps of the confidence, probes, the tilted model. Then train one on all: the tilted model to
+    ask other questions, path: RUN/adapter. Of several runs, those that allow none are left out."""
     from experiments.compare.remedies_side_by_side import as_frame, explanation, remedies_table, side_by_side
     from experiments.pipeline.targets import sampled_rows
     from experiments.pipeline.tilt_run import tilt_run
     from semcal.runs.files import write_atomically
 
     rows, left_out = sampled_rows(targets, [])
+    refused: list[str] = []
     for cell, run in rows:
-        with output().screen() as screen:
-            found = tilt_run(cell, run, screen)
-            screen.stage(cell, "comparing")
-            remedied, missing = side_by_side(cell, run, found.before, found.after)
-            screen.finished(cell)
+        try:
+            with output().screen() as screen:
+                found = tilt_run(cell, run, screen)
+                screen.stage(cell, "comparing")
+                remedied, missing = side_by_side(cell, run, found.before, found.after)
+                screen.finished(cell)
+        except UserError as error:
+            if len(rows) == 1:
+                raise
+            refused.append(str(error))
+            continue
         output().rule(cell.label)
         output().show(remedies_table(remedied))
         output().explain(explanation(run, remedied, [one.questions for one in found.learnt], found.tokens))
@@ -102,8 +110,10 @@ def tilt(targets: Targets) -> None:
         output().append("runs", {"folder": run.folder, "remedies": as_frame(remedied)})
         table = found.adapters[0].parents[1] / "remedies.csv"
         write_atomically(table, lambda path, remedied=remedied: as_frame(remedied).to_csv(path, index=False))
-        output().written([table, *found.adapters])
-    output().left_out(left_out)
+        output().written([table, *found.adapters, found.whole])
+    if len(refused) == len(rows):
+        raise UserError(refused[0])
+    output().left_out([*left_out, *refused])
 
 
 def train(

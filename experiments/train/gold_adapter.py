@@ -79,7 +79,7 @@ def train_on_gold(
         gold: at least two groups.
         form: of the prompts.
         name: of the training, for messages and seeds.
-        told: hears of every step, in words.
+        told: hears of every step and validation, in words: "step 3 of 72 at most, ...".
 
     Raises:
         UserError: as `probes.rungs.lora.adapted`.
@@ -92,19 +92,25 @@ def train_on_gold(
     emitter.check(longest.prompt, [longest.answer])
     learnt, validated = ([_asked(gold[i]) for i in rows] for rows in (fit, validation))
     steps = -(-len(learnt) // BATCH)
+    trainings: list[AdapterTraining] = []
+
+    def tell(what: str) -> None:  # all epochs of one rate, and one of the other
+        told(f"step {sum(one.step for one in trainings):,} of {(EPOCHS + 1) * steps:,} at most, {what}")
 
     def training(rate: float) -> AdapterTraining:
         def step(loss: float) -> None:
-            at = f"epoch {one.round + 1}, step {one.step} of at most {EPOCHS * steps}"
-            told(f"{name}, rate {rate:.2g}: {at}, loss {loss:.2f}")
+            validating = ", validating" if one.step % steps == 0 else ""
+            tell(f"epoch {one.round + 1} at rate {rate:.2g}, loss {loss:.2f}{validating}")
 
         schedule = Schedule(rate, EPOCHS, steps, 1, BATCH, seed)
         file = into.parent / f".{into.name}-{rate:.3g}.safetensors"
         one = AdapterTraining(emitter, name, learnt, validated, schedule, file, step)
         return one
 
-    trainings = [training(rate) for rate in (adapter_rate(model), adapter_rate(model) / 3)]
+    trainings += [training(rate) for rate in (adapter_rate(model), adapter_rate(model) / 3)]
     for one in trainings:
+        if not one.validation:
+            tell(f"validating before the first at rate {one.schedule.rate:.2g}")
         one.until(1)
     best = min(trainings, key=lambda one: one.validation[1])
     best.until(EPOCHS)

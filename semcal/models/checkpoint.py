@@ -32,7 +32,7 @@ from semcal.models.formats.configuration import (
     turning_points,
     warn_of_other_tokens,
 )
-from semcal.models.formats.dequantising import is_dequantised
+from semcal.models.formats.dequantising import is_dequantised, to_dtype
 from semcal.models.formats.gguf import parsed_once, source_of
 from semcal.models.formats.merging import merge_adapter
 from semcal.models.formats.quantisation_settings import describe, settings_of
@@ -158,7 +158,7 @@ class LanguageModel:
                     parts.weights,
                     allow_pickle=allow_pickle,
                     config=config,
-                    dtype=DTYPES[dtype],
+                    dtype=_dtype_to_merge(parts, config, DTYPES[dtype]),
                     dequantised=plain,
                     # Quantised layers are made where they stay.
                     device_map=_device_map(target) if target is None or quantised else None,
@@ -171,6 +171,10 @@ class LanguageModel:
             raise UserError(_why_not(str(path), parts, error)) from error
         for folder in parts.adapters:
             model = merge_adapter(model, folder)
+        if parts.adapters:
+            if model.dtype != DTYPES[dtype]:
+                to_dtype(model, DTYPES[dtype])
+                model.config.dtype = DTYPES[dtype]
             check_finite(str(path), model)
         still = bool(getattr(model, "is_quantized", False))
         if target is not None and not still:
@@ -523,6 +527,13 @@ def pick_device(name: str) -> torch.device:
 def _device_map(target: torch.device | None) -> str:
     """Where transformers puts weights as it reads them; what is quantised may never move to another device."""
     return "balanced" if target is None else str(target) if target.type == "cuda" else "cpu"
+
+
+def _dtype_to_merge(parts: Parts, config: PretrainedConfig, asked: torch.dtype) -> torch.dtype:
+    """The dtype in which weights are loaded: float32 where adapters are added to what rounding would change first, so
+    that each weight is rounded once, with what was added."""
+    exact = not parts.adapters or (len(parts.adapters) == 1 and config.dtype == asked)
+    return asked if exact else torch.float32
 
 
 def _check_decoder_only(config: PretrainedConfig, path: str) -> None:

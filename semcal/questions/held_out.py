@@ -8,7 +8,7 @@ from pathlib import Path
 from semcal.questions.question import Question
 from semcal.questions.wording import bare_text
 
-TRAINED = "trained.jsonl"  # next to the weights of a model that `semcal train --from` made
+TRAINED = "trained.jsonl"  # next to the weights of a model that `semcal train --from` or `semcal tilt` made
 
 
 def touched(questions: Sequence[Question], trained: Iterable[Question]) -> list[bool]:

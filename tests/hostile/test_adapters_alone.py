@@ -27,7 +27,8 @@ from experiments.pipeline.dry_run import dry_run
 from experiments.sample.models import load_model
 from semcal import LanguageModel, UserError
 from semcal.models.skeleton import second_skeleton
-from semcal.questions.held_out import TRAINED
+from semcal.questions.held_out import TRAINED, write_trained
+from semcal.questions.load_dataset import load_dataset
 from tests.conftest import CONFIGS, ROPE, save_checkpoint, word_tokenizer
 from tests.experiments.conftest import run_dict, write_study
 from tests.models.tiny_gguf import write_gguf
@@ -152,6 +153,25 @@ def test_an_adapter_on_an_adapter(base, tmp_path):
 def test_the_dtype_is_the_one_asked_for(base, tmp_path, dtype):
     write(tmp_path / "adapter", base)
     assert load(tmp_path / "adapter", dtype=dtype).dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_an_adapter_is_added_in_single_precision_and_rounded_once(base, tmp_path, stored):
+    if stored == "bfloat16":
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    write(tmp_path / "adapter", base, LoraConfig(r=2, target_modules="all-linear"))
+    weights = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    added = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    merged = load(tmp_path / "adapter", dtype="bfloat16").model.state_dict()
+    scale = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_alpha"] / 2
+    changed = 0
+    for name, weight in weights.items():
+        a, b = (added.get(f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight") for x in "AB")
+        if a is not None and b is not None:
+            weight = weight + scale * (b @ a)
+            changed += 1
+        assert torch.equal(merged[name], weight.to(torch.bfloat16)), name
+    assert changed > 10
 
 
 @pytest.mark.parametrize("name", ["{base}", "../base", "base"])
@@ -505,6 +525,16 @@ def test_it_is_not_asked_what_it_was_trained_on(base, tmp_path, place):
     (where / TRAINED).write_text(json.dumps({"id": "q1", "question": "red one", "answers": ["blue"]}))
     with pytest.raises(UserError, match=rf"m was trained on 3 of the 6 questions .* exclude: {where}"):
         run_dict(tmp_path, study(folder))
+
+
+def test_a_dataset_that_excludes_nothing_is_to_be_another_one(base, tmp_path):
+    write(tmp_path / "adapter", base)
+    write_trained(load_dataset("atlas-facts", n=20, exemplars=4).questions[:3], tmp_path / "adapter")
+    atlas = [{"kind": "atlas", "family": "facts", "n": 20}]
+    with pytest.raises(
+        UserError, match=r"of the 20 questions of atlas-facts; ask it a dataset without those in .*adap"
+    ):
+        run_dict(tmp_path, study(tmp_path / "adapter") | {"datasets": atlas, "prompting": {"shots": 2, "exemplars": 4}})
 
 
 def test_a_base_that_was_trained_again_is_not_the_one_of_the_adapter(base, tmp_path):

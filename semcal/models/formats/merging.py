@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from semcal.errors import UserError
 from semcal.models.formats.adapters import CONFIG
-from semcal.sampling.decoding.rounding import difference, remedy, rounding
+from semcal.sampling.decoding.rounding import difference, is_low, remedy, rounding
 
 _NAMED = 3  # keys that a message shows
 _COMPARED = 8  # tokens of the sequence on which merged and unmerged adapter are compared
@@ -25,7 +25,8 @@ _UNREPEATABLE = ("pissa_niter", "loftq", "corda", "eva", "lora_ga")
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with the adapter in this folder added to its weights, in eval mode; its modules are the plain ones.
 
-    The merged model is compared with the unmerged one on a few tokens.
+    Whatever the dtype of the model, sums are made in float32 and rounded once to that of each weight. The merged model
+    is compared with the unmerged one on a few tokens.
 
     Raises:
         UserError: peft is missing; the adapter is incomplete, does not fit, holds NaN, or cannot be merged into
@@ -57,7 +58,10 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         _check_keys(folder, surplus={k for k in read.unexpected_keys if not any(c in k for c in copies)})
         _untie(wrapped)
         before = _logits(wrapped)
-        merged: Any = wrapped.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft says that layers were merged before
+            _merge_in_single(wrapped)
+            merged: Any = wrapped.merge_and_unload(safe_merge=True)  # the rest: what is saved whole, trained tokens
     except UserError:
         raise
     except Exception as error:  # of whatever kind of adapter
@@ -131,6 +135,19 @@ def _untie(wrapped: Any) -> None:
     inputs, outputs = (end.get_base_layer() if hasattr(end, "get_base_layer") else end for end in ends)
     if outputs is not None and outputs.weight.data_ptr() == inputs.weight.data_ptr():
         outputs.weight = torch.nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
+
+
+def _merge_in_single(wrapped: Any) -> None:
+    """Merge layer by layer, the weights of each in float32 meanwhile, so that no more than one is held wider."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in [module for module in wrapped.modules() if isinstance(module, BaseTunerLayer)]:
+        low = [(p, p.dtype) for p in layer.get_base_layer().parameters() if is_low(p.dtype)]
+        for parameter, _ in low:
+            parameter.data = parameter.data.float()
+        layer.merge(safe_merge=True)
+        for parameter, dtype in low:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _check_keys(folder: Path, lacking: Collection[str] = (), surplus: Collection[str] = ()) -> None:

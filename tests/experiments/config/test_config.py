@@ -101,7 +101,10 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
             VLLM | {"capture": {"positions": ["after_4_tokens"]}},
             "no activations after the prompt; leave after_4_tokens",
         ),
-        (VLLM | {"probes": {"rungs": ["linear", "lora"]}}, r"leave lora out .* --set models.0.engine=hf --set 'probes.rungs=\[linear,lora\]"),
+        (
+            VLLM | {"probes": {"rungs": ["linear", "lora"]}},
+            r"leave lora out .* --set models.0.engine=hf --set 'probes.rungs=\[linear,lora\]",
+        ),
         ({"models": [{"path": "x", "served": {"model": "m"}}]}, "served needs the address of a server as path"),
         (
             {"models": [{"path": "x", "dtype": "fp16"}]},
