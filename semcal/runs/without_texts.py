@@ -83,7 +83,7 @@ def keep_without_texts(run: Run, into: Path, training: Mapping[str, Any] | None 
         training: How its model was trained, in summary and without texts; None where that is not known.
 
     Raises:
-        UserError: ids or groups of its questions are themselves texts; the disk is full or cannot be written.
+        UserError: ids of its questions are themselves texts; the disk is full or cannot be written.
     """
     sweep(into)
     with replacing(into) as staged:
@@ -99,15 +99,16 @@ def keep_without_texts(run: Run, into: Path, training: Mapping[str, Any] | None 
 def _write(run: Run, new: Run) -> None:
     questions, losses = run.questions(), run.probe_losses()
     _refuse_texts(run, questions)
+    groups = _groups(questions)
+    questions["group"] = [groups[label] for label in questions["group"]]
     new.write_config(without_folders(run.config()))
     manifest = run.manifest()
     kept = {name: manifest[name] for name in _OF_MANIFEST if name in manifest}
     new.write_manifest(without_folders(kept) | {WITHOUT_TEXTS: True})
     new.write_compact("questions.parquet", fingerprints(questions))
     classes = run.classes()
-    new.write_compact(
-        "classes.parquet", classes.assign(**{"class": _codes(classes["class"].tolist())}).drop(columns=LOG_SEEN)
-    )
+    coded = {"class": _codes(classes["class"].tolist()), "group": [groups[label] for label in classes["group"]]}
+    new.write_compact("classes.parquet", classes.assign(**coded).drop(columns=LOG_SEEN))
     tables = {"probes.parquet": run.probes(), "interventions/rows.parquet": run.interventions()}
     if "gap_nats" in losses:
         tables["probe_losses.parquet"] = losses.loc[losses["position"] == LAST_PROMPT_TOKEN, _OF_LOSSES]
@@ -119,14 +120,28 @@ def _write(run: Run, new: Run) -> None:
 
 
 def _refuse_texts(run: Run, questions: pd.DataFrame) -> None:
-    names = {str(name).casefold() for name in (*questions["id"], *questions["group"])}
-    texts = {str(text).casefold() for text in questions["text"]}
-    texts |= {str(form).casefold() for forms in questions["answers"] for form in forms}
-    if found := sorted(name for name in names & texts if not name.isdecimal()):
+    names = {str(name).casefold() for name in questions["id"]}
+    if found := sorted(name for name in names & _texts(questions) if not name.isdecimal()):
         raise UserError(
-            f"{run.folder}: {found[0]!r} is the id or group of a question, and a question or gold answer; ids and "
-            "groups are kept as they are, so give the dataset others that are no texts"
+            f"{run.folder}: {found[0]!r} is the id of a question, and a question or gold answer; ids are kept as they "
+            "are, so give the dataset others that are no texts"
         )
+
+
+def _groups(questions: pd.DataFrame) -> dict[str, str]:
+    """Label of a group -> what is kept of it: itself or, where one is a question or gold answer, or the beginning of
+    one, as of texts to continue, a number in the order of the labels, so that resamples stay the same."""
+    labels = sorted(set(questions["group"]))
+    named = tuple(name for label in labels if not (name := label.casefold()).isdecimal())
+    if any(text.startswith(named) for text in _texts(questions)):
+        return {label: f"group-{at:06d}" for at, label in enumerate(labels)}
+    return {label: label for label in labels}
+
+
+def _texts(questions: pd.DataFrame) -> set[str]:
+    """Questions and gold answers, in lower case, with single spaces."""
+    forms = (*questions["text"], *(form for forms in questions["answers"] for form in forms))
+    return {" ".join(str(text).casefold().split()) for text in forms}
 
 
 def _codes(labels: Sequence[str]) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -187,14 +189,35 @@ def test_commands_that_need_more_end_with_one_line(monkeypatch, capsys, command)
     assert contents(folder) == before
 
 
-def test_ids_or_groups_that_are_texts_are_refused(place):
+def test_ids_that_are_texts_are_refused(place):
     run = first_run(place)
     table = run.questions()
-    table.loc[0, "group"] = table["answers"][0][0]
+    table.loc[0, "id"] = table["answers"][0][0]
     run.write_questions(table, run.aliases())
     with pytest.raises(UserError, match="give the dataset others that are no texts"):
         kept()
     assert not contents(KEPT)
+
+
+def test_groups_that_begin_a_text_are_numbers_in_their_order(place):
+    run = first_run(place)
+    table, classes = run.questions(), run.class_table()
+    named = dict(zip(table["id"], table["group"], strict=True))
+    begun = {
+        label: " ".join(text.split()[:3]) + f" {label}"
+        for label, text in zip(table["group"], table["text"], strict=True)
+    }
+    table["text"] = [f"{begun[label]}, and so on" for label in table["group"]]
+    table["group"] = table["group"].map(begun)
+    run.write_questions(table, run.aliases())
+    run.write_classes(replace(classes, groups=np.array([begun[label] for label in classes.groups])))
+    new = Run(kept()[0])
+    found = dict(zip(new.questions()["id"], new.questions()["group"], strict=True))
+    assert len(set(found.values())) == len(set(named.values()))
+    assert all(re.fullmatch(r"group-\d{6}", label) for label in found.values())
+    order = sorted(begun, key=lambda label: begun[label])
+    assert [found[i] for i in found] == [f"group-{order.index(named[i]):06d}" for i in found]
+    assert new.class_table().groups.tolist() == [found[i] for i in new.class_table().questions]
 
 
 @pytest.mark.usefixtures("place")
