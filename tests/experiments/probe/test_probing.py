@@ -252,7 +252,7 @@ def test_a_device_that_is_not_available_is_refused(run, monkeypatch, capsys):
 
 def test_held_out_predictions_are_kept_by_question_and_enter_the_table_of_the_run(run):
     predicted, table = run.probe_predictions(), run.table()
-    assert list(predicted) == ["question_id", "class", "confidence", "correct"]
+    assert list(predicted) == ["question_id", "class", "confidence", "correct", "confidence_in_mode"]
     assert list(predicted["question_id"]) == list(run.questions()["id"]) == list(table["question_id"])
     row = run.probe_confidence().set_index("source").loc["class probe"]
     assert predicted["confidence"].mean() == pytest.approx(row["confidence"])
