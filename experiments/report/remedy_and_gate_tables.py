@@ -18,8 +18,8 @@ REMEDIES_TOLD = (
     "Written by `semcal tilt`; every figure is of questions whose gold answers the remedy has not seen. Temperature, "
     "beta and tilt map the confidence of the samples and leave the answers as they are; a probe reads its confidence "
     "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
-    "half of the questions. Change: smECE minus that as sampled on the same questions; where its interval holds 0, or "
-    "none was computed, it is not shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens "
+    "half of the questions. Change, less tilted: smECE minus that as sampled, and minus the tilted model's, on the same "
+    "questions; where the interval of the change holds 0, it is not shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens "
     "read and generated, for one question. Intervals are over questions, not over repeated trainings of the adapter."
 )
 GATES_TOLD = (
@@ -36,7 +36,8 @@ def remedies_table(found: pd.DataFrame) -> pd.DataFrame:
     """One row per remedy of a run (`Run.remedies`), as text under readable titles."""
     columns: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
         "smece": ("smECE", lambda row: _with_interval(row, "smece")),
-        "change": ("change", _change),
+        "change": ("change", lambda row: _difference(row, "change")),
+        "less": ("less tilted", lambda row: _difference(row, "less")),
         "signed_gap": ("signed gap", lambda row: number(row["signed_gap"], "+")),
         "accuracy": ("accuracy", lambda row: number(row["accuracy"])),
         "auroc": ("AUROC", lambda row: number(row["auroc"], digits=2)),
@@ -84,9 +85,9 @@ def _with_interval(row: Mapping[str, Any], name: str, sign: str = "") -> str:
     return interval(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), sign)
 
 
-def _change(row: Mapping[str, Any]) -> str:
-    """That of the run as it was sampled is 0 by definition."""
-    return "—" if row.get("change_low") == row.get("change_high") == 0 else _with_interval(row, "change", "+")
+def _difference(row: Mapping[str, Any], name: str) -> str:
+    """That of a remedy from itself is 0 by definition."""
+    return "—" if row.get(f"{name}_low") == row.get(f"{name}_high") == 0 else _with_interval(row, name, "+")
 
 
 def _cost(value: float) -> str:
