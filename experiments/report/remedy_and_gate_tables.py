@@ -18,8 +18,9 @@ REMEDIES_TOLD = (
     "Written by `semcal tilt`; every figure is of questions whose gold answers the remedy has not seen. Temperature, "
     "beta and tilt map the confidence of the samples and leave the answers as they are; a probe reads its confidence "
     "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
-    "half of the questions. Change, less tilted: smECE minus that as sampled, and minus the tilted model's, on the same "
-    "questions; where the interval of the change holds 0, it is not shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens "
+    "half of the questions. Change, less tilted: smECE minus that as sampled, and minus the tilted model's, on the "
+    "same questions; where the interval of the change holds 0, it is not shown that the remedy mends or harms. Passes "
+    "and tokens: forward passes, and tokens "
     "read and generated, for one question. Intervals are over questions, not over repeated trainings of the adapter."
 )
 GATES_TOLD = (
