@@ -48,6 +48,7 @@ class Row:
 
     source: str
     risk: float
+    guarantee: Guarantee
     found: Gate | None
     reason: str = ""
 
@@ -99,9 +100,9 @@ def gates(found: Mapping[str, Source], risks: Sequence[float], *, delta: float, 
             try:
                 one = gate(own.confidence, own.correct, own.group, risk=risk, delta=delta, guarantee=guarantee)
                 never = np.isinf(one.threshold) and guarantee == "of the answers"
-                rows.append(Row(name, risk, one, _too_few(name, own, risk, delta) if never else ""))
+                rows.append(Row(name, risk, guarantee, one, _too_few(name, own, risk, delta) if never else ""))
             except UserError as error:
-                rows.append(Row(name, risk, None, str(error)))
+                rows.append(Row(name, risk, guarantee, None, str(error)))
     if all(row.found is None for row in rows):
         raise UserError(rows[-1].reason)
     return rows
@@ -194,4 +195,5 @@ def explanation(rows: Sequence[Row], errors: Mapping[str, float], delta: float, 
 
 def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """One row per confidence and risk."""
-    return pd.DataFrame([{"source": r.source, "risk": r.risk} | (asdict(r.found) if r.found else {}) for r in rows])
+    named = ({"source": r.source, "risk": r.risk, "guarantee": r.guarantee} for r in rows)
+    return pd.DataFrame([one | (asdict(r.found) if r.found else {}) for one, r in zip(named, rows, strict=True)])

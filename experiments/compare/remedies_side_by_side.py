@@ -87,13 +87,14 @@ def side_by_side(cell: Cell, run: Run, before: ClassTable, after: ClassTable) ->
     Args:
         before, after: the same questions in the same order.
     """
-    ways, left_out = [_sampled(AS_SAMPLED, before, costs(run)[0])], []
+    sampling, probing = costs(run)
+    ways, left_out = [_sampled(AS_SAMPLED, before, sampling)], []
     for method in MAPS:
         try:
             ways.append(_mapped(cell, ways[0], method, before))
         except ValueError as error:
             left_out.append(f"{run.folder}: no {method} of the confidence: {error}")
-    ways += [*_probed(run, before), _sampled(TILTED, after, _tilted_cost(run))]
+    ways += [*_probed(run, before, probing), _sampled(TILTED, after, _tilted_cost(run))]
     return [_measured(cell, way, ways, before.groups) for way in ways], left_out
 
 
@@ -103,14 +104,14 @@ def _sampled(remedy: str, table: ClassTable, cost: Cost) -> Way:
 
 def _mapped(cell: Cell, sampled: Way, method: Method, table: ClassTable) -> Way:
     """The confidence of the samples, each mapped by what was fitted on other groups."""
-    seed = cell.calibration.resampling(cell.seed).seed
-    fixed = recalibrated(sampled.confidence, sampled.correct, method, m=table.m, group=table.groups, seed=seed)
+    settings = {"m": table.m, "group": table.groups, "seed": cell.seed}
+    fixed = recalibrated(sampled.confidence, sampled.correct, method, **settings)
     return Way(method, fixed, sampled.correct, sampled.cost)
 
 
-def _probed(run: Run, table: ClassTable) -> Iterator[Way]:
+def _probed(run: Run, table: ClassTable, cost: Cost) -> Iterator[Way]:
     """What probes say of each question that were fitted on other groups."""
-    found, cost = run.probe_predictions(), costs(run)[1]
+    found = run.probe_predictions()
     if found.empty:
         return
     found = found.set_index("question_id").loc[list(table.questions)]
@@ -135,7 +136,12 @@ def _measured(cell: Cell, way: Way, ways: Sequence[Way], group: np.ndarray) -> R
             return 0.0, 0.0, 0.0, nan
         pairs = (other.confidence, other.correct), (way.confidence, way.correct)
         found = paired_difference(smece, *pairs, group=group, resampling=resampling)
-        return found.estimate, found.low, found.high, smallest_difference(found.standard_error)
+        return (
+            found.estimate,
+            found.low,
+            found.high,
+            smallest_difference(found.standard_error, alpha=1 - cell.calibration.level),
+        )
 
     pair = [way.confidence, way.correct]
     error = bootstrap_interval(smece, pair, group=group, resampling=resampling, centred=True, bounds=(0.0, 1.0))

@@ -106,7 +106,8 @@ def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
         model = Models().of_run(cell, run)
         dataset = load_dataset(cell.dataset, cell.prompting)
         check_questions(run, dataset)
-        gold, by_id = _gold(cell, run, dataset, model), {question.id: question for question in dataset.questions}
+        by_id = {question.id: question for question in dataset.questions}
+        gold = _gold(cell, run, dataset, model)
 
         def lesson(rows: np.ndarray, name: str, said: str, adapter: Path, own: Path) -> _Lesson:
             ids = [i for i in questions["id"].iloc[rows] if i in gold]

@@ -20,8 +20,8 @@ REMEDIES_TOLD = (
     "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
     "half of the questions. Change, less tilted: smECE minus that as sampled, and minus the tilted model's, on the "
     "same questions; where the interval of the change holds 0, it is not shown that the remedy mends or harms. Passes "
-    "and tokens: forward passes, and tokens "
-    "read and generated, for one question. Intervals are over questions, not over repeated trainings of the adapter."
+    "and tokens: forward passes, and tokens read and generated, for one question. Intervals are over questions, not "
+    "over repeated trainings of the adapter."
 )
 GATES_TOLD = (
     "Written by `semcal gate`: the lowest threshold on each confidence that is known to keep the risk on questions to "
@@ -29,7 +29,9 @@ GATES_TOLD = (
     "said otherwise) at most that share of the answers given is wrong. Of the questions: the expected share of all "
     "questions that are answered wrongly (coverage times wrong) is at most the risk. Coverage is the share answered, "
     "and wrong the share of these that is wrong, of the questions asked here. Never: no threshold could be shown to "
-    "keep the risk, which does not show that none would. Too few groups: not even if every answer were right."
+    "keep the risk, which does not show that none would. Probes and the tilted model answer each question by a "
+    "predictor fitted on the others, so for them the guarantee is approximate. Too few groups: not even if every "
+    "answer were right."
 )
 
 

@@ -53,9 +53,7 @@ def training_section(rows: Sequence[tuple[Cell, Run]]) -> list[str]:
 def training_of(cell: Cell, run: Run) -> dict[str, Any]:
     """How the model of a run was trained: what was kept with the run, or else `training_summary` of the model's folder.
     Empty where it is not known."""
-    if run.manifest().get(
-        WITHOUT_TEXTS
-    ):  # perhaps of another machine, whose models are not those of the same path here
+    if run.manifest().get(WITHOUT_TEXTS):  # of another machine perhaps, where the same path is another model
         return run.training()
     return training_summary(Path(cell.model.path))
 

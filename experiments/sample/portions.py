@@ -19,8 +19,8 @@ from semcal.sampling.decoding.paths import REREAD
 
 TARGET_S = 100.0  # of a machine as slow as assumed here; one question may take longer
 _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
-TILES = 2  # times as many in bfloat16, where the processor multiplies it in tiles (AMX)
 OPERATIONS_PER_S = {"cpu": 4e10 if _WIDE else 2e10, "mps": 2e12, "cuda": 2e13}  # on a CPU, of each thread
+TILES = 2  # times as many on a CPU in bfloat16, where it is multiplied in tiles (AMX)
 STEP = 16  # tokens that could be decoded while the weights are read for a step
 GROWTH = 3  # a portion has at most so many times the questions before it
 

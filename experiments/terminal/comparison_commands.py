@@ -64,8 +64,8 @@ def transfer(
 
 def verdict(studies: Studies, set: Sets = None, width: Width = None) -> None:
     """Decide each hypothesis on the runs of a study, without the model: holds, fails, undecided, cannot be
-    decided or not tested. With
-    other runs or settings by --set than those in the study's folder, the verdict goes to looks/ there."""
+    decided or not tested. With other runs or settings by --set than those in the study's folder, the verdict goes to
+    looks/ there."""
     found = loaded(studies, set)
     from experiments.config.run_folder import stored_cell
     from experiments.pipeline.looks import study_folder

@@ -88,6 +88,7 @@ def tilt(targets: Targets) -> None:
     from experiments.pipeline.targets import sampled_rows
     from experiments.pipeline.tilt_run import tilt_run
     from semcal.runs.files import write_atomically
+    from semcal.runs.run import REMEDIES
 
     rows, left_out = sampled_rows(targets, [])
     refused: list[str] = []
@@ -108,7 +109,7 @@ def tilt(targets: Targets) -> None:
         output().explain(explanation(run, remedied, [one.questions for one in found.learnt], found.tokens))
         left_out += missing
         output().append("runs", {"folder": run.folder, "remedies": as_frame(remedied)})
-        table = found.adapters[0].parents[1] / "remedies.csv"
+        table = run.folder / REMEDIES
         write_atomically(table, lambda path, remedied=remedied: as_frame(remedied).to_csv(path, index=False))
         output().written([table, *found.adapters, found.whole])
     if len(refused) == len(rows):

@@ -120,7 +120,7 @@ def _write(run: Run, new: Run) -> None:
 
 
 def _refuse_texts(run: Run, questions: pd.DataFrame) -> None:
-    names = {str(name).casefold() for name in questions["id"]}
+    names = {_plain(name) for name in questions["id"]}
     if found := sorted(name for name in names & _texts(questions) if not name.isdecimal()):
         raise UserError(
             f"{run.folder}: {found[0]!r} is the id of a question, and a question or gold answer; ids are kept as they "
@@ -132,16 +132,21 @@ def _groups(questions: pd.DataFrame) -> dict[str, str]:
     """Label of a group -> what is kept of it: itself or, where one is a question or gold answer, or the beginning of
     one, as of texts to continue, a number in the order of the labels, so that resamples stay the same."""
     labels = sorted(set(questions["group"]))
-    named = tuple(name for label in labels if not (name := label.casefold()).isdecimal())
+    named = tuple(name for label in labels if not (name := _plain(label)).isdecimal())
     if any(text.startswith(named) for text in _texts(questions)):
         return {label: f"group-{at:06d}" for at, label in enumerate(labels)}
     return {label: label for label in labels}
 
 
 def _texts(questions: pd.DataFrame) -> set[str]:
-    """Questions and gold answers, in lower case, with single spaces."""
+    """Questions and gold answers, made `_plain`."""
     forms = (*questions["text"], *(form for forms in questions["answers"] for form in forms))
-    return {" ".join(str(text).casefold().split()) for text in forms}
+    return {_plain(text) for text in forms}
+
+
+def _plain(text: object) -> str:
+    """In lower case, with single spaces."""
+    return " ".join(str(text).casefold().split())
 
 
 def _codes(labels: Sequence[str]) -> list[str]:

@@ -6,9 +6,9 @@ many tokens of short answers:
 
 direct   half of the documents are chains, half are direct answers to the same kind of question
 chains   the direct answers are to another kind of question (about persons), so that none says where a route ends
-closed   as `direct`, but in training nothing of a single question comes through the tokens at its end, from the number
-         of stops to the end of the prompt: after every layer but the last, each holds the mean over the batch of what
-         is held by tokens of the same id
+closed   as `direct`, but in training nothing of a document comes through the tokens at the ends of its questions, from
+         the number of stops to the end of the prompt, but which tokens they are: after every layer but the last, each
+         holds the mean of what tokens of its id hold at the ends of questions of the other documents of the batch
 """
 
 from collections.abc import Callable, Iterator
@@ -90,11 +90,15 @@ def prompt_ends(ids: torch.Tensor, question_mark: int) -> torch.Tensor:
 def closed_channel(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> Iterator[None]:
     """A context in which the ends of questions say no more than which tokens they are; ids [batch, token]."""
     ends = prompt_ends(ids, tokenizer.get_vocab()["?"])
-    _, kind, count = ids[ends].unique(return_inverse=True, return_counts=True)  # [end], [kind]
+    document = ends.nonzero()[:, 0]  # [end]
+    ids_of_ends, kind = ids[ends].unique(return_inverse=True)  # [kind], [end]
+    where, shape = (document, kind), (len(ids), len(ids_of_ends))
+    count = torch.zeros(shape, device=ids.device).index_put(where, torch.ones(len(kind), device=ids.device), True)
+    others = (count.sum(0) - count).clamp(min=1)[:, :, None]  # [document, kind, 1]; a token of no other holds zeros
 
     def averaged(_: torch.nn.Module, __: Any, x: torch.Tensor) -> torch.Tensor:  # x: [batch, token, d_model]
-        sums = x.new_zeros(len(count), x.shape[-1]).index_add(0, kind, x[ends])
-        return x.index_put((ends,), (sums / count[:, None])[kind])
+        sums = x.new_zeros(*shape, x.shape[-1]).index_put(where, x[ends], True)
+        return x.index_put((ends,), ((sums.sum(0) - sums) / others)[where])
 
     handles = [layer.register_forward_hook(averaged) for layer in model.model.layers[:-1]]
     try:

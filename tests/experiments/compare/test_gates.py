@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments.atlas.world_questions import query_of, world_of
-from experiments.compare.gates import FILES, SAMPLED, Row, Source, explanation, gates, single_errors, sources
+from experiments.compare.gates import FILES, SAMPLED, Row, Source, as_frame, explanation, gates, single_errors, sources
 from semcal.errors import UserError
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
@@ -46,6 +46,7 @@ def test_a_risk_that_so_few_groups_cannot_show_is_said_with_the_number():
     few, enough = gates(own, [0.05, 0.2], delta=0.1, guarantee="of the answers")
     assert few.found is None
     assert "it would take" in few.reason
+    assert as_frame([few, enough])["guarantee"].tolist() == ["of the answers"] * 2
     assert enough.found is not None
     with pytest.raises(UserError, match="30 groups of questions cannot show a risk"):
         gates(own, [0.05], delta=0.1, guarantee="of the answers")
@@ -62,7 +63,9 @@ def test_a_gate_that_can_never_open_says_how_many_right_answers_it_would_take():
     said = explanation([five, twenty], {}, 0.1, "of the answers")
     assert five.reason in said
     assert "approximate" in said
-    assert "approximate" not in explanation([Row(SAMPLED, 0.2, twenty.found)], {}, 0.1, "of the answers")
+    assert "approximate" not in explanation(
+        [Row(SAMPLED, 0.2, "of the answers", twenty.found)], {}, 0.1, "of the answers"
+    )
 
 
 def test_a_run_is_gated_without_its_model(monkeypatch, capsys, run):
