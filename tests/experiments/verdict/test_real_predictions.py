@@ -90,3 +90,8 @@ def test_nothing_is_decided_before_all_is_measured():
 def test_nothing_that_counts_is_not_tested():
     runs = [replace(r, truncated=0.5) for r in two_models(0.0, 0.0)]
     assert decisions(runs) == ["not tested"] * 3
+
+
+def test_what_was_not_measured_at_all_says_how_much_is_missing():
+    third = predictions([], [], LAW, {"H3": 9}).verdicts[2]
+    assert (third.decision, third.finding.reason) == ("not tested", "9 cells not measured yet")
