@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import log_softmax
 
 from probes.targets.open import OpenTarget
+from semcal.semantics.class_table import ClassTable
+
+_CLASS = "class "
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,21 @@ class OpenWorld:
     def cross_entropy(self, log_q: np.ndarray) -> float:
         """Of the samples, mean over questions, nats, from `log_q` [entry]."""
         return float(-(self.target.mass * log_q).sum() / len(self.target))
+
+    def as_run(self) -> ClassTable:
+        """What a run of this world stores: the samples of each question, and no class that was not drawn."""
+        target, m = self.target, self.target.m
+        assert m is not None
+        sizes = np.diff(target.starts)
+        counts = np.zeros((len(target), sizes.max()), dtype=np.int64)
+        place = np.arange(len(target.column)) - np.repeat(target.starts[:-1], sizes)
+        counts[target.question, place] = np.rint(m * target.mass)
+        named = np.split(np.array(target.classes)[target.column], target.starts[1:-1])
+        return replace(ClassTable.of_arrays(counts), classes=tuple(tuple(own.tolist()) for own in named))
+
+    def places(self, target: OpenTarget) -> np.ndarray:
+        """The class of this world behind each class of a target of its run."""
+        return np.array([int(label.removeprefix(_CLASS)) for label in target.classes])
 
 
 def open_world(
@@ -50,11 +68,11 @@ def alike(world: OpenWorld, *, seed: int) -> OpenWorld:
 
 
 def target_of(counts: np.ndarray) -> OpenTarget:
-    """From counts [question, class]; all classes are in the vocabulary, drawn or not."""
+    """From counts [question, class]; the vocabulary is all classes, drawn or not, and closed."""
     order = np.argsort(-counts, axis=1, kind="stable")
     sizes = (counts > 0).sum(1)
     column = np.concatenate([row[:size] for row, size in zip(order, sizes, strict=True)])
     starts = np.concatenate([[0], np.cumsum(sizes)])
     mass = counts[np.repeat(np.arange(len(counts)), sizes), column] / counts[0].sum()
-    names = tuple(f"class {c:06d}" for c in range(counts.shape[1]))
-    return OpenTarget(names, starts, column, mass, int(counts[0].sum()))
+    names = tuple(f"{_CLASS}{c:06d}" for c in range(counts.shape[1]))
+    return OpenTarget(names, starts, column, mass, int(counts[0].sum()), closed=True)

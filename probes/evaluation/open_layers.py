@@ -42,9 +42,11 @@ class OpenEvaluation:
     Attributes:
         layers: [layer] names.
         log_q: [layer, entry] log-probability of each of a question's own classes, aligned with the entries of the
-            target, by the probe that had the question's group held out. Over all classes of the run q sums to 1.
+            target, by the probe that had the question's group held out. q sums to 1 over all classes that anyone may
+            give, as far as these are known (`probes.rungs.bilinear`).
         candidate_log_q: [entry] the same by the candidate-only model, which knows the classes and not the question.
-        answer: [layer, question] the class that the probe considers likeliest, an index into `target.classes`.
+        answer: [layer, question] the class of the run that the probe considers likeliest, an index into
+            `target.classes`.
         confidence: [layer, question] its probability.
         gain: [layer] mean over questions of the cross-entropy of the candidate-only model minus that of the probe,
             nats; below 0 the probe is worse than knowing nothing of the question.
@@ -109,8 +111,7 @@ def evaluate_open(
     answer, confidence = np.empty((depth, n), dtype=np.int64), np.empty((depth, n))
     penalty, gains = np.empty((depth, len(splits))), np.zeros((depth, 1 + how.exchanges))
     for split in splits:
-        none = torch.zeros(len(split.fold.test), 0, device=how.device)
-        candidate[target.entries(split.fold.test)] = split.predict(target, split.candidates[1], none).log_q
+        candidate[target.entries(split.fold.test)] = split.alone(target)
     for part in source.parts(n):
         block = source.block(part, n, how.device)
         for at, split in enumerate(splits):
@@ -118,16 +119,16 @@ def evaluate_open(
                 index = part.start + layer
                 entries = target.entries(split.fold.test)
                 found = split.predict(target, model, held_out)
-                if not np.isfinite(found.log_q).all():
+                if not np.isfinite(found).all():
                     raise UserError(
                         f"the bilinear probe of layer {source.names[index]} in fold {at + 1} of {len(splits)} is not "
                         "finite; check this layer's activations for extreme values, or leave the layer out"
                     )
-                log_q[index, entries], penalty[index, at] = found.log_q, model.penalty
+                log_q[index, entries], penalty[index, at] = found, model.penalty
                 top, log_top = model.answers(held_out, split.observed[3])
                 answer[index, split.fold.test], confidence[index, split.fold.test] = top, log_top.exp()
-                baseline = float((target.mass[entries] * candidate[entries]).sum())
-                gains[index] += (found.exchanged(permutations[at]) - baseline) / n
+                gained = (target.mass[entries] * (found - candidate[entries])).sum()
+                gains[index] += (gained + split.exchanged(model, held_out, permutations[at])) / n
         del block  # or it would stay while the next one is read
     null_q95, p_value = maximum_null(_widened(gains[:, 1:]), gains[:, 0])
     return OpenEvaluation(source.names, log_q, candidate, answer, confidence, gains[:, 0], null_q95, p_value, penalty)
@@ -149,11 +150,7 @@ def predict_open(
     split = Split.of(target, axes, group, fold, penalties)
     block = Layers.of(X[:, None], ["given"]).block(slice(0, 1), len(target), axes.device.type)
     _, model, held_out = next(split.fitted(block, penalties))
-    none = torch.zeros(len(fold.test), 0, device=axes.device)
-    log_q, log_candidates = (
-        split.predict(target, one, scores).log_q for one, scores in ((model, held_out), (split.candidates[1], none))
-    )
-    return log_q, log_candidates
+    return split.predict(target, model, held_out), split.alone(target)
 
 
 def _widened(gains: FloatArray) -> FloatArray:
@@ -176,28 +173,6 @@ def _check(target: OpenTarget, features: FloatArray, group: Sequence[str], folds
         )
     if refusal := too_few_groups(len(set(group)), folds):
         raise UserError(refusal)
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What a model says of held-out questions.
-
-    Attributes:
-        log_q: [entry].
-        fit: [question, question], how well the classes of the first fit the direction of the second; mean logit.
-        log_total: [question].
-    """
-
-    log_q: FloatArray
-    fit: FloatArray
-    log_total: FloatArray
-
-    def exchanged(self, permutations: IntArray) -> FloatArray:
-        """[1 + permutation], summed mean log-probability of every question's classes under the predictions for
-        others, their own first."""
-        own = np.arange(len(self.fit))
-        rows = np.concatenate([own[None], permutations])
-        return self.fit[own, rows].sum(1) - self.log_total.sum()
 
 
 @dataclass(frozen=True)
@@ -226,7 +201,7 @@ class Split:
         for learnt, scored in ((fold.fit, fold.validation), (fold.train, fold.test)):
             shares = Shares.left_out(target, learnt, group, seed=0)
             observed.append(Observed.of(target, learnt, embedding, shares))
-            observed.append(Observed.of(target, scored, embedding, shares.of_all(target, learnt, len(scored))))
+            observed.append(Observed.of(target, scored, embedding, shares.of_all(len(scored))))
         fit, validation, train, test = observed
         place = {row: at for at, row in enumerate(fold.train.tolist())}
         inner = [torch.tensor([place[row] for row in rows.tolist()]) for rows in (fold.fit, fold.validation)]
@@ -246,15 +221,27 @@ class Split:
             model = refit(chosen, self.candidates[1], scores, train)
             yield layer, model, rotation.transform(held_out[layer : layer + 1])[0]
 
-    def predict(self, target: OpenTarget, model: Bilinear, scores: Tensor) -> Predicted:
-        """Of the held-out questions, from their activations [question, r] on the axes of the training rows."""
+    def predict(self, target: OpenTarget, model: Bilinear, scores: Tensor) -> FloatArray:
+        """[entry] log-probabilities of the classes of the held-out questions, from their activations [question, r] on
+        the axes of the training rows."""
         test = self.observed[3]
-        log_total = model.log_total(scores, test).numpy()
         directions = model.directions(scores).double().cpu()
         entries = target.entries(self.fold.test)
         row = np.repeat(np.arange(len(test)), np.diff(target.starts)[self.fold.test])
         column = torch.as_tensor(target.column[entries])
         own = (directions[torch.as_tensor(row)] * test.embedding.cpu()[column].double()).sum(1)
-        log_q = (own + model.trust * test.shares.log_share[0].double()[column]).numpy() - log_total[row]
-        fit = test.mean.double().cpu() @ directions.mT + model.trust * test.mean_log_share.double().cpu()[:, None]
-        return Predicted(log_q, fit.numpy(), log_total)
+        own += model.trust * test.shares.log_share[0].cpu().double()[column]
+        return own.numpy() - model.log_total(scores, test).numpy()[row]
+
+    def alone(self, target: OpenTarget) -> FloatArray:
+        """[entry] likewise by the candidate-only model."""
+        return self.predict(target, self.candidates[1], self.observed[3].mean.new_zeros(len(self.fold.test), 0))
+
+    def exchanged(self, model: Bilinear, scores: Tensor, permutations: IntArray) -> FloatArray:
+        """[1 + permutation], how much more log-probability, summed over held-out questions, the predictions for other
+        questions give their classes than their own; the first is 0."""
+        gained = np.zeros(1 + len(permutations))
+        if len(permutations):
+            fit = model.log_fit(scores, self.observed[3]).numpy()
+            gained[1:] = fit[np.arange(len(fit)), permutations].sum(1) - fit.trace()
+        return gained

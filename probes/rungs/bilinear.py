@@ -1,16 +1,23 @@
 """A probe for open vocabularies: classes are scored through embeddings of their texts.
 
-    p(c | x) ∝ exp(hᵀ W e_c + bᵀ e_c + a · log m_c)        over the classes c of the run
+    p(c | x) ∝ exp(hᵀ W e_c + bᵀ e_c) · w_c^a        over all classes that anyone may give
 
-h are activations on the axes of the training rows (`rotate`), e_c the embedding of the class's text (`class_axes`), and
-m_c the class's share of the training questions' mass. Every sum runs over all classes, in fitting as in scoring; it is
-made in blocks of questions. (A sample of the other classes was tried: at 1,000 of 20,000 it costs 0.15 nats of KL on
-planted worlds, because the large terms of a question's sum lie near its own classes, and the sample has hardly any.)
+h are activations on the axes of the training rows (`rotate`), e_c the embedding of the class's text (`class_axes`).
+w_c is (1 − ν) times the class's share of the training questions' mass, or ν/N for each of the N classes that none of
+them gave: ν is the mass that goes to such classes, N how many there are (`Universe`). The sum over all of them is
 
-The vocabulary is that of the run, held-out questions included (the probe is transductive). So q is a distribution over
-the answers that were given to some question, and a held-out question's own answers are among them, unmarked: nothing
-tells to which question a class belongs. That leaks nothing which the candidate-only model (W = 0) does not have
-equally, and gains are counted against it; but both are asked a little less than to name an answer that nobody gave.
+    Σ over classes given by training questions
+    + the question's own other classes, each for itself
+    + the rest of the N: their number times the mean over the classes that one training group alone gave
+
+The last are to the others what the new classes of a question are to all: given as often, and by chance. (A class given
+by one of m groups was as likely as one given by a further group and none of m.) So a prediction is made of the training
+questions and of what a question answers, whatever else is held out, and q sums to about 1 over all classes that anyone
+may give. The estimate of N is a lower bound, and for a model that knows nothing of which new classes are likelier, the
+gap is one too, by at most ν times the logarithm of what is missing. For a model that knows it the classes given once
+are the likelier ones by as much as N is too small: where the mean of exp(hᵀ W e_c + bᵀ e_c) over questions is in
+proportion to how often c is given, the two cancel. Fitting, choosing penalties and scoring have the same sum.
+A closed vocabulary (`OpenTarget.closed`) is summed over as it is. Sums are made in blocks of questions.
 
 Knows embeddings, activations on axes and masses; nothing of texts, models, layers or folds.
 """
@@ -26,7 +33,7 @@ import torch
 from torch import Tensor
 
 from probes.solver.minimise import lbfgs
-from probes.targets.open import OpenTarget
+from probes.targets.open import OpenTarget, Universe
 from semcal.arrays import FloatArray, IntArray
 from semcal.seeds import keyed_generator
 
@@ -38,6 +45,7 @@ _COVARIANCE = 128  # questions that the curvature is estimated on
 _ROUGH, _FINE = 3e-4, 3e-5  # nats still to be gained when a solver stops: to compare penalties, and in the end
 _STEPS = 100
 _ROUNDS = 2  # of adapting the prior to W
+_NEVER = -1e30  # the logarithm of nothing, where −∞ would make NaN of a derivative
 _FLOOR = 1e-3  # of the prior variance of an axis, relative to the largest
 _LIGHTER = (1.0, 0.3, 0.1, 0.03, 0.01)  # penalties that an adapted prior is tried with, relative to the last choice
 
@@ -76,40 +84,90 @@ def class_axes(features: FloatArray, most: int = AXES) -> Tensor:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of each class in the mass of some questions, the training ones.
+    """What some questions, the training ones, tell of how often each class is given, and of the classes that none of
+    them gave.
+
+    A question that is learnt from gets it from questions of other groups, as held-out ones do, or the model would learn
+    that a question's own classes are never new: its part of the questions is left out. The last row is of all.
 
     Attributes:
-        log_share: [part, class]. Questions that are learnt from get it from questions of other groups, as held-out
-            ones do, or the model would learn that a question's own classes are never new.
-        part: [question], the row of `log_share` that is each question's.
-        novel: share of a question's mass that is on classes which the others do not have. Spread evenly over those.
+        log_share: [part + 1, class] of the mass; log(ν/N) for a class that was not given.
+        given: [part + 1, class] whether the class has a term of its own in every sum: given by a training question, or
+            a closed vocabulary.
+        sample: [part + 1, class] whether it stands for the classes that were not given.
+        unseen: [part + 1] N, classes that were not given.
+        apart: how many of those have a term of their own, in the mean over questions.
+        part: [question], the row of each question.
+        novel: ν, share of a question's mass that is on classes which the others do not have.
     """
 
     log_share: Tensor
+    given: Tensor
+    sample: Tensor
+    unseen: Tensor
+    apart: float
     part: IntArray
     novel: float
 
     @classmethod
     def left_out(cls, target: OpenTarget, rows: IntArray, group: Sequence[str], seed: int) -> Self:
-        """For the questions `rows` themselves, groups of which are left out in turn."""
+        """For the questions `rows` themselves; the universe is estimated from all of the target."""
         names = sorted({str(group[row]) for row in rows})
         order = keyed_generator(seed, "class shares").permutation(len(names))
         part_of = {names[at]: rank % _PARTS for rank, at in enumerate(order)}
         part = np.array([part_of[str(group[row])] for row in rows])
         parts = int(part.max()) + 1
         own = np.stack([_mass(target, rows[part == one]) for one in range(parts)])
-        others = own.sum(0) - own
+        others = np.concatenate([own.sum(0) - own, own.sum(0)[None]])
         others[others < 1e-9] = 0.0  # rounding
         # Good and Turing's estimate (Good 1953), by questions instead of draws.
-        novel = float((own * (others == 0)).sum() / len(rows)) if parts > 1 else 0.5
+        novel = float((own * (others[:-1] == 0)).sum() / len(rows)) if parts > 1 else 0.5
         novel = float(np.clip(novel, 1 / (len(rows) + 1), len(rows) / (len(rows) + 1)))
-        log_share = np.stack([_log_share(one, novel) for one in others])
-        return cls(torch.as_tensor(log_share, dtype=torch.float32), part, novel)
+        unseen, sample, apart = (others == 0).sum(1).astype(float), np.zeros(others.shape, dtype=bool), 0.0
+        given = ~sample
+        if not target.closed:
+            groups = np.stack([target.groups_with(rows[part != one], group) for one in range(parts + 1)])
+            given = groups > 0
+            unseen = np.maximum(Universe.of(target, group).size - given.sum(1), 0.0)
+            once, any_given = groups == 1, np.where(given.any(1, keepdims=True), given, given[-1])
+            sample = np.where(once.any(1, keepdims=True), once, any_given)
+            entries = target.entries(rows)
+            new = ~given[np.repeat(part, np.diff(target.starts)[rows]), target.column[entries]]
+            apart = new.sum() / len(rows)
+        log_share = np.stack([_log_share(one, novel, left) for one, left in zip(others, unseen, strict=True)])
+        share, left = (torch.as_tensor(values, dtype=torch.float32) for values in (log_share, unseen))
+        return cls(share, torch.as_tensor(given), torch.as_tensor(sample), left, apart, part, novel)
 
-    def of_all(self, target: OpenTarget, rows: IntArray, held_out: int) -> Shares:
-        """For so many held-out questions, from all the questions `rows` that these shares were made for."""
-        log_share = _log_share(_mass(target, rows), self.novel)[None]
-        return Shares(torch.as_tensor(log_share, dtype=torch.float32), np.zeros(held_out, dtype=np.int64), self.novel)
+    def of_all(self, held_out: int) -> Shares:
+        """For so many held-out questions, from all the questions that these shares were made for."""
+        last = {name: getattr(self, name)[-1:] for name in ("log_share", "given", "sample", "unseen")}
+        return replace(self, part=np.zeros(held_out, dtype=np.int64), **last)
+
+    def naming(self, columns: Tensor) -> Shares:
+        """The same where some classes that were not given, [class], have terms of their own for every question."""
+        given = self.given.clone()
+        given[:, columns] = True
+        return replace(self, given=given, apart=float(len(columns)))
+
+    def to(self, device: torch.device) -> Shares:
+        """On a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("log_share", "given", "sample", "unseen")}
+        return replace(self, **moved)
+
+    @property
+    def log_new(self) -> Tensor:
+        """[part + 1], of a class that was not given."""
+        return np.log(self.novel) - self.unseen.clamp(min=1).log()
+
+    def log_weight(self, trust: float | Tensor) -> tuple[Tensor, Tensor]:
+        """[part + 1, class] logarithm of what exp(hᵀ W e_c + bᵀ e_c) is multiplied by in every question's sum: w_c^a,
+        and (ν/N)^a for as many classes as c stands for; and its derivative by a. About −∞ where c has no term."""
+        rest = (self.unseen - self.apart).clamp(min=0) / self.sample.sum(1).clamp(min=1)
+        new, never = self.log_new[:, None], self.log_share.new_tensor(_NEVER)
+        for_itself = torch.where(self.given, trust * self.log_share, never)
+        for_others = torch.where(self.sample & (rest > 0)[:, None], trust * new + rest.log()[:, None], never)
+        both = torch.logaddexp(for_itself, for_others)
+        return both, new + (for_itself - both).exp() * (self.log_share - new)
 
 
 def _mass(target: OpenTarget, rows: IntArray) -> FloatArray:
@@ -118,14 +176,15 @@ def _mass(target: OpenTarget, rows: IntArray) -> FloatArray:
     return np.bincount(target.column[entries], target.mass[entries], len(target.classes)).astype(np.float64)
 
 
-def _log_share(mass: FloatArray, novel: float) -> FloatArray:
-    """[class]; classes without mass share what is `novel`."""
+def _log_share(mass: FloatArray, novel: float, unseen: float) -> FloatArray:
+    """[class]; so many classes without mass share what is `novel`."""
     seen = mass > 0
     if not seen.any():
-        return np.full(len(mass), -np.log(len(mass)))
-    if seen.all():
-        return np.log(mass / mass.sum())
-    return np.log(np.where(seen, (1 - novel) * mass / mass.sum(), novel / (~seen).sum()))
+        return np.full(len(mass), -np.log(max(unseen, 1.0)))
+    of_seen = np.log(np.where(seen, mass, 1.0) / mass.sum())
+    if not unseen:
+        return of_seen
+    return np.where(seen, np.log(1 - novel) + of_seen, np.log(novel / max(unseen, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -138,6 +197,7 @@ class Observed:
         mean: [question, axis], mean embedding of a question's classes by their mass.
         mean_log_share: [question].
         weight: [question], sums to 1.
+        new: [2, new], the question and the class of each answer that no training question gave, other groups only.
     """
 
     embedding: Tensor
@@ -145,6 +205,7 @@ class Observed:
     mean: Tensor
     mean_log_share: Tensor
     weight: Tensor
+    new: Tensor
 
     @classmethod
     def of(cls, target: OpenTarget, rows: IntArray, embedding: Tensor, shares: Shares) -> Observed:
@@ -153,48 +214,54 @@ class Observed:
         question = torch.as_tensor(np.repeat(np.arange(len(rows)), np.diff(target.starts)[rows]))
         column = torch.as_tensor(target.column[entries])
         mass = torch.as_tensor(target.mass[entries], dtype=torch.float32)
-        weighted = torch.sparse_coo_tensor(
-            torch.stack([question, column]), mass, (len(rows), len(embedding)), check_invariants=False
-        )
-        log_share = shares.log_share[torch.as_tensor(shares.part)[question], column]
+        pairs = torch.stack([question, column])
+        weighted = torch.sparse_coo_tensor(pairs, mass, (len(rows), len(embedding)), check_invariants=False)
+        part = torch.as_tensor(shares.part)[question]
+        log_share = shares.log_share[part, column]
         return cls(
             embedding,
-            shares,
+            shares.to(embedding.device),
             torch.sparse.mm(weighted, embedding.cpu()).to(embedding.device),
             torch.zeros(len(rows)).index_add_(0, question, mass * log_share).to(embedding.device),
             torch.full((len(rows),), 1 / len(rows), device=embedding.device),
+            pairs[:, ~shares.given[part, column]].to(embedding.device),
         )
 
     def __len__(self) -> int:
         return len(self.mean)
 
-    def pooled(self) -> Observed:
-        """A question for each part, which is all that a model without activations can tell apart."""
-        part = torch.as_tensor(self.shares.part)
-        count = torch.bincount(part).to(self.mean)
-        mean = (
-            torch.zeros(len(count), self.mean.shape[1])
-            .to(self.mean)
-            .index_add_(0, part.to(self.mean.device), self.mean)
-        )
-        log_share = torch.zeros(len(count)).to(self.mean).index_add_(0, part.to(self.mean.device), self.mean_log_share)
-        shares = replace(self.shares, part=np.arange(len(count)))
-        return Observed(self.embedding, shares, mean / count[:, None], log_share / count, count / count.sum())
+    @property
+    def part(self) -> Tensor:
+        """[question]"""
+        return torch.as_tensor(self.shares.part).to(self.mean.device)
 
     def on(self, axes: Tensor) -> Observed:
         """With embeddings multiplied by [axis, axis]."""
         return replace(self, embedding=self.embedding @ axes, mean=self.mean @ axes)
 
-    def blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """(questions, their log shares [question, class], or [1, class] where all have the same)."""
-        part, shares = torch.as_tensor(self.shares.part), self.shares.log_share.to(self.embedding)
-        if len(part) * len(self.embedding) <= _LOGITS:
-            return [(torch.arange(len(part)), shares[part] if len(shares) > 1 else shares)]
-        step, found = max(1, _LOGITS // len(self.embedding)), []
-        for one in range(len(shares)):
-            rows = (part == one).nonzero()[:, 0]
-            found += [(some, shares[one : one + 1]) for some in rows.split(step)]
+    def blocks(self, *, alike: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """(questions, the parts [question] that they are in, or [1] where that is one). `alike`: questions of a part
+        are always together, however many."""
+        part = self.part
+        if not alike and len(part) * len(self.embedding) <= _LOGITS:
+            return [(torch.arange(len(part)), part if len(self.shares.log_share) > 1 else part[:1])]
+        step, found = len(part) if alike else max(1, _LOGITS // len(self.embedding)), []
+        for one in part.unique():
+            found += [(some, one[None]) for some in (part == one).nonzero()[:, 0].split(step)]
         return found
+
+    def log_new(self, directions: Tensor, trust: float) -> Tensor:
+        """[new], log of the term of each new answer in its question's sum, from directions [question, axis]."""
+        question, column = self.new
+        fit = (directions[question] * self.embedding[column]).sum(1)
+        return fit + trust * self.shares.log_new[self.part[question]]
+
+    def with_new(self, log_total: Tensor, log_new: Tensor) -> Tensor:
+        """[question], the logarithm of sums to which the terms of new answers are added."""
+        question = self.new[0]
+        top = log_total.scatter_reduce(0, question, log_new, "amax")
+        terms = (log_total - top).exp().index_add_(0, question, (log_new - top[question]).exp())
+        return terms.log() + top
 
 
 @dataclass(frozen=True)
@@ -228,22 +295,51 @@ class Bilinear:
 
     def log_total(self, scores: Tensor, observed: Observed) -> Tensor:
         """[question], logarithm of the sum over all classes, float64."""
-        directions, total = self.directions(scores), torch.empty(len(observed), dtype=torch.float64)
-        for rows, log_share in observed.blocks():
-            logits = torch.addmm(self.trust * log_share, directions[rows], observed.embedding.mT)
-            total[rows] = logits.logsumexp(1).double().cpu()
+        directions = self.directions(scores)
+        given = self._log_given(directions, observed)
+        return observed.with_new(given, observed.log_new(directions, self.trust)).double().cpu()
+
+    def _log_given(self, directions: Tensor, observed: Observed) -> Tensor:
+        """[question], without the terms of new answers."""
+        weight, _ = observed.shares.log_weight(self.trust)
+        alike, total = not len(self.interaction), directions.new_empty(len(observed))
+        for rows, parts in observed.blocks(alike=alike):
+            some = directions[rows[:1] if alike else rows]
+            total[rows] = torch.addmm(weight[parts], some, observed.embedding.mT).logsumexp(1)
         return total
 
     def answers(self, scores: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
-        """The likeliest class of each question, [question], and its log-probability, [question] float64."""
-        directions = self.directions(scores)
+        """The likeliest class of each held-out question, [question], and its log-probability, [question] float64.
+
+        It may be any class of the run: the new ones of all held-out questions have terms of their own in every sum
+        here, so that nothing tells whose they are.
+        """
+        directions, shares = self.directions(scores), observed.shares.naming(observed.new[1].unique())
         column, log_q = torch.empty(len(observed), dtype=torch.long), torch.empty(len(observed), dtype=torch.float64)
-        for rows, log_share in observed.blocks():
-            logits = torch.addmm(self.trust * log_share, directions[rows], observed.embedding.mT)
-            top = logits.max(1)
+        weight, _ = shares.log_weight(self.trust)
+        unnamed = torch.where(shares.given, self.trust * shares.log_share, shares.log_share.new_tensor(_NEVER))
+        for rows, parts in observed.blocks():
+            fit = directions[rows] @ observed.embedding.mT
+            top = (fit + unnamed[parts]).max(1)
             column[rows] = top.indices.cpu()
-            log_q[rows] = (top.values - logits.logsumexp(1)).double().cpu()
+            log_q[rows] = (top.values - (fit + weight[parts]).logsumexp(1)).double().cpu()
         return column, log_q
+
+    def log_fit(self, scores: Tensor, observed: Observed) -> Tensor:
+        """[question, question] mean log-probability of the classes of the first in the place of those of the second,
+        under the prediction for that one; float64."""
+        directions = self.directions(scores)
+        total, found = self._log_given(directions, observed), []
+        question, column = observed.new
+        new = observed.embedding[column]
+        own = observed.mean.double() @ directions.double().mT + self.trust * observed.mean_log_share.double()[:, None]
+        for rows in torch.arange(len(observed)).split(max(1, _LOGITS // max(1, len(column)))):
+            log_new = new @ directions[rows].mT + self.trust * observed.shares.log_new[0]  # [new, row]
+            top = total[rows].expand(len(observed), -1)
+            top = top.scatter_reduce(0, question[:, None].expand_as(log_new), log_new, "amax")
+            terms = (total[rows] - top).exp().index_add_(0, question, (log_new - top[question]).exp())
+            found.append(own[:, rows] - (terms.log() + top).double())
+        return torch.cat(found, 1).cpu()
 
     def cross_entropy(self, scores: Tensor, observed: Observed) -> float:
         """Mean over questions, nats."""
@@ -259,20 +355,18 @@ def fit_candidates(
     Its ridge, which draws it to p(c) = m_c, does best on `validation`, from the heaviest down until two in a row do
     worse.
     """
-    k, pooled = fit.embedding.shape[1], fit.pooled()
-    none = fit.mean.new_zeros(len(pooled), 0)
-    b = fit.mean.new_zeros(k)
+    k, b = fit.embedding.shape[1], fit.mean.new_zeros(fit.embedding.shape[1])
     start = Bilinear(fit.mean.new_zeros(0, k), b, 1.0, 0.0, np.inf, (b, 1.0), torch.eye(k).to(fit.mean))
+    none, unseen, all_of = (observed.mean.new_zeros(len(observed), 0) for observed in (fit, validation, train))
     best, chosen, misses = np.inf, start, 0
     for penalty in sorted(penalties, reverse=True):
-        start = _solve(none, pooled, replace(start, bias_penalty=penalty), len(fit), _FINE)
-        loss = start.cross_entropy(none[:1], validation.pooled())
+        start = _solve(none, fit, replace(start, bias_penalty=penalty), _FINE)
+        loss = start.cross_entropy(unseen, validation)
         if loss < best:
             best, chosen, misses = loss, start, 0
         elif (misses := misses + 1) == 2:
             break
-    pooled = train.pooled()
-    return chosen, _solve(fit.mean.new_zeros(len(pooled), 0), pooled, chosen, len(train), _FINE)
+    return chosen, _solve(all_of, train, chosen, _FINE)
 
 
 def choose_bilinear(
@@ -314,7 +408,7 @@ def refit(chosen: Bilinear, candidates: Bilinear, scores: Tensor, observed: Obse
     if np.isinf(chosen.penalty):
         return replace(candidates, interaction=chosen.interaction, penalty=np.inf)
     origin = (candidates.preference, candidates.trust)
-    return _solve(scores, observed, replace(chosen, origin=origin), len(observed), _FINE)
+    return _solve(scores, observed, replace(chosen, origin=origin), _FINE)
 
 
 def _path(
@@ -328,7 +422,7 @@ def _path(
     """The best model of a path of penalties, which ends after `patience` in a row that do worse, and its loss."""
     best, chosen, misses = np.inf, start, 0
     for penalty in penalties:
-        start = _solve(scores, observed, replace(start, penalty=penalty, bias_penalty=penalty), len(observed), _ROUGH)
+        start = _solve(scores, observed, replace(start, penalty=penalty, bias_penalty=penalty), _ROUGH)
         loss = start.cross_entropy(*validation)
         if loss < best:
             best, chosen, misses = loss, start, 0
@@ -350,13 +444,13 @@ def _adapted(interaction: Tensor) -> Tensor:
     return (vectors.mT * variances.sqrt()).to(interaction)
 
 
-def _solve(scores: Tensor, observed: Observed, start: Bilinear, n: int, tol: float) -> Bilinear:
-    """The model of the penalties and axes of `start`, from where it is; `n` questions weigh against the penalties.
+def _solve(scores: Tensor, observed: Observed, start: Bilinear, tol: float) -> Bilinear:
+    """The model of the penalties and axes of `start`, from where it is.
 
     Embeddings are turned further, to the axes of their mean covariance under the model that is started from. There
     and on the axes of h the Hessian is nearly diagonal.
     """
-    device = observed.mean.device
+    device, n = observed.mean.device, len(observed)
     covariance, share_variance = _covariance(scores, observed, start)
     turn = torch.linalg.eigh(start.axes.mT.double() @ covariance @ start.axes.double())[1]
     axes = (start.axes.double() @ turn).to(observed.mean)
@@ -379,7 +473,8 @@ def _solve(scores: Tensor, observed: Observed, start: Bilinear, n: int, tol: flo
     )
     theta[-1, 0] = start.trust
     origin = (start.origin[0] @ back, start.origin[1])
-    problem = _Objective(scores, seen, seen.blocks(), metric, origin, (start.penalty / n, start.bias_penalty / n))
+    blocks = seen.blocks(alike=not scores.shape[1])
+    problem = _Objective(scores, seen, blocks, metric, origin, (start.penalty / n, start.bias_penalty / n))
     found = lbfgs(problem, theta[None], inverse[None], max_iter=_STEPS, tol=tol).theta[0]
     return replace(
         start,
@@ -410,25 +505,33 @@ class _Objective:
         off, trust_off = b - self.origin[0], trust - self.origin[1]
         seen = self.observed
         directions = self.scores @ W + b
-        pull = -seen.mean  # [question, axis], E_q[e] − mean
-        value = -(seen.weight.double() @ ((directions * seen.mean).sum(1) + trust * seen.mean_log_share).double())
-        trust_pull = -(seen.weight @ seen.mean_log_share)
-        for rows, log_share in self.blocks:
-            logits = torch.addmm(trust * log_share, directions[rows], seen.embedding.mT)
+        log_weight, slope = seen.shares.log_weight(trust)
+        given, mean, by_trust = (torch.empty_like(x) for x in (seen.weight, seen.mean, seen.weight))
+        for rows, parts in self.blocks:  # the terms that all questions of a part have
+            some = directions[rows if self.scores.shape[1] else rows[:1]]
+            logits = torch.addmm(log_weight[parts], some, seen.embedding.mT)
             top = logits.amax(1, keepdim=True)
             q = logits.sub_(top).exp_()  # in place: at this size memory traffic is a cost
             total = q.sum(1, keepdim=True)
-            weight = seen.weight[rows]
-            value = value + weight.double() @ (total.log() + top)[:, 0].double()
-            pull[rows] += q @ seen.embedding / total
-            of_share = q @ log_share[0] if len(log_share) == 1 else (q * log_share).sum(1)
-            trust_pull = trust_pull + (weight / total[:, 0]) @ of_share
+            given[rows] = (total.log() + top)[:, 0]
+            mean[rows] = q @ seen.embedding / total
+            by_trust[rows] = (q @ slope[parts[0]] if len(parts) == 1 else (q * slope[parts]).sum(1)) / total[:, 0]
+        question, column = seen.new
+        log_new = seen.log_new(directions, trust)
+        log_total = seen.with_new(given, log_new)
+        q_given, q_new = (given - log_total).exp(), (log_new - log_total[question]).exp()
+        pull = q_given[:, None] * mean - seen.mean  # [question, axis], E_q[e] − mean
+        pull.index_add_(0, question, q_new[:, None] * seen.embedding[column])
+        trust_pull = q_given * by_trust - seen.mean_log_share
+        trust_pull.index_add_(0, question, q_new * seen.shares.log_new[seen.part[question]])
+        fit = (directions * seen.mean).sum(1) + trust * seen.mean_log_share
+        value = seen.weight.double() @ (log_total.double() - fit.double())
         pull = pull * seen.weight[:, None]
         gradient = torch.empty_like(theta)
         gradient[0, :-2] = self.scores.mT @ pull + ridge * W
         gradient[0, -2] = pull.sum(0) + bias_ridge * off @ self.metric
         gradient[0, -1] = 0.0
-        gradient[0, -1, 0] = trust_pull + bias_ridge * trust_off
+        gradient[0, -1, 0] = seen.weight @ trust_pull + bias_ridge * trust_off
         penalty = ridge * W.square().sum() + bias_ridge * (off @ self.metric @ off + trust_off**2)
         return (value + penalty.double() / 2)[None].to(theta.dtype), gradient
 
@@ -436,9 +539,19 @@ class _Objective:
 def _covariance(scores: Tensor, observed: Observed, model: Bilinear) -> tuple[Tensor, Tensor]:
     """Mean covariance of the embedding, [axis, axis] float64, and mean variance of the log share under the model."""
     rows = torch.arange(0, len(observed), max(1, len(observed) // _COVARIANCE))
-    log_share = observed.shares.log_share[torch.as_tensor(observed.shares.part)[rows]].to(observed.mean)
-    q = torch.softmax(torch.addmm(model.trust * log_share, model.directions(scores)[rows], observed.embedding.mT), 1)
-    mean = (q @ observed.embedding).double()
-    second = (observed.embedding * q.mean(0)[:, None]).mT @ observed.embedding
-    centred = log_share - (q * log_share).sum(1, keepdim=True)
-    return second.double() - mean.mT @ mean / len(rows), (q * centred.square()).sum(1).mean()
+    directions, embedding = model.directions(scores), observed.embedding
+    log_weight, slope = (table[observed.part[rows]] for table in observed.shares.log_weight(model.trust))
+    log_total = model.log_total(scores, observed).to(observed.mean)
+    q = (torch.addmm(log_weight, directions[rows], embedding.mT) - log_total[rows, None]).exp()
+    place = torch.full((len(observed),), -1, device=rows.device).index_copy_(0, rows, torch.arange(len(rows)))
+    taken = place[observed.new[0]] >= 0
+    question, column = observed.new[0][taken], observed.new[1][taken]
+    q_new = (observed.log_new(directions, model.trust)[taken] - log_total[question]).exp()
+    log_new = observed.shares.log_new[observed.part[question]]
+    mean = (q @ embedding).index_add_(0, place[question], q_new[:, None] * embedding[column]).double()
+    second = (embedding * q.mean(0)[:, None]).mT @ embedding
+    second += (embedding[column] * q_new[:, None]).mT @ embedding[column] / len(rows)
+    mean_slope = (q * slope).sum(1).index_add_(0, place[question], q_new * log_new)
+    spread = (q * (slope - mean_slope[:, None]).square()).sum(1)
+    spread.index_add_(0, place[question], q_new * (log_new - mean_slope[place[question]]).square())
+    return second.double() - mean.mT @ mean / len(rows), spread.mean()

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from probes.evaluation.folds import Fold, nested_folds
 from probes.evaluation.result import Seeds
+from probes.rungs.bilinear import Observed, Shares, class_axes, fit_candidates
+from probes.rungs.registry import PENALTIES
 from probes.rungs.rung import check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import Training, train_until_worse
 from probes.targets.open import OpenTarget
 from semcal.seeds import keyed_generator
 
-_PRIOR_LR = 0.05  # of two numbers
 _STARTS, _ROUNDS = 4, 30  # of expectation-maximisation
 _UNEVEN = 0.3  # of the Dirichlet that a start shares answers among Gaussians by
 _ENOUGH = 1e-3  # nats per question, by which a round has to gain
@@ -31,13 +32,13 @@ _NARROW = 1e-3  # σ² at least, where the classes have mean square 1
 
 @dataclass(frozen=True)
 class DensityHead:
-    """q(c | x) ∝ m_c^a · Σ_j w_j(x) N(e_c; μ_j(x), σ_j(x)² I) over the classes c of a run, μ, log σ and log w linear in
-    the activation x.
+    """q(c | x) ∝ exp(s bᵀe_c) · w_c^a · Σ_j w_j(x) N(e_c; μ_j(x), σ_j(x)² I) over all classes c that anyone may give,
+    μ, log σ and log w linear in the activation x.
 
-    e_c is the embedding of the text of c on the leading principal axes of all classes; m_c is the mass of c in the
-    questions learnt from, plus τ / C for every one of the C classes. The candidate-only model is m_c^a alone; a and τ
-    are learnt. A question is fitted as if its group were not among those that m was counted on, as it is not for a
-    held-out question; else a and τ would trust every class to have been seen.
+    e_c is the embedding of the text of c on the leading principal axes of all classes. What stands before the mixture
+    is the candidate-only model of the bilinear probe (`probes.rungs.bilinear`), on axes of its own; a and s, at first
+    those of that model and 1, are learnt. The sum over classes is that of the bilinear probe as well, and a question is
+    fitted as if its part of the groups were not among those that w was counted on.
 
     Gaussians that all start broad and alike move as one to the middle of two modes, and gradients hardly part them. So
     the means start from a mixture of linear regressions of answers on activations, by expectation-maximisation from
@@ -64,8 +65,8 @@ class DensityPrediction:
     """Held-out predictions of the density head.
 
     Attributes:
-        log_q: [entry] log-probabilities of each question's own classes, normalised over the classes of the run.
-        log_prior: [entry] likewise by the candidate-only model.
+        log_q: [entry] log-probabilities of each question's own classes.
+        log_prior: [entry] likewise by the candidate-only model, of the same training questions.
         components: [fold] Gaussians chosen; 0: none did better than the candidate-only model, which is predicted.
     """
 
@@ -86,8 +87,8 @@ def density_predictions(
 ) -> DensityPrediction:
     """Cross-fitted predictions; folds are those of every other rung with the same seed.
 
-    In each fold the head is fitted to one part of the training groups and stopped by the other. The classes of the run
-    are known beforehand, those of held-out questions too, as they are to the candidate-only model.
+    In each fold the head is fitted to one part of the training groups (`Fold.fit`) and stopped by the other; unlike a
+    linear or a bilinear probe it is not fitted to both in the end.
 
     Args:
         states: [question, d], finite.
@@ -108,17 +109,15 @@ def density_predictions(
         )
     if len(target.classes) < 2:
         raise ValueError("all answers are in one class, so there is nothing to predict; choose another B")
-    places = _on_principal_axes(torch.as_tensor(embeddings), head.axes)
+    places, named = _on_principal_axes(torch.as_tensor(embeddings), head.axes), class_axes(embeddings)
     log_q, log_prior, chosen = np.empty(len(target.mass)), np.empty(len(target.mass)), []
     for fold in nested_folds(group, folds, Seeds.of(seed).folds):
         inputs = _inputs(torch.as_tensor(states), fold.fit, head.features)
-        task = _Task.of(target, fold, group, inputs, places)
-        alone = _Prior(task)
-        _train(alone, task, fold, head.training, lr=_PRIOR_LR, seed=seed)
-        tried: dict[int, nn.Module] = {0: alone}
+        task, alone = _Task(target, inputs, places), _Network(_Prior.of(target, fold, group, named))
+        tried: dict[int, _Network] = {0: alone}
         for components in head.components:
             rng = keyed_generator(seed, "density", str(components))
-            tried[components] = _Mixture(alone, _regressions(task, fold.fit, components, rng))
+            tried[components] = _Mixture(alone.prior, _regressions(task, fold.fit, components, rng))
             _train(tried[components], task, fold, head.training, lr=head.lr, seed=seed)
         best = min(tried, key=lambda components: task.mean_loss(tried[components], fold.validation))
         entries = target.entries(fold.test)
@@ -134,26 +133,11 @@ class _Task:
     Attributes:
         inputs: [question, feature].
         places: [class, axis] of the embeddings.
-        seen: [class] mass in the questions learnt from.
-        own: [entry] what the question's own group has in `seen`; 0 for questions not learnt from.
     """
 
     target: OpenTarget
     inputs: Tensor
     places: Tensor
-    seen: Tensor
-    own: Tensor
-
-    @classmethod
-    def of(cls, target: OpenTarget, fold: Fold, group: Sequence[str], inputs: Tensor, places: Tensor) -> _Task:
-        C, learnt = len(target.classes), np.zeros(len(target), dtype=bool)
-        learnt[fold.fit] = True
-        mass = np.where(learnt[target.question], target.mass, 0.0)
-        _, code = np.unique(np.asarray(group), return_inverse=True)
-        _, pair = np.unique(code[target.question] * C + target.column, return_inverse=True)
-        seen = np.bincount(target.column, mass, C)
-        tensors = (torch.as_tensor(values, dtype=torch.float32) for values in (seen, np.bincount(pair, mass)[pair]))
-        return cls(target, inputs, places, *tensors)
 
     def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(entry, its place among the rows, its class) of some questions."""
@@ -162,61 +146,102 @@ class _Task:
         place = np.repeat(np.arange(len(picked)), np.diff(self.target.starts)[picked])
         return torch.as_tensor(at), torch.as_tensor(place), torch.as_tensor(self.target.column[at])
 
-    def loss(self, network: nn.Module, rows: Tensor) -> Tensor:
-        """Cross-entropy [row], nats."""
-        at, place, column = self.entries(rows)
-        logs = torch.log_softmax(network(rows, at, place, column), 1)[place, column]
-        mass = torch.as_tensor(self.target.mass[at.numpy()], dtype=torch.float32)
-        return torch.zeros(len(rows)).index_add(0, place, -mass * logs)
+    def logs(self, network: _Network, rows: Tensor) -> Tensor:
+        """Log-probabilities of the classes of some questions, entry after entry."""
+        _, place, column = self.entries(rows)
+        prior, density = network.prior, network.log_density(self, rows)  # [row, class]
+        own = density[place, column] + prior.of_entries(rows, place, column)
+        given = prior.given(rows, place, column)
+        log_total = torch.logsumexp(density + prior.of_classes(rows), 1)
+        top = torch.maximum(log_total, own.new_full((len(rows),), -torch.inf).scatter_reduce(0, place, own, "amax"))
+        new = torch.where(given, 0.0, (own - top.detach()[place]).exp())
+        terms = (log_total - top.detach()).exp().index_add(0, place, new)
+        return own - (terms.log() + top.detach())[place]
 
-    def mean_loss(self, network: nn.Module, rows: np.ndarray) -> float:
+    def loss(self, network: _Network, rows: Tensor) -> Tensor:
+        """Cross-entropy [row], nats."""
+        at, place, _ = self.entries(rows)
+        mass = torch.as_tensor(self.target.mass[at.numpy()], dtype=torch.float32)
+        return torch.zeros(len(rows)).index_add(0, place, -mass * self.logs(network, rows))
+
+    def mean_loss(self, network: _Network, rows: np.ndarray) -> float:
         return -float((self.target.mass[self.target.entries(rows)] * self.log_q(network, rows)).sum()) / len(rows)
 
     @torch.inference_mode()
-    def log_q(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:
-        """Log-probabilities of the classes of some questions, entry after entry."""
-        found = []
-        for part in torch.as_tensor(rows).split(64):
-            at, place, column = self.entries(part)
-            found.append(torch.log_softmax(network(part, at, place, column), 1)[place, column])
-        return torch.cat(found).double().numpy()
+    def log_q(self, network: _Network, rows: np.ndarray) -> np.ndarray:
+        """As `logs`, in parts and without gradients."""
+        return torch.cat([self.logs(network, part) for part in torch.as_tensor(rows).split(64)]).double().numpy()
 
 
 class _Prior(nn.Module):
-    """The candidate-only model: a·log(m_c + τ / C)."""
+    """The candidate-only model: s·bᵀe_c + a·log w_c.
 
-    def __init__(self, task: _Task) -> None:
+    Args:
+        fit: bᵀe_c, [class].
+        trust: a.
+        shares: of the classes in the questions learnt from.
+        part: [question] which of its rows is a question's.
+    """
+
+    def __init__(self, fit: Tensor, trust: float, shares: Shares, part: Tensor) -> None:
         super().__init__()
-        self.task = task
-        self.exponent = nn.Parameter(torch.ones(1))
-        self.log_pseudo = nn.Parameter(torch.zeros(1))
+        self.fit, self.shares, self.part = fit, shares, part
+        self.trust = nn.Parameter(torch.tensor([trust]))
+        self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, rows: Tensor, at: Tensor, place: Tensor, column: Tensor) -> Tensor:
-        """Logits [row, class]."""
-        everywhere = self._logs(self.task.seen)
-        without = self._logs((self.task.seen[column] - self.task.own[at]).clamp(min=0))
-        logits = everywhere.expand(len(rows), -1)
-        return logits.index_put((place, column), without - everywhere[column], accumulate=True)
+    @classmethod
+    def of(cls, target: OpenTarget, fold: Fold, group: Sequence[str], embedding: Tensor) -> _Prior:
+        """Learnt from `fold.fit`; its ridge is chosen on `fold.validation`. embedding: [class, axis]."""
+        shares = Shares.left_out(target, fold.fit, group, seed=0)
+        fit = Observed.of(target, fold.fit, embedding, shares)
+        validation = Observed.of(target, fold.validation, embedding, shares.of_all(len(fold.validation)))
+        model, _ = fit_candidates(fit, validation, fit, PENALTIES)
+        part = torch.full((len(target),), len(shares.log_share) - 1)
+        part[torch.as_tensor(fold.fit)] = torch.as_tensor(shares.part)
+        return cls(embedding @ model.preference, model.trust, shares, part)
 
-    def _logs(self, mass: Tensor) -> Tensor:
-        return self.exponent * (mass + self.log_pseudo.exp() / len(self.task.seen)).log()
+    def copy(self) -> _Prior:
+        return _Prior(self.fit, float(self.trust), self.shares, self.part)
+
+    def of_classes(self, rows: Tensor) -> Tensor:
+        """[row, class]; about −∞ for a class that is not a term of every question's sum."""
+        return self.scale * self.fit + self.shares.log_weight(self.trust)[0][self.part[rows]]
+
+    def of_entries(self, rows: Tensor, place: Tensor, column: Tensor) -> Tensor:
+        """[entry]"""
+        return self.scale * self.fit[column] + self.trust * self.shares.log_share[self.part[rows][place], column]
+
+    def given(self, rows: Tensor, place: Tensor, column: Tensor) -> Tensor:
+        """[entry] whether the class is a term of every question's sum."""
+        return self.shares.given[self.part[rows][place], column]
 
 
-class _Mixture(nn.Module):
+class _Network(nn.Module):
+    """The prior alone."""
+
+    def __init__(self, prior: _Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def log_density(self, task: _Task, rows: Tensor) -> Tensor:
+        """[row, class], nats."""
+        return torch.zeros(len(rows), len(task.places))
+
+
+class _Mixture(_Network):
     """The prior times a mixture of Gaussians, at first that of `_regressions`."""
 
     def __init__(self, prior: _Prior, start: _Regressions) -> None:
-        super().__init__()
-        self.task, self.prior, self.components = prior.task, _Prior(prior.task), len(start.weight)
-        self.prior.load_state_dict(prior.state_dict())
+        super().__init__(prior.copy())
+        self.components = len(start.weight)
         shape = torch.cat([start.weight.log(), start.variance.log() / 2])
         self.mean = nn.Parameter(start.intercept.flatten().float())  # [component · axis]
         self.mean_weight = nn.Parameter(start.slope.permute(1, 0, 2).flatten(1).float())
         self.shape = nn.Parameter(shape.float())
         self.shape_weight = nn.Parameter(torch.zeros(len(self.mean_weight), len(shape)))
 
-    def forward(self, rows: Tensor, at: Tensor, place: Tensor, column: Tensor) -> Tensor:
-        inputs, places = self.task.inputs[rows], self.task.places  # [row, feature], [class, axis]
+    def log_density(self, task: _Task, rows: Tensor) -> Tensor:
+        inputs, places = task.inputs[rows], task.places  # [row, feature], [class, axis]
         mean = (inputs @ self.mean_weight + self.mean).view(-1, places.shape[1])  # [row · component, axis]
         log_weight, log_scale = (inputs @ self.shape_weight + self.shape).split(self.components, dim=1)
         log_scale = log_scale.clamp(-3.5, 3)
@@ -224,7 +249,7 @@ class _Mixture(nn.Module):
         squares = squares.view(len(rows), self.components, -1)  # [row, component, class]
         heights = torch.log_softmax(log_weight, 1) - places.shape[1] * log_scale
         log_density = heights[..., None] - squares / (2 * (2 * log_scale).exp()[..., None])
-        return torch.logsumexp(log_density, 1) + self.prior(rows, at, place, column)
+        return torch.logsumexp(log_density, 1)
 
 
 @dataclass(frozen=True)
@@ -284,7 +309,7 @@ def _expect_and_maximise(inputs: Tensor, answers: Tensor, mass: Tensor, own: Ten
     return found
 
 
-def _train(network: nn.Module, task: _Task, fold: Fold, training: Training, *, lr: float, seed: int) -> None:
+def _train(network: _Network, task: _Task, fold: Fold, training: Training, *, lr: float, seed: int) -> None:
     parts = torch.as_tensor(fold.fit), torch.as_tensor(fold.validation)
     train_until_worse(network, lambda rows: task.loss(network, rows), *parts, training, lr=lr, seed=seed)
 

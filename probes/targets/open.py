@@ -8,7 +8,7 @@ question with positive mass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class OpenTarget:
         mass: [entry], sums to 1 over the entries of a question.
         m: samples behind each question; None if masses are exact.
         name: of the target, for the column `target`.
+        closed: whether no question can give a class that is not in `classes`.
 
     Raises:
         ValueError: no question, a question without classes, lengths that disagree, a class twice in one question, or
@@ -43,6 +44,7 @@ class OpenTarget:
     mass: FloatArray
     m: int | None
     name: str = "classes"
+    closed: bool = False
 
     def __post_init__(self) -> None:
         sizes = np.diff(self.starts)
@@ -83,7 +85,7 @@ class OpenTarget:
         picked = np.arange(len(self))[rows]
         entries = self.entries(picked)
         starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[picked])])
-        return OpenTarget(self.classes, starts, self.column[entries], self.mass[entries], self.m, self.name)
+        return replace(self, starts=starts, column=self.column[entries], mass=self.mass[entries])
 
     def columns(self, classes: Sequence[str]) -> IntArray:
         """[entry], the index of each entry's class in another order of the classes."""
@@ -96,6 +98,40 @@ class OpenTarget:
         sizes = np.diff(self.starts)[picked]
         first = np.cumsum(sizes) - sizes
         return np.repeat(self.starts[picked] - first, sizes) + np.arange(sizes.sum())
+
+    def groups_with(self, rows: Any, group: Sequence[str]) -> IntArray:
+        """[class], in how many groups some question of `rows` gives the class; `group` labels all questions."""
+        entries, size = self.entries(rows), len(self.classes)
+        _, code = np.unique(np.asarray(group), return_inverse=True)
+        pairs = np.unique(code[self.question[entries]] * size + self.column[entries])
+        return np.bincount(pairs % size, minlength=size)
+
+
+@dataclass(frozen=True)
+class Universe:
+    """How many classes questions like those of a target may give, those that none of them gave included.
+
+    Chao's estimator by incidence (Chao 1987, Biometrics 43:783), without its bias: of m groups of questions, f1 classes
+    were given by one alone and f2 by two, so that at least (m − 1)/m · f1 (f1 − 1) / (2 (f2 + 1)) were not given. That
+    is a lower bound in expectation, close where classes are about equally likely.
+
+    Attributes:
+        size: classes in all.
+        told: False where classes were given by one group, and none by two: then nothing tells how many there are, and
+            `size` is only what the formula makes of it.
+    """
+
+    size: float
+    told: bool
+
+    @classmethod
+    def of(cls, target: OpenTarget, group: Sequence[str]) -> Universe:
+        """Of all questions of a target; where that is closed, its vocabulary."""
+        if target.closed:
+            return cls(float(len(target.classes)), True)
+        given, m = target.groups_with(slice(None), group), len(set(group))
+        once, twice = int((given == 1).sum()), int((given == 2).sum())
+        return cls((given > 0).sum() + (m - 1) / m * once * (once - 1) / (2 * (twice + 1)), twice > 0 or once < 2)
 
 
 def open_target(table: ClassTable) -> OpenTarget:
@@ -131,7 +167,7 @@ def stacked(targets: Sequence[OpenTarget]) -> OpenTarget:
         raise ValueError("the targets have different classes; lay them over one vocabulary first (`open_targets`)")
     sizes = np.concatenate([np.diff(target.starts) for target in targets])
     column, mass = (np.concatenate([getattr(t, name) for t in targets]) for name in ("column", "mass"))
-    return OpenTarget(first.classes, np.concatenate([[0], np.cumsum(sizes)]), column, mass, first.m, first.name)
+    return replace(first, starts=np.concatenate([[0], np.cumsum(sizes)]), column=column, mass=mass)
 
 
 def open_entropies(table: ClassTable) -> Entropies:
@@ -145,7 +181,7 @@ def sparse(target: ClassTarget) -> OpenTarget:
         {label: float(mass) for label, mass in zip(target.classes, row, strict=True) if mass > 0}
         for row in target.distribution
     ]
-    return _of_rows(rows, target.m, target.name, target.classes)
+    return replace(_of_rows(rows, target.m, target.name, target.classes), closed=True)
 
 
 def pooled_share(table: ClassTable, max_classes: int) -> float:

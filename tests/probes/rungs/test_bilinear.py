@@ -35,11 +35,11 @@ def learnt(
     embedding = class_axes(world.embedding)
     shares = Shares.left_out(world.target, fit, group, seed=0)
     own = Observed.of(world.target, fit, embedding, shares)
-    other = Observed.of(world.target, validation, embedding, shares.of_all(world.target, fit, len(validation)))
+    other = Observed.of(world.target, validation, embedding, shares.of_all(len(validation)))
     candidates, again = fit_candidates(own, other, own, PENALTIES)
     chosen = choose_bilinear((h[fit], own), (h[validation], other), candidates, PENALTIES)
     everything = np.arange(len(world.target))
-    seen = Observed.of(world.target, everything, embedding, shares.of_all(world.target, fit, len(everything)))
+    seen = Observed.of(world.target, everything, embedding, shares.of_all(len(everything)))
     return refit(chosen, again, h[fit], own), candidates, h, seen
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_left_to_gain_where_the_solver_stops() -> None:
     embedding = class_axes(world.embedding)
     shares = Shares.left_out(world.target, fit, NAMES, seed=0)
     own = Observed.of(world.target, fit, embedding, shares)
-    other = Observed.of(world.target, validation, embedding, shares.of_all(world.target, fit, len(validation)))
+    other = Observed.of(world.target, validation, embedding, shares.of_all(len(validation)))
     candidates, _ = fit_candidates(own, other, own, PENALTIES)
     chosen = choose_bilinear((h[fit], own), (h[validation], other), candidates, PENALTIES)
     model = refit(chosen, candidates, h[fit], own)
@@ -146,14 +146,23 @@ def test_the_share_of_a_class_comes_from_the_questions_of_other_groups() -> None
     rows = np.arange(4)
     shares = Shares.left_out(target, rows, ["x", "x", "y", "z"], seed=0)
     share = shares.log_share.exp().numpy()[shares.part]
-    np.testing.assert_allclose(share.sum(1), 1, rtol=1e-6)
     assert shares.part[0] == shares.part[1]
     # half of the mass of y and all of x's is on classes that nobody else has: (2 + 1/2) / 4
     assert shares.novel == pytest.approx(2.5 / 4)
-    assert share[0, 0] == pytest.approx(2.5 / 4)  # "a" is new to x
+    # "a" and "b" are given by one group and "c" by two, so that 2/3 · 2 · 1 / (2 · 2) more may be
+    new = {row: 3 + 1 / 3 - given for row, given in ((0, 2), (2, 2), (3, 3))}
+    for row, classes in ((0, [1, 2]), (2, [0, 2]), (3, [0, 1, 2])):
+        at = shares.part[row]
+        assert np.flatnonzero(shares.given[at]).tolist() == classes
+        assert float(shares.unseen[at]) == pytest.approx(new[row])
+        assert share[row, classes].sum() == pytest.approx(1 - 2.5 / 4)
+    assert share[0, 0] == pytest.approx(2.5 / 4 / new[0])  # "a" is new to x
     np.testing.assert_allclose(share[2, [0, 2]] / share[2, [0, 2]].sum(), [2 / 3, 1 / 3], rtol=1e-5)  # not its own c
-    held_out = shares.of_all(target, rows, 3)
-    np.testing.assert_allclose(held_out.log_share.exp()[0], np.array([2, 0.5, 1.5]) / 4, rtol=1e-5)
+    held_out = shares.of_all(3)
+    np.testing.assert_allclose(held_out.log_share.exp()[0], 1.5 / 4 * np.array([2, 0.5, 1.5]) / 4, rtol=1e-5)
+    closed = Shares.left_out(replace(target, closed=True), rows, ["x", "x", "y", "z"], seed=0)
+    np.testing.assert_allclose(closed.log_share.exp().sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(closed.of_all(3).log_share.exp()[0], np.array([2, 0.5, 1.5]) / 4, rtol=1e-5)
 
 
 def test_axes_keep_the_leading_directions_whatever_the_scale_of_a_feature() -> None:
