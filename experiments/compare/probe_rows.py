@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from probes.evaluation.result import BASELINE, LAYER_RUNGS, MARGINAL, layer_rows, probe_table
+from probes.evaluation.result import BASELINE, BILINEAR, LAYER_RUNGS, MARGINAL, layer_rows, probe_table
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.run import Run
 
@@ -72,6 +72,11 @@ def probe_remarks(run: Run) -> list[str]:
         said.append(
             f"{pooled:.0%} of the mass is in the pooled class of the probes' target: to that extent the KL gap says "
             "whether an answer is rare, not which it is; raise probes.max_classes, or use open classes."
+        )
+    if any(row["rung"] == BILINEAR and math.isinf(row["universe"]) for row in shown):
+        said.append(
+            "No class was given by just two groups of questions, so that nothing tells how many there are that none of "
+            "them gave: the KL gap of the bilinear probe may be far too low; ask more questions, or choose a coarser B."
         )
     for row in [row for row in shown if not math.isnan(row["gap"])][:1]:
         least, most = bounds(row)

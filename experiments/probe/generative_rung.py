@@ -13,11 +13,21 @@ from experiments.sample.asked import form_of
 from experiments.score.score import readable_texts
 from probes.evaluation.baselines import held_out_marginal
 from probes.evaluation.folds import nested_folds
-from probes.evaluation.result import GENERATIVE, KL_EXPLAINED, Evaluation, OpenPrediction, Seeds, open_evaluation
+from probes.evaluation.result import (
+    CANDIDATES,
+    GENERATIVE,
+    KL_EXPLAINED,
+    MARGINAL,
+    Evaluation,
+    OpenPrediction,
+    Seeds,
+    open_evaluation,
+)
 from probes.rungs.emitting.generated_text import class_texts, prompts_without_exemplars, usual_texts
 from probes.rungs.emitting.generative import Generated, Learnt, Progress, Training, generate_classes
 from probes.targets.entropy import Entropies
-from probes.targets.open import open_entropies, open_target
+from probes.targets.open import Universe, open_entropies, open_target
+from semcal.arrays import FloatArray
 from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.paired import plain_mean
 from semcal.calibration.resampling import Resampling
@@ -31,12 +41,20 @@ Tell = Callable[[str], None]
 
 
 def fit_generative(
-    cell: Cell, run: Run, model: LanguageModel, table: ClassTable, prompts: Sequence[Sequence[int]], tell: Tell
+    cell: Cell,
+    run: Run,
+    model: LanguageModel,
+    table: ClassTable,
+    prompts: Sequence[Sequence[int]],
+    against: FloatArray | None,
+    tell: Tell,
 ) -> tuple[Evaluation, pd.DataFrame]:
     """The rung's evaluation over all classes of the run, and its learning curve.
 
     Args:
         table, prompts: the questions to probe, and the token ids that the model read for each.
+        against: [entry of `open_target(table)`] log-probabilities by the candidate-only model, which the share
+            explained is read against; None: the marginal.
         tell: hears of progress, in words.
 
     Raises:
@@ -53,10 +71,14 @@ def fit_generative(
         model, prompts, texts, target, group, how, scratch=unfinished(run), told=lambda p: tell(_words(p))
     )
     seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
+    if against is None:
+        folds = nested_folds(group, cell.probes.folds, seeds.folds)
+        marginal = held_out_marginal(target, folds, Universe.of(target, group).size)
+        predicted = OpenPrediction(found.log_q[None], marginal, MARGINAL)
+    else:
+        predicted = OpenPrediction(found.log_q[None], against, CANDIDATES)
     of_run = open_evaluation(
-        OpenPrediction(
-            found.log_q[None], held_out_marginal(target, nested_folds(group, cell.probes.folds, seeds.folds))
-        ),
+        predicted,
         {"rung": GENERATIVE, "layer": ["whole model"], "measure": KL_EXPLAINED},
         target=target,
         found=open_entropies(table),

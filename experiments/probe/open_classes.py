@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from probes.activations.layers import Layers
 from probes.evaluation.baselines import held_out_marginal
 from probes.evaluation.folds import nested_folds
 from probes.evaluation.layerwise import CrossValidation, Source
-from probes.evaluation.open_layers import evaluate_open
+from probes.evaluation.open_layers import candidates_alone, evaluate_open
 from probes.evaluation.result import (
     BASELINE,
     BILINEAR,
@@ -35,7 +36,7 @@ from probes.evaluation.result import (
 from probes.rungs.class_texts import UnwritableError, class_features
 from probes.rungs.density import density_predictions
 from probes.targets.entropy import Entropies
-from probes.targets.open import OpenTarget, open_entropies, open_target, pooled_share
+from probes.targets.open import OpenTarget, Universe, open_entropies, open_target, pooled_share
 from semcal.arrays import FloatArray
 from semcal.calibration.resampling import Resampling
 from semcal.runs.run import Run
@@ -112,6 +113,16 @@ class OpenClasses:
         columns = {"layer": list(found.layers), "p_value": found.p_value, "choice": chosen}
         return self._read(OpenPrediction(found.log_q, found.candidate_log_q, CANDIDATES), rung, columns)
 
+    @cached_property
+    def candidates(self) -> FloatArray:
+        """[entry] log-probabilities by the candidate-only model, of which every share explained of open classes is."""
+        return candidates_alone(self.target, self.features, group=self.group, how=self.how, seed=self.seed)
+
+    @cached_property
+    def universe(self) -> Universe:
+        """How many classes questions like these may give."""
+        return Universe.of(self.target, self.group)
+
     def answers(self, source: Layers) -> tuple[list[str], FloatArray]:
         """What the bilinear probe on the last layer answers to each question, [question], and its probability."""
         last = source.only(source.names[-1:])
@@ -121,7 +132,8 @@ class OpenClasses:
 
     def marginal(self) -> Evaluation:
         """The mean distribution of other questions, the same for all."""
-        log_q = held_out_marginal(self.target, nested_folds(self.group, self.how.folds, Seeds.of(self.seed).folds))
+        folds = nested_folds(self.group, self.how.folds, Seeds.of(self.seed).folds)
+        log_q = held_out_marginal(self.target, folds, self.universe.size)
         return self._read(OpenPrediction(log_q[None], log_q), f"{BASELINE}{MARGINAL}", {"layer": [""]})
 
     def density(self, states: FloatArray, layer: str) -> Evaluation:
@@ -130,7 +142,7 @@ class OpenClasses:
             states, self.target, self.features, self.group, folds=self.how.folds, seed=self.seed
         )
         chosen = f"components={', '.join(map(str, sorted(set(found.components))))}"
-        predicted = OpenPrediction(found.log_q[None], found.log_prior, CANDIDATES)
+        predicted = OpenPrediction(found.log_q[None], self.candidates, CANDIDATES)
         return self._read(predicted, DENSITY, {"layer": [layer], "choice": chosen})
 
     def _read(self, predicted: OpenPrediction, rung: str, columns: dict[str, Any]) -> Evaluation:

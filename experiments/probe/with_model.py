@@ -141,7 +141,8 @@ class ModelProbes:
 
     def _generative(self, at: Probed) -> Evaluation:
         ids = [prompt.ids for prompt in self._prompts(at)]
-        found, curve = fit_generative(self.cell, self.run, self.model, at.table, ids, self.tell)
+        against = at.classes.candidates if at.opened else None
+        found, curve = fit_generative(self.cell, self.run, self.model, at.table, ids, against, self.tell)
         self.run.write_learning_curve(curve)
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.compare.compare_runs import in_quarters
 from experiments.compare.pairs import scored
-from experiments.compare.probe_rows import bounds, last_layer, probe_table, rung_rows
+from experiments.compare.probe_rows import last_layer, probe_table, rung_rows
 from experiments.compare.side_by_side import side_by_side
 from experiments.config.run_folder import EVIDENCE, kept_run, stored_cell
 from experiments.config.study import Cell
@@ -23,6 +23,7 @@ from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.remedy_and_gate_tables import gates_section, remedies_section
 from experiments.report.summary_table import (
+    between_bounds,
     interval,
     legend,
     markdown_table,
@@ -44,8 +45,9 @@ _DISTRIBUTIONS = (
     "of finite M taken off, with its interval by group, at the last layer that a rung was fitted at; between: as far "
     "as the entropy is known from M samples; top class and rest add up to the gap (chain rule); perfect: 95 % quantile "
     "of what a perfect predictor would be measured to have. The best layer is picked on the questions it is scored on, "
-    "so its gap is too small; quote the last. Classes and pooled: how many are told apart, and the share of the mass "
-    'in "(other)"; seen mass: mean probability of the distinct answers seen.'
+    "so its gap is too small; quote the last. Rungs stopped early (generative, density, MLP, LoRA) are fitted to four "
+    "fifths of the training questions, the others to all. Classes and pooled: how many are told apart, and the share "
+    'of the mass in "(other)"; seen mass: mean probability of the distinct answers seen.'
 )
 _TITLES = (
     *("run", "rung", "layer", "KL gap", "between", "top class", "rest", "perfect, 95 %", "best layer", "its gap"),
@@ -253,9 +255,8 @@ def _rung(row: dict[str, Any]) -> str:
 
 def _gap_and_bracket(row: dict[str, Any]) -> list[str]:
     """A gap with its interval, its bracket, its parts and its floor."""
-    between = " to ".join(number(end) for end in bounds(row))
     parts = (number(row[name]) for name in ("gap_top", "gap_rest", "gap_floor"))
-    return [interval(row["gap"], row["gap_low"], row["gap_high"]), between, *parts]
+    return [interval(row["gap"], row["gap_low"], row["gap_high"]), between_bounds(row), *parts]
 
 
 def _best(row: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.compare.probe_rows import last_layer, probe_remarks, probe_table, whole_model
+from experiments.compare.probe_rows import bounds, last_layer, probe_remarks, probe_table, whole_model
 from experiments.config.study import Cell
 from experiments.report.checks_table import failed_checks
 from experiments.terminal.fitted_table import FittedTable
@@ -13,7 +13,8 @@ from probes.evaluation.folds import too_few_groups
 from semcal.questions.question import CONTINUATION
 from semcal.runs.run import Run
 
-LORA = "KL gap, LoRA"
+LORA, BETWEEN = "KL gap, LoRA", "KL gap between"
+MANY_ONCE = 0.5  # of the samples in classes drawn once: from there on an entropy, and the gap, is hardly an estimate
 COLUMNS = {
     "smece": "smECE",
     "published": "published",
@@ -24,10 +25,11 @@ COLUMNS = {
     "confidence": "confidence",
     "accuracy": "accuracy",
     "kl": "KL gap",
+    "kl_between": BETWEEN,
     "kl_lora": LORA,
 }
 LEAVE_FIRST = ("published", "null (95 %)", LORA, "p", "confidence", "signed gap", "accuracy")  # in a narrow terminal
-_NATS = ("gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "pooled")
+_NATS = ("gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "pooled", "drawn_once")
 _MARGINS = "[…] bootstrap intervals by group"
 _CALIBRATION = (
     "null: mean and 95 % quantile of smECE of calibrated models at this number of questions and samples · excess: "
@@ -36,6 +38,10 @@ _CALIBRATION = (
 _KL = (
     "KL gap: nats that a probe of the last layer at the last prompt token, linear or for open classes bilinear, misses "
     "of the class distribution, the noise of finite M taken off"
+)
+_KL_BETWEEN = (
+    "between: as far as the entropy is known from M samples, where most of them are of classes that a question was "
+    "answered with once"
 )
 _KL_LORA = "LoRA: the same of a rank-8 adapter of the whole model"
 _FIGURES = (
@@ -70,6 +76,8 @@ def cells_of(run: Run) -> dict[str, str]:
     """The headline figures as text, by column of the table; `published` only where there is such a figure."""
     f = headline(run)
     published = {} if f["published"] is None else {"published": number(f["published"])}
+    row = last_layer(probe_table(run), "classes")
+    between = {} if (f["kl_drawn_once"] or 0) <= MANY_ONCE or row is None else {"kl_between": between_bounds(row)}
     lora = {} if f["kl_lora_gap"] is None else {"kl_lora": interval(*_kl(f, "kl_lora"))}
     return {
         "smece": interval(f["smece"], f["smece_low"], f["smece_high"]),
@@ -81,8 +89,14 @@ def cells_of(run: Run) -> dict[str, str]:
         "confidence": number(f["confidence"]),
         "accuracy": number(f["accuracy"]),
         "kl": interval(*_kl(f, "kl")),
+        **between,
         **lora,
     }
+
+
+def between_bounds(row: dict[str, Any]) -> str:
+    """The bracket of a KL gap."""
+    return " to ".join(number(end) for end in bounds(row))
 
 
 def _kl(figures: dict[str, Any], prefix: str) -> tuple[float | None, float | None, float | None]:
@@ -91,7 +105,8 @@ def _kl(figures: dict[str, Any], prefix: str) -> tuple[float | None, float | Non
 
 def legend(titles: Sequence[str], *, short: bool = False) -> str:
     """What the columns of a summary with these titles are; `short` leaves out those of calibration."""
-    parts = [_MARGINS, *([] if short else [_CALIBRATION]), _KL, *([_KL_LORA] if LORA in titles else [])]
+    parts = [_MARGINS, *([] if short else [_CALIBRATION]), _KL]
+    parts += [said for title, said in ((BETWEEN, _KL_BETWEEN), (LORA, _KL_LORA)) if title in titles]
     return " · ".join(parts)
 
 

@@ -111,13 +111,13 @@ def baseline_row(of: Evaluation) -> pd.DataFrame:
     return row.assign(probe_nats=row["baseline_nats"], **gap_columns(of.gaps[-1:]))
 
 
-def held_out_marginal(target: OpenTarget, folds: Sequence[Fold]) -> FloatArray:
+def held_out_marginal(target: OpenTarget, folds: Sequence[Fold], size: float) -> FloatArray:
     """[entry] log-probabilities by the mean distribution of the other folds' questions, smoothed by one question that
-    is uniform over the run's classes, as closed marginals are."""
-    found, size = np.empty(len(target.mass)), len(target.classes)
+    is uniform over all `size` classes that anyone may give (`Universe`), as closed marginals are over theirs."""
+    found = np.empty(len(target.mass))
     for fold in folds:
         seen = target.entries(fold.train)
-        total = np.bincount(target.column[seen], target.mass[seen], size)
+        total = np.bincount(target.column[seen], target.mass[seen], len(target.classes))
         own = target.entries(fold.test)
         found[own] = np.log((total + 1 / size) / (len(fold.train) + 1))[target.column[own]]
     return found

@@ -134,6 +134,24 @@ def evaluate_open(
     return OpenEvaluation(source.names, log_q, candidate, answer, confidence, gains[:, 0], null_q95, p_value, penalty)
 
 
+def candidates_alone(
+    target: OpenTarget,
+    features: FloatArray,
+    *,
+    group: Sequence[str],
+    how: CrossValidation | None = None,
+    seed: int = 0,
+) -> FloatArray:
+    """[entry] `OpenEvaluation.candidate_log_q`, without any layer; see `evaluate_open`. All shares explained of open
+    classes are of what it leaves, whatever the rung."""
+    how = how or CrossValidation()
+    _check(target, features, group, how.folds)
+    embedding, found = class_axes(features).to(how.device), np.empty(len(target.mass))
+    for fold in nested_folds(group, how.folds, Seeds.of(seed).folds):
+        found[target.entries(fold.test)] = Split.of(target, embedding, group, fold, how.penalties).alone(target)
+    return found
+
+
 def predict_open(
     X: FloatArray, target: OpenTarget, axes: Tensor, group: Sequence[str], fold: Fold, penalties: Sequence[float]
 ) -> tuple[FloatArray, FloatArray]:

@@ -17,15 +17,16 @@ from probes.evaluation.controls import share_interval
 from probes.evaluation.kl_gap import KLGap, kl_gaps
 from probes.targets.closed import MOST_POOLED, ClassTarget
 from probes.targets.entropy import Entropies
-from probes.targets.open import OpenTarget, sparse
+from probes.targets.open import OpenTarget, Universe, drawn_once, sparse
 from probes.targets.scalars import ScalarTarget
 from semcal.calibration.resampling import Resampling
 from semcal.runs.run import Run
 
 COLUMNS = ["rung", "target", "layer", "measure", "explained", "low", "high", "ceiling", "ceiling_low"]
 COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95"]
-COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "baseline_nats", "probe_nats"]
+COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "universe", "baseline_nats", "probe_nats"]
 COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_rest", "gap_floor", "pooled"]
+COLUMNS += ["drawn_once"]
 
 BILINEAR, DENSITY, GENERATIVE = "bilinear", "density", "generative"
 MARGINAL, CANDIDATES = "marginal", "candidate-only"  # what a share explained is of
@@ -230,6 +231,9 @@ def open_evaluation(
 ) -> Evaluation:
     """The same columns for classes that questions do not share, none of them pooled: no ceiling and no control task.
 
+    `universe` is how many classes questions like these may give, by estimate; infinite where nothing tells.
+    `drawn_once` is the share of the samples in classes that their question was answered with once.
+
     Args:
         labels: the columns rung, layer (one per row) and measure.
         found: [question] entropies of the target.
@@ -240,13 +244,15 @@ def open_evaluation(
     )
     nats = np.stack([gap.per_question + (found.point - found.plug_in) for gap in gaps])  # KL of the shares
     losses, baseline = nats[:-1], nats[-1]
-    total = baseline.sum()
+    total, universe = baseline.sum(), Universe.of(target, group)
     low, high = share_interval(losses, baseline, group, resampling)
     frame = pd.DataFrame(
         dict(labels)
+        | {"universe": universe.size if universe.told else np.inf}
         | {"target": target.name, "explained": 1 - losses.sum(1) / (total if total > 0 else np.nan)}
         | {"low": low, "high": high, "n": len(group), "n_classes": len(target.classes)}
         | {"baseline_nats": float(baseline.mean()), "probe_nats": losses.mean(1), "pooled": 0.0}
+        | {"drawn_once": drawn_once(target)}
         | gap_columns(gaps[:-1])
     ).assign(**columns)
     frame = frame.reindex(columns=COLUMNS)

@@ -201,7 +201,7 @@ class _Prior(nn.Module):
         return cls(embedding @ model.preference, model.trust, shares, part)
 
     def copy(self) -> _Prior:
-        return _Prior(self.fit, float(self.trust), self.shares, self.part)
+        return _Prior(self.fit, self.trust.item(), self.shares, self.part)
 
     def of_classes(self, rows: Tensor) -> Tensor:
         """[row, class]; about −∞ for a class that is not a term of every question's sum."""

@@ -175,6 +175,12 @@ def open_entropies(table: ClassTable) -> Entropies:
     return entropies(normalised_shares(table), table.m, log_seen=table.log_seen)
 
 
+def drawn_once(target: OpenTarget) -> float:
+    """Share of the samples in classes that their question was answered with once; 0 where masses are exact. From about
+    a half on, M samples tell little of an entropy."""
+    return 0.0 if target.m is None else float((np.rint(target.mass * target.m) == 1).sum() / (target.m * len(target)))
+
+
 def sparse(target: ClassTarget) -> OpenTarget:
     """A target over one closed vocabulary, "(other)" included where classes are pooled, in the same form."""
     rows = [

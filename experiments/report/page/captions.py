@@ -12,8 +12,9 @@ CAPTIONS = {
     "measured to have. Below, where little is pooled, the share explained of the KL to the marginal.",
     "layers-positions": "The same at every position. The target is always the class distribution of all samples, even "
     "where an answer is already being written.",
-    "rungs": "Rungs of the ladder and baselines at one layer, by KL gap. A rung with a large gap cannot read the "
-    "distribution there; this does not show that the model does not know it.",
+    "rungs": "Rungs of the ladder and baselines at one layer, by KL gap. Those stopped early (generative, density, "
+    "MLP, LoRA) learn from fewer of the training questions than linear and bilinear ones. A rung with a large gap "
+    "cannot read the distribution there; this does not show that the model does not know it.",
     "learning": "KL gap of the generative rung by the number of questions that it learnt from, on the held-out "
     "questions of one fold. Where the curve still falls at its end, there are too few questions to say that the "
     "distribution cannot be learnt.",

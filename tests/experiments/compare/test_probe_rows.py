@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.compare.probe_rows import bounds, last_layer, layer_rows, probe_remarks, probe_table, whole_model
-from experiments.report.summary_table import LORA, legend
+from experiments.report.summary_table import BETWEEN, LORA, cells_of, legend
 from probes.evaluation.result import COLUMNS
 
 NAN = float("nan")
@@ -33,6 +33,9 @@ class Stored:
 
     def calibration(self) -> dict:
         return {"m": 50}
+
+    def config(self) -> dict:
+        return {}
 
 
 def test_the_last_layer_and_the_whole_model_stand_for_a_run_whatever_the_order() -> None:
@@ -111,3 +114,20 @@ def test_the_legend_tells_of_lora_only_where_there_is_a_column() -> None:
     assert "LoRA" not in legend(["run", "KL gap"])
     assert "LoRA" in legend(["run", "KL gap", LORA])
     assert "null" not in legend(["run"], short=True)
+
+
+def test_the_summary_has_the_bracket_where_most_samples_are_of_classes_drawn_once() -> None:
+    few, many = (Stored({"rung": "bilinear", "drawn_once": share}) for share in (0.4, 0.6))
+    assert cells_of(many)["kl_between"] == "0.450 to 0.550"  # pyright: ignore[reportArgumentType]
+    assert "kl_between" not in cells_of(few)  # pyright: ignore[reportArgumentType]
+    assert "kl_between" not in cells_of(Stored({"rung": "linear"}))  # pyright: ignore[reportArgumentType]
+    assert "between" in legend(["run", "KL gap", BETWEEN])
+    assert "between" not in legend(["run", "KL gap"])
+
+
+def test_a_universe_of_which_nothing_is_known_is_said() -> None:
+    untold, told = ({"rung": "bilinear", "universe": size, "gap_low": -9.0} for size in (math.inf, 1e4))
+    (said,) = probe_remarks(Stored(untold))  # pyright: ignore[reportArgumentType]
+    assert "may be far too low; ask more questions" in said
+    assert not probe_remarks(Stored(told))  # pyright: ignore[reportArgumentType]
+    assert not probe_remarks(Stored({"rung": "linear", "gap_low": -9.0}))  # pyright: ignore[reportArgumentType]

@@ -380,6 +380,17 @@ def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidat
     assert set(table.loc[table["target"] == "b_confidence", "rung"]) >= {"linear", "baseline:tfidf"}
 
 
+def test_all_rungs_of_open_classes_explain_a_share_of_what_one_model_leaves(run):
+    """The candidate-only model, whose row is in the table: shares can be compared within a run."""
+    table = probed(run, target="open", rungs=["bilinear", "density", "generative"], folds=2).set_index("rung")
+    for rung in ("bilinear", "density", "generative"):
+        assert table.loc[[rung], "baseline_nats"].to_numpy() == pytest.approx(
+            table.loc["baseline:candidate-only", "probe_nats"]
+        )
+    assert (table["universe"] >= table["n_classes"]).all()
+    assert table["drawn_once"].between(0, 1).all()
+
+
 def test_another_models_run_must_have_the_same_questions(run, tmp_path, study_dict):
     fewer = run_dict(tmp_path, study_dict | {"name": "fewer", "probes": {"enabled": False}}, "datasets.0.n=20")[0]
     with pytest.raises(UserError, match=r"probes.other: .* has no question .*; name a run of the same dataset"):

@@ -14,7 +14,7 @@ from probes.rungs.density import DensityHead, DensityPrediction, density_predict
 from probes.solver.training import Training
 from probes.targets.closed import ClassTarget
 from probes.targets.entropy import entropies
-from probes.targets.open import OpenTarget, sparse
+from probes.targets.open import OpenTarget, Universe, sparse
 from semcal.calibration.resampling import Resampling
 
 pytestmark = pytest.mark.long
@@ -98,6 +98,20 @@ def test_the_candidate_only_model_expects_classes_that_no_other_question_had() -
     own = target.column > 0
     assert np.exp(found.log_prior[~own]).mean() == pytest.approx(0.5, abs=0.15)
     assert np.exp(found.log_prior[own]).mean() > 0.5 / (n + 1) / 3
+
+
+def test_with_nothing_shared_what_is_left_is_the_logarithm_of_the_universe() -> None:
+    """As of the bilinear probe, for the sum over classes is the same; whatever the number of folds."""
+    n, k = 40, 5
+    target = replace(sparse(ClassTarget(tuple(f"{c:03d}" for c in range(n * k)), np.kron(np.eye(n), np.full(k, 1 / k)), 50)),
+                     closed=False)  # fmt: skip
+    rng, group = np.random.default_rng(0), [str(i) for i in range(n)]
+    states, texts = rng.normal(size=(n, 3)), rng.normal(size=(n * k, 3))
+    expected = np.log(Universe.of(target, group).size)
+    for folds in (2, 8):
+        found = density_predictions(states, target, texts, group, head=replace(BRIEF, components=()), folds=folds)
+        assert found.log_q.mean() == pytest.approx(-expected, abs=0.2)
+        np.testing.assert_array_equal(found.log_q, found.log_prior)
 
 
 def test_a_held_out_group_has_no_say_in_its_own_prediction(world: World) -> None:

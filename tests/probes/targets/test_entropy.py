@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import xlogy
 
+from experiments.bench.open_worlds import open_world
 from probes.targets.closed import class_target
 from probes.targets.entropy import entropies
 from probes.targets.open import open_entropies
@@ -162,3 +163,11 @@ def test_pooled_classes_are_one_class_of_all_the_answers_seen_in_them() -> None:
     np.testing.assert_allclose(target.entropies.by_mass, expected.by_mass)
     np.testing.assert_allclose(target.entropies.point, expected.point)
     assert target.entropies.by_mass.mean() < open_entropies(table).by_mass.mean()  # pooling coarsens
+
+
+@pytest.mark.parametrize(("spread", "classes", "short"), [(2.5, 4000, 0.6), (1.0, 200, 0.1)])
+def test_what_the_estimate_lacks_where_answers_are_open(spread: float, classes: int, short: float) -> None:
+    """44 classes among 50 samples tell less than docs/methods.md would like: the figure that it quotes."""
+    world = open_world(100, classes, spread=spread, seed=1)
+    found = open_entropies(world.as_run())
+    assert world.entropy - found.point.mean() == pytest.approx(short, abs=0.1)
