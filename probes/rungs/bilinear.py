@@ -13,10 +13,10 @@ them gave: ν is the mass that goes to such classes, N how many there are (`Univ
 The last are to the others what the new classes of a question are to all: given as often, and by chance. (A class given
 by one of m groups was as likely as one given by a further group and none of m.) So a prediction is made of the training
 questions and of what a question answers, whatever else is held out, and q sums to about 1 over all classes that anyone
-may give. The estimate of N is a lower bound, and the gap of a model that knows nothing of which new classes are likelier is
-one too: where N is too small by a factor, by ν times its logarithm. For a model that knows it the classes given once
-are the likelier ones by as much as N is too small: where the mean of exp(hᵀ W e_c + bᵀ e_c) over questions is in
-proportion to how often c is given, the two cancel. Fitting, choosing penalties and scoring have the same sum.
+may give. The estimate of N is a lower bound, and the gap of a model that knows nothing of which new classes are
+likelier is one too: where N is too small by a factor, by ν times its logarithm. For a model that knows it the classes
+given once are the likelier ones by as much as N is too small: where the mean of exp(hᵀ W e_c + bᵀ e_c) over questions
+is in proportion to how often c is given, the two cancel. Fitting, choosing penalties and scoring have the same sum.
 A closed vocabulary (`OpenTarget.closed`) is summed over as it is. Sums are made in blocks of questions.
 
 Knows embeddings, activations on axes and masses; nothing of texts, models, layers or folds.
