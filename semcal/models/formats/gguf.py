@@ -249,7 +249,7 @@ def _rotates_by(model: PreTrainedModel, factors: Any, base: float) -> bool:
     return any(
         len(buffer) == n and torch.allclose(buffer.double().cpu(), wanted, rtol=1e-2, atol=1e-12)
         for name, buffer in model.named_buffers()
-        if name.endswith("inv_freq")
+        if name.endswith("inv_freq") and "original" not in name
     )
 
 
