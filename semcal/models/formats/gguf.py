@@ -166,7 +166,7 @@ def _known_architectures() -> set[str]:
 def _newly_read() -> frozenset[str]:
     """Architectures of transformers' newer reader, which tells what it leaves out; earlier versions have none."""
     try:
-        from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+        from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
     except ImportError:
         return frozenset()
     return frozenset(GGUF_CONFIG_ARCHS)
