@@ -340,7 +340,10 @@ def test_what_is_on_the_disk_already_needs_no_room_there(base, questions, monkey
 
 def test_other_settings_or_questions_in_the_same_folder_are_refused(base, questions, tmp_path):
     train("sft", base, questions, tmp_path, steps=1)
-    with pytest.raises(UserError, match="sft was made with steps 1, not 2; repeat these settings to resume, or choose"):
+    with pytest.raises(
+        UserError,
+        match=r"sft was made with steps 1, not 2; repeat these settings to resume, choose .*, or move .*sft away",
+    ):
         train("sft", base, questions, tmp_path, steps=2)
     fewer = table(tmp_path, n=60)
     with pytest.raises(UserError, match="sft was made with trained_"):
