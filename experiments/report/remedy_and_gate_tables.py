@@ -31,7 +31,9 @@ GATES_TOLD = (
     "and wrong the share of these that is wrong, of the questions asked here. Never: no threshold could be shown to "
     "keep the risk, which does not show that none would. Probes and the tilted model answer each question by a "
     "predictor fitted on the others, so for them the guarantee is approximate. Too few groups: not even if every "
-    "answer were right."
+    "answer were right. Error per question, where the true chance of an answer is known, as it is of the organism's: "
+    "confidence of a single question minus that chance, root mean square over all questions, answered or not; no "
+    "guarantee is about a single question."
 )
 
 
@@ -99,6 +101,7 @@ def _cost(value: float) -> str:
 
 def _gate(row: Mapping[str, Any]) -> dict[str, str]:
     threshold, guarantee = row.get("threshold", math.nan), row.get("guarantee")
+    single = row.get("single_error", math.nan)
     where = "too few groups" if math.isnan(threshold) else "never" if math.isinf(threshold) else f"{threshold:.2f}"
     return {
         "confidence": row["source"],
@@ -107,6 +110,7 @@ def _gate(row: Mapping[str, Any]) -> dict[str, str]:
         "answer where ≥": where,
         "coverage": _share(row.get("coverage", math.nan)),
         "wrong": _share(row.get("wrong", math.nan)),
+        **({} if math.isnan(single) else {"error per question": number(single)}),
     }
 
 
