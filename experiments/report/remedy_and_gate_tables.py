@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.compare.remedies_side_by_side import LEARNT_FROM
 from experiments.report.summary_table import interval, markdown_table, number
 from semcal.runs.run import Run
 
@@ -18,10 +19,10 @@ REMEDIES_TOLD = (
     "Written by `semcal tilt`; every figure is of questions whose gold answers the remedy has not seen. Temperature, "
     "beta and tilt map the confidence of the samples and leave the answers as they are; a probe reads its confidence "
     "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
-    "half of the questions. Change, less tilted: smECE minus that as sampled, and minus the tilted model's, on the "
-    "same questions; where the interval of the change holds 0, it is not shown that the remedy mends or harms. Passes "
-    "and tokens: forward passes, and tokens read and generated, for one question. Intervals are over questions, not "
-    "over repeated trainings of the adapter."
+    f"half of the questions. {LEARNT_FROM[0].upper()}{LEARNT_FROM[1:]}. Change, less tilted: smECE minus that as "
+    "sampled, and minus the tilted model's, on the same questions; where the interval of the change holds 0, it is not "
+    "shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens read and generated, for one "
+    "question. Intervals are over questions, not over repeated trainings of the adapter."
 )
 GATES_TOLD = (
     "Written by `semcal gate`: the lowest threshold on each confidence that is known to keep the risk on questions to "
