@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ def _sampled(remedy: str, table: ClassTable, cost: Cost) -> Way:
 
 def _mapped(cell: Cell, sampled: Way, method: Method, table: ClassTable) -> Way:
     """The confidence of the samples, each mapped by what was fitted on other groups."""
-    settings = {"m": table.m, "group": table.groups, "folds": MAP_FOLDS, "seed": cell.seed}
+    settings: dict[str, Any] = {"m": table.m, "group": table.groups, "folds": MAP_FOLDS, "seed": cell.seed}
     fixed = recalibrated(sampled.confidence, sampled.correct, method, **settings)
     return Way(method, fixed, sampled.correct, sampled.cost)
 
