@@ -55,7 +55,9 @@ _TWO = ("concise", "cot")
 _QUARTERS = (
     "Quarters of the groups of questions by the mean KL gap of the style whose gap is larger, from the smallest; "
     "excess: smECE minus the mean of its null in that quarter. Where chains of thought break calibration because the "
-    "end of one cannot be foreseen, the difference is large where the gap is."
+    "end of one cannot be foreseen, the difference is large where the gap is; what came out is said above. Per nat: "
+    "slope of the difference on the mean gap, least squares over the quarters, with an error by groups, of which "
+    "none is in two quarters; its p is not adjusted."
 )
 _SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
@@ -225,11 +227,12 @@ def _ladder(by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
 def _two_styles(rows: Rows) -> list[str]:
     """The same questions of one model, answered at once and by a chain of thought, in quarters by KL gap."""
     runs = {(cell.model.name, cell.dataset.name, cell.semantics.label, cell.style): run for cell, run in rows}
-    table = []
+    table, told = [], []
     for (model, dataset, semantics, style), run in runs.items():
         short = runs.get((model, dataset, semantics, "concise"))
         if style != "cot" or short is None or (found := in_quarters(scored(short), scored(run))) is None:
             continue
+        told.append(f"- {model} · {dataset}: {found.told(_TWO, stored_cell(run).calibration.level)}.")
         for number_of, q in enumerate(found.quarters, start=1):
             d = q.excess
             figures = (*map(number, q.gaps), number(d.a, "+"), number(d.b, "+"))
@@ -243,7 +246,7 @@ def _two_styles(rows: Rows) -> list[str]:
     return [
         *("", "### The same questions in two styles", ""),
         *markdown_table((*titles, "difference", "p (Holm)"), table),
-        *("", _QUARTERS),
+        *("", *told, "", _QUARTERS),
     ]
 
 

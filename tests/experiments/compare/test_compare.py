@@ -130,7 +130,10 @@ def test_two_styles_are_compared_in_quarters_of_the_questions_too(monkeypatch, c
     (found,) = json.loads(out)["comparisons"]
     assert [q["n"] for q in found["by_gap"]["quarters"]] == [12] * 4
     code, out, _ = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
-    assert "the same questions, in quarters by the KL gap (linear) of the" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "the same questions, in quarters by the KL gap (linear) of the" in said
+    assert "in the first quarter to " in said
+    assert np.isfinite(found["by_gap"]["trend"]["estimate"])
 
 
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:

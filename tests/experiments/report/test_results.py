@@ -102,6 +102,8 @@ def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, 
     assert sum(int(row[3]) for row in rows) == 48
     gaps = [[float(row[column]) for row in rows] for column in (4, 5)]
     assert any(own == sorted(own) for own in gaps)  # of the style whose gap is larger
+    (told,) = [line for line in table.split("\n") if " in the first quarter to " in line]
+    assert told.startswith(f"- {rows[0][0]}: the excess of c")
 
 
 def cell_of(name: str, path: str, stage: str) -> Cell:
