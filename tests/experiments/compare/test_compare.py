@@ -87,6 +87,7 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     kept = matched.runs[0].found.plug_in * 5
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-9)
     rows = two.questions.index.get_indexer(pd.Index(common))
+    assert two.table.counts is not None
     untouched = confidences(two.table.counts[rows], two.table.gold[rows], two.table.unparsed[rows])
     np.testing.assert_array_equal(matched.runs[1].found.plug_in, untouched.plug_in)
     again = equalised([one, two])
