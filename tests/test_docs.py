@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,36 @@ def test_complete_studies_are_valid(page):
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         if "name:" in block.splitlines()[0]:
             parse(Study, yaml.safe_load(block), ids(page))
+
+
+def made_by(target: str, **environment: str) -> list[str]:
+    """The commands of a target of the Makefile, in a shell with these variables."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make here")
+    how = {"cwd": ROOT, "env": os.environ | environment, "capture_output": True, "text": True, "check": True}
+    lines = subprocess.run(["make", "--dry-run", "--always-make", *target.split()], **how).stdout.splitlines()
+    return [" ".join(line.replace(".venv/bin/", "").split()) for line in lines]
+
+
+def test_make_real_lineage_calls_what_its_page_says():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    block = re.findall(r"```\n(.*?)```", page[page.index("## Measuring a real lineage") :], re.DOTALL)[0]
+    said = [" ".join(line.split()) for line in block.replace("\\\n", "").splitlines()]
+    assert said[0].startswith("export SEMCAL_DATA=")
+    assert made_by("real-lineage")[-len(said) + 1 :] == said[1:]
+
+
+def test_targets_follow_no_variable_that_a_shell_has_for_something_else():
+    usual = {"MODEL": "other", "PRESET": "other", "DATA": "other", "SEED": "7"}
+    for target in ("real-lineage", "lineage"):
+        assert made_by(target, **usual) == made_by(target)
+    assert "semcal train atlas --out runs/seed-2 --seed 2" in made_by("lineage SEED=2")
+    assert any("--from org/m --stage sft" in command for command in made_by("real-lineage MODEL=org/m"))
+
+
+def test_make_real_checks_every_study_before_it_samples_any():
+    commands = [command for command in made_by("real") if "semcal run" in command]
+    checks = [command for command in commands if "--dry-run" in command]
+    assert commands[: len(checks)] == checks
+    (horizon,) = (command for command in commands[len(checks) :] if "horizon" in command)
+    assert f"{horizon} --dry-run" in checks[-1]

@@ -146,7 +146,7 @@ class Told:
         for job in jobs:
             before = self._jobs.get(job.id, Job(job.id, PENDING))
             if job.restarts > before.restarts:
-                self._line(f"job {job.id} was queued again ({job.restarts}. time); what it finished is saved")
+                self._line(f"job {job.id} was queued again ({job.restarts}. time); what it had saved is kept")
             if job.ended and not before.ended and job.state != COMPLETED:
                 self._line(outcome(array, job))
             self._jobs[job.id] = job

@@ -4,7 +4,7 @@ cells in what was sampled, in how it is analysed, and in what is worth comparing
 from pathlib import Path
 from typing import Any
 
-from experiments.config.study import LABELS, Cell, parse
+from experiments.config.study import LABELS, Cell, NamedConfig, parse
 from semcal.errors import UserError
 from semcal.runs.digests import DIGESTS, read_digests
 from semcal.runs.files import STAGED
@@ -127,6 +127,8 @@ def sampling_part(cell: Cell) -> dict[str, Any]:
     if not cell.model.is_served:  # how a running vLLM is asked changes no answer
         whole["model"].pop("served")
     whole["dataset"].pop("in_distribution")  # a label: no sample depends on it
+    if isinstance(cell.dataset, NamedConfig):  # its file may move; the questions are compared by themselves
+        whole["dataset"].pop("path")
     sampling = cell.sampling.model_dump(mode="json", exclude={"max_rows", "max_new_tokens", "stop"})
     lengths = {"max_new_tokens": cell.sampling.length(cell.style), "stop": cell.sampling.stop}
     return whole | {"sampling": sampling | lengths}

@@ -33,7 +33,7 @@ from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel, pick_device
 from semcal.positions import ALL_QUESTION_TOKENS, QUESTION_POSITIONS
 from semcal.questions.load_dataset import build, read_table
-from semcal.questions.named.named_datasets import read_named
+from semcal.questions.named.named_datasets import NAMED, read_named
 from semcal.questions.pool import pool
 from semcal.questions.prompts import QUESTION, SEPARATOR, exemplars_for, question_span
 from semcal.questions.question import Dataset, Question
@@ -193,6 +193,8 @@ def _pose(config: DatasetConfig, prompting: PromptingConfig) -> Posed:
 
 def _unread(config: NamedConfig, exemplars: int, error: UserError) -> Posed:
     """Placeholders of the lengths that are known of a dataset, no two of which begin alike."""
+    if NAMED[config.kind].rows is not None:  # on no Hub; the message says where it is to be had
+        raise error
     if (stated := STATED.get(config.kind)) is None:
         raise UserError(
             f"{config.name}: {error}; a dry run has no stand-in for {config.kind}, so read it once by `semcal prompts`"

@@ -1,18 +1,20 @@
-"""How long each cell of a study will take to sample here, from a measured first minute.
+"""How long it will take here to sample what is left of each cell of a study, from a measured first minute.
 
-The time of a cell is taken to be proportional to the tokens that a dry run counts for it and to the size of the model's
-weights. What analysis takes afterwards is not foreseen.
+The time of a cell is taken to be proportional to the tokens that a dry run counts for it, to the share of its questions
+that are left, and to the size of the model's weights. What analysis takes afterwards is not foreseen.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from experiments.config.study import Cell, Study
 from experiments.pipeline.dry_run import Planned, dry_run
 from experiments.pipeline.progress import Reporter
 from semcal.errors import UserError
+from semcal.runs.run import Run
 
 MEASURED_S, SETTLED_S = 60.0, 10.0
 ENOUGH, PATIENCE_S = 5, 300.0  # questions to tell a rate from, and how long they are waited for
@@ -23,7 +25,7 @@ class Foreseen:
     """One cell, or several that share their samples.
 
     Attributes:
-        seconds: Of sampling, in all.
+        seconds: Of sampling that are left.
         measured: Whether its own model was measured; otherwise another one, scaled by the size of the weights.
     """
 
@@ -38,8 +40,13 @@ def work(planned: Planned) -> float:
     return float(tokens) * (planned.memory["weights"] if planned.memory else 0)
 
 
+def left(planned: Planned) -> float:
+    """The share of its questions whose samples are not on disk; cells that share them differ in how many they hold."""
+    return 1 - max(Run(Path(cell.folder)).questions_saved() for cell in planned.cells) / planned.read.n
+
+
 def foresee(planned: Sequence[Planned], cell: Cell, seconds: float, share: float) -> list[Foreseen]:
-    """The time of every cell from that of a part of one.
+    """The time that is left of every cell that is not sampled, from that of a part of one.
 
     Args:
         planned: Every cell, as a dry run counts it.
@@ -51,11 +58,12 @@ def foresee(planned: Sequence[Planned], cell: Cell, seconds: float, share: float
     if not (whole := work(own)):
         return []
     rate = seconds / share / whole
-    return [Foreseen(_label(p.cell), rate * work(p), p.cell.model.name == cell.model.name) for p in planned if work(p)]
+    foreseen = [(p, rate * work(p) * left(p)) for p in planned]
+    return [Foreseen(_label(p.cell), time, p.cell.model.name == cell.model.name) for p, time in foreseen if time > 0]
 
 
 class Forecast(Reporter):
-    """Passes everything on, and tells how long the cells will take once a model has been sampled for a minute."""
+    """Passes everything on, and tells how long what is left will take once a model has been sampled for a minute."""
 
     def __init__(
         self, study: Study, inner: Reporter, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -106,7 +114,7 @@ def lines(foreseen: Sequence[Foreseen]) -> list[str]:
         return []
     total = sum(f.seconds for f in foreseen)
     rows = [f"  {f.label}: {'' if f.measured else '~'}{duration(f.seconds)}" for f in foreseen]
-    return [f"Sampling will take about {duration(total)} in all, by the first minute of one cell:", *rows]
+    return [f"About {duration(total)} of sampling are left in all, by the first minute of one cell:", *rows]
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from experiments.probe.probe import probe
 from experiments.probe.with_model import check_probes
 from experiments.report.pages import started, write_report, write_study
 from experiments.report.summary_table import headline
-from experiments.sample.models import Models, check_weights_reachable, model_path
+from experiments.sample.models import Models, check_weights_reachable, model_path, trained_files
 from experiments.sample.sample_cell import sample_cell
 from experiments.sample.sampling_job import gold_key, prepare, refresh_gold, saved
 from experiments.score.score import score
@@ -33,7 +33,7 @@ from probes.evaluation.folds import too_few_groups
 from semcal.errors import UserError
 from semcal.models.formats.adapters import parts_of
 from semcal.models.weights import changed, check_path, computation, weights_fingerprint
-from semcal.questions.held_out import TRAINED, touched
+from semcal.questions.held_out import touched
 from semcal.questions.load_dataset import read_table
 from semcal.questions.pool import pool
 from semcal.questions.prompts import exemplars_for
@@ -127,7 +127,7 @@ def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
     """
     excluding = {d.name for d in study.datasets if isinstance(d, NamedConfig | TableConfig)}
     for model in (m for m in study.models if not m.is_served):
-        for file in _trained_files(model):
+        for file in trained_files(model_path(model), model.revision, model.adapter):
             trained = read_table(file)
             for name, dataset in datasets.items():
                 if known := sum(touched(dataset.questions, trained)):
@@ -136,17 +136,6 @@ def check_untrained(study: Study, datasets: Mapping[str, Dataset]) -> None:
                         f"{model.name} was trained on {known} of the {len(dataset.questions)} questions of {name}; "
                         + (remedy if name in excluding else f"ask it a dataset without those in {file}")
                     )
-
-
-def _trained_files(model: ModelConfig) -> list[Path]:
-    """The questions that a model, or what it is an adapter to, was trained on; a checkpoint along the way, step-N, has
-    them in the folder above."""
-    parts = parts_of(model_path(model), model.revision, model.adapter)
-    folders = [Path(model_path(model)), *parts.adapters, Path(parts.weights)]
-    files = [
-        f / TRAINED for folder in folders for f in (folder, folder.parent) if f is folder or "step-" in folder.name
-    ]
-    return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def check_shots(cells: Sequence[Cell], datasets: Mapping[str, Dataset]) -> None:

@@ -1,6 +1,7 @@
 """Ctrl-C, and the signals by which a scheduler or a closing terminal ends a process: one line, and out within seconds.
 
-What was finished is on disk already, so nothing needs to be rescued.
+Whatever is saved is whole on disk already, so nothing needs to be rescued. What is open is lost and made again: the
+portion of questions that is being sampled (`experiments.sample.portions`), the table or figure that is being written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 6.0
-CONTINUE = "stopped; what was finished is saved, and the same command continues"
+CONTINUE = "stopped; the same command continues from what was saved last"
 
 
 class Stopped(BaseException):

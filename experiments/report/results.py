@@ -83,7 +83,7 @@ COMMANDS = {
     "difficulty": ["make difficulty"],
     "real": ["make real"],
     "real-lineage": [
-        "make real-lineage  # trains what is missing, and calls these and `semcal verdict`",
+        "make real-lineage  # trains what is missing, and calls these, with its SEMCAL_DATA, and `semcal verdict`",
         _RUN.format("real-lineage"),
         f"semcal tilt {_CHAT}",
         f"semcal gate {_CHAT} --risk 0.05 --risk 0.1 --risk 0.2 {_BOTH}",

@@ -17,6 +17,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.models.formats.adapters import parts_of
 from semcal.models.hub import check_reachable
 from semcal.models.weights import changed, check_path, weights_fingerprint
+from semcal.questions.held_out import TRAINED
 from semcal.runs.run import Run
 
 if TYPE_CHECKING:  # it needs the extra `serve`
@@ -133,6 +134,21 @@ def _check_trained_on(config: ModelConfig) -> None:
                 f"{folder} is an adapter to weights {trained_on}, and {base} now has {found}; restore these, or train "
                 "again"
             )
+
+
+def trained_files(path: str, revision: str | None = None, adapter: str | None = None) -> list[Path]:
+    """The questions that a model, or what it is an adapter to, was trained on; a checkpoint along the way, step-N, has
+    them in the folder above.
+
+    Args:
+        path: Local folder, GGUF file or Hub id; `revision` and `adapter` as in a study.
+    """
+    parts = parts_of(path, revision, adapter)
+    folders = [Path(path), *parts.adapters, Path(parts.weights)]
+    files = [
+        f / TRAINED for folder in folders for f in (folder, folder.parent) if f is folder or "step-" in folder.name
+    ]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
 def check_weights_reachable(config: ModelConfig) -> None:

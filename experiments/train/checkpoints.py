@@ -113,7 +113,7 @@ class Training:
                     if ours.get(key) != earlier.get(key):
                         raise UserError(
                             f"{final} was made with {key} {earlier.get(key)!r}, not {ours.get(key)!r}; repeat these "
-                            "settings to resume, or choose another --out"
+                            f"settings to resume, choose another --out, or move {final} away"
                         )
         if not self.finished:
             self._unfinished.mkdir(parents=True, exist_ok=True)

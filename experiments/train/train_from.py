@@ -12,7 +12,7 @@ from pathlib import Path
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from experiments.sample.models import place_of
+from experiments.sample.models import place_of, trained_files
 from experiments.train.adapter import Adapted
 from experiments.train.checkpoints import RECORD, Format, Progress, Training
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
@@ -24,7 +24,7 @@ from experiments.train.training_questions import TrainingQuestions, right, shuff
 from experiments.train.tuning import Stage, train_on
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
-from semcal.questions.held_out import TRAINED, write_trained
+from semcal.questions.held_out import write_trained
 from semcal.questions.load_dataset import read_table
 from semcal.semantics.collapsing.collapse import Collapse
 
@@ -69,7 +69,8 @@ def train_from(
     turns = _fitting(model, turns, getattr(settings, "longest", 0))
     adapted = Adapted.of(model, rank=settings.rank, seed=settings.seed)
     folder = out / stage
-    _check_room(adapted, settings, folder)
+    if not (folder / RECORD).is_file():
+        _check_room(adapted, settings, folder)
 
     place = str(Path(start).resolve()) if Path(start).exists() else start
     made = {"stage": stage, "from_weights": model.weights_hash, "chat_template": template}
@@ -79,8 +80,8 @@ def train_from(
     kept = Training(made, checkpoints=folder, final=folder, written=written, noted=noted)
     if kept.finished:
         return kept.final
-    earlier = Path(start) / TRAINED
-    write_trained([*(read_table(earlier) if earlier.is_file() else ()), *questions.trained], folder)
+    earlier = [question for file in trained_files(start) for question in read_table(file)]
+    write_trained([*earlier, *questions.trained], folder)
     built = _stage(settings, adapted, turns, b, folder, tell)
     return train_on(built, adapted.trained, model.tokenizer, kept, on_progress)  # pyright: ignore[reportArgumentType]
 
@@ -128,10 +129,11 @@ def _fitting(model: LanguageModel, turns: Sequence[Turn], longest: int) -> list[
 def _check_room(adapted: Adapted, settings: AdapterSettings, folder: Path) -> None:
     """
     Raises:
-        UserError: the disk has no room for the checkpoints.
+        UserError: the disk has no room for the checkpoints that are not there yet, and for the state.
     """
-    needed = adapted.bytes_merged + (settings.checkpoints + 6) * adapted.bytes_of_adapter
-    needed += (settings.checkpoints + 1) * _TOKENIZER
+    checkpoints = settings.checkpoints - len(list(folder.glob(f"step-*/{RECORD}")))
+    needed = adapted.bytes_merged + (checkpoints + 6) * adapted.bytes_of_adapter + (checkpoints + 1) * _TOKENIZER
+    needed -= sum(file.stat().st_size for file in (folder / "unfinished").glob("*"))  # which is replaced
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if (free := shutil.disk_usage(there).free) < needed:
         raise UserError(

@@ -21,6 +21,7 @@ from experiments.verdict.calibration_claims import (
     outside,
     p_of_mean_error,
     row,
+    standing,
     undecidable,
 )
 from experiments.verdict.measured_run import Measured
@@ -37,7 +38,7 @@ STYLES = ("concise", "sentence", "cot", "continuation")
 
 def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
     """H4, on the first of RUNGS that every cell has."""
-    able, others = in_and_out(_one_prompt(of_stage(runs, ["base", "sft"], STYLES)))
+    able, others = in_and_out(_one_prompt(of_stage(standing(runs), ["base", "sft"], STYLES)))
     probed, context = [r for r in able if r.kl_gaps], outside(others, law)
     cells = [r for r in probed if telling_rungs(r)]
     if len(cells) < FEWEST:
@@ -47,7 +48,7 @@ def predictability_helps(runs: Sequence[Measured], law: Law) -> Finding:
         reason = f"its cells share no rung; fit one of {', '.join(RUNGS)} in every cell"
         return Finding("H4", context=tuple(context), reason=reason, runs=labels(cells))
     gaps = [kl_gap(r, rung) for r in cells]
-    context += within_styles(cells, rung, law)
+    context += [*within_styles(cells, rung, law), *along_training(runs, rung, law)]
     context += [_gap_row(r, gap, law, rung) for r, gap in zip(cells, gaps, strict=True)]
     context += [row(r.label, "excess smECE", [(1.0, r.excess)], law) for r in cells]
     pooled = [r for r in probed if not telling_rungs(r)]
@@ -79,14 +80,37 @@ def mechanism_parts(cells: Sequence[Measured], rung: str, law: Law) -> tuple[Par
 
 
 def within_styles(cells: Sequence[Measured], rung: str, law: Law) -> list[Part]:
-    """The slope among the cells of each style that has enough of them, where style cannot explain it."""
+    """The slope among the cells of each style that has enough of them, where style cannot explain it, and among those
+    of one style on one kind of dataset, where that cannot either."""
     found = []
     for style in STYLES:
         own = [r for r in cells if r.style == style]
         if FEWEST <= len(own) < len(cells):
-            part = _slope(own, [kl_gap(r, rung) for r in own], law, rung)
-            found.append(replace(part, what=f"{style}: {part.what}", shown=""))
+            found.append(_slope_beside(style, own, rung, law))
+        for kind in dict.fromkeys(kind_of(r.dataset) for r in own):
+            same = [r for r in own if kind_of(r.dataset) == kind]
+            if FEWEST <= len(same) < len(own):
+                found.append(_slope_beside(f"{style}, {kind}", same, rung, law))
     return found
+
+
+def kind_of(dataset: str) -> str:
+    """The name of a dataset without what grades it: `atlas-routes` of `atlas-routes-4-stop`."""
+    return "-".join(dataset.split("-")[:2])
+
+
+def along_training(runs: Sequence[Measured], rung: str, law: Law) -> list[Part]:
+    """The slope among all checkpoints that can write answers, step 0 left out, where there are any."""
+    able, _ = in_and_out(_one_prompt(of_stage(runs, ["base", "sft"], STYLES)))
+    written = [r for r in able if r.step != 0 and not undecidable([r]) and rung in telling_rungs(r)]
+    if len(written) < FEWEST or not any(r not in standing(runs) for r in written):
+        return []
+    return [_slope_beside("along training", written, rung, law)]
+
+
+def _slope_beside(what: str, cells: Sequence[Measured], rung: str, law: Law) -> Part:
+    part = _slope(cells, [kl_gap(r, rung) for r in cells], law, rung)
+    return replace(part, what=f"{what}: {part.what}", shown="")
 
 
 def _too_few(probed: Sequence[Measured], cells: Sequence[Measured]) -> str:
@@ -152,11 +176,19 @@ def _slope(cells: Sequence[Measured], gaps: Sequence[Contrast], law: Law, rung: 
     """Of excess on gap, errors in both."""
     found = [contrast([(1.0, r.excess)]) for r in cells]
     x, y = np.array([gap.estimate for gap in gaps]), np.array([one.estimate for one in found])
-    kin = [r.lineage or r.model for r in cells]
-    alone = len({(r.lineage or r.model, r.stage) for r in cells}) == len({r.model for r in cells})
-    what = f"slope on the KL gap ({rung}), {len(cells)} cells of {counted(len(set(kin)), 'lineage')}"
+    kin, places = [r.lineage or r.model for r in cells], [place_of(r) for r in cells]
+    alone = len({(of, r.stage) for of, r in zip(kin, cells, strict=True)}) == len({r.model for r in cells})
+    many = f"{counted(len(cells), 'cell')} of {counted(len(set(kin)), 'lineage')}"
+    what = f"slope on the KL gap ({rung}), {many} in {counted(len(set(places)), 'place')}"
     errors = ([gap.standard_error for gap in gaps], [one.standard_error for one in found])
-    if not np.isfinite(errors).all() or (len(set(kin)) < 3 and not alone):  # checkpoints drift together
+    # Checkpoints drift together, so of fewer than three lineages they show nothing; nor do two places.
+    if not np.isfinite(errors).all() or (len(set(kin)) < 3 and not alone) or len(set(places)) < 3:
         return Part(what, "smECE per nat", nan, nan, nan, "> 0")
-    line = slope(x, y, *errors, cluster=kin if len(set(kin)) >= 3 else None)
-    return Part(what, "smECE per nat", line.estimate, *line.interval(law.level), "> 0", line.p_positive)
+    line = slope(x, y, *errors, clusters=[places, kin] if len(set(kin)) >= 3 else [places])
+    figures = (line.estimate, *line.interval(law.level))
+    return Part(what, "smECE per nat", *figures, "> 0", line.p_positive, reach=line.detectable(law.alpha))
+
+
+def place_of(run: Measured) -> tuple[str | None, ...]:
+    """What cells of different lineages have in common: the same questions, asked alike, of models trained alike."""
+    return (run.dataset, run.style, run.stage, run.arm, run.prompt)

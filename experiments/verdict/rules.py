@@ -3,6 +3,11 @@
 Knows p-values, estimates and intervals; knows no runs. `calibration_claims.py` and `mechanism_claims.py` say which
 figures are computed from which runs; `testable.py` says which hypotheses a study can test at all.
 
+What was changed after something had been seen: H5's steps of training, accuracy by lineage and judgement by contrast
+after a first trial on 400 questions (docs/training.md); H4's "any of these probes" for a small gap after the gaps of
+the demo were known. The error of H4's slope, its checkpoints and the dates of falling curves were changed after an
+audit by simulation, when no study of arms, of graded difficulty or along training had been measured.
+
 In every study, alpha = 1 - `calibration.level`, and delta = `calibration.delta` is the smallest calibration error that
 counts. Excess is smECE minus the mean of its calibrated twins. Confidence is by mass where every run has it, otherwise
 shares of samples: one estimator for both sides of every pair. Short styles are concise and sentence; preference-tuned
@@ -36,10 +41,12 @@ H4  base and SFT models on datasets in distribution: small KL gap implies calibr
     does best on one half of the groups, measured on the other half, and the reverse. A gap is small if its one-sided
     upper bound is below SMALL_GAP, by any of these probes, at alpha over their number: each bounds from above what a
     best predictor misses. Shown if the mean error of cells with a small gap is < delta as in H1 (a) and none of them
-    has an excess certainly above delta (Holm), and the slope of excess on gap, with errors in both, is > 0 (jackknife
-    over lineages, or over cells where there are fewer than three; checkpoints of fewer than three lineages drift
-    together and show no slope). Beside it, untested: the slope among the cells of one style. Contradicted by a cell
-    with a small gap and an excess certainly above delta. Where more than MOST_POOLED of the mass lies in the pooled
+    has an excess certainly above delta (Holm), and the slope of excess on gap, with errors in both, is > 0. Its error
+    is by places (a dataset, asked in a style of models trained alike, whose error and gap every lineage repeats) and by
+    lineages where there are three or more, added as in two-way clustering; fewer than three places, or checkpoints of
+    fewer than three lineages, which drift together, show no slope. Beside it, untested: the slope among the cells of
+    one style, of one style on one kind of dataset, and of all checkpoints that can write. Contradicted by a cell with a
+    small gap and an excess certainly above delta. Where more than MOST_POOLED of the mass lies in the pooled
     class of a closed target, the gap of its probes says how much is pooled; such a cell needs a rung over open classes,
     or is left out.
 H5  base models of one lineage (a training seed) that were trained alike but for one thing (`arm`), in cot. Contrasts:
@@ -73,8 +80,9 @@ H6  base models as in H1: the mean over cells of the loss gap is below that of a
 - Both are adjusted by Holm over the hypotheses that were tested.
 - holds: adjusted p <= alpha. Otherwise fails: adjusted p against <= alpha. Otherwise undecided, with the effect this
   study could have found. Not tested: there are no runs for it, or not for all of its parts.
-- Among checkpoints of one stage of a lineage, the finished model, or else the last one, represents it; H4 takes all.
-  `lag_claims.py` says beside it whether the KL gap falls before the error does, which decides nothing.
+- Among checkpoints of one stage of a lineage, the finished model, or else the last one, represents it: the theory is
+  about what training ends in, and an untrained model answers the same to everything, which is easy to predict and not
+  calibrated. `lag_claims.py` says beside H4 whether the KL gap falls before the error does, which decides nothing.
 - Errors by questions and models add the variance of model means to that by questions, which is in it already: they err
   on the large side.
 """

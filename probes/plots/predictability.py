@@ -39,13 +39,14 @@ def predictability_scatter(
 
     The line, with its slope in the corner, is fitted with errors in both directions (`errors_in_variables.slope`) to
     the `fitted` runs, of which there have to be 4: those of models trained by a proper loss, about which the mechanism
-    is a claim; pooling others with them reverses signs. The interval of the slope, of 95 %, is a jackknife over kin,
-    such as training seeds, where there are three or more; otherwise over runs, which says nothing of other models.
+    is a claim; pooling others with them reverses signs. The interval of the slope, of 95 %, is by places, which every
+    training seed repeats, and by kin, such as training seeds, where there are three or more of these; fewer than three
+    places have no interval.
 
     Args:
-        frame: columns label, style, kin; proper (a bool: base or SFT model), fitted (a bool); gap, gap_low, gap_high,
-            in nats; excess, excess_low, excess_high (smECE minus the mean of its null), intervals of 95 %. Rows without
-            gap or error are left out.
+        frame: columns label, style, kin, place; proper (a bool: base or SFT model), fitted (a bool); gap, gap_low,
+            gap_high, in nats; excess, excess_low, excess_high (smECE minus the mean of its null), intervals of 95 %.
+            Rows without gap or error are left out.
         title: above the figure.
         probe: whose gap it is, in words.
         delta, small_gap: the smallest calibration error that counts, and the KL gap (nats) below which a distribution
@@ -89,7 +90,9 @@ def predictability_scatter(
     for index, place in zip(range(1, len(key) + 1), figures[[0, 3]].T, strict=False):
         axes.annotate(str(index), place, (5, 4), textcoords="offset points", fontsize=sheet.small, color=INK)
     fitted = shown["fitted"].to_numpy(bool)
-    if slope_said := _fitted(axes, figures[:, fitted], shown.loc[fitted, "kin"].tolist()):
+    if slope_said := _fitted(
+        axes, figures[:, fitted], *(shown.loc[fitted, name].tolist() for name in ("place", "kin"))
+    ):
         said = slope_said if fitted.all() else f"base and SFT: {slope_said}"
         axes.set_title(
             sheet.broken(said, sheet.small, sheet.width - 1.2), loc="right", fontsize=sheet.small, color=MUTED
@@ -119,28 +122,28 @@ def _tolerances(axes: Axes, delta: float | None, small_gap: float | None) -> Non
         axes.axvline(small_gap, **style, label=f"{small_gap:g} nats: easy to predict below")
 
 
-def _fitted(axes: Axes, figures: np.ndarray, kin: list[str]) -> str:
+def _fitted(axes: Axes, figures: np.ndarray, places: list[str], kin: list[str]) -> str:
     """Draw the line of excess on gap and say its slope; "" where an error is not known, or gaps do not differ.
 
     Args:
         figures: [figure, run] in the order of `_FIGURES`.
-        kin: [run].
+        places, kin: [run].
     """
     known = np.isfinite(figures).all(axis=0).reshape(-1)
     x, x_low, x_high, y, y_low, y_high = figures[:, known]
     if known.sum() < _FEWEST or np.ptp(x) == 0:
         return ""
     x_error, y_error = (x_high - x_low) / (2 * _NORMAL), (y_high - y_low) / (2 * _NORMAL)
-    of = [kin[i] for i in known.nonzero()[0]]
-    many = len(set(of)) >= 3
-    line = slope(x, y, x_error, y_error, cluster=of if many else None)
+    place, of = ([labels[i] for i in known.nonzero()[0]] for labels in (places, kin))
+    line = slope(x, y, x_error, y_error, clusters=[place, of] if len(set(of)) >= 3 else [place])
     weight = 1 / (y_error**2 + (line.estimate * x_error) ** 2 + 1e-8)
     middle = np.average(x, weights=weight), np.average(y, weights=weight)
     ends = np.array([x.min(), x.max()])
     axes.plot(ends, middle[1] + line.estimate * (ends - middle[0]), color=MUTED, lw=1.2, zorder=1)
     low, high = line.interval(0.95)
-    by = f"{len(set(of))} lineages" if many else "one by one"
-    return f"slope {line.estimate:+.3f} [{low:+.3f}, {high:+.3f}] a nat, {len(x)} runs, {by}".replace("-", "−")
+    between = f" [{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else ""
+    by = f"{len(set(place))} places, {len(set(of))} lineage{'' if len(set(of)) == 1 else 's'}"
+    return f"slope {line.estimate:+.3f}{between} a nat, {len(x)} runs, {by}".replace("-", "−")
 
 
 def emergence_curve(

@@ -47,35 +47,37 @@ def draw(
         if settings.top_k is None and settings.top_p in (None, 1):
             return _draw_by_blocks(logits, settings.temperature, rows, uniform)
         logits = whole(logits)
-    tokens, logprobs = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
-    bad: list[np.ndarray] = []
-    step = max(1, NUMBERS_AT_ONCE // logits.shape[-1])
+    device = torch.device("cpu") if logits.device.type == "mps" else logits.device  # MPS has no float64
+    row, wanted = torch.from_numpy(rows).to(device), torch.from_numpy(uniform).to(device)
+    step, drawn = max(1, NUMBERS_AT_ONCE // logits.shape[-1]), []
     for start in range(0, len(logits), step):
-        part = logits[start : start + step]
+        part = logits[start : start + step].to(device)
         these = slice(*np.searchsorted(rows, [start, start + len(part)]))
-        part = part.cpu() if part.device.type == "mps" else part  # MPS has no float64
-        drawn = _draw(token_probabilities(part, settings), rows[these] - start, uniform[these])
-        tokens[these], logprobs[these] = drawn[:2]
-        bad.append(drawn[2] + start)
-    return tokens, logprobs, np.concatenate(bad)
+        drawn.append(_draw(token_probabilities(part, settings), row[these] - start, wanted[these]))
+    # One copy of all, since the host waits for each; float64 holds every token id.
+    found = torch.cat([of_part.double() for kind in zip(*drawn, strict=True) for of_part in kind]).cpu().numpy()
+    tokens, logprobs, broken = np.split(found, [len(rows), 2 * len(rows)])
+    return tokens.astype(np.int64), logprobs, broken.nonzero()[0]
 
 
-def _draw(probabilities: torch.Tensor, rows: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, ...]:
-    """First the block of tokens, then the token in it, so that only one block per draw is summed token by token."""
+def _draw(probabilities: torch.Tensor, row: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """First the block of tokens, then the token in it, so that only one block per draw is summed token by token.
+
+    Returns:
+        (tokens [draw], their log-probabilities [draw], whether a row is broken [row]), where the probabilities are.
+    """
     vocabulary = probabilities.shape[-1]
     blocks = torch.nn.functional.pad(probabilities, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # [row, block]
     total = cumulative[:, -1:]
-    row = torch.from_numpy(rows).to(total.device)
-    wanted = torch.from_numpy(uniform).to(total.device)[:, None] * total[row]
+    wanted = uniform[:, None] * total[row]
     block = _search(cumulative[row], wanted)
     before = cumulative[row].gather(-1, (block - 1).clamp(min=0)).masked_fill(block == 0, 0.0)
     inside = blocks[row, block[:, 0]].cumsum(-1, dtype=torch.float64)  # [draw, token of the block]
     token = block * _BLOCK + _search(inside, wanted - before)
     found = token.clamp(max=vocabulary - 1)
     logprobs = probabilities[row, found[:, 0]].double().log()
-    broken = (~total[:, 0].isfinite()).nonzero().flatten()
-    return found[:, 0].cpu().numpy(), logprobs.cpu().numpy(), broken.cpu().numpy()
+    return found[:, 0], logprobs, ~total[:, 0].isfinite()
 
 
 def _draw_by_blocks(

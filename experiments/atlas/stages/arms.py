@@ -6,9 +6,11 @@ many tokens of short answers:
 
 direct   half of the documents are chains, half are direct answers to the same kind of question
 chains   the direct answers are to another kind of question (about persons), so that none says where a route ends
-closed   as `direct`, but in training nothing of a document comes through the tokens at the ends of its questions, from
-         the number of stops to the end of the prompt, but which tokens they are: after every layer but the last, each
-         holds the mean of what tokens of its id hold at the ends of questions of the other documents of the batch
+closed   as `direct`, but in training the tokens at the ends of questions, from the number of stops to the end of the
+         prompt, carry nothing of their document from layer to layer but which tokens they are: after every layer but
+         the last, each holds the mean of what tokens of its id hold at the ends of questions of the other documents of
+         the batch. The last layer still reads the question from there, without which no answer could begin: one layer
+         can copy a town or look a stop up, but has nothing to walk with
 """
 
 from collections.abc import Callable, Iterator

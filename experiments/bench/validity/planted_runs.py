@@ -84,6 +84,19 @@ def mechanism(seed: int, truth: Callable[[float], float] = lambda gap: gap / 4, 
     ]
 
 
+def graded(seed: int, per_nat: float, n: int = 300) -> list[Measured]:
+    """Three base models in the 21 places of the study `difficulty`. Gap (0 to 1.5 nats) and error of a place are
+    those of all three; the error grows by `per_nat`, and has a part of its own that has nothing to do with the gap."""
+    luck = np.random.default_rng([seed, 7])
+    places = list(itertools.product([f"{seed}-{i}" for i in range(7)], STYLES))
+    gaps, own = luck.permuted(np.linspace(0.0, 1.5, len(places))), np.abs(luck.normal(0, 0.02, len(places)))
+    return [
+        with_gap(made(model, style, dataset, off=error, n=n, seed=seed, stage="base"), float(gap), "generative")
+        for model in "abc"
+        for (dataset, style), gap, error in zip(places, gaps, own + per_nat * gaps, strict=True)
+    ]
+
+
 def unparsed_in_cot(seed: int, share: float = 0.2, n: int = 400, m: int = 50) -> Measured:
     """A run in cot that is calibrated whenever it answers, and answers not at all in a share of its samples."""
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import numpy as np
 from scipy.stats import beta
 
-from experiments.bench.validity.planted_runs import arms, made, mechanism, unparsed_in_cot
+from experiments.bench.validity.planted_runs import arms, graded, made, mechanism, unparsed_in_cot
 from experiments.bench.validity.restatement_cases import restatement_cases
 from experiments.verdict.calibration_claims import Law, mean_error, p_of_mean_error, thinking_harms
 from experiments.verdict.measured_run import Measured
@@ -218,6 +218,12 @@ def mechanism_judged(relation: str, decision: str, study: int) -> bool:
     return decide([finding], LAW.alpha)[0].decision == decision
 
 
+def graded_judged(per_nat: float, decision: str, study: int) -> bool:
+    """Whether the rules reach this decision on H4 at the size of the study `difficulty`."""
+    finding = Finding("H4", mechanism_parts(graded(study, per_nat), "generative", LAW))
+    return decide([finding], LAW.alpha)[0].decision == decision
+
+
 def arms_judged(raised: float, decision: str, study: int) -> bool:
     """Whether the rules reach this decision on H5, the error being raised by so much where the gap is."""
     return decide([training_moves(arms(raised, study), LAW)], LAW.alpha)[0].decision == decision
@@ -280,6 +286,10 @@ def rules(studies: int) -> Iterator[tuple[str, Callable[[int], bool], float, boo
         True,
         some,
     )
+    at_size = "63 cells, n = 300, error"
+    yield f"H4 holds: {at_size} of places alone", partial(graded_judged, 0.0, "holds"), SIZE_LIMIT, True, some
+    yield f"H4 fails: {at_size} of places alone", partial(graded_judged, 0.0, "fails"), SIZE_LIMIT, True, some
+    yield f"H4 holds: {at_size} + 0.1 a nat", partial(graded_judged, 0.1, "holds"), POWER_LIMIT, False, some
     contradicted = partial(mechanism_judged, *_SMALL, "fails")
     yield "H4 fails: error where the gap is small", contradicted, POWER_LIMIT, False, some
     yield "H5 holds: gaps raised, errors not", partial(arms_judged, 0.0, "holds"), SIZE_LIMIT, True, some

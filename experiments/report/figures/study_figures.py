@@ -153,6 +153,7 @@ def _places(rows: Rows) -> _Places:
             "label": name,
             "style": cell.style,
             "kin": _lineage(cell) or _model(cell),
+            "place": _place(cell),
             "proper": cell.model.stage in PROPER,
             "fitted": cell.model.stage in PROPER and (_is_natural(cell) or cell.model.path not in natural),
         }
@@ -161,6 +162,12 @@ def _places(rows: Rows) -> _Places:
         for name, (cell, run), row in zip(labels([cell for cell, _ in rows]), rows, found, strict=True)
     ]
     return _Places(probe, pd.DataFrame(places))
+
+
+def _place(cell: Cell) -> str:
+    """What cells of different lineages have in common, as in the verdict."""
+    model = cell.model
+    return " · ".join(map(str, (cell.dataset.name, cell.style, model.stage, model.arm, model.prompt)))
 
 
 def _is_natural(cell: Cell) -> bool:

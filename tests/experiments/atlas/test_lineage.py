@@ -240,7 +240,7 @@ def test_a_halted_training_ends_with_the_weights_of_one_that_was_not(stage, base
 def test_other_settings_in_the_same_folder_are_refused(base, tmp_path):
     with pytest.raises(Halted):
         train_stage("sft", SFTSettings(**FEW), tmp_path, start=base, on_progress=halt_at(2))
-    with pytest.raises(UserError, match="sft was made with steps 4, not 5; repeat these settings to resume, or"):
+    with pytest.raises(UserError, match="sft was made with steps 4, not 5; repeat these settings to resume,"):
         train_stage("sft", SFTSettings(**FEW | {"steps": 5}), tmp_path, start=base)
 
 

@@ -242,6 +242,12 @@ def test_a_named_dataset_that_is_not_here_and_of_unknown_size_is_refused(monkeyp
         dry_run(load_study(write_study(tmp_path, study)))
 
 
+def test_a_relation_that_is_not_here_is_refused_with_where_it_is_to_be_had(tmp_path, study_dict):
+    study = study_dict | {"datasets": [{"kind": "lre", "split": "company_hq"}]}
+    with pytest.raises(UserError, match=r"clone https://github.com/evandez/relations .* whose lre_relations holds it$"):
+        dry_run(load_study(write_study(tmp_path, study)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,7 +9,7 @@ from experiments.pipeline import forecast
 from experiments.pipeline.dry_run import dry_run
 from experiments.pipeline.forecast import Forecast, duration, foresee, lines, work
 from experiments.pipeline.progress import Reporter
-from semcal import UserError
+from semcal import Run, UserError
 
 
 def study(**changes):
@@ -47,6 +47,17 @@ def test_cells_are_in_the_ratio_of_their_tokens_and_models_of_their_weights(plan
     text = lines(found)
     assert "in all" in text[0]
     assert text[-1].split(": ")[1].startswith("~")
+
+
+def test_what_is_sampled_already_takes_no_time(planned, monkeypatch):
+    saved = {planned[1].cell.folder: 20, planned[2].cell.folder: 30}  # of 20 and of 40
+    monkeypatch.setattr(Run, "questions_saved", lambda run: saved.get(str(run.folder), 0))
+    found = {f.label: f.seconds for f in foresee(planned, planned[0].cell, seconds=10.0, share=1.0)}
+    assert len(found) == 7
+    assert "a · atlas-facts · sentence" not in found
+    expected = 10.0 * work(planned[2]) / work(planned[0]) / 4
+    assert found["a · atlas-routes · concise"] == pytest.approx(expected)
+    assert "left in all" in lines(foresee(planned, planned[0].cell, seconds=10.0, share=1.0))[0]
 
 
 def test_it_is_told_once_a_model_after_a_minute_and_everything_is_passed_on():

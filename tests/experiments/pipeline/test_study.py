@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.config.run_folder import check_folder
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study, run_study
 from semcal import LanguageModel, Run, UserError
@@ -239,6 +240,26 @@ def test_a_folder_of_another_configuration_is_refused_and_untouched(tmp_path, co
         run_dict(tmp_path, study, "sampling.m=9")
     assert (run.folder / "config.yaml").read_text() == before
     run_dict(tmp_path, study, "sampling.max_rows=2")
+
+
+def test_the_file_of_a_named_dataset_may_move_but_its_questions_may_not_change(tmp_path, study_dict, monkeypatch):
+    data = tmp_path / "data" / "nq_open" / "NQ-open.dev.jsonl"
+    data.parent.mkdir(parents=True)
+    data.write_text("\n".join(json.dumps({"question": f"the red {i}", "answer": ["blue"]}) for i in range(8)))
+    study = study_dict | SAMPLED | {"datasets": [{"kind": "nq-open", "path": str(data)}]}
+    (run,) = run_dict(tmp_path, study)
+    before = run.calibration()
+    monkeypatch.setenv("SEMCAL_DATA", str((tmp_path / "data").rename(tmp_path / "moved")))
+    monkeypatch.setattr("experiments.pipeline.run_study.sample_cell", None)  # nothing is sampled again
+    (again,) = run_dict(tmp_path, study | {"datasets": [{"kind": "nq-open"}]})
+    assert again.calibration() == before
+    moved = tmp_path / "moved" / "nq_open" / data.name
+    other = study | {"datasets": [{"kind": "nq-open", "split": "train"}]}
+    with pytest.raises(UserError, match=r"dataset\.split was None, is now 'train'"):
+        check_folder(load_study(write_study(tmp_path, other)).cells()[0])
+    moved.write_text(moved.read_text().replace("the red 3", "the green 3"))
+    with pytest.raises(UserError, match="was started with another question"):
+        run_dict(tmp_path, study | {"datasets": [{"kind": "nq-open", "path": str(moved)}]})
 
 
 def test_new_weights_under_the_old_path_are_refused(tmp_path, study_dict):

@@ -13,6 +13,7 @@ import pytest
 from experiments.config.study import load_study
 from experiments.pipeline.run_study import prepare_study
 from experiments.train import own_pairs, policy, train_from
+from experiments.train.adapter import Adapted
 from experiments.train.conversations import CHAT_TEMPLATE, Turn, labelled
 from experiments.train.preferences import Pair
 from experiments.train.stage_settings import PairSettings, settings_for
@@ -60,14 +61,19 @@ def test_the_split_depends_on_the_label_of_a_group_alone(questions, tmp_path):
     assert {q.id for q in whole.trained} < {q.id for q in more.trained}
 
 
-def test_questions_of_earlier_stages_stay_on_record(sft, questions, monkeypatch, tmp_path):
+@pytest.mark.parametrize("start", ["a stage", "a checkpoint along the way", "an adapter to a stage"])
+def test_questions_of_earlier_stages_stay_on_record(start, sft, questions, monkeypatch, tmp_path):
+    if start == "an adapter to a stage":
+        Adapted.of(LanguageModel.load(sft, device="cpu"), rank=2, seed=0).write_adapter(tmp_path / "adapter")
+    places = {"a stage": sft, "a checkpoint along the way": f"{sft}/step-4", "an adapter to a stage": "adapter"}
+    begun = str(tmp_path / places[start])
     other = tmp_path / "other.jsonl"
     other.write_text(
         "\n".join(json.dumps({"id": f"o{i}", "question": f"two {i}", "answers": ["red"]}) for i in range(20))
     )
     settings = settings_for("grpo", "cpu", **FEW | {"steps": 1, "samples": 4, "longest": 2})
     monkeypatch.setattr(train_from, "own_pairs", lambda _, __, turns, *___: [Pair(t, "red", "blue") for t in turns])
-    folder = train_from.train_from(sft, "grpo", str(other), settings, tmp_path)
+    folder = train_from.train_from(begun, "grpo", str(other), settings, tmp_path)
     recorded = {q.id for q in read_table(folder / "trained.jsonl")}
     assert recorded == {
         q.id
@@ -315,9 +321,29 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(base, sft,
     assert not out.exists()
 
 
+def test_what_is_on_the_disk_already_needs_no_room_there(base, questions, monkeypatch, tmp_path):
+    """A tokenizer is taken to have 40 MB: with the three checkpoints and the last one 160 MB, after one of them 120."""
+
+    def with_free(size: float, **how) -> Path:
+        with monkeypatch.context() as disk:
+            disk.setattr(train_from.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+            return train_from.train_from(base, "sft", questions, settings_for("sft", "cpu", **FEW), tmp_path, **how)
+
+    with pytest.raises(UserError, match=r"needs 0\.2 GB and the disk has 0\.1 GB free"):
+        with_free(140e6)
+    with pytest.raises(Halted):
+        with_free(1e9, on_progress=halt_at(3))
+    folder = with_free(140e6)
+    assert (folder / "training.json").is_file()
+    assert with_free(0) == folder
+
+
 def test_other_settings_or_questions_in_the_same_folder_are_refused(base, questions, tmp_path):
     train("sft", base, questions, tmp_path, steps=1)
-    with pytest.raises(UserError, match="sft was made with steps 1, not 2; repeat these settings to resume, or choose"):
+    with pytest.raises(
+        UserError,
+        match=r"sft was made with steps 1, not 2; repeat these settings to resume, choose .*, or move .*sft away",
+    ):
         train("sft", base, questions, tmp_path, steps=2)
     fewer = table(tmp_path, n=60)
     with pytest.raises(UserError, match="sft was made with trained_"):

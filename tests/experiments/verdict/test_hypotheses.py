@@ -345,6 +345,47 @@ def test_the_slope_within_a_style_is_beside_that_of_all():
     assert all(not p.shown for p in beside)
 
 
+def test_an_untrained_checkpoint_is_no_counterexample():
+    """It says the same to everything: easy to predict, and as far from calibrated as can be."""
+    runs = [replace(r, step=4000) for r in mechanism(0)]
+    early = with_gap(made("a", "concise", "facts", off=0.4, stage="base"), 0.0)
+    first = [replace(early, step=step, label=f"step {step}", lineage=runs[0].lineage or "") for step in (0, 300)]
+    first = [replace(r, model=runs[0].model, lineage="one") for r in first]
+    runs = [replace(r, lineage="one") if r.model == runs[0].model else r for r in runs]
+    finding = predictability_helps([*first, *runs], LAW)
+    assert decided(finding) == decided(predictability_helps(runs, LAW)) == ["holds"]
+    assert not {"step 0", "step 300"} & set(finding.runs)
+    (along,) = [p for p in finding.context if p.what.startswith("along training: ")]
+    assert "19 cells" in along.what
+
+
+def test_the_slope_within_one_kind_of_dataset_is_beside_that_of_its_style():
+    runs = [replace(r, dataset=f"atlas-{r.dataset}-{at % 5}-stop") for at, r in enumerate(mechanism(0))]
+    beside = [p.what.split(": ")[0] for p in predictability_helps(runs, LAW).context if "slope on the KL" in p.what]
+    assert beside == ["concise", "sentence", "cot"]  # three cells of a kind are too few
+    more = [replace(r, model=f"{r.model}2", lineage=f"{r.model}2", label=f"{r.label}2") for r in runs]
+    beside = [p.what.split(": ")[0] for p in predictability_helps([*runs, *more], LAW).context if "slope on" in p.what]
+    assert beside == [f"{s}{kind}" for s in ("concise", "sentence", "cot") for kind in ("", *KINDS)]
+
+
+KINDS = (", atlas-facts", ", atlas-routes")
+
+
+def test_what_every_lineage_repeats_is_not_taken_for_a_slope():
+    """Three models of one gap and one error in each of six places: six points, not eighteen."""
+    places = [(dataset, style) for dataset in ("facts", "routes") for style in ("concise", "sentence", "cot")]
+    known = zip(places, (0.5, 0.1, 0.4, 0.2, 0.0, 0.3), (0.1, 0.05, 0.02, 0.0, 0.0, 0.1), strict=True)
+    runs = [
+        with_gap(made(model, style, dataset, off=error, n=600, stage="base"), gap)
+        for (dataset, style), gap, error in known
+        for model in "abc"
+    ]
+    slope = predictability_helps(runs, LAW).parts[1]
+    assert "18 cells of 3 lineages in 6 places" in slope.what
+    assert slope.low < 0 < slope.high
+    assert slope.reach > 0
+
+
 def test_cells_of_different_n_are_weighed_and_not_refused():
     runs = mechanism(0)
     mixed = [*runs[:9], *mechanism(0, n=300)[9:]]

@@ -74,6 +74,16 @@ def test_a_curve_that_does_not_certainly_fall_has_no_half_fall():
     assert np.isnan(only.estimate)
 
 
+@pytest.mark.long
+def test_the_highest_of_many_noisy_values_is_no_fall():
+    """A flat error has a date in at most 5 % of the cells, if tests of their falls have that size."""
+    found = [cell for seed in range(10) for cell in falls_first(along(gap=8.0, error=-20.0, seed=seed), LAW)]
+    flat = sum("its error does not certainly fall" in part.what for part in found)
+    dated = sum(np.isfinite(part.estimate) and "mean" not in part.what for part in found)
+    assert flat + dated == 60
+    assert dated <= 8
+
+
 def test_too_few_checkpoints_and_what_is_no_base_in_distribution_say_nothing():
     runs = along(gap=8.0, error=8.0, lineages=1, styles=("concise",))
     untrained = replace(runs[0], step=0)

@@ -59,6 +59,7 @@ def of_runs() -> pd.DataFrame:
     return table.assign(
         model=[m for m, *_ in names],
         kin=[m for m, *_ in names],
+        place=[" · ".join(rest) for _, *rest in names],
         line=[f"{d} · {s}" for _, d, s in names],
         proper=n % 3 > 0,
         fitted=n % 3 > 0,

@@ -91,6 +91,7 @@ def runs(n: int) -> pd.DataFrame:
     y = 0.1 - 0.1 * x + 0.02 * np.cos(7 * x)
     table = {"label": [f"run {i}" for i in range(n)], "style": ["concise", "cot"] * (n // 2) + ["cot"] * (n % 2)}
     table |= {"gap": x, "gap_low": x - 0.02, "gap_high": x + 0.02, "proper": True, "fitted": True, "kin": "a"}
+    table |= {"place": [f"place {i}" for i in range(n)]}
     return pd.DataFrame(table | {"excess": y, "excess_low": y - 0.01, "excess_high": y + 0.03})
 
 
@@ -105,7 +106,7 @@ def test_the_scatter_marks_and_names_every_run_and_draws_a_line_from_four_on() -
     line = slope(table["gap"], table["excess"], [0.04 / 3.92] * 6, [0.04 / 3.92] * 6)
     assert line.estimate < 0
     assert said(axes).startswith(f"slope −{abs(line.estimate):.3f} [−")
-    assert said(axes).endswith("a nat, 6 runs, one by one")
+    assert said(axes).endswith("a nat, 6 runs, 6 places, 1 lineage")
     few = drawn(predictability_scatter(table[:3], title="t", probe="linear probe")).axes[0]
     assert said(few) == ""
 
@@ -126,15 +127,16 @@ def test_the_slope_is_that_of_a_planted_line_and_its_error_that_of_seeds() -> No
             pd.DataFrame({"gap": x, "excess": y, "kin": f"seed-{seed}", "proper": True, "fitted": True} | known)
         )
     table = pd.concat(parts, ignore_index=True).assign(label="r", style="cot")
+    table["place"] = table["gap"].map("{:.2f}".format)
     widths = []
     for kin in (table["kin"], "one"):
         axes = drawn(predictability_scatter(table.assign(kin=kin), probe="p")).axes[0]
         estimate, low, high = _figures(said(axes))
-        assert low < 0.1 < high
+        assert isinstance(kin, str) or low < 0.1 < high
         assert estimate == pytest.approx(0.1, abs=0.02)
         widths.append(high - low)
     assert widths[0] > 1.5 * widths[1]
-    assert "48 runs, 4 lineages" in said(drawn(predictability_scatter(table, probe="p")).axes[0])
+    assert "48 runs, 12 places, 4 lineages" in said(drawn(predictability_scatter(table, probe="p")).axes[0])
 
 
 def _figures(text: str) -> list[float]:
@@ -163,7 +165,7 @@ def test_tuned_models_are_hollow_and_no_part_of_the_line() -> None:
     table = pd.concat([base, tuned], ignore_index=True)
     axes = drawn(predictability_scatter(table, title="t", probe="generative LoRA")).axes[0]
     assert said(axes).startswith("base and SFT: slope +0.0")
-    assert said(axes).endswith("5 runs, one by one")
+    assert said(axes).endswith("5 runs, 5 places, 1 lineage")
     assert axes.get_xlabel() == "KL gap of the generative LoRA, nats"
     hollow = [len(line.get_xdata()) for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert sum(hollow) == 5
