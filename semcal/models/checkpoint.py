@@ -33,7 +33,7 @@ from semcal.models.formats.configuration import (
     warn_of_other_tokens,
 )
 from semcal.models.formats.dequantising import is_dequantised, to_dtype
-from semcal.models.formats.gguf import parsed_once, source_of
+from semcal.models.formats.gguf import ORIGINAL, is_gguf, parsed_once, source_of
 from semcal.models.formats.merging import merge_adapter
 from semcal.models.formats.quantisation_settings import describe, settings_of
 from semcal.models.formats.quantised import check_quantised
@@ -115,7 +115,8 @@ class LanguageModel:
 
         Args:
             path: Local folder (of a model, or of an adapter alone, which is merged into the base model that it names),
-                GGUF file, Hub id, or "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo).
+                GGUF file, Hub id, "atlas:base" for the bundled model (also atlas:sft, atlas:dpo, atlas:grpo), or
+                "real:gemma-3-270m" for one that `python -m experiments.sample.real_models` fetched.
             revision: Branch, tag or commit on the Hub.
             dtype: "float32", "bfloat16" or "float16".
             device: "cpu", "cuda", "cuda:1", "mps", "auto" (the best single device), or "balanced" (spread over all
@@ -133,8 +134,7 @@ class LanguageModel:
                 f"expected the folder or Hub id of a model, got a {type(path).__name__}; for a model that is in memory "
                 "use LanguageModel.of(model, tokenizer)"
             )
-        if str(path).startswith("atlas:"):
-            path = above("experiments.atlas.weights").bundled(str(path).removeprefix("atlas:"))
+        path = _place_of(path)
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; expected one of {', '.join(DTYPES)}")
         check_path(str(path), revision, allow_pickle=allow_pickle, adapter=adapter)
@@ -145,7 +145,7 @@ class LanguageModel:
             if not Path(parts.weights).exists():
                 check_hub_adapter(parts.weights, parts.revision, adapter)
             with parsed_once(parts.weights) as gguf:
-                config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
+                config = _config_of(parts, hub)
                 _check_decoder_only(config, str(path))
                 check_architecture(config, str(path))
                 check_generation_config(parts.weights)
@@ -239,7 +239,7 @@ class LanguageModel:
         hub: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": cached}
         try:
             with parsed_once(parts.weights):
-                config = AutoConfig.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
+                config = _config_of(parts, hub)
                 _check_decoder_only(config, str(path))
                 check_quantised(parts.weights, config, dequantised=True)
                 tokenizer = load_tokenizer(parts, config, **hub)
@@ -503,6 +503,16 @@ class LanguageModel:
         return text.removesuffix("\ufffd") if outcome.finish == LENGTH else text
 
 
+def _place_of(path: str | Path) -> str | Path:
+    """Where a checkpoint is that has one of the names of this project, `atlas:STAGE` or `real:NAME`."""
+    prefix, colon, name = str(path).partition(":")
+    if colon and prefix == "atlas":
+        return above("experiments.atlas.weights").bundled(name)
+    if colon and prefix == "real":
+        return above("experiments.sample.real_models").real_model(name)
+    return path
+
+
 def pick_device(name: str) -> torch.device:
     """A device of this machine; "auto" is CUDA, else MPS, else CPU.
 
@@ -534,6 +544,13 @@ def _dtype_to_merge(parts: Parts, config: PretrainedConfig, asked: torch.dtype) 
     that each weight is rounded once, with what was added."""
     exact = not parts.adapters or (len(parts.adapters) == 1 and config.dtype == asked)
     return asked if exact else torch.float32
+
+
+def _config_of(parts: Parts, hub: dict[str, Any]) -> PretrainedConfig:
+    with source_of(parts.weights) as source:
+        config = AutoConfig.from_pretrained(**source, revision=parts.revision, **hub)
+    config.name_or_path = parts.weights
+    return config
 
 
 def _check_decoder_only(config: PretrainedConfig, path: str) -> None:
@@ -582,9 +599,10 @@ def _why_not(path: str, parts: Parts, error: Exception) -> str:
         )
     if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
         return f"cannot load {path}: {text if len(text) <= 200 else text[:200].rpartition(' ')[0] + ' …'}"
-    return (
-        f"cannot load {path}: config.json does not describe a model ({type(error).__name__}: {text[:120]}); restore it"
-    )
+    what = f"does not describe a model ({type(error).__name__}: {text[:120]})"
+    if is_gguf(path):
+        return f"cannot load {path}: its header {what}; download it again, or {ORIGINAL}"
+    return f"cannot load {path}: config.json {what}; restore it"
 
 
 def _damaged(folder: Path) -> str:

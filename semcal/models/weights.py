@@ -29,7 +29,16 @@ from semcal.models.formats.adapters import (
     without_adapter,
 )
 from semcal.models.formats.dequantising import as_read, dequantise, to_dtype
-from semcal.models.formats.gguf import check_gguf, is_gguf, source_of, unmark
+from semcal.models.formats.gguf import (
+    ORIGINAL,
+    check_gguf,
+    check_rotation,
+    check_taken,
+    is_gguf,
+    source_of,
+    unmark,
+    unpacked,
+)
 from semcal.models.formats.quantisation_settings import settings_of
 from semcal.models.formats.quantised import (
     check_finite_buffers,
@@ -135,10 +144,13 @@ def load_weights(
     """
     check_scales(path, config)
     check_numbers(path, config)
+    if is_gguf(path):
+        check_rotation(path, config)
     reading = as_read(config) if dequantised else nullcontext()
-    with without_adapter(path) as source, told_apart(path, config), reading:
+    with without_adapter(path) as full, source_of(full) as source, told_apart(path, config), reading:
         model, report = kind.from_pretrained(
-            **source_of(source),
+            **source,
+            **unpacked(path),
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
@@ -148,6 +160,7 @@ def load_weights(
     model.name_or_path = model.config._name_or_path = path
     if is_gguf(path):
         unmark(model)
+        check_taken(path, model)
     _check_read(path, model, report, config)
     if dequantised:
         dtype = how.get("dtype") or model.dtype
@@ -322,12 +335,14 @@ def _check_read(path: str, model: PreTrainedModel, report: dict[str, Any], confi
     if getattr(model, "is_quantized", False) and not missing:
         unexpected = {key for key in unexpected if not is_packed(key, model)}
     sizes = {key: (tuple(found), tuple(wanted)) for key, found, wanted in report["mismatched_keys"]}
+    said = "its header" if is_gguf(path) else "config.json"
     if not (missing or unexpected or sizes):
         untied = model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys()
         if untied:  # versions of transformers differ in which of the two they use
+            remedy = "set tie_word_embeddings: false in config.json to use them, or remove them from the file"
             raise UserError(
-                f"{path}: config.json ties {min(untied)} to the embedding, and the file holds other values for it; set "
-                "tie_word_embeddings: false in config.json to use them, or remove them from the file"
+                f"{path}: {said} ties {min(untied)} to the embedding, and the file holds other values for it; "
+                f"{ORIGINAL if is_gguf(path) else remedy}"
             )
         return
     found = []
@@ -338,10 +353,11 @@ def _check_read(path: str, model: PreTrainedModel, report: dict[str, Any], confi
     if sizes:
         key = min(sizes)
         have, want = sizes[key]
-        found.append(
-            f"{_count(sizes)} of another size ({key} is {list(have)} in the file, {list(want)} by config.json)"
-        )
-    raise UserError(f"{path}: {', '.join(found)}; {_cause(model, missing, unexpected, bool(sizes))}")
+        found.append(f"{_count(sizes)} of another size ({key} is {list(have)} in the file, {list(want)} by {said})")
+    cause = f"download the file again, or {ORIGINAL}"
+    if not is_gguf(path):
+        cause = _cause(model, missing, unexpected, bool(sizes))
+    raise UserError(f"{path}: {', '.join(found)}; {cause}")
 
 
 def _of_other_senses(key: str, model: PreTrainedModel, config: PreTrainedConfig) -> bool:

@@ -141,6 +141,17 @@ def test_a_gguf_base(tmp_path):
     assert model.eos_ids == {2}  # of the tokenizer in the file
 
 
+def test_a_gguf_base_in_the_folder_of_the_adapter(tmp_path):
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    write_gguf(tmp_path / "base.gguf").save_pretrained(tmp_path / "plain")
+    wrapped = write(tmp_path / "adapter", tmp_path / "plain")
+    shutil.move(tmp_path / "base.gguf", tmp_path / "adapter")
+    configure(tmp_path / "adapter", base_model_name_or_path="base.gguf")
+    model = load(tmp_path / "adapter")
+    torch.testing.assert_close(model.model(IDS).logits, wrapped(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert model.base.startswith(str(tmp_path / "adapter" / "base.gguf"))
+
+
 def test_an_adapter_on_an_adapter(base, tmp_path):
     write(tmp_path / "first", base).merge_and_unload().save_pretrained(tmp_path / "merged")
     word_tokenizer().save_pretrained(tmp_path / "merged")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 import semcal
 from semcal import LanguageModel, UserError
-from tests.models.tiny_gguf import TEMPLATE, write_gguf
+from tests.conftest import word_tokenizer
+from tests.models.tiny_gguf import LAYERS, TEMPLATE, WIDTH, write_gguf, write_qwen35
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -83,6 +88,44 @@ def test_a_study_runs_on_it_and_the_manifest_says_how_it_was_quantised(written, 
     assert again.manifest() == run.manifest()
 
 
+def test_what_lies_beside_the_file_is_not_taken_for_its_own(written, loaded, tmp_path):
+    peft = pytest.importorskip("peft", reason="the extra organisms is not installed")
+    shutil.copy(written[0], tmp_path / "model.gguf")
+    stranger = word_tokenizer()
+    stranger.chat_template = "{{ messages }}"
+    stranger.save_pretrained(tmp_path)  # tokenizer.json, tokenizer_config.json and chat_template.jinja
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(LanguageModel.load(written[0], device="cpu").model, config).save_pretrained(tmp_path)
+    model = LanguageModel.load(tmp_path / "model.gguf", device="cpu")
+    ids = torch.tensor([[1, 259, 262, 263, 268]])
+    torch.testing.assert_close(model.model(ids).logits, loaded.model(ids).logits, atol=0, rtol=0)
+    assert model.tokenizer_hash == loaded.tokenizer_hash
+    assert LanguageModel.without_weights(tmp_path / "model.gguf").tokenizer_hash == loaded.tokenizer_hash
+    assert model.tokenizer.name_or_path == model.model.config.name_or_path == str(tmp_path / "model.gguf")
+
+
+def test_a_fetched_model_by_its_name(written, loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMCAL_MODELS", str(tmp_path))
+    with pytest.raises(UserError, match=r"real:gemma-3-270m is not here .*; fetch it with"):
+        LanguageModel.load("real:gemma-3-270m")
+    shutil.copy(written[0], tmp_path / "gemma-3-270m-q4_k_m.gguf")
+    model = LanguageModel.load("real:gemma-3-270m", device="cpu")
+    assert model.path == str(tmp_path / "gemma-3-270m-q4_k_m.gguf")
+    assert model.tokenizer_hash == loaded.tokenizer_hash
+
+
+def test_an_architecture_of_the_newer_reader_is_dequantised_where_it_could_stay_packed(tmp_path, monkeypatch):
+    quantizer = pytest.importorskip("transformers.quantizers.quantizer_gguf", reason="transformers has one reader")
+    expected = write_qwen35(tmp_path / "tiny.gguf")
+    kernel = SimpleNamespace(supports=lambda _: True)  # as where the package kernels is installed
+    monkeypatch.setattr(quantizer, "get_gguf_kernel", lambda: kernel)
+    model = LanguageModel.load(tmp_path / "tiny.gguf", device="cpu")
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+    ids = torch.tensor([[1, 259, 262, 263, 268]])
+    torch.testing.assert_close(model.model(ids).logits, expected(ids).logits, atol=1e-5, rtol=1e-5)
+    assert model.quantised == "GGUF Q8_0 (tensors: 17 Q8_0, 11 F32)"
+
+
 def test_transformer_lens_reads_the_same_residual_stream(loaded):
     from semcal.models.skeleton import bridge
 
@@ -103,6 +146,89 @@ def test_an_architecture_that_transformers_cannot_read(tmp_path):
         ) as e:
             load(tmp_path / "odd.gguf")
         assert "\n" not in str(e.value)
+
+
+HALVES = np.array([1, 1, 1, 1, 2, 2, 2, 2], dtype=np.float32)
+OTHERWISE = {
+    "a-bias": (
+        lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(WIDTH, np.float32)),
+        r"leaves out 1 of its tensors \(blk\.0\.attn_q\.bias\)",
+    ),
+    "more-layers": (
+        lambda w: w.add_tensor(f"blk.{LAYERS}.attn_norm.weight", np.ones(WIDTH, np.float32)),
+        r"leaves out 1 of its tensors \(blk\.2\.attn_norm\.weight\)",
+    ),
+    "frequencies": (
+        lambda w: w.add_tensor("rope_freqs.weight", HALVES),
+        r"leaves out 1 of its tensors \(rope_freqs\.weight\)",
+    ),
+    "yarn": (
+        lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(4.0)),
+        r"scales its rotary positions \(llama\.rope\.scaling: yarn, factor 4\)",
+    ),
+    "a-factor-alone": (
+        lambda w: w.add_rope_scaling_factor(8.0),
+        r"scales its rotary positions \(llama\.rope\.scaling: linear, factor 8\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_a_model_that_transformers_would_compute_otherwise(tmp_path, kind):
+    more, message = OTHERWISE[kind]
+    write_gguf(tmp_path / "odd.gguf", more=more)
+    with pytest.raises(
+        UserError, match=rf"odd\.gguf.*{message}.*use the original checkpoint in safetensors$"
+    ) as caught:
+        LanguageModel.load(tmp_path / "odd.gguf", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def same_after_all(writer) -> None:
+    """What changes nothing in what the model computes from text."""
+    writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
+    writer.add_tensor("v.blk.0.attn_q.weight", np.ones((WIDTH, WIDTH), np.float32))
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(1.0)
+
+
+def test_what_changes_nothing_is_not_refused(loaded, tmp_path):
+    write_gguf(tmp_path / "same.gguf", more=same_after_all)
+    model = LanguageModel.load(tmp_path / "same.gguf", device="cpu")
+    ids = torch.tensor([[1, 259, 262, 263, 268]])
+    torch.testing.assert_close(model.model(ids).logits, loaded.model(ids).logits, atol=0, rtol=0)
+
+
+def test_another_base_of_rotation_that_transformers_does_not_read(tmp_path, monkeypatch):
+    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
+
+    monkeypatch.setitem(GGUF_TO_TRANSFORMERS_MAPPING["config"]["llama"], "rope.freq_base", None)  # as of starcoder2
+    write_gguf(tmp_path / "same.gguf")
+    assert LanguageModel.load(tmp_path / "same.gguf", device="cpu").context == 256
+    write_gguf(tmp_path / "odd.gguf", rope_base=500_000.0)
+    with pytest.raises(UserError, match=r"base 500000 \(llama\.rope\.freq_base\), which transformers does not read"):
+        LanguageModel.load(tmp_path / "odd.gguf", device="cpu")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_part_of_a_split_file(tmp_path, number):
+    def split(writer):
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+
+    write_gguf(tmp_path / "part.gguf", more=split)
+    for load in (LanguageModel.load, LanguageModel.without_weights):
+        with pytest.raises(UserError, match=rf"part\.gguf is part {number + 1} of 2; join them with `llama-gguf-split"):
+            load(tmp_path / "part.gguf")
+
+
+def test_a_file_that_lacks_a_tensor_is_not_told_of_a_config_json(tmp_path):
+    write_gguf(tmp_path / "lacking.gguf", without=("blk.1.attn_q.weight",))
+    with pytest.raises(
+        UserError, match=r"1 parameter not in the file .*; download the file again, or use the"
+    ) as caught:
+        LanguageModel.load(tmp_path / "lacking.gguf", device="cpu")
+    assert "config.json" not in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.05, 0.5, 0.95])

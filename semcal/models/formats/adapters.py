@@ -203,7 +203,7 @@ def load_tokenizer(parts: Parts, config: PretrainedConfig, **hub: Any) -> PreTra
     """
     own = next((f for f in reversed(parts.adapters) if any((f / n).is_file() for n in _TOKENIZER_FILES)), None)
     if not parts.named or own is None:
-        tokenizer = AutoTokenizer.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
+        tokenizer = _tokenizer_of_weights(parts, hub)
     else:
         tokenizer = AutoTokenizer.from_pretrained(str(own), config=config, **hub)
         _check_same_ids(own, tokenizer, parts, hub)
@@ -214,9 +214,16 @@ def load_tokenizer(parts: Parts, config: PretrainedConfig, **hub: Any) -> PreTra
     return tokenizer
 
 
+def _tokenizer_of_weights(parts: Parts, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
+    with source_of(parts.weights) as source:
+        tokenizer = AutoTokenizer.from_pretrained(**source, revision=parts.revision, **hub)
+    tokenizer.name_or_path = parts.weights
+    return tokenizer
+
+
 def _check_same_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, parts: Parts, hub: dict[str, Any]) -> None:
     try:
-        base = AutoTokenizer.from_pretrained(**source_of(parts.weights), revision=parts.revision, **hub)
+        base = _tokenizer_of_weights(parts, hub)
     except Exception:  # a base of weights alone: then the adapter's is the only one
         return
     ours = tokenizer.get_vocab()

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from semcal.errors import UserError
+from semcal.models.formats.gguf import is_gguf
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +61,16 @@ def check_generation_config(path: str) -> None:
 def warn_of_other_tokens(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say where configuration and tokenizer disagree about the first token, or name an end that is no token."""
     config = model.config.get_text_config()
+    said = "its header" if is_gguf(path) else "config.json"
     for name in ("bos_token_id", "eos_token_id"):
         ours, theirs = getattr(config, name, None), getattr(tokenizer, name, None)
         wrong = [
             i for i in (ours if isinstance(ours, list) else [ours]) if isinstance(i, int) and i >= config.vocab_size
         ]
         if wrong:
-            log.warning("%s: config.json has %s %d, and the model %d tokens", path, name, wrong[0], config.vocab_size)
+            log.warning("%s: %s has %s %d, and the model %d tokens", path, said, name, wrong[0], config.vocab_size)
         elif name == "bos_token_id" and isinstance(ours, int) and theirs is not None and ours != theirs:
             log.warning(
-                "%s: BOS is token %d in config.json and %d in the tokenizer; prompts begin as the tokenizer says", path,
-                ours, theirs,
+                "%s: BOS is token %d in %s and %d in the tokenizer; prompts begin as the tokenizer says", path, ours,
+                said, theirs,
             )  # fmt: skip

