@@ -40,5 +40,5 @@ def share_of(frame: pd.DataFrame) -> Measure:
     target pools, if it pools some."""
     if "measure" in frame and R2 in set(frame["measure"]):
         return SHARE_OF_VARIANCE
-    pooled = float(frame["pooled"].max()) if "pooled" in frame else 0.0
+    pooled = max(frame["pooled"].dropna().tolist(), default=0.0) if "pooled" in frame else 0.0
     return replace(SHARE, label=f"{SHARE.label} ({100 * pooled:.2g} % pooled)") if pooled > 0 else SHARE
