@@ -42,10 +42,10 @@ Rows = Sequence[tuple[Cell, Run]]
 _DISTRIBUTIONS = (
     "KL gap, nats: what is missed of the class distribution of held-out questions at the last prompt token, the noise "
     "of finite M taken off, with its interval by group, at the last layer that a rung was fitted at; between: as far "
-    "as the entropy is known from M samples; top class and rest add up to the gap (chain rule); perfect: 95 % quantile "
-    "of what a perfect predictor would be measured to have. The best layer is picked on the questions it is scored on, "
-    "so its gap is too small; quote the last. Classes and pooled: how many are told apart, and the share of the mass "
-    'in "(other)"; seen mass: mean probability of the distinct answers seen.'
+    "as the entropy is known from M samples; top class and rest, with theirs, add up to the gap (chain rule); perfect: "
+    "95 % quantile of what a perfect predictor would be measured to have. The best layer is picked on the questions it "
+    "is scored on, so its gap is too small; quote the last. Classes and pooled: how many are told apart, and the share "
+    'of the mass in "(other)"; seen mass: mean probability of the distinct answers seen.'
 )
 _TITLES = (
     *("run", "rung", "layer", "KL gap", "between", "top class", "rest", "perfect, 95 %", "best layer", "its gap"),
@@ -255,10 +255,10 @@ def _rung(row: dict[str, Any]) -> str:
 
 
 def _gap_and_bracket(row: dict[str, Any]) -> list[str]:
-    """A gap with its interval, its bracket, its parts and its floor."""
+    """A gap with its interval, its bracket, its parts with theirs, and its floor."""
     between = " to ".join(number(end) for end in bounds(row))
-    parts = (number(row[name]) for name in ("gap_top", "gap_rest", "gap_floor"))
-    return [interval(row["gap"], row["gap_low"], row["gap_high"]), between, *parts]
+    gap, *parts = (interval(row[n], row[f"{n}_low"], row[f"{n}_high"]) for n in ("gap", "gap_top", "gap_rest"))
+    return [gap, between, *parts, number(row["gap_floor"])]
 
 
 def _best(row: dict[str, Any]) -> list[str]:

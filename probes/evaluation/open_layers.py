@@ -46,6 +46,7 @@ class OpenEvaluation:
         candidate_log_q: [entry] the same by the candidate-only model, which knows the classes and not the question.
         answer: [layer, question] the class that the probe considers likeliest, an index into `target.classes`.
         confidence: [layer, question] its probability.
+        entropy: [layer, question] of the predicted distribution over all classes, nats.
         gain: [layer] mean over questions of the cross-entropy of the candidate-only model minus that of the probe,
             nats; below 0 the probe is worse than knowing nothing of the question.
         null_q95: 95 % quantile of the largest gain over layers where questions are exchanged.
@@ -58,6 +59,7 @@ class OpenEvaluation:
     candidate_log_q: FloatArray
     answer: IntArray
     confidence: FloatArray
+    entropy: FloatArray
     gain: FloatArray
     null_q95: float
     p_value: FloatArray
@@ -86,6 +88,8 @@ def evaluate_open(
     permutations of the folds show (exactly so for predictions that are linear in the training targets), so the null is
     widened about its mean by √2.
 
+    Where all answers are in one class nothing is fitted: every layer predicts it, and leaves no gap.
+
     Args:
         source: layers of finite activations, or texts.
         features: [class, feature], embeddings of `target.classes` (`probes.rungs.class_texts.class_features`).
@@ -94,11 +98,13 @@ def evaluate_open(
         seed: of folds, class shares and permutations.
 
     Raises:
-        UserError: one class overall, too few groups, or predictions that are not finite, with layer and fold.
+        UserError: too few groups, or predictions that are not finite, with layer and fold.
         ValueError: lengths disagree, or an activation is not finite, with layer and question.
     """
     how, seeds = how or CrossValidation(), Seeds.of(seed)
     _check(target, features, group, how.folds)
+    if target.one_class:
+        return _certain(source.names, target, how.exchanges)
     embedding = class_axes(features).to(how.device)
     folds = nested_folds(group, how.folds, seeds.folds)
     splits = [Split.of(target, embedding, group, fold, how.penalties) for fold in folds]
@@ -106,7 +112,8 @@ def evaluate_open(
     permutations = [permuted_rows(names[fold.test].tolist(), how.exchanges, seed=seeds.null) for fold in folds]
     depth, n = len(source.names), len(target)
     log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
-    answer, confidence = np.empty((depth, n), dtype=np.int64), np.empty((depth, n))
+    answer = np.empty((depth, n), dtype=np.int64)
+    confidence, entropy = np.empty((depth, n)), np.empty((depth, n))
     penalty, gains = np.empty((depth, len(splits))), np.zeros((depth, 1 + how.exchanges))
     for split in splits:
         none = torch.zeros(len(split.fold.test), 0, device=how.device)
@@ -126,11 +133,33 @@ def evaluate_open(
                 log_q[index, entries], penalty[index, at] = found.log_q, model.penalty
                 top, log_top = model.answers(held_out, split.observed[3])
                 answer[index, split.fold.test], confidence[index, split.fold.test] = top, log_top.exp()
+                entropy[index, split.fold.test] = split.entropies(model, held_out)
                 baseline = float((target.mass[entries] * candidate[entries]).sum())
                 gains[index] += (found.exchanged(permutations[at]) - baseline) / n
         del block  # or it would stay while the next one is read
     null_q95, p_value = maximum_null(_widened(gains[:, 1:]), gains[:, 0])
-    return OpenEvaluation(source.names, log_q, candidate, answer, confidence, gains[:, 0], null_q95, p_value, penalty)
+    return OpenEvaluation(
+        source.names, log_q, candidate, answer, confidence, entropy, gains[:, 0], null_q95, p_value, penalty
+    )
+
+
+def _certain(layers: tuple[str, ...], target: OpenTarget, exchanges: int) -> OpenEvaluation:
+    """Of answers that are all in one class."""
+    depth, n = len(layers), len(target)
+    nothing = np.zeros((depth, exchanges))
+    null_q95, p_value = maximum_null(nothing, np.zeros(depth))
+    return OpenEvaluation(
+        layers=layers,
+        log_q=np.zeros((depth, len(target.mass))),
+        candidate_log_q=np.zeros(len(target.mass)),
+        answer=np.full((depth, n), target.column[0]),
+        confidence=np.ones((depth, n)),
+        entropy=np.zeros((depth, n)),
+        gain=np.zeros(depth),
+        null_q95=null_q95,
+        p_value=p_value,
+        penalty=np.full((depth, 1), np.inf),
+    )
 
 
 def predict_open(
@@ -169,11 +198,6 @@ def _check(target: OpenTarget, features: FloatArray, group: Sequence[str], folds
         raise ValueError(f"{len(target)} targets and {len(group)} group labels; expected one of each per question")
     if len(features) != len(target.classes):
         raise ValueError(f"{len(features)} embeddings of {len(target.classes)} classes; expected one each, in order")
-    if len(np.unique(target.column)) < 2:
-        raise UserError(
-            f"every answer is in the one class {target.classes[target.column[0]]!r}, so that there is nothing to "
-            "predict; ask other questions or choose a finer B"
-        )
     if refusal := too_few_groups(len(set(group)), folds):
         raise UserError(refusal)
 
@@ -258,3 +282,13 @@ class Split:
         log_q = (own + model.trust * test.shares.log_share[0].double()[column]).numpy() - log_total[row]
         fit = test.mean.double().cpu() @ directions.mT + model.trust * test.mean_log_share.double().cpu()[:, None]
         return Predicted(log_q, fit.numpy(), log_total)
+
+    def entropies(self, model: Bilinear, scores: Tensor) -> FloatArray:
+        """[question], of what a model predicts of held-out questions over all classes, nats."""
+        test, found = self.observed[3], np.empty(len(self.fold.test))
+        directions, log_total = model.directions(scores), model.log_total(scores, test)
+        for rows, log_share in test.blocks():
+            logits = torch.addmm(model.trust * log_share, directions[rows], test.embedding.mT).double().cpu()
+            log_q = logits - log_total[rows][:, None]
+            found[rows.numpy()] = -(log_q.exp() * log_q).sum(1).numpy()
+        return found
