@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import xlogy
 from scipy.stats import spearmanr
 
 from probes.targets.closed import OTHER
@@ -47,11 +48,13 @@ class ProbeAnswer:
         confidence: [question] its predicted probability.
         labels: [question] its label.
         correct: [question] 1 if it is a gold class.
+        entropy: [question] of all that the probe predicts, nats; pooled classes count as one.
     """
 
     confidence: np.ndarray
     labels: tuple[str, ...]
     correct: np.ndarray
+    entropy: np.ndarray
 
 
 def probe_answer(predicted: np.ndarray, classes: Sequence[str], gold: Sequence[Collection[str]]) -> ProbeAnswer:
@@ -71,7 +74,7 @@ def probe_answer(predicted: np.ndarray, classes: Sequence[str], gold: Sequence[C
     best = predicted[:, named].argmax(1)
     labels = tuple(str(classes[named[index]]) for index in best)
     correct = np.array([float(label in own) for label, own in zip(labels, gold, strict=True)])
-    return ProbeAnswer(predicted[:, named].max(1), labels, correct)
+    return ProbeAnswer(predicted[:, named].max(1), labels, correct, entropy=-xlogy(predicted, predicted).sum(1))
 
 
 def confidence_row(

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from scipy.special import logsumexp
 from torch import Tensor
 
 from experiments.bench.open_worlds import OpenWorld, alike, open_world, target_of
@@ -144,7 +143,7 @@ def _over_all(
     log_share = np.full(len(everywhere), float(seen.shares.log_new[0]))
     log_share[at] = seen.shares.log_share[0].double().cpu().numpy()
     logits = model.directions(scores).double().cpu().numpy() @ everywhere.T + model.trust * log_share
-    log_sum = logsumexp(logits, axis=1, keepdims=True)
+    log_sum = np.logaddexp.reduce(logits, axis=1, keepdims=True)
     log_pi = np.log(np.maximum(pi, np.finfo(float).tiny))
     log_total = model.log_total(scores, seen).numpy()
     return np.stack([(pi * (log_pi - logits + log_sum)).sum(1), np.exp(log_sum[:, 0] - log_total)])

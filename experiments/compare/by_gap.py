@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.compare.pairs import Scored
+from experiments.report.summary_table import interval, number, p_text
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.bootstrap import groups
-from semcal.calibration.inference.paired import STATISTICS, Difference, holm, paired_difference
+from semcal.calibration.inference.paired import STATISTICS, Contrast, Difference, holm, paired_difference
 from semcal.calibration.nulls.null import null_of
 
 PARTS = 4
@@ -48,6 +49,51 @@ class ByGap:
     rung: str
     sorted_by: str
     quarters: tuple[Quarter, ...]
+
+    @property
+    def trend(self) -> Contrast:
+        """The slope of the difference in excess, harder run minus the other, on the mean KL gap of the harder one, in
+        smECE per nat: least squares over the quarters. Its error is that of their differences, by jackknife over
+        groups, of which none is in two quarters."""
+        gaps = np.array([q.gaps[self._harder] for q in self.quarters])
+        away = gaps - gaps.mean()
+        weights = away / (away @ away)
+        variances = (weights * [q.excess.standard_error for q in self.quarters]) ** 2
+        freedom = variances.sum() ** 2 / sum(variances**2 / [q.excess.blocks - 1 for q in self.quarters])
+        return Contrast(float(weights @ self._raised), float(np.sqrt(variances.sum())), float(freedom))
+
+    def told(self, names: tuple[str, str], level: float) -> str:
+        """In a sentence, what came out of the prediction that the harder run is off where its gap is large.
+
+        Args:
+            names: of the first and of the second run.
+            level: of the interval of the slope, and 1 - level of its test.
+        """
+        harder, other = names[self._harder], names[1 - self._harder]
+        found, raised = self.trend, self._raised
+        p = min(1.0, 2 * min(found.p_above(0.0), found.p_below(0.0)))
+        if p > 1 - level:
+            sign = "is as the theory expects" if found.estimate > 0 else "is against the theory"
+            said = f"no trend is shown, and its sign {sign}"
+        elif found.estimate > 0:
+            said = "it rises with the gap, as the theory expects"
+        else:
+            said = "it falls as the gap rises, against the theory"
+        slope = interval(found.estimate, *found.interval(level), "+")
+        ends = f"{number(raised[0], '+')} in the first quarter to {number(raised[-1], '+')} in the last"
+        return (
+            f"the excess of {harder} minus that of {other} goes from {ends}, by {slope} per nat of the KL gap of "
+            f"{harder} (p {p_text(p)}): {said}"
+        )
+
+    @property
+    def _harder(self) -> int:
+        return int(self.sorted_by == "second")
+
+    @property
+    def _raised(self) -> FloatArray:
+        """[quarter] excess of the harder run minus that of the other."""
+        return np.array([q.excess.estimate for q in self.quarters]) * (1 if self._harder else -1)
 
 
 def by_gap(a: Scored, b: Scored, rung: str, nats: tuple[pd.Series, pd.Series]) -> ByGap | None:

@@ -26,7 +26,8 @@ def comparison_tables(comparisons: Sequence[Comparison]) -> list[tuple[str, Fitt
     for c, holm in zip(comparisons, adjusted(comparisons), strict=True):
         found.append((_heading(c), _pair_table(c, holm)))
         if c.by_gap is not None:
-            what = f"the same questions, in quarters by the KL gap ({c.by_gap.rung}) of the {c.by_gap.sorted_by}"
+            what = f"the same questions, in quarters by the KL gap ({c.by_gap.rung}) of the {c.by_gap.sorted_by}:\n"
+            what += c.by_gap.told(_columns(c), c.a.calibration.level)
             found.append((what, _quarters_table(c, c.by_gap)))
     return found
 
@@ -41,7 +42,7 @@ def records(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "matched": c.matched.note,
             "note": c.note,
             "figures": {name: vars(d) | {"holm": p[name]} for name, d in (c.differences | c.predictability).items()},
-            "by_gap": c.by_gap and asdict(c.by_gap),
+            "by_gap": c.by_gap and asdict(c.by_gap) | {"trend": asdict(c.by_gap.trend)},
         }
         for c, p in zip(comparisons, adjusted(comparisons), strict=True)
     ]
@@ -70,7 +71,8 @@ def explanation(comparisons: Sequence[Comparison]) -> str:
         said += (
             " · quarter: of the groups of questions, by the mean KL gap of the run that is harder to predict · excess: "
             "smECE minus the mean of its null there · Holm: adjusted over the quarters. The theory expects that run to "
-            "be off where its gap is large, and not elsewhere"
+            "be off where its gap is large, and not elsewhere; per nat: slope of the difference over the quarters on "
+            "the mean gap, its error by groups"
         )
     return said
 

@@ -120,26 +120,29 @@ def _too_few(name: str, own: Source, risk: float, delta: float) -> str:
     )
 
 
-def write_gates(run: Run, rows: Sequence[Row], curve: Sequence[Row], guarantee: str, width: float | None) -> list[Path]:
+def write_gates(
+    run: Run, rows: Sequence[Row], curve: Sequence[Row], errors: Mapping[str, float], width: float | None
+) -> list[Path]:
     """Write FILES to looks/ of a run; returns their paths.
 
     Args:
         rows: of the risks that were asked for.
-        curve: of those and of risks between, for the lines of the figure.
+        curve: of those and of risks between, for the lines of the figure, all of one guarantee.
+        errors: of `single_errors`.
         width: of the figure, inches; None for its own.
     """
-    table = as_frame(curve).fillna({"coverage": 0.0})
+    table = as_frame(curve, errors).fillna({"coverage": 0.0})
     figure = gate_curve(
         table.assign(marked=table["risk"].isin([row.risk for row in rows])),
         wrong=1 - float(run.class_table().by_count.correct.mean()),
-        guarantee=guarantee,
+        guarantee=curve[0].guarantee,
         title=run.name.replace("__", " · "),
         width=width,
     )
     folder = run.folder / LOOKS / "gates"
     folder.parent.mkdir(exist_ok=True)
     with replacing(folder) as staged:
-        write_atomically(staged / "gates.csv", lambda path: as_frame(rows).to_csv(path, index=False))
+        write_atomically(staged / "gates.csv", lambda path: as_frame(rows, errors).to_csv(path, index=False))
         save_figures({"gates": figure}, staged)
     return [folder / name for name in FILES]
 
@@ -193,7 +196,8 @@ def explanation(rows: Sequence[Row], errors: Mapping[str, float], delta: float, 
     return " · ".join([said, *reasons])
 
 
-def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """One row per confidence and risk."""
+def as_frame(rows: Sequence[Row], errors: Mapping[str, float]) -> pd.DataFrame:
+    """One row per confidence and risk; single_error: that of its confidence by `single_errors`, NaN where not known."""
     named = ({"source": r.source, "risk": r.risk, "guarantee": r.guarantee} for r in rows)
-    return pd.DataFrame([one | (asdict(r.found) if r.found else {}) for one, r in zip(named, rows, strict=True)])
+    found = pd.DataFrame([one | (asdict(r.found) if r.found else {}) for one, r in zip(named, rows, strict=True)])
+    return found.assign(single_error=[errors.get(row.source, np.nan) for row in rows])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from experiments.config.study import Cell
 from experiments.probe.confidence_of_probes import costs
 from experiments.report.summary_table import headline, interval, number
 from experiments.terminal.fitted_table import FittedTable
+from experiments.train.gold_adapter import PARTS
 from probes.probe_confidence import Cost
 from semcal.arrays import FloatArray
 from semcal.calibration.estimators.recalibration import Method, recalibrated
@@ -28,7 +30,14 @@ from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
 MAPS: tuple[Method, ...] = ("temperature", "beta", "tilt")
+MAP_FOLDS = 5  # maps are fitted on all but one
+HALVES = 2  # of the questions, each asked of a model that learnt from the other (`semcal tilt`)
 AS_SAMPLED, TILTED = "as sampled", "tilted model"
+LEARNT_FROM = (
+    f"the maps are fitted on {1 - 1 / MAP_FOLDS:.0%} of the questions, but the tilted model learns from at most "
+    f"{(1 - 1 / PARTS) / HALVES:.0%} (one of the halves, less the {1 / PARTS:.0%} of it that it is validated on), "
+    "so a part of what they differ by may be how much each has learnt from"
+).replace("%", " %")
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ def _sampled(remedy: str, table: ClassTable, cost: Cost) -> Way:
 
 def _mapped(cell: Cell, sampled: Way, method: Method, table: ClassTable) -> Way:
     """The confidence of the samples, each mapped by what was fitted on other groups."""
-    settings = {"m": table.m, "group": table.groups, "seed": cell.seed}
+    settings: dict[str, Any] = {"m": table.m, "group": table.groups, "folds": MAP_FOLDS, "seed": cell.seed}
     fixed = recalibrated(sampled.confidence, sampled.correct, method, **settings)
     return Way(method, fixed, sampled.correct, sampled.cost)
 
@@ -186,10 +195,10 @@ def explanation(run: Run, rows: Sequence[Remedied], questions: Sequence[int], to
         "every figure is of questions whose gold the remedy has not seen · temperature, beta, tilt: maps of the "
         "samples' confidence, which leave the answers as they are · tilted model: asked again with a rank-8 LoRA "
         f"trained by cross-entropy on the gold of the other half ({', '.join(f'{n} questions' for n in questions)}; "
-        f"{', '.join(f'{n:,} tokens' for n in tokens)} read in training) · change, less tilted: smECE minus that as "
-        "sampled, and minus that of the tilted model, with intervals over the same questions; a change of the tilted "
-        f"model by {rows[-1].reach:.3f} would be found with power 0.8 · passes: of the prompt and of every token "
-        "generated for one question · tokens: read and generated for one question, nothing shared"
+        f"{', '.join(f'{n:,} tokens' for n in tokens)} read in training) · {LEARNT_FROM} · change, less tilted: smECE "
+        "minus that as sampled, and minus that of the tilted model, with intervals over the same questions; a change "
+        f"of the tilted model by {rows[-1].reach:.3f} would be found with power 0.8 · passes: of the prompt and of "
+        "every token generated for one question · tokens: read and generated for one question, nothing shared"
     )
     figures = headline(run)
     gap = figures["kl_lora_gap"] if figures["kl_lora_gap"] is not None else figures["kl_gap"]

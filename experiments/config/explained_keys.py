@@ -150,7 +150,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "dtype": "float32 or float16",
     },
     "CalibrationConfig": {
-        "bootstrap": "resamples behind the headline intervals",
+        "bootstrap": "resamples behind the headline intervals and those of KL gaps",
         "null_draws": "simulated calibrated data sets behind the headline null",
         "level": "of intervals; verdicts use 1 − level",
         "delta": "the smallest calibration error that counts",
@@ -163,7 +163,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "target": "what classes is: closed (one vocabulary), open (all classes of the run), auto",
         "rungs": "linear, bilinear, density, generative, ridge-logit, low-rank, mlp, attention, lora, lens",
         "rung_layers": "layers for rungs above linear; []: the middle and the last",
-        "baselines": "tfidf, first-token, random-init, step-0, other-model",
+        "baselines": "tfidf, embedding, first-token, random-init, step-0, other-model",
         "step0": "for step-0: the checkpoint before training",
         "other": "for other-model: another model's run on the same questions",
         "exemplars": "prompts of the generative rung: drop their exemplars, or keep them",

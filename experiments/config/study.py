@@ -404,7 +404,8 @@ class CalibrationConfig(Settings):
         return self.resampling(seed).of(self.detail_draws)
 
 
-_BASELINES_OF_THE_MODEL = ("first-token", "random-init", "step-0")
+_BASELINES_OF_THE_MODEL = ("embedding", "first-token", "random-init", "step-0")
+Baseline = Literal["tfidf", "embedding", "first-token", "random-init", "step-0", "other-model"]
 Target = Literal["classes", "b_confidence", "entropy", "ranked", "n_classes", "mode_correct"]
 
 
@@ -425,14 +426,15 @@ class ProbesConfig(Settings):
     `rungs` other than linear and bilinear are fitted to targets that are distributions (classes, ranked, mode_correct)
     at `rung_layers` alone; without these, at the middle layer and the last. Attention reads all_question_tokens.
 
-    The rungs generative, lora and lens and the baselines first-token, random-init and step-0 need the model, and read
-    the last prompt token. Adapters are fitted once, to the whole model and without a control task: those of the
-    generative rung to all classes, however many, on prompts whose `exemplars` are dropped or kept. The lens is fitted
-    to classes at every residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on
-    the Hub, or @REVISION of the model's own id. `device` is where probes are fitted: auto is CUDA where it is
-    available, else the CPU. `other` is the folder of another model's run on the same questions, in which {dataset},
-    {style} and {semantics} stand for those of the cell; the baseline other-model reads its activations: what they
-    predict of this model's classes is not its knowledge of itself alone.
+    The rungs generative, lora and lens and the baselines embedding, first-token, random-init and step-0 need the model.
+    The baseline embedding reads the mean input embedding of the question's tokens, the others the last prompt token.
+    Adapters are fitted once, to the whole model and without a control task: those of the generative rung to all
+    classes, however many, on prompts whose `exemplars` are dropped or kept. The lens is fitted to classes at every
+    residual stream captured. `step0` is the checkpoint before training: a folder, ID@REVISION on the Hub, or @REVISION
+    of the model's own id. `device` is where probes are fitted: auto is CUDA where it is available, else the CPU.
+    `other` is the folder of another model's run on the same questions, in which {dataset}, {style} and {semantics}
+    stand for those of the cell; the baseline other-model reads its activations: what they predict of this model's
+    classes is not its knowledge of itself alone.
     `activations` is a file of another tool's captures, read in place of the run's own (`probes.activations.foreign`).
     """
 
@@ -442,7 +444,7 @@ class ProbesConfig(Settings):
     target: Literal["auto", "closed", "open"] = "auto"
     rungs: list[Rung] = Field(default=["linear"])
     rung_layers: list[str] = Field(default=[])
-    baselines: list[Literal["tfidf", "first-token", "random-init", "step-0", "other-model"]] = Field(default=["tfidf"])
+    baselines: list[Baseline] = Field(default=["tfidf"])
     step0: str = ""
     other: str = ""
     exemplars: Literal["drop", "keep"] = "drop"

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.compare.gates import TILTED
+from experiments.compare.remedies_side_by_side import HALVES
 from experiments.config.collapsing_functions import collapse_of
 from experiments.config.run_folder import LOOKS, open_cell
 from experiments.config.study import Cell, load_dataset
@@ -37,7 +38,7 @@ from semcal.runs.files import write_atomically
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
-HALVES, _ORDINALS = 2, ("first", "second")
+_ORDINALS = ("first", "second")
 ADAPTER, LEARNT = "adapter", "learnt.json"
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.probe.probed import Probed
-from probes.activations.layers import Layers
 from probes.evaluation.rungwise import out_of_fold
 from probes.probe_confidence import Cost, ProbeAnswer, confidence_row, probe_answer, sampled_row
 from probes.targets.closed import class_target, share_target
@@ -20,9 +19,10 @@ def probe_confidence(at: Probed, run: Run) -> None:
     """Confidence from samples, from a probe of the classes and from a probe of B-confidence; writes
     probe_confidence.parquet and, per question, what the class probe answers: probe_predictions.parquet.
 
-    Both read the last layer at the last prompt token, fixed before looking; every question is predicted by probes that
-    saw none of its group. The class probe is linear, or bilinear where classes are open; linear, it can answer only
-    with classes that are not pooled.
+    Both read the last layer at the last prompt token, fixed before looking, whatever rungs the study names; every
+    question is predicted by probes that saw none of its group. The class probe is linear, or bilinear where classes are
+    open; linear, it can answer only with classes that are not pooled, and the entropy of what it predicts counts these
+    as one.
 
     Args:
         at: the last prompt token.
@@ -31,9 +31,10 @@ def probe_confidence(at: Probed, run: Run) -> None:
     X = at.activations.layer(at.activations.layers[-1])
     settings: dict[str, Any] = {"folds": cell.probes.folds, "seed": cell.seed}
     if at.opened:
-        labels, sure = at.classes.answers(Layers.stored(at.activations))
+        found = at.by_text
+        labels = [at.classes.target.classes[column] for column in found.answer[-1]]
         right = np.array([float(label in own) for label, own in zip(labels, table.gold_classes, strict=True)])
-        answer, pooled = ProbeAnswer(sure, tuple(labels), right), 0.0
+        answer, pooled = ProbeAnswer(found.confidence[-1], tuple(labels), right, found.entropy[-1]), 0.0
     else:
         target = class_target(table, max_classes=cell.probes.max_classes)
         predicted = out_of_fold(X, target.distribution, group, **settings)
@@ -52,7 +53,8 @@ def probe_confidence(at: Probed, run: Run) -> None:
         confidence_row("confidence probe", sure, table.by_count.correct, **measured),
     ]
     predicted = {"question_id": table.questions, "class": answer.labels}
-    predicted |= {"confidence": answer.confidence, "correct": answer.correct, "confidence_in_mode": sure}
+    predicted |= {"confidence": answer.confidence, "entropy": answer.entropy, "correct": answer.correct}
+    predicted |= {"confidence_in_mode": sure}
     run.write_probe_predictions(pd.DataFrame(predicted))
     run.write_probe_confidence(pd.DataFrame(rows))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def fit_generative(
     found = generate_classes(
         model, prompts, texts, target, group, how, scratch=unfinished(run), told=lambda p: tell(_words(p))
     )
-    seeds, resampling = Seeds.of(cell.seed), Resampling(seed=cell.seed)
+    seeds, resampling = Seeds.of(cell.seed), cell.calibration.resampling(cell.seed)
     if against is None:
         folds = nested_folds(group, cell.probes.folds, seeds.folds)
         marginal = held_out_marginal(target, folds, Universe.of(target, group).size)
@@ -83,8 +84,8 @@ def fit_generative(
         target=target,
         found=open_entropies(table),
         group=group,
-        resampling=Resampling(seed=seeds.bootstrap),
-        columns={"choice": _chosen(found.learnt)},
+        resampling=replace(resampling, seed=seeds.bootstrap),
+        columns={"choice": _chosen(found.learnt) if found.learnt else ""},
     )
     return of_run, learning_curve(found, open_entropies(table), group, resampling)
 

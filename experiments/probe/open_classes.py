@@ -16,11 +16,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from experiments.config.study import Cell
 from experiments.sample.models import Models
-from probes.activations.layers import Layers
 from probes.evaluation.baselines import held_out_marginal
 from probes.evaluation.folds import nested_folds
 from probes.evaluation.layerwise import CrossValidation, Source
-from probes.evaluation.open_layers import candidates_alone, evaluate_open
+from probes.evaluation.open_layers import OpenEvaluation, candidates_alone, evaluate_open
 from probes.evaluation.result import (
     BASELINE,
     BILINEAR,
@@ -35,6 +34,7 @@ from probes.evaluation.result import (
 )
 from probes.rungs.class_texts import UnwritableError, class_features
 from probes.rungs.density import density_predictions
+from probes.solver.training import named
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, Universe, open_entropies, open_target, pooled_share
 from semcal.arrays import FloatArray
@@ -64,16 +64,25 @@ def features_of(cell: Cell, run: Run, labels: Sequence[str], models: Models) -> 
             values = class_features(models.of_run(cell, run), labels)
         except UnwritableError as error:
             log.warning("%s: classes are known to the probes by their spelling alone: %s", cell.label, error)
-    if values is None:
+    if values is None or not _told_apart(values):
         values = spellings(labels, seed=cell.seed)
     return dict(zip(labels, values, strict=True))
 
 
 def spellings(labels: Sequence[str], *, seed: int) -> FloatArray:
-    """TF-IDF of two to four letters in a row, within words, on at most 128 axes: [label, axis]."""
+    """TF-IDF of two to four letters in a row, within words, on at most 128 axes: [label, axis]. Where that tells no
+    labels apart, as with two of them or where all differ in capitals or spaces alone, each has an axis of its own."""
+    if len(labels) < 2 or not any(label.strip() for label in labels):
+        return np.eye(len(labels))
     counts: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True).fit_transform(labels)
     axes = min(_SPELLED, *(size - 1 for size in counts.shape))
-    return TruncatedSVD(max(1, axes), random_state=seed).fit_transform(counts)
+    with np.errstate(invalid="ignore"):  # it divides by the variance, which two labels have none of on their one axis
+        found = TruncatedSVD(max(1, axes), random_state=seed).fit_transform(counts)
+    return found if _told_apart(found) else np.eye(len(labels))
+
+
+def _told_apart(features: FloatArray) -> bool:
+    return bool((np.ptp(features, axis=0) > 1e-6).any())
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class OpenClasses:
         found: entropies of the target.
         group: [question].
         how: folds, penalties and device of the cross-validation.
-        seed: of everything that is drawn, as in other rungs.
+        resampling: of intervals; its seed is that of everything drawn, as in other rungs.
     """
 
     target: OpenTarget
@@ -93,21 +102,23 @@ class OpenClasses:
     found: Entropies
     group: Sequence[str]
     how: CrossValidation
-    seed: int
+    resampling: Resampling
 
     @classmethod
-    def of(cls, table: ClassTable, features: dict[str, FloatArray], how: CrossValidation, seed: int) -> OpenClasses:
+    def of(
+        cls, table: ClassTable, features: dict[str, FloatArray], how: CrossValidation, resampling: Resampling
+    ) -> OpenClasses:
         target = open_target(table)
         known = np.stack([features[label] for label in target.classes])
-        return cls(target, known, open_entropies(table), table.groups.tolist(), how, seed)
+        return cls(target, known, open_entropies(table), table.groups.tolist(), how, resampling)
 
-    def evaluate(self, source: Source, *, rung: str = BILINEAR) -> Evaluation:
-        """The bilinear probe on every layer of a source; see `evaluate_open`. Only the run's own layers get a p-value.
+    def fit(self, source: Source, *, exchanges: int = 0) -> OpenEvaluation:
+        """The bilinear probe on every layer of a source; see `evaluate_open`."""
+        how, seed = replace(self.how, exchanges=exchanges), self.resampling.seed
+        return evaluate_open(source, self.target, self.features, group=self.group, how=how, seed=seed)
 
-        Its share explained is of the KL that the candidate-only model leaves.
-        """
-        how = self.how if rung == BILINEAR else replace(self.how, exchanges=0)
-        found = evaluate_open(source, self.target, self.features, group=self.group, how=how, seed=self.seed)
+    def evaluation(self, found: OpenEvaluation, *, rung: str = BILINEAR) -> Evaluation:
+        """Its share explained is of the KL that the candidate-only model leaves."""
         finite = np.where(np.isfinite(found.penalty), found.penalty, np.nan)
         chosen = [f"penalty={np.nanmedian(row):g}" if np.isfinite(row).any() else "candidate-only" for row in finite]
         columns = {"layer": list(found.layers), "p_value": found.p_value, "choice": chosen}
@@ -116,32 +127,25 @@ class OpenClasses:
     @cached_property
     def candidates(self) -> FloatArray:
         """[entry] log-probabilities by the candidate-only model, of which every share explained of open classes is."""
-        return candidates_alone(self.target, self.features, group=self.group, how=self.how, seed=self.seed)
+        seed = self.resampling.seed
+        return candidates_alone(self.target, self.features, group=self.group, how=self.how, seed=seed)
 
-    @cached_property
-    def universe(self) -> Universe:
-        """How many classes questions like these may give."""
-        return Universe.of(self.target, self.group)
-
-    def answers(self, source: Layers) -> tuple[list[str], FloatArray]:
-        """What the bilinear probe on the last layer answers to each question, [question], and its probability."""
-        last = source.only(source.names[-1:])
-        how = replace(self.how, exchanges=0)
-        found = evaluate_open(last, self.target, self.features, group=self.group, how=how, seed=self.seed)
-        return [self.target.classes[column] for column in found.answer[0]], found.confidence[0]
+    def baseline(self, name: str, source: Source) -> Evaluation:
+        """A baseline of the bilinear form, by other layers than the run's own; without a p-value."""
+        return self.evaluation(self.fit(source), rung=f"{BASELINE}{name}")
 
     def marginal(self) -> Evaluation:
         """The mean distribution of other questions, the same for all."""
-        folds = nested_folds(self.group, self.how.folds, Seeds.of(self.seed).folds)
-        log_q = held_out_marginal(self.target, folds, self.universe.size)
+        folds = nested_folds(self.group, self.how.folds, Seeds.of(self.resampling.seed).folds)
+        log_q = held_out_marginal(self.target, folds, Universe.of(self.target, self.group).size)
         return self._read(OpenPrediction(log_q[None], log_q), f"{BASELINE}{MARGINAL}", {"layer": [""]})
 
     def density(self, states: FloatArray, layer: str) -> Evaluation:
         """The density head on one layer's activations [question, d]; see `density_predictions`."""
-        found = density_predictions(
-            states, self.target, self.features, self.group, folds=self.how.folds, seed=self.seed
-        )
-        chosen = f"components={', '.join(map(str, sorted(set(found.components))))}"
+        folds, seed = self.how.folds, self.resampling.seed
+        with named(f"{DENSITY}, {layer}"):
+            found = density_predictions(states, self.target, self.features, self.group, folds=folds, seed=seed)
+        chosen = f"components={', '.join(map(str, sorted(set(found.components))))}" if found.components else ""
         predicted = OpenPrediction(found.log_q[None], self.candidates, CANDIDATES)
         return self._read(predicted, DENSITY, {"layer": [layer], "choice": chosen})
 
@@ -152,6 +156,6 @@ class OpenClasses:
             target=self.target,
             found=self.found,
             group=self.group,
-            resampling=Resampling(seed=Seeds.of(self.seed).bootstrap),
+            resampling=replace(self.resampling, seed=Seeds.of(self.resampling.seed).bootstrap),
             columns=columns,
         )

@@ -37,7 +37,7 @@ from probes.evaluation.rungwise import Candidates
 from probes.rungs.networks import Segments
 from probes.rungs.registry import Given, candidates, rungs_reading
 from probes.targets.closed import ClassTarget
-from probes.targets.open import open_target
+from probes.targets.open import OpenTarget, open_target
 from probes.targets.scalars import SCALARS
 from semcal.errors import UserError
 from semcal.positions import ALL_QUESTION_TOKENS, LAST_PROMPT_TOKEN
@@ -55,8 +55,8 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
     `models` are asked for it, if there is one of them. `tell` hears of progress, in words.
 
     Raises:
-        UserError: fewer groups of questions than folds; a device that is not available; what `ModelProbes` or
-            `fit_position` refuse.
+        UserError: fewer groups of questions than folds, in the run or in a file of activations; a device that is not
+            available; what `ModelProbes` or `fit_position` refuse.
     """
     if reason := too_few_groups(len(set(run.questions()["group"])), cell.probes.folds):
         raise UserError(f"{run.folder}: {reason}")
@@ -77,6 +77,8 @@ def probe(cell: Cell, run: Run, models: Models | None = None, tell: Callable[[st
     for position in probed_positions(cell):
         at = Probed.of(cell, run, position, features, opened=opened)
         if reason := too_few_groups(len(set(at.group)), cell.probes.folds):
+            if cell.probes.activations:
+                raise UserError(f"{cell.probes.activations}: of the questions that it has, {reason}")
             where = "%s: not probed at the position %s: of the questions that have it, %s"
             log.warning(where, cell.label, position, reason)
             continue
@@ -106,7 +108,7 @@ def fit_position(at: Probed) -> list[Evaluation]:
     """
     probes, position = at.cell.probes, at.activations.position
     targets = [at.target(name) for name in at.closed]
-    for target in targets:
+    for target in [*targets, *([at.classes.target] if at.opened else [])]:
         if _constant(target):
             log.warning(
                 "%s: target %s is the same for all %d questions that have the position %s: nothing to explain; ask "
@@ -118,8 +120,8 @@ def fit_position(at: Probed) -> list[Evaluation]:
     layers, rows = Layers.stored(at.activations), list(_above(at, "layer"))
     if LINEAR in probes.rungs and targets:
         rows = [*at.fit_linear(targets, layers), *rows]
-    if CLASSES in probes.targets and (BILINEAR in probes.rungs or (at.opened and LINEAR in probes.rungs)):
-        rows.append(at.classes.evaluate(layers))
+    if at.bilinear:
+        rows.append(at.classes.evaluation(at.by_text))
     if CLASSES in probes.targets and at.opened:
         rows.append(at.classes.marginal())
     if CLASSES in probes.targets and DENSITY in probes.rungs:
@@ -129,14 +131,16 @@ def fit_position(at: Probed) -> list[Evaluation]:
         if targets:
             rows += at.fit_linear(targets, at.texts, rung="baseline:tfidf", how=how)
         if at.opened:
-            rows.append(at.classes.evaluate(at.texts, rung="baseline:tfidf"))
+            rows.append(at.classes.baseline("tfidf", at.texts))
     if "other-model" in probes.baselines and position == LAST_PROMPT_TOKEN:
         rows += at.fit_baseline(probes.targets, "other-model", layers_of_other(at))
     # Target by target, as tables show them.
     return [e for name in probes.targets for e in rows if e.frame["target"].iloc[0] == name]
 
 
-def _constant(target: Target) -> bool:
+def _constant(target: Target | OpenTarget) -> bool:
+    if isinstance(target, OpenTarget):
+        return target.one_class
     if isinstance(target, ClassTarget):
         return bool((target.distribution == target.distribution[0]).all())
     return np.ptp(target.values) == 0

@@ -22,7 +22,8 @@ from probes.activations.foreign import ForeignActivations
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import Texts
 from probes.evaluation.layerwise import CrossValidation, Source, Target, evaluate_all
-from probes.evaluation.result import BASELINE, LINEAR, Evaluation
+from probes.evaluation.open_layers import OpenEvaluation
+from probes.evaluation.result import BASELINE, BILINEAR, LINEAR, Evaluation
 from probes.evaluation.rungwise import Candidates, evaluate_rung
 from probes.targets.closed import ClassTarget, class_target, ranked_target, share_target
 from probes.targets.scalars import SCALARS, mode_correctness, scalar_target
@@ -85,6 +86,11 @@ class Probed:
         return CrossValidation(folds=probes.folds, permutations=probes.permutations, device=probe_device(probes.device))
 
     @property
+    def resampling(self) -> Resampling:
+        """Of intervals; its seed is that of everything drawn."""
+        return self.cell.calibration.resampling(self.cell.seed)
+
+    @property
     def closed(self) -> list[str]:
         """The targets that rungs predict which know classes by their numbers alone."""
         return [name for name in self.cell.probes.targets if not (self.opened and name == CLASSES)]
@@ -93,7 +99,22 @@ class Probed:
     def classes(self) -> OpenClasses:
         """All classes of the questions, for rungs that know them by their texts."""
         assert self.features is not None
-        return OpenClasses.of(self.table, self.features, self.how, self.cell.seed)
+        return OpenClasses.of(self.table, self.features, self.how, self.resampling)
+
+    @property
+    def bilinear(self) -> bool:
+        """Whether bilinear probes of the classes are asked for."""
+        probes = self.cell.probes
+        return CLASSES in probes.targets and (BILINEAR in probes.rungs or (self.opened and LINEAR in probes.rungs))
+
+    @cached_property
+    def by_text(self) -> OpenEvaluation:
+        """Bilinear probes of the classes on every layer, or, where they are not asked for, on the last alone: for the
+        probe's confidence."""
+        layers = Layers.stored(self.activations)
+        if self.bilinear:
+            return self.classes.fit(layers, exchanges=self.how.exchanges)
+        return self.classes.fit(layers.only(layers.names[-1:]))
 
     def target(self, name: str) -> Target:
         if name in SCALARS:
@@ -112,8 +133,8 @@ class Probed:
         self, targets: Sequence[Target], source: Source, *, rung: str = LINEAR, how: CrossValidation | None = None
     ) -> list[Evaluation]:
         """Linear probes of whatever can be read like layers; each layer is read once for all targets."""
-        resampling = Resampling(seed=self.cell.seed)
-        return evaluate_all(source, targets, group=self.group, how=how or self.how, resampling=resampling, rung=rung)
+        how, resampling = how or self.how, self.resampling
+        return evaluate_all(source, targets, group=self.group, how=how, resampling=resampling, rung=rung)
 
     def fit_baseline(self, names: Sequence[str], baseline: str, source: Source) -> list[Evaluation]:
         """Some targets from other layers than the run's own: by linear probes, or where classes are open by bilinear
@@ -121,12 +142,12 @@ class Probed:
         how, rung = replace(self.how, permutations=0), f"{BASELINE}{baseline}"
         closed = [self.target(name) for name in names if name in self.closed]
         found = self.fit_linear(closed, source, rung=rung, how=how) if closed else []
-        return [*found, *([self.classes.evaluate(source, rung=rung)] if self.opened and CLASSES in names else [])]
+        return [*found, *([self.classes.baseline(baseline, source)] if self.opened and CLASSES in names else [])]
 
     def fit_rung(self, name: str, chosen_from: Candidates, X: Any, *, layer: str) -> Evaluation:
         """One target that is a distribution by one rung at one layer; see `evaluate_rung`."""
-        resampling, target = Resampling(seed=self.cell.seed), self.distribution(name)
-        return evaluate_rung(chosen_from, X, target, layer=layer, group=self.group, how=self.how, resampling=resampling)
+        settings: dict[str, Any] = {"group": self.group, "how": self.how, "resampling": self.resampling}
+        return evaluate_rung(chosen_from, X, self.distribution(name), layer=layer, **settings)
 
 
 def probed_positions(cell: Cell) -> list[str]:

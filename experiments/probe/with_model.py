@@ -1,5 +1,5 @@
 """Rungs and baselines that read the model itself, at the last prompt token: LoRA, the logit lens, the first token, and
-linear probes of random weights and of the checkpoint before training.
+linear probes of random weights and of the checkpoint before training; and of the question's input embeddings.
 
 What needs only stored activations is in `experiments.probe.probe`, and its rows are joined by these.
 """
@@ -23,6 +23,7 @@ from probes.activations.layers import Layers
 from probes.evaluation.baselines import first_token_features, random_init_like
 from probes.evaluation.result import GENERATIVE, Evaluation
 from probes.evaluation.rungwise import Candidates
+from probes.rungs.class_texts import text_embeddings
 from probes.rungs.lens import LensProbe, final_norm, first_tokens
 from probes.rungs.lora import LoRAProbe, adapter_rate, projections
 from probes.targets.closed import OTHER
@@ -37,7 +38,7 @@ from semcal.semantics.class_table import UNEXPLORED, UNPARSED
 
 WHOLE_MODEL = "whole model"  # where other rows name the layer they read
 ADAPTERS = (GENERATIVE, "lora")
-RANDOM, BEFORE = "random-init", "step-0"
+EMBEDDING, RANDOM, BEFORE = "embedding", "random-init", "step-0"
 _OF_THE_FIRST_TOKEN = ("classes", "b_confidence", "entropy")
 
 
@@ -133,6 +134,8 @@ class ModelProbes:
             if "first-token" in probes.baselines and name in _OF_THE_FIRST_TOKEN:
                 features = first_token_features(self.model, at.activations.layer(self.last_block))
                 yield from at.fit_baseline([name], "first-token", features)
+        if EMBEDDING in probes.baselines:
+            yield from at.fit_baseline(probes.targets, EMBEDDING, question_embeddings(self.model, at.texts.texts))
         if RANDOM in probes.baselines:
             layers = self._shown_by(random_init_like(self.model, self.cell.seed), at)
             yield from at.fit_baseline(probes.targets, RANDOM, layers)
@@ -197,6 +200,13 @@ class ModelProbes:
         if form_of(self.cell).rendered:  # whose template decides whether a space comes first
             spaced = [[*some, *after] for some, after in zip(forms, spaced, strict=True)]
         return first_tokens(self.model, spaced, context="".join(prompt.splitlines(keepends=True)[-2:]))
+
+
+def question_embeddings(model: LanguageModel, texts: Sequence[str]) -> Layers:
+    """Questions as the mean of the model's input embeddings over their tokens, in any order, as if it were a layer:
+    what the words say to the model before it has read them in context."""
+    ids = [model.encode_rendered(f" {text}", [(0, len(text) + 1)]) for text in texts]
+    return Layers.of(text_embeddings(model, ids)[:, None], ["mean input embedding"])
 
 
 def surface_forms(run: Run, classes: Sequence[str]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.compare.remedies_side_by_side import LEARNT_FROM
 from experiments.report.summary_table import interval, markdown_table, number
 from semcal.runs.run import Run
 
@@ -18,10 +19,10 @@ REMEDIES_TOLD = (
     "Written by `semcal tilt`; every figure is of questions whose gold answers the remedy has not seen. Temperature, "
     "beta and tilt map the confidence of the samples and leave the answers as they are; a probe reads its confidence "
     "from one forward pass; the tilted model was asked again, with an adapter trained on gold answers to the other "
-    "half of the questions. Change, less tilted: smECE minus that as sampled, and minus the tilted model's, on the "
-    "same questions; where the interval of the change holds 0, it is not shown that the remedy mends or harms. Passes "
-    "and tokens: forward passes, and tokens read and generated, for one question. Intervals are over questions, not "
-    "over repeated trainings of the adapter."
+    f"half of the questions. {LEARNT_FROM[0].upper()}{LEARNT_FROM[1:]}. Change, less tilted: smECE minus that as "
+    "sampled, and minus the tilted model's, on the same questions; where the interval of the change holds 0, it is not "
+    "shown that the remedy mends or harms. Passes and tokens: forward passes, and tokens read and generated, for one "
+    "question. Intervals are over questions, not over repeated trainings of the adapter."
 )
 GATES_TOLD = (
     "Written by `semcal gate`: the lowest threshold on each confidence that is known to keep the risk on questions to "
@@ -31,7 +32,9 @@ GATES_TOLD = (
     "and wrong the share of these that is wrong, of the questions asked here. Never: no threshold could be shown to "
     "keep the risk, which does not show that none would. Probes and the tilted model answer each question by a "
     "predictor fitted on the others, so for them the guarantee is approximate. Too few groups: not even if every "
-    "answer were right."
+    "answer were right. Error per question, where the true chance of an answer is known, as it is of the organism's: "
+    "confidence of a single question minus that chance, root mean square over all questions, answered or not; no "
+    "guarantee is about a single question."
 )
 
 
@@ -99,6 +102,7 @@ def _cost(value: float) -> str:
 
 def _gate(row: Mapping[str, Any]) -> dict[str, str]:
     threshold, guarantee = row.get("threshold", math.nan), row.get("guarantee")
+    single = row.get("single_error", math.nan)
     where = "too few groups" if math.isnan(threshold) else "never" if math.isinf(threshold) else f"{threshold:.2f}"
     return {
         "confidence": row["source"],
@@ -107,6 +111,7 @@ def _gate(row: Mapping[str, Any]) -> dict[str, str]:
         "answer where ≥": where,
         "coverage": _share(row.get("coverage", math.nan)),
         "wrong": _share(row.get("wrong", math.nan)),
+        **({} if math.isnan(single) else {"error per question": number(single)}),
     }
 
 

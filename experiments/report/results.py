@@ -43,11 +43,11 @@ Rows = Sequence[tuple[Cell, Run]]
 _DISTRIBUTIONS = (
     "KL gap, nats: what is missed of the class distribution of held-out questions at the last prompt token, the noise "
     "of finite M taken off, with its interval by group, at the last layer that a rung was fitted at; between: as far "
-    "as the entropy is known from M samples; top class and rest add up to the gap (chain rule); perfect: 95 % quantile "
-    "of what a perfect predictor would be measured to have. The best layer is picked on the questions it is scored on, "
-    "so its gap is too small; quote the last. Rungs stopped early (generative, density, MLP, LoRA) are fitted to four "
-    "fifths of the training questions, the others to all. Classes and pooled: how many are told apart, and the share "
-    'of the mass in "(other)"; seen mass: mean probability of the distinct answers seen.'
+    "as the entropy is known from M samples; top class and rest, with theirs, add up to the gap (chain rule); perfect: "
+    "95 % quantile of what a perfect predictor would be measured to have. The best layer is picked on the questions it "
+    "is scored on, so its gap is too small; quote the last. Rungs stopped early (generative, density, MLP, LoRA) are "
+    "fitted to four fifths of the training questions, the others to all. Classes and pooled: how many are told apart, "
+    'and the share of the mass in "(other)"; seen mass: mean probability of the distinct answers seen.'
 )
 _TITLES = (
     *("run", "rung", "layer", "KL gap", "between", "top class", "rest", "perfect, 95 %", "best layer", "its gap"),
@@ -57,7 +57,9 @@ _TWO = ("concise", "cot")
 _QUARTERS = (
     "Quarters of the groups of questions by the mean KL gap of the style whose gap is larger, from the smallest; "
     "excess: smECE minus the mean of its null in that quarter. Where chains of thought break calibration because the "
-    "end of one cannot be foreseen, the difference is large where the gap is."
+    "end of one cannot be foreseen, the difference is large where the gap is; what came out is said above. Per nat: "
+    "slope of the difference on the mean gap, least squares over the quarters, with an error by groups, of which "
+    "none is in two quarters; its p is not adjusted."
 )
 _SHARES = "Share explained of the KL to the run's own baseline, not to be compared between runs:"
 _RUN, _VERDICT = "semcal run experiments/studies/{}.yaml", "semcal verdict experiments/studies/{}.yaml"
@@ -227,11 +229,12 @@ def _ladder(by_run: dict[str, list[dict[str, Any]]]) -> list[str]:
 def _two_styles(rows: Rows) -> list[str]:
     """The same questions of one model, answered at once and by a chain of thought, in quarters by KL gap."""
     runs = {(cell.model.name, cell.dataset.name, cell.semantics.label, cell.style): run for cell, run in rows}
-    table = []
+    table, told = [], []
     for (model, dataset, semantics, style), run in runs.items():
         short = runs.get((model, dataset, semantics, "concise"))
         if style != "cot" or short is None or (found := in_quarters(scored(short), scored(run))) is None:
             continue
+        told.append(f"- {model} · {dataset}: {found.told(_TWO, stored_cell(run).calibration.level)}.")
         for number_of, q in enumerate(found.quarters, start=1):
             d = q.excess
             figures = (*map(number, q.gaps), number(d.a, "+"), number(d.b, "+"))
@@ -245,7 +248,7 @@ def _two_styles(rows: Rows) -> list[str]:
     return [
         *("", "### The same questions in two styles", ""),
         *markdown_table((*titles, "difference", "p (Holm)"), table),
-        *("", _QUARTERS),
+        *("", *told, "", _QUARTERS),
     ]
 
 
@@ -254,9 +257,9 @@ def _rung(row: dict[str, Any]) -> str:
 
 
 def _gap_and_bracket(row: dict[str, Any]) -> list[str]:
-    """A gap with its interval, its bracket, its parts and its floor."""
-    parts = (number(row[name]) for name in ("gap_top", "gap_rest", "gap_floor"))
-    return [interval(row["gap"], row["gap_low"], row["gap_high"]), between_bounds(row), *parts]
+    """A gap with its interval, its bracket, its parts with theirs, and its floor."""
+    gap, *parts = (interval(row[n], row[f"{n}_low"], row[f"{n}_high"]) for n in ("gap", "gap_top", "gap_rest"))
+    return [gap, between_bounds(row), *parts, number(row["gap_floor"])]
 
 
 def _best(row: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from experiments.terminal.arguments import Sets, Targets, Width
 from experiments.terminal.headline_figures import print_summary, run_records
 from experiments.terminal.output import output
 from semcal.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from semcal.runs.run import Run
 
 
 def score(
@@ -164,16 +167,6 @@ def gate(
     guarantee for questions to come. Without the model."""
     from typing import get_args
 
-    from experiments.compare.gates import (
-        as_frame,
-        between,
-        explanation,
-        gates,
-        gates_table,
-        single_errors,
-        sources,
-        write_gates,
-    )
     from experiments.pipeline.targets import not_scored, resolve
     from experiments.score.score import RISKS
     from semcal.calibration.inference.risk_control import Guarantee
@@ -190,15 +183,49 @@ def gate(
     runs = [run for run in named if run.calibration()]
     if not runs:
         raise UserError(f"{targets[0]}: none of its runs has been scored; {again(named[0].folder)} first")
-    for run in runs:
+    left_out, refused = [*found.left_out, *not_scored(run.folder for run in named if run not in runs)], []
+    gated = [_gate(run, risks, delta, promised, width, refused) for run in runs]
+    if not any(gated):
+        raise UserError(refused[0])
+    output().left_out([*left_out, *refused])
+
+
+def _gate(
+    run: Run, risks: list[float], delta: float, promised: list[Any], width: float | None, refused: list[str]
+) -> bool:
+    """One run under every guarantee that it allows; whether there is one. Why not others is added to `refused`."""
+    from experiments.compare.gates import (
+        Row,
+        as_frame,
+        between,
+        explanation,
+        gates,
+        gates_table,
+        single_errors,
+        sources,
+        write_gates,
+    )
+
+    found: dict[Any, list[Row]] = {}
+    try:
         confidences = sources(run)
-        errors, rows = single_errors(run, confidences), []
-        output().rule(run.name)
-        for one in promised:
-            rows += (own := gates(confidences, risks, delta=delta, guarantee=one))
-            output().show(gates_table(own))
-            output().explain(explanation(own, errors, delta, one))
-        output().append("runs", {"folder": run.folder, "gates": as_frame(rows), "single_errors": errors})
-        curve = gates(confidences, between(risks), delta=delta, guarantee=promised[-1])
-        output().written(write_gates(run, rows, curve, promised[-1], width))
-    output().left_out([*found.left_out, *not_scored(run.folder for run in named if run not in runs)])
+        errors = single_errors(run, confidences)
+    except UserError as error:
+        refused.append(str(error))
+        return False
+    for one in promised:
+        try:
+            found[one] = gates(confidences, risks, delta=delta, guarantee=one)
+        except UserError as error:
+            refused.append(f"{run.folder}: {error}")
+    if not found:
+        return False
+    output().rule(run.name)
+    for one, rows in found.items():
+        output().show(gates_table(rows))
+        output().explain(explanation(rows, errors, delta, one))
+    every = [row for rows in found.values() for row in rows]
+    output().append("runs", {"folder": run.folder, "gates": as_frame(every, errors)})
+    curve = gates(confidences, between(risks), delta=delta, guarantee=[*found][-1])
+    output().written(write_gates(run, every, curve, errors, width))
+    return True

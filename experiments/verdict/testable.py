@@ -3,10 +3,12 @@
 Knows a study's configuration; no runs.
 """
 
+from dataclasses import dataclass
+
 from experiments.config.study import Study
 from experiments.verdict.calibration_claims import PREFERENCE, SHORT
 from experiments.verdict.mechanism_claims import FEWEST
-from experiments.verdict.training_claims import CONTROL
+from experiments.verdict.training_claims import CONTROL, HARDER, contrasts_of, too_few_lineages
 
 
 def untestable(study: Study) -> list[str]:
@@ -36,14 +38,39 @@ def untestable(study: Study) -> list[str]:
             *_strangers(study, prompt),
             shared[0],
         ]
-    if arms := {m.arm for m in study.models if m.arm}:
-        lacks["H5"] = [
-            _unless("cot" in study.styles, "cot"),
-            _unless(CONTROL in arms, f"arm {CONTROL}"),
-            _unless(study.probes.enabled, "probes"),
-        ]
+    lacks |= _of_arms(study)
     found = {key: [lack for lack in all_ if lack] for key, all_ in sorted(lacks.items())}
     return [f"{key} cannot be tested: {', '.join(what)}" for key, what in found.items() if what]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A base model with an arm, and what it is asked."""
+
+    arm: str
+    lineage: str
+    prompt: str
+    dataset: str
+
+
+def _of_arms(study: Study) -> dict[str, list[str]]:
+    """What H5 lacks, and each of its contrasts that has too few lineages, where another has enough of them."""
+    arms = [m for m in study.models if m.arm]
+    if not arms:
+        return {}
+    bases, control = [m for m in arms if m.stage == "base"], any(m.arm == CONTROL for m in arms)
+    contrasts = contrasts_of([_Asked(m.arm, m.lineage, m.prompt, d.name) for m in bases for d in study.datasets])
+    other = f"second arm beside {CONTROL} in a lineage, or {' or '.join(f'{h} beside {e}' for h, e in HARDER.items())}"
+    lacks = [
+        _unless("cot" in study.styles, "cot"),
+        _unless(bases, "base model with an arm"),
+        _unless(control, f"arm {CONTROL}"),
+        _unless(contrasts or not control, other),
+        _unless(study.probes.enabled, "probes"),
+    ]
+    if contrasts and (few := too_few_lineages(contrasts)):
+        return {"H5": [*lacks, few]}
+    return {"H5": lacks} | {f"H5 on {what}": [too_few_lineages({what: pairs})] for what, pairs in contrasts.items()}
 
 
 _TUNED = "model of stage dpo, grpo, rl or instruct"

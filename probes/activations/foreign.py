@@ -21,6 +21,7 @@ from semcal.positions import BLOCK_HOOKS
 
 IDS = "question_ids"  # in the metadata of a safetensors file
 ID = "question_id"  # a column of a parquet file
+_INDEX = re.compile(r"__index_level_\d+__")  # columns in which pandas keeps the numbers of rows
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class ForeignActivations:
 
         Raises:
             UserError: the file is missing or unreadable, has no question ids, an id twice, an id that the run does not
-                have, none of the run's, no layer, or layers of different shapes.
+                have, none of the run's, no layer, columns that are no lists of numbers, or layers of different shapes
+                or without width.
         """
         if not file.is_file():
             raise UserError(f"{file} is no file; give a .safetensors or .parquet file of activations")
@@ -59,6 +61,8 @@ class ForeignActivations:
             ids, shapes = _parquet_header(file) if file.suffix == ".parquet" else _safetensors_header(file)
         except (OSError, ValueError, SafetensorError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as activations: {str(error).splitlines()[0]}") from None
+        if not ids:
+            raise UserError(f"{file} holds no question; store a row for each that was captured")
         if not shapes:
             raise UserError(f"{file} holds no layer; store an array [question, d] for each")
         first = next(iter(shapes))
@@ -71,6 +75,8 @@ class ForeignActivations:
                 raise UserError(
                     f"{file}: {layer} is {shape[1]} wide and {first} {shapes[first][1]}; give layers of one width"
                 )
+        if not shapes[first][1]:
+            raise UserError(f"{file}: {first} holds no numbers; store an array [question, d] for each layer")
         rows = _rows(file, ids, questions)
         return cls(position, tuple(sorted(shapes, key=_in_order)), tuple(questions), (shapes[first][1],), file, rows)
 
@@ -158,11 +164,11 @@ def _tensor(file: Path, name: str) -> np.ndarray:
 
 def _parquet_header(file: Path) -> tuple[list[str], dict[str, tuple[int, ...]]]:
     stored = pq.ParquetFile(file)
-    names = stored.schema_arrow.names
+    names = [name for name in stored.schema_arrow.names if not _INDEX.fullmatch(name)]
     if ID not in names:
         raise UserError(f"{file} has no question ids; add a column {ID}")
     ids = pq.read_table(file, columns=[ID])[ID].to_pylist()
-    lists = [n for n in names if n != ID and _is_list(stored.schema_arrow.field(n).type)]
+    lists = [n for n in names if n != ID and _is_numbers(stored.schema_arrow.field(n).type)]
     other = next((n for n in names if n != ID and n not in lists), None)
     if other is not None:
         kind = stored.schema_arrow.field(other).type
@@ -172,17 +178,24 @@ def _parquet_header(file: Path) -> tuple[list[str], dict[str, tuple[int, ...]]]:
     return [str(i) for i in ids], {name: (len(ids), _width(file, name)) for name in lists}
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+def _is_numbers(kind: pa.DataType) -> bool:
+    """Whether a column holds lists of numbers."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
 
 
 def _width(file: Path, name: str) -> int:
-    return len(next(pq.ParquetFile(file).iter_batches(1, columns=[name]))[0][0])
+    """Of the first list; 0 where there is none."""
+    batches = pq.ParquetFile(file).iter_batches(1, columns=[name])
+    return next((len(batch[0][0]) for batch in batches if batch[0][0].is_valid), 0)
 
 
 def _parquet_layer(file: Path, name: str) -> np.ndarray:
     rows = pq.read_table(file, columns=[name])[name].to_pylist()
-    lengths = {len(row) if row is not None else 0 for row in rows}
+    if None in rows:
+        raise UserError(f"{file}: {name} has no list in row {rows.index(None) + 1}; capture it again, or drop the row")
+    lengths = {len(row) for row in rows}
     if len(lengths) > 1:
         raise UserError(f"{file}: lists of {name} have between {min(lengths)} and {max(lengths)} numbers; expected one")
     return np.array(rows, dtype=np.float32)

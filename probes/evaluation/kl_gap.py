@@ -42,6 +42,7 @@ class KLGap:
             NaN below four samples.
         top_low, top_high: its interval.
         rest: gap − top, by the chain rule what is missed of how the other classes share their mass.
+        rest_low, rest_high: its interval.
         per_question, top_per_question: [question]; noisy, and unbiased as far as the entropies are.
         floor, floor_q95: mean and 95 % quantile of what a perfect predictor of so many questions would be measured to
             have, by simulation.
@@ -58,6 +59,8 @@ class KLGap:
     top_low: float
     top_high: float
     rest: float
+    rest_low: float
+    rest_high: float
     per_question: FloatArray
     top_per_question: FloatArray
     floor: float
@@ -100,10 +103,10 @@ def kl_gaps(
     clusters = groups(np.asarray(group), len(target))
     if clusters.count < 2:
         raise ValueError("one group of questions leaves nothing to resample; give at least 2 groups")
-    cross_entropy = -_sums(target, target.mass * log_q)  # [row, question]
+    cross_entropy = 0.0 - _sums(target, target.mass * log_q)  # [row, question]; 0 and not −0 where q is 1
     gap = cross_entropy - found.point
     top = _top_gaps(target, log_q, resampling.seed)
-    low, high = mean_intervals(np.concatenate([gap, top]), clusters.index, resampling)
+    low, high = mean_intervals(np.concatenate([gap, top, gap - top]), clusters.index, resampling)
     floor, floor_q95 = perfect_gap(target, resampling.seed)
     rows = len(gap)
     return [
@@ -119,6 +122,8 @@ def kl_gaps(
             top_low=float(low[rows + row]),
             top_high=float(high[rows + row]),
             rest=float((gap[row] - top[row]).mean()),
+            rest_low=float(low[2 * rows + row]),
+            rest_high=float(high[2 * rows + row]),
             per_question=gap[row],
             top_per_question=top[row],
             floor=floor,
@@ -158,7 +163,7 @@ def confidence_gaps(
     return [
         KLGap(
             *(float(own.mean()), float(low[row]), float(high[row]), nan, nan, float(own.mean()) + entropy, entropy),
-            *(float(own.mean()), float(low[row]), float(high[row]), 0.0, own, own, nan, nan),
+            *(float(own.mean()), float(low[row]), float(high[row]), 0.0, 0.0, 0.0, own, own, nan, nan),
         )
         for row, own in enumerate(gaps)
     ]

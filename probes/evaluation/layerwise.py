@@ -106,8 +106,9 @@ def evaluate_all(
     - `baseline_nats`, `probe_nats`: mean KL before and after.
     - `gap`, `gap_low`, `gap_high`: the KL gap in nats, finite M taken off, comparable across runs, with its interval;
       `gap_at_least`, `gap_at_most`: what the entropy's bounds leave open; `gap_top`, `gap_rest`: its part on the top
-      class, and the rest; `gap_floor`: the 95 % quantile of what a perfect predictor would be measured to have. See
-      `probes.evaluation.kl_gap`. NaN where classes are not fixed beforehand (`ClassTarget.fixed_classes`).
+      class, and the rest, with `_low` and `_high` as well; `gap_floor`: the 95 % quantile of what a perfect predictor
+      would be measured to have. See `probes.evaluation.kl_gap`. NaN where classes are not fixed beforehand
+      (`ClassTarget.fixed_classes`).
     - `pooled`: share of the target's mass in "(other)". The gap is then one over the classes kept.
 
     `explained`, what derives from it, and `control` are NaN where more than `MOST_POOLED` is pooled: they would say how

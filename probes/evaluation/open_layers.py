@@ -48,6 +48,7 @@ class OpenEvaluation:
         answer: [layer, question] the class of the run that the probe considers likeliest, an index into
             `target.classes`.
         confidence: [layer, question] its probability.
+        entropy: [layer, question] of the predicted distribution over all classes, nats.
         gain: [layer] mean over questions of the cross-entropy of the candidate-only model minus that of the probe,
             nats; below 0 the probe is worse than knowing nothing of the question.
         null_q95: 95 % quantile of the largest gain over layers where questions are exchanged.
@@ -60,6 +61,7 @@ class OpenEvaluation:
     candidate_log_q: FloatArray
     answer: IntArray
     confidence: FloatArray
+    entropy: FloatArray
     gain: FloatArray
     null_q95: float
     p_value: FloatArray
@@ -88,6 +90,8 @@ def evaluate_open(
     permutations of the folds show (exactly so for predictions that are linear in the training targets), so the null is
     widened about its mean by √2.
 
+    Where all answers are in one class nothing is fitted: every layer predicts it, and leaves no gap.
+
     Args:
         source: layers of finite activations, or texts.
         features: [class, feature], embeddings of `target.classes` (`probes.rungs.class_texts.class_features`).
@@ -96,11 +100,13 @@ def evaluate_open(
         seed: of folds, class shares and permutations.
 
     Raises:
-        UserError: one class overall, too few groups, or predictions that are not finite, with layer and fold.
+        UserError: too few groups, or predictions that are not finite, with layer and fold.
         ValueError: lengths disagree, or an activation is not finite, with layer and question.
     """
     how, seeds = how or CrossValidation(), Seeds.of(seed)
     _check(target, features, group, how.folds)
+    if target.one_class:
+        return _certain(source.names, target, how.exchanges)
     embedding = class_axes(features).to(how.device)
     folds = nested_folds(group, how.folds, seeds.folds)
     splits = [Split.of(target, embedding, group, fold, how.penalties) for fold in folds]
@@ -108,7 +114,8 @@ def evaluate_open(
     permutations = [permuted_rows(names[fold.test].tolist(), how.exchanges, seed=seeds.null) for fold in folds]
     depth, n = len(source.names), len(target)
     log_q, candidate = np.empty((depth, len(target.mass))), np.empty(len(target.mass))
-    answer, confidence = np.empty((depth, n), dtype=np.int64), np.empty((depth, n))
+    answer = np.empty((depth, n), dtype=np.int64)
+    confidence, entropy = np.empty((depth, n)), np.empty((depth, n))
     penalty, gains = np.empty((depth, len(splits))), np.zeros((depth, 1 + how.exchanges))
     for split in splits:
         candidate[target.entries(split.fold.test)] = split.alone(target)
@@ -127,11 +134,33 @@ def evaluate_open(
                 log_q[index, entries], penalty[index, at] = found, model.penalty
                 top, log_top = model.answers(held_out, split.observed[3])
                 answer[index, split.fold.test], confidence[index, split.fold.test] = top, log_top.exp()
+                entropy[index, split.fold.test] = model.entropies(held_out, split.observed[3])
                 gained = (target.mass[entries] * (found - candidate[entries])).sum()
                 gains[index] += (gained + split.exchanged(model, held_out, permutations[at])) / n
         del block  # or it would stay while the next one is read
     null_q95, p_value = maximum_null(_widened(gains[:, 1:]), gains[:, 0])
-    return OpenEvaluation(source.names, log_q, candidate, answer, confidence, gains[:, 0], null_q95, p_value, penalty)
+    return OpenEvaluation(
+        source.names, log_q, candidate, answer, confidence, entropy, gains[:, 0], null_q95, p_value, penalty
+    )
+
+
+def _certain(layers: tuple[str, ...], target: OpenTarget, exchanges: int) -> OpenEvaluation:
+    """Of answers that are all in one class."""
+    depth, n = len(layers), len(target)
+    nothing = np.zeros((depth, exchanges))
+    null_q95, p_value = maximum_null(nothing, np.zeros(depth))
+    return OpenEvaluation(
+        layers=layers,
+        log_q=np.zeros((depth, len(target.mass))),
+        candidate_log_q=np.zeros(len(target.mass)),
+        answer=np.full((depth, n), target.column[0]),
+        confidence=np.ones((depth, n)),
+        entropy=np.zeros((depth, n)),
+        gain=np.zeros(depth),
+        null_q95=null_q95,
+        p_value=p_value,
+        penalty=np.full((depth, 1), np.inf),
+    )
 
 
 def candidates_alone(
@@ -146,6 +175,8 @@ def candidates_alone(
     classes are of what it leaves, whatever the rung."""
     how = how or CrossValidation()
     _check(target, features, group, how.folds)
+    if target.one_class:
+        return np.zeros(len(target.mass))
     embedding, found = class_axes(features).to(how.device), np.empty(len(target.mass))
     for fold in nested_folds(group, how.folds, Seeds.of(seed).folds):
         found[target.entries(fold.test)] = Split.of(target, embedding, group, fold, how.penalties).alone(target)
@@ -184,11 +215,6 @@ def _check(target: OpenTarget, features: FloatArray, group: Sequence[str], folds
         raise ValueError(f"{len(target)} targets and {len(group)} group labels; expected one of each per question")
     if len(features) != len(target.classes):
         raise ValueError(f"{len(features)} embeddings of {len(target.classes)} classes; expected one each, in order")
-    if len(np.unique(target.column)) < 2:
-        raise UserError(
-            f"every answer is in the one class {target.classes[target.column[0]]!r}, so that there is nothing to "
-            "predict; ask other questions or choose a finer B"
-        )
     if refusal := too_few_groups(len(set(group)), folds):
         raise UserError(refusal)
 

@@ -25,8 +25,8 @@ from semcal.runs.run import Run
 COLUMNS = ["rung", "target", "layer", "measure", "explained", "low", "high", "ceiling", "ceiling_low"]
 COLUMNS += ["reliability", "of_ceiling", "of_ceiling_low", "of_ceiling_high", "control", "selectivity", "null_q95"]
 COLUMNS += ["p_value", "penalty", "choice", "n", "n_classes", "universe", "baseline_nats", "probe_nats"]
-COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_rest", "gap_floor", "pooled"]
-COLUMNS += ["drawn_once"]
+COLUMNS += ["gap", "gap_low", "gap_high", "gap_at_least", "gap_at_most", "gap_top", "gap_top_low", "gap_top_high"]
+COLUMNS += ["gap_rest", "gap_rest_low", "gap_rest_high", "gap_floor", "pooled", "drawn_once"]
 
 BILINEAR, DENSITY, GENERATIVE = "bilinear", "density", "generative"
 MARGINAL, CANDIDATES = "marginal", "candidate-only"  # what a share explained is of
@@ -172,7 +172,11 @@ def gap_columns(gaps: Sequence[KLGap]) -> dict[str, list[float]]:
         "gap_at_least": [one.at_least for one in gaps],
         "gap_at_most": [one.at_most for one in gaps],
         "gap_top": [one.top for one in gaps],
+        "gap_top_low": [one.top_low for one in gaps],
+        "gap_top_high": [one.top_high for one in gaps],
         "gap_rest": [one.rest for one in gaps],
+        "gap_rest_low": [one.rest_low for one in gaps],
+        "gap_rest_high": [one.rest_high for one in gaps],
         "gap_floor": [one.floor_q95 for one in gaps],
     }
 

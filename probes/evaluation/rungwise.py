@@ -21,9 +21,11 @@ from probes.evaluation.layerwise import CrossValidation
 from probes.evaluation.result import KL_EXPLAINED, Evaluation, HeldOut, Seeds, evaluation
 from probes.rungs.registry import Given, candidates
 from probes.rungs.rung import Rung
+from probes.solver.training import named
 from probes.targets.closed import ClassTarget, kl_divergence, smoothed
 from probes.targets.open import sparse
 from semcal.calibration.resampling import Resampling
+from semcal.errors import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def evaluate_rung(
 
     Raises:
         ValueError: lengths disagree, an activation is not finite, fewer groups than folds, or no candidate.
+        NonFiniteError: a loss or a prediction that is not finite, naming rung, layer and fold.
     """
     how, resampling, path = how or CrossValidation(), resampling or Resampling(), chosen_from.path
     if not path:
@@ -86,7 +89,8 @@ def evaluate_rung(
         checked_layer(X, layer, len(target))
     seeds = Seeds.of(resampling.seed)
     splits = nested_folds(group, how.folds, seeds.folds)
-    log_q, log_marginal, chosen = _held_out(path, X, target.distribution, splits, group)
+    with named(f"{chosen_from.rung}, {layer}"):
+        log_q, log_marginal, chosen = _held_out(path, X, target.distribution, splits, group)
     losses, baseline = (kl(target.distribution, logs) for logs in (log_q, log_marginal))
     first = splits[0].test
     p_value = np.nan
@@ -103,7 +107,8 @@ def evaluate_rung(
         columns["penalty"] = float(np.quantile(penalties, 0.5, method="lower"))
     if chosen_from.control:
         other = control_target(target, group, confidence_strata(target), seeds.control).distribution
-        logs, marginal, _ = _held_out(path, X, other, splits, group)
+        with named(f"control task of {chosen_from.rung}, {layer}"):
+            logs, marginal, _ = _held_out(path, X, other, splits, group)
         whole = kl(other, marginal).sum()
         columns["control"] = 1 - kl(other, logs).sum() / (whole if whole > 0 else np.nan)
     entries = sparse(target)
@@ -129,12 +134,19 @@ def _held_out(
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Log-probabilities of the probe and of the marginal [question, class], and which candidate each fold chose."""
     log_q, log_marginal, chosen = np.empty(Y.shape), np.empty(Y.shape), []
-    for fold in folds:
-        best = choose(path, X, Y, group, fold.fit, fold.validation)
-        log_q[fold.test] = learn(path[best], X, Y, group, fold.train, fold.test)
+    for number, fold in enumerate(folds, start=1):
+        with named(f"fold {number} of {len(folds)}"):
+            best = choose(path, X, Y, group, fold.fit, fold.validation)
+            log_q[fold.test] = _finite(learn(path[best], X, Y, group, fold.train, fold.test))
         log_marginal[fold.test] = log_marginal_of(Y[fold.train])
         chosen.append(best)
     return log_q, log_marginal, chosen
+
+
+def _finite(log_q: np.ndarray) -> np.ndarray:
+    if np.isnan(log_q).any():
+        raise NonFiniteError("a predicted probability is NaN; check what is read for extreme values, or leave it out")
+    return log_q
 
 
 def choose(

@@ -1,6 +1,6 @@
 """What figures of probes show of a row: the KL gap in nats where it is known, else the share explained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -36,5 +36,9 @@ def measure_of(frame: pd.DataFrame) -> Measure:
 
 
 def share_of(frame: pd.DataFrame) -> Measure:
-    """The share explained, of KL or of variance as the column "measure" says."""
-    return SHARE_OF_VARIANCE if "measure" in frame and R2 in set(frame["measure"]) else SHARE
+    """The share explained, of KL or of variance as the column "measure" says; with the share of the mass that the
+    target pools, if it pools some."""
+    if "measure" in frame and R2 in set(frame["measure"]):
+        return SHARE_OF_VARIANCE
+    pooled = max(frame["pooled"].dropna().tolist(), default=0.0) if "pooled" in frame else 0.0
+    return replace(SHARE, label=f"{SHARE.label} ({100 * pooled:.2g} % pooled)") if pooled > 0 else SHARE

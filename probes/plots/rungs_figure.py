@@ -32,6 +32,7 @@ _LADDER = {
 }
 _BASELINES = {
     "tfidf": "TF-IDF and length",
+    "embedding": "input embeddings",
     "candidate-only": "candidates alone",
     "random-init": "random weights",
     "step-0": "weights at step 0",

@@ -325,6 +325,19 @@ class Bilinear:
             log_q[rows] = (top.values - (fit + weight[parts]).logsumexp(1)).double().cpu()
         return column, log_q
 
+    def entropies(self, scores: Tensor, observed: Observed) -> FloatArray:
+        """[question], of what is predicted of held-out questions over all classes, nats; the new classes as in
+        `answers`."""
+        directions, shares = self.directions(scores), observed.shares.naming(observed.new[1].unique())
+        weight, slope = shares.log_weight(self.trust)
+        found = np.empty(len(observed))
+        for rows, parts in observed.blocks():
+            fit = directions[rows] @ observed.embedding.mT
+            logits, log_w = (fit + weight[parts]).double(), (fit + self.trust * slope[parts]).double()
+            log_total = logits.logsumexp(1, keepdim=True)
+            found[rows.cpu().numpy()] = -((logits - log_total).exp() * (log_w - log_total)).sum(1).cpu().numpy()
+        return found
+
     def log_fit(self, scores: Tensor, observed: Observed) -> Tensor:
         """[question, question] mean log-probability of the classes of the first in the place of those of the second,
         under the prediction for that one; float64."""

@@ -31,7 +31,7 @@ def class_features(model: LanguageModel, classes: Sequence[str], *, encoder: Enc
 
     Args:
         model: whose tables are read; weights alone, nothing is run.
-        classes: labels; "(unparsed)" and "(unexplored)" are read as the words.
+        classes: labels; "(unparsed)" and "(unexplored)" are read as the words, unless a class of answers is that word.
         encoder: further features from the texts, e.g. a sentence encoder's; finite, [text, any].
 
     Raises:
@@ -56,7 +56,9 @@ def class_texts(classes: Sequence[str]) -> list[str]:
     Raises:
         UserError: two classes with the same text.
     """
-    texts = [SPECIAL.get(label, label).strip() for label in classes]
+    answers = {label.strip() for label in classes}
+    special = {label: label if word in answers else word for label, word in SPECIAL.items()}
+    texts = [special.get(label, label).strip() for label in classes]
     seen: dict[str, str] = {}
     for text, label in zip(texts, classes, strict=True):
         if text in seen:

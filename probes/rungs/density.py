@@ -20,7 +20,7 @@ from probes.rungs.bilinear import Observed, Shares, class_axes, fit_candidates
 from probes.rungs.registry import PENALTIES
 from probes.rungs.rung import check_activations
 from probes.solver.rotation import rotate
-from probes.solver.training import Training, train_until_worse
+from probes.solver.training import Training, named, train_until_worse
 from probes.targets.open import OpenTarget
 from semcal.seeds import keyed_generator
 
@@ -67,7 +67,8 @@ class DensityPrediction:
     Attributes:
         log_q: [entry] log-probabilities of each question's own classes.
         log_prior: [entry] likewise by the candidate-only model, of the same training questions.
-        components: [fold] Gaussians chosen; 0: none did better than the candidate-only model, which is predicted.
+        components: [fold] Gaussians chosen; 0: none did better than the candidate-only model, which is predicted; no
+            fold where all answers are in one class, of which nothing is learnt.
     """
 
     log_q: np.ndarray
@@ -98,7 +99,8 @@ def density_predictions(
         seed: of folds, initial weights and minibatches.
 
     Raises:
-        ValueError: lengths disagree, a number that is not finite, a single class, or too few groups.
+        ValueError: lengths disagree, a number that is not finite, or too few groups.
+        NonFiniteError: a loss that is not finite, naming the fold.
     """
     head = head or DensityHead()
     states, embeddings = check_activations(states), check_activations(embeddings)
@@ -107,23 +109,31 @@ def density_predictions(
             f"{len(states)} states and {len(group)} groups for {len(target)} questions, {len(embeddings)} embeddings "
             f"for {len(target.classes)} classes; expected one of each"
         )
-    if len(target.classes) < 2:
-        raise ValueError("all answers are in one class, so there is nothing to predict; choose another B")
-    places, named = _on_principal_axes(torch.as_tensor(embeddings), head.axes), class_axes(embeddings)
+    if target.one_class:
+        return DensityPrediction(np.zeros(len(target.mass)), np.zeros(len(target.mass)), ())
+    places, texts = _on_principal_axes(torch.as_tensor(embeddings), head.axes), class_axes(embeddings)
     log_q, log_prior, chosen = np.empty(len(target.mass)), np.empty(len(target.mass)), []
-    for fold in nested_folds(group, folds, Seeds.of(seed).folds):
+    for number, fold in enumerate(nested_folds(group, folds, Seeds.of(seed).folds), start=1):
         inputs = _inputs(torch.as_tensor(states), fold.fit, head.features)
-        task, alone = _Task(target, inputs, places), _Network(_Prior.of(target, fold, group, named))
-        tried: dict[int, _Network] = {0: alone}
-        for components in head.components:
-            rng = keyed_generator(seed, "density", str(components))
-            tried[components] = _Mixture(alone.prior, _regressions(task, fold.fit, components, rng))
-            _train(tried[components], task, fold, head.training, lr=head.lr, seed=seed)
+        task, prior = _Task(target, inputs, places), _Prior.of(target, fold, group, texts)
+        with named(f"fold {number} of {folds}"):
+            tried = _heads(task, prior, fold, head, seed)
+        alone = tried[0]
         best = min(tried, key=lambda components: task.mean_loss(tried[components], fold.validation))
         entries = target.entries(fold.test)
         log_q[entries], log_prior[entries] = (task.log_q(network, fold.test) for network in (tried[best], alone))
         chosen.append(best)
     return DensityPrediction(log_q, log_prior, tuple(chosen))
+
+
+def _heads(task: _Task, prior: _Prior, fold: Fold, head: DensityHead, seed: int) -> dict[int, _Network]:
+    """Trained heads by their number of Gaussians, 0 being the candidate-only model."""
+    found: dict[int, _Network] = {0: _Network(prior)}
+    for components in head.components:
+        rng = keyed_generator(seed, "density", str(components))
+        found[components] = _Mixture(prior, _regressions(task, fold.fit, components, rng))
+        _train(found[components], task, fold, head.training, lr=head.lr, seed=seed)
+    return found
 
 
 @dataclass(frozen=True)

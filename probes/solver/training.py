@@ -3,12 +3,15 @@
 Knows parameters and losses; nothing of what they mean.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from semcal.errors import NonFiniteError
 from semcal.seeds import keyed_generator
 
 
@@ -91,6 +94,9 @@ def train_until_worse(
 
     Returns:
         The epoch that was best.
+
+    Raises:
+        NonFiniteError: a validation loss that is not finite.
     """
     matrices = [p for p in network.parameters() if p.ndim >= 2]
     vectors = [p for p in network.parameters() if p.ndim < 2]
@@ -99,23 +105,38 @@ def train_until_worse(
     )
     rng = keyed_generator(seed, "minibatches")
 
-    def validate() -> float:
+    def validate(epoch: int) -> float:
         with torch.no_grad():
-            return float(torch.cat([loss(rows) for rows in validation.split(4 * training.batch_size)]).mean())
+            reached = float(torch.cat([loss(rows) for rows in validation.split(4 * training.batch_size)]).mean())
+        if not math.isfinite(reached):
+            raise NonFiniteError(
+                f"the loss is {reached} after epoch {epoch} at a learning rate of {lr:g}; check what is read for "
+                "extreme values, or leave it out"
+            )
+        return reached
 
-    best, best_epoch, kept = validate(), 0, _copy(network)
+    best, best_epoch, kept = validate(0), 0, _copy(network)
     for epoch in range(1, training.epochs + 1):
         for rows in fit[torch.as_tensor(rng.permutation(len(fit)))].split(training.batch_size):
             optimiser.zero_grad()
             loss(rows).mean().backward()
             optimiser.step()
-        reached = validate()
+        reached = validate(epoch)
         if reached < best:
             best, best_epoch, kept = reached, epoch, _copy(network)
         elif epoch - best_epoch >= training.patience:
             break
     network.load_state_dict(kept)
     return best_epoch
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts a name, such as that of a fold, before the message of a loss that is not finite."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{where}: {error}") from None
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

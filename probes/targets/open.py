@@ -80,6 +80,11 @@ class OpenTarget:
         """[entry], the row of each entry's question."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
+    @property
+    def one_class(self) -> bool:
+        """Whether all answers are in one class, which any predictor knows."""
+        return bool((self.column == self.column[0]).all())
+
     def select(self, rows: Any) -> OpenTarget:
         """The target of some questions, by row numbers or a mask, in the order given; the vocabulary stays."""
         picked = np.arange(len(self))[rows]

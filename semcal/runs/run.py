@@ -465,8 +465,8 @@ class Run:
         Columns: question_id, group, text, gold (its gold answers), top_class (the most frequent class, the semantic
         answer), confidence (plug-in share of that class), confidence_by_mass (by the log-probabilities of the samples;
         NaN where unknown), correct (a share where classes are tied), tied, seen_mass (probability of the distinct
-        answers seen; NaN where unknown), and probe_class and probe_confidence, the held-out prediction of the class
-        probe (None and NaN where the run was not probed).
+        answers seen; NaN where unknown), and probe_class, probe_confidence and probe_entropy (nats), the held-out
+        prediction of the class probe (None and NaN where the run was not probed).
 
         Raises:
             UserError: the run was not scored yet.
@@ -474,8 +474,9 @@ class Run:
         questions, classes, predicted = self.question_records(), self.class_table(), self.probe_predictions()
         counted, by_mass = classes.by_count, classes.by_mass
         if predicted.empty:
-            predicted = pd.DataFrame({"question_id": [], "class": [], "confidence": []})
-        predicted = predicted.set_index("question_id").reindex(classes.questions)
+            predicted = pd.DataFrame({"question_id": []})
+        columns = ["class", "confidence", "entropy"]  # earlier versions of semcal wrote no entropy
+        predicted = predicted.set_index("question_id").reindex(index=classes.questions, columns=columns)
         return pd.DataFrame(
             {
                 "question_id": classes.questions,
@@ -490,6 +491,7 @@ class Run:
                 "seen_mass": classes.seen_mass,
                 "probe_class": predicted["class"].astype(object).where(predicted["class"].notna(), None).to_numpy(),
                 "probe_confidence": predicted["confidence"].to_numpy(dtype=float),
+                "probe_entropy": predicted["entropy"].to_numpy(dtype=float),
             }
         )
 
@@ -563,8 +565,9 @@ class Run:
         self._write_parquet("probe_predictions.parquet", table)
 
     def probe_predictions(self) -> pd.DataFrame:
-        """What the class probe answers, one row per question: question_id, class, confidence, correct. Every question
-        is predicted by a probe that saw none of its group; empty before `semcal probe`."""
+        """What the class probe answers, one row per question: question_id, class, confidence, entropy (of all that it
+        predicts, nats) and correct; and confidence_in_mode, what the probe of B-confidence predicts. Every question is
+        predicted by probes that saw none of its group; empty before `semcal probe`."""
         return self._of_probes("probe_predictions.parquet")
 
     def write_probe_losses(self, table: pd.DataFrame) -> None:

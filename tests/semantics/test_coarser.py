@@ -45,8 +45,9 @@ def test_what_some_of_them_say():
         "other",
     )
     assert (b["second word"]("united states"), b["second word"]("rome")) == ("states", "")
+    assert [b[f"{nth} word"]("salt and pepper") for nth in ("first", "third", "fourth")] == ["salt", "pepper", ""]
     assert (b["digit sum"]("1984"), b["digit sum mod 9"]("1984")) == ("22", "4")
-    assert (b["length in 5s"]("united states"), b["number of words"]("united states")) == ("2", "2")
+    assert (b["characters in 5s"]("united states"), b["number of words"]("united states")) == ("2", "2")
 
 
 @pytest.mark.parametrize("b", [b for b in coarsenings() if b.kind == HASH], ids=lambda b: b.name)

@@ -19,7 +19,7 @@ from semcal.runs.run import Run
 _OF_SMECE = {"null_mean": "smece_null", "null_q95": "smece_null_q95", "excess": "smece_excess", "p_value": "smece_p"}
 _ALSO = tuple(f"{name}_{end}" for name in ("confidence", "accuracy", "auroc", "brier") for end in ("low", "high"))
 TRAJECTORY = ("smece", "smece_excess", "signed_gap", "confidence", "accuracy", "kl_gap")
-CURVE = ("gap", "gap_low", "gap_high", "explained", "null_q95", "p_value")
+CURVE = ("gap", "gap_low", "gap_high", "explained", "pooled", "null_q95", "p_value")
 
 
 def settings(cell: Cell, run: Run) -> dict[str, Any]:

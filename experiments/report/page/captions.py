@@ -9,7 +9,8 @@ CAPTIONS = {
     "knowing": "How decided the answer is after i tokens: the expected largest class probability.",
     "layers": "The KL gap by layer: nats that a probe of this layer misses of the class distribution on held-out "
     "questions, the noise of finite M taken off. Lower is better; the grey band is what a perfect predictor would be "
-    "measured to have. Below, where little is pooled, the share explained of the KL to the marginal.",
+    "measured to have. Below, where little of the mass is pooled, which the axis says, the share explained of the KL "
+    "to the marginal.",
     "layers-positions": "The same at every position. The target is always the class distribution of all samples, even "
     "where an answer is already being written.",
     "rungs": "Rungs of the ladder and baselines at one layer, by KL gap. Those stopped early (generative, density, "
@@ -85,8 +86,9 @@ SECTIONS = {
     "profile": ("Profile", "The same samples under other collapsing functions: what the model is calibrated about."),
     "probe_confidence": (
         "Probe confidence",
-        "The confidence that linear probes read before the first token, for one forward pass, next to that of the "
-        "samples. AUROC: how well it separates right from wrong answers of the model. Read smECE together with "
-        "accuracy.",
+        "The confidence that probes of the last layer read before the first token, for one forward pass, next to that "
+        "of the samples: a linear one of B-confidence, and one of the classes, linear or for open classes bilinear, "
+        "whatever rungs the study has. AUROC: how well it separates right from wrong answers of the model. Read smECE "
+        "together with accuracy.",
     ),
 }

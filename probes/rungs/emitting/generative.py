@@ -103,7 +103,7 @@ class Generated:
 
     Attributes:
         log_q: [entry] of the target, in nats, by adapters that saw no question of that group.
-        learnt: [fold].
+        learnt: [fold]; none, and no curve, where all answers are in one class: it has probability 1.
         curve: the learning curve, ending with the first fold itself.
     """
 
@@ -149,21 +149,18 @@ def generate_classes(
         told: hears of progress.
 
     Raises:
-        UserError: fewer groups than folds, one class in all, or as `adapted`.
+        UserError: fewer groups than folds, or as `adapted`.
         NonFiniteError: a loss that is not finite; fold, step and learning rate are named.
     """
     if reason := too_few_groups(len(set(group)), how.folds):
         raise UserError(f"LoRA: {reason}")
-    if len(np.unique(target.column)) < 2:
-        raise UserError(
-            f"all answers are of one class, {target.classes[target.column[0]]!r}, so there is nothing to predict; "
-            "choose another B or other questions"
-        )
     if not len(prompts) == len(target) == len(group) or len(texts.ids) != len(target.classes):
         raise ValueError(
             f"{len(prompts)} prompts, {len(group)} groups and {len(texts.ids)} texts for {len(target)} questions and "
             f"{len(target.classes)} classes; expected one of each"
         )
+    if target.one_class:
+        return Generated(np.zeros(len(target.mass)), (), ())
     if how.rates is None:
         how = replace(how, rates=(adapter_rate(model), adapter_rate(model) / 3))
     settings = [asdict(how), model.weights_hash, str(model.dtype)]

@@ -19,6 +19,7 @@ LETTERS, WORDS, LENGTH, DIGITS, HASH = "letters", "words", "length", "digits", "
 HASH_SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _VOWELS = frozenset("aeiou")
 _COMMON = "eaotinsrlhdc"  # the commonest letters of English
+_PLACES = ("first", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,11 @@ def coarsenings() -> tuple[Coarsening, ...]:
         Coarsening("vowels, odd or even", LETTERS, lambda label: str(_vowels(label) % 2)),
         Coarsening("distinct letters", LETTERS, lambda label: str(len(set(_letters(label))))),
         Coarsening("a letter doubled", LETTERS, lambda label: str(re.search(r"(.)\1", _letters(label)) is not None)),
-        Coarsening("first word", WORDS, lambda label: (label.split() or [""])[0]),
+        *(Coarsening(f"{nth} word", WORDS, partial(_word, k)) for k, nth in enumerate(_PLACES)),
         Coarsening("last word", WORDS, lambda label: (label.split() or [""])[-1]),
-        Coarsening("second word", WORDS, lambda label: (label.split()[1:] or [""])[0]),
         Coarsening("number of words", LENGTH, lambda label: str(len(label.split()))),
-        *(Coarsening(f"length in {k}s", LENGTH, partial(_length, k)) for k in (1, 2, 3, 5, 8)),
-        *(Coarsening(f"length mod {k}", LENGTH, partial(_length_mod, k)) for k in (2, 3, 5)),
+        *(Coarsening(f"characters in {k}s", LENGTH, partial(_length, k)) for k in (1, 2, 3, 5, 8)),
+        *(Coarsening(f"characters mod {k}", LENGTH, partial(_length_mod, k)) for k in (2, 3, 5)),
         Coarsening("has a digit", DIGITS, lambda label: str(any(map(str.isdigit, label)))),
         Coarsening("digit sum", DIGITS, lambda label: str(_digit_sum(label))),
         *(Coarsening(f"digit sum mod {k}", DIGITS, partial(_digit_sum_mod, k)) for k in (2, 3, 9)),
@@ -104,11 +104,17 @@ def _contains(letter: str, label: str) -> str:
     return str(letter in _letters(label))
 
 
+def _word(k: int, label: str) -> str:
+    """The word in place k, from 0; of a class with fewer words, nothing."""
+    return (label.split()[k:] or [""])[0]
+
+
 def _vowels(label: str) -> int:
     return sum(letter in _VOWELS for letter in _letters(label))
 
 
 def _length(unit: int, label: str) -> str:
+    """Characters of the class, not tokens of an answer: answers of one class may differ in tokens."""
     return str(len(label) // unit)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.compare.by_gap import PARTS, ByGap, by_gap, parts
+from experiments.compare.by_gap import PARTS, ByGap, Quarter, by_gap, parts
+from semcal.calibration.inference.paired import Difference
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
 
@@ -75,14 +76,48 @@ def test_a_run_that_is_off_where_its_gap_is_large_is_off_there_alone():
     found = quarters(answered(0), (answered(1, off=-0.8)[0], answered(1)[1] + 1.0))
     assert found.quarters[-1].excess.b > 0.1
     assert found.quarters[-1].holm < 0.01
+    assert found.told(("concise", "cot"), 0.95).endswith("it rises with the gap, as the theory expects")
     assert abs(found.quarters[0].excess.b) < 0.03
+
+
+def planted(raised: list[float], sorted_by: str = "second", error: float = 0.01) -> ByGap:
+    """Quarters with gaps of 1 to 4 nats in the harder run, whose excess minus that of the other is `raised`."""
+
+    def quarter(gap: float, up: float) -> Quarter:
+        ends = (0.0, up) if sorted_by == "second" else (up, 0.0)
+        gaps = (0.1, gap) if sorted_by == "second" else (gap, 0.1)
+        return Quarter(100, gaps, Difference(*ends, -1.0, 1.0, error, 50, 1.0), 1.0)
+
+    return ByGap("linear", sorted_by, tuple(map(quarter, (1.0, 2.0, 3.0, 4.0), raised)))
+
+
+@pytest.mark.parametrize("sorted_by", ["first", "second"])
+def test_the_trend_is_told_whichever_way_it_goes(sorted_by):
+    names = ("cot", "concise") if sorted_by == "first" else ("concise", "cot")
+    rising, level = [0.1, 0.2, 0.3, 0.4], [0.1] * 4
+    up, down, flat = (planted(raised, sorted_by) for raised in (rising, rising[::-1], level))
+    assert up.trend.estimate == pytest.approx(0.1)
+    assert up.trend.standard_error == pytest.approx(0.01 / np.sqrt(5))  # the gaps are 1.5, 0.5, ... from their mean
+    assert up.trend.freedom == pytest.approx(49 * 25 / (2 * (1.5**4 + 0.5**4)))
+    assert up.told(names, 0.95) == (
+        "the excess of cot minus that of concise goes from +0.100 in the first quarter to +0.400 in the last, by "
+        "+0.100 [+0.091, +0.109] per nat of the KL gap of cot (p < 0.001): it rises with the gap, as the theory expects"
+    )
+    assert down.trend.estimate == pytest.approx(-0.1)
+    assert down.told(names, 0.95).endswith("(p < 0.001): it falls as the gap rises, against the theory")
+    assert "(p 1.000): no trend is shown" in flat.told(names, 0.95)
+    for raised, sign in ((rising, "is as the theory expects"), (rising[::-1], "is against the theory")):
+        said = planted(raised, sorted_by, error=0.3).told(names, 0.95)
+        assert said.endswith(f": no trend is shown, and its sign {sign}")
 
 
 @pytest.mark.long
 def test_sorting_a_calibrated_run_by_its_own_samples_makes_no_error():
-    drawn = [quarters(answered(2 * seed), answered(2 * seed + 1)).quarters for seed in range(12)]
-    means = np.mean([[q.excess.b for q in own] for own in drawn], axis=0)
+    drawn = [quarters(answered(2 * seed), answered(2 * seed + 1)) for seed in range(12)]
+    means = np.mean([[q.excess.b for q in own.quarters] for own in drawn], axis=0)
     assert np.abs(means).max() < 0.02
+    shown = ["no trend" not in found.told(("concise", "cot"), 0.95) for found in drawn]
+    assert sum(shown) <= 2  # of size 5 %, more than 2 of 12 in 2 of 100 cases
 
 
 def test_few_questions_are_not_divided():

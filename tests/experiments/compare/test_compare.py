@@ -87,6 +87,7 @@ def test_unequal_runs_are_made_equal(tmp_path, plain):
     kept = matched.runs[0].found.plug_in * 5
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-9)
     rows = two.questions.index.get_indexer(pd.Index(common))
+    assert two.table.counts is not None
     untouched = confidences(two.table.counts[rows], two.table.gold[rows], two.table.unparsed[rows])
     np.testing.assert_array_equal(matched.runs[1].found.plug_in, untouched.plug_in)
     again = equalised([one, two])
@@ -130,7 +131,10 @@ def test_two_styles_are_compared_in_quarters_of_the_questions_too(monkeypatch, c
     (found,) = json.loads(out)["comparisons"]
     assert [q["n"] for q in found["by_gap"]["quarters"]] == [12] * 4
     code, out, _ = semcal(monkeypatch, capsys, "compare", first.folder, second.folder)
-    assert "the same questions, in quarters by the KL gap (linear) of the" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "the same questions, in quarters by the KL gap (linear) of the" in said
+    assert "in the first quarter to " in said
+    assert np.isfinite(found["by_gap"]["trend"]["estimate"])
 
 
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:

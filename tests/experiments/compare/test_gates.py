@@ -1,12 +1,28 @@
 """`semcal gate`: thresholds on the confidences of a run, and when there is none."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from experiments.atlas.world_questions import query_of, world_of
-from experiments.compare.gates import FILES, SAMPLED, Row, Source, as_frame, explanation, gates, single_errors, sources
+from experiments.compare.gates import (
+    FILES,
+    SAMPLED,
+    Row,
+    Source,
+    as_frame,
+    explanation,
+    gates,
+    single_errors,
+    sources,
+    write_gates,
+)
+from experiments.report.remedy_and_gate_tables import gates_table
 from semcal.errors import UserError
+from semcal.runs.run import Run
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
 
@@ -46,7 +62,7 @@ def test_a_risk_that_so_few_groups_cannot_show_is_said_with_the_number():
     few, enough = gates(own, [0.05, 0.2], delta=0.1, guarantee="of the answers")
     assert few.found is None
     assert "it would take" in few.reason
-    assert as_frame([few, enough])["guarantee"].tolist() == ["of the answers"] * 2
+    assert as_frame([few, enough], {})["guarantee"].tolist() == ["of the answers"] * 2
     assert enough.found is not None
     with pytest.raises(UserError, match="30 groups of questions cannot show a risk"):
         gates(own, [0.05], delta=0.1, guarantee="of the answers")
@@ -76,6 +92,35 @@ def test_a_run_is_gated_without_its_model(monkeypatch, capsys, run):
     table = pd.read_csv(run.folder / "looks/gates/gates.csv")
     assert table["risk"].tolist() == [0.5, 0.3]
     assert all((run.folder / "looks/gates" / name).stat().st_size for name in FILES)
+
+
+BOTH = ("--risk", "0.05", "--guarantee", "of the answers", "--guarantee", "of the questions")
+
+
+@pytest.mark.parametrize("guarantees", [BOTH, (*BOTH[:2], *BOTH[4:], *BOTH[2:4])], ids=["first", "last"])
+def test_a_guarantee_that_so_few_groups_cannot_give_does_not_keep_another_from_being_found(
+    monkeypatch, capsys, run, guarantees
+):
+    code, said, err = semcal(monkeypatch, capsys, "gate", run.folder, *guarantees, "--json")
+    assert code == 0, err
+    (left_out,) = json.loads(said)["left_out"]
+    assert left_out.startswith(f"{run.folder}: 48 groups of questions cannot show a risk of 0.05 of the answers")
+    assert set(run.gates()["guarantee"]) == {"of the questions"}
+    code, _, err = semcal(monkeypatch, capsys, "gate", run.folder, *BOTH[:4])
+    assert code == 2
+    assert "48 groups of questions cannot show a risk" in err
+    assert set(run.gates()["guarantee"]) == {"of the questions"}  # as it was
+
+
+def test_a_run_of_too_few_groups_does_not_keep_others_from_being_gated(monkeypatch, capsys, tmp_path, run):
+    few, enough = (Run(shutil.copytree(run.folder, tmp_path / name)) for name in ("a", "b"))
+    few.write_classes(run.class_table().select(range(5)))
+    code, said, err = semcal(monkeypatch, capsys, "gate", few.folder, enough.folder, "--risk", "0.3", "--json")
+    assert code == 0, err
+    found = json.loads(said)
+    assert [one["folder"] for one in found["runs"]] == [str(enough.folder)]
+    (left_out,) = found["left_out"]
+    assert left_out.startswith(f"{few.folder}: 5 groups of questions cannot show a risk")
 
 
 @pytest.mark.parametrize(
@@ -111,10 +156,17 @@ def test_of_the_organism_each_confidence_is_held_against_the_true_chance_of_its_
     table = run.class_table()
     true = [world.truth(query_of(q)).get(own[0], 0.0) for q, own in zip(table.questions, table.classes, strict=True)]
     expected = np.sqrt(np.mean((table.by_count.plug_in - np.array(true)) ** 2))
-    assert single_errors(run, found) == pytest.approx({"B-confidence": expected})
+    errors = single_errors(run, found)
+    assert errors == pytest.approx({"B-confidence": expected})
+    rows = gates(found, [0.3], delta=0.1, guarantee="of the questions")
+    write_gates(run, rows, rows, errors, None)
+    assert run.gates()["single_error"].tolist() == pytest.approx([expected])
+    assert gates_table(run.gates())["error per question"].tolist() == [f"{expected:.3f}"]
     known = Source(np.array(true), np.ones(40), [], table.questions, [own[0] for own in table.classes])
     assert single_errors(run, {"known": known}) == pytest.approx({"known": 0.0})
 
 
 def test_of_other_questions_the_true_chance_is_not_known(run):
     assert single_errors(run, sources(run)) == {}
+    rows = gates(sources(run), [0.3], delta=0.1, guarantee="of the questions")
+    assert "error per question" not in gates_table(as_frame(rows, {}))

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.compare.remedies_side_by_side import AS_SAMPLED, MAPS, TILTED, side_by_side
+from experiments.compare import remedies_side_by_side
+from experiments.compare.remedies_side_by_side import AS_SAMPLED, MAPS, TILTED, explanation, side_by_side
 from experiments.config.run_folder import stored_cell
+from experiments.report.remedy_and_gate_tables import REMEDIES_TOLD
 from semcal.calibration.measures.scores import auroc
 from semcal.calibration.measures.smece import smece
 from semcal.runs.run import Run
@@ -63,3 +65,18 @@ def test_a_map_that_cannot_be_fitted_leaves_the_other_rows(run, table):
     assert {AS_SAMPLED, TILTED} <= {row.remedy for row in found}
     assert len(left_out) == len(MAPS)
     assert "no temperature of the confidence: all answers outside fold 0 are wrong" in left_out[0]
+
+
+def test_it_is_said_how_much_each_remedy_has_learnt_from(run, table, monkeypatch):
+    dealt, recalibrated = [], remedies_side_by_side.recalibrated
+
+    def noted(*args, **settings):
+        dealt.append(settings["folds"])
+        return recalibrated(*args, **settings)
+
+    monkeypatch.setattr(remedies_side_by_side, "recalibrated", noted)
+    found, _ = side_by_side(stored_cell(run), run, table, table)
+    assert dealt == [5] * len(MAPS)
+    for told in (explanation(run, found, [200, 198], [8_000, 7_900]), REMEDIES_TOLD):
+        assert "are fitted on 80 % of the questions" in told
+        assert "learns from at most 40 % (one of the halves, less the 20 % of it that it is validated on)" in told

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from experiments.compare import coarser_semantics
-from experiments.compare.coarser_semantics import sweep
+from experiments.compare.coarser_semantics import _clusters, _features, sweep
 from experiments.config.run_folder import stored_cell
+from experiments.probe.open_classes import spellings
 from experiments.report.figures.figure_files import DPI
 from semcal.errors import UserError
 from tests.experiments.conftest import run_dict
@@ -42,6 +43,20 @@ def test_a_run_is_read_under_many_bs_and_keeps_its_results(monkeypatch, capsys, 
     record = json.loads((run.folder / "looks/sweep/sweep.json").read_text())
     assert record["relations"]["all"]["bs"] == len(table)
     assert set(record["constant"]) | set(record["alike"]) >= {"has a digit", "digit sum"}
+
+
+def test_without_the_model_classes_are_known_by_their_spelling(caplog, run):
+    cell, labels = stored_cell(run), ["colour", "colours", "flavour", "rome", "romeo"]
+    model = cell.model.model_copy(update={"path": str(run.folder / "gone")})
+    found = _features(cell.model_copy(update={"model": model}), run, labels)
+    np.testing.assert_array_equal(found, spellings(labels, seed=cell.seed))
+    assert "by their spelling alone: no folder" in caplog.text
+    caplog.clear()
+    assert len(_features(cell, run, labels)) == len(labels)
+    assert "no folder" not in caplog.text
+    (two, four) = _clusters(labels, dict(zip(labels, found, strict=True)), cell.seed)
+    assert (two.name, four.name) == ("2 clusters", "4 clusters")
+    assert two.apply("rome") == two.apply("romeo") != two.apply("colour") == two.apply("colours")
 
 
 def test_too_few_questions_with_one_gold_class(monkeypatch, capsys, run):

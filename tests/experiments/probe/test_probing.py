@@ -16,15 +16,25 @@ from safetensors.numpy import save_file
 
 from experiments.compare.compare_runs import compare_last_layers
 from experiments.compare.probe_rows import last_layer
-from experiments.config.run_folder import stored_cell
-from experiments.config.study import ProbesConfig, load_study
+from experiments.config.run_folder import analysis_part, stored_cell
+from experiments.config.study import CalibrationConfig, ProbesConfig, load_study
 from experiments.pipeline.looks import reading
+from experiments.probe.open_classes import features_of, spellings
 from experiments.probe.probe import probe
-from semcal import Run, UserError
+from experiments.probe.probed import Probed
+from experiments.probe.with_model import question_embeddings
+from experiments.sample.models import Models
+from probes.activations.layers import Layers
+from probes.evaluation.rungwise import Candidates
+from probes.rungs.bilinear import class_axes
+from probes.rungs.linear import RidgeLogitProbe
+from probes.targets.open import open_target
+from semcal import LanguageModel, Run, UserError
 from semcal.calibration.resampling import Resampling
 from semcal.semantics.class_table import ClassTable
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
+from tests.probes.tables import table_of
 
 FINISHED: dict[str, Run] = {}
 
@@ -137,6 +147,109 @@ def test_attention_is_fitted_where_every_token_was_kept(tmp_path, study_dict):
 def test_what_cannot_be_fitted_is_refused_before_anything_is_loaded(tmp_path, study_dict, probes, message):
     with pytest.raises(UserError, match=message):
         load_study(write_study(tmp_path, study_dict | {"probes": probes}))
+
+
+@pytest.mark.parametrize("target", ["closed", "open"])
+def test_a_run_of_one_class_keeps_all_its_probes_and_has_no_gap(run, caplog, target):
+    table = run.questions()
+    one = ClassTable.of_arrays(np.full((len(table), 1), 8), groups=table["group"])
+    run.write_classes(replace(one, questions=tuple(table["id"])))
+    settings = {"targets": ["classes", "b_confidence"], "rungs": ["linear", "bilinear", "density"]}
+    with caplog.at_level("WARNING"):
+        found = probed(run, target=target, **settings).probes()
+    assert "target classes is the same for all 48 questions" in caplog.text
+    classes = found[found["target"] == "classes"]
+    assert set(classes["rung"]) >= {"bilinear", "density", "baseline:tfidf", "baseline:marginal"}
+    assert (classes["gap"] == 0).all()
+    assert "linear" in set(found.loc[found["target"] == "b_confidence", "rung"])
+    assert (run.probe_predictions()["confidence"] == 1).all()
+
+
+@pytest.mark.parametrize("rung", ["linear", "bilinear", "ridge-logit"])
+def test_intervals_have_the_level_and_the_resamples_of_the_study(run, rung):
+    cell = stored_cell(run)
+    features = {label: np.array([len(label), i]) for i, label in enumerate(open_target(run.class_table()).classes)}
+
+    def widths(**calibration) -> np.ndarray:
+        given = {"calibration": CalibrationConfig(**calibration), "probes": ProbesConfig(folds=3, permutations=0)}
+        at = Probed.of(cell.model_copy(update=given), run, "last_prompt_token", features)
+        layer = at.activations.layers[-1]
+        if rung == "linear":
+            (found,) = at.fit_linear([at.target("classes")], Layers.stored(at.activations))
+        elif rung == "bilinear":
+            found = at.classes.evaluation(at.by_text)
+        else:
+            of = Candidates(rung, [RidgeLogitProbe()], control=False)
+            found = at.fit_rung("classes", of, at.activations.layer(layer), layer=layer)
+        return (found.frame["gap_high"] - found.frame["gap_low"]).to_numpy()
+
+    half, most, other = widths(level=0.5), widths(level=0.95), widths(level=0.95, bootstrap=100)
+    np.testing.assert_allclose(most / half, 2.9, rtol=0.15)  # as of a normal distribution
+    assert (other != most).all()
+
+
+def test_probes_are_fitted_again_for_other_resamples_but_not_for_those_they_always_had(run):
+    cell = stored_cell(run)
+    parts = [
+        analysis_part(cell.model_copy(update={"calibration": CalibrationConfig(**given)}), "probe")["calibration"]
+        for given in ({}, {"bootstrap": 1000}, {"bootstrap": 500})
+    ]
+    assert parts[0] == parts[1] == {"level": 0.95, "detail_draws": 200}
+    assert parts[2] == parts[0] | {"bootstrap": 500}
+
+
+# ---- open and closed classes ---------------------------------------------------------------------------------------
+
+
+def with_classes(run: Run, rows: list[dict[str, float]]) -> ClassTable:
+    """The run, its questions answered by other classes."""
+    table = run.questions()
+    made = replace(table_of(rows, group=list(table["group"])), questions=tuple(table["id"]))
+    run.write_classes(made)
+    return made
+
+
+@pytest.mark.parametrize(("rare", "rung"), [(1, "linear"), (2, "bilinear")])
+def test_classes_are_closed_where_at_most_5_percent_would_be_pooled_and_else_open(run, rare, rung):
+    """Of 20 samples each, one is 5 %."""
+    rows = [{"red": 8 + i % 4, "blue": 12 - i % 4 - rare, f"rare {i}": rare} for i in range(48)]
+    with_classes(run, rows)
+    found = probed(run, targets=["classes"], target="auto", max_classes=3, baselines=[]).probes()
+    fitted = found[~found["rung"].str.startswith("baseline:")]
+    assert set(fitted["rung"]) == {rung}
+    assert fitted["pooled"].to_numpy() == pytest.approx(0.05 if rung == "linear" else 0)
+    assert set(fitted["n_classes"]) == {3 if rung == "linear" else 50}
+
+
+def test_classes_that_the_tokenizer_cannot_write_are_known_by_their_spelling(run, caplog):
+    cell, labels = stored_cell(run), ["red", "\u13a0\u13b1"]
+    with caplog.at_level("WARNING"):
+        found = features_of(cell, run, labels, Models())
+    assert "known to the probes by their spelling alone: the tokenizer of" in caplog.text
+    np.testing.assert_array_equal(np.stack([found[label] for label in labels]), spellings(labels, seed=cell.seed))
+    with_classes(run, [{"red": 8 - i % 5, "\u13a0\u13b1": i % 5} for i in range(48)])
+    rows = probed(run, targets=["classes"], target="open", baselines=[]).probes()
+    assert (rows.loc[rows["rung"] == "bilinear", "gap"] < 1).all()
+
+
+def test_questions_are_the_mean_of_their_input_embeddings(tiny: LanguageModel):
+    table = tiny.model.get_input_embeddings().weight.detach().numpy()  # pyright: ignore
+    red, blue = (tiny.encode(word)[-1] for word in ("red", "blue"))
+    found = question_embeddings(tiny, ["red", "blue red", "red blue"])
+    np.testing.assert_allclose(found.layer(0, 3)[0], table[red], rtol=1e-6)
+    np.testing.assert_allclose(found.layer(0, 3)[1], (table[red] + table[blue]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found.layer(0, 3)[2], found.layer(0, 3)[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels", [["a"], [""], ["Yes", "yes"], ["a b", "a  b"], ["unparsed", "(unparsed)"], ["1", "2", "3"]]
+)
+def test_whatever_classes_are_called_a_probe_can_tell_them_apart(run, labels):
+    cell = stored_cell(run)
+    for found in (features_of(cell, run, labels, Models()), dict(zip(labels, spellings(labels, seed=0), strict=True))):
+        assert list(found) == labels
+        if len(labels) > 1:
+            assert class_axes(np.stack(list(found.values()))).std(0).max() > 0
 
 
 # ---- bad input, by the library and by the command -------------------------------------------------------------------
@@ -252,12 +365,16 @@ def test_a_device_that_is_not_available_is_refused(run, monkeypatch, capsys):
 
 def test_held_out_predictions_are_kept_by_question_and_enter_the_table_of_the_run(run):
     predicted, table = run.probe_predictions(), run.table()
-    assert list(predicted) == ["question_id", "class", "confidence", "correct", "confidence_in_mode"]
+    assert list(predicted) == ["question_id", "class", "confidence", "entropy", "correct", "confidence_in_mode"]
     assert list(predicted["question_id"]) == list(run.questions()["id"]) == list(table["question_id"])
     row = run.probe_confidence().set_index("source").loc["class probe"]
     assert predicted["confidence"].mean() == pytest.approx(row["confidence"])
     assert predicted["correct"].mean() == pytest.approx(row["accuracy"])
     assert list(table["probe_class"]) == list(predicted["class"])
+    assert list(table["probe_entropy"]) == list(predicted["entropy"])
+    assert (predicted["entropy"] > -np.log(predicted["confidence"])).all()  # the mean surprise is above the least
+    run.write_probe_predictions(predicted.drop(columns="entropy"))  # as an earlier version did
+    assert run.table()["probe_entropy"].isna().all()
     calibration = run.calibration()
     assert table["confidence"].mean() == pytest.approx(calibration["confidence"])
     assert table["correct"].mean() == pytest.approx(calibration["accuracy"])
@@ -283,6 +400,17 @@ def test_activations_of_another_tool_are_probed_beside_the_runs_own(run, tmp_pat
     with_lora = stored_cell(run).model_copy(update={"probes": ProbesConfig(rungs=["linear", "lora"])})
     with pytest.raises(UserError, match=r"--activations: .*lora reads the model itself, not a file"):
         reading(with_lora, file)
+
+
+def test_a_file_with_too_few_questions_is_refused_and_leaves_nothing(run, tmp_path, monkeypatch, capsys):
+    ids = run.questions()["id"].tolist()
+    frame = pd.DataFrame({"question_id": ids, "x": [[1.0, float(i)] for i in range(len(ids))]})
+    frame[frame["question_id"].isin(ids[:2])].to_parquet(tmp_path / "few.parquet")
+    code, _, err = semcal(monkeypatch, capsys, "probe", run.folder, "--activations", tmp_path / "few.parquet")
+    assert code == 2
+    said = err.strip().splitlines()[-1]
+    assert "few.parquet: of the questions that it has, 2 groups of questions cannot be split into 3 folds; ask" in said
+    assert not list((run.folder / "looks").glob("[!.]*"))
 
 
 def test_a_run_without_activations_is_probed_on_a_file(tmp_path, study_dict, monkeypatch, capsys):

@@ -29,12 +29,13 @@ from semcal.semantics.collapsing.alias_table import Aliases
 from tests.conftest import save_checkpoint, word_tokenizer
 from tests.experiments.conftest import run_dict, write_study
 from tests.experiments.pipeline.test_cli import semcal
+from tests.probes.tables import table_of
 
 pytestmark = pytest.mark.long
 
 FINISHED: dict[str, Run] = {}
 LAST = "blocks.2.hook_resid_post"
-OF_THE_MODEL = {"rungs": ["lora", "lens"], "baselines": ["first-token", "random-init", "step-0"]}
+OF_THE_MODEL = {"rungs": ["lora", "lens"], "baselines": ["embedding", "first-token", "random-init", "step-0"]}
 
 
 @pytest.fixture
@@ -71,6 +72,8 @@ def test_every_one_has_its_rows_at_the_last_prompt_token(run, step0):
     assert list(fitted["lens"]["layer"]) == layers
     assert set(fitted["lens"]["target"]) == {"classes"}
     assert list(fitted["baseline:first-token"]["target"]) == ["classes", "b_confidence", "entropy"]
+    assert list(fitted["baseline:embedding"]["target"]) == targets
+    assert set(fitted["baseline:embedding"]["layer"]) == {"mean input embedding"}
     for rung in ("baseline:random-init", "baseline:step-0"):
         assert list(zip(fitted[rung]["target"], fitted[rung]["layer"], strict=True)) == [
             (target, layer) for target in targets for layer in layers
@@ -321,9 +324,21 @@ def test_the_generative_rung_has_a_row_a_learning_curve_and_tells_how_far_it_is(
     losses = run.probe_losses()
     assert losses["gap_nats"].mean() == pytest.approx(row["gap"], abs=1e-5)
     curve = run.learning_curve()
+    assert (curve["gap_low"] < curve["gap_high"]).all()
     assert list(curve["questions"]) == sorted(set(curve["questions"]))
     assert any("probing, LoRA fold 2 of 2" in words for words in said)
     assert not unfinished(run).exists()
+
+
+def test_of_a_run_of_one_class_nothing_is_generated_and_other_probes_are_kept(run):
+    table = run.class_table()
+    one = table_of([{"red": 8}] * len(table), group=table.groups.tolist())
+    run.write_classes(replace(one, questions=table.questions))
+    found = probed(run, targets=["classes", "b_confidence"], rungs=["linear", "generative"])
+    assert found.set_index("rung").loc["generative", "gap"] == 0
+    assert {"linear", "generative"} <= set(found["rung"])
+    assert run.learning_curve().empty
+    assert len(run.probe_confidence()) == 3
 
 
 def test_a_look_that_was_stopped_goes_on_with_its_training(run):
@@ -355,7 +370,7 @@ def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidat
     table = probed(
         run,
         **settings,
-        baselines=["tfidf", "random-init", "other-model"],
+        baselines=["tfidf", "embedding", "random-init", "other-model"],
         other=str(run.folder).replace("__concise__", "__{style}__"),
     )
     layers = list(run.activations("last_prompt_token").layers)
@@ -372,7 +387,7 @@ def test_open_classes_are_predicted_by_their_texts_and_read_against_the_candidat
     assert list(classes.index).count("baseline:marginal") == 1
     same = classes.loc["baseline:other-model", "gap"].to_numpy()  # the run itself, as if it were another's
     assert same == pytest.approx(classes.loc["bilinear", "gap"].to_numpy())
-    assert {"baseline:tfidf", "baseline:random-init"} <= set(classes.index)
+    assert {"baseline:tfidf", "baseline:embedding", "baseline:random-init"} <= set(classes.index)
     answered = run.probe_predictions()
     assert set(answered["class"]) <= {label for own in run.class_table().classes for label in own}
     assert answered["confidence"].between(0, 1).all()

@@ -50,6 +50,8 @@ def test_every_rung_and_baseline_has_a_row_of_one_form_for_closed_and_open_class
         frame.loc[at, ["rung", "layer"]] = [rung, layer]
         frame.loc[at, [c for c in COLUMNS if c.startswith("gap")]] = gap
         frame.loc[at, ["gap_low", "gap_high", "gap_at_least"]] = [gap - 0.125, gap + 0.125, np.nan]
+        frame.loc[at, ["gap_top_low", "gap_top_high"]] = [gap - 0.25, gap + 0.25]
+        frame.loc[at, ["gap_rest_low", "gap_rest_high"]] = np.nan  # as in runs of an earlier version
     runs[1].write_probes(frame)
     page = results_page("small", tmp_path / "runs", tmp_path / "docs" / "results")
     assert page is not None
@@ -74,7 +76,8 @@ def test_every_rung_and_baseline_has_a_row_of_one_form_for_closed_and_open_class
     ]
     assert of_open[0] | {"run": ""} == {
         **{"run": "", "rung": "bilinear", "layer": "blocks.2", "KL gap": "2.375 [2.250, 2.500]"},
-        **{"between": "0.000 to 2.375", "top class": "2.375", "rest": "2.375", "perfect, 95 %": "2.375"},
+        **{"between": "0.000 to 2.375", "top class": "2.375 [2.125, 2.625]", "rest": "2.375"},
+        "perfect, 95 %": "2.375",
         **{"best layer": "blocks.1", "its gap": "2.250", "n": "48", "classes": "417", "pooled": "0%"},
         "seen mass": f"{runs[1].calibration()['seen_mass']:.3f}",
     }
@@ -102,6 +105,8 @@ def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, 
     assert sum(int(row[3]) for row in rows) == 48
     gaps = [[float(row[column]) for row in rows] for column in (4, 5)]
     assert any(own == sorted(own) for own in gaps)  # of the style whose gap is larger
+    (told,) = [line for line in table.split("\n") if " in the first quarter to " in line]
+    assert told.startswith(f"- {rows[0][0]}: the excess of c")
 
 
 def cell_of(name: str, path: str, stage: str) -> Cell:

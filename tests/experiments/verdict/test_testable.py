@@ -78,3 +78,39 @@ def test_models_without_a_stage_are_no_hypothesis_of_anyone(tmp_path):
 )
 def test_each_lack_is_named_in_the_line_of_its_hypothesis(tmp_path, change, expected):
     assert said(tmp_path, **change) == expected
+
+
+def arms(*names, seeds=3) -> list[dict]:
+    return [BASE | {"name": f"{a}-{s}", "lineage": f"seed-{s}", "arm": a} for s in range(seeds) for a in names]
+
+
+RINGS, SHUFFLES = ({"kind": "atlas", "family": family} for family in ("rings", "shuffles"))
+SECOND = "no second arm beside direct in a lineage, or atlas-shuffles beside atlas-rings"
+
+
+@pytest.mark.parametrize(
+    ("models", "datasets", "expected"),
+    [
+        (arms("direct", "closed"), [RINGS], {}),
+        (arms("direct"), [RINGS, SHUFFLES], {}),
+        (arms("direct"), [RINGS | {"stops": 4}, SHUFFLES | {"stops": 4}], {}),
+        (arms("direct"), [RINGS | {"stops": 3}, SHUFFLES | {"stops": 4}], {"H5": SECOND}),
+        (arms("direct"), [RINGS], {"H5": SECOND}),
+        (arms("closed"), [RINGS], {"H5": "no arm direct"}),
+        (arms("direct", "closed", seeds=2), [RINGS], {"H5": "arms of 2 lineages, expected at least 3"}),
+        (arms("direct", "closed", seeds=1), [RINGS], {"H5": "arms of 1 lineage, expected at least 3"}),
+        (
+            [*arms("direct"), *arms("closed", seeds=2)],
+            [RINGS, SHUFFLES],
+            {"H5 on closed − direct": "arms of 2 lineages, expected at least 3"},
+        ),
+        (
+            [model | {"stage": "sft", "prompt": "chat"} for model in arms("direct", "closed")],
+            [RINGS],
+            {"H5": f"no base model with an arm, {SECOND}"},
+        ),
+    ],
+)
+def test_the_lineages_of_each_contrast_of_arms_are_counted(tmp_path, models, datasets, expected):
+    found = said(tmp_path, models=models, datasets=datasets, styles=["cot"])
+    assert {key: lack for key, lack in found.items() if key.startswith("H5")} == expected

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -56,6 +58,7 @@ def test_rows_come_in_the_order_of_the_run_and_layers_by_their_numbers(tmp_path,
         (safetensors, values() | {"blocks.3": torch.zeros(3, 5)}, ("q1", "q2", "q3"), "give layers of one width"),
         (safetensors, {}, ("q1", "q2"), "holds no layer"),
         (safetensors, {"a": torch.zeros(3, 2, 2)}, ("q1", "q2", "q3"), "expected \\[3, d\\]"),
+        (safetensors, {"a": torch.zeros(3, 0)}, ("q1", "q2", "q3"), "a holds no numbers; store"),
     ],
 )
 def test_what_does_not_fit_the_run_is_refused_in_one_line(tmp_path, write, layers, ids, says):
@@ -89,6 +92,45 @@ def test_a_number_that_is_not_finite_is_named_with_layer_and_question(tmp_path):
     assert np.isfinite(found.layer("blocks.0")).all()
     with pytest.raises(UserError, match=r"blocks\.2 holds NaN or infinity at question 'q2'"):
         found.layer("blocks.2")
+
+
+def in_parquet(folder: Path, column: list | pa.Array, ids: list[str]) -> Path:
+    pq.write_table(pa.table({"question_id": pa.array(ids, pa.string()), "x": column}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pa.array([], pa.list_(pa.float32())), "holds no question; store a row"),
+        ([["a", "b"], ["c", "d"]], "column x holds list<.*string>; expected question_id, and for each layer"),
+        ([[], []], "column x holds list<.*null>; expected"),
+        (pa.array([[], []], pa.list_(pa.float32())), "x holds no numbers; store"),
+        (pa.array([None, None], pa.list_(pa.float32())), "x holds no numbers; store"),
+    ],
+)
+def test_columns_that_hold_no_numbers_are_refused_in_one_line(tmp_path, column, says):
+    with pytest.raises(UserError, match=says) as refused:
+        ForeignActivations.open(in_parquet(tmp_path, column, ["q1", "q2"][: len(column)]), IDS, position="x")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_row_without_a_list_is_named(tmp_path, row):
+    column = [[1.0, 2.0], [1.0, 2.0]]
+    column[row] = None
+    found = ForeignActivations.open(in_parquet(tmp_path, column, ["q1", "q2"]), IDS, position="x")
+    with pytest.raises(UserError, match=f"x has no list in row {row + 1}; capture it again"):
+        found.layer("x")
+
+
+def test_numbers_of_rows_that_pandas_keeps_are_no_layer(tmp_path):
+    frame = pd.DataFrame({"question_id": IDS, "x": [[1.0], [2.0], [3.0], [4.0]]})
+    frame[frame["question_id"] != "q3"].to_parquet(tmp_path / "a.parquet")
+    assert "__index_level_0__" in pq.ParquetFile(tmp_path / "a.parquet").schema_arrow.names
+    found = ForeignActivations.open(tmp_path / "a.parquet", IDS, position="x")
+    assert found.layers == ("x",)
+    assert found.layer("x").tolist() == [[1], [2], [4]]
 
 
 def test_lists_of_different_lengths_are_refused(tmp_path):

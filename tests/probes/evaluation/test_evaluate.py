@@ -183,6 +183,9 @@ def test_the_kl_gap_of_a_question_is_its_loss_with_the_noise_of_its_samples_take
     np.testing.assert_allclose(found.frame["gap"], [gap.gap for gap in found.gaps[:-1]])
     assert found.frame["gap"].idxmin() == 1
     assert (found.frame["gap_top"] + found.frame["gap_rest"]).to_numpy() == pytest.approx(found.frame["gap"].to_numpy())
+    for part in ("gap_top", "gap_rest"):
+        assert (found.frame[f"{part}_low"] < found.frame[part]).all()
+        assert (found.frame[part] < found.frame[f"{part}_high"]).all()
     assert baseline_row(found)["gap"].item() == pytest.approx(found.gaps[-1].gap)
     ranked = replace(target, fixed_classes=False)
     unknown = evaluated(X, ranked, layers=list("xyz"), group=group, folds=3, permutations=0, bootstrap=20)

@@ -19,6 +19,7 @@ from probes.rungs.rung import Rung
 from probes.targets.closed import ClassTarget
 from probes.targets.open import sparse
 from semcal.calibration.resampling import Resampling
+from semcal.errors import NonFiniteError
 from tests.probes.tables import evaluated
 
 N, D, K = 160, 6, 4
@@ -208,6 +209,22 @@ def test_groups_are_exchanged_whole() -> None:
     two = ["a"] * 20 + ["b"] * 20
     assert exchange_p_value(Y, log_q, two, 199, seed=0) > 0.3  # half of the permutations leave both where they are
     assert exchange_p_value(Y, log_q, [str(i) for i in range(40)], 199, seed=0) == 1 / 200
+
+
+def test_what_is_not_finite_names_rung_layer_and_fold() -> None:
+    X, target = planted()
+    with pytest.raises(
+        NonFiniteError, match=r"mlp, last: fold 1 of 3: the loss is (nan|inf) after epoch 1 .*; "
+    ) as said:
+        measure([MLPProbe(lr=1e30)], X, target, rung="mlp")
+    assert "\n" not in str(said.value)
+
+    class Broken(LinearProbe):
+        def _log_probabilities(self, inputs: Any) -> np.ndarray:
+            return np.full((len(inputs), K), np.nan)
+
+    with pytest.raises(NonFiniteError, match=r"linear, last: fold 1 of 3: a predicted probability is NaN; "):
+        measure([Broken()], X, target, rung="linear")
 
 
 # ---- words and lengths ---------------------------------------------------------------------------------------------

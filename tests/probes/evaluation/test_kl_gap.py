@@ -258,7 +258,7 @@ def test_two_questions_and_few_samples_are_measured_and_say_how_little_is_known(
     assert np.isnan(found.at_least)
     two = measured(world(20, 3, 1.0, 2)[1], 2, world(20, 3, 1.0, 2)[0])
     assert np.isfinite(two.gap)
-    assert np.isnan([two.top, two.top_low, two.rest]).all()
+    assert np.isnan([two.top, two.top_low, two.rest, two.rest_low]).all()
     one = measured(world(20, 3, 1.0, 1)[1], 1, world(20, 3, 1.0, 1)[0])
     assert np.isnan([one.gap, one.low, one.floor]).all()
     assert np.isfinite(one.at_most)

@@ -8,9 +8,11 @@ import pytest
 from experiments.bench.open_worlds import OpenWorld, alike, open_world, target_of
 from probes.activations.layers import Layers
 from probes.evaluation.baselines import Texts
+from probes.evaluation.kl_gap import kl_gap
 from probes.evaluation.layerwise import CrossValidation
 from probes.evaluation.open_layers import OpenEvaluation, evaluate_open
-from probes.targets.open import open_target
+from probes.targets.open import open_entropies, open_target
+from semcal.calibration.resampling import Resampling
 from semcal.errors import UserError
 from tests.probes.tables import table_of
 
@@ -44,6 +46,24 @@ def test_a_distribution_that_is_the_same_for_all_questions_leaves_no_gap() -> No
     assert found.gain[0] == pytest.approx(0, abs=0.02)
 
 
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_single_class_is_predicted_without_a_gap(classes: int) -> None:
+    """Also where others are known by name, which no question has."""
+    rows = [{"red": 5}] * 29 + [{"red": 5} if classes == 1 else {"blue": 5}]
+    target = open_target(table_of(rows)).select(slice(0, 29))
+    source = Layers.of(np.random.default_rng(0).normal(size=(29, 2, 3)), ["a", "b"])
+    group = [str(i) for i in range(29)]
+    found = evaluate_open(source, target, np.eye(classes), group=group, how=QUICK)
+    assert (found.log_q == 0).all()
+    assert (found.candidate_log_q == 0).all()
+    assert {target.classes[column] for column in found.answer.flat} == {"red"}
+    assert (found.confidence == 1).all()
+    assert (found.gain == 0).all()
+    assert (found.p_value == 1).all()
+    gap = kl_gap(target, found.log_q[0], open_entropies(table_of(rows[:29])), group, Resampling(20))
+    assert str(gap.gap) == "0.0"  # and not −0
+
+
 def test_predictions_are_distributions_over_all_classes() -> None:
     """Every question answers every class, so that its entries are the whole of q."""
     rng = np.random.default_rng(0)
@@ -58,6 +78,8 @@ def test_predictions_are_distributions_over_all_classes() -> None:
         for q in range(len(world.target))
     }
     assert found.answer[0].tolist() == list(own.values())
+    of_question = np.reshape(found.log_q[0], (len(world.target), 10))
+    np.testing.assert_allclose(found.entropy[0], -(np.exp(of_question) * of_question).sum(1), rtol=1e-4)
     for log_q in (found.log_q[0], found.candidate_log_q):
         np.testing.assert_allclose(np.bincount(world.target.question, np.exp(log_q)), 1, rtol=1e-4)
 
@@ -146,8 +168,6 @@ def test_bad_input_is_one_line_with_the_remedy() -> None:
     assert "2 groups of questions cannot be split into 3 folds; ask" in refusal(
         UserError, group=[str(i % 2) for i in range(30)]
     )
-    one = open_target(table_of([{"red": 5}] * 30))
-    assert "one class 'red'" in refusal(UserError, target=one, features=np.ones((1, 3)))
     assert "29 group labels" in refusal(ValueError, group=group[1:])
     assert "19 embeddings of 20 classes" in refusal(ValueError, features=world.embedding[1:])
     spoilt = world.activations.copy()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import entropy
 
 from probes.evaluation.rungwise import out_of_fold
 from probes.probe_confidence import Cost, confidence_row, probe_answer, sampled_row
@@ -31,6 +32,7 @@ def measured(seed: int = 0, sharpen: float = 1.0):
     sampled = table.by_count
     predicted = out_of_fold(X, counts / M, GROUPS, folds=4, seed=0)
     answer = probe_answer(predicted, LABELS, [{LABELS[g]} for g in gold])
+    np.testing.assert_allclose(answer.entropy, entropy(predicted, axis=1))
     agreement = (np.array([LABELS.index(k) for k in answer.labels]) == counts.argmax(1)).astype(float)
     sure = out_of_fold(X, share_target(counts.max(1) / M, name="c", m=M).distribution, GROUPS, folds=4, seed=0)[:, 0]
     shared = {"table": table, "cost": FREE, "resampling": Resampling(bootstrap=100, null_draws=200)}

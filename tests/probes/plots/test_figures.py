@@ -60,6 +60,8 @@ def test_above_are_nats_and_below_the_share_explained() -> None:
     np.testing.assert_allclose(upper.lines[0].get_ydata(), frame["gap"])
     assert upper.get_ylim()[0] < 0 < 1.4 < upper.get_ylim()[1]
     assert lower.get_ylabel() == "share of KL explained"
+    pooled = layer_curve(frame.assign(pooled=0.034), title="t").axes[1]
+    assert pooled.get_ylabel() == "share of KL explained (3.4 % pooled)"
     np.testing.assert_allclose(lower.lines[0].get_ydata(), frame["explained"])
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
 
 from experiments.bench.open_worlds import OpenWorld, open_world
 from probes.activations.layers import Layers
@@ -145,8 +144,9 @@ def test_the_sum_is_that_of_the_definition() -> None:
     seen = Observed.of(target, rows, embedding, shares)
     rng = np.random.default_rng(0)
     W, b, a = rng.normal(size=(8, embedding.shape[1])), rng.normal(size=embedding.shape[1]), 0.7
-    tensors = [torch.as_tensor(x, dtype=torch.float32) for x in (W, b)]
-    model = Bilinear(*tensors, a, 1.0, 1.0, (tensors[1], a), torch.eye(len(b)))
+    preference = torch.as_tensor(b, dtype=torch.float32)
+    interaction = torch.as_tensor(W, dtype=torch.float32)
+    model = Bilinear(interaction, preference, a, 1.0, 1.0, (preference, a), torch.eye(len(b)))
     log_total = model.log_total(torch.as_tensor(drawn.world.activations), seen).numpy()
     fit = (drawn.world.activations @ W + b) @ embedding.double().numpy().T
     dense = np.zeros((30, len(target.classes)))
@@ -185,6 +185,7 @@ def test_the_answer_is_a_class_of_the_run_with_at_most_all_of_the_probability() 
     top = np.array([drawn.world.pi[q, drawn.world.places(drawn.target)[a]] for q, a in enumerate(found.answer[0])])
     assert (found.confidence <= 1).all()
     assert found.confidence[0].mean() == pytest.approx(top.mean(), abs=0.02)
+    assert found.entropy.mean() == pytest.approx(drawn.world.entropy, abs=0.3)
 
 
 def test_a_closed_vocabulary_is_summed_over_as_it_is() -> None:
@@ -197,7 +198,7 @@ def test_a_closed_vocabulary_is_summed_over_as_it_is() -> None:
     model = Bilinear(torch.ones(8, embedding.shape[1]), b, 0.7, 1.0, 1.0, (b, 0.7), torch.eye(len(b)))
     h = torch.as_tensor(world.activations)
     logits = (model.directions(h) @ embedding.mT + 0.7 * shares.log_share).double().numpy()
-    np.testing.assert_allclose(model.log_total(h, seen).numpy(), logsumexp(logits, axis=1), atol=1e-4)
+    np.testing.assert_allclose(model.log_total(h, seen).numpy(), np.logaddexp.reduce(logits, axis=1), atol=1e-4)
     np.testing.assert_allclose(shares.log_share.exp().sum(), 1, rtol=1e-5)
 
 

@@ -16,6 +16,7 @@ from probes.targets.closed import ClassTarget
 from probes.targets.entropy import entropies
 from probes.targets.open import OpenTarget, Universe, sparse
 from semcal.calibration.resampling import Resampling
+from semcal.errors import NonFiniteError
 
 pytestmark = pytest.mark.long
 
@@ -141,6 +142,26 @@ def test_the_seed_decides_and_the_global_state_is_left_alone(world: World) -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_single_class_is_certain(world: World) -> None:
+    one = sparse(ClassTarget(("a",), np.ones((N, 1)), M))
+    found = density_predictions(world.states, one, world.embeddings[:1], world.group, head=HEAD, folds=3)
+    assert (found.log_q == 0).all()
+    assert (found.log_prior == 0).all()
+    assert found.components == ()
+
+
+def test_a_loss_that_is_not_finite_names_the_fold(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def loss(self, network, rows):
+        seen.append(self)
+        return torch.full((len(rows),), np.nan if self is not seen[0] else 1.0) * network.exponent
+
+    monkeypatch.setattr("probes.rungs.density._Task.loss", loss)
+    with pytest.raises(NonFiniteError, match="fold 2 of 3: the loss is nan after epoch 0"):
+        world.predicted(replace(BRIEF, components=()))
+
+
 def test_what_cannot_be_fitted_is_refused_in_one_line(world: World) -> None:
     def fit(states: np.ndarray = world.states, target: OpenTarget = world.target, e: np.ndarray = world.embeddings,
             group: list[str] = world.group) -> None:  # fmt: skip
@@ -148,12 +169,10 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(world: World) -> None:
 
     bad = world.states.copy()
     bad[7, 3] = np.nan
-    one = sparse(ClassTarget(("a",), np.ones((N, 1)), M))
     for call, words in (
         (lambda: fit(bad), "not finite at question 7"),
         (lambda: fit(world.states[:-1]), "expected one of each"),
         (lambda: fit(e=world.embeddings[:-1]), "99 embeddings for 100 classes"),
-        (lambda: fit(target=one, e=world.embeddings[:1]), "choose another B"),
         (lambda: fit(group=["g"] * N), "1 group"),
     ):
         with pytest.raises(ValueError, match=words) as refused:

@@ -14,6 +14,7 @@ from probes.rungs.linear import LinearProbe, LowRankProbe, RidgeLogitProbe
 from probes.rungs.networks import AttentionProbe, MLPProbe, Segments
 from probes.rungs.rung import validation_split
 from probes.solver.training import Training, train_until_worse
+from semcal.errors import NonFiniteError
 
 
 def planted(seed: int, n: int = 300, d: int = 10, K: int = 5, rank: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +85,17 @@ def test_training_leaves_the_weights_of_the_best_epoch() -> None:
     best = train_until_worse(network, loss, torch.tensor([0]), torch.tensor([1]), training, lr=0.1, seed=0)
     assert best == 5
     assert float(network.weight) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_loss_that_is_not_a_number_ends_training() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+
+    def loss(rows: torch.Tensor) -> torch.Tensor:
+        return (network.weight[0, 0] * torch.where(rows == 0, torch.inf, 1.0)).square()
+
+    rows = torch.tensor([0]), torch.tensor([1])  # the step on row 0 leaves a weight that is NaN
+    with pytest.raises(NonFiniteError, match=r"the loss is nan after epoch 1 at a learning rate of 0.1; check"):
+        train_until_worse(network, loss, *rows, Training(), lr=0.1, seed=0)
 
 
 def test_a_split_for_early_stopping_parts_no_group_and_knows_no_order() -> None:
