@@ -186,8 +186,8 @@ def _gaps(
     for one in coarse:
         if one.b.name not in found:
             known = features | _known(open_target(one.table).classes, features, cell.seed)
-            classes = OpenClasses.of(one.table, known, how, cell.seed)
-            gaps = (*classes.evaluate(layers).gaps[:-1], *classes.marginal().gaps[:1])
+            classes = OpenClasses.of(one.table, known, how, Resampling(seed=cell.seed))
+            gaps = (*classes.evaluation(classes.fit(layers)).gaps[:-1], *classes.marginal().gaps[:1])
             found[one.b.name] = (BILINEAR, *_of_layers(gaps, group, cell.seed))
     return found
 
