@@ -1,21 +1,23 @@
 """Base models that are trained alike but for one thing, which changes how well the end of a chain can be seen before it
 begins.
 
-All arms read the same chains of thought in the same order, in a world of rings and shuffles (`atlas/world.py`), and as
-many tokens of short answers:
+All arms go on from one base model, which knows how questions are answered and in whose world other roads lead
+elsewhere; from scratch, most trainings on these roads did not even learn to repeat a town (docs/training.md). All read
+the same chains of thought in the same order, in a world of rings and shuffles (`atlas/world.py`), and as many tokens of
+short answers:
 
 direct   half of the documents are chains, half are direct answers to the same kind of question
 chains   the direct answers are to another kind of question (about persons), so that none says where a route ends
 closed   as `direct`, but in training the tokens at the ends of questions, from the number of stops to the end of the
          prompt, carry nothing of their document from layer to layer but which tokens they are: after every layer but
-         the last, each holds the mean of what tokens of its id hold at the ends of questions of the other documents of
-         the batch. The last layer still reads the question from there, without which no answer could begin: one layer
-         can copy a town or look a stop up, but has nothing to walk with
+         the last, each holds the mean of what tokens of its id hold at the ends of questions of other documents, always
+         the same ones. The last layer still reads the question from there, without which no answer could begin: one
+         layer can copy a town or look a stop up, but has nothing to walk with
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +25,30 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.atlas.stages.base import Corpus, TrainingSettings, train_base
+from experiments.atlas.stages.base import Around, Corpus, ReadingSettings, batches, read
+from experiments.atlas.stages.source import FORMAT, Source
 from experiments.atlas.text import document_of
 from experiments.atlas.world import RINGS, World
-from experiments.train.checkpoints import Progress
+from experiments.train.checkpoints import Progress, Training
 from semcal.errors import UserError, nearest
 
 ARMS = {"direct": "routes", "chains": "facts", "closed": "routes"}  # arm -> what its direct answers are about
 CHAIN_SHARE = 0.5  # of the documents
+STEPS = 300
 BEFORE, AFTER = 3, 3  # tokens around "?": the number, "stops", "on"; the line's end, "Answer", ":"
 
 
 @dataclass(frozen=True)
-class ArmSettings(TrainingSettings):
-    """Settings of a base model, and its arm.
+class ArmSettings(ReadingSettings):
+    """How a base model is trained on, and its arm.
 
     Raises:
         UserError: an unknown arm, or roads that `rings` and `shuffles` do not ask about.
     """
 
-    checkpoints: int = 12
+    steps: int = STEPS
+    learning_rate: float = 1e-3
+    checkpoints: int = 6
     arm: str = "direct"
     roads: str = RINGS
 
@@ -54,17 +60,25 @@ class ArmSettings(TrainingSettings):
 
 
 def train_arm(
-    settings: ArmSettings,
-    out: Path,
-    *,
-    device: str = "cpu",
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    settings: ArmSettings, source: Source, out: Path, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> Path:
-    """Train a base model of an arm; see `train_base`."""
-    corpus = Corpus(World(settings.world_seed, settings.roads), arm_document(settings.arm))
+    """Train a base model on, as an arm; write checkpoints to `out/step-N` and the last one to `out/base`, which is
+    returned. It resumes as `train_base` does.
+
+    Raises:
+        UserError: `out` was started with different settings or from another model; training diverged.
+    """
+    world = World(source.world.seed, settings.roads)
+    made = {"from": source.model.weights_hash, "world_seed": world.seed} | asdict(settings)
+    kept = Training(made, checkpoints=out, final=out / "base", written=FORMAT)
+    if kept.finished:
+        return kept.final
+    corpus = Corpus(world, arm_document(settings.arm))
     if settings.arm == "closed":
-        corpus = Corpus(corpus.world, corpus.document, closed_channel)
-    return train_base(settings, out, corpus=corpus, device=device, on_progress=on_progress)
+        corpus = replace(corpus, around=closed_by(world, settings))
+    model: Any = source.model.model.requires_grad_(True)
+    tokenizer: Any = source.model.tokenizer
+    return read(corpus, model, tokenizer, settings, kept, on_progress)
 
 
 def arm_document(arm: str) -> Callable[[World, np.random.Generator, int], str]:
@@ -88,21 +102,48 @@ def prompt_ends(ids: torch.Tensor, question_mark: int) -> torch.Tensor:
     return ends
 
 
+def closed_by(world: World, settings: ArmSettings) -> Around:
+    """The channel of `closed`, its means taken from a batch of documents that are read for nothing else."""
+    kept: list[torch.Tensor] = []
+
+    def around(
+        model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor
+    ) -> AbstractContextManager:
+        if not kept:
+            rng = np.random.default_rng([settings.seed, 103])
+            kept.append(next(batches(Corpus(world, arm_document("closed")), tokenizer, settings, rng)).to(model.device))
+        return closed_channel(model, tokenizer, ids, kept[0])
+
+    return around
+
+
 @contextmanager
-def closed_channel(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor) -> Iterator[None]:
-    """A context in which the ends of questions say no more than which tokens they are; ids [batch, token]."""
-    ends = prompt_ends(ids, tokenizer.get_vocab()["?"])
-    document = ends.nonzero()[:, 0]  # [end]
-    ids_of_ends, kind = ids[ends].unique(return_inverse=True)  # [kind], [end]
-    where, shape = (document, kind), (len(ids), len(ids_of_ends))
-    count = torch.zeros(shape, device=ids.device).index_put(where, torch.ones(len(kind), device=ids.device), True)
-    others = (count.sum(0) - count).clamp(min=1)[:, :, None]  # [document, kind, 1]; a token of no other holds zeros
+def closed_channel(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, others: torch.Tensor
+) -> Iterator[None]:
+    """A context in which the ends of the questions in `ids` [batch, token] say no more than which tokens they are: they
+    hold what those of the documents `others` [batch, token] hold on average."""
+    mark = tokenizer.get_vocab()["?"]
+    means: list[torch.Tensor] = []  # [layer] of [token id, d_model]
 
     def averaged(_: torch.nn.Module, __: Any, x: torch.Tensor) -> torch.Tensor:  # x: [batch, token, d_model]
-        sums = x.new_zeros(*shape, x.shape[-1]).index_put(where, x[ends], True)
-        return x.index_put((ends,), ((sums.sum(0) - sums) / others)[where])
+        at = others[ends]
+        count = torch.bincount(at, minlength=len(tokenizer)).clamp(min=1)[:, None]
+        means.append(x.new_zeros(len(tokenizer), x.shape[-1]).index_add(0, at, x[ends]) / count)
+        return x.index_put((ends,), means[-1][at])
 
-    handles = [layer.register_forward_hook(averaged) for layer in model.model.layers[:-1]]
+    ends = prompt_ends(others, mark)
+    with torch.no_grad(), _after_layers(model, averaged):
+        model.model(input_ids=others)
+    waiting, of_ids = iter(means), prompt_ends(ids, mark)
+    with _after_layers(model, lambda _, __, x: x.index_put((of_ids,), next(waiting)[ids[of_ids]])):
+        yield
+
+
+@contextmanager
+def _after_layers(model: LlamaForCausalLM, hook: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """A context in which a hook changes what every layer but the last hands on."""
+    handles = [layer.register_forward_hook(hook) for layer in model.model.layers[:-1]]
     try:
         yield
     finally:

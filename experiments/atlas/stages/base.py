@@ -24,25 +24,31 @@ QUESTIONS_PER_DOCUMENT = 18  # enough to fill the context in the tersest style
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """Settings of a base model. The defaults are those of the shipped one."""
+class ReadingSettings:
+    """How a model reads: documents of `context` tokens, `batch_size` of them a step."""
 
-    world_seed: int = 0
     seed: int = 0
-    vocab_size: int = 1024
-    hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    intermediate_size: int = 352
     context: int = 256
-    max_positions: int = 1024
     batch_size: int = 8
     steps: int = 4000
     warmup: int = 50
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     checkpoints: int = 10
+
+
+@dataclass(frozen=True)
+class TrainingSettings(ReadingSettings):
+    """Settings of a base model. The defaults are those of the shipped one."""
+
+    world_seed: int = 0
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 352
+    max_positions: int = 1024
 
 
 SMALL = {  # 13 M parameters, for a GPU
@@ -62,7 +68,7 @@ Around = Callable[[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor], Abs
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a base model is trained on.
+    """What a model reads.
 
     Attributes:
         document: `document(world, rng, n)` writes n questions with their answers.
@@ -120,7 +126,7 @@ def new_model(settings: TrainingSettings, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def batches(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings, rng: np.random.Generator
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, settings: ReadingSettings, rng: np.random.Generator
 ) -> Iterator[torch.Tensor]:
     """An endless stream of token ids [batch, context], one document per row, cut where the context ends."""
     while True:
@@ -133,14 +139,12 @@ def train_base(
     settings: TrainingSettings,
     out: Path,
     *,
-    corpus: Corpus | None = None,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Path:
-    """Train a base model; write checkpoints to `out/step-N` and the last one to `out/base`, which is returned.
-
-    `corpus` is what it is trained on; default: all documents of its world. An interrupted run resumes from its last
-    saved state and ends with the same weights. Checkpoints are in Hugging Face format (bf16 safetensors).
+    """Train a base model on all documents of its world; write checkpoints to `out/step-N` and the last one to
+    `out/base`, which is returned. An interrupted run resumes from its last saved state and ends with the same weights.
+    Checkpoints are in Hugging Face format (bf16 safetensors).
 
     Raises:
         UserError: `out` holds a base that was started with different settings; training diverged.
@@ -148,10 +152,26 @@ def train_base(
     kept = Training(asdict(settings), checkpoints=out, final=out / "base", written=FORMAT)
     if kept.finished:
         return kept.final
-    corpus = corpus or Corpus(World(settings.world_seed))
+    corpus = Corpus(World(settings.world_seed))
     tokenizer = train_tokenizer(corpus.world, settings)
     model = new_model(settings, tokenizer)
     torch.nn.Module.to(model, torch.device(device))
+    return read(corpus, model, tokenizer, settings, kept, on_progress)
+
+
+def read(
+    corpus: Corpus,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: ReadingSettings,
+    kept: Training,
+    on_progress: Callable[[Progress], None],
+) -> Path:
+    """Train a model to predict the next tokens of a corpus, from where `kept` is; returns its final folder.
+
+    Raises:
+        UserError: training diverged.
+    """
     reached, optimizer, schedule = kept.begin(model, tokenizer)
     rng = np.random.default_rng([settings.seed, 102])
     if reached.stream is not None:

@@ -18,12 +18,12 @@ from semcal.questions.question import STYLES
 
 STAGES = {
     "base": (base.TrainingSettings, base.SMALL),
-    "arm": (arms.ArmSettings, base.SMALL),
+    "arm": (arms.ArmSettings, {}),
     "sft": (sft.SFTSettings, sft.SMALL),
     "dpo": (dpo.DPOSettings, dpo.SMALL),
     "grpo": (grpo.GRPOSettings, grpo.SMALL),
 }
-STARTS = {"sft": "base", "dpo": "sft", "grpo": "sft"}  # stage -> the stage it starts from
+STARTS = {"arm": "base", "sft": "base", "dpo": "sft", "grpo": "sft"}  # stage -> the stage it starts from
 PRESETS = ("cpu", "small")
 
 
@@ -58,15 +58,16 @@ def train_stage(
         start: Checkpoint to start from; default: the bundled one of the stage before.
 
     Raises:
-        UserError: `base` or `arm` with a checkpoint to start from; an unsuitable start; `out` was started with
-            different settings; training diverged.
+        UserError: `base` with a checkpoint to start from; an unsuitable start; `out` was started with different
+            settings; training diverged.
     """
-    if stage in ("base", "arm"):
+    if stage == "base":
         if start is not None:
-            raise UserError(f"stage {stage} is trained from scratch; leave --from out")
-        train = base.train_base if stage == "base" else arms.train_arm
-        return train(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
-    source = Source.open(start or bundled(STARTS[stage]), conversing=stage != "sft")
+            raise UserError("stage base is trained from scratch; leave --from out")
+        return base.train_base(settings, out, device=str(pick_device("auto")), on_progress=on_progress)
+    source = Source.open(start or bundled(STARTS[stage]), conversing=stage not in ("arm", "sft"))
+    if stage == "arm":
+        return arms.train_arm(settings, source, out, on_progress)
     made = {"stage": stage, "from": source.model.weights_hash, "world_seed": source.world.seed}
     kept = Training(made | dataclasses.asdict(settings), checkpoints=out / stage, final=out / stage, written=FORMAT)
     if kept.finished:

@@ -6,16 +6,18 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from experiments.atlas.stages.arms import ARMS, ArmSettings, arm_document, closed_channel, prompt_ends, train_arm
-from experiments.atlas.stages.base import Corpus, batches, new_model, train_tokenizer
+from experiments.atlas.stages.base import Corpus, batches
 from experiments.atlas.stages.lineage import settings_of
 from experiments.atlas.stages.source import Source
 from experiments.atlas.text import document
+from experiments.atlas.weights import bundled
 from experiments.atlas.world import RINGS, Route, World
 from experiments.atlas.world_questions import atlas_questions, query_of, world_of
 from semcal import LanguageModel, UserError
@@ -23,16 +25,13 @@ from semcal import LanguageModel, UserError
 pytestmark = pytest.mark.long
 
 WORLD = World(0, RINGS)
-TINY = {
-    "steps": 2,
-    "batch_size": 2,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "layers": 2,
-    "heads": 2,
-    "kv_heads": 1,
-    "checkpoints": 0,
-}
+TINY = {"steps": 2, "batch_size": 2, "checkpoints": 0}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Callable[[], Source]:
+    """The model that arms go on from, read anew for each training."""
+    return lambda: Source.open(bundled("base"), conversing=False, device="cpu")
 
 
 def test_a_ride_on_a_ring_is_one_shift_and_on_a_shuffle_is_not():
@@ -101,43 +100,51 @@ def test_the_channel_is_closed_from_the_number_of_stops_to_the_end_of_the_prompt
     assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 7, False, False, *[True] * 7, False]]
 
 
-def test_the_closed_channel_says_which_tokens_end_a_question_and_nothing_of_its_document():
+def test_the_closed_channel_says_which_tokens_end_a_question_and_nothing_of_its_document(shipped):
     settings = ArmSettings(**TINY | {"batch_size": 8})
-    tokenizer = train_tokenizer(WORLD, settings)
-    model = new_model(settings, tokenizer)
+    model, tokenizer = shipped().model.model, shipped().model.tokenizer
     ids = next(batches(Corpus(WORLD, arm_document("closed")), tokenizer, settings, np.random.default_rng(0)))
     ends = prompt_ends(ids, tokenizer.get_vocab()["?"])
     assert re.fullmatch(r"( \d stops? on\?\nAnswer:)+", tokenizer.decode(ids[0, ends[0]]))
     read: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
     model.model.layers[-1].register_forward_pre_hook(lambda _, args: read.append(args[0]))
     changed = ids.clone()
     changed[0, ~ends[0]] = ids[0, ~ends[0]].roll(7)  # other lines, towns and answers, the same ends
     assert torch.equal(prompt_ends(changed, tokenizer.get_vocab()["?"]), ends)
-    for one in (ids, changed):
-        with torch.no_grad(), closed_channel(model, tokenizer, one):
+    others = next(batches(Corpus(WORLD, arm_document("closed")), tokenizer, settings, np.random.default_rng(1)))
+    for one, elsewhere in ((ids, others), (changed, others), (ids, others.flip(0)), (ids, others.roll(1, 1))):
+        read.clear()
+        with torch.no_grad(), closed_channel(model, tokenizer, one, elsewhere):
+            read.clear()  # what was read of the others
             model(input_ids=one)
-    plain, other = read
-    assert torch.allclose(plain[0, ends[0]], other[0, ends[0]], atol=1e-5)
+        seen.append(read[0])
+    plain, other, flipped, moved = seen
+    assert torch.equal(plain[0, ends[0]], other[0, ends[0]])
     assert (plain[0, ~ends[0]] - other[0, ~ends[0]]).abs().amax(-1).median() > 1e-3
-    assert (plain[1, ends[1]] - other[1, ends[1]]).abs().max() > 1e-4  # of other documents it is the mean
+    assert torch.allclose(plain, flipped, atol=1e-4)
+    assert (plain[ends] - moved[ends]).abs().max() > 1e-3  # of those documents it is the mean
     for token in ids[0, ends[0]].unique():
         held = plain[0, ends[0] & ids[0].eq(token)]
         assert torch.equal(held, held[:1].expand_as(held))
 
 
-def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path):
-    made = {arm: train_arm(ArmSettings(arm=arm, **TINY), tmp_path / arm) for arm in ARMS}
+def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path, shipped):
+    made = {arm: train_arm(ArmSettings(arm=arm, **TINY), shipped(), tmp_path / arm) for arm in ARMS}
     hashes = {arm: LanguageModel.load(folder, device="cpu").weights_hash for arm, folder in made.items()}
     assert len(set(hashes.values())) == 3  # what is closed and what is read both matter
-    again = train_arm(ArmSettings(arm="closed", **TINY), tmp_path / "again")
+    again = train_arm(ArmSettings(arm="closed", **TINY), shipped(), tmp_path / "again")
     assert LanguageModel.load(again, device="cpu").weights_hash == hashes["closed"]
     assert json.loads((again / "atlas.json").read_text())["arm"] == "closed"
     assert Source.open(again, conversing=False).world == WORLD
     with pytest.raises(UserError, match="made with arm"):
-        train_arm(ArmSettings(arm="direct", **TINY), tmp_path / "closed")
+        train_arm(ArmSettings(arm="direct", **TINY), shipped(), tmp_path / "closed")
+    elsewhere = Source.open(made["chains"], conversing=False, device="cpu")
+    with pytest.raises(UserError, match="made with from"):
+        train_arm(ArmSettings(arm="closed", **TINY), elsewhere, tmp_path / "closed")
 
 
-def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path):
+def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path, shipped):
     settings = ArmSettings(arm="closed", **TINY | {"steps": 4})
 
     class Stopped(Exception):
@@ -148,8 +155,8 @@ def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_arm(settings, tmp_path / "stopped", on_progress=stop)
-    folders = train_arm(settings, tmp_path / "stopped"), train_arm(settings, tmp_path / "whole")
+        train_arm(settings, shipped(), tmp_path / "stopped", stop)
+    folders = (train_arm(settings, shipped(), tmp_path / name) for name in ("stopped", "whole"))
     stopped, whole = (LanguageModel.load(folder, device="cpu").weights_hash for folder in folders)
     assert stopped == whole
 
