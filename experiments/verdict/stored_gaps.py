@@ -17,6 +17,20 @@ from semcal.positions import LAST_PROMPT_TOKEN
 RUNGS = (GENERATIVE, "lora", BILINEAR, LINEAR)  # the one to take first
 
 
+def telling_losses(losses: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `Run.probe_losses` whose gaps say what is missed: none where an earlier version of semcal wrote them,
+    and none of the bilinear probe where nothing tells how many classes there are that no question gave (`universe` of
+    `Run.probes`), because its gap may then be far too low."""
+    if "gap_nats" not in losses:
+        return losses.iloc[:0]
+    if (
+        "universe" not in probes
+        or not np.isinf(probes.loc[probes["rung"] == BILINEAR, "universe"].to_numpy(float)).any()
+    ):
+        return losses
+    return losses.loc[losses["rung"] != BILINEAR, :]
+
+
 def kl_gaps(losses: pd.DataFrame, group: Mapping[str, str], *, stratum: str, seed: int) -> dict[str, Leaves]:
     """Rung -> KL gap at the last prompt token (`probes.evaluation.kl_gap`), nats, of the fitted rungs among RUNGS.
 

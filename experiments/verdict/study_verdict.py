@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from experiments.compare.pairs import Scored, check_comparable, scored
 from experiments.config.run_folder import run_of
 from experiments.config.study import LABELS, Cell, Study
@@ -21,7 +19,7 @@ from experiments.verdict.lag_claims import with_lag
 from experiments.verdict.measured_run import NULL_DRAWS, Measured
 from experiments.verdict.mechanism_claims import predictability_helps
 from experiments.verdict.rules import CLAIMS, MOST_UNPARSED, Finding, Verdict, decide
-from experiments.verdict.stored_gaps import kl_gaps
+from experiments.verdict.stored_gaps import kl_gaps, telling_losses
 from experiments.verdict.training_claims import training_moves
 from probes.targets.open import pooled_share
 from semcal.calibration.estimators.unparsed import unparsed_bounds
@@ -227,16 +225,12 @@ def measured(run: Scored, by_mass: bool) -> Measured:
         seen_mass=float(table.seen_mass.mean()),
         truncated=float("nan") if truncated is None else float(truncated),
         alike=(run.calibration.get("chains") or {}).get("warning") or "",
-        kl_gaps=kl_gaps(_probe_losses(folder), group, stratum=cell.dataset.name, seed=cell.seed),
+        kl_gaps=kl_gaps(
+            telling_losses(folder.probe_losses(), probes), group, stratum=cell.dataset.name, seed=cell.seed
+        ),
         pooled=0.0 if probes.empty else pooled_share(table, cell.probes.max_classes),
         seed=cell.seed,
     )
-
-
-def _probe_losses(run: Run) -> pd.DataFrame:
-    """`Run.probe_losses`; empty where an earlier version of semcal wrote them without KL gaps."""
-    losses = run.probe_losses()
-    return losses if "gap_nats" in losses else losses.iloc[:0]
 
 
 def write_verdict(judgement: Judgement, text: str, folder: Path) -> list[str]:

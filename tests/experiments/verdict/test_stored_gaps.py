@@ -11,7 +11,7 @@ import pytest
 from experiments.bench.validity.planted_runs import mechanism, with_gap
 from experiments.verdict.calibration_claims import Law
 from experiments.verdict.mechanism_claims import predictability_helps
-from experiments.verdict.stored_gaps import kl_gaps
+from experiments.verdict.stored_gaps import kl_gaps, telling_losses
 from semcal.positions import LAST_PROMPT_TOKEN
 
 GROUPS = {f"q{i}": f"g{i // 2}" for i in range(40)}
@@ -95,3 +95,12 @@ def test_a_cell_that_pools_much_needs_a_rung_over_open_classes():
     assert "(bilinear)" in predictability_helps(opened, law).parts[1].what
     closed = [replace(run, pooled=0.0) for run in opened]
     assert "(lora)" in predictability_helps(closed, law).parts[1].what
+
+
+def test_the_gap_of_the_bilinear_probe_counts_only_where_the_number_of_classes_is_known():
+    losses = pd.concat([gaps_of(rung, np.full((1, 40), 0.3)) for rung in ("linear", "bilinear")])
+    for universe, kept in ((120.0, {"linear", "bilinear"}), (np.inf, {"linear"})):
+        probes = pd.DataFrame({"rung": ["bilinear", "linear"], "universe": [universe, np.nan]})
+        assert set(kl_gaps(telling_losses(losses, probes), GROUPS, stratum="facts", seed=0)) == kept
+    assert set(telling_losses(losses, pd.DataFrame({"rung": ["bilinear"]}))["rung"]) == {"linear", "bilinear"}
+    assert telling_losses(losses.drop(columns="gap_nats"), pd.DataFrame()).empty
