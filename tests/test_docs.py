@@ -84,7 +84,8 @@ def made_by(target: str, **environment: str) -> list[str]:
     """The commands of a target of the Makefile, in a shell with these variables."""
     if shutil.which("make") is None:
         pytest.skip("there is no make here")
-    how = {"cwd": ROOT, "env": os.environ | environment, "capture_output": True, "text": True, "check": True}
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    how = {"cwd": ROOT, "env": own | environment, "capture_output": True, "text": True, "check": True}
     lines = subprocess.run(["make", "--dry-run", "--always-make", *target.split()], **how).stdout.splitlines()
     return [" ".join(line.replace(".venv/bin/", "").split()) for line in lines]
 

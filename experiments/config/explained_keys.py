@@ -150,7 +150,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "dtype": "float32 or float16",
     },
     "CalibrationConfig": {
-        "bootstrap": "resamples behind the headline intervals and those of KL gaps",
+        "bootstrap": "resamples behind the headline intervals; those of KL gaps have 1000",
         "null_draws": "simulated calibrated data sets behind the headline null",
         "level": "of intervals; verdicts use 1 − level",
         "delta": "the smallest calibration error that counts",

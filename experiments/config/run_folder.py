@@ -139,10 +139,7 @@ def analysis_part(cell: Cell, stage: str) -> dict[str, Any]:
     if stage == "score":
         return cell.model_dump(mode="json", include={"semantics", "calibration"})
     kept = {"semantics": True, "probes": True, "calibration": {"level", "detail_draws"}}
-    found, bootstrap = cell.model_dump(mode="json", include=kept), cell.calibration.bootstrap
-    if bootstrap != type(cell.calibration)().bootstrap:  # by which earlier versions of semcal probed every run
-        found["calibration"]["bootstrap"] = bootstrap
-    return found
+    return cell.model_dump(mode="json", include=kept)
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

@@ -71,7 +71,7 @@ def fit_generative(
     found = generate_classes(
         model, prompts, texts, target, group, how, scratch=unfinished(run), told=lambda p: tell(_words(p))
     )
-    seeds, resampling = Seeds.of(cell.seed), cell.calibration.resampling(cell.seed)
+    seeds, resampling = Seeds.of(cell.seed), Resampling(level=cell.calibration.level, seed=cell.seed)
     if against is None:
         folds = nested_folds(group, cell.probes.folds, seeds.folds)
         marginal = held_out_marginal(target, folds, Universe.of(target, group).size)

@@ -87,8 +87,9 @@ class Probed:
 
     @property
     def resampling(self) -> Resampling:
-        """Of intervals; its seed is that of everything drawn."""
-        return self.cell.calibration.resampling(self.cell.seed)
+        """Of intervals; its seed is that of everything drawn. The number of resamples is not the study's, or probes
+        would have to be fitted again for another one."""
+        return Resampling(level=self.cell.calibration.level, seed=self.cell.seed)
 
     @property
     def closed(self) -> list[str]:
