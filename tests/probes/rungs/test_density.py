@@ -155,11 +155,11 @@ def test_a_loss_that_is_not_finite_names_the_fold(world: World, monkeypatch: pyt
 
     def loss(self, network, rows):
         seen.append(self)
-        return torch.full((len(rows),), np.nan if self is not seen[0] else 1.0) * network.exponent
+        return torch.full((len(rows),), np.nan if self is not seen[0] else 1.0) * network.prior.scale
 
     monkeypatch.setattr("probes.rungs.density._Task.loss", loss)
     with pytest.raises(NonFiniteError, match="fold 2 of 3: the loss is nan after epoch 0"):
-        world.predicted(replace(BRIEF, components=()))
+        world.predicted(replace(BRIEF, components=(1,)))
 
 
 def test_what_cannot_be_fitted_is_refused_in_one_line(world: World) -> None:
