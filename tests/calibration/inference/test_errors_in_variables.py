@@ -66,7 +66,7 @@ def test_errors_of_two_labellings_add_up_and_are_never_smaller_than_one():
     assert np.isnan(slope(*data, clusters=[[0, 1] * 12]).standard_error)
 
 
-def test_what_could_have_been_shown_is_shown_with_the_power_it_names():
+def test_what_could_have_been_shown_is_so_many_standard_errors():
     rng = np.random.default_rng(4)
     found = slope(*points(0.5, rng))
     assert found.detectable(0.05) == pytest.approx((1.699 + 0.854) * found.standard_error, rel=1e-3)
