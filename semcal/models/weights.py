@@ -36,6 +36,7 @@ from semcal.models.formats.gguf import (
     check_taken,
     is_gguf,
     source_of,
+    take_rotation,
     unmark,
     unpacked,
 )
@@ -145,6 +146,7 @@ def load_weights(
     check_scales(path, config)
     check_numbers(path, config)
     if is_gguf(path):
+        take_rotation(path, config)
         check_rotation(path, config)
     reading = as_read(config) if dequantised else nullcontext()
     with without_adapter(path) as full, source_of(full) as source, told_apart(path, config), reading:

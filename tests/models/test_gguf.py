@@ -192,6 +192,35 @@ def same_after_all(writer) -> None:
     writer.add_rope_scaling_factor(1.0)
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 32.0}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def divisors(writer, *, factor=32.0, low=1.0, high=4.0, context=8192.0) -> None:
+    """What llama.cpp's converter writes for a Llama 3.1 or later with heads of 16 dimensions and a base of 10,000."""
+    wavelength = 2 * np.pi * 10_000.0 ** (np.arange(8) / 8)
+    smooth = np.clip((context / wavelength - low) / (high - low), 0, 1)
+    writer.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / factor + smooth)).astype(np.float32))
+
+
+def test_the_rotary_frequencies_of_llama_3(loaded, tmp_path):
+    expected = write_gguf(tmp_path / "llama3.gguf", rope=LLAMA3, more=divisors)
+    model = LanguageModel.load(tmp_path / "llama3.gguf", device="cpu")
+    ids = torch.randint(259, 265, (1, 200), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.model(ids).logits, expected(ids).logits, atol=1e-5, rtol=1e-5)
+    assert (loaded.model(ids).logits - expected(ids).logits).abs().max() > 0.01  # the same weights, not scaled
+    model.model.save_pretrained(tmp_path / "saved")
+    model.tokenizer.save_pretrained(tmp_path / "saved")
+    again = LanguageModel.load(tmp_path / "saved", device="cpu")
+    torch.testing.assert_close(again.model(ids).logits, expected(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_frequencies_scaled_by_another_rule_than_that_of_llama_3(tmp_path):
+    write_gguf(tmp_path / "odd.gguf", more=lambda writer: divisors(writer, context=4096.0))
+    with pytest.raises(UserError, match=r"leaves out 1 of its tensors \(rope_freqs\.weight\)"):
+        LanguageModel.load(tmp_path / "odd.gguf", device="cpu")
+
+
 def test_what_changes_nothing_is_not_refused(loaded, tmp_path):
     write_gguf(tmp_path / "same.gguf", more=same_after_all)
     model = LanguageModel.load(tmp_path / "same.gguf", device="cpu")

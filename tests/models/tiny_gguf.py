@@ -22,12 +22,15 @@ def write_gguf(
     template: str = TEMPLATE,
     seed: int = 0,
     rope_base: float = 10_000.0,
+    rope: dict[str, Any] | None = None,
     without: tuple[str, ...] = (),
     more: Callable[[Any], None] = lambda _: None,
 ) -> LlamaForCausalLM:
     """Write the file of a Llama, matrices in Q8_0; returns the model that it holds.
 
     Args:
+        rope_base: Stored beside the model, whose own base is 10,000.
+        rope: Rotary parameters of the model; None for unscaled ones.
         without: Names of tensors that are left out.
         more: Adds fields and tensors by the writer of the `gguf` package.
     """
@@ -41,6 +44,7 @@ def write_gguf(
         max_position_embeddings=256,
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
+        rope_parameters=rope,
     )
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval()

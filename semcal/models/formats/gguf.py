@@ -5,6 +5,7 @@ transformers reads them and dequantises every weight; what is computed is the qu
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import tempfile
@@ -19,12 +20,14 @@ from unittest.mock import patch
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from semcal.errors import UserError
 
 _MAGIC = b"GGUF"
 _NAMED = 3  # tensors that a message shows
 _ROTATION = "rope_freqs.weight"  # by what each rotary frequency is divided
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # 3.1 to 3.3
 _OTHER_SENSES = ("v.", "a.", "mm.")  # tensors of the encoders of images and sound, and of their projectors
 ORIGINAL = "use the original checkpoint in safetensors"
 
@@ -175,6 +178,22 @@ def _newly_read() -> frozenset[str]:
 # ---- what transformers would leave out ------------------------------------------------------------------------------
 
 
+def take_rotation(path: str, config: PreTrainedConfig) -> None:
+    """Scale the rotary frequencies of a configuration as Llama 3.1 and later do, if its GGUF file divides them so: a
+    tensor that transformers does not read. Any other tensor of its name is left to `check_taken`."""
+    factors = next((t.data for t in _reader(path).tensors if t.name == _ROTATION), None)
+    given = getattr(config, "rope_parameters", None) or {}
+    if factors is None or given.get("rope_type") != "default":
+        return
+    divisor = torch.tensor(factors, dtype=torch.float64)  # (frequency,)
+    scaled = copy.deepcopy(config)
+    scaled.rope_parameters = {**given, "rope_type": "llama3", "factor": float(divisor.max()), **_LLAMA3}
+    found, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))  # (frequency,)
+    wanted = _frequencies(divisor, given["rope_theta"])
+    if len(found) == len(wanted) and torch.allclose(found.double(), wanted, rtol=1e-4, atol=0):
+        config.rope_parameters = scaled.rope_parameters
+
+
 def check_rotation(path: str, config: PreTrainedConfig) -> None:
     """Check that a configuration has the rotary positions of its GGUF file, of which transformers reads some.
 
@@ -242,15 +261,19 @@ def check_taken(path: str, model: PreTrainedModel) -> None:
 
 
 def _rotates_by(model: PreTrainedModel, factors: Any, base: float) -> bool:
-    """Whether a model has the rotary frequencies that a file asks for: base ** (-i / n) / factors[i], i < n."""
-    divisor = torch.tensor(factors, dtype=torch.float64)  # (n,)
-    n = len(divisor)
-    wanted = base ** (-torch.arange(n, dtype=torch.float64) / n) / divisor  # (n,)
+    """Whether a model has the rotary frequencies that a file asks for."""
+    wanted = _frequencies(torch.tensor(factors, dtype=torch.float64), base)
     return any(
-        len(buffer) == n and torch.allclose(buffer.double().cpu(), wanted, rtol=1e-2, atol=1e-12)
+        len(buffer) == len(wanted) and torch.allclose(buffer.double().cpu(), wanted, rtol=1e-2, atol=1e-12)
         for name, buffer in model.named_buffers()
         if name.endswith("inv_freq") and "original" not in name
     )
+
+
+def _frequencies(divisor: torch.Tensor, base: float) -> torch.Tensor:
+    """(n,) rotary frequencies base ** (-i / n) / divisor[i], i < n."""
+    n = len(divisor)
+    return base ** (-torch.arange(n, dtype=torch.float64) / n) / divisor
 
 
 def unmark(model: PreTrainedModel) -> None:
