@@ -35,6 +35,7 @@ from torch import Tensor
 from probes.solver.minimise import lbfgs
 from probes.targets.open import OpenTarget, Universe
 from semcal.arrays import FloatArray, IntArray
+from semcal.exponential import exp_, log_sum_exp
 from semcal.seeds import keyed_generator
 
 AXES = 128  # of class embeddings at most, and so the rank of W
@@ -154,6 +155,10 @@ class Shares:
         moved = {name: getattr(self, name).to(device) for name in ("log_share", "given", "sample", "unseen")}
         return replace(self, **moved)
 
+    def only(self, classes: Tensor) -> Shares:
+        """Of some classes, [class], which must be all that have a term in any sum."""
+        return replace(self, **{name: getattr(self, name)[:, classes] for name in ("log_share", "given", "sample")})
+
     @property
     def log_new(self) -> Tensor:
         """[part + 1], of a class that was not given."""
@@ -198,6 +203,7 @@ class Observed:
         mean_log_share: [question].
         weight: [question], sums to 1.
         new: [2, new], the question and the class of each answer that no training question gave, other groups only.
+        new_embedding: [new, axis], of their classes.
     """
 
     embedding: Tensor
@@ -206,6 +212,7 @@ class Observed:
     mean_log_share: Tensor
     weight: Tensor
     new: Tensor
+    new_embedding: Tensor
 
     @classmethod
     def of(cls, target: OpenTarget, rows: IntArray, embedding: Tensor, shares: Shares) -> Observed:
@@ -218,13 +225,15 @@ class Observed:
         weighted = torch.sparse_coo_tensor(pairs, mass, (len(rows), len(embedding)), check_invariants=False)
         part = torch.as_tensor(shares.part)[question]
         log_share = shares.log_share[part, column]
+        new = pairs[:, ~shares.given[part, column]].to(embedding.device)
         return cls(
             embedding,
             shares.to(embedding.device),
             torch.sparse.mm(weighted, embedding.cpu()).to(embedding.device),
             torch.zeros(len(rows)).index_add_(0, question, mass * log_share).to(embedding.device),
             torch.full((len(rows),), 1 / len(rows), device=embedding.device),
-            pairs[:, ~shares.given[part, column]].to(embedding.device),
+            new,
+            embedding[new[1]],
         )
 
     def __len__(self) -> int:
@@ -237,7 +246,13 @@ class Observed:
 
     def on(self, axes: Tensor) -> Observed:
         """With embeddings multiplied by [axis, axis]."""
-        return replace(self, embedding=self.embedding @ axes, mean=self.mean @ axes)
+        return replace(self, **{name: getattr(self, name) @ axes for name in ("embedding", "mean", "new_embedding")})
+
+    def with_terms(self) -> Observed:
+        """With only the classes that have a term in some sum, besides each question's own new answers; `new` keeps the
+        numbers that all classes have."""
+        classes = (self.shares.given | self.shares.sample).any(0).nonzero()[:, 0]
+        return replace(self, embedding=self.embedding[classes], shares=self.shares.only(classes))
 
     def blocks(self, *, alike: bool = False) -> list[tuple[Tensor, Tensor]]:
         """(questions, the parts [question] that they are in, or [1] where that is one). `alike`: questions of a part
@@ -252,8 +267,8 @@ class Observed:
 
     def log_new(self, directions: Tensor, trust: float) -> Tensor:
         """[new], log of the term of each new answer in its question's sum, from directions [question, axis]."""
-        question, column = self.new
-        fit = (directions[question] * self.embedding[column]).sum(1)
+        question = self.new[0]
+        fit = (directions[question] * self.new_embedding).sum(1)
         return fit + trust * self.shares.log_new[self.part[question]]
 
     def with_new(self, log_total: Tensor, log_new: Tensor) -> Tensor:
@@ -305,7 +320,7 @@ class Bilinear:
         alike, total = not len(self.interaction), directions.new_empty(len(observed))
         for rows, parts in observed.blocks(alike=alike):
             some = directions[rows[:1] if alike else rows]
-            total[rows] = torch.addmm(weight[parts], some, observed.embedding.mT).logsumexp(1)
+            total[rows] = log_sum_exp(torch.addmm(weight[parts], some, observed.embedding.mT))
         return total
 
     def answers(self, scores: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
@@ -322,7 +337,7 @@ class Bilinear:
             fit = directions[rows] @ observed.embedding.mT
             top = (fit + unnamed[parts]).max(1)
             column[rows] = top.indices.cpu()
-            log_q[rows] = (top.values - (fit + weight[parts]).logsumexp(1)).double().cpu()
+            log_q[rows] = (top.values - log_sum_exp(fit + weight[parts])).double().cpu()
         return column, log_q
 
     def entropies(self, scores: Tensor, observed: Observed) -> FloatArray:
@@ -334,8 +349,8 @@ class Bilinear:
         for rows, parts in observed.blocks():
             fit = directions[rows] @ observed.embedding.mT
             logits, log_w = (fit + weight[parts]).double(), (fit + self.trust * slope[parts]).double()
-            log_total = logits.logsumexp(1, keepdim=True)
-            found[rows.cpu().numpy()] = -((logits - log_total).exp() * (log_w - log_total)).sum(1).cpu().numpy()
+            log_total = log_sum_exp(logits)[:, None]
+            found[rows.cpu().numpy()] = -(exp_(logits - log_total) * (log_w - log_total)).sum(1).cpu().numpy()
         return found
 
     def log_fit(self, scores: Tensor, observed: Observed) -> Tensor:
@@ -343,10 +358,9 @@ class Bilinear:
         under the prediction for that one; float64."""
         directions = self.directions(scores)
         total, found = self._log_given(directions, observed), []
-        question, column = observed.new
-        new = observed.embedding[column]
+        question, new = observed.new[0], observed.new_embedding
         own = observed.mean.double() @ directions.double().mT + self.trust * observed.mean_log_share.double()[:, None]
-        for rows in torch.arange(len(observed)).split(max(1, _LOGITS // max(1, len(column)))):
+        for rows in torch.arange(len(observed)).split(max(1, _LOGITS // max(1, len(new)))):
             log_new = new @ directions[rows].mT + self.trust * observed.shares.log_new[0]  # [new, row]
             top = total[rows].expand(len(observed), -1)
             top = top.scatter_reduce(0, question[:, None].expand_as(log_new), log_new, "amax")
@@ -463,6 +477,7 @@ def _solve(scores: Tensor, observed: Observed, start: Bilinear, tol: float) -> B
     Embeddings are turned further, to the axes of their mean covariance under the model that is started from. There
     and on the axes of h the Hessian is nearly diagonal.
     """
+    observed = observed.with_terms()
     device, n = observed.mean.device, len(observed)
     covariance, share_variance = _covariance(scores, observed, start)
     turn = torch.linalg.eigh(start.axes.mT.double() @ covariance @ start.axes.double())[1]
@@ -524,17 +539,17 @@ class _Objective:
             some = directions[rows if self.scores.shape[1] else rows[:1]]
             logits = torch.addmm(log_weight[parts], some, seen.embedding.mT)
             top = logits.amax(1, keepdim=True)
-            q = logits.sub_(top).exp_()  # in place: at this size memory traffic is a cost
+            q = exp_(logits.sub_(top))  # in place: at this size memory traffic is a cost
             total = q.sum(1, keepdim=True)
             given[rows] = (total.log() + top)[:, 0]
             mean[rows] = q @ seen.embedding / total
             by_trust[rows] = (q @ slope[parts[0]] if len(parts) == 1 else (q * slope[parts]).sum(1)) / total[:, 0]
-        question, column = seen.new
+        question = seen.new[0]
         log_new = seen.log_new(directions, trust)
         log_total = seen.with_new(given, log_new)
         q_given, q_new = (given - log_total).exp(), (log_new - log_total[question]).exp()
         pull = q_given[:, None] * mean - seen.mean  # [question, axis], E_q[e] − mean
-        pull.index_add_(0, question, q_new[:, None] * seen.embedding[column])
+        pull.index_add_(0, question, q_new[:, None] * seen.new_embedding)
         trust_pull = q_given * by_trust - seen.mean_log_share
         trust_pull.index_add_(0, question, q_new * seen.shares.log_new[seen.part[question]])
         fit = (directions * seen.mean).sum(1) + trust * seen.mean_log_share
@@ -555,15 +570,15 @@ def _covariance(scores: Tensor, observed: Observed, model: Bilinear) -> tuple[Te
     directions, embedding = model.directions(scores), observed.embedding
     log_weight, slope = (table[observed.part[rows]] for table in observed.shares.log_weight(model.trust))
     log_total = model.log_total(scores, observed).to(observed.mean)
-    q = (torch.addmm(log_weight, directions[rows], embedding.mT) - log_total[rows, None]).exp()
+    q = exp_(torch.addmm(log_weight, directions[rows], embedding.mT).sub_(log_total[rows, None]))
     place = torch.full((len(observed),), -1, device=rows.device).index_copy_(0, rows, torch.arange(len(rows)))
     taken = place[observed.new[0]] >= 0
-    question, column = observed.new[0][taken], observed.new[1][taken]
+    question, new = observed.new[0][taken], observed.new_embedding[taken]
     q_new = (observed.log_new(directions, model.trust)[taken] - log_total[question]).exp()
     log_new = observed.shares.log_new[observed.part[question]]
-    mean = (q @ embedding).index_add_(0, place[question], q_new[:, None] * embedding[column]).double()
+    mean = (q @ embedding).index_add_(0, place[question], q_new[:, None] * new).double()
     second = (embedding * q.mean(0)[:, None]).mT @ embedding
-    second += (embedding[column] * q_new[:, None]).mT @ embedding[column] / len(rows)
+    second += (new * q_new[:, None]).mT @ new / len(rows)
     mean_slope = (q * slope).sum(1).index_add_(0, place[question], q_new * log_new)
     spread = (q * (slope - mean_slope[:, None]).square()).sum(1)
     spread.index_add_(0, place[question], q_new * (log_new - mean_slope[place[question]]).square())

@@ -22,6 +22,7 @@ from probes.rungs.rung import check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import Training, named, train_until_worse
 from probes.targets.open import OpenTarget
+from semcal.exponential import log_sum_exp
 from semcal.seeds import keyed_generator
 
 _STARTS, _ROUNDS = 4, 30  # of expectation-maximisation
@@ -162,7 +163,7 @@ class _Task:
         prior, density = network.prior, network.log_density(self, rows)  # [row, class]
         own = density[place, column] + prior.of_entries(rows, place, column)
         given = prior.given(rows, place, column)
-        log_total = torch.logsumexp(density + prior.of_classes(rows), 1)
+        log_total = log_sum_exp(density + prior.of_classes(rows))
         top = torch.maximum(log_total, own.new_full((len(rows),), -torch.inf).scatter_reduce(0, place, own, "amax"))
         new = torch.where(given, 0.0, (own - top.detach()[place]).exp())
         terms = (log_total - top.detach()).exp().index_add(0, place, new)

@@ -14,6 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from semcal.exponential import exp_
+
 _ARMIJO = 1e-4
 _BACKTRACKS = 25
 _HISTORY = 10  # curvature pairs kept
@@ -191,7 +193,7 @@ class _Problem:
             flat = rearrange(theta[mine], "b r k -> r (b k)")
             logits = torch.addmm(flat[-1], rows, flat[:-1]).view(n, len(mine), K)
             top = logits.amax(2, keepdim=True)
-            probability = logits.sub_(top).exp_()  # in place: at this size memory traffic is the cost
+            probability = exp_(logits.sub_(top))  # in place: at this size memory traffic is the cost
             total = probability.sum(2, keepdim=True)
             log_total[mine] = (total.log() + top).mean((0, 2))
             probability /= total

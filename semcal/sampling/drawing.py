@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from semcal.exponential import exp_
 from semcal.sampling.decoding.output_layer import HiddenScores, Scores, whole
 from semcal.sampling.records import Sampling
 
@@ -90,7 +91,7 @@ def _draw_by_blocks(
     for at, tokens in enumerate(blocks):
         scaled = scores.block(tokens).div_(temperature)
         tops[:, at] = scaled.amax(-1)
-        masses[:, at] = scaled.sub_(tops[:, at, None]).exp_().sum(-1)
+        masses[:, at] = exp_(scaled.sub_(tops[:, at, None])).sum(-1)
     top = tops.amax(-1, keepdim=True)
     cumulative = masses.mul_((tops - top).double().exp()).cumsum(-1)  # [row, block]
     total = cumulative[:, -1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from probes.rungs.lora import adapted
 from probes.solver.token_trees import TokenTree, TreeBatch
+from semcal.exponential import exp_
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.decoding.output_layer import LARGE, HiddenScores, OutputLayer
 from semcal.sampling.decoding.products import fast_products, linear
@@ -174,7 +175,7 @@ class _BlockwiseLogSoftmax(torch.autograd.Function):
             logits = scores.block(block)
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             fade = torch.exp(top - higher)
-            share = logits.sub_(higher).exp_()
+            share = exp_(logits.sub_(higher))
             total = total * fade + share.sum(1, keepdim=True)
             if learning:
                 mean = mean * fade + linear(share.to(hidden.dtype), scores.weight[block].T)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from semcal.exponential import exp_
+
 
 @dataclass(frozen=True)
 class Call:
@@ -58,7 +60,7 @@ def attend_part(
     if bias is not None:
         scores += bias
     top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
+    weights = exp_(scores.sub_(top))
     total = weights.sum(-1, keepdim=True)
     return (weights.to(value.dtype) @ value) / total.to(value.dtype), (top + total.log())[..., 0]
 
