@@ -42,13 +42,13 @@ def answer(world: World, query: Query, label: str, style: str, rng: np.random.Ge
         relation, name = ("route", "") if isinstance(query, Route) else (query.relation, query.person.name)
         wording = SENTENCES[relation][rng.integers(len(SENTENCES[relation]))]
         return wording.format(name=name, answer=surface)
-    return f"{thought(world, query, label)} The answer is {surface}."
+    return f"{thought(world, query, label, rng)} The answer is {surface}."
 
 
-def thought(world: World, query: Query, label: str) -> str:
+def thought(world: World, query: Query, label: str, rng: np.random.Generator) -> str:
     """The chain of thought before the answer `label`: every stop of a route, the region or the material."""
     if isinstance(query, Route):
-        return ", ".join(world.towns[t] for t in world.ride(query)) + "."
+        return ", ".join(world.towns[t] for t in world.noted(query, rng)) + "."
     if query.relation == "trade":
         return f"{query.person.name} works with {MATERIAL[label]}."
     region = REGIONS[world.towns.index(label) // TOWNS_PER_REGION]

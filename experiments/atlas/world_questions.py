@@ -8,7 +8,6 @@ import numpy as np
 
 from experiments.atlas.text import FAMILIES, answer, ask, thought
 from experiments.atlas.world import (
-    MAX_STOPS,
     NEARBY,
     RELATIONS,
     RINGS,
@@ -78,7 +77,7 @@ def _known_queries(
     """All questions that recur in training text, or those of one difficulty, with their frequency."""
     if family in LINES:
         lines = range(len(world.lines))[LINES[family]]
-        many = [stops] if stops else range(1, MAX_STOPS + 1)
+        many = [stops] if stops else range(1, world.max_stops + 1)
         routes = itertools.product(lines, range(len(world.towns)), many)
         frequencies = world.line_frequencies[LINES[family]]
         return [Route(*r) for r in routes], np.repeat(frequencies, len(world.towns) * len(many))
@@ -173,6 +172,6 @@ def draw_turn(
     answer = {
         "concise": label,
         "sentence": SENTENCES[0].format(answer=label),
-        "cot": f"{thought(world, query, label)} The answer is {label}.",
+        "cot": f"{thought(world, query, label, rng)} The answer is {label}.",
     }
     return Turn(question_about(world, query, label), style, answer[style])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from experiments.atlas.world import MAX_STOPS
+from experiments.atlas.world import MAX_STOPS, RING_STOPS
 from experiments.atlas.world_questions import as_written, atlas_questions, world_of
 from experiments.config.collapsing_functions import REGISTRY, CollapseConfig, ExactConfig, SemanticsConfig
 from experiments.config.settings import Settings, slug
@@ -240,6 +240,8 @@ class AtlasConfig(_Dataset):
             raise ValueError(f"stops is of routes, rings and shuffles; {self.family} have exposure")
         if self.exposure is not None and not of_persons:
             raise ValueError(f"exposure is of facts and myths; {self.family} have stops (1 to {MAX_STOPS})")
+        if self.stops is not None and self.family in ("rings", "shuffles") and self.stops > RING_STOPS:
+            raise ValueError(f"{self.family} have 1 to {RING_STOPS} stops")
         return self
 
     def default_name(self) -> str:

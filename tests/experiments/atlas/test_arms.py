@@ -11,15 +11,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from experiments.atlas.stages.arms import ARMS, ArmSettings, arm_document, closed_channel, prompt_ends, train_arm
 from experiments.atlas.stages.base import Corpus, batches
 from experiments.atlas.stages.lineage import settings_of
 from experiments.atlas.stages.source import Source
-from experiments.atlas.text import document
+from experiments.atlas.text import answer, document
 from experiments.atlas.weights import bundled
-from experiments.atlas.world import RINGS, Route, World
+from experiments.atlas.world import RINGS, SLIP, Route, World
 from experiments.atlas.world_questions import atlas_questions, query_of, world_of
+from experiments.config.study import AtlasConfig
 from semcal import LanguageModel, UserError
 
 pytestmark = pytest.mark.long
@@ -41,9 +43,9 @@ def test_a_ride_on_a_ring_is_one_shift_and_on_a_shuffle_is_not():
         places = {town: i for i, town in enumerate(ring)}
         return {(places[WORLD.ride(Route(line, t, stops))[-1]] - places[t]) % 40 for t in range(40)}
 
-    for stops in (1, 5, 8):
-        assert all(len(shifts(line, stops)) == 1 for line in range(0, 30, 2))
-        assert all(len(shifts(line, stops)) > 10 for line in range(1, 30, 2))
+    for stops in (1, 2, 4):
+        assert all(len(shifts(line, stops)) == 1 for line in range(0, len(WORLD.lines), 2))
+        assert all(len(shifts(line, stops)) > 10 for line in range(1, len(WORLD.lines), 2))
 
 
 def _along(world: World, line: int):
@@ -67,6 +69,28 @@ def test_questions_are_of_their_kind_of_line_and_true(family, odd):
     routes = [query_of(q.id) for q in questions]
     assert {route.line % 2 for route in routes if isinstance(route, Route)} == {odd}
     assert all(q.answers[0] in world.truth(route) for q, route in zip(questions, routes, strict=True))
+
+
+def test_notes_of_rides_slip_and_what_is_told_of_their_end_does_not():
+    rng, slips, stops = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        route = WORLD.draw_route(rng)
+        text = answer(WORLD, route, WORLD.draw_answer(route, rng), "cot", rng)
+        notes, told = text.split(". The answer is ")
+        towns = [WORLD.towns.index(name) for name in notes.split(", ")]
+        assert towns[0] == route.start
+        assert len(towns) == 1 + route.stops
+        slips += sum(WORLD.hop[route.line, a] != b for a, b in itertools.pairwise(towns))
+        stops += route.stops
+        assert WORLD.aliases[told.removesuffix(".")] == WORLD.towns[WORLD.ride(route)[-1]]
+    assert slips / stops == pytest.approx(SLIP * 39 / 40, abs=3 * (SLIP / stops) ** 0.5)
+    route = Route(0, 3, 8)
+    assert World(0).noted(route, rng) == World(0).ride(route)  # no slips in the world of the shipped models
+
+
+def test_no_ride_on_rings_is_longer_than_its_text_tells():
+    with pytest.raises(ValidationError, match="rings have 1 to 4 stops"):
+        AtlasConfig(kind="atlas", family="rings", n=10, stops=5)
 
 
 def test_the_world_of_the_shipped_models_is_as_it_was():
