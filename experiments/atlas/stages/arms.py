@@ -34,7 +34,7 @@ from semcal.errors import UserError, nearest
 
 ARMS = {"direct": "routes", "chains": "facts", "closed": "routes"}  # arm -> what its direct answers are about
 CHAIN_SHARE = 0.5  # of the documents
-STEPS = 300
+STEPS = 2400
 BEFORE, AFTER = 3, 3  # tokens around "?": the number, "stops", "on"; the line's end, "Answer", ":"
 
 
@@ -47,7 +47,6 @@ class ArmSettings(ReadingSettings):
     """
 
     steps: int = STEPS
-    learning_rate: float = 1e-3
     checkpoints: int = 6
     arm: str = "direct"
     roads: str = RINGS
