@@ -85,10 +85,10 @@ def mechanism(seed: int, truth: Callable[[float], float] = lambda gap: gap / 4, 
 
 
 def graded(seed: int, per_nat: float, n: int = 300) -> list[Measured]:
-    """Three base models in the 21 places of the study `difficulty`. Gap (0 to 1.5 nats) and error of a place are
+    """Three base models in the 33 places of the study `difficulty`. Gap (0 to 1.5 nats) and error of a place are
     those of all three; the error grows by `per_nat`, and has a part of its own that has nothing to do with the gap."""
     luck = np.random.default_rng([seed, 7])
-    places = list(itertools.product([f"{seed}-{i}" for i in range(7)], STYLES))
+    places = list(itertools.product([f"{seed}-{i}" for i in range(11)], STYLES))
     gaps, own = luck.permuted(np.linspace(0.0, 1.5, len(places))), np.abs(luck.normal(0, 0.02, len(places)))
     return [
         with_gap(made(model, style, dataset, off=error, n=n, seed=seed, stage="base"), float(gap), "generative")

@@ -286,7 +286,7 @@ def rules(studies: int) -> Iterator[tuple[str, Callable[[int], bool], float, boo
         True,
         some,
     )
-    at_size = "63 cells, n = 300, error"
+    at_size = "99 cells, n = 300, error"
     yield f"H4 holds: {at_size} of places alone", partial(graded_judged, 0.0, "holds"), SIZE_LIMIT, True, some
     yield f"H4 fails: {at_size} of places alone", partial(graded_judged, 0.0, "fails"), SIZE_LIMIT, True, some
     yield f"H4 holds: {at_size} + 0.1 a nat", partial(graded_judged, 0.1, "holds"), POWER_LIMIT, False, some
