@@ -99,8 +99,8 @@ lineage: $(STAMP)
 	$(BIN)/semcal intervene runs/lineage-seed-$(SEED)/base__atlas-routes__concise__exact --rank 8 --random 100
 	$(BIN)/semcal verdict $(STUDIES)/lineage.yaml $(FROM_SEED)
 
-# The intervention on training: three arms, three seeds, a minute or two each, then measured and decided. The folders
-# are numbered 0 to 2, whatever their seeds. If a training fails, the others are not given up for it.
+# The intervention on training: three arms, three seeds, about seven minutes each on one core, then measured and
+# decided. The folders are numbered 0 to 2, whatever their seeds. If a training fails, the others are not given up for it.
 ARM_SEEDS ?= 0 1 2
 mechanism: $(STAMP)
 	@i=0; failed=; for s in $(ARM_SEEDS); do for a in direct chains closed; do \

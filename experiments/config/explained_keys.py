@@ -88,7 +88,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "seed": "of the selection",
         "in_distribution": "whether a base model is expected to be calibrated on it; none: all but myths",
         "family": "facts, routes or myths; for arms of `semcal train` also rings and shuffles",
-        "stops": "routes of so many stops alone, 1 to 8",
+        "stops": "routes of so many stops alone, 1 to 8; rings and shuffles 1 to 4",
         "exposure": "facts and myths of persons alone whom training text names often, rarely or never",
         "world_seed": "another world",
     },

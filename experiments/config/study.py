@@ -239,10 +239,14 @@ class AtlasConfig(_Dataset):
         if self.stops is not None and of_persons:
             raise ValueError(f"stops is of routes, rings and shuffles; {self.family} have exposure")
         if self.exposure is not None and not of_persons:
-            raise ValueError(f"exposure is of facts and myths; {self.family} have stops (1 to {MAX_STOPS})")
-        if self.stops is not None and self.family in ("rings", "shuffles") and self.stops > RING_STOPS:
-            raise ValueError(f"{self.family} have 1 to {RING_STOPS} stops")
+            raise ValueError(f"exposure is of facts and myths; {self.family} have stops (1 to {self._most_stops})")
+        if self.stops is not None and self.stops > self._most_stops:
+            raise ValueError(f"{self.family} have 1 to {self._most_stops} stops")
         return self
+
+    @property
+    def _most_stops(self) -> int:
+        return RING_STOPS if self.family in ("rings", "shuffles") else MAX_STOPS
 
     def default_name(self) -> str:
         which = f"-{self.stops}-stop" if self.stops else f"-{self.exposure}" if self.exposure else ""

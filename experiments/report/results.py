@@ -45,9 +45,9 @@ _DISTRIBUTIONS = (
     "of finite M taken off, with its interval by group, at the last layer that a rung was fitted at; between: as far "
     "as the entropy is known from M samples; top class and rest, with theirs, add up to the gap (chain rule); perfect: "
     "95 % quantile of what a perfect predictor would be measured to have. The best layer is picked on the questions it "
-    "is scored on, so its gap is too small; quote the last. Rungs stopped early (generative, density, MLP, LoRA) are "
-    "fitted to four fifths of the training questions, the others to all. Classes and pooled: how many are told apart, "
-    'and the share of the mass in "(other)"; seen mass: mean probability of the distinct answers seen.'
+    "is scored on, so its gap is too small; quote the last. Rungs stopped early (generative, density, MLP, "
+    "attention) are fitted to four fifths of the training questions, the others to all. Classes and pooled: how many "
+    'are told apart, and the share of the mass in "(other)"; seen mass: mean probability of the distinct answers seen.'
 )
 _TITLES = (
     *("run", "rung", "layer", "KL gap", "between", "top class", "rest", "perfect, 95 %", "best layer", "its gap"),

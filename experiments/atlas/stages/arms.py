@@ -3,16 +3,16 @@ begins.
 
 All arms go on from one base model, which knows how questions are answered and in whose world other roads lead
 elsewhere; from scratch, most trainings on these roads did not even learn to repeat a town (docs/training.md). All read
-the same chains of thought in the same order, in a world of rings and shuffles (`atlas/world.py`), and as many tokens of
-short answers:
+as many tokens about the same kind of question, and half of the documents are the same chains of thought in the same
+order, in a world of rings and shuffles (`atlas/world.py`):
 
-direct   half of the documents are chains, half are direct answers to the same kind of question
-chains   the direct answers are to another kind of question (about persons), so that none says where a route ends
-closed   as `direct`, but in training the tokens at the ends of questions, from the number of stops to the end of the
-         prompt, carry nothing of their document from layer to layer but which tokens they are: after every layer but
-         the last, each holds the mean of what tokens of its id hold at the ends of questions of other documents, always
-         the same ones. The last layer still reads the question from there, without which no answer could begin: one
-         layer can copy a town or look a stop up, but has nothing to walk with
+direct   the other half are direct answers
+chains   the other half are further chains, so that no answer is ever given at once
+closed   as `direct`, but in training the tokens at the ends of questions, from the town to the end of the prompt, carry
+         nothing of their document from layer to layer but which tokens they are: after every layer but the last, each
+         holds the mean of what tokens of its id hold at the ends of questions of other documents, always the same ones.
+         The last layer still reads the question from there, without which no answer could begin; what one layer can
+         look up of town, line and stops, it can
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +28,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from experiments.atlas.stages.base import Around, Corpus, ReadingSettings, batches, read
 from experiments.atlas.stages.source import FORMAT, Source
 from experiments.atlas.text import document_of
-from experiments.atlas.world import RINGS, World
+from experiments.atlas.world import RINGS, SLIP, World
 from experiments.train.checkpoints import Progress, Training
 from semcal.errors import UserError, nearest
 
-ARMS = {"direct": "routes", "chains": "facts", "closed": "routes"}  # arm -> what its direct answers are about
+ARMS = {"direct": "concise", "chains": "cot", "closed": "concise"}  # arm -> style of the other half
 CHAIN_SHARE = 0.5  # of the documents
 STEPS = 2400
-BEFORE, AFTER = 3, 3  # tokens around "?": the number, "stops", "on"; the line's end, "Answer", ":"
+BEFORE, AFTER = 5, 3  # tokens around "?": town, ",", number, "stops", "on"; the line's end, "Answer", ":"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train_arm(
         UserError: `out` was started with different settings or from another model; training diverged.
     """
     world = World(source.world.seed, settings.roads)
-    made = {"from": source.model.weights_hash, "world_seed": world.seed} | asdict(settings)
+    made = {"from": source.model.weights_hash, "world_seed": world.seed, "slip": SLIP} | asdict(settings)
     kept = Training(made, checkpoints=out, final=out / "base", written=FORMAT)
     if kept.finished:
         return kept.final
@@ -85,7 +85,7 @@ def arm_document(arm: str) -> Callable[[World, np.random.Generator, int], str]:
 
     def write(world: World, rng: np.random.Generator, n: int) -> str:
         chains, own = rng.random() < CHAIN_SHARE, np.random.default_rng(rng.integers(2**63))
-        return document_of(world, own, n, *(("routes", "cot") if chains else (ARMS[arm], "concise")))
+        return document_of(world, own, n, "routes", "cot" if chains else ARMS[arm])
 
     return write
 

@@ -60,7 +60,7 @@ def with_gap(run: Measured, nats: float, rung: str = "lora", **more: Any) -> Mea
     return replace(run, kl_gaps={rung: gap}, **more)
 
 
-def arms(raised: float, study: int, n: int = 1000) -> list[Measured]:
+def arms(raised: float, study: int, n: int = 600) -> list[Measured]:
     """Three seeds of three arms in cot, on two maps, as the study `mechanism` has them. The arms differ in their KL gap
     from the control, and the maps from each other; the error is raised by `raised` where the gap is."""
     gaps = {"direct": 0.2, "chains": 0.8, "closed": 0.6}

@@ -186,6 +186,8 @@ def take_rotation(path: str, config: PreTrainedConfig) -> None:
     if factors is None or given.get("rope_type") != "default":
         return
     divisor = torch.tensor(factors, dtype=torch.float64)  # (frequency,)
+    if divisor.max() <= 1:
+        return
     scaled = copy.deepcopy(config)
     scaled.rope_parameters = {**given, "rope_type": "llama3", "factor": float(divisor.max()), **_LLAMA3}
     found, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))  # (frequency,)

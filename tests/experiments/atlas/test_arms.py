@@ -105,13 +105,11 @@ def test_all_arms_read_the_same_chains_at_the_same_places():
     chains = [("The answer is" in text) for text in texts["direct"]]
     assert 15 < sum(chains) < 45
     for arm in ARMS:
-        assert [("The answer is" in text) for text in texts[arm]] == chains
         assert [t for t, c in zip(texts[arm], chains, strict=True) if c] == [
             t for t, c in zip(texts["direct"], chains, strict=True) if c
         ]
     assert texts["closed"] == texts["direct"]
-    short = [text for text, chain in zip(texts["chains"], chains, strict=True) if not chain]
-    assert not any(" line from " in text for text in short)
+    assert all("The answer is" in text for text in texts["chains"])
 
 
 def _documents(arm: str, n: int) -> list[str]:
@@ -119,9 +117,9 @@ def _documents(arm: str, n: int) -> list[str]:
     return [write(WORLD, rng, 4) for _ in range(n)]
 
 
-def test_the_channel_is_closed_from_the_number_of_stops_to_the_end_of_the_prompt():
-    ids = torch.tensor([[5, 4, 6, 7, 9, 1, 2, 3, 7, 8, 4, 6, 7, 9, 1, 2, 3, 5]])
-    assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 7, False, False, *[True] * 7, False]]
+def test_the_channel_is_closed_from_the_town_to_the_end_of_the_prompt():
+    ids = torch.tensor([[5, 8, 7, 4, 6, 7, 9, 1, 2, 3, 8, 7, 4, 6, 7, 9, 1, 2, 3, 5]])
+    assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 18, False]]
 
 
 def test_the_closed_channel_says_which_tokens_end_a_question_and_nothing_of_its_document(shipped):
@@ -129,7 +127,7 @@ def test_the_closed_channel_says_which_tokens_end_a_question_and_nothing_of_its_
     model, tokenizer = shipped().model.model, shipped().model.tokenizer
     ids = next(batches(Corpus(WORLD, arm_document("closed")), tokenizer, settings, np.random.default_rng(0)))
     ends = prompt_ends(ids, tokenizer.get_vocab()["?"])
-    assert re.fullmatch(r"( \d stops? on\?\nAnswer:)+", tokenizer.decode(ids[0, ends[0]]))
+    assert re.fullmatch(r"( \w+, \d stops? on\?\nAnswer:)+", tokenizer.decode(ids[0, ends[0]]))
     read: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
     model.model.layers[-1].register_forward_pre_hook(lambda _, args: read.append(args[0]))
