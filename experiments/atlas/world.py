@@ -20,8 +20,7 @@ of places along it, so that k stops are one shift and can be computed at once; t
 through all towns, so that k stops are k steps or have to be learnt by heart. The two lines of a pair are mentioned
 equally often. There are few lines and rides are short, so that where each leads can be learnt by heart. Who writes of
 such a ride slips: now and then the next town that is noted is any town, and the notes go on from there; but where one
-arrives is always told rightly. So an answer that only follows the notes is right less often than one that was known
-before them.
+arrives is always told rightly. So an answer that only follows the notes is right less often than one that is known.
 """
 
 import hashlib

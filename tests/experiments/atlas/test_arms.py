@@ -24,8 +24,6 @@ from experiments.atlas.world_questions import atlas_questions, query_of, world_o
 from experiments.config.study import AtlasConfig
 from semcal import LanguageModel, UserError
 
-pytestmark = pytest.mark.long
-
 WORLD = World(0, RINGS)
 TINY = {"steps": 2, "batch_size": 2, "checkpoints": 0}
 
@@ -122,6 +120,7 @@ def test_the_channel_is_closed_from_the_town_to_the_end_of_the_prompt():
     assert prompt_ends(ids, 9).tolist() == [[False, *[True] * 18, False]]
 
 
+@pytest.mark.long
 def test_the_closed_channel_says_which_tokens_end_a_question_and_nothing_of_its_document(shipped):
     settings = ArmSettings(**TINY | {"batch_size": 8})
     model, tokenizer = shipped().model.model, shipped().model.tokenizer
@@ -151,6 +150,7 @@ def test_the_closed_channel_says_which_tokens_end_a_question_and_nothing_of_its_
         assert torch.equal(held, held[:1].expand_as(held))
 
 
+@pytest.mark.long
 def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path, shipped):
     made = {arm: train_arm(ArmSettings(arm=arm, **TINY), shipped(), tmp_path / arm) for arm in ARMS}
     hashes = {arm: LanguageModel.load(folder, device="cpu").weights_hash for arm, folder in made.items()}
@@ -166,6 +166,7 @@ def test_an_arm_is_trained_resumed_and_opened_with_its_world(tmp_path, shipped):
         train_arm(ArmSettings(arm="closed", **TINY), elsewhere, tmp_path / "closed")
 
 
+@pytest.mark.long
 def test_a_closed_arm_that_is_interrupted_ends_with_the_same_weights(tmp_path, shipped):
     settings = ArmSettings(arm="closed", **TINY | {"steps": 4})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config.study import load_study
+from experiments.config.study import AtlasConfig, load_dataset, load_study
 from semcal import UserError
 from tests.experiments.conftest import write_study
 
@@ -163,4 +163,8 @@ def test_the_shipped_studies_are_valid():
     files = sorted((Path(experiments.__file__).parent / "studies").rglob("*.yaml"))
     assert files
     for file in files:
-        assert load_study(file).cells()
+        study = load_study(file)
+        assert study.cells()
+        for dataset in study.datasets:
+            if isinstance(dataset, AtlasConfig):  # of others the files are not here
+                assert len(load_dataset(dataset, study.prompting).questions) == (dataset.n or 1000)

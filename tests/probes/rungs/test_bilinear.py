@@ -186,3 +186,21 @@ def test_embeddings_that_say_nothing_are_refused(features: np.ndarray, message: 
     with pytest.raises(ValueError, match=message) as error:
         class_axes(features)
     assert "\n" not in str(error.value)
+
+
+def test_classes_without_a_term_change_no_sum() -> None:
+    world = open_world(120, 900, seed=3)
+    target = open_target(world.as_run())
+    learnt_from, held_out = np.arange(60), np.arange(60, 120)
+    embedding = class_axes(world.embedding[world.places(target)])
+    shares = Shares.left_out(target, learnt_from, NAMES[:120], seed=0)
+    rng = torch.Generator().manual_seed(0)
+    axes = embedding.shape[1]
+    preference = torch.randn(axes, generator=rng)
+    model = Bilinear(torch.randn(6, axes, generator=rng), preference, 0.8, 1.0, 1.0, (preference, 1.0), torch.eye(axes))
+    scores = torch.randn(60, 6, generator=rng)
+    for rows, known in ((learnt_from, shares), (held_out, shares.of_all(60))):
+        seen = Observed.of(target, rows, embedding, known)
+        fewer = seen.with_terms()
+        assert len(fewer.embedding) < len(seen.embedding)
+        torch.testing.assert_close(model.log_total(scores, fewer), model.log_total(scores, seen), rtol=1e-6, atol=0)
