@@ -5,9 +5,10 @@ figures are computed from which runs; `testable.py` says which hypotheses a stud
 
 What was changed after something had been seen: H5's steps of training, accuracy by lineage and judgement by contrast
 after a first trial on 400 questions; the arms, their world and the number of questions, but no rule, after nine arms
-had been measured and none had moved the gap, and again after a look at two of the next ones (docs/training.md); H4's "any of these probes" for a small gap after the gaps of
-the demo were known. The error of H4's slope, its checkpoints and the dates of falling curves were changed after an
-audit by simulation, when no study of arms, of graded difficulty or along training had been measured.
+had been measured and none had moved the gap, and again after a look at two of the next ones (docs/training.md); H4's
+"any of these probes" for a small gap after the gaps of the demo were known. The error of H4's slope, its checkpoints
+and the dates of falling curves were changed after an audit by simulation, when no study of arms, of graded difficulty
+or along training had been measured.
 
 In every study, alpha = 1 - `calibration.level`, and delta = `calibration.delta` is the smallest calibration error that
 counts. Excess is smECE minus the mean of its calibrated twins. Confidence is by mass where every run has it, otherwise

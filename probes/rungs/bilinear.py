@@ -35,7 +35,7 @@ from torch import Tensor
 from probes.solver.minimise import lbfgs
 from probes.targets.open import OpenTarget, Universe
 from semcal.arrays import FloatArray, IntArray
-from semcal.exponential import exp_, log_sum_exp
+from semcal.sampling.exponential import exp_, log_sum_exp
 from semcal.seeds import keyed_generator
 
 AXES = 128  # of class embeddings at most, and so the rank of W

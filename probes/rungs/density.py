@@ -22,7 +22,7 @@ from probes.rungs.rung import check_activations
 from probes.solver.rotation import rotate
 from probes.solver.training import Training, named, train_until_worse
 from probes.targets.open import OpenTarget
-from semcal.exponential import log_sum_exp
+from semcal.sampling.exponential import log_sum_exp
 from semcal.seeds import keyed_generator
 
 _STARTS, _ROUNDS = 4, 30  # of expectation-maximisation

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from semcal.exponential import exp_
+from semcal.sampling.exponential import exp_
 
 _ARMIJO = 1e-4
 _BACKTRACKS = 25

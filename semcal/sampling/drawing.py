@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from semcal.exponential import exp_
 from semcal.sampling.decoding.output_layer import HiddenScores, Scores, whole
+from semcal.sampling.exponential import exp_
 from semcal.sampling.records import Sampling
 
 _BLOCK = 64  # tokens

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from semcal.exponential import LEAST, exp_, log_sum_exp
+from semcal.sampling.exponential import LEAST, exp_, log_sum_exp
 
 
 def logits() -> torch.Tensor:

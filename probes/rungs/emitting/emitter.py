@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from probes.rungs.lora import adapted
 from probes.solver.token_trees import TokenTree, TreeBatch
-from semcal.exponential import exp_
 from semcal.models.checkpoint import LanguageModel
 from semcal.sampling.decoding.output_layer import LARGE, HiddenScores, OutputLayer
 from semcal.sampling.decoding.products import fast_products, linear
+from semcal.sampling.exponential import exp_
 
 _TOKENS, _LEARNT_TOKENS = 2048, 512  # of a pass without and with gradients, padding included
 _LOGITS = 2**27  # of a pass where they must be held

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from semcal.exponential import exp_
+from semcal.sampling.exponential import exp_
 
 
 @dataclass(frozen=True)
