@@ -102,9 +102,12 @@ def above(what: str, unit: str, terms: Terms, raw: Terms, most: Terms, law: Law)
 
 
 def below(what: str, unit: str, terms: Terms, most: Terms, law: Law) -> Part:
-    """To be shown: < delta, even of `most`, a sum that is at least as large; contradicted if it is more."""
-    p, against = contrast(most).p_below(law.delta), contrast(terms).p_above(law.delta)
-    return replace(row(what, unit, terms, law), shown=f"< {law.delta:g}", p=p, p_against=against)
+    """To be shown: < delta, even of `most`, a sum that is at least as large; contradicted if it is more. What can be
+    ruled out lies above how much larger that sum is, the floor of smECE at this size."""
+    found, largest = contrast(terms), contrast(most)
+    reach = max(largest.estimate - found.estimate, 0.0) + largest.detectable(law.alpha)
+    tested = {"p": largest.p_below(law.delta), "p_against": found.p_above(law.delta), "reach": reach}
+    return replace(row(what, unit, terms, law), shown=f"< {law.delta:g}", **tested)
 
 
 def labels(runs: Iterable[Measured]) -> tuple[str, ...]:

@@ -199,6 +199,14 @@ def test_loss_is_left_by_the_tuned_alone():
 # ---- H2: tuning ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("n", "can"), [(150, False), (3000, True)])
+def test_what_can_be_ruled_out_of_sft_lies_above_the_floor_of_smece(n, can):
+    finding = tuning_harms(lineage({"base": 0.0, "sft": 0.0, "dpo": 0.2}, n=n, styles=["concise"]), LAW, "chat")
+    steady = next(part for part in finding.parts if part.what == "SFT − base")
+    assert (steady.reach < LAW.delta) is can
+    assert (steady.p <= LAW.alpha) is can
+
+
 def test_tuning_that_harms_is_found_and_prompt_and_weights_are_told_apart():
     off = {"base": 0.0, "sft": 0.0, "dpo": 0.12, "sft-few-shot": 0.0, "dpo-few-shot": 0.0}
     stages = {"sft-few-shot": "sft", "dpo-few-shot": "dpo"}
