@@ -19,6 +19,7 @@ from experiments.compare.probe_rows import last_layer, probe_table, rung_rows
 from experiments.compare.side_by_side import side_by_side
 from experiments.config.run_folder import EVIDENCE, kept_run, stored_cell
 from experiments.config.study import Cell
+from experiments.report.figures import study_figures
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
 from experiments.report.remedy_and_gate_tables import gates_section, remedies_section
@@ -129,11 +130,12 @@ def variants(name: str, *places: Path) -> list[str]:
 
 
 def _scored(folder: Path, kept: Path) -> list[tuple[Cell, Run]]:
-    """The scored runs of a study, and what was kept of others."""
+    """The scored runs of a study, and what was kept of others, in the order of figures."""
     found = {path.name: run for path in kept.glob("[!.]*") if (run := kept_run(path)) is not None}
     runs = [Run(path.parent) for path in folder.glob("*/config.yaml")]
     found |= {run.name: run for run in runs if run.calibration()}
-    return [(stored_cell(run), run) for _, run in sorted(found.items())]
+    named = sorted(found.items(), key=lambda run: run[0].split("__"))
+    return study_figures.in_order([(stored_cell(run), run) for _, run in named])
 
 
 def _made(rows: Rows, kept: Path) -> str:
