@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -403,7 +403,7 @@ def test_cells_of_different_n_are_weighed_and_not_refused():
 
 # ---- H5: the intervention on training --------------------------------------------------------------------------------
 
-arms = cache(planted_runs.arms)
+arms = cache(partial(planted_runs.arms, n=1000))
 
 
 def test_calibration_that_follows_the_gap_is_called_so():
