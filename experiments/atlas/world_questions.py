@@ -61,7 +61,10 @@ def atlas_questions(
     queries, weights = _known_queries(world, family, stops, exposure)
     if n - strangers > len(queries):
         kind = f" of {stops} stops" if stops else f" of persons named {exposure}" if exposure else ""
-        raise UserError(f"atlas has only {len(queries)} {family}{kind}, and n with the exemplars is {n}; lower n")
+        raise UserError(
+            f"atlas has only {len(queries)} {family}{kind}, and n with candidates for exemplars is {n}; lower n or "
+            "prompting.exemplars"
+        )
     drawn = {query_id(queries[i]): queries[i] for i in draw_in_proportion(weights, n - strangers, rng)}
     while len(drawn) < n:
         person = world.stranger(rng, unseen=True)
