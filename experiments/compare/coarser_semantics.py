@@ -18,15 +18,18 @@ from scipy.stats import entropy
 from sklearn.cluster import KMeans
 
 from experiments.config.study import Cell
-from experiments.probe.open_classes import MOST_POOLED, OpenClasses, features_of, spellings
+from experiments.probe.generative_rung import over_all_classes
+from experiments.probe.open_classes import MOST_POOLED, OpenClasses, features_of, is_open, spellings
 from experiments.probe.probed import activations_of, probe_device
 from experiments.sample.models import Models
 from probes.activations.layers import Layers
-from probes.evaluation.kl_gap import KLGap, at_best_layer
+from probes.evaluation.baselines import held_out_marginal
+from probes.evaluation.folds import nested_folds
+from probes.evaluation.kl_gap import KLGap, at_best_layer, kl_gaps
 from probes.evaluation.layerwise import CrossValidation, evaluate_all
-from probes.evaluation.result import BILINEAR, LINEAR
+from probes.evaluation.result import BILINEAR, GENERATIVE, LINEAR, Seeds
 from probes.targets.closed import class_target
-from probes.targets.open import open_target
+from probes.targets.open import Universe, open_entropies, open_target
 from semcal.arrays import FloatArray
 from semcal.calibration.inference.bootstrap import bootstrap_interval
 from semcal.calibration.inference.over_semantics import Relation, relation
@@ -51,8 +54,9 @@ class Swept:
 
     Attributes:
         frame: one row per B, columns b, kind, classes (distinct ones in the run), granularity (entropy of its classes
-            over all questions, nats), rung (linear or bilinear), accuracy, confidence, smece, null_mean, excess and gap
-            with their intervals, and marginal_gap (the KL gap of the mean distribution of other questions), nats.
+            over all questions, nats), rung (linear, bilinear or generative), accuracy, confidence, smece, null_mean,
+            excess and gap with their intervals, and marginal_gap (the KL gap of the mean distribution of other
+            questions), nats.
         excess, gap: [B, resample] replicates; column r is of one resample of questions in both.
         left_out: questions with several gold classes, or none.
         constant, alike: names of Bs that put everything into one class, or join classes like one before them.
@@ -80,7 +84,9 @@ def sweep(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
 
     Questions without exactly one gold class are left out: coarser Bs would have several. KL gaps are those of linear
     probes, or where more than MOST_POOLED of the mass would be pooled of bilinear ones, at the last prompt token at
-    four depths; each half of the groups is read at the layer that does best on the other half.
+    four depths; each half of the groups is read at the layer that does best on the other half. If the run's own classes
+    are closed, its study has the generative rung and the model is at hand, they are those of that rung: one adapter a
+    fold predicts the run's own classes, and what it gives them is added up as a B joins them.
 
     Raises:
         UserError: no activations, or too few questions with one gold class.
@@ -101,8 +107,9 @@ def sweep(cell: Cell, run: Run, tell: Callable[[str], None] = lambda _: None) ->
     stored = Layers.stored(activations)
     stored = stored.only([stored.names[at] for at in _depths(len(stored.names))])
     layers = Layers(stored.names, lambda index: stored.read(index)[kept], stored.row_bytes)
+    adapted = None if GENERATIVE not in cell.probes.rungs else _by_adapters(cell, run, table, tell)
     tell(f"probing {len(coarse)} Bs")
-    gaps = _gaps(cell, coarse, layers, features)
+    gaps = _gaps(cell, coarse, layers, features) if adapted is None else _joined(cell, coarse, table, adapted)
     tell(f"calibrating {len(coarse)} Bs")
     detail = cell.calibration.detail(cell.seed)
     found = [_row(one, *gaps[one.b.name], detail) for one in coarse]
@@ -189,6 +196,41 @@ def _gaps(
             classes = OpenClasses.of(one.table, known, how, Resampling(seed=cell.seed))
             gaps = (*classes.evaluation(classes.fit(layers)).gaps[:-1], *classes.marginal().gaps[:1])
             found[one.b.name] = (BILINEAR, *_of_layers(gaps, group, cell.seed))
+    return found
+
+
+def _by_adapters(cell: Cell, run: Run, table: ClassTable, tell: Callable[[str], None]) -> FloatArray | None:
+    """[question, class] log-probabilities by the generative rung; None where it cannot be had."""
+    if is_open(cell, table):
+        log.warning("%s: its classes are open, so gaps are not those of the generative rung", run.folder)
+        return None
+    try:
+        model = Models().of_run(cell, run)
+    except UserError as error:
+        log.warning("%s: gaps are not those of the generative rung, which reads the model: %s", run.folder, error)
+        return None
+    ids = dict(zip(run.questions()["id"], run.prompt_ids(), strict=True))
+    return over_all_classes(cell, run, model, table, [ids[key] for key in table.questions], tell)
+
+
+def _joined(
+    cell: Cell, coarse: Sequence[_Coarse], table: ClassTable, log_q: FloatArray
+) -> dict[str, tuple[str, FloatArray, float]]:
+    """As `_gaps`, of predicted classes [question, class] that are joined as each B joins them. What is predicted of
+    strings that no answer was counts as missed."""
+    classes, group, seeds = open_target(table).classes, table.groups.tolist(), Seeds.of(cell.seed)
+    folds, resampling = nested_folds(group, cell.probes.folds, seeds.folds), Resampling(seed=cell.seed)
+    found = dict[str, tuple[str, FloatArray, float]]()
+    for one in coarse:
+        target = open_target(one.table)
+        places = {label: column for column, label in enumerate(target.classes)}
+        column = [places[one.b.apply(label)] for label in classes]
+        joined = np.full((len(target), len(places)), -np.inf)
+        np.logaddexp.at(joined, (slice(None), column), log_q)
+        marginal = held_out_marginal(target, folds, Universe.of(target, group).size)
+        rows = np.stack([joined[target.question, target.column], marginal])
+        gaps = kl_gaps(target, rows, open_entropies(one.table), group, resampling)
+        found[one.b.name] = (GENERATIVE, gaps[0].per_question, gaps[1].gap)
     return found
 
 

@@ -61,16 +61,8 @@ def fit_generative(
     Raises:
         UserError: as `generate_classes` and `class_texts`.
     """
-    target, group, form = open_target(table), table.groups.tolist(), form_of(cell)
-    if cell.probes.exemplars == "drop":
-        by_id = {question.id: question for question in run.question_records()}
-        asked: list[Question] = [by_id[key] for key in table.questions]
-        prompts = prompts_without_exemplars(model, form, asked, prompts)
-    texts = class_texts(model, target.classes, form, usual_texts(target.classes, _phrases(cell, run, table)))
-    how = Training(folds=cell.probes.folds, seed=cell.seed)
-    found = generate_classes(
-        model, prompts, texts, target, group, how, scratch=unfinished(run), told=lambda p: tell(_words(p))
-    )
+    target, group = open_target(table), table.groups.tolist()
+    found = _generated(cell, run, model, table, prompts, Training(folds=cell.probes.folds, seed=cell.seed), tell)
     seeds, resampling = Seeds.of(cell.seed), Resampling(level=cell.calibration.level, seed=cell.seed)
     if against is None:
         folds = nested_folds(group, cell.probes.folds, seeds.folds)
@@ -88,6 +80,42 @@ def fit_generative(
         columns={"choice": _chosen(found.learnt) if found.learnt else ""},
     )
     return of_run, learning_curve(found, open_entropies(table), group, resampling)
+
+
+def over_all_classes(
+    cell: Cell, run: Run, model: LanguageModel, table: ClassTable, prompts: Sequence[Sequence[int]], tell: Tell
+) -> FloatArray:
+    """[question, class] log-probabilities that the rung gives to every class of `open_target(table)`, in nats; each
+    question by adapters that saw none of its group. The rest of the probability is that of other strings.
+
+    Args and errors as of `fit_generative`.
+    """
+    how = Training(folds=cell.probes.folds, seed=cell.seed, curve=(), all_classes=True)
+    found = _generated(cell, run, model, table, prompts, how, tell).over_classes
+    assert found is not None
+    return found
+
+
+def _generated(
+    cell: Cell,
+    run: Run,
+    model: LanguageModel,
+    table: ClassTable,
+    prompts: Sequence[Sequence[int]],
+    how: Training,
+    tell: Tell,
+) -> Generated:
+    target, form = open_target(table), form_of(cell)
+    if cell.probes.exemplars == "drop":
+        by_id = {question.id: question for question in run.question_records()}
+        asked: list[Question] = [by_id[key] for key in table.questions]
+        prompts = prompts_without_exemplars(model, form, asked, prompts)
+    texts = class_texts(model, target.classes, form, usual_texts(target.classes, _phrases(cell, run, table)))
+    return generate_classes(
+        *(model, prompts, texts, target, table.groups.tolist(), how),
+        scratch=unfinished(run),
+        told=lambda p: tell(_words(p)),
+    )
 
 
 def _phrases(cell: Cell, run: Run, table: ClassTable) -> dict[str, float]:

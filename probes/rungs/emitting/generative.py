@@ -51,6 +51,7 @@ class Training:
         batch: questions in a step.
         folds, seed: of the cross-validation, the same as for every other rung; the seed also decides what is drawn.
         curve: shares of the first fold's training groups that the learning curve has, beside 1.
+        all_classes: whether held-out questions are scored on all classes of the target, and not on their own alone.
     """
 
     rank: int = 8
@@ -62,6 +63,7 @@ class Training:
     folds: int = 5
     seed: int = 0
     curve: tuple[float, ...] = (0.25, 0.5)
+    all_classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,14 @@ class Generated:
         log_q: [entry] of the target, in nats, by adapters that saw no question of that group.
         learnt: [fold]; none, and no curve, where all answers are in one class: it has probability 1.
         curve: the learning curve, ending with the first fold itself.
+        over_classes: [question, class] of the target, where all classes are scored; the rest of the probability is that
+            of strings which are none of them.
     """
 
     log_q: FloatArray
     learnt: tuple[Learnt, ...]
     curve: tuple[CurvePoint, ...]
+    over_classes: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,9 @@ def generate_classes(
             f"{len(target.classes)} classes; expected one of each"
         )
     if target.one_class:
-        return Generated(np.zeros(len(target.mass)), (), ())
+        whole = np.where(np.arange(len(target.classes)) == target.column[0], 0.0, -np.inf)
+        everywhere = np.tile(whole, (len(target), 1)) if how.all_classes else None
+        return Generated(np.zeros(len(target.mass)), (), (), everywhere)
     if how.rates is None:
         how = replace(how, rates=(adapter_rate(model), adapter_rate(model) / 3))
     settings = [asdict(how), model.weights_hash, str(model.dtype)]
@@ -203,6 +210,7 @@ class _CrossFit:
         told: Callable[[Progress], None],
     ) -> None:
         self.asked, self.target = _asked(prompts, texts, target), target
+        self.scored = [texts.ids if how.all_classes else question.sequences for question in self.asked]
         self.how, self.folder, self.told = how, folder, told
         self.draws = how.draws or _as_long_as_half_a_prompt(self.asked)
         seed = int(keyed_generator(how.seed, "adapters").integers(2**62))
@@ -221,12 +229,15 @@ class _CrossFit:
             self._cost(fold, n) for fold, n in zip([*folds, *folds[:1] * len(shares)], rounds, strict=True)
         )
         log_q, learnt, curve = np.empty(len(target.mass)), [], []
+        everywhere = np.empty((len(target), len(target.classes))) if how.all_classes else None
         end = 0.0
         for number, fold in enumerate(folds):
             end += self._cost(fold, rounds[0])
             own, scored = self._one(f"fold {number + 1} of {len(folds)}", fold, fold.fit, how.rates or ())
             self.done = end
-            log_q[target.entries(fold.test)] = scored
+            log_q[target.entries(fold.test)] = self._own(fold, scored)
+            if everywhere is not None:
+                everywhere[fold.test] = scored
             learnt.append(own)
         first = folds[0]
         for share in shares:
@@ -235,17 +246,24 @@ class _CrossFit:
             name = f"fold 1 of {len(folds)} from {len(part)} questions"
             own, scored = self._one(name, first, part, (learnt[0].rate,))
             self.done = end
-            curve.append(self._point(own, first.test, scored))
+            curve.append(self._point(own, first.test, self._own(first, scored)))
         curve.append(self._point(learnt[0], first.test, log_q[target.entries(first.test)]))
-        return Generated(log_q, tuple(learnt), tuple(curve))
+        return Generated(log_q, tuple(learnt), tuple(curve), everywhere)
 
-    def _one(self, name: str, fold: Fold, fit: IntArray, rates: Sequence[float]) -> tuple[Learnt, FloatArray]:
-        """One training, and log-probabilities of the entries of the fold's held-out questions."""
+    def _own(self, fold: Fold, scored: Sequence[FloatArray]) -> FloatArray:
+        """[entry] log-probabilities of the held-out questions' own classes, of those that were scored."""
+        if not self.how.all_classes:
+            return np.concatenate(scored)
+        held = self.target.select(fold.test)
+        return np.stack(scored)[held.question, held.column]
+
+    def _one(self, name: str, fold: Fold, fit: IntArray, rates: Sequence[float]) -> tuple[Learnt, list[FloatArray]]:
+        """One training, and log-probabilities of the classes that are scored of each held-out question."""
         file = self.folder / f"{name}.json"
         if file.exists():
             kept = json.loads(file.read_text())
             losses = {name: tuple(kept["learnt"][name]) for name in ("training", "validation")}
-            return Learnt(**kept["learnt"] | losses), np.array(kept["log_q"])
+            return Learnt(**kept["learnt"] | losses), [np.array(own) for own in kept["log_q"]]
         trainings = [self._training(name, fold, fit, rate) for rate in rates]
         for training in trainings:
             training.until(1)
@@ -253,16 +271,14 @@ class _CrossFit:
         best.until(self.how.epochs)
         self.emitter.set(best.best_adapters)
         self._tell(f"{name}: scoring", None, 0.0)
-        log_q = np.concatenate(
-            self.emitter.score_all([(self.asked[i].prompt, self.asked[i].sequences) for i in fold.test])
-        )
+        scored = self.emitter.score_all([(self.asked[i].prompt, self.scored[i]) for i in fold.test])
         self.worked += self._scoring(fold)
         own = Learnt(len(fit), best.schedule.rate, best.best, tuple(best.training), tuple(best.validation))
-        text = json.dumps({"learnt": asdict(own), "log_q": log_q.tolist()})
+        text = json.dumps({"learnt": asdict(own), "log_q": [of_question.tolist() for of_question in scored]})
         write_atomically(file, lambda path: path.write_text(text))
         for training in trainings:
             training.file.unlink(missing_ok=True)
-        return own, log_q
+        return own, scored
 
     def _training(self, name: str, fold: Fold, fit: IntArray, rate: float) -> AdapterTraining:
         how = self.how
@@ -285,7 +301,7 @@ class _CrossFit:
 
     def _scoring(self, fold: Fold) -> float:
         """Cost of scoring, in steps: a pass without gradients takes about 0.4 of one with them."""
-        classes = np.diff(self.target.starts)[fold.test].sum()
+        classes = sum(len(self.scored[i]) for i in fold.test)
         return 0.4 * max(len(fold.test), classes / self.draws) / self.how.batch
 
     def _tell(self, what: str, loss: float | None, steps: float) -> None:

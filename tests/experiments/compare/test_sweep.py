@@ -45,6 +45,25 @@ def test_a_run_is_read_under_many_bs_and_keeps_its_results(monkeypatch, capsys, 
     assert set(record["constant"]) | set(record["alike"]) >= {"has a digit", "digit sum"}
 
 
+@pytest.mark.long
+def test_with_the_generative_rung_one_adapter_a_fold_serves_every_b(tmp_path, study_dict, monkeypatch, capsys, caplog):
+    """The gap of the run's own classes is that which the study found."""
+    monkeypatch.setattr(coarser_semantics, "FEWEST_QUESTIONS", 20)
+    probes = {"folds": 3, "targets": ["classes"], "rungs": ["generative"], "baselines": [], "permutations": 0}
+    (run,) = run_dict(tmp_path, study_dict | {"probes": probes})
+    code, _, err = semcal(monkeypatch, capsys, "score", run.folder, "--semantics", "sweep")
+    assert code == 0, err
+    table = pd.read_csv(run.folder / "looks/sweep/sweep.csv").set_index("b")
+    assert (table["rung"] == "generative").all()
+    assert np.isfinite(table[["gap", "excess", "marginal_gap"]]).all(axis=None)
+    assert table.loc["class", "gap"] == pytest.approx(run.probes().set_index("rung").loc["generative", "gap"], abs=1e-4)
+    assert table.loc["hash in 2 (a)", "gap"] < table.loc["class", "gap"]  # less is missed where there is less to know
+    cell = stored_cell(run)
+    model = cell.model.model_copy(update={"path": str(run.folder / "gone")})
+    assert (sweep(cell.model_copy(update={"model": model}), run).frame["rung"] != "generative").all()
+    assert "gaps are not those of the generative rung, which reads the model: no folder" in caplog.text
+
+
 def test_without_the_model_classes_are_known_by_their_spelling(caplog, run):
     cell, labels = stored_cell(run), ["colour", "colours", "flavour", "rome", "romeo"]
     model = cell.model.model_copy(update={"path": str(run.folder / "gone")})

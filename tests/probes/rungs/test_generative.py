@@ -329,6 +329,28 @@ def test_one_class_overall_is_certain(tiny: LanguageModel, tmp_path: Path) -> No
     found = generate_classes(tiny, world(8)[0], TEXTS, target, group, FAST, scratch=tmp_path)
     assert (found.log_q == 0).all()
     assert (found.learnt, found.curve) == ((), ())
+    found = generate_classes(tiny, world(8)[0], TEXTS, target, group, replace(FAST, all_classes=True), scratch=tmp_path)
+    np.testing.assert_array_equal(np.exp(found.over_classes), np.tile(np.arange(len(CLASSES)) == 3, (8, 1)))
+
+
+def test_where_all_classes_are_scored_their_own_are_those_of_a_call_without(
+    tiny: LanguageModel, tmp_path: Path
+) -> None:
+    """World of 40 questions whose last two classes most never gave, so that own entries are some of all."""
+    prompts, target, group = world(40, sharpness=3.0)
+    few = target.mass > 0.02
+    kept = np.bincount(target.question[few], minlength=40)
+    mass = target.mass[few] / np.bincount(target.question[few], target.mass[few])[target.question[few]]
+    own = replace(target, starts=np.concatenate([[0], np.cumsum(kept)]), column=target.column[few], mass=mass)
+    assert kept.min() < len(CLASSES)
+    alone = generate_classes(tiny, prompts, TEXTS, own, group, FAST, scratch=tmp_path)
+    found = generate_classes(tiny, prompts, TEXTS, own, group, replace(FAST, all_classes=True), scratch=tmp_path)
+    assert alone.over_classes is None
+    assert found.over_classes is not None
+    assert found.over_classes.shape == (40, len(CLASSES))
+    np.testing.assert_allclose(found.log_q, alone.log_q, rtol=1e-4)
+    np.testing.assert_array_equal(found.over_classes[own.question, own.column], found.log_q)
+    assert (np.exp(found.over_classes).sum(1) <= 1 + 1e-4).all()
 
 
 @pytest.mark.parametrize(("groups", "folds"), [(1, 2), (2, 2), (4, 5)])
