@@ -225,10 +225,10 @@ def _joined(
         target = open_target(one.table)
         places = {label: column for column, label in enumerate(target.classes)}
         column = [places[one.b.apply(label)] for label in classes]
-        joined = np.full((len(target), len(places)), -np.inf)
-        np.logaddexp.at(joined, (slice(None), column), log_q)
+        joined = np.full((len(places), len(target)), -np.inf)
+        np.logaddexp.at(joined, column, log_q.T)
         marginal = held_out_marginal(target, folds, Universe.of(target, group).size)
-        rows = np.stack([joined[target.question, target.column], marginal])
+        rows = np.stack([joined[target.column, target.question], marginal])
         gaps = kl_gaps(target, rows, open_entropies(one.table), group, resampling)
         found[one.b.name] = (GENERATIVE, gaps[0].per_question, gaps[1].gap)
     return found

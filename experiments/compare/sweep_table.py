@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from experiments.compare.coarser_semantics import Swept
 from experiments.config.run_folder import LOOKS
 from experiments.config.study import Cell
 from experiments.report.figures.figure_files import save_figures
+from experiments.report.look_tables import ALL, SWEEP_TOLD, kinds_table
 from experiments.report.summary_table import interval
 from experiments.terminal.fitted_table import FittedTable
 from experiments.verdict.rules import SMALL_GAP
@@ -17,41 +20,34 @@ from semcal.calibration.inference.over_semantics import Relation
 from semcal.runs.files import plain, replacing, write_atomically
 from semcal.runs.run import Run
 
-FILES = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg", "sweep.pdf")
-TITLES = ("kind of B", "Bs", "KL gap", "excess", "ρ", "ρ, given granularity", "excess per nat", "small gap")
+FILES = ("sweep.csv", "kinds.csv", "sweep.json", "sweep.png", "sweep.svg", "sweep.pdf")
 
 
-def sweep_table(found: Swept, relations: Mapping[str, Relation]) -> FittedTable:
-    """One row per kind of B, and one for all."""
-    table = FittedTable(TITLES)
-    for kind in [*found.frame["kind"].unique(), "all"]:
-        own = found.frame if kind == "all" else found.frame[found.frame["kind"] == kind]
-        spans = [
-            f"{own[name].min():{sign}.3f} to {own[name].max():{sign}.3f}"
-            for name, sign in (("gap", ""), ("excess", "+"))
-        ]
-        figures = ["–"] * 4
-        if r := relations.get(kind):
-            figures = [
-                interval(r.rho, r.rho_low, r.rho_high, digits=2),
-                interval(r.rho_given, r.rho_given_low, r.rho_given_high, digits=2),
-                interval(r.slope, r.slope_low, r.slope_high),
-                f"{r.small}, {r.violations} off",
-            ]
-        table.add_row(kind, str(len(own)), *spans, *figures, style="bold" if kind == "all" else "")
+def kinds(found: Swept, relations: Mapping[str, Relation]) -> pd.DataFrame:
+    """One row per kind of B, and one for all: kind, bs (their number), rung, the ranges of gap (nats) and excess, and
+    the figures of `Relation` where there are enough Bs, else NaN."""
+    rows = []
+    for kind, own in [*found.frame.groupby("kind", sort=False), (ALL, found.frame)]:
+        row = {"kind": kind, "bs": len(own), "rung": " and ".join(sorted(set(own["rung"])))}
+        for name in ("gap", "excess"):
+            row |= {f"{name}_least": own[name].min(), f"{name}_most": own[name].max()}
+        relation = asdict(relations[str(kind)]) if kind in relations else {}
+        rows.append(row | {name: value for name, value in relation.items() if name not in ("bs", "worst")})
+    return pd.DataFrame(rows)
+
+
+def sweep_table(found: pd.DataFrame) -> FittedTable:
+    """`kinds` for the terminal."""
+    shown = kinds_table(found)
+    table = FittedTable(list(shown))
+    for cells in shown.to_numpy().tolist():
+        table.add_row(*cells, style="bold" if cells[0] == ALL else "")
     return table
 
 
 def explanation(found: Swept, delta: float) -> str:
     """What the numbers are, printed below the table."""
-    said = (
-        "excess: smECE minus the mean of its null · KL gap: what a probe of the activations before the answer misses "
-        "of the distribution over B's classes, nats · ρ: Spearman's rank correlation of the two over Bs, with its "
-        "interval over questions; given granularity (the entropy of B's classes over all questions), because joining "
-        "classes shrinks both, whatever the mechanism · small gap: Bs whose gap is certainly below "
-        f"{SMALL_GAP:g} nats, and how many of those are certainly off by more than {delta:g} (Holm), which the theory "
-        "forbids"
-    )
+    said = SWEEP_TOLD.format(small_gap=SMALL_GAP, delta=delta)
     if found.left_out:
         said += f" · {found.left_out} questions without exactly one gold class are left out"
     if found.constant:
@@ -81,6 +77,7 @@ def write_sweep(
     folder.parent.mkdir(exist_ok=True)
     with replacing(folder) as staged:
         write_atomically(staged / "sweep.csv", lambda path: found.frame.to_csv(path, index=False))
+        write_atomically(staged / "kinds.csv", lambda path: kinds(found, relations).to_csv(path, index=False))
         write_atomically(staged / "sweep.json", lambda path: path.write_text(text, encoding="utf-8"))
         save_figures({"sweep": figure}, staged)
     return [folder / name for name in FILES]

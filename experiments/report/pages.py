@@ -16,6 +16,14 @@ from experiments.report.figures.figure_files import save_figures
 from experiments.report.figures.run_figures import intervention_figures, run_figures
 from experiments.report.figures.study_figures import study_figures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
+from experiments.report.look_tables import (
+    GATES_TOLD,
+    REMEDIES_TOLD,
+    SWEEP_TOLD,
+    gates_table,
+    kinds_table,
+    remedies_table,
+)
 from experiments.report.page.captions import CAPTIONS, INTERVENTION, SECTIONS
 from experiments.report.page.html_page import (
     HtmlTable,
@@ -30,8 +38,8 @@ from experiments.report.page.html_page import (
 from experiments.report.page.run_data import run_data
 from experiments.report.page.study_data import study_data
 from experiments.report.page.verdict_section import verdict_section
-from experiments.report.remedy_and_gate_tables import GATES_TOLD, REMEDIES_TOLD, gates_table, remedies_table
 from experiments.report.summary_table import labels, legend, remarks, summary_rows
+from experiments.verdict.rules import SMALL_GAP
 from semcal.runs.files import replacing
 from semcal.runs.made_by import again
 from semcal.runs.run import Run
@@ -75,7 +83,7 @@ def _write_page(cell: Cell, run: Run, pictures: dict[str, bytes], changed: dict[
         legend=legend(titles),
         browsable=True,
         figures=gallery(pictures, CAPTIONS),
-        sections=[*_sections(run), *_of_looks(run)],
+        sections=[*_sections(run), *_of_looks(cell, run)],
         interventions=_interventions(run),
         changed=gallery(changed, dict.fromkeys(changed, INTERVENTION)),
         explanation=EXPLANATION,
@@ -171,9 +179,11 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _of_looks(run: Run) -> list[dict[str, Any]]:
-    """The same of what `semcal tilt` and `semcal gate` found, where they were called."""
+def _of_looks(cell: Cell, run: Run) -> list[dict[str, Any]]:
+    """The same of what `semcal tilt`, `semcal gate` and a sweep over B found, where they were called."""
+    told = SWEEP_TOLD.format(small_gap=SMALL_GAP, delta=cell.calibration.delta)
     tables = (
+        ("sweep", "The same samples under many Bs", told, kinds_table(run.swept())),
         ("tilt", "Remedies, with a tilted model", REMEDIES_TOLD, remedies_table(run.remedies())),
         ("gate", "Gates on each confidence", GATES_TOLD, gates_table(run.gates())),
     )

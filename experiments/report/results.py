@@ -22,7 +22,7 @@ from experiments.config.study import Cell
 from experiments.report.figures import study_figures
 from experiments.report.gallery import pictures
 from experiments.report.intervention_table import EXPLANATION, HEADINGS, intervention_rows
-from experiments.report.remedy_and_gate_tables import gates_section, remedies_section
+from experiments.report.look_tables import gates_section, remedies_section, sweeps_section
 from experiments.report.summary_table import (
     between_bounds,
     interval,
@@ -34,6 +34,7 @@ from experiments.report.summary_table import (
     summary_rows,
 )
 from experiments.report.training_table import training_section
+from experiments.verdict.rules import SMALL_GAP
 from probes.evaluation.result import BASELINE
 from probes.plots.rungs_figure import in_order
 from semcal.errors import UserError
@@ -175,7 +176,9 @@ def _sections(rows: Rows) -> list[str]:
     lines += _class_distributions(named)
     for n, run in named:
         lines += _interventions(n, run)
-    lines += [*_two_styles(rows), *remedies_section(named), *gates_section(named)]
+    delta = rows[0][0].calibration.delta
+    lines += [*_two_styles(rows), *sweeps_section(named, small_gap=SMALL_GAP, delta=delta)]
+    lines += [*remedies_section(named), *gates_section(named)]
     said = [f"- {n}: {remark}" for n, row in zip(names, rows, strict=True) for remark in remarks(*row)]
     return [*lines, *(["", "### Remarks", "", *said] if said else [])]
 

@@ -69,7 +69,7 @@ def _under(semantics: str, targets: list[str], overrides: list[str]) -> None:
 def _sweep(targets: list[str], overrides: list[str], width: float | None) -> None:
     """Every run under many Bs."""
     from experiments.compare.coarser_semantics import relations, sweep
-    from experiments.compare.sweep_table import explanation, sweep_table, write_sweep
+    from experiments.compare.sweep_table import explanation, kinds, sweep_table, write_sweep
     from experiments.pipeline.looks import check_stored
     from experiments.pipeline.targets import resolve, sampled_rows
     from experiments.verdict.rules import SMALL_GAP
@@ -83,7 +83,7 @@ def _sweep(targets: list[str], overrides: list[str], width: float | None) -> Non
         delta, level = cell.calibration.delta, cell.calibration.level
         over = relations(found, delta=delta, small_gap=SMALL_GAP, level=level)
         output().rule(cell.label)
-        output().show(sweep_table(found, over))
+        output().show(sweep_table(kinds(found, over)))
         output().explain(explanation(found, delta))
         output().append("runs", {"folder": run.folder, "semantics": found.frame, "relations": over})
         output().written(write_sweep(cell, run, found, over, width))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _KEPT = ("*.yaml", "*.json", "*.parquet", "samples/*.parquet", "activations/*.safetensors", "interventions/*.parquet")
 REMEDIES, GATES = "looks/tilt/remedies.csv", "looks/gates/gates.csv"  # of `semcal tilt` and `semcal gate`
+SWEPT = "looks/sweep/kinds.csv"  # of `semcal score --semantics sweep`
 TRAINING = "training.json"  # how the model was trained, in a run that was kept
 WITHOUT_TEXTS = "without_texts"  # key of the manifest of a run that `semcal.runs.without_texts` kept
 # Those of libyaml, where it is there, are ten times as fast.
@@ -162,7 +163,7 @@ class Run:
         kept = [p for pattern in _KEPT for p in sorted(self.folder.glob(pattern))]
         names = [p.relative_to(self.folder).as_posix() for p in kept if ".partial" not in p.name]
         known = read_digests(self._path(DIGESTS))
-        names += [name for name in (REMEDIES, GATES) if name in known]
+        names += [name for name in (REMEDIES, GATES, SWEPT) if name in known]
         return compare({name: self._path(*name.split("/")) for name in names if name != DIGESTS}, known)
 
     # ---- configuration ---------------------------------------------------------------------------------------
@@ -594,6 +595,11 @@ class Run:
     def gates(self) -> pd.DataFrame:
         """One row per confidence and risk: the threshold that keeps it; empty before `semcal gate`."""
         return self._csv_if_any(GATES, "source", "gate")
+
+    def swept(self) -> pd.DataFrame:
+        """One row per kind of B: the ranges of excess and KL gap, and how they go together; empty before
+        `semcal score --semantics sweep`."""
+        return self._csv_if_any(SWEPT, "kind", "score --semantics sweep")
 
     def write_training(self, summary: Mapping[str, Any]) -> None:
         self._write_json(TRAINING, summary)

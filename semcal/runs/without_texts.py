@@ -14,8 +14,9 @@ verdicts are computed from, so that they come out the same to the last digit:
   by both; text and gold answers as `fingerprint`s, by which runs of other machines are seen to ask the same.
 - `probes.parquet`, `probe_losses.parquet` (KL gaps at the last prompt token) and `interventions/rows.parquet` where the
   run has them.
-- `looks/tilt/remedies.csv` and `looks/gates/gates.csv` as they are, where `semcal tilt` and `semcal gate` were called,
-  and `training.json`, a few numbers on how the model was trained, where that is known.
+- `looks/tilt/remedies.csv`, `looks/gates/gates.csv` and `looks/sweep/kinds.csv` as they are, where `semcal tilt`,
+  `semcal gate` and `semcal score --semantics sweep` were called, and `training.json`, a few numbers on how the model
+  was trained, where that is known.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ import pandas as pd
 from semcal.errors import UserError
 from semcal.positions import LAST_PROMPT_TOKEN
 from semcal.runs.files import replacing, sweep
-from semcal.runs.run import GATES, REMEDIES, WITHOUT_TEXTS, Run
+from semcal.runs.run import GATES, REMEDIES, SWEPT, WITHOUT_TEXTS, Run
 from semcal.semantics.class_table import LOG_SEEN, UNEXPLORED, UNPARSED
 
 _NAMED = (UNPARSED, UNEXPLORED, "(other)")  # labels that mean something, and are no answers
@@ -115,7 +116,7 @@ def _write(run: Run, new: Run) -> None:
     for name, table in tables.items():
         if not table.empty:
             new.write_compact(name, table)
-    new.take(run.contents((REMEDIES, GATES)))
+    new.take(run.contents((REMEDIES, GATES, SWEPT)))
     new.write_calibration(run.calibration())
 
 

@@ -20,7 +20,7 @@ from experiments.compare.gates import (
     sources,
     write_gates,
 )
-from experiments.report.remedy_and_gate_tables import gates_table
+from experiments.report.look_tables import gates_table
 from semcal.errors import UserError
 from semcal.runs.run import Run
 from tests.experiments.conftest import questions_in, run_dict, study_of

@@ -9,7 +9,7 @@ import pytest
 from experiments.compare import remedies_side_by_side
 from experiments.compare.remedies_side_by_side import AS_SAMPLED, MAPS, TILTED, explanation, side_by_side
 from experiments.config.run_folder import stored_cell
-from experiments.report.remedy_and_gate_tables import REMEDIES_TOLD
+from experiments.report.look_tables import REMEDIES_TOLD
 from semcal.calibration.measures.scores import auroc
 from semcal.calibration.measures.smece import smece
 from semcal.runs.run import Run

@@ -21,7 +21,7 @@ from semcal import Run, UserError
 from semcal.runs.without_texts import keep_without_texts
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
-from tests.experiments.report.test_remedy_and_gate_tables import add_looks
+from tests.experiments.report.test_look_tables import add_looks
 
 pytestmark = pytest.mark.long
 

@@ -1,4 +1,5 @@
-"""What `semcal tilt` and `semcal gate` found on runs, as tables of a results page and of the page of a run.
+"""What `semcal tilt`, `semcal gate` and a sweep over B found on runs, as tables of a results page and of the page of a
+run.
 
 Reads the files that they left in `looks/`, and leaves out a column that is not there.
 """
@@ -37,6 +38,16 @@ GATES_TOLD = (
     "guarantee is about a single question."
 )
 
+ALL = "all"  # the row of all Bs of a sweep
+SWEEP_TOLD = (
+    "excess: smECE minus the mean of its null · KL gap: what a probe of the activations before the answer, or an "
+    "adapter of the whole model (generative), misses of the distribution over B's classes, nats · ρ: Spearman's rank "
+    "correlation of the two over Bs, with its interval over questions; given granularity (the entropy of B's classes "
+    "over all questions), because joining classes shrinks both, whatever the mechanism · small gap: Bs whose gap is "
+    "certainly below {small_gap:g} nats, and how many of those are certainly off by more than {delta:g} (Holm), which "
+    "the theory forbids"
+)
+
 
 def remedies_table(found: pd.DataFrame) -> pd.DataFrame:
     """One row per remedy of a run (`Run.remedies`), as text under readable titles."""
@@ -60,6 +71,11 @@ def gates_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([_gate(row) for row in _records(found)])
 
 
+def kinds_table(found: pd.DataFrame) -> pd.DataFrame:
+    """One row per kind of B of a swept run (`Run.swept`), as text under readable titles."""
+    return pd.DataFrame([_kind(row) for row in _records(found)])
+
+
 def remedies_section(rows: Sequence[tuple[str, Run]]) -> list[str]:
     """Lines of Markdown, none where no run has remedies.
 
@@ -72,6 +88,12 @@ def remedies_section(rows: Sequence[tuple[str, Run]]) -> list[str]:
 def gates_section(rows: Sequence[tuple[str, Run]]) -> list[str]:
     """Lines of Markdown, none where no run has gates; rows as in `remedies_section`."""
     return _section("Gates", GATES_TOLD, [(name, gates_table(run.gates())) for name, run in rows])
+
+
+def sweeps_section(rows: Sequence[tuple[str, Run]], *, small_gap: float, delta: float) -> list[str]:
+    """Lines of Markdown, none where no run was swept; rows as in `remedies_section`."""
+    told = f"Written by `semcal score --semantics sweep`. {SWEEP_TOLD.format(small_gap=small_gap, delta=delta)}."
+    return _section("One run under many Bs", told, [(name, kinds_table(run.swept())) for name, run in rows])
 
 
 def _section(title: str, told: str, tables: Sequence[tuple[str, pd.DataFrame]]) -> list[str]:
@@ -87,8 +109,8 @@ def _records(found: pd.DataFrame) -> list[dict[Any, Any]]:
     return found.to_dict("records")
 
 
-def _with_interval(row: Mapping[str, Any], name: str, sign: str = "") -> str:
-    return interval(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), sign)
+def _with_interval(row: Mapping[str, Any], name: str, sign: str = "", digits: int = 3) -> str:
+    return interval(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), sign, digits=digits)
 
 
 def _difference(row: Mapping[str, Any], name: str) -> str:
@@ -112,6 +134,21 @@ def _gate(row: Mapping[str, Any]) -> dict[str, str]:
         "coverage": _share(row.get("coverage", math.nan)),
         "wrong": _share(row.get("wrong", math.nan)),
         **({} if math.isnan(single) else {"error per question": number(single)}),
+    }
+
+
+def _kind(row: Mapping[str, Any]) -> dict[str, str]:
+    gap, excess = (
+        f"{row[f'{name}_least']:{sign}.3f} to {row[f'{name}_most']:{sign}.3f}"
+        for name, sign in (("gap", ""), ("excess", "+"))
+    )
+    shown = {"kind of B": row["kind"], "Bs": f"{row['bs']:.0f}", "probe": row["rung"], "KL gap": gap, "excess": excess}
+    related = not math.isnan(row.get("rho", math.nan))
+    return shown | {
+        "ρ": _with_interval(row, "rho", digits=2) if related else "–",
+        "ρ, given granularity": _with_interval(row, "rho_given", digits=2) if related else "–",
+        "excess per nat": _with_interval(row, "slope") if related else "–",
+        "small gap": f"{row['small']:.0f}, {row['violations']:.0f} off" if related else "–",
     }
 
 

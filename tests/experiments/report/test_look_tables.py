@@ -1,4 +1,4 @@
-"""What `semcal tilt` and `semcal gate` found is on results pages, on the page of a run and in what is kept of it."""
+"""What `semcal tilt`, `semcal gate` and a sweep over B found is on results pages, on the page of a run and in what is kept of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from experiments.config.run_folder import stored_cell
+from experiments.report.look_tables import gates_table, remedies_table
 from experiments.report.pages import write_report
-from experiments.report.remedy_and_gate_tables import gates_table, remedies_table
 from experiments.report.results import results_page
 from experiments.report.runs_without_texts import keep
 from experiments.train.step_log import add_to_log
@@ -39,11 +39,25 @@ GATES = pd.DataFrame(
     ],
     columns=pd.Index(["source", "risk", "guarantee", "delta", "threshold", "coverage", "wrong"]),
 )
+RELATION = ("rho", "rho_low", "rho_high", "rho_given", "rho_given_low", "rho_given_high")
+SWEPT = pd.DataFrame(
+    [
+        ["hash", 22, "linear", 0.125, 2.0, -0.01, 0.25, *[nan] * 9, nan, nan],
+        ["all", 74, "bilinear and linear", 0.0, 2.5, -0.01, 0.25, *(0.5, 0.25, 0.75, 0.25, 0, 0.5, 0.1, 0, 0.2), 7, 2],
+    ],
+    columns=pd.Index(
+        [
+            *("kind", "bs", "rung", "gap_least", "gap_most", "excess_least", "excess_most"),
+            *(*RELATION, "slope", "slope_low", "slope_high", "small", "violations"),
+        ]
+    ),
+)
 
 
 def add_looks(run: Run) -> None:
-    """The files that `semcal tilt` and `semcal gate` leave."""
-    for table, name in ((REMEDIES, "tilt/remedies.csv"), (GATES, "gates/gates.csv")):
+    """The files that `semcal tilt`, `semcal gate` and a sweep leave."""
+    tables = ((REMEDIES, "tilt/remedies.csv"), (GATES, "gates/gates.csv"), (SWEPT, "sweep/kinds.csv"))
+    for table, name in tables:
         path = run.folder / "looks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False)
@@ -106,6 +120,9 @@ def test_a_results_page_has_remedies_gates_and_training_also_from_what_was_kept(
     for line in (
         "| concise | tilted model | 0.062 [0.031, 0.094] | -0.188 [-0.250, -0.125] | +0.000 | 0.625 | 0.88 | 50 | 4,000 |",
         "| concise | class probe | of the answers | 10 % | never | 0.0 % | — |",
+        "| concise | all | 74 | bilinear and linear | 0.000 to 2.500 | -0.010 to +0.250 | 0.50 [0.25, 0.75] "
+        "| 0.25 [0.00, 0.50] | 0.100 [0.000, 0.200] | 7, 2 off |",
+        "| concise | hash | 22 | linear | 0.125 to 2.000 | -0.010 to +0.250 | – | – | – | – |",
         "| dpo | dpo | 1784 questions of triviaqa | 20 of 8 | 0.0002 | — | 0.075 → 0.975 | — |",
     ):
         assert line.replace("| concise ", f"| {run_label(before)} ") in before.split("\n")
@@ -135,14 +152,22 @@ def test_a_summary_that_was_kept_outlives_the_model():
     assert "1784 questions of triviaqa" in page()
 
 
-def test_the_page_of_a_run_shows_both_where_they_are_there(run):
+def test_the_page_of_a_run_shows_them_where_they_are_there(run):
     write_report(stored_cell(run), run)
     text = (run.folder / "report.html").read_text()
-    for word in ("Remedies, with a tilted model", "Gates on each confidence", "tilted model", "too few groups"):
+    for word in (
+        "The same samples under many Bs",
+        "bilinear and linear",
+        "Remedies, with a tilted model",
+        "Gates on each confidence",
+        "tilted model",
+        "too few groups",
+    ):
         assert word in text, word
     shutil.rmtree(run.folder / "looks")
     write_report(stored_cell(run), run)
     text = (run.folder / "report.html").read_text()
+    assert "The same samples under many Bs" not in text
     assert "Remedies, with a tilted model" not in text
     assert "Gates on each confidence" not in text
 
@@ -158,7 +183,10 @@ def test_gates_with_both_guarantees_are_on_one_page(monkeypatch, capsys, run):
     assert said.count("guarantee:") == 2
 
 
-@pytest.mark.parametrize(("name", "command"), [("tilt/remedies.csv", "tilt"), ("gates/gates.csv", "gate")])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("tilt/remedies.csv", "tilt"), ("gates/gates.csv", "gate"), ("sweep/kinds.csv", "score --semantics sweep")],
+)
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\x00\n'\"\n"])
 def test_a_file_that_is_no_such_table_is_one_line(run, name, command, content):
     (run.folder / "looks" / name).write_text(content)
