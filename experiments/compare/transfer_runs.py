@@ -108,7 +108,7 @@ def _read_out(runs: Sequence[Scored], folders: Sequence[Run], tables: Sequence[C
     if probes.target == "closed" or (probes.target == "auto" and pooled <= MOST_POOLED):
         return ClosedClasses(closed)
     opened, models, embedded = open_targets(tables), Models(), dict[str, FloatArray]()
-    keys = [run.cell.model.model_dump_json(exclude={"name"}) for run in runs]
+    keys = [run.cell.model.model_dump_json(exclude={"name"}) + run.cell.probes.encoder for run in runs]
     for key, run, folder in sorted(zip(keys, runs, folders, strict=True), key=lambda each: each[0]):
         if key not in embedded:
             found = features_of(run.cell, folder, opened[0].classes, models)

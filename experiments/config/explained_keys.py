@@ -166,6 +166,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "baselines": "tfidf, embedding, first-token, random-init, step-0, other-model",
         "step0": "for step-0: the checkpoint before training",
         "other": "for other-model: another model's run on the same questions",
+        "encoder": "a sentence encoder, by which probes know open classes beside the model's own embeddings",
         "exemplars": "prompts of the generative rung: drop their exemplars, or keep them",
         "folds": "of cross-validation by group",
         "max_classes": "classes beyond these are pooled",

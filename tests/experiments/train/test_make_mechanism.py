@@ -14,7 +14,9 @@ MAKEFILE = Path(__file__).parents[3] / "Makefile"
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 
 
-def made(folder: Path, code: int, *options: str, target: str = "mechanism") -> tuple[list[str], subprocess.CompletedProcess[str]]:
+def made(
+    folder: Path, code: int, *options: str, target: str = "mechanism"
+) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """What is called when training chains-1 ends with a code, and how make ends."""
     script = f'#!/bin/sh\necho "$@" >> {folder}/calls\ncase "$*" in *chains-1*) exit {code} ;; esac\n'
     for name in ("semcal", "python"):
