@@ -165,6 +165,7 @@ real: $(STAMP)
 	$(BIN)/semcal run $(STUDIES)/real-cot.yaml
 	$(BIN)/semcal run $(HORIZON)
 	$(BIN)/semcal run $(STUDIES)/probes/real-probes.yaml
+	$(BIN)/semcal score runs/real/gemma-3-270m__triviaqa__concise__exact --semantics sweep
 	$(BIN)/semcal verdict $(STUDIES)/real.yaml
 	$(BIN)/semcal verdict $(STUDIES)/real-cot.yaml
 	$(BIN)/python -m experiments.report.results real

@@ -50,6 +50,7 @@ def pictures() -> dict[str, str]:
     found["ablation-routes-concise.png"] = "lineage/base__atlas-routes__concise__exact/figures/ablate-*.png"
     found["steering-routes-concise.png"] = f"demo/{_CELLS['routes', 'concise']}/figures/steer-*.png"
     found["sweep-routes-cot.png"] = f"demo/{_CELLS['routes', 'cot']}/looks/sweep/sweep.png"
+    found["sweep-real-triviaqa.png"] = "real/gemma-3-270m__triviaqa__concise__exact/looks/sweep/sweep.png"
     found["transfer-routes.png"] = "transfer/transfer.png"
     found["verdict-lineage.png"] = "lineage/figures/verdict.png"
     for study in ("lineage", "ablation"):
@@ -180,10 +181,16 @@ SHOWN = (
         f"make demo; semcal intervene {_ROUTES}__concise__exact --kind steer -n 200",
     ),
     Shown(
-        "sweep-*.png",
+        "sweep-routes-*.png",
         "Many Bs on the same samples",
         "Excess smECE against the KL gap under 62 Bs that join classes; shaded is what the theory forbids.",
         f"make demo; semcal score {_ROUTES}__cot__exact --semantics sweep",
+    ),
+    Shown(
+        "sweep-real-*.png",
+        "One run of a real model under many Bs",
+        "The same of Gemma 3 270M on 300 questions of TriviaQA, M = 50.",
+        "make real",
     ),
     Shown(
         "models-lineage.png",

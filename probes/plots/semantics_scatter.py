@@ -3,14 +3,12 @@
 Knows a table with one row per B; draws on bare Figures, without pyplot's state.
 """
 
-from itertools import cycle
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from probes.plots.style import tidy
-from semcal.calibration.plots.palette import INK, LINES, MUTED, TOLERANCE, tolerance_name
+from semcal.calibration.plots.palette import INK, MUTED, TOLERANCE, lines_of, tolerance_name
 from semcal.calibration.plots.sheet import Sheet
 from semcal.semantics.collapsing.coarser import MEANING
 
@@ -51,13 +49,15 @@ def semantics_scatter(
     top = max(delta, *frame["excess"].to_numpy(float))
     axes.fill_between([left, small_gap], delta, 1.1 * top, color="#F0E442", alpha=0.35, lw=0, zorder=0)
     axes.axhline(delta, **TOLERANCE, label=tolerance_name(delta))
-    kinds = frame.groupby("kind", sort=False)
-    for (kind, own), (colour, _, marker) in zip(kinds, cycle(LINES), strict=False):
+    lines = lines_of([str(kind) for kind in frame["kind"] if kind != MEANING])
+    for kind, own in frame.groupby("kind", sort=False):
         x, low, high, y, bottom, above = own[[*_FIGURES]].to_numpy(float).T
         across, up = np.abs([low - x, high - x]), np.abs([bottom - y, above - y])
-        style = {"marker": marker, "color": colour, "ms": 6.5 * sheet.scale, "mec": "white"}
         if kind == MEANING:
             style = {"marker": "*", "color": INK, "ms": 13 * sheet.scale, "mec": "white"}
+        else:
+            colour, _, marker = lines[str(kind)]
+            style = {"marker": marker, "color": colour, "ms": 6.5 * sheet.scale, "mec": "white"}
         axes.errorbar(*(x, y, up, across), fmt="none", ecolor=style["color"], elinewidth=0.7, alpha=0.3, zorder=2)
         axes.plot(x, y, ls="none", mew=0.6, label=_NAMES.get(str(kind), str(kind)), zorder=3, **style)
     axes.set_title(corner, loc="right", fontsize=sheet.small, color=MUTED)

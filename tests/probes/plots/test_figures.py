@@ -6,6 +6,8 @@ import pytest
 
 from probes.evaluation.result import COLUMNS
 from probes.plots.layer_curve import layer_curve
+from probes.plots.semantics_scatter import semantics_scatter
+from semcal.semantics.collapsing.coarser import CLUSTERS, MEANING, coarsenings
 
 
 def frame_of(layers: list[str], **columns: object) -> pd.DataFrame:
@@ -118,3 +120,12 @@ def test_a_figure_is_drawn_with_or_without_null_and_ceiling(columns: dict[str, o
 def test_one_target_a_figure() -> None:
     with pytest.raises(ValueError, match="2 targets"):
         layer_curve(frame_of(["a", "b"], target=["classes", "entropy"]), title="t")
+
+
+def test_no_two_kinds_of_b_are_drawn_alike() -> None:
+    kinds = [MEANING, *dict.fromkeys(b.kind for b in coarsenings() if b.kind != MEANING), CLUSTERS]
+    columns = {name: np.linspace(0.0, 0.2, len(kinds)) for name in ("gap", "gap_low", "gap_high")}
+    columns |= {name.replace("gap", "excess"): values for name, values in columns.items()}
+    figure = semantics_scatter(pd.DataFrame({"b": kinds, "kind": kinds} | columns), small_gap=0.1, delta=0.05)
+    drawn = [line for line in figure.axes[0].lines if line.get_label() in {*kinds, "the run's own B"}]
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == len(kinds) == 8
