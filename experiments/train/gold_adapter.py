@@ -21,7 +21,7 @@ from semcal.models.checkpoint import LanguageModel
 from semcal.questions.prompts import Form
 from semcal.seeds import keyed_generator
 
-RANK, EPOCHS, BATCH, PARTS = 8, 8, 8, 5  # one part of PARTS is validated on
+RANK, EPOCHS, COOLING, BATCH, PARTS = 8, 8, 2, 8, 5  # one part of PARTS is validated on
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def train_on_gold(
 ) -> Learnt:
     """Train an adapter by cross-entropy on gold answers, and write it to a folder as peft does.
 
-    Training ends with the first epoch that is no better on the validation questions. What a stopped call leaves beside
-    `into` is gone on from, with the same result.
+    Training goes on until two epochs are no better on the validation questions; then the rate falls to 0 from the best.
+    What a stopped call leaves beside `into` is gone on from, with the same result.
 
     Args:
         model: it is left as it is.
@@ -95,14 +95,14 @@ def train_on_gold(
     trainings: list[AdapterTraining] = []
 
     def tell(what: str) -> None:  # all epochs of one rate, and one of the other
-        told(f"step {sum(one.step for one in trainings):,} of {(EPOCHS + 1) * steps:,} at most, {what}")
+        told(f"step {sum(one.step for one in trainings):,} of {(1 + EPOCHS + COOLING) * steps:,} at most, {what}")
 
     def training(rate: float) -> AdapterTraining:
         def step(loss: float) -> None:
             validating = ", validating" if one.step % steps == 0 else ""
             tell(f"epoch {one.round + 1} at rate {rate:.2g}, loss {loss:.2f}{validating}")
 
-        schedule = Schedule(rate, EPOCHS, steps, 1, BATCH, seed)
+        schedule = Schedule(rate, EPOCHS, COOLING, steps, 1, BATCH, seed)
         file = into.parent / f".{into.name}-{rate:.3g}.safetensors"
         one = AdapterTraining(emitter, name, learnt, validated, schedule, file, step)
         return one
@@ -113,7 +113,7 @@ def train_on_gold(
             tell(f"validating before the first at rate {one.schedule.rate:.2g}")
         one.until(1)
     best = min(trainings, key=lambda one: one.validation[1])
-    best.until(EPOCHS)
+    best.finish()
     into.mkdir(parents=True, exist_ok=True)
     write_adapter(model, best.best_adapters, into)
     for one in trainings:

@@ -8,7 +8,8 @@ after a first trial on 400 questions; the arms, their world and the number of qu
 had been measured and none had moved the gap, and again after a look at two of the next ones (docs/training.md); H4's
 "any of these probes" for a small gap after the gaps of the demo were known. The error of H4's slope, its checkpoints
 and the dates of falling curves were changed after an audit by simulation, when no study of arms, of graded difficulty
-or along training had been measured.
+or along training had been measured. The generative rung learns longer since three seeds of the arms had been
+measured, because nearly all its trainings had ended at the last of the epochs that they were allowed.
 
 In every study, alpha = 1 - `calibration.level`, and delta = `calibration.delta` is the smallest calibration error that
 counts. Excess is smECE minus the mean of its calibrated twins. Confidence is by mass where every run has it, otherwise

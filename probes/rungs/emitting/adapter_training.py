@@ -28,6 +28,7 @@ from semcal.seeds import keyed_generator
 _SAVED_EVERY = 60.0  # seconds
 _WARM_UP = 10  # steps at most
 _DECAY = 0.01
+_PATIENCE = 2  # rounds without a lower validation loss, after which the rate falls
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam with decoupled weight decay; the rate rises for a few steps and falls in a line to 0 at the end.
+    """Adam with decoupled weight decay. The rate rises for a few steps and stays until validation stops improving; then
+    it falls in a line to 0, from the best adapters so far. So nobody has to say beforehand how long to train.
 
     Attributes:
         rate: the highest.
-        rounds: of `steps` steps, each followed by a validation.
-        steps: a round is a pass over the questions where these are neither few nor a part of a larger set.
+        rounds: at that rate, at most; each is followed by a validation.
+        cooling: rounds in which the rate falls.
+        steps: of a round, which is a pass over the questions where these are neither few nor a part of a larger set.
         draws: sequences of a question in a pass.
         batch: questions in a step.
         seed: of draws and of the order of questions.
@@ -70,15 +73,17 @@ class Schedule:
 
     rate: float
     rounds: int
+    cooling: int
     steps: int
     draws: int
     batch: int
     seed: int
 
-    def rate_at(self, step: int) -> float:
-        """The rate of a step, counted from 0."""
-        warm = min(_WARM_UP, max(1, self.steps // 2))
-        return self.rate * min((step + 1) / warm, 1 - step / (self.rounds * self.steps))
+    def rate_at(self, step: int, cooled_at: int | None = None) -> float:
+        """The rate of a step, counted from 0, where cooling began at some step or has not begun."""
+        warm, since = min(_WARM_UP, max(1, self.steps // 2)), step - (cooled_at or 0)
+        left = 1.0 if cooled_at is None else 1 - since / (self.cooling * self.steps)
+        return self.rate * min((since + 1) / warm, left)
 
 
 @dataclass
@@ -92,8 +97,9 @@ class AdapterTraining:
         schedule: how.
         file: where the state is kept.
         told: hears the loss of every step.
-        training: [round] mean loss in nats per question.
+        training: [round] mean loss in nats per question, those of cooling last.
         validation: [round] likewise, the first one before any training.
+        cooled_at: the step at which cooling began; None: it has not.
     """
 
     emitter: Emitter
@@ -105,6 +111,7 @@ class AdapterTraining:
     told: Callable[[float], None]
     training: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    cooled_at: int | None = None
 
     def __post_init__(self) -> None:
         self.step, self._sum = 0, 0.0
@@ -127,8 +134,8 @@ class AdapterTraining:
 
     @property
     def worsened(self) -> bool:
-        """Whether the last round did not improve on one before it."""
-        return self.best < len(self.validation) - 1
+        """Whether the last rounds did not improve on one before them; one alone may be noise, at the full rate."""
+        return self.best < len(self.validation) - _PATIENCE
 
     @property
     def best_adapters(self) -> dict[str, Tensor]:
@@ -136,11 +143,26 @@ class AdapterTraining:
         return self._best
 
     def until(self, rounds: int) -> None:
-        """Train until so many rounds are done, or validation has stopped improving.
+        """Train at the full rate until so many rounds are done, or validation has stopped improving.
 
         Raises:
             NonFiniteError: a loss that is not finite.
         """
+        self._train(lambda: self.cooled_at is None and self.round < rounds and not self.worsened)
+
+    def finish(self) -> None:
+        """Train at the full rate to its end, and let the rate fall to 0.
+
+        Raises:
+            NonFiniteError: a loss that is not finite.
+        """
+        self.until(self.schedule.rounds)
+        if self.cooled_at is None:
+            self.cooled_at, self._adapters, self._moments = self.step, self._best, {}
+        end = self.cooled_at + self.schedule.cooling * self.schedule.steps
+        self._train(lambda: self.step < end)
+
+    def _train(self, goes_on: Callable[[], bool]) -> None:
         self.emitter.set(self._adapters)
         if not self.validation:
             self._validate()
@@ -151,10 +173,10 @@ class AdapterTraining:
         batches = self._batches()
         for _ in range(self.step):
             next(batches)
-        while self.round < rounds and not self.worsened:
+        while goes_on():
             rows, draw = next(batches)
             for group in optimiser.param_groups:
-                group["lr"] = self.schedule.rate_at(self.step)
+                group["lr"] = self.schedule.rate_at(self.step, self.cooled_at)
             optimiser.zero_grad()
             loss = self._gradients(rows, draw)
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -252,6 +274,7 @@ class AdapterTraining:
         parts = {"adapters": self._adapters, "best": self._best, "moments": self._moments}
         tensors = {f"{part}/{name}": t.detach().clone() for part, some in parts.items() for name, t in some.items()}
         facts = {"step": self.step, "sum": self._sum, "training": self.training, "validation": self.validation}
+        facts |= {"cooled_at": self.cooled_at}
         write_atomically(self.file, lambda path: save_file(tensors, path, {"facts": json.dumps(facts)}))
         self._saved = time.monotonic()
 
@@ -264,4 +287,4 @@ class AdapterTraining:
                 parts[part][name] = stored.get_tensor(key)
         self._adapters, self._best, self._moments = parts["adapters"], parts["best"], parts["moments"]
         self.step, self._sum = facts["step"], facts["sum"]
-        self.training, self.validation = facts["training"], facts["validation"]
+        self.training, self.validation, self.cooled_at = facts["training"], facts["validation"], facts["cooled_at"]

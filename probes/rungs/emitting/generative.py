@@ -42,8 +42,9 @@ class Training:
         rank: of the adapters.
         rates: learning rates; each is tried for an epoch, and the best by validation goes on. None: `adapter_rate`
             and a third of it.
-        epochs: at most, for training ends with one that does not lower the validation loss. The lowest is kept, which
-            may be that of epoch 0, the model as it is.
+        epochs: at the full rate, at most; they end with two in a row that do not lower the validation loss.
+        cooling: epochs after these in which the rate falls to 0. The adapters with the lowest validation loss of all
+            epochs are kept, which may be those of epoch 0, the model as it is.
         steps: of an epoch, at least: fewer questions are passed several times.
         draws: classes of a question in one pass, drawn from its distribution without regard to chance as far as
             possible (systematic sampling), so that the expected loss is CE(π_x, q); a question with no more classes
@@ -56,7 +57,8 @@ class Training:
 
     rank: int = 8
     rates: tuple[float, ...] | None = None
-    epochs: int = 3
+    epochs: int = 12
+    cooling: int = 2
     steps: int = 48
     draws: int | None = None
     batch: int = 4
@@ -73,7 +75,7 @@ class Learnt:
     Attributes:
         questions: that were learnt from, validation not included.
         rate: learning rate that was best on the validation questions.
-        epoch: whose adapters were kept; 0: the model as it is.
+        epoch: whose adapters were kept, those of cooling counted on; 0: the model as it is.
         training, validation: [epoch] nats per question; training begins with the first epoch, validation with epoch 0.
     """
 
@@ -268,7 +270,7 @@ class _CrossFit:
         for training in trainings:
             training.until(1)
         best = min(trainings, key=lambda training: training.validation[1])
-        best.until(self.how.epochs)
+        best.finish()
         self.emitter.set(best.best_adapters)
         self._tell(f"{name}: scoring", None, 0.0)
         scored = self.emitter.score_all([(self.asked[i].prompt, self.scored[i]) for i in fold.test])
@@ -282,7 +284,7 @@ class _CrossFit:
 
     def _training(self, name: str, fold: Fold, fit: IntArray, rate: float) -> AdapterTraining:
         how = self.how
-        schedule = Schedule(rate, how.epochs, self._steps(fold), self.draws, how.batch, how.seed)
+        schedule = Schedule(rate, how.epochs, how.cooling, self._steps(fold), self.draws, how.batch, how.seed)
         learnt, validated = ([self.asked[i] for i in rows] for rows in (fit, fold.validation))
         file = self.folder / f"{name}, rate {rate:g}.safetensors"
 
@@ -296,8 +298,8 @@ class _CrossFit:
         return max(self.how.steps, -(-len(fold.fit) // self.how.batch))
 
     def _cost(self, fold: Fold, rounds: int) -> float:
-        """Of a training and its scoring, in steps."""
-        return rounds * self._steps(fold) + self._scoring(fold)
+        """Of a training and its scoring, in steps, at most."""
+        return (rounds + self.how.cooling) * self._steps(fold) + self._scoring(fold)
 
     def _scoring(self, fold: Fold) -> float:
         """Cost of scoring, in steps: a pass without gradients takes about 0.4 of one with them."""
