@@ -154,6 +154,6 @@ def _chosen(learnt: Sequence[Learnt]) -> str:
 
 
 def _words(progress: Progress) -> str:
-    left = "" if progress.seconds_left is None else f", {max(1, round(progress.seconds_left / 60))} min left"
+    left = "" if progress.seconds_left is None else f", at most {max(1, round(progress.seconds_left / 60))} min left"
     loss = "" if progress.loss is None else f", loss {progress.loss:.2f}"
     return f"probing, LoRA {progress.what}{loss}, {progress.fraction:.0%}{left}"

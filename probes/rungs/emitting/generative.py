@@ -122,7 +122,8 @@ class Generated:
 @dataclass(frozen=True)
 class Progress:
     """Told after every step: what is being done, in words; the loss of the step in nats per question, None while
-    scoring; the fraction of all work done; and the seconds left, None before anything is known."""
+    scoring; the fraction of all work done, and the seconds left, if every training takes all of its epochs; None before
+    anything is known."""
 
     what: str
     loss: float | None
