@@ -157,9 +157,11 @@ class AdapterTraining:
             NonFiniteError: a loss that is not finite.
         """
         self.until(self.schedule.rounds)
-        if self.cooled_at is None:
-            self.cooled_at, self._adapters, self._moments = self.step, self._best, {}
-        end = self.cooled_at + self.schedule.cooling * self.schedule.steps
+        began = self.cooled_at
+        if began is None:
+            began = self.cooled_at = self.step
+            self._adapters, self._moments = self._best, {}
+        end = began + self.schedule.cooling * self.schedule.steps
         self._train(lambda: self.step < end)
 
     def _train(self, goes_on: Callable[[], bool]) -> None:
