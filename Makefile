@@ -113,7 +113,7 @@ mechanism mechanism-again: $(STAMP)
 		$(BIN)/semcal train atlas --stage arm --set arm=$$a --seed $$s --out runs/arms/$$a-$$i; code=$$?; \
 		case $$code in 0) ;; 2) failed="$$failed runs/arms/$$a-$$i" ;; *) exit $$code ;; esac; done; i=$$((i + 1)); done; \
 	test -z "$$failed" || { echo "not trained, as said above:$$failed; if it diverged, delete all folders of its number," \
-		"which share a seed, and name an unused seed in its place, as in make mechanism ARM_SEEDS='0 9 2'" >&2; exit 1; }
+		"which share a seed, and name an unused seed in its place in make $@ ARM_SEEDS='$(ARM_SEEDS)'" >&2; exit 1; }
 	$(BIN)/semcal run $(STUDIES)/probes/$@.yaml
 	$(BIN)/semcal verdict $(STUDIES)/probes/$@.yaml
 	$(BIN)/python -m experiments.report.results mechanism

@@ -7,8 +7,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -43,6 +43,9 @@ from semcal.errors import UserError
 from semcal.runs.run import Run
 from semcal.semantics.class_table import ClassTable
 
+if TYPE_CHECKING:
+    from semcal.models.text_models import Embedder
+
 MOST_POOLED = 0.05  # of the mass, where `probes.target` is auto and classes are still taken as closed
 log = logging.getLogger(__name__)
 _SPELLED = 128  # axes of spellings
@@ -63,12 +66,17 @@ def sentence_encoder(probes: ProbesConfig) -> Encoder | None:
     """
     if not probes.encoder:
         return None
-    from semcal.models.text_models import Embedder
-
     try:
-        return Embedder(probes.encoder, device=probes.device).embed
+        return _embedder(probes.encoder, probes.device).embed
     except UserError as error:
         raise UserError(f"probes.encoder: {error}") from None
+
+
+@cache  # it is small, and every cell asks for it
+def _embedder(path: str, device: str) -> Embedder:
+    from semcal.models.text_models import Embedder
+
+    return Embedder(path, device=device)
 
 
 def features_of(cell: Cell, run: Run, labels: Sequence[str], models: Models) -> dict[str, FloatArray]:

@@ -129,7 +129,7 @@ def test_draws_weigh_like_the_distribution_on_average() -> None:
 # ---- what is learnt --------------------------------------------------------------------------------------------------
 
 
-PLANTED = Training(rates=(3e-3,), draws=6, epochs=8, steps=16, folds=2, curve=())
+PLANTED = Training(draws=6, steps=16, folds=2, curve=())  # rates and epochs as a study has them
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_one_class_overall_is_certain(tiny: LanguageModel, tmp_path: Path) -> No
 def test_where_all_classes_are_scored_their_own_are_those_of_a_call_without(
     tiny: LanguageModel, tmp_path: Path
 ) -> None:
-    """World of 40 questions whose last two classes most never gave, so that own entries are some of all."""
+    """Where questions gave some of the classes, which are then a part of those that are scored."""
     prompts, target, group = world(40, sharpness=3.0)
     few = target.mass > 0.02
     kept = np.bincount(target.question[few], minlength=40)
