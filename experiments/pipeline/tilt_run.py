@@ -27,7 +27,7 @@ from experiments.sample.sample_cell import sample_cell
 from experiments.sample.sampling_job import check_questions, prepare
 from experiments.score.score import class_table, read_answers
 from experiments.train.gold_adapter import Gold, Learnt, train_on_gold
-from probes.evaluation.folds import group_folds, too_few_groups
+from probes.evaluation.folds import group_folds
 from semcal.errors import UserError
 from semcal.models.checkpoint import LanguageModel
 from semcal.models.formats.adapters import ADAPTER_FILES
@@ -95,12 +95,7 @@ def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
             f"{run.folder} was enumerated; tilt asks again by sampling, so choose a run without sampling.exact"
         )
     questions = run.questions()
-    known = questions["written_ids"].map(len).to_numpy() > 0
-    if reason := too_few_groups(len(set(questions["group"][known])), HALVES + 1):
-        raise UserError(
-            f"{run.folder}: only {int(known.sum())} of {len(questions)} questions have a gold answer as the style "
-            f"{cell.style} writes it, and {reason}"
-        )
+    halves = _halves(cell, run, questions)
     folder = run.folder / LOOKS / "tilt"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -114,7 +109,6 @@ def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
             ids = [i for i in questions["id"].iloc[rows] if i in gold]
             return _Lesson(name, said, [by_id[i] for i in ids], [gold[i] for i in ids], adapter, own / LEARNT)
 
-        halves = group_folds(questions["group"].tolist(), HALVES, seed=cell.seed)
         tables, learnt, tokens = [], [], []
         for number, (train, test) in enumerate(halves, start=1):
             own, said = folder / f"half-{number}", f"learning from the {_ORDINALS[number - 1]} half"
@@ -132,6 +126,24 @@ def tilt_run(cell: Cell, run: Run, reporter: Reporter) -> Tilted:
     write_atomically(run.folder / TILTED, lambda path: after.select(order).to_frame().to_parquet(path))
     adapters = tuple(folder / f"half-{number + 1}" / ADAPTER for number in range(HALVES))
     return Tilted(before, after.select(order), adapters, whole, tuple(learnt), tuple(tokens))
+
+
+def _halves(cell: Cell, run: Run, questions: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(learnt from, asked) rows of each half; groups are kept together.
+
+    Raises:
+        UserError: a half that holds less than two groups with gold, one to learn from and one to stop by.
+    """
+    group, known = questions["group"].to_numpy(), questions["written_ids"].map(len).to_numpy() > 0
+    halves = group_folds(group.tolist(), HALVES, seed=cell.seed) if len(set(group)) >= HALVES else []
+    if not halves or min(len(set(group[train][known[train]])) for train, _ in halves) < 2:
+        raise UserError(
+            f"{run.folder}: only {int(known.sum())} of {len(questions)} questions have a gold answer as the style "
+            f"{cell.style} writes it, in {len(set(group[known]))} of {len(set(group))} groups; "
+            "tilt learns from each half of the questions, which needs two groups with gold; ask more questions, or "
+            "those that have gold"
+        )
+    return halves
 
 
 def _gold(cell: Cell, run: Run, dataset: Dataset, model: LanguageModel) -> dict[str, Gold]:

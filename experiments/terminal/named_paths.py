@@ -8,6 +8,7 @@ from pathlib import Path
 from semcal.errors import UserError, nearest
 
 STUDY_FILES = (".yaml", ".yml")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # of questions
 
 
 def matching(named: Sequence[str | Path]) -> list[Path]:
@@ -27,14 +28,19 @@ def checked(named: Sequence[str | Path]) -> list[Path]:
     """
     paths = matching(named)
     if missing := next((path for path in paths if not path.exists()), None):
-        raise UserError(_no_study(missing) if missing.suffix in STUDY_FILES else no_run(missing))
+        raise UserError(_no_file(missing) if _is_file(missing) else no_run(missing))
     return paths
 
 
-def _no_study(path: Path) -> str:
+def _is_file(path: Path) -> bool:
+    """Whether a study or a table of questions is meant, by its name."""
+    return path.suffix.lower() in (*STUDY_FILES, *TABLES)
+
+
+def _no_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"no file {path}; there is no folder {path.parent}"
-    return f"no file {path}{nearest(path.name, [p.name for p in path.parent.glob('*.y*ml')])}"
+    return f"no file {path}{nearest(path.name, [p.name for p in path.parent.iterdir() if _is_file(p)])}"
 
 
 def pasted(command: str, *paths: str | Path) -> str:

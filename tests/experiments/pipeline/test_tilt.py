@@ -155,3 +155,23 @@ def test_questions_without_gold_as_the_style_writes_it(monkeypatch, run):
     monkeypatch.setattr(Run, "questions", lambda _: questions)
     with pytest.raises(UserError, match="only 0 of 48 questions have a gold answer as the style concise writes it"):
         tilt_run(stored_cell(run), run, Reporter())
+
+
+def test_halves_with_gold_in_one_group_alone(monkeypatch, run):
+    questions = run.questions()
+    few = set(sorted(set(questions["group"]))[:3])
+    written = [
+        ids if group in few else [] for ids, group in zip(questions["written_ids"], questions["group"], strict=True)
+    ]
+    monkeypatch.setattr(Run, "questions", lambda _: questions.assign(written_ids=written))
+    with pytest.raises(
+        UserError, match=r"in 3 of \d+ groups; .* each half of the questions, which needs two groups with gold"
+    ):
+        tilt_run(stored_cell(run), run, Reporter())
+
+
+def test_a_run_of_one_group(tmp_path, study_dict):
+    few = {"datasets": [study_dict["datasets"][0] | {"n": 1}], "probes": {"enabled": False}}
+    (one,) = run_dict(tmp_path, study_dict | few)
+    with pytest.raises(UserError, match=r"in 1 of 1 groups; .* ask more questions"):
+        tilt_run(stored_cell(one), one, Reporter())
