@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -792,7 +792,7 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
     first = min(
         error.errors(), key=lambda e: (e["type"] == "int_type" and isinstance(e["input"], dict), e["type"] == "missing")
     )
-    kinds = {tag for config in (*_DATASETS, *REGISTRY) for tag in get_args(config.model_fields["kind"].annotation)}
+    kinds = {tag for config in (*_DATASETS, *REGISTRY) for tag in _kinds_of(config)}
     tags = {*kinds, "Lengths", "constrained-int"}
     loc = [str(part) for part in first["loc"]]
     # `exact` is both a kind of semantics and a key of sampling.
@@ -803,7 +803,7 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
     got, context = first.get("input"), first.get("ctx", {})
     kind = first["type"]
     if kind == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest_key(location[-1], model, location[:-1])}"
+        return f"unknown key {key!r}{_nearest_key(location[-1], model, loc[:-1])}"
     if kind == "missing":
         return f"key {key!r} is missing"
     if kind == "union_tag_invalid":
@@ -819,11 +819,12 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
     return message if kind == "value_error" else f"{key}: {message[0].lower()}{message[1:]}, got {got!r}"
 
 
-def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> str:
-    """Where an unknown key belongs, or the nearest key of the group that it is in."""
+def _nearest_key(key: str, model: type[BaseModel], parents: Sequence[str]) -> str:
+    """Where an unknown key belongs, or the nearest key of the group that it is in, which is of a `kind` or of any."""
     groups = {name: _groups_of(field.annotation) for name, field in Study.model_fields.items()}
     groups = {name: group for name, group in groups.items() if group} | {"served": [ServedConfig]}
     group = next((groups[p] for p in parents if p in groups), [model])
+    group = [g for g in group if not _kinds_of(g).isdisjoint(parents)] or group
     if group == [model]:
         for name, members in groups.items():
             if any(key in g.model_fields for g in members):
@@ -832,6 +833,11 @@ def _nearest_key(key: str, model: type[BaseModel], parents: Iterable[str]) -> st
     if close:
         return f", did you mean {close[0]!r}?"
     return f"; the keys here are {', '.join(dict.fromkeys(f for g in group for f in g.model_fields))}"
+
+
+def _kinds_of(group: type[BaseModel]) -> set[str]:
+    """The values of `kind` that a group of keys is for."""
+    return set(get_args(group.model_fields["kind"].annotation)) if "kind" in group.model_fields else set()
 
 
 def _groups_of(annotation: Any) -> list[type[BaseModel]]:

@@ -53,6 +53,10 @@ def test_a_valid_study_and_the_cells_of_its_grid(tmp_path, study_dict):
             {"datasets": [{"kind": "atlas", "family": "fact"}]},
             "'fact' is not valid; expected one of facts, routes, myths, rings, shuffles, did you mean 'facts'",
         ),
+        (
+            {"datasets": [{"kind": "atlas", "family": "facts", "split": "facts"}]},  # a key of other kinds
+            "unknown key 'datasets.0.split'; the keys here are name, n, .*family, stops, exposure",
+        ),
         ({"datasets": [{"kind": "jsonl", "path": "x", "pth": 1}]}, "unknown key 'datasets.0.pth', did you mean 'path'"),
         ({"styles": ["continuation"]}, "'continuation' needs a dataset of kind continuation"),
         ({"datasets": [{"kind": "continuation", "path": "x"}]}, "whose only style is 'continuation'"),
