@@ -21,6 +21,11 @@ from semcal.errors import UserError
 STAGED, COMPLETE = ".new", ".complete"  # folders in which a set of files is written, and from which it is moved
 _TEMPORARY = re.compile(r"\.(\d+)@(.+)\.tmp$")
 _ABANDONED_S = 86_400.0
+_NO_ROOM = {  # what happened, what to do
+    errno.ENOSPC: ("disk full", "free some space"),
+    errno.EDQUOT: ("disk quota used up", "free some space"),
+    errno.EFBIG: ("file too large", "raise `ulimit -f`"),
+}
 _CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -152,9 +157,12 @@ def newest(folder: Path, *parts: str) -> Path:
 def disk_error(path: Path, error: BaseException) -> UserError | None:
     """One line for a disk that is full or cannot be written; None for any other error."""
     code = getattr(error, "errno", None)
+    if code is None and (named := re.search(r"(?i:errno|os error) (\d+)", str(error))):  # of safetensors and Arrow
+        code = int(named[1])
     path = Path(*(part for part in path.parts if not part.startswith(STAGED)))  # the name that it was to have
-    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return UserError(f"disk full while writing {path}; free some space and run the same command again")
+    if code in _NO_ROOM:
+        happened, remedy = _NO_ROOM[code]
+        return UserError(f"{happened} while writing {path}; {remedy} and run the same command again")
     if code in (errno.ENOENT, errno.EEXIST) and not path.parent.is_dir():  # the latter: a link to nowhere
         return UserError(f"cannot make the folder {path.parent} ({os.strerror(code)}); choose another output folder")
     if code in _CANNOT_WRITE:

@@ -44,12 +44,17 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_arrow_and_safetensors_complaints_of_a_full_disk_are_recognised(tmp_path):
-    def fail(_):
-        raise RuntimeError("I/O error: No space left on device (os error 28)")
+@pytest.mark.parametrize(
+    ("code", "said"), [(28, "disk full"), (122, "disk quota used up"), (27, "limit of file sizes")]
+)
+def test_arrow_and_safetensors_complaints_of_a_full_disk_are_recognised(tmp_path, code, said):
+    for words in ("Error while serializing: I/O error: File too large (os error {})", "Detail: [errno {}] of Arrow"):
 
-    with pytest.raises(UserError, match="disk full"):
-        write_atomically(tmp_path / "a", fail)
+        def fail(_, words=words):
+            raise RuntimeError(words.format(code))
+
+        with pytest.raises(UserError, match=said):
+            write_atomically(tmp_path / "a", fail)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
