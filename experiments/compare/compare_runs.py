@@ -144,7 +144,9 @@ def compare(a: Scored, b: Scored) -> Comparison:
 
 def in_quarters(a: Scored, b: Scored) -> ByGap | None:
     """Two runs of one study in quarters of their questions, by the KL gap of the first rung that both have; None where
-    they share none, or much is pooled."""
+    one is not probed, they share no rung, or much is pooled."""
+    if any(Run(run.folder).probe_losses().empty for run in (a, b)):
+        return None
     one, two = (_Gaps.of(Run(run.folder), LAST_PROMPT_TOKEN) for run in (a, b))
     shared = [rung for rung in RUNGS if rung in one.nats.index and rung in two.nats.index]
     if not shared or max(one.pooled, two.pooled) > MUCH_POOLED:

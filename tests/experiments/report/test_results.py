@@ -109,6 +109,14 @@ def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, 
     assert told.startswith(f"- {rows[0][0]}: the excess of c")
 
 
+def test_two_styles_that_are_not_probed_have_a_page_without_that_table(tmp_path, study_dict):
+    run_dict(tmp_path, study_dict | {"styles": ["concise", "cot"], "probes": {"enabled": False}})
+    text = results_page("small", tmp_path / "runs", tmp_path)
+    assert text is not None
+    assert "| cot | " in text
+    assert "### The same questions in two styles" not in text
+
+
 def cell_of(name: str, path: str, stage: str) -> Cell:
     model = {"path": path, "name": name, "stage": stage}
     study = {"name": "small", "models": [model], "datasets": [{"kind": "triviaqa"}], "styles": ["concise"]}
