@@ -22,7 +22,7 @@ from semcal.calibration.inference.risk_control import Gate, Guarantee, fewest_gr
 from semcal.calibration.plots.gate_curve import gate_curve
 from semcal.errors import UserError
 from semcal.runs.files import replacing, write_atomically
-from semcal.runs.run import Run
+from semcal.runs.run import WITHOUT_TEXTS, Run
 from semcal.semantics.class_table import ClassTable
 
 SAMPLED = "B-confidence"
@@ -75,9 +75,10 @@ def _of(table: ClassTable) -> Source:
 
 def single_errors(run: Run, found: Mapping[str, Source]) -> dict[str, float]:
     """Confidence -> how far it is from the true chance of its answer, as root mean square over questions; empty where
-    that chance is not known, as it is of the organism's questions (`World.truth`)."""
+    that chance is not known, as it is of the organism's questions (`World.truth`), or the answers are not, as in a run
+    kept without texts."""
     dataset = stored_cell(run).dataset
-    if not isinstance(dataset, AtlasConfig):
+    if not isinstance(dataset, AtlasConfig) or run.manifest().get(WITHOUT_TEXTS):
         return {}
     world = world_of(dataset.family, dataset.world_seed)
     errors = {}
@@ -182,7 +183,8 @@ def explanation(rows: Sequence[Row], errors: Mapping[str, float], delta: float, 
         )
     said += (
         "; it holds for any confidence, calibrated or not, as long as groups to come are drawn like these: it says "
-        "nothing of other questions · answered, wrong: of the questions calibrated on"
+        "nothing of other questions, and each group counts once, however many questions it has · answered, wrong: of "
+        "the questions calibrated on, each of which counts once"
     )
     if {row.source for row in rows} - {SAMPLED}:
         said += (

@@ -27,9 +27,10 @@ REMEDIES_TOLD = (
 )
 GATES_TOLD = (
     "Written by `semcal gate`: the lowest threshold on each confidence that is known to keep the risk on questions to "
-    "come, if their groups are drawn like those asked here. Of the answers: with high probability (0.9 unless --delta "
-    "said otherwise) at most that share of the answers given is wrong. Of the questions: the expected share of all "
-    "questions that are answered wrongly (coverage times wrong) is at most the risk. Coverage is the share answered, "
+    "come, if their groups are drawn like those asked here; each group counts once, however many questions it has. Of "
+    "the answers: with high probability (0.9 unless --delta said otherwise) at most that share of the answers given is "
+    "wrong. Of the questions: the expected share of all questions that are answered wrongly (coverage times wrong) is "
+    "at most the risk. Coverage is the share answered, "
     "and wrong the share of these that is wrong, of the questions asked here. Never: no threshold could be shown to "
     "keep the risk, which does not show that none would. Probes and the tilted model answer each question by a "
     "predictor fitted on the others, so for them the guarantee is approximate. Too few groups: not even if every "

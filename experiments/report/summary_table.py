@@ -51,6 +51,7 @@ _FIGURES = (
 )
 
 
+KNOWN_ENOUGH = 0.9  # share of wrong answers whose form B knows
 WORTH_A_REMARK = 0.01  # share of unparsed samples; the page of a run shows what fewer of them change
 
 
@@ -147,6 +148,12 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         )
     if (bounds := c.get("unparsed")) and bounds["share"] >= WORTH_A_REMARK:
         said.append(_unparsed_remark(cell.style, bounds))
+    if (known := c.get("wrong_answers_with_known_forms")) is not None and known < KNOWN_ENOUGH:
+        said.append(
+            f"B knows the form of {known:.0%} of the wrong answers. One of unknown form agrees with no other wording "
+            "of itself, which lowers confidence and not accuracy: the signed gap may be too low, and a calibrated "
+            "model look unsure."
+        )
     if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is cut by design
         said.append(
             f"{c['truncated_share']:.1%} of the samples were cut at {cell.sampling.length(cell.style)} new tokens; "

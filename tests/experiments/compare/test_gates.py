@@ -23,6 +23,7 @@ from experiments.compare.gates import (
 from experiments.report.look_tables import gates_table
 from semcal.errors import UserError
 from semcal.runs.run import Run
+from semcal.runs.without_texts import keep_without_texts
 from tests.experiments.conftest import questions_in, run_dict, study_of
 from tests.experiments.pipeline.test_cli import semcal
 
@@ -164,6 +165,9 @@ def test_of_the_organism_each_confidence_is_held_against_the_true_chance_of_its_
     assert gates_table(run.gates())["error per question"].tolist() == [f"{expected:.3f}"]
     known = Source(np.array(true), np.ones(40), [], table.questions, [own[0] for own in table.classes])
     assert single_errors(run, {"known": known}) == pytest.approx({"known": 0.0})
+    keep_without_texts(run, tmp_path / "kept")
+    kept = Run(tmp_path / "kept" / run.name)
+    assert single_errors(kept, sources(kept)) == {}  # its classes are numbers, of which the world knows nothing
 
 
 def test_of_other_questions_the_true_chance_is_not_known(run):

@@ -244,3 +244,11 @@ def test_runs_probed_by_an_earlier_version_are_shown_without_a_gap(monkeypatch, 
     study = load_study(tmp_path / "study.yaml")
     monkeypatch.setattr("experiments.verdict.study_verdict.check_parsed", lambda _: None)
     assert [line.partition(": ")[2][:23] for line in judge_study(study).missing] == ["probed without a KL gap"] * 2
+
+
+@pytest.mark.parametrize(("known", "told"), [(None, False), (0.95, False), (0.54, True)])
+def test_wrong_answers_of_unknown_form_are_remarked_upon(monkeypatch, tmp_path, study_dict, known, told):
+    (run,) = run_dict(tmp_path, study_dict | {"probes": {"enabled": False}})
+    figures = run.calibration() | {"wrong_answers_with_known_forms": known}
+    monkeypatch.setattr(Run, "calibration", lambda _: figures)
+    assert any("B knows the form of 54% of the wrong" in said for said in remarks(stored_cell(run), run)) == told
