@@ -144,8 +144,8 @@ def compare(a: Scored, b: Scored) -> Comparison:
 
 def in_quarters(a: Scored, b: Scored) -> ByGap | None:
     """Two runs of one study in quarters of their questions, by the KL gap of the first rung that both have; None where
-    one is not probed, they share no rung, or much is pooled."""
-    if any(Run(run.folder).probe_losses().empty for run in (a, b)):
+    one has no KL gaps at the last prompt token, they share no rung, or much is pooled."""
+    if not all(_has_gaps(Run(run.folder), LAST_PROMPT_TOKEN) for run in (a, b)):
         return None
     one, two = (_Gaps.of(Run(run.folder), LAST_PROMPT_TOKEN) for run in (a, b))
     shared = [rung for rung in RUNGS if rung in one.nats.index and rung in two.nats.index]
@@ -154,6 +154,11 @@ def in_quarters(a: Scored, b: Scored) -> ByGap | None:
     known = [e.nats.loc[shared[0]].dropna() for e in (one, two)]
     both = known[0].index.intersection(known[1].index)
     return by_gap(a, b, shared[0], (known[0][both], known[1][both]))
+
+
+def _has_gaps(run: Run, position: str) -> bool:
+    losses = run.probe_losses()
+    return "gap_nats" in losses and position in set(losses["position"])
 
 
 def _predictability(a: Scored, b: Scored) -> tuple[dict[str, Difference], str]:

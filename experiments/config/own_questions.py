@@ -7,18 +7,13 @@ import yaml
 
 from experiments.config.settings import slug
 from experiments.config.study import ModelConfig, Study, load_study
+from experiments.terminal.named_paths import TABLES
 from semcal.errors import UserError
 from semcal.questions.load_dataset import read_table
 from semcal.runs.files import write_atomically
 
-KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 OUTPUT = "runs"
 STUDY = "study.yaml"
-
-
-def is_table(path: Path) -> bool:
-    """Whether a path names a table of questions rather than a study."""
-    return path.suffix.lower() in KINDS
 
 
 def study_of_questions(
@@ -38,7 +33,7 @@ def study_of_questions(
         UserError: no such table or model; the study there asks something else.
     """
     if not table.is_file():
-        raise UserError(f"no file {table}; expected a table of questions ({', '.join(KINDS)}) or a study file")
+        raise UserError(f"no file {table}; expected a table of questions ({', '.join(TABLES)}) or a study file")
     read_table(table)  # before the model is looked for: a mistake in it is said at once
     named = ModelConfig(path=model)
     if named.is_served:
@@ -47,7 +42,7 @@ def study_of_questions(
     study = {
         "name": slug(f"{table.stem}-{named.name}"),
         "models": [{"path": model, "prompt": prompt}],
-        "datasets": [{"kind": KINDS[table.suffix.lower()], "path": str(table)}],
+        "datasets": [{"kind": TABLES[table.suffix.lower()], "path": str(table)}],
         "styles": ["concise"],
     }
     file = Path(OUTPUT) / study["name"] / STUDY

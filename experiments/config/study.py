@@ -820,7 +820,7 @@ def _complaint(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _nearest_key(key: str, model: type[BaseModel], parents: Sequence[str]) -> str:
-    """Where an unknown key belongs, or the nearest key of the group that it is in, which is of a `kind` or of any."""
+    """Where an unknown key belongs, or the nearest key of the group that it is in, of its `kind` alone."""
     groups = {name: _groups_of(field.annotation) for name, field in Study.model_fields.items()}
     groups = {name: group for name, group in groups.items() if group} | {"served": [ServedConfig]}
     group = next((groups[p] for p in parents if p in groups), [model])

@@ -132,7 +132,7 @@ def _halves(cell: Cell, run: Run, questions: pd.DataFrame) -> list[tuple[np.ndar
     """(learnt from, asked) rows of each half; groups are kept together.
 
     Raises:
-        UserError: a half that holds less than two groups with gold, one to learn from and one to stop by.
+        UserError: a half with fewer than two groups that have gold, one to learn from and one to stop by.
     """
     group, known = questions["group"].to_numpy(), questions["written_ids"].map(len).to_numpy() > 0
     halves = group_folds(group.tolist(), HALVES, seed=cell.seed) if len(set(group)) >= HALVES else []

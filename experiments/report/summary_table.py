@@ -51,7 +51,7 @@ _FIGURES = (
 )
 
 
-KNOWN_ENOUGH = 0.9  # share of wrong answers whose form B knows
+KNOWN_ENOUGH = 0.9  # share of wrong answers whose form B knows, from which on nothing is said
 WORTH_A_REMARK = 0.01  # share of unparsed samples; the page of a run shows what fewer of them change
 
 
@@ -150,8 +150,8 @@ def remarks(cell: Cell, run: Run) -> list[str]:
         said.append(_unparsed_remark(cell.style, bounds))
     if (known := c.get("wrong_answers_with_known_forms")) is not None and known < KNOWN_ENOUGH:
         said.append(
-            f"B knows the form of {known:.0%} of the wrong answers. One of unknown form agrees with no other wording "
-            "of itself, which lowers confidence and not accuracy: the signed gap may be too low, and a calibrated "
+            f"B knows the form of {known:.0%} of the wrong answers. The others agree only with answers "
+            "worded alike, which lowers confidence but not accuracy: the signed gap may be too low, and a calibrated "
             "model look unsure."
         )
     if c["truncated_share"] > 0.05 and cell.style != CONTINUATION:  # a continuation is cut by design

@@ -8,7 +8,7 @@ from pathlib import Path
 from semcal.errors import UserError, nearest
 
 STUDY_FILES = (".yaml", ".yml")
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # of questions
+TABLES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}  # kind of dataset
 
 
 def matching(named: Sequence[str | Path]) -> list[Path]:

@@ -157,8 +157,9 @@ def newest(folder: Path, *parts: str) -> Path:
 def disk_error(path: Path, error: BaseException) -> UserError | None:
     """One line for a disk that is full or cannot be written; None for any other error."""
     code = getattr(error, "errno", None)
-    if code is None and (named := re.search(r"(?i:errno|os error) (\d+)", str(error))):  # of safetensors and Arrow
-        code = int(named[1])
+    if code is None:  # safetensors and Arrow say it in words
+        named = re.search(r"(?i:errno|os error) (\d+)", str(error))
+        code = int(named[1]) if named else errno.ENOSPC if "No space left" in str(error) else None
     path = Path(*(part for part in path.parts if not part.startswith(STAGED)))  # the name that it was to have
     if code in _NO_ROOM:
         happened, remedy = _NO_ROOM[code]

@@ -65,7 +65,7 @@ def test_one_line_and_exit_2(monkeypatch, capsys, tmp_path, study_dict, change, 
     assert "Traceback" not in err
 
 
-def test_a_table_that_is_not_there_is_no_run(monkeypatch, capsys, tmp_path):
+def test_a_table_that_is_not_there_is_called_a_missing_file(monkeypatch, capsys, tmp_path):
     (tmp_path / "questions.csv").write_text("question,answer\nA?,b\n")
     monkeypatch.chdir(tmp_path)
     code, _, err = semcal(monkeypatch, capsys, "run", "question.csv", "--model", "atlas:base")

@@ -7,6 +7,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.config.study import Cell, Study, parse
@@ -109,12 +110,15 @@ def test_two_styles_of_one_model_stand_beside_each_other_by_kl_gap(monkeypatch, 
     assert told.startswith(f"- {rows[0][0]}: the excess of c")
 
 
-def test_two_styles_that_are_not_probed_have_a_page_without_that_table(tmp_path, study_dict):
+def test_two_styles_without_gaps_before_the_answer_have_a_page_without_that_table(monkeypatch, tmp_path, study_dict):
     run_dict(tmp_path, study_dict | {"styles": ["concise", "cot"], "probes": {"enabled": False}})
-    text = results_page("small", tmp_path / "runs", tmp_path)
-    assert text is not None
-    assert "| cot | " in text
-    assert "### The same questions in two styles" not in text
+    elsewhere = {"rung": ["linear"], "layer": ["none"], "question_id": ["q"], "position": ["elsewhere"]}
+    for losses in ({}, elsewhere | {"gap_nats": [0.1]}, elsewhere | {"position": ["last_prompt_token"]}):  # no; old
+        monkeypatch.setattr(Run, "probe_losses", lambda _, found=losses: pd.DataFrame(found))
+        text = results_page("small", tmp_path / "runs", tmp_path)
+        assert text is not None
+        assert "| cot | " in text
+        assert "### The same questions in two styles" not in text
 
 
 def cell_of(name: str, path: str, stage: str) -> Cell:
